@@ -1,0 +1,214 @@
+//! The flags, as typed. What they mean is decided in `commands`.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Draws pictures from sentences, and trains the models that do: DALL·E of 2021, whole.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make a data set of captioned pictures.
+    #[command(subcommand)]
+    Data(DataSource),
+    /// Train one part of the model.
+    #[command(subcommand)]
+    Train(TrainTask),
+    /// Turn pictures into tokens with a trained dVAE.
+    Encode(Encode),
+    /// Draw pictures of a sentence.
+    Draw(Draw),
+    /// Show what a drawing was made with, or what a model file holds.
+    Inspect(Inspect),
+    /// Measure a model on held-out data.
+    #[command(subcommand)]
+    Eval(Eval),
+}
+
+#[derive(Subcommand)]
+pub enum DataSource {
+    /// Render the emoji sets that `runs/fetch_emoji.sh` fetches.
+    Emoji {
+        /// Folder of fetched packages.
+        #[arg(long)]
+        packages: PathBuf,
+        /// Folder for the shards.
+        #[arg(long)]
+        out: PathBuf,
+        /// Side of the pictures in pixels.
+        #[arg(long, default_value_t = 72)]
+        size: u32,
+        /// Which emoji.
+        #[arg(long, value_enum, default_value_t = World::Small)]
+        world: World,
+        /// Background colour, `RRGGBB`.
+        #[arg(long, default_value = "ffffff")]
+        background: String,
+        /// Combinations of thing and style to hold out, in percent.
+        #[arg(long, default_value_t = 8)]
+        holdout: u32,
+        /// At most this many things.
+        #[arg(long)]
+        max_concepts: Option<usize>,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Use your own pictures: NAME.png, .jpg or .webp beside NAME.txt with one caption a line.
+    Folder {
+        /// The folder, searched recursively.
+        dir: PathBuf,
+        /// Folder for the shards.
+        #[arg(long)]
+        out: PathBuf,
+        /// Side of the stored pictures in pixels.
+        #[arg(long, default_value_t = 72)]
+        size: u32,
+        /// Pictures to hold out, in percent.
+        #[arg(long, default_value_t = 5)]
+        holdout: u32,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum World {
+    /// A few hundred everyday things.
+    Small,
+    /// Everything, with skin tones and genders.
+    Full,
+}
+
+#[derive(Subcommand)]
+pub enum TrainTask {
+    /// The caption vocabulary, from a data set.
+    Bpe(Common),
+    /// Stage 1: the discrete VAE, from a data set.
+    Dvae(Common),
+    /// Stage 2: the transformer, from a folder of codes.
+    Prior {
+        #[command(flatten)]
+        common: Common,
+        /// The tokenizer that `train bpe` wrote.
+        #[arg(long)]
+        bpe: PathBuf,
+    },
+}
+
+/// Flags of every training command.
+#[derive(ClapArgs)]
+pub struct Common {
+    /// A preset (tiny, emoji) or a TOML file of differences to one.
+    #[arg(long, default_value = "emoji")]
+    pub config: String,
+    /// Change one value, as in `--set prior.n_layers=12`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// What to train on.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Folder of this run.
+    #[arg(long)]
+    pub run: PathBuf,
+    /// Continue the run in the folder from its newest checkpoint.
+    #[arg(long)]
+    pub resume: bool,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(ClapArgs)]
+pub struct Encode {
+    /// A preset or a TOML file; its `data` section counts here.
+    #[arg(long, default_value = "emoji")]
+    pub config: String,
+    /// Change one value of the config.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// The data set.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// A model file with a dVAE.
+    #[arg(long)]
+    pub dvae: PathBuf,
+    /// Folder for the codes.
+    #[arg(long)]
+    pub out: PathBuf,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(ClapArgs)]
+pub struct Draw {
+    /// What to draw.
+    pub prompt: String,
+    /// Number of pictures.
+    #[arg(short, long = "number", default_value_t = 9)]
+    pub n: usize,
+    /// The same seed gives the same pictures; drawn at random if absent.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// 1 is the model's own distribution, less is safer, 0 the likeliest tokens.
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f64,
+    /// Choose among the K likeliest tokens only.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Choose among the likeliest tokens that hold this probability only.
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// How strongly to follow the words; 1 is the model's own distribution.
+    #[arg(long, value_name = "S", default_value_t = DEFAULT_GUIDANCE)]
+    pub guidance: f64,
+    /// The picture file.
+    #[arg(long, default_value = "drawing.png")]
+    pub out: PathBuf,
+    /// Write each picture to a file of its own, `OUT-1.png` and so on, beside no grid.
+    #[arg(long)]
+    pub separate: bool,
+    /// Enlarge each picture this many times.
+    #[arg(long, default_value_t = 4)]
+    pub scale: u32,
+    /// A model file; the embedded model if absent.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+}
+
+/// What evaluates best for the embedded model; see its card.
+const DEFAULT_GUIDANCE: f64 = 1.0;
+
+#[derive(ClapArgs)]
+pub struct Inspect {
+    /// A PNG that `draw` wrote, or a model file.
+    pub file: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Eval {
+    /// Reconstructions of held-out pictures: PSNR, ELBO, codebook usage.
+    Recon(EvalArgs),
+    /// How much the words matter: the image loss under the true and other captions.
+    Conditioning(EvalArgs),
+}
+
+#[derive(ClapArgs)]
+pub struct EvalArgs {
+    /// A data set; only its held-out part is used.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// A model file; the embedded model if absent.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}

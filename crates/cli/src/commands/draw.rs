@@ -1,0 +1,119 @@
+//! `tessera draw`: a sentence in, a grid of pictures out.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use image::imageops::FilterType;
+use image::{DynamicImage, RgbImage, imageops};
+use indicatif::{ProgressBar, ProgressStyle};
+use tessera_model::{Event, Request, Sampling, Tessera};
+use tessera_train::grid;
+
+use super::model_file;
+use crate::args::Draw;
+use crate::png_text::{Parameters, write_png};
+
+/// Most pictures of one call: a limit against slips of the finger.
+const MAX_PICTURES: usize = 4096;
+
+pub fn run(args: &Draw) -> Result<()> {
+    ensure!((1..=MAX_PICTURES).contains(&args.n), "-n {}: wanted 1 to {MAX_PICTURES} pictures", args.n);
+    ensure!((1..=64).contains(&args.scale), "--scale {}: wanted 1 to 64", args.scale);
+    check_writable(&args.out)?;
+    let seed = args.seed.unwrap_or_else(clock_seed);
+    let tessera = Tessera::new(&model_file(args.model.as_deref())?, &Default::default())?;
+    let prompt = tessera.read_prompt(&args.prompt)?;
+    if prompt.truncated {
+        eprintln!("warning: the prompt is too long; the model reads only up to: …{:?}", tail(&prompt.text));
+    }
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        guidance: args.guidance,
+    };
+    let request = Request { prompt: args.prompt.clone(), n: args.n, seed, sampling: sampling.clone() };
+    let parameters = Parameters {
+        program: format!("tessera {}", env!("CARGO_PKG_VERSION")),
+        prompt: prompt.text,
+        n: args.n,
+        seed,
+        sampling: sampling.into(),
+        model: args.model.as_ref().map_or("embedded".into(), |path| path.display().to_string()),
+    };
+    let pictures = draw(&tessera, request)?;
+    save(args, &pictures, &parameters)
+}
+
+/// Runs the request behind a bar.
+fn draw(tessera: &Tessera, request: Request) -> Result<Vec<RgbImage>> {
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} tokens {per_sec} eta {eta}")?);
+    let mut pictures = Vec::new();
+    for event in tessera.draw(request)? {
+        match event? {
+            Event::Tokens { done, total } => {
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            }
+            Event::Preview(_) => {}
+            Event::Picture(picture) => pictures.push(picture.image),
+        }
+    }
+    bar.finish_and_clear();
+    Ok(pictures)
+}
+
+fn save(args: &Draw, pictures: &[RgbImage], parameters: &Parameters) -> Result<()> {
+    let large: Vec<RgbImage> = pictures.iter().map(|picture| enlarge(picture, args.scale)).collect();
+    let columns = (large.len() as f64).sqrt().ceil() as usize;
+    let sheet = grid(&large, columns);
+    if args.separate {
+        for (index, picture) in large.iter().enumerate() {
+            write_png(&numbered(&args.out, index + 1), picture, parameters)?;
+        }
+        println!("{} to {}", numbered(&args.out, 1).display(), numbered(&args.out, large.len()).display());
+    } else {
+        write_png(&args.out, &sheet, parameters)?;
+        println!("{} (seed {})", args.out.display(), parameters.seed);
+    }
+    if std::io::stdout().is_terminal() {
+        let config = viuer::Config { absolute_offset: false, width: Some(60), ..viuer::Config::default() };
+        // A terminal that cannot show pictures has its file all the same.
+        let _ = viuer::print(&DynamicImage::ImageRgb8(sheet), &config);
+    }
+    Ok(())
+}
+
+fn enlarge(picture: &RgbImage, scale: u32) -> RgbImage {
+    imageops::resize(picture, picture.width() * scale, picture.height() * scale, FilterType::CatmullRom)
+}
+
+/// Fails early: before anything is drawn.
+fn check_writable(out: &Path) -> Result<()> {
+    let existed = out.exists();
+    std::fs::File::options().append(true).create(true).open(out)
+        .with_context(|| format!("cannot write {}; choose another --out", out.display()))?;
+    if !existed {
+        std::fs::remove_file(out)?;
+    }
+    Ok(())
+}
+
+/// `dir/name.png` → `dir/name-3.png`
+fn numbered(out: &Path, number: usize) -> PathBuf {
+    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = out.extension().map_or("png".into(), |e| e.to_string_lossy());
+    out.with_file_name(format!("{stem}-{number}.{extension}"))
+}
+
+fn tail(text: &str) -> String {
+    let skip = text.chars().count().saturating_sub(30);
+    text.chars().skip(skip).collect()
+}
+
+fn clock_seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64 % 1_000_000)
+}

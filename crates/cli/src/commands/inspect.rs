@@ -1,0 +1,50 @@
+//! `tessera inspect`: what a drawing was made with, or what a model file holds.
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use tessera_model::weights::{HostTensor, ModelFile};
+
+use crate::args::Inspect;
+use crate::png_text::read_png;
+
+pub fn run(args: &Inspect) -> Result<()> {
+    let value = match args.file.extension().and_then(|e| e.to_str()) {
+        Some("png") => match read_png(&args.file)? {
+            Some(parameters) => serde_json::to_value(parameters)?,
+            None => bail!("{} carries no drawing parameters; was it made by `tessera draw`?", args.file.display()),
+        },
+        _ => describe(&ModelFile::read(&args.file)?)?,
+    };
+    match args.json {
+        true => println!("{value}"),
+        false => print_table(&value)?,
+    }
+    Ok(())
+}
+
+fn describe(file: &ModelFile) -> Result<Value> {
+    let count = |tensors: &[HostTensor]| tensors.iter().map(|t| t.values.len()).sum::<usize>();
+    let mut value = json!({
+        "dvae_parameters": count(&file.dvae),
+        "prior_parameters": count(&file.prior),
+        "tokenizer": file.tokenizer.is_some(),
+        "notes": file.notes,
+    });
+    value["config"] = serde_json::to_value(&file.config)?;
+    Ok(value)
+}
+
+fn print_table(value: &Value) -> Result<()> {
+    for (name, value) in value.as_object().context("nothing to show")? {
+        match value {
+            Value::Object(inner) if !inner.is_empty() => {
+                println!("{name}");
+                inner.iter().for_each(|(name, value)| println!("  {name:22} {value}"));
+            }
+            Value::Null => {}
+            Value::String(text) => println!("{name:24} {text}"),
+            other => println!("{name:24} {other}"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! The parameters of a drawing, as JSON in the PNG's `tessera` text chunk.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+
+/// The chunk's keyword.
+const KEYWORD: &str = "tessera";
+
+/// What a drawing was made with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Parameters {
+    /// Program and version.
+    pub program: String,
+    /// The prompt as the model read it.
+    pub prompt: String,
+    /// Number of pictures drawn together.
+    pub n: usize,
+    /// The seed.
+    pub seed: u64,
+    /// How tokens were picked.
+    #[serde(flatten)]
+    pub sampling: SamplingText,
+    /// The model file, or `embedded`.
+    pub model: String,
+}
+
+/// `tessera_model::Sampling` as text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SamplingText {
+    temperature: f64,
+    top_k: Option<usize>,
+    top_p: Option<f64>,
+    guidance: f64,
+}
+
+impl From<tessera_model::Sampling> for SamplingText {
+    fn from(s: tessera_model::Sampling) -> SamplingText {
+        SamplingText { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p, guidance: s.guidance }
+    }
+}
+
+/// Writes `image` with its parameters, whole or not at all.
+pub fn write_png(path: &Path, image: &RgbImage, parameters: &Parameters) -> Result<()> {
+    let part = path.with_extension("part");
+    let write = || -> Result<()> {
+        let mut file = BufWriter::new(File::create(&part)?);
+        let mut encoder = png::Encoder::new(&mut file, image.width(), image.height());
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        encoder.add_itxt_chunk(KEYWORD.into(), serde_json::to_string(parameters)?)?;
+        encoder.write_header()?.write_image_data(image)?;
+        file.flush()?;
+        drop(file);
+        Ok(std::fs::rename(&part, path)?)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The parameters in a PNG, if it has any.
+pub fn read_png(path: &Path) -> Result<Option<Parameters>> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let reader = png::Decoder::new(BufReader::new(file)).read_info();
+    let reader = reader.with_context(|| format!("{} is not a whole PNG", path.display()))?;
+    let chunk = reader.info().utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD);
+    chunk.map(|chunk| Ok(serde_json::from_str(&chunk.get_text()?)?)).transpose()
+}

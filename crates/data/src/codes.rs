@@ -1,0 +1,256 @@
+//! Pictures as image tokens: what `encode` writes once and training the prior reads every step.
+//!
+//! §2.2 trains the prior on the dVAE's argmax codes. Each picture is kept in several augmented copies, because the crop
+//! has to happen before the encoder. On disk: `STEM.safetensors` with the tensor `codes` (u16, `[n, copies, grid, grid]`,
+//! raster order) and `STEM.jsonl` with one [`CodeItem`] a line; the first names the checksum of the second.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::atomic;
+
+/// A split of a dataset as image tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CodeSet {
+    /// Side of the grid of tokens (32 in the paper).
+    pub grid: usize,
+    /// Size of the codebook; every code is less (8192 in the paper).
+    pub vocab: usize,
+    /// Encoded copies of each picture.
+    pub copies: usize,
+    /// The tokens: item, then copy, then raster order.
+    pub codes: Vec<u16>,
+    /// What each picture is.
+    pub items: Vec<CodeItem>,
+    /// Fingerprint of the dVAE's weights; codes of another dVAE mean something else.
+    pub dvae: String,
+}
+
+/// A picture of a [`CodeSet`] but for its tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CodeItem {
+    /// Its name in the dataset.
+    pub key: String,
+    /// What it shows, in several wordings.
+    pub captions: Vec<String>,
+    /// What is drawn.
+    pub concept: String,
+    /// How it is drawn.
+    pub style: String,
+}
+
+/// The one entry of the safetensors metadata: a single key, because the format does not keep the order of several.
+const HEADER_KEY: &str = "tessera.codes";
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    version: u32,
+    vocab: usize,
+    dvae: String,
+    items_crc32: u32,
+}
+
+impl CodeSet {
+    /// How many pictures there are.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there is no picture.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// The tokens of one copy of one picture, `grid * grid` in raster order; `None` beyond the last.
+    pub fn tokens(&self, item: usize, copy: usize) -> Option<&[u16]> {
+        let n_tokens = self.grid * self.grid;
+        let start = (item * self.copies + copy) * n_tokens;
+        if copy < self.copies { self.codes.get(start..start + n_tokens) } else { None }
+    }
+
+    /// Writes `STEM.jsonl` and `STEM.safetensors`, each whole or not at all.
+    pub fn write(&self, path_stem: &Path) -> Result<()> {
+        self.check().context("refusing to write an inconsistent code set")?;
+        let (tensor_path, items_path) = paths(path_stem)?;
+        let mut items = Vec::new();
+        for item in &self.items {
+            serde_json::to_writer(&mut items, item).with_context(|| format!("item {}", item.key))?;
+            items.push(b'\n');
+        }
+        let header = Header {
+            version: VERSION,
+            vocab: self.vocab,
+            dvae: self.dvae.clone(),
+            items_crc32: crc32fast::hash(&items),
+        };
+        let bytes: Vec<u8> = self.codes.iter().flat_map(|code| code.to_le_bytes()).collect();
+        let shape = vec![self.items.len(), self.copies, self.grid, self.grid];
+        let view = TensorView::new(Dtype::U16, shape, &bytes).context("cannot lay out the codes")?;
+        let header = serde_json::to_string(&header).context("cannot write the header of the codes")?;
+        let metadata = HashMap::from([(HEADER_KEY.to_string(), header)]);
+        let file =
+            safetensors::serialize([("codes", view)], Some(metadata)).context("cannot lay out the codes")?;
+        atomic::write(&items_path, &items)?;
+        atomic::write(&tensor_path, &file)
+    }
+
+    /// Reads what [`CodeSet::write`] wrote.
+    pub fn read(path_stem: &Path) -> Result<Self> {
+        let (tensor_path, items_path) = paths(path_stem)?;
+        let file = fs::read(&tensor_path).with_context(|| {
+            format!("no codes at {}; make them with `tessera encode`", tensor_path.display())
+        })?;
+        Self::parse(&file, &items_path).with_context(|| {
+            format!("{} cannot be used; make it again with `tessera encode`", tensor_path.display())
+        })
+    }
+
+    fn parse(file: &[u8], items_path: &Path) -> Result<Self> {
+        let damaged = "the file is damaged or cut short";
+        let (_, metadata) = SafeTensors::read_metadata(file).context(damaged)?;
+        let header = metadata.metadata().as_ref().and_then(|entries| entries.get(HEADER_KEY));
+        let header = header.context("a safetensors file, but not one of codes")?;
+        let header: Header = serde_json::from_str(header).context("its header is of another version")?;
+        ensure!(header.version == VERSION, "its format is version {}, this reads {VERSION}", header.version);
+
+        let tensors = SafeTensors::deserialize(file).context(damaged)?;
+        let tensor = tensors.tensor("codes").context("it has no tensor `codes`")?;
+        let &[n_items, copies, grid, grid_x] = tensor.shape() else {
+            bail!("its codes have the shape {:?}, wanted [n, copies, grid, grid]", tensor.shape());
+        };
+        ensure!(tensor.dtype() == Dtype::U16, "its codes are {:?}, wanted U16", tensor.dtype());
+        ensure!(grid == grid_x, "its grid is {grid}x{grid_x}, wanted a square");
+        let codes =
+            tensor.data().chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+
+        let items = read_items(items_path, header.items_crc32)?;
+        ensure!(
+            items.len() == n_items,
+            "it has {n_items} items, {} has {}",
+            items_path.display(),
+            items.len()
+        );
+        let set = Self { grid, vocab: header.vocab, copies, codes, items, dvae: header.dvae };
+        set.check()?;
+        Ok(set)
+    }
+
+    /// What must hold between the fields.
+    fn check(&self) -> Result<()> {
+        let wanted = self.items.len() * self.copies * self.grid * self.grid;
+        ensure!(
+            self.codes.len() == wanted,
+            "{} codes for {} items, {} copies and a grid of {}: wanted {wanted}",
+            self.codes.len(),
+            self.items.len(),
+            self.copies,
+            self.grid
+        );
+        let highest = self.codes.iter().max().map_or(0, |&code| usize::from(code) + 1);
+        ensure!(
+            highest <= self.vocab,
+            "code {} is outside a codebook of {}",
+            highest.saturating_sub(1),
+            self.vocab
+        );
+        Ok(())
+    }
+}
+
+/// `STEM.safetensors` and `STEM.jsonl`.
+fn paths(path_stem: &Path) -> Result<(PathBuf, PathBuf)> {
+    let name = path_stem.file_name().with_context(|| format!("{} names no file", path_stem.display()))?;
+    let name = name.to_string_lossy();
+    Ok((
+        path_stem.with_file_name(format!("{name}.safetensors")),
+        path_stem.with_file_name(format!("{name}.jsonl")),
+    ))
+}
+
+fn read_items(path: &Path, wanted_crc32: u32) -> Result<Vec<CodeItem>> {
+    let bytes = fs::read(path).with_context(|| format!("its items are missing: {}", path.display()))?;
+    ensure!(
+        crc32fast::hash(&bytes) == wanted_crc32,
+        "{} is cut short or belongs to other codes (its checksum is wrong)",
+        path.display()
+    );
+    let lines = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    lines
+        .enumerate()
+        .map(|(n, line)| {
+            serde_json::from_slice(line).with_context(|| format!("line {} of {}", n + 1, path.display()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small_set() -> CodeSet {
+        let items = (0..3).map(|n| CodeItem {
+            key: format!("{n:09}"),
+            captions: vec![format!("caption {n}")],
+            concept: format!("concept {n}"),
+            style: "flat".into(),
+        });
+        let codes = (0..3 * 2 * 16).collect();
+        CodeSet { grid: 4, vocab: 96, copies: 2, codes, items: items.collect(), dvae: "abc".into() }
+    }
+
+    fn read_error(stem: &Path) -> String {
+        format!("{:#}", CodeSet::read(stem).unwrap_err())
+    }
+
+    #[test]
+    fn a_set_comes_back_and_is_written_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let stem = dir.path().join("train");
+        small_set().write(&stem).unwrap();
+        assert_eq!(CodeSet::read(&stem).unwrap(), small_set());
+        let first = fs::read(dir.path().join("train.safetensors")).unwrap();
+        small_set().write(&stem).unwrap();
+        assert_eq!(fs::read(dir.path().join("train.safetensors")).unwrap(), first);
+    }
+
+    #[test]
+    fn tokens_are_by_item_then_copy() {
+        let set = small_set();
+        assert_eq!(set.tokens(1, 1).unwrap()[0], 16 * 3);
+        assert_eq!(set.tokens(2, 1).unwrap().len(), 16);
+        assert!(set.tokens(0, 2).is_none() && set.tokens(3, 0).is_none());
+    }
+
+    #[test]
+    fn cut_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let stem = dir.path().join("train");
+        assert!(read_error(&stem).contains("tessera encode"));
+        for (name, said) in [("train.safetensors", "cut short"), ("train.jsonl", "checksum")] {
+            small_set().write(&stem).unwrap();
+            let path = dir.path().join(name);
+            let bytes = fs::read(&path).unwrap();
+            for keep in [0, 5, bytes.len() / 2, bytes.len() - 1] {
+                fs::write(&path, &bytes[..keep]).unwrap();
+                assert!(read_error(&stem).contains(said), "{name} cut at {keep}: {}", read_error(&stem));
+            }
+            fs::remove_file(&path).unwrap();
+            CodeSet::read(&stem).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn impossible_codes_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = CodeSet { vocab: 95, ..small_set() };
+        assert!(format!("{:#}", set.write(&dir.path().join("x")).unwrap_err()).contains("code 95"));
+        let set = CodeSet { copies: 3, ..small_set() };
+        assert!(set.write(&dir.path().join("x")).is_err());
+    }
+}

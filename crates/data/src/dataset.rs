@@ -1,0 +1,107 @@
+//! A small set, read whole into memory: both splits of a folder that `tessera data` wrote.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shard::{Sample, Skipped, Split, read_shards};
+
+/// Both splits of a set. Share it between threads behind an `Arc`.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// What is trained on. Never empty.
+    pub train: Vec<Sample>,
+    /// What is held out; empty if the folder has no `val`.
+    pub val: Vec<Sample>,
+    /// What was passed over in either.
+    pub skipped: Skipped,
+}
+
+impl Dataset {
+    /// Reads `dir/train` and, if there is one, `dir/val`.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let mut skipped = Skipped::default();
+        if !dir.join(Split::Train.name()).is_dir() {
+            bail!("no shards in {}; {MAKE_SOME}", dir.join(Split::Train.name()).display());
+        }
+        let train = read_split(dir, Split::Train, &mut skipped)?;
+        let has_val = dir.join(Split::Val.name()).is_dir();
+        let val = if has_val { read_split(dir, Split::Val, &mut skipped)? } else { Vec::new() };
+        if train.is_empty() {
+            bail!("no usable sample in {} ({skipped}); {MAKE_SOME}", dir.display());
+        }
+        Ok(Self { train, val, skipped })
+    }
+
+    /// The samples of one split.
+    pub fn split(&self, split: Split) -> &[Sample] {
+        match split {
+            Split::Train => &self.train,
+            Split::Val => &self.val,
+        }
+    }
+}
+
+const MAKE_SOME: &str = "make them with `tessera data emoji` or `tessera data folder`";
+
+fn read_split(dir: &Path, split: Split, skipped: &mut Skipped) -> Result<Vec<Sample>> {
+    let mut reader = read_shards(&dir.join(split.name())).with_context(|| MAKE_SOME)?;
+    let mut samples = Vec::new();
+    for sample in reader.by_ref() {
+        let mut sample = sample?;
+        sample.meta.split = split;
+        samples.push(sample);
+    }
+    skipped.absorb(reader.skipped().clone());
+    Ok(samples)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::{Packed, ShardWriter, test_sample};
+
+    fn write_split(dir: &Path, split: Split, numbers: std::ops::Range<u64>) {
+        let mut writer = ShardWriter::new(&dir.join(split.name()), 1000);
+        for number in numbers {
+            writer.write(&Packed::new(&test_sample(number, split)).unwrap()).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    #[test]
+    fn both_splits_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        write_split(dir.path(), Split::Train, 0..5);
+        write_split(dir.path(), Split::Val, 5..7);
+        let set = Dataset::open(dir.path()).unwrap();
+        assert_eq!((set.train.len(), set.val.len(), set.skipped.total()), (5, 2, 0));
+        assert_eq!(set.val[1], test_sample(6, Split::Val));
+    }
+
+    #[test]
+    fn the_committed_emoji_open_and_hold_out_combinations() {
+        let set = Dataset::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji")).unwrap();
+        assert!(set.train.len() >= 150 && !set.val.is_empty() && set.skipped.total() == 0);
+        assert!(set.train.iter().any(|sample| sample.captions[0] == "a red apple, flat style"));
+        for held in &set.val {
+            let pair = |sample: &Sample| (sample.meta.concept.clone(), sample.meta.style.clone());
+            assert!(set.train.iter().all(|sample| pair(sample) != pair(held)));
+            assert!(set.train.iter().any(|sample| sample.meta.concept == held.meta.concept));
+        }
+    }
+
+    #[test]
+    fn a_missing_set_says_how_to_make_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Dataset::open(&dir.path().join("nowhere")).unwrap_err().to_string();
+        assert!(error.contains("nowhere") && error.contains("tessera data emoji"), "{error}");
+    }
+
+    #[test]
+    fn validation_is_optional() {
+        let dir = tempfile::tempdir().unwrap();
+        write_split(dir.path(), Split::Train, 0..2);
+        assert!(Dataset::open(dir.path()).unwrap().val.is_empty());
+    }
+}

@@ -1,0 +1,23 @@
+//! Bytes in, plain batches out: where pictures and captions come from, how they are stored, in which order they are read.
+//!
+//! Paper §2.3 (data) and appendix A.1, B.2 (augmentation). Nothing here knows a tensor: a batch leaves this crate as
+//! pixels, strings and code numbers, so that any source can be tested without a model and any model without a source.
+//!
+//! The path of a picture: [`sources`] make WebDataset tars ([`shard`]), [`dataset`] reads them into memory, [`loader`]
+//! says which items make a step, [`augment`] crops them; once a dVAE has encoded them they are kept as [`codes`].
+
+pub mod augment;
+pub mod codes;
+pub mod dataset;
+pub mod loader;
+pub mod picture;
+pub mod shard;
+pub mod sources;
+
+mod atomic;
+
+pub use augment::{Augment, augment};
+pub use codes::{CodeItem, CodeSet};
+pub use dataset::Dataset;
+pub use loader::{Purpose, batch_indices, item_rng};
+pub use shard::{Meta, Sample, Skipped, Split};

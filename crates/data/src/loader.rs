@@ -1,0 +1,136 @@
+//! Which items make step `n`, and the random numbers that belong to them.
+//!
+//! Every draw is a function of (seed, purpose, step, index) and of nothing else: no generator is carried from step to
+//! step, so a resumed run continues exactly, and any number of workers may prepare a batch in any order.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+/// What a random number is for. Two purposes never share a stream, so that turning one off leaves the others as they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum Purpose {
+    /// The order of items within an epoch.
+    Order = 1,
+    /// Crops and flips.
+    Augment = 2,
+    /// Which of a picture's captions is shown.
+    CaptionChoice = 3,
+    /// BPE dropout (§B.2).
+    BpeDropout = 4,
+    /// Which captions are dropped for guidance.
+    CaptionDrop = 5,
+    /// The relaxation's noise (§2.1).
+    Gumbel = 6,
+    /// Initial weights.
+    Init = 7,
+    /// Drawing image tokens.
+    Sample = 8,
+    /// Which of an item's encoded copies is read.
+    CopyChoice = 9,
+    /// Which pictures are held out for validation.
+    Split = 10,
+}
+
+/// The generator of one item's draws for one purpose. The four numbers are its key, so streams never overlap.
+pub fn item_rng(seed: u64, purpose: Purpose, step: u64, index: u64) -> ChaCha8Rng {
+    let mut key = [0; 32];
+    for (slot, number) in key.chunks_exact_mut(8).zip([seed, purpose as u64, step, index]) {
+        slot.copy_from_slice(&number.to_le_bytes());
+    }
+    ChaCha8Rng::from_seed(key)
+}
+
+/// The index, for [`item_rng`], of an item that is known by its name (FNV-1a, 64 bits).
+pub fn name_index(name: &str) -> u64 {
+    name.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// A whole number in `0..n`, uniformly (0 if `n` is 0).
+///
+/// The high half of a 64×64-bit product: its bias is below `n / 2⁶⁴`, and it always takes one draw.
+pub fn below(rng: &mut impl Rng, n: u64) -> u64 {
+    ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as u64
+}
+
+/// The item indices of training step `step`: epochs follow each other, each a fresh permutation of all items.
+///
+/// A batch may span two epochs, so every step is full, and it may be larger than the set. Empty if there are no items.
+pub fn batch_indices(n_items: usize, batch: usize, step: u64, seed: u64) -> Vec<usize> {
+    if n_items == 0 {
+        return Vec::new();
+    }
+    let mut indices = Vec::with_capacity(batch);
+    let first = u128::from(step) * batch as u128;
+    let (mut epoch, mut offset) = ((first / n_items as u128) as u64, (first % n_items as u128) as usize);
+    while indices.len() < batch {
+        let order = epoch_order(n_items, epoch, seed);
+        let end = n_items.min(offset + batch - indices.len());
+        indices.extend_from_slice(&order[offset..end]);
+        (epoch, offset) = (epoch + 1, 0);
+    }
+    indices
+}
+
+/// All items in the order of one epoch (Fisher-Yates).
+fn epoch_order(n_items: usize, epoch: u64, seed: u64) -> Vec<usize> {
+    let mut rng = item_rng(seed, Purpose::Order, epoch, 0);
+    let mut order: Vec<usize> = (0..n_items).collect();
+    for last in (1..n_items).rev() {
+        order.swap(last, below(&mut rng, last as u64 + 1) as usize);
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(n_items: usize, batch: usize, steps: u64, seed: u64) -> Vec<usize> {
+        (0..steps).flat_map(|step| batch_indices(n_items, batch, step, seed)).collect()
+    }
+
+    #[test]
+    fn every_epoch_is_a_permutation() {
+        for batch in [1, 3, 7, 10, 25] {
+            let seen = stream(10, batch, 40, 1);
+            for epoch in seen.chunks_exact(10) {
+                let mut sorted = epoch.to_vec();
+                sorted.sort_unstable();
+                assert_eq!(sorted, (0..10).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn order_depends_on_seed_and_epoch_but_not_on_batch_size() {
+        assert_eq!(stream(50, 5, 20, 1), stream(50, 10, 10, 1));
+        assert_ne!(stream(50, 50, 1, 1), stream(50, 50, 1, 2));
+        let two = stream(50, 50, 2, 1);
+        assert_ne!(two[..50], two[50..]);
+    }
+
+    #[test]
+    fn no_items_make_no_batch() {
+        assert!(batch_indices(0, 8, 3, 0).is_empty());
+    }
+
+    #[test]
+    fn streams_differ_by_each_number() {
+        let draw = |seed, purpose, step, index| item_rng(seed, purpose, step, index).next_u64();
+        let base = draw(1, Purpose::Augment, 2, 3);
+        assert_eq!(base, draw(1, Purpose::Augment, 2, 3));
+        assert_ne!(base, draw(0, Purpose::Augment, 2, 3));
+        assert_ne!(base, draw(1, Purpose::Order, 2, 3));
+        assert_ne!(base, draw(1, Purpose::Augment, 3, 2));
+    }
+
+    #[test]
+    fn below_is_in_range_and_reaches_both_ends() {
+        let mut rng = item_rng(0, Purpose::Sample, 0, 0);
+        let drawn: Vec<u64> = (0..200).map(|_| below(&mut rng, 5)).collect();
+        assert!((0..5).all(|value| drawn.contains(&value)) && drawn.iter().all(|&value| value < 5));
+        assert_eq!(below(&mut rng, 0), 0);
+    }
+}

@@ -1,0 +1,122 @@
+//! Where pictures come from: the emoji sets, or anyone's own folder.
+//!
+//! Each source is one function that fills a folder with shards and says what it did in a [`Counts`]. The folder's
+//! `dataset.json` records the settings, so that asking for the same set again costs nothing (see `sources/output.rs`).
+
+pub mod emoji;
+pub mod folder;
+mod output;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::shard::Split;
+
+pub use emoji::{EmojiOptions, Style, World, build_emoji};
+pub use folder::build_folder;
+
+/// What a source wrote, and what it left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// By style, in a fixed order.
+    pub styles: Vec<StyleCount>,
+    /// How many different things are drawn.
+    pub concepts: u64,
+    /// Captions of all pictures together.
+    pub captions: u64,
+    /// Pictures that were smaller than asked for and were enlarged.
+    pub enlarged: u64,
+    /// The first few drawings that cannot be seen on the background.
+    pub blank_names: Vec<String>,
+}
+
+/// The pictures of one style.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StyleCount {
+    /// The style's name.
+    pub style: String,
+    /// Pictures to train on.
+    pub train: u64,
+    /// Pictures held out.
+    pub val: u64,
+    /// Icons of the set that draw nothing with a name, or are withdrawn.
+    pub unmatched: u64,
+    /// Drawings that cannot be seen on the background.
+    pub blank: u64,
+}
+
+impl Counts {
+    /// All pictures, of both splits.
+    pub fn pictures(&self) -> u64 {
+        self.styles.iter().map(|row| row.train + row.val).sum()
+    }
+
+    /// The pictures of one split.
+    pub fn in_split(&self, split: Split) -> u64 {
+        self.styles.iter().map(|row| row.of(split)).sum()
+    }
+
+    fn row(&mut self, style: &str) -> &mut StyleCount {
+        let at = self.styles.iter().position(|row| row.style == style).unwrap_or_else(|| {
+            self.styles.push(StyleCount { style: style.to_string(), ..StyleCount::default() });
+            self.styles.len() - 1
+        });
+        &mut self.styles[at]
+    }
+
+    fn add_picture(&mut self, style: &str, split: Split, n_captions: usize) {
+        let row = self.row(style);
+        match split {
+            Split::Train => row.train += 1,
+            Split::Val => row.val += 1,
+        }
+        self.captions += n_captions as u64;
+    }
+}
+
+impl StyleCount {
+    fn of(&self, split: Split) -> u64 {
+        match split {
+            Split::Train => self.train,
+            Split::Val => self.val,
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.styles.iter().map(|row| row.style.len()).max().unwrap_or(0).max(5);
+        writeln!(f, "{:width$}  {:>7}  {:>7}  {:>9}  {:>5}", "style", "train", "val", "unmatched", "blank")?;
+        let sum = |field: fn(&StyleCount) -> u64| self.styles.iter().map(field).sum();
+        let total = StyleCount {
+            style: "all".to_string(),
+            train: sum(|row| row.train),
+            val: sum(|row| row.val),
+            unmatched: sum(|row| row.unmatched),
+            blank: sum(|row| row.blank),
+        };
+        for StyleCount { style, train, val, unmatched, blank } in self.styles.iter().chain([&total]) {
+            writeln!(f, "{style:width$}  {train:>7}  {val:>7}  {unmatched:>9}  {blank:>5}")?;
+        }
+        write!(f, "{} concepts, {} captions", self.concepts, self.captions)?;
+        if self.enlarged > 0 { write!(f, ", {} pictures enlarged", self.enlarged) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_aligned_and_summed() {
+        let mut counts = Counts { concepts: 2, ..Counts::default() };
+        counts.add_picture("flat", Split::Train, 5);
+        counts.add_picture("emojione", Split::Val, 6);
+        let lines: Vec<String> = counts.to_string().lines().map(str::to_string).collect();
+        assert_eq!(lines[0], "style       train      val  unmatched  blank");
+        assert_eq!(lines[3], "all             1        1          0      0");
+        assert_eq!(lines[4], "2 concepts, 11 captions");
+        assert_eq!((counts.pictures(), counts.in_split(Split::Val)), (2, 1));
+    }
+}

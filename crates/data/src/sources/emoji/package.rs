@@ -1,0 +1,187 @@
+//! The packages as they come: icon sets in Iconify's JSON, names and keywords in emojibase's.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// An `icons.json`. The fields not listed here are of no use to us.
+#[derive(Debug, Deserialize)]
+pub(super) struct IconSet {
+    icons: BTreeMap<String, Icon>,
+    #[serde(default)]
+    aliases: BTreeMap<String, Alias>,
+    #[serde(default = "default_side")]
+    width: f32,
+    #[serde(default = "default_side")]
+    height: f32,
+}
+
+/// Iconify's default for a set that states no size.
+fn default_side() -> f32 {
+    16.0
+}
+
+/// A drawing: the inside of an `<svg>` element, and its view box where it is not the set's.
+#[derive(Debug, Deserialize)]
+struct Icon {
+    body: String,
+    #[serde(default)]
+    hidden: bool,
+    #[serde(default)]
+    left: f32,
+    #[serde(default)]
+    top: f32,
+    width: Option<f32>,
+    height: Option<f32>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Alias {
+    parent: String,
+    /// Flips, rotations and the like: an alias with any of them is another picture, and is not used.
+    #[serde(flatten)]
+    changes: BTreeMap<String, serde_json::Value>,
+}
+
+impl IconSet {
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        read_json(path)
+    }
+
+    /// The names of all icons, hidden ones included.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.icons.keys().map(String::as_str)
+    }
+
+    /// The icon of that name, or of the one it is another name for; hidden (withdrawn) icons count as absent.
+    pub(super) fn resolve(&self, name: &str) -> Option<&str> {
+        let name = match self.aliases.get(name) {
+            Some(alias) if alias.changes.is_empty() => alias.parent.as_str(),
+            Some(_) => return None,
+            None => name,
+        };
+        self.icons.get_key_value(name).filter(|(_, icon)| !icon.hidden).map(|(name, _)| name.as_str())
+    }
+
+    /// The icon as an SVG document.
+    pub(super) fn svg(&self, name: &str) -> Option<String> {
+        let icon = self.icons.get(name)?;
+        let (width, height) = (icon.width.unwrap_or(self.width), icon.height.unwrap_or(self.height));
+        Some(format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" xmlns:xlink=\"http://www.w3.org/1999/xlink\" \
+             width=\"{width}\" height=\"{height}\" viewBox=\"{} {} {width} {height}\">{}</svg>",
+            icon.left, icon.top, icon.body
+        ))
+    }
+}
+
+/// One emoji of emojibase.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Emoji {
+    pub(super) label: String,
+    pub(super) hexcode: String,
+    #[serde(default)]
+    pub(super) tags: Vec<String>,
+    /// Absent for the parts that emoji are put together from, which are no pictures.
+    pub(super) group: Option<u32>,
+    #[serde(default)]
+    pub(super) skins: Vec<Emoji>,
+    pub(super) tone: Option<Tone>,
+}
+
+/// One skin tone, or that of each person.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Tone {
+    One(u8),
+    Several(Vec<u8>),
+}
+
+/// Reads one of a package's JSON files; a missing one says how to get it.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = fs::read(path).with_context(|| {
+        format!("cannot read {}; fetch the packages with `runs/fetch_emoji.sh DIR`", path.display())
+    })?;
+    serde_json::from_slice(&bytes).with_context(|| {
+        format!(
+            "{} is not the file expected there; fetch the packages again with `runs/fetch_emoji.sh`",
+            path.display()
+        )
+    })
+}
+
+/// The version in the package's `package.json`.
+pub(super) fn version(package: &Path) -> Result<String> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        version: String,
+    }
+    Ok(read_json::<Manifest>(&package.join("package.json"))?.version)
+}
+
+/// A code point sequence as `chars.json` has it: lower case, without the variation selector FE0F.
+pub(super) fn plain_hexcode(hexcode: &str) -> String {
+    let hexcode = hexcode.to_ascii_lowercase();
+    hexcode.split('-').filter(|code| *code != "fe0f").collect::<Vec<_>>().join("-")
+}
+
+/// A label's letters and digits in lower case, with `separator` for whatever stands between them.
+pub(super) fn slug(label: &str, separator: &str) -> String {
+    let label: String =
+        label.to_lowercase().chars().filter(|c| !matches!(c, '\'' | '’')).map(unaccented).collect();
+    let words = label.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(separator)
+}
+
+/// The accents that occur in emojibase's English labels.
+fn unaccented(c: char) -> char {
+    match c {
+        'á' | 'ã' | 'å' => 'a',
+        'ç' => 'c',
+        'é' => 'e',
+        'í' => 'i',
+        'ñ' => 'n',
+        'ô' => 'o',
+        'ü' => 'u',
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set() -> IconSet {
+        serde_json::from_str(
+            r#"{"prefix": "x", "width": 32, "icons": {
+                "bear-face": {"body": "<path/>", "left": -2, "height": 20},
+                "old": {"body": "", "hidden": true}},
+              "aliases": {"bear": {"parent": "bear-face"}, "raeb": {"parent": "bear-face", "hFlip": true}}}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn aliases_are_followed_unless_they_change_the_picture() {
+        let set = set();
+        assert_eq!(set.resolve("bear"), Some("bear-face"));
+        assert_eq!((set.resolve("raeb"), set.resolve("old"), set.resolve("new")), (None, None, None));
+    }
+
+    #[test]
+    fn an_icon_keeps_its_own_view_box() {
+        assert!(set().svg("bear-face").unwrap().contains("viewBox=\"-2 0 32 20\""));
+    }
+
+    #[test]
+    fn names_are_made_as_the_sets_make_them() {
+        assert_eq!(plain_hexcode("1F3C3-200D-2640-FE0F"), "1f3c3-200d-2640");
+        assert_eq!(slug("woman’s boot", "-"), "womans-boot");
+        assert_eq!(slug("woman: dark skin tone", "-"), "woman-dark-skin-tone");
+        assert_eq!(slug("piñata", ""), "pinata");
+    }
+}

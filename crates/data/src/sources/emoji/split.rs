@@ -1,0 +1,93 @@
+//! Which combinations are never trained on: a concept in a style, a person in a skin tone.
+//!
+//! A random picture held out says little, since its neighbours are trained on. A held-out *combination* asks the
+//! paper's question (§3.3): can the model draw what it knows in a way it has not seen it drawn?
+
+use crate::loader::{Purpose, below, item_rng, name_index};
+
+use super::style::Style;
+
+/// A concept in this many styles or more keeps [`KEPT_STYLES`] of them for training.
+const MANY_STYLES: usize = 4;
+const KEPT_STYLES: usize = 3;
+
+/// Draws what is held out; the same seed and names give the same answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Holdout {
+    /// How likely a combination is held out.
+    pub(super) percent: u32,
+    /// Another seed, another choice.
+    pub(super) seed: u64,
+}
+
+impl Holdout {
+    /// The styles in which `concept` is not trained on.
+    ///
+    /// A concept in fewer than three styles is never held out; one in three loses at most one.
+    pub(super) fn styles(self, concept: &str, present: &[Style]) -> Vec<Style> {
+        let most = match present.len() {
+            0..=2 => 0,
+            n if n < MANY_STYLES => 1,
+            n => n - KEPT_STYLES,
+        };
+        let is_held = |style: &&Style| self.draws(&format!("{concept}/{}", style.name()));
+        present.iter().filter(is_held).take(most).copied().collect()
+    }
+
+    /// The skin tone in which `concept` is not trained on, in any style; at most one of at least three.
+    pub(super) fn tone(self, concept: &str, tones: &[u8]) -> Option<u8> {
+        let is_held = |tone: &&u8| self.draws(&format!("{concept}/tone {tone}"));
+        if tones.len() < 3 { None } else { tones.iter().find(is_held).copied() }
+    }
+
+    fn draws(self, combination: &str) -> bool {
+        let mut rng = item_rng(self.seed, Purpose::Split, 0, name_index(combination));
+        below(&mut rng, 100) < u64::from(self.percent)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOLDOUT: Holdout = Holdout { percent: 8, seed: 0 };
+
+    #[test]
+    fn every_concept_keeps_enough_styles() {
+        for percent in [8, 50, 100] {
+            let holdout = Holdout { percent, seed: 3 };
+            for n_styles in 0..=6 {
+                for concept in 0..50 {
+                    let present = &Style::ALL[..n_styles];
+                    let held = holdout.styles(&concept.to_string(), present);
+                    assert!(held.iter().all(|style| present.contains(style)));
+                    assert!(n_styles - held.len() >= n_styles.min(if n_styles == 3 { 2 } else { 3 }));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn about_the_asked_share_is_held_out() {
+        let held: usize = (0..1000).map(|n| HOLDOUT.styles(&n.to_string(), &Style::ALL).len()).sum();
+        assert!((400..560).contains(&held), "{held} of 6000");
+        assert!(Holdout { percent: 0, seed: 0 }.styles("red apple", &Style::ALL).is_empty());
+    }
+
+    #[test]
+    fn the_choice_depends_on_seed_and_name_only() {
+        let all = |holdout: Holdout| {
+            (0..99).map(|n| holdout.styles(&n.to_string(), &Style::ALL)).collect::<Vec<_>>()
+        };
+        assert_eq!(all(HOLDOUT), all(HOLDOUT));
+        assert_ne!(all(HOLDOUT), all(Holdout { seed: 1, ..HOLDOUT }));
+    }
+
+    #[test]
+    fn one_tone_at_most_is_held_out() {
+        let tones = [1, 2, 3, 4, 5];
+        let held = (0..300).filter(|n| HOLDOUT.tone(&n.to_string(), &tones).is_some()).count();
+        assert!((60..140).contains(&held), "{held} of 300");
+        assert_eq!(Holdout { percent: 100, seed: 0 }.tone("woman", &tones[..2]), None);
+    }
+}

@@ -1,0 +1,165 @@
+//! The folder a source writes to: never someone else's, never half-made without saying so.
+//!
+//! `dataset.json` is written first without counts, and again with them when every shard is in place. So a folder with
+//! counts is whole; one without was interrupted and is made again; a folder without the file is not ours to touch.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Counts;
+use crate::atomic;
+use crate::shard::{Packed, ShardWriter, Skipped, Split};
+
+/// What `dataset.json` says. The recipe is everything that decides the bytes of the shards.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Record {
+    recipe: Value,
+    counts: Option<Counts>,
+    #[serde(default)]
+    skipped: Skipped,
+}
+
+/// What was found at the place to write to.
+pub(super) enum Opened {
+    /// The same set, whole: nothing to do.
+    Complete(Counts, Skipped),
+    /// An empty folder, or an interrupted attempt that has been cleared away.
+    Ready(Box<Output>),
+}
+
+/// A set being written.
+pub(super) struct Output {
+    dir: PathBuf,
+    recipe: Value,
+    train: ShardWriter,
+    val: ShardWriter,
+}
+
+/// Looks at `dir` and makes it ready for the set that `recipe` describes.
+pub(super) fn open(dir: &Path, recipe: Value) -> Result<Opened> {
+    if let Some(found) = read_record(dir)? {
+        match found.counts {
+            Some(counts) if found.recipe == recipe && dir.join(Split::Train.name()).is_dir() => {
+                return Ok(Opened::Complete(counts, found.skipped));
+            }
+            Some(_) if found.recipe != recipe => bail!(
+                "{} holds a set made with other settings:\n  there: {}\n  asked: {recipe}\ndelete it or choose another folder",
+                dir.display(),
+                found.recipe
+            ),
+            _ => clear(dir)?,
+        }
+    }
+    write_record(dir, &Record { recipe: recipe.clone(), counts: None, skipped: Skipped::default() })?;
+    Ok(Opened::Ready(Box::new(Output {
+        dir: dir.to_path_buf(),
+        recipe,
+        train: ShardWriter::new(&dir.join(Split::Train.name()), ShardWriter::PER_SHARD),
+        val: ShardWriter::new(&dir.join(Split::Val.name()), ShardWriter::PER_SHARD),
+    })))
+}
+
+impl Output {
+    /// Adds a sample to one of the splits.
+    pub(super) fn write(&mut self, split: Split, sample: &Packed) -> Result<()> {
+        match split {
+            Split::Train => self.train.write(sample),
+            Split::Val => self.val.write(sample),
+        }
+    }
+
+    /// Closes the shards and declares the set whole.
+    pub(super) fn finish(self, counts: &Counts, skipped: &Skipped) -> Result<()> {
+        self.train.finish()?;
+        self.val.finish()?;
+        let record = Record { recipe: self.recipe, counts: Some(counts.clone()), skipped: skipped.clone() };
+        write_record(&self.dir, &record)
+    }
+}
+
+fn write_record(dir: &Path, record: &Record) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(record).context("cannot write dataset.json")?;
+    text.push('\n');
+    atomic::write(&record_path(dir), text.as_bytes())
+}
+
+fn record_path(dir: &Path) -> PathBuf {
+    dir.join("dataset.json")
+}
+
+/// The record of an earlier run; `None` for an empty or absent folder; an error for anybody else's files.
+fn read_record(dir: &Path) -> Result<Option<Record>> {
+    let path = record_path(dir);
+    if path.is_file() {
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let record = serde_json::from_slice(&text).with_context(|| {
+            format!("{} is not a record of `tessera data`; choose another folder", path.display())
+        })?;
+        return Ok(Some(record));
+    }
+    if !dir.exists() {
+        return Ok(None);
+    }
+    let mut entries =
+        fs::read_dir(dir).with_context(|| format!("cannot read the folder {}", dir.display()))?;
+    if entries.next().is_some() {
+        bail!("{} is not empty and was not made by `tessera data`; choose another folder", dir.display());
+    }
+    Ok(None)
+}
+
+/// Removes the shards of an interrupted attempt.
+fn clear(dir: &Path) -> Result<()> {
+    for split in Split::ALL {
+        let shards = dir.join(split.name());
+        if shards.is_dir() {
+            fs::remove_dir_all(&shards).with_context(|| format!("cannot clear {}", shards.display()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::shard::test_sample;
+
+    fn ready(dir: &Path, recipe: Value) -> Output {
+        match open(dir, recipe).unwrap() {
+            Opened::Ready(output) => *output,
+            Opened::Complete(..) => panic!("already complete"),
+        }
+    }
+
+    #[test]
+    fn a_whole_set_is_recognised_and_a_partial_one_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut output = ready(dir.path(), json!({"size": 8}));
+        output.write(Split::Train, &Packed::new(&test_sample(0, Split::Train)).unwrap()).unwrap();
+        drop(output);
+        let mut output = ready(dir.path(), json!({"size": 8}));
+        output.write(Split::Train, &Packed::new(&test_sample(1, Split::Train)).unwrap()).unwrap();
+        let counts = Counts { concepts: 1, ..Counts::default() };
+        output.finish(&counts, &Skipped::default()).unwrap();
+        let Opened::Complete(found, _) = open(dir.path(), json!({"size": 8})).unwrap() else {
+            panic!("made again")
+        };
+        assert_eq!(found, counts);
+        let error = open(dir.path(), json!({"size": 9})).err().unwrap().to_string();
+        assert!(error.contains("other settings"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_of_other_things_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.txt"), "important").unwrap();
+        assert!(open(dir.path(), json!({})).err().unwrap().to_string().contains("not empty"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

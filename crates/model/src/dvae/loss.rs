@@ -1,0 +1,46 @@
+//! ★ The evidence lower bound of stage 1 (paper §1.3, §1.4).
+
+use burn::tensor::Tensor;
+use burn::tensor::activation::log_softmax;
+
+/// The loss and its two parts, all in nats.
+#[derive(Debug, Clone)]
+pub struct Elbo {
+    /// `nll + β / values_per_token · kl`, `[1]`: what training minimises.
+    pub loss: Tensor<1>,
+    /// Mean negative log-likelihood of a pixel value, `[1]`; may be negative, being a density's.
+    pub nll_per_value: Tensor<1>,
+    /// Mean KL of a token's posterior to the uniform categorical, `[1]`; between 0 and ln V.
+    pub kl_per_token: Tensor<1>,
+}
+
+/// `(Σ nll + β Σ KL) / number of pixel values`, a mean over the batch (paper §1.4).
+///
+/// `mapped` is φ(pixels) `[B, 3, S, S]`, `stats` the decoder's `[B, 6, S, S]`, `logits` the encoder's `[B, V, G, G]`.
+pub fn elbo(mapped: Tensor<4>, stats: Tensor<4>, logits: Tensor<4>, beta: f64, min_log_b: f64) -> Elbo {
+    let [_, _, side, _] = mapped.dims();
+    let [_, _, grid, _] = logits.dims();
+    let values_per_token = (3 * side * side) as f64 / (grid * grid) as f64; // 192 in the paper
+    let nll_per_value = logit_laplace_nll(mapped, stats, min_log_b).mean();
+    let kl_per_token = kl_to_uniform(logits);
+    let loss = nll_per_value.clone() + kl_per_token.clone() * (beta / values_per_token);
+    Elbo { loss, nll_per_value, kl_per_token }
+}
+
+/// −ln f(x | μ, b) of each value under the logit-Laplace density, `[B, 3, S, S]` (paper §1.3):
+/// `ln 2 + ln b + ln x + ln(1 − x) + |logit x − μ| / b`.
+pub fn logit_laplace_nll(x: Tensor<4>, stats: Tensor<4>, min_log_b: f64) -> Tensor<4> {
+    let mu = stats.clone().narrow(1, 0, 3);
+    let log_b = stats.narrow(1, 3, 3).clamp_min(min_log_b);
+    let (ln_x, ln_1mx) = (x.clone().log(), (-x + 1.0).log());
+    let distance = (ln_x.clone() - ln_1mx.clone() - mu).abs();
+    distance * (-log_b.clone()).exp() + log_b + ln_x + ln_1mx + std::f64::consts::LN_2
+}
+
+/// Mean over tokens of `ln V + Σ q ln q`, the analytic KL(q ‖ uniform). `[B, V, G, G]` → `[1]`
+pub fn kl_to_uniform(logits: Tensor<4>) -> Tensor<1> {
+    let [b, vocab, g, _] = logits.dims();
+    let log_q = log_softmax(logits, 1);
+    let neg_entropy = (log_q.clone().exp() * log_q).sum() / (b * g * g) as f64;
+    neg_entropy + (vocab as f64).ln()
+}

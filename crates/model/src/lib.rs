@@ -1,0 +1,13 @@
+//! The paper's mathematics: the dVAE, the prior, sampling, and the file that holds a model.
+//!
+//! Start with [`Tessera`]; `dvae`, `prior` and `sample` are paper §1, §3 and §8.
+
+pub mod dvae;
+pub mod nn;
+pub mod prior;
+pub mod sample;
+mod tessera;
+pub mod weights;
+
+pub use sample::{Drawing, Event, Picture, Request, Sampling};
+pub use tessera::{ReadPrompt, Tessera};

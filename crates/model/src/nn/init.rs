@@ -1,0 +1,63 @@
+//! Weight initialisation from one counter-based host generator, so a seed gives the same weights on every device.
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor, TensorData};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+/// Draws initial weights in the order that a model asks for them.
+pub struct Init<'a> {
+    rng: ChaCha8Rng,
+    device: &'a Device,
+}
+
+impl<'a> Init<'a> {
+    /// A generator whose draws are a function of `seed` alone.
+    pub fn new(seed: u64, device: &'a Device) -> Init<'a> {
+        Init { rng: ChaCha8Rng::seed_from_u64(seed), device }
+    }
+
+    /// Normal weights of mean 0 and standard deviation `std`.
+    pub fn normal<const D: usize>(&mut self, shape: [usize; D], std: f64) -> Param<Tensor<D>> {
+        let values = (0..shape.iter().product()).map(|_| (self.gaussian() * std) as f32).collect();
+        self.param(values, shape)
+    }
+
+    /// Weights that are all zero.
+    pub fn zeros<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
+        self.param(vec![0.0; shape.iter().product()], shape)
+    }
+
+    /// Weights that are all one.
+    pub fn ones<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
+        self.param(vec![1.0; shape.iter().product()], shape)
+    }
+
+    fn param<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<D>> {
+        Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), self.device))
+    }
+
+    /// Standard normal by Box-Muller.
+    fn gaussian(&mut self) -> f64 {
+        let mut unit = || (f64::from(self.rng.next_u32()) + 0.5) / 2f64.powi(32);
+        let (u, v) = (unit(), unit());
+        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn normal_has_the_asked_deviation_and_repeats() {
+        let device = Device::default();
+        let draw = || Init::new(3, &device).normal([100, 200], 0.5).val().into_data();
+        let values = draw().try_to_vec::<f32>().unwrap();
+        let mean = values.iter().sum::<f32>() / values.len() as f32;
+        let var = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / values.len() as f32;
+        assert!(mean.abs() < 0.02, "mean {mean}");
+        assert!((var.sqrt() - 0.5).abs() < 0.01, "std {}", var.sqrt());
+        assert_eq!(values, draw().try_to_vec::<f32>().unwrap());
+    }
+}

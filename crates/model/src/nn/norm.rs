@@ -1,0 +1,31 @@
+//! Layer normalisation over the last dimension.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::module::layer_norm;
+
+use super::Init;
+
+/// Added to the variance.
+const EPSILON: f64 = 1e-5;
+
+/// `(x - mean) / sqrt(var + 1e-5) * gain + bias`
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// `[d]`
+    pub gain: Param<Tensor<1>>,
+    /// `[d]`
+    pub bias: Param<Tensor<1>>,
+}
+
+impl LayerNorm {
+    /// Gain 1, bias 0.
+    pub fn new(init: &mut Init, d: usize) -> LayerNorm {
+        LayerNorm { gain: init.ones([d]), bias: init.zeros([d]) }
+    }
+
+    /// `[.., d]` → `[.., d]`
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        layer_norm(x, self.gain.val(), Some(self.bias.val()), EPSILON)
+    }
+}

@@ -1,0 +1,93 @@
+//! The input embeddings of the stream (paper §3.3): text token or pad + text position; picture token + row + column.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::stream::shifted;
+use super::{PriorConfig, Stream};
+use crate::nn::Init;
+
+/// All input tables.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[text_vocab + text_len + 1, D]`: tokens, one pad a position, start-of-text
+    text: Param<Tensor<2>>,
+    /// `[text_len, D]`
+    text_position: Param<Tensor<2>>,
+    /// `[image_vocab + 1, D]`: tokens, start-of-image
+    image: Param<Tensor<2>>,
+    /// `[grid, D]`
+    row: Param<Tensor<2>>,
+    /// `[grid, D]`
+    column: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    /// Tokens N(0, 0.125/√D); position tables N(0, 0.125/√(D·n)), n tables summed (paper §3.2).
+    pub(super) fn new(config: &PriorConfig, init: &mut Init) -> Embedding {
+        let d = config.d_model;
+        let std = |tables: usize| 0.125 / ((d * tables) as f64).sqrt();
+        Embedding {
+            text: init.normal([config.text_vocab + config.text_len + 1, d], std(1)),
+            text_position: init.normal([config.text_len, d], std(1)),
+            image: init.normal([config.image_vocab + 1, d], std(1)),
+            row: init.normal([config.grid, d], std(2)),
+            column: init.normal([config.grid, d], std(2)),
+        }
+    }
+
+    pub(super) fn device(&self) -> Device {
+        self.text.val().device()
+    }
+
+    /// `[B, text_len + n, D]`
+    pub(super) fn forward(&self, stream: &Stream) -> Tensor<3> {
+        match stream.image_len() {
+            0 => self.text(stream),
+            _ => Tensor::cat(vec![self.text(stream), self.image(stream)], 1),
+        }
+    }
+
+    /// `[B, text_len, D]`
+    pub(super) fn text(&self, stream: &Stream) -> Tensor<3> {
+        let [slots, _] = self.text.dims();
+        let [text_len, _] = self.text_position.dims();
+        let ids = shifted(&stream.text, text_len, (slots - 1) as u32);
+        self.lookup(&self.text, &ids, stream.batch) + self.text_position.val().unsqueeze()
+    }
+
+    /// `[B, n, D]`
+    fn image(&self, stream: &Stream) -> Tensor<3> {
+        let n = stream.image_len();
+        let ids = shifted(&stream.image, n, self.start_of_image());
+        self.lookup(&self.image, &ids, stream.batch) + self.image_positions().narrow(0, 0, n).unsqueeze()
+    }
+
+    /// The input `[batch, 1, D]` that predicts image token `at`; `previous` holds token `at - 1` of each picture.
+    pub(super) fn image_at(&self, previous: &[u32], batch: usize, at: usize) -> Tensor<3> {
+        let start = vec![self.start_of_image(); batch];
+        let ids = if at == 0 { &start[..] } else { previous };
+        self.lookup(&self.image, ids, batch) + self.image_positions().narrow(0, at, 1).unsqueeze()
+    }
+
+    fn start_of_image(&self) -> u32 {
+        (self.image.dims()[0] - 1) as u32
+    }
+
+    /// Row plus column embedding of every cell, `[grid², D]`.
+    fn image_positions(&self) -> Tensor<2> {
+        let [grid, d] = self.row.dims();
+        let rows = self.row.val().reshape([grid, 1, d]);
+        let columns = self.column.val().reshape([1, grid, d]);
+        (rows + columns).reshape([grid * grid, d])
+    }
+
+    /// Rows of `table` → `[batch, ids / batch, D]`
+    fn lookup(&self, table: &Param<Tensor<2>>, ids: &[u32], batch: usize) -> Tensor<3> {
+        let [_, d] = table.dims();
+        let values: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        let ids: Tensor<1, Int> = Tensor::from_data(TensorData::new(values, [ids.len()]), &self.device());
+        let n = ids.dims()[0];
+        table.val().select(0, ids).reshape([batch, n / batch, d])
+    }
+}

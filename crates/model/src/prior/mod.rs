@@ -1,0 +1,174 @@
+//! Stage 2 (paper §3): one autoregressive transformer over caption and picture tokens as a single stream.
+
+mod block;
+mod embed;
+mod loss;
+mod pattern;
+mod stream;
+
+use anyhow::{Result, ensure};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+pub use block::{Block, KvCache};
+pub use embed::Embedding;
+pub use loss::{PriorLoss, image_nats, weighted_cross_entropy};
+pub use pattern::Pattern;
+pub use stream::{Stream, caption_slots};
+
+use crate::nn::{Init, LayerNorm, Linear};
+
+/// Sizes of a prior. `configs/paper.toml` holds the paper's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PriorConfig {
+    /// Text positions of the stream (256).
+    pub text_len: usize,
+    /// Text tokens of the vocabulary, pads not counted (16384).
+    pub text_vocab: usize,
+    /// Picture tokens along one side (32).
+    pub grid: usize,
+    /// Number of picture codes (8192).
+    pub image_vocab: usize,
+    /// Width of the residual stream (3968).
+    pub d_model: usize,
+    /// Layers, each one attention and one MLP residual block (64).
+    pub n_layers: usize,
+    /// Attention heads (62).
+    pub n_heads: usize,
+    /// Side of the last layer's convolutional attention window (11).
+    pub conv_kernel: usize,
+}
+
+impl PriorConfig {
+    /// Picture tokens of the stream.
+    pub fn image_len(&self) -> usize {
+        self.grid * self.grid
+    }
+
+    /// Positions of the stream.
+    pub fn stream_len(&self) -> usize {
+        self.text_len + self.image_len()
+    }
+
+    /// Checks that the sizes fit each other.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.text_len >= 2, "prior.text_len = {}: wanted at least 2", self.text_len);
+        ensure!(self.text_vocab >= 1, "prior.text_vocab = 0: wanted at least 1");
+        ensure!((1..=256).contains(&self.grid), "prior.grid = {}: wanted 1 to 256", self.grid);
+        ensure!(self.image_vocab >= 2, "prior.image_vocab = {}: wanted at least 2", self.image_vocab);
+        ensure!(self.n_layers >= 1, "prior.n_layers = 0: wanted at least 1");
+        ensure!(
+            self.n_heads >= 1 && self.d_model >= 1 && self.d_model.is_multiple_of(self.n_heads),
+            "prior.d_model = {}: wanted a multiple of prior.n_heads = {}",
+            self.d_model,
+            self.n_heads
+        );
+        ensure!(self.conv_kernel % 2 == 1, "prior.conv_kernel = {}: wanted an odd number", self.conv_kernel);
+        Ok(())
+    }
+}
+
+/// The transformer.
+#[derive(Module, Debug)]
+pub struct Prior {
+    embed: Embedding,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    text_head: Linear,
+    image_head: Linear,
+    #[module(skip)]
+    config: PriorConfig,
+}
+
+impl Prior {
+    /// A prior with weights drawn from `seed`, by the table of Child et al. 2019 (paper §3.2): matrices
+    /// N(0, 0.125/√fan_in), residual outputs scaled further by 1/√(2·layers), logit matrices 0.
+    pub fn new(config: &PriorConfig, seed: u64, device: &Device) -> Prior {
+        let mut init = Init::new(seed, device);
+        let d = config.d_model;
+        Prior {
+            embed: Embedding::new(config, &mut init),
+            blocks: (1..=config.n_layers).map(|layer| Block::new(config, layer, &mut init)).collect(),
+            norm: LayerNorm::new(&mut init, d),
+            text_head: Linear::new(&mut init, [d, config.text_vocab + config.text_len], 0.0),
+            image_head: Linear::new(&mut init, [d, config.image_vocab], 0.0),
+            config: config.clone(),
+        }
+    }
+
+    /// The sizes.
+    pub fn config(&self) -> &PriorConfig {
+        &self.config
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.embed.device()
+    }
+
+    /// Logits of every position's next token: text `[B, Tt, text_vocab + Tt]` and image `[B, Ti, image_vocab]`.
+    ///
+    /// `Ti` is the number of image tokens in `stream`: all of them in training, fewer in tests.
+    pub fn forward(&self, stream: &Stream) -> (Tensor<3>, Tensor<3>) {
+        let device = self.device();
+        let x = self.embed.forward(stream); // [B, T, D]
+        let [_, t, _] = x.dims();
+        let mask = |pattern: Pattern| pattern.mask(&self.config, 0, t, &device);
+        let masks: Vec<(Pattern, Tensor<4>)> = self.patterns().into_iter().map(|p| (p, mask(p))).collect();
+        let mask_of = |block: &Block| masks.iter().find(|(p, _)| *p == block.pattern).map(|(_, m)| m.clone());
+        let x = self.blocks.iter().fold(x, |x, block| match mask_of(block) {
+            Some(mask) => block.forward(x, mask),
+            None => unreachable!("patterns() lists every block's pattern"),
+        });
+        self.heads(x)
+    }
+
+    /// Layer-normed hidden states `[B, T, D]` → text and image logits.
+    fn heads(&self, x: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        let [_, t, _] = x.dims();
+        let x = self.norm.forward(x);
+        let text = x.clone().narrow(1, 0, self.config.text_len);
+        let image = x.narrow(1, self.config.text_len, t - self.config.text_len);
+        (self.text_head.forward(text), self.image_head.forward(image))
+    }
+
+    /// The distinct attention patterns of the layers.
+    fn patterns(&self) -> Vec<Pattern> {
+        let mut patterns: Vec<Pattern> = Vec::new();
+        for block in &self.blocks {
+            if !patterns.contains(&block.pattern) {
+                patterns.push(block.pattern);
+            }
+        }
+        patterns
+    }
+
+    /// An empty decoding state, one cache a layer.
+    pub fn cache(&self) -> Vec<KvCache> {
+        self.blocks.iter().map(|_| KvCache::default()).collect()
+    }
+
+    /// Runs the captions of `stream` through an empty `cache`.
+    pub fn prefill(&self, stream: &Stream, cache: &mut [KvCache]) {
+        self.step(self.embed.text(stream), 0, cache);
+    }
+
+    /// Logits `[B, image_vocab]` of image token `at`, given the token before it of each of `B` pictures (empty slice
+    /// of tokens at 0). Equals the same row of [`Prior::forward`].
+    pub fn next_image(&self, previous: &[u32], batch: usize, at: usize, cache: &mut [KvCache]) -> Tensor<2> {
+        let x = self.embed.image_at(previous, batch, at); // [B, 1, D]
+        let x = self.step(x, self.config.text_len + at, cache);
+        self.image_head.forward(self.norm.forward(x)).squeeze_dim(1)
+    }
+
+    fn step(&self, x: Tensor<3>, from: usize, cache: &mut [KvCache]) -> Tensor<3> {
+        let blocks = self.blocks.iter().zip(cache);
+        blocks.fold(x, |x, (block, cache)| {
+            let [_, t, _] = x.dims();
+            let mask = block.pattern.mask(&self.config, from, t, &x.device());
+            block.forward_cached(x, mask, cache)
+        })
+    }
+}

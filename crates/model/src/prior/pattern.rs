@@ -1,0 +1,172 @@
+//! An attention pattern is a value, not a mask (paper §3.4): which keys may query `i` see?
+//!
+//! Every mask, sparse kernel, cache size and FLOP count is derived from [`Pattern::sees`].
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::PriorConfig;
+
+/// Added to the score of a key that a query may not see.
+const HIDDEN: f32 = -1e9;
+
+/// Which image states an image state may look at. Text is causal, and every image state sees all text, in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pattern {
+    /// All earlier image states, and itself.
+    Causal,
+    /// Itself and the `grid` states before it in raster order: back to the same column of the previous row.
+    Row,
+    /// Itself and the states above it.
+    Column,
+    /// The causal half of a `kernel` × `kernel` neighbourhood, as flat raster offsets that wrap over row ends.
+    Conv {
+        /// Side of the neighbourhood, odd.
+        kernel: usize,
+    },
+}
+
+impl Pattern {
+    /// The paper's layout: the last layer convolutional, every fourth from the second a column, the rest rows.
+    ///
+    /// `layer` counts from 1. At 64 layers: 47 row, 16 column, 1 convolutional.
+    pub fn of_layer(layer: usize, n_layers: usize, kernel: usize) -> Pattern {
+        match layer {
+            _ if layer == n_layers => Pattern::Conv { kernel },
+            _ if layer % 4 == 2 => Pattern::Column,
+            _ => Pattern::Row,
+        }
+    }
+
+    /// Whether image state `query` may look at image state `key` on a grid `grid` wide.
+    pub fn sees_image(self, query: usize, key: usize, grid: usize) -> bool {
+        if key > query {
+            return false;
+        }
+        let offset = query - key;
+        match self {
+            Pattern::Causal => true,
+            Pattern::Row => offset <= grid,
+            Pattern::Column => offset.is_multiple_of(grid),
+            Pattern::Conv { kernel } => {
+                let half = kernel / 2;
+                (0..=half).any(|rows| offset.abs_diff(rows * grid) <= half)
+            }
+        }
+    }
+
+    /// Whether stream position `query` may look at position `key`: `text_len` text states, then image states.
+    pub fn sees(self, query: usize, key: usize, text_len: usize, grid: usize) -> bool {
+        match (query < text_len, key < text_len) {
+            (true, true) => key <= query,
+            (true, false) => false,
+            (false, true) => true,
+            (false, false) => self.sees_image(query - text_len, key - text_len, grid),
+        }
+    }
+
+    /// The additive mask `[1, 1, t, from + t]` of queries `from .. from + t` over all keys up to the last of them.
+    pub fn mask(self, config: &PriorConfig, from: usize, t: usize, device: &Device) -> Tensor<4> {
+        let keys = from + t;
+        let sees = |q, k| self.sees(q, k, config.text_len, config.grid);
+        let values: Vec<f32> =
+            (from..keys).flat_map(|q| (0..keys).map(move |k| if sees(q, k) { 0.0 } else { HIDDEN })).collect();
+        Tensor::from_data(TensorData::new(values, [1, 1, t, keys]), device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The image part of a mask on a 4×4 grid: one line a query, `#` where it sees.
+    fn drawing(pattern: Pattern) -> String {
+        let row = |q| (0..16).map(|k| if pattern.sees_image(q, k, 4) { '#' } else { '.' }).collect::<String>();
+        (0..16).map(row).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn row_sees_back_to_the_same_column_of_the_previous_row() {
+        let drawn = "\
+#...............
+##..............
+###.............
+####............
+#####...........
+.#####..........
+..#####.........
+...#####........
+....#####.......
+.....#####......
+......#####.....
+.......#####....
+........#####...
+.........#####..
+..........#####.
+...........#####";
+        assert_eq!(drawing(Pattern::Row), drawn);
+    }
+
+    #[test]
+    fn column_sees_straight_up() {
+        let drawn = "\
+#...............
+.#..............
+..#.............
+...#............
+#...#...........
+.#...#..........
+..#...#.........
+...#...#........
+#...#...#.......
+.#...#...#......
+..#...#...#.....
+...#...#...#....
+#...#...#...#...
+.#...#...#...#..
+..#...#...#...#.
+...#...#...#...#";
+        assert_eq!(drawing(Pattern::Column), drawn);
+    }
+
+    #[test]
+    fn conv_3_sees_offsets_0_1_3_4_5() {
+        let drawn = "\
+#...............
+##..............
+.##.............
+#.##............
+##.##...........
+###.##..........
+.###.##.........
+..###.##........
+...###.##.......
+....###.##......
+.....###.##.....
+......###.##....
+.......###.##...
+........###.##..
+.........###.##.
+..........###.##";
+        assert_eq!(drawing(Pattern::Conv { kernel: 3 }), drawn);
+    }
+
+    #[test]
+    fn text_is_causal_and_every_image_state_sees_all_text() {
+        let row = |q| (0..6).map(|k| if Pattern::Column.sees(q, k, 3, 2) { '#' } else { '.' }).collect::<String>();
+        let drawn: Vec<String> = (0..6).map(row).collect();
+        assert_eq!(drawn, ["#.....", "##....", "###...", "####..", "###.#.", "####.#"]);
+    }
+
+    #[test]
+    fn sixty_four_layers_hold_47_rows_16_columns_1_conv() {
+        let layers: Vec<Pattern> = (1..=64).map(|i| Pattern::of_layer(i, 64, 11)).collect();
+        let count = |p| layers.iter().filter(|&&layer| layer == p).count();
+        assert_eq!(layers[..4], [Pattern::Row, Pattern::Column, Pattern::Row, Pattern::Row]);
+        assert_eq!(
+            [count(Pattern::Row), count(Pattern::Column), count(Pattern::Conv { kernel: 11 })],
+            [47, 16, 1]
+        );
+        let keys = (0..1024).filter(|&k| layers[63].sees_image(1000, k, 32)).count();
+        assert_eq!(keys, 61);
+    }
+}

@@ -1,0 +1,271 @@
+//! The drawing loop: candidates in fixed groups of lanes, each lane a function of (seed, candidate, position) alone.
+//!
+//! A group is always [`LANES`] wide, its last one padded, so every matrix product has the same shape and the same
+//! candidate has the same bits whatever `n` is. The caption is run once and shared by all candidates.
+
+use anyhow::{Result, ensure};
+use burn::tensor::{Int, Tensor, TensorData};
+use image::RgbImage;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::choose;
+use crate::dvae::Dvae;
+use crate::prior::{KvCache, Prior, Stream, caption_slots};
+
+/// Candidates that step together.
+const LANES: usize = 16;
+
+/// Separates drawing from every other use of a seed.
+const PURPOSE: u64 = u64::from_le_bytes(*b"drawings");
+
+/// How tokens are picked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 1 is the paper's, 0 the likeliest token always.
+    pub temperature: f64,
+    /// Only the `k` likeliest tokens.
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens that together hold this probability.
+    pub top_p: Option<f64>,
+    /// Classifier-free guidance: `none + guidance · (caption − none)` on logits; 1 is off.
+    pub guidance: f64,
+}
+
+impl Default for Sampling {
+    fn default() -> Sampling {
+        Sampling { temperature: 1.0, top_k: None, top_p: None, guidance: 1.0 }
+    }
+}
+
+/// What to draw.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// The caption.
+    pub prompt: String,
+    /// Number of pictures.
+    pub n: usize,
+    /// The same seed gives the same pictures.
+    pub seed: u64,
+    /// How tokens are picked.
+    pub sampling: Sampling,
+}
+
+impl Default for Request {
+    fn default() -> Request {
+        Request { prompt: String::new(), n: 1, seed: 0, sampling: Sampling::default() }
+    }
+}
+
+impl Sampling {
+    /// Checks the ranges.
+    pub fn check(&self) -> Result<()> {
+        let t = self.temperature;
+        ensure!(t >= 0.0 && t.is_finite(), "temperature {t}: wanted 0 or more (1 is the model's own distribution)");
+        ensure!(self.top_k != Some(0), "top-k 0: wanted at least 1 token");
+        if let Some(p) = self.top_p {
+            ensure!(p > 0.0 && p <= 1.0, "top-p {p}: wanted more than 0 and at most 1");
+        }
+        ensure!(self.guidance.is_finite(), "guidance {}: wanted a finite number (1 is off)", self.guidance);
+        Ok(())
+    }
+}
+
+/// A finished picture.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    /// Which of the request's pictures, from 0.
+    pub index: usize,
+    /// Its tokens in raster order.
+    pub tokens: Vec<u32>,
+    /// Its pixels.
+    pub image: RgbImage,
+}
+
+/// What happens while drawing.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// One more token of each picture in a group: tokens done so far and in all, over all pictures.
+    Tokens {
+        /// Tokens drawn.
+        done: usize,
+        /// Tokens to draw.
+        total: usize,
+    },
+    /// A row of cells is complete: the pictures so far, cells to come in white.
+    Preview(Vec<Picture>),
+    /// A picture is complete.
+    Picture(Picture),
+}
+
+/// An iterator over the events of a request.
+pub struct Drawing<'a> {
+    prior: &'a Prior,
+    dvae: &'a Dvae,
+    request: Request,
+    /// The caption's states, and the empty caption's behind them if guidance is on; batch 1 each.
+    caption: Vec<KvCache>,
+    /// First candidate of the current group.
+    first: usize,
+    /// The current group's states and tokens so far, `[lane][position]`.
+    cache: Vec<KvCache>,
+    tokens: Vec<Vec<u32>>,
+    queue: std::collections::VecDeque<Event>,
+}
+
+impl<'a> Drawing<'a> {
+    /// Starts to draw `request.n` pictures of the caption whose BPE tokens are `caption`.
+    ///
+    /// # Errors
+    /// If a sampling parameter is out of range or `n` is 0.
+    pub fn new(prior: &'a Prior, dvae: &'a Dvae, caption: &[u32], request: Request) -> Result<Drawing<'a>> {
+        request.sampling.check()?;
+        ensure!(request.n > 0, "0 pictures: wanted at least 1");
+        let captions: &[&[u32]] = if guided(&request) { &[caption, &[]] } else { &[caption] };
+        let caption = caption_cache(prior, captions)?;
+        let mut drawing = Drawing {
+            prior,
+            dvae,
+            request,
+            caption,
+            first: 0,
+            cache: Vec::new(),
+            tokens: Vec::new(),
+            queue: std::collections::VecDeque::new(),
+        };
+        drawing.start_group();
+        Ok(drawing)
+    }
+
+    fn start_group(&mut self) {
+        self.cache = self.caption.iter().map(|cache| cache.repeat_each(LANES)).collect();
+        self.tokens = vec![Vec::new(); LANES];
+    }
+
+    /// Candidates of the current group that were asked for.
+    fn live(&self) -> usize {
+        (self.request.n - self.first).min(LANES)
+    }
+
+    /// Draws one token in every lane.
+    fn step(&mut self) -> Result<()> {
+        let config = self.prior.config();
+        let at = self.tokens[0].len();
+        let copies = if guided(&self.request) { 2 } else { 1 };
+        let last: Vec<u32> = self.tokens.iter().filter_map(|lane| lane.last().copied()).collect();
+        let logits = self.prior.next_image(&last.repeat(copies), LANES * copies, at, &mut self.cache);
+        let logits = logits.into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        let (with, without) = logits.split_at(LANES * config.image_vocab);
+        for lane in 0..LANES {
+            let row = lane * config.image_vocab..(lane + 1) * config.image_vocab;
+            let row = match guided(&self.request) {
+                true => guide(&with[row.clone()], &without[row], self.request.sampling.guidance as f32),
+                false => with[row].to_vec(),
+            };
+            let u = unit(self.request.seed, (self.first + lane) as u64, at as u64);
+            self.tokens[lane].push(choose(&row, &self.request.sampling, u));
+        }
+        self.report(at + 1, config.grid, config.image_len())
+    }
+
+    fn report(&mut self, done: usize, grid: usize, image_len: usize) -> Result<()> {
+        let total = self.request.n * image_len;
+        self.queue.push_back(Event::Tokens { done: self.first * image_len + done * self.live(), total });
+        if done == image_len {
+            let pictures = self.pictures(grid)?;
+            self.queue.extend(pictures.into_iter().map(Event::Picture));
+            self.first += self.live();
+            if self.first < self.request.n {
+                self.start_group();
+            }
+        } else if done.is_multiple_of(grid) {
+            self.queue.push_back(Event::Preview(self.pictures(grid)?));
+        }
+        Ok(())
+    }
+
+    /// The pictures of the current group as far as they are drawn.
+    fn pictures(&self, grid: usize) -> Result<Vec<Picture>> {
+        let drawn = self.tokens[0].len();
+        let padded = |lane: &Vec<u32>| {
+            let rest = (drawn..grid * grid).map(|_| 0);
+            lane.iter().map(|&token| token as i32).chain(rest).collect::<Vec<i32>>()
+        };
+        // All lanes are decoded, so that this product too has one shape.
+        let codes: Vec<i32> = self.tokens.iter().flat_map(padded).collect();
+        let device = self.prior.device();
+        let codes: Tensor<3, Int> = Tensor::from_data(TensorData::new(codes, [LANES, grid, grid]), &device);
+        let images = to_images(self.dvae.decode(codes))?;
+        let lanes = images.into_iter().zip(&self.tokens).take(self.live()).enumerate();
+        let picture = |(lane, (mut image, tokens)): (usize, (RgbImage, &Vec<u32>))| {
+            whiten_from_row(&mut image, drawn / grid, grid);
+            Picture { index: self.first + lane, tokens: tokens.clone(), image }
+        };
+        Ok(lanes.map(picture).collect())
+    }
+}
+
+impl Iterator for Drawing<'_> {
+    type Item = Result<Event>;
+
+    fn next(&mut self) -> Option<Result<Event>> {
+        if let Some(event) = self.queue.pop_front() {
+            return Some(Ok(event));
+        }
+        if self.first >= self.request.n {
+            return None;
+        }
+        match self.step() {
+            Ok(()) => self.queue.pop_front().map(Ok),
+            Err(error) => {
+                self.first = self.request.n;
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+fn guided(request: &Request) -> bool {
+    request.sampling.guidance != 1.0
+}
+
+/// Runs each caption through the text positions; batch = captions.
+fn caption_cache(prior: &Prior, captions: &[&[u32]]) -> Result<Vec<KvCache>> {
+    let config = prior.config();
+    let slots = captions.iter().flat_map(|caption| caption_slots(caption, config).0).collect();
+    let mut cache = prior.cache();
+    prior.prefill(&Stream::new(captions.len(), slots, Vec::new(), config)?, &mut cache);
+    Ok(cache)
+}
+
+fn guide(with: &[f32], without: &[f32], guidance: f32) -> Vec<f32> {
+    with.iter().zip(without).map(|(with, without)| without + guidance * (with - without)).collect()
+}
+
+/// Uniform in [0, 1): the draw of one token.
+fn unit(seed: u64, candidate: u64, position: u64) -> f64 {
+    let mut key = [0; 32];
+    for (slot, number) in key.chunks_exact_mut(8).zip([seed, PURPOSE, candidate, position]) {
+        slot.copy_from_slice(&number.to_le_bytes());
+    }
+    (ChaCha8Rng::from_seed(key).next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// `[B, 3, S, S]` in [0, 1] → pictures.
+pub(crate) fn to_images(x: Tensor<4>) -> Result<Vec<RgbImage>> {
+    let [_, _, height, width] = x.dims();
+    let values = x.permute([0, 2, 3, 1]).into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    let image = |values: &[f32]| {
+        let bytes = values.iter().map(|v| (v * 255.0).round() as u8).collect();
+        RgbImage::from_raw(width as u32, height as u32, bytes)
+    };
+    let images: Option<Vec<RgbImage>> = values.chunks_exact(height * width * 3).map(image).collect();
+    images.ok_or_else(|| anyhow::anyhow!("a picture has the wrong number of values"))
+}
+
+fn whiten_from_row(image: &mut RgbImage, row: usize, grid: usize) {
+    let (width, height) = image.dimensions();
+    for y in row as u32 * height / grid as u32..height {
+        (0..width).for_each(|x| image.put_pixel(x, y, image::Rgb([255; 3])));
+    }
+}

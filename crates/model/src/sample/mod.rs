@@ -1,0 +1,9 @@
+//! Drawing (paper §8): a caption in, a stream of events out: tokens, previews, pictures.
+//!
+//! Library, command and tests all consume the same iterator.
+
+mod generate;
+mod logits;
+
+pub use generate::{Drawing, Event, Picture, Request, Sampling};
+pub use logits::choose;

@@ -1,0 +1,100 @@
+//! A whole model, ready to draw: the library's front door.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use tessera_text::{Bpe, Prompt};
+
+use crate::dvae::Dvae;
+use crate::prior::Prior;
+use crate::sample::{Drawing, Request};
+use crate::weights::{ModelFile, import};
+
+/// dVAE, tokenizer and prior of one model file.
+///
+/// ```no_run
+/// use tessera_model::{Event, Request, Tessera};
+///
+/// let tessera = Tessera::embedded()?;
+/// let request = Request { prompt: "a red apple".into(), n: 2, ..Request::default() };
+/// for event in tessera.draw(request)? {
+///     if let Event::Picture(picture) = event? {
+///         picture.image.save(format!("apple-{}.png", picture.index))?;
+///     }
+/// }
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub struct Tessera {
+    /// Picture ↔ tokens.
+    pub dvae: Dvae,
+    /// Caption → tokens.
+    pub prior: Prior,
+    /// The caption's tokenizer.
+    pub bpe: Bpe,
+}
+
+/// A caption as the model will read it, and what was lost on the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadPrompt {
+    /// BPE tokens that fit the text positions.
+    pub tokens: Vec<u32>,
+    /// The text of those tokens.
+    pub text: String,
+    /// Whether anything was cut off behind `text`.
+    pub truncated: bool,
+}
+
+impl Tessera {
+    /// The model inside this library.
+    pub fn embedded() -> Result<Tessera> {
+        let file = ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model")?;
+        Tessera::new(&file, &Device::default())
+    }
+
+    /// The model in a file.
+    pub fn open(path: &Path) -> Result<Tessera> {
+        Tessera::new(&ModelFile::read(path)?, &Device::default()).with_context(|| path.display().to_string())
+    }
+
+    /// The model of an already read file, on `device`.
+    ///
+    /// # Errors
+    /// If the file lacks a part that drawing needs, or its weights do not fit its config.
+    pub fn new(file: &ModelFile, device: &Device) -> Result<Tessera> {
+        let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
+        Ok(Tessera { dvae: file.dvae(device)?, prior: file.prior(device)?, bpe: Bpe::from_json(tokenizer)? })
+    }
+
+    /// What the model reads of `prompt`: its normalised tokens, cut to the text positions.
+    pub fn read_prompt(&self, prompt: &str) -> Result<ReadPrompt> {
+        let prompt = Prompt::new(prompt);
+        let mut tokens = self.bpe.encode(&prompt.text)?;
+        let truncated = prompt.dropped_chars > 0 || tokens.len() > self.prior.config().text_len;
+        tokens.truncate(self.prior.config().text_len);
+        let text = self.bpe.decode(&tokens)?;
+        Ok(ReadPrompt { tokens, text, truncated })
+    }
+
+    /// Draws; the pictures come as events. A prompt that is too long is cut as [`Tessera::read_prompt`] tells.
+    pub fn draw(&self, request: Request) -> Result<Drawing<'_>> {
+        let prompt = self.read_prompt(&request.prompt)?;
+        Drawing::new(&self.prior, &self.dvae, &prompt.tokens, request)
+    }
+}
+
+impl ModelFile {
+    /// The dVAE of the file.
+    pub fn dvae(&self, device: &Device) -> Result<Dvae> {
+        let config = self.config.dvae.as_ref().context("the file holds no dVAE")?;
+        config.check()?;
+        import(Dvae::new(config, 0, device), &self.dvae).context("dVAE")
+    }
+
+    /// The prior of the file.
+    pub fn prior(&self, device: &Device) -> Result<Prior> {
+        let config = self.config.prior.as_ref().context("the file holds no prior; was it made by `train prior`?")?;
+        config.check()?;
+        import(Prior::new(config, 0, device), &self.prior).context("prior")
+    }
+}

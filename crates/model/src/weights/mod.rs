@@ -1,0 +1,7 @@
+//! Weights outside a tensor engine: as named host arrays, and in files.
+
+mod file;
+mod params;
+
+pub use file::{ModelConfig, ModelFile};
+pub use params::{HostTensor, export, gradients, import};

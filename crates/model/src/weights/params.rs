@@ -1,0 +1,131 @@
+//! A module's parameters as named host arrays and back: what files, optimisers and averages work on.
+//!
+//! Names are the module's field paths (`decoder.groups.0.1.conv_2.weight`); the order is that of the fields.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Gradients, Tensor, TensorData};
+
+/// One parameter on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    /// Field path in the module.
+    pub name: String,
+    /// Shape, outermost first.
+    pub shape: Vec<usize>,
+    /// Row-major values.
+    pub values: Vec<f32>,
+}
+
+/// All parameters of `module`.
+pub fn export(module: &impl Module) -> Vec<HostTensor> {
+    let mut export = Export::default();
+    module.visit(&mut export);
+    export.tensors
+}
+
+/// `module` with the values of `tensors`, which must be exactly its parameters, in any order.
+///
+/// # Errors
+/// Names the first parameter that is missing, has another shape, or does not belong to the module.
+pub fn import<M: Module>(module: M, tensors: &[HostTensor]) -> Result<M> {
+    let by_name = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let mut import = Import { path: Vec::new(), by_name, used: 0, error: None };
+    let module = module.map(&mut import);
+    if let Some(error) = import.error {
+        return Err(error);
+    }
+    ensure!(import.used == tensors.len(), "{} weights are not of this model", tensors.len() - import.used);
+    Ok(module)
+}
+
+/// Takes the gradients of all parameters out of `gradients`, in the order of [`export`]; zeros where there is none.
+pub fn gradients(module: &impl Module, gradients: Gradients) -> Result<Vec<Vec<f32>>> {
+    let mut take = TakeGradients { gradients, taken: Vec::new(), error: None };
+    module.visit(&mut take);
+    match take.error {
+        Some(error) => Err(error),
+        None => Ok(take.taken),
+    }
+}
+
+#[derive(Default)]
+struct Export {
+    path: Vec<String>,
+    tensors: Vec<HostTensor>,
+}
+
+impl ModuleVisitor for Export {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let data = param.val().without_autodiff().into_data();
+        let shape = param.dims().to_vec();
+        let values = data.try_to_vec::<f32>().unwrap_or_default();
+        self.tensors.push(HostTensor { name: self.path.join("."), shape, values });
+    }
+}
+
+struct Import<'a> {
+    path: Vec<String>,
+    by_name: HashMap<&'a str, &'a HostTensor>,
+    used: usize,
+    error: Option<anyhow::Error>,
+}
+
+impl Import<'_> {
+    fn find(&mut self, name: &str, shape: &[usize]) -> Result<TensorData> {
+        let tensor = self.by_name.get(name).with_context(|| format!("weight {name} is missing"))?;
+        if tensor.shape != shape {
+            bail!("weight {name} has shape {:?}; this model wants {shape:?}", tensor.shape);
+        }
+        self.used += 1;
+        Ok(TensorData::new(tensor.values.clone(), shape.to_vec()))
+    }
+}
+
+impl ModuleMapper for Import<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.find(&self.path.join("."), &param.dims()) {
+            Ok(data) => param.map(|old| Tensor::from_data(data, &old.device())),
+            Err(error) => {
+                self.error.get_or_insert(error);
+                param
+            }
+        }
+    }
+}
+
+struct TakeGradients {
+    gradients: Gradients,
+    taken: Vec<Vec<f32>>,
+    error: Option<anyhow::Error>,
+}
+
+impl ModuleVisitor for TakeGradients {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = param.val().grad_remove(&mut self.gradients) else {
+            return self.taken.push(vec![0.0; param.dims().iter().product()]);
+        };
+        match gradient.into_data().try_to_vec::<f32>() {
+            Ok(values) => self.taken.push(values),
+            Err(error) => self.error = Some(anyhow::anyhow!("gradient is not f32: {error:?}")),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Byte-level BPE (paper §2): training, encoding, decoding, and BPE-dropout (Provilkov et al., 10% on training captions).
+//!
+//! The `tokenizers` crate trains the merges and encodes without dropout. Its own dropout draws from a thread's hidden
+//! generator, so a resumed run could not repeat it; the dropout here takes its randomness as an argument. The bytes
+//! are the alphabet, so every string of any script has an encoding.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, anyhow, bail};
+use rand_chacha::rand_core::Rng;
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{
+    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer,
+};
+
+/// A trained byte-level BPE vocabulary.
+#[derive(Clone)]
+pub struct Bpe {
+    tokenizer: Tokenizer,
+    vocab: HashMap<String, u32>,
+    /// (left id, right id) → (rank, merged id).
+    merges: HashMap<(u32, u32), (usize, u32)>,
+}
+
+impl std::fmt::Debug for Bpe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bpe({} tokens)", self.vocab_size())
+    }
+}
+
+impl Bpe {
+    /// Learns at most `vocab_size` tokens (256 of them the bytes) from `captions`.
+    ///
+    /// # Errors
+    /// If `vocab_size` is below the 256 bytes.
+    pub fn train<S: AsRef<str> + Send>(
+        captions: impl Iterator<Item = S> + Send,
+        vocab_size: usize,
+    ) -> Result<Bpe> {
+        if vocab_size < 256 {
+            bail!("BPE vocabulary of {vocab_size}: a byte-level vocabulary needs at least 256 tokens");
+        }
+        let mut tokenizer = Tokenizer::new(BPE::default());
+        tokenizer.with_pre_tokenizer(Some(byte_level())).with_decoder(Some(byte_level()));
+        let mut trainer: TrainerWrapper = BpeTrainer::builder()
+            .vocab_size(vocab_size)
+            .min_frequency(2)
+            .show_progress(false)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .build()
+            .into();
+        tokenizer.train(&mut trainer, captions).map_err(|e| anyhow!("BPE training failed: {e}"))?;
+        Bpe::from_json(&tokenizer.to_string(false).map_err(|e| anyhow!("{e}"))?)
+    }
+
+    /// Reads a vocabulary in the Hugging Face `tokenizer.json` form.
+    pub fn from_json(json: &str) -> Result<Bpe> {
+        let tokenizer: Tokenizer = json.parse().map_err(|e| anyhow!("not a tokenizer JSON: {e}"))?;
+        let vocab = tokenizer.get_vocab(false);
+        let merges = read_merges(json, &vocab)?;
+        Ok(Bpe { tokenizer, vocab, merges })
+    }
+
+    /// The vocabulary in the Hugging Face `tokenizer.json` form.
+    pub fn to_json(&self) -> Result<String> {
+        self.tokenizer.to_string(false).map_err(|e| anyhow!("{e}"))
+    }
+
+    /// Number of token ids.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab.len()
+    }
+
+    /// Token ids of `text`, which should be [normalised](crate::normalise).
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| anyhow!("{e}"))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of `text` with each applicable merge skipped with probability `dropout` at every merge step.
+    ///
+    /// `dropout = 0` equals [`Bpe::encode`]; `dropout = 1` gives single bytes. Every result decodes to `text`.
+    pub fn encode_with_dropout(&self, text: &str, dropout: f32, rng: &mut impl Rng) -> Result<Vec<u32>> {
+        let mut pieces = PreTokenizedString::from(text);
+        byte_level().pre_tokenize(&mut pieces).map_err(|e| anyhow!("{e}"))?;
+        let mut ids = Vec::new();
+        for (piece, _, _) in pieces.get_splits(OffsetReferential::Normalized, OffsetType::None) {
+            let mut symbols = self.symbols(piece)?;
+            while let Some((at, merged)) = self.next_merge(&symbols, dropout, rng) {
+                symbols[at] = merged;
+                symbols.remove(at + 1);
+            }
+            ids.extend(symbols);
+        }
+        Ok(ids)
+    }
+
+    /// Text of `ids`; ids outside the vocabulary are skipped.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let text = self.tokenizer.decode(ids, true).map_err(|e| anyhow!("{e}"))?;
+        Ok(text.strip_prefix(' ').map(str::to_owned).unwrap_or(text))
+    }
+
+    fn symbols(&self, piece: &str) -> Result<Vec<u32>> {
+        piece
+            .chars()
+            .map(|c| self.vocab.get(c.encode_utf8(&mut [0; 4]) as &str).copied())
+            .collect::<Option<Vec<u32>>>()
+            .context("the vocabulary lacks some of the 256 byte tokens")
+    }
+
+    /// Position and result of the best-ranked merge that dropout leaves.
+    fn next_merge(&self, symbols: &[u32], dropout: f32, rng: &mut impl Rng) -> Option<(usize, u32)> {
+        let mut best: Option<(usize, usize, u32)> = None;
+        for (at, pair) in symbols.windows(2).enumerate() {
+            let Some(&(rank, merged)) = self.merges.get(&(pair[0], pair[1])) else { continue };
+            let dropped = dropout > 0.0 && unit(rng) < dropout;
+            if !dropped && best.is_none_or(|(best_rank, _, _)| rank < best_rank) {
+                best = Some((rank, at, merged));
+            }
+        }
+        best.map(|(_, at, merged)| (at, merged))
+    }
+}
+
+/// Uniform in [0, 1).
+fn unit(rng: &mut impl Rng) -> f32 {
+    (rng.next_u32() >> 8) as f32 / (1 << 24) as f32
+}
+
+/// A space is put before the first word, so that a word has the same tokens wherever it stands.
+fn byte_level() -> ByteLevel {
+    ByteLevel::new(true, false, true)
+}
+
+fn read_merges(json: &str, vocab: &HashMap<String, u32>) -> Result<HashMap<(u32, u32), (usize, u32)>> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        model: Model,
+    }
+    #[derive(serde::Deserialize)]
+    struct Model {
+        merges: Vec<(String, String)>,
+    }
+    let file: File = serde_json::from_str(json).context("tokenizer JSON holds no BPE merges")?;
+    let id = |token: &str| vocab.get(token).copied().with_context(|| format!("merge of unknown token {token:?}"));
+    let merges = file.model.merges.iter().enumerate();
+    merges.map(|(rank, (a, b))| Ok(((id(a)?, id(b)?), (rank, id(&format!("{a}{b}"))?)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+
+    const CAPTIONS: [&str; 6] = [
+        "a red apple, flat style",
+        "a green apple, flat style",
+        "a red heart, noto style",
+        "an emoji of a red apple",
+        "a blue heart, flat style",
+        "a green heart, noto style",
+    ];
+
+    fn bpe() -> Bpe {
+        Bpe::train(CAPTIONS.iter().cycle().take(60), 300).unwrap()
+    }
+
+    #[test]
+    fn words_become_tokens_and_any_text_survives() {
+        let bpe = bpe();
+        assert!(bpe.vocab_size() <= 300);
+        assert!(bpe.encode("a red apple").unwrap().len() <= 4);
+        for text in ["a red apple", "苹果 🍎", "naïve — \"quoted\"", ""] {
+            assert_eq!(bpe.decode(&bpe.encode(text).unwrap()).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn json_round_trip() {
+        let bpe = bpe();
+        let again = Bpe::from_json(&bpe.to_json().unwrap()).unwrap();
+        assert_eq!(bpe.encode(CAPTIONS[1]).unwrap(), again.encode(CAPTIONS[1]).unwrap());
+        assert!(Bpe::from_json("{}").is_err());
+    }
+
+    #[test]
+    fn dropout_changes_the_segmentation_but_not_the_text() {
+        let bpe = bpe();
+        let text = "a green apple, flat style";
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let plain = bpe.encode(text).unwrap();
+        assert_eq!(bpe.encode_with_dropout(text, 0.0, &mut rng).unwrap(), plain);
+        let single = bpe.encode_with_dropout(text, 1.0, &mut rng).unwrap();
+        assert_eq!(single.len(), text.len() + 1); // one byte each, and the leading space
+        let drawn: Vec<_> = (0..20).map(|_| bpe.encode_with_dropout(text, 0.1, &mut rng).unwrap()).collect();
+        assert!(drawn.iter().any(|ids| *ids != plain));
+        assert!(drawn.iter().all(|ids| bpe.decode(ids).unwrap() == text));
+    }
+
+    #[test]
+    fn the_same_generator_state_gives_the_same_dropout() {
+        let bpe = bpe();
+        let draw = || bpe.encode_with_dropout(CAPTIONS[0], 0.5, &mut ChaCha8Rng::seed_from_u64(3)).unwrap();
+        assert_eq!(draw(), draw());
+    }
+
+    #[test]
+    fn too_small_a_vocabulary_is_refused() {
+        assert!(Bpe::train(CAPTIONS.iter(), 10).unwrap_err().to_string().contains("256"));
+    }
+}

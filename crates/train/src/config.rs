@@ -1,0 +1,263 @@
+//! Configs are presets plus differences: `configs/NAME.toml`, or a file that names its `preset`, then `--set key=value`.
+//!
+//! An unknown key is an error that names the nearest key; the resolved config is saved with every run.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use tessera_data::Augment;
+use tessera_model::dvae::DvaeConfig;
+use tessera_model::prior::PriorConfig;
+use toml::{Table, Value};
+
+/// The presets inside the program.
+const PRESETS: [(&str, &str); 2] = [
+    ("tiny", include_str!("../../../configs/tiny.toml")),
+    ("emoji", include_str!("../../../configs/emoji.toml")),
+];
+
+/// Everything that training needs to know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Architecture of stage 1.
+    pub dvae: DvaeConfig,
+    /// Architecture of stage 2.
+    pub prior: PriorConfig,
+    /// How pictures and captions are varied.
+    pub data: DataConfig,
+    /// Training of stage 1.
+    pub train_dvae: FitConfig,
+    /// The relaxation of stage 1.
+    pub relax: RelaxConfig,
+    /// Training of stage 2.
+    pub train_prior: FitConfig,
+}
+
+/// How pictures and captions are varied in training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Random crops that the dVAE is trained on: `stage1` (paper §1.6: 9/8 to 12/8 of the target size, mirrored half
+    /// of the time) or `stage2` (§4: 8/8 to 9/8, never mirrored).
+    pub dvae_crop: Augment,
+    /// Probability of skipping a BPE merge (paper §2: 0.1).
+    pub bpe_dropout: f32,
+    /// Probability of training a picture without its caption, so that drawing can be guided.
+    pub caption_drop: f32,
+    /// Differently cropped encodings of each training picture (paper §4, Listing 2).
+    pub copies: usize,
+}
+
+/// Steps, batch, optimiser and reporting of one training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitConfig {
+    /// Updates in all.
+    pub steps: u64,
+    /// Pictures an update.
+    pub batch: usize,
+    /// Parts of a batch, run side by side and summed in order: the result does not depend on the number of threads.
+    pub micro_batches: usize,
+    /// Largest step size.
+    pub lr: f64,
+    /// Step size from `lr_steps` on.
+    pub lr_end: f64,
+    /// Updates over which the step size falls, by a cosine.
+    pub lr_steps: u64,
+    /// Updates over which the step size rises from 0, linearly.
+    pub warmup: u64,
+    /// AdamW's β₁.
+    pub beta1: f64,
+    /// AdamW's β₂.
+    pub beta2: f64,
+    /// AdamW's decoupled weight decay; gains, biases and embeddings are left out.
+    pub weight_decay: f64,
+    /// Largest global norm of the gradient.
+    pub clip: f64,
+    /// Decay of the weights' moving average.
+    pub ema: f64,
+    /// Updates between two averagings.
+    pub ema_every: u64,
+    /// Updates between two validations with sample pictures.
+    pub eval_every: u64,
+    /// Updates between two checkpoints.
+    pub checkpoint_every: u64,
+    /// Updates between two lines of training metrics.
+    pub log_every: u64,
+}
+
+/// Schedules of the relaxation (paper §1.5), all cosine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelaxConfig {
+    /// Final weight β of the KL term; the paper's 6.6 is for 192 values a token.
+    pub beta: f64,
+    /// Updates over which β rises from 0.
+    pub beta_steps: u64,
+    /// Final Gumbel-softmax temperature (1/16).
+    pub tau_end: f64,
+    /// Updates over which the temperature falls from 1.
+    pub tau_steps: u64,
+}
+
+impl Config {
+    /// Resolves `name` (a preset, or a TOML file with a `preset` key) and then each `key=value` of `sets`.
+    ///
+    /// # Errors
+    /// An unknown preset, file or key, a value of the wrong type, or sizes that do not fit each other.
+    pub fn resolve(name: &str, sets: &[String]) -> Result<Config> {
+        let mut table = match preset(name) {
+            Some(table) => table?,
+            None => read_file(Path::new(name))?,
+        };
+        for set in sets {
+            apply_set(&mut table, set)?;
+        }
+        let config: Config = table.try_into().with_context(|| format!("config {name}"))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The config as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string(self)?)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.dvae.check()?;
+        self.prior.check()?;
+        for (name, fit) in [("train_dvae", &self.train_dvae), ("train_prior", &self.train_prior)] {
+            ensure!(
+                fit.micro_batches >= 1 && fit.batch.is_multiple_of(fit.micro_batches) && fit.batch > 0,
+                "{name}.batch = {}: wanted a multiple of {name}.micro_batches = {}",
+                fit.batch,
+                fit.micro_batches
+            );
+            let periods = [fit.ema_every, fit.eval_every, fit.checkpoint_every, fit.log_every];
+            ensure!(periods.iter().all(|&p| p > 0), "{name}: every `*_every` wants at least 1");
+        }
+        ensure!(self.data.copies >= 1, "data.copies = 0: wanted at least 1");
+        Ok(())
+    }
+}
+
+fn preset(name: &str) -> Option<Result<Table>> {
+    let (_, text) = PRESETS.iter().find(|(preset, _)| *preset == name)?;
+    Some(text.parse().with_context(|| format!("preset {name}")))
+}
+
+fn read_file(path: &Path) -> Result<Table> {
+    let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("config {}: neither a preset ({}) nor a readable file", path.display(), names.join(", "))
+    })?;
+    let mut differences: Table = text.parse().with_context(|| format!("config {}", path.display()))?;
+    let base = match differences.remove("preset") {
+        Some(Value::String(base)) => base,
+        Some(other) => bail!("preset = {other}: wanted one of {}", names.join(", ")),
+        None => "emoji".to_string(),
+    };
+    let mut table =
+        preset(&base).with_context(|| format!("preset {base:?}: wanted one of {}", names.join(", ")))??;
+    merge(&mut table, differences, "")?;
+    Ok(table)
+}
+
+/// Lays `differences` over `table`; only keys that exist may change.
+fn merge(table: &mut Table, differences: Table, prefix: &str) -> Result<()> {
+    for (key, value) in differences {
+        let path = format!("{prefix}{key}");
+        let known: Vec<String> = table.keys().cloned().collect();
+        match (table.get_mut(&key), value) {
+            (None, _) => bail!("unknown config key {path}{}", hint(&key, &known, prefix)),
+            (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value, &format!("{path}."))?,
+            (Some(old), value) => *old = like(old, value, &path)?,
+        }
+    }
+    Ok(())
+}
+
+/// `value` in the type of `old`; whole numbers may stand for fractions.
+fn like(old: &Value, value: Value, path: &str) -> Result<Value> {
+    match (old, value) {
+        (Value::Float(_), Value::Integer(value)) => Ok(Value::Float(value as f64)),
+        (old, value) if old.same_type(&value) => Ok(value),
+        (old, value) => bail!("{path} = {value}: wanted a value of type {}", old.type_str()),
+    }
+}
+
+fn apply_set(table: &mut Table, set: &str) -> Result<()> {
+    let (path, value) =
+        set.split_once('=').with_context(|| format!("--set {set}: wanted key=value, as in prior.n_layers=12"))?;
+    let value: Table = format!("value = {value}")
+        .parse()
+        .with_context(|| format!("--set {set}: {value:?} is not a TOML value"))?;
+    let Some(mut value) = value.get("value").cloned() else { bail!("--set {set}: no value") };
+    for key in path.trim().rsplit('.') {
+        value = Value::Table(Table::from_iter([(key.to_string(), value)]));
+    }
+    match value {
+        Value::Table(differences) => merge(table, differences, ""),
+        _ => bail!("--set {set}: wanted key=value"),
+    }
+}
+
+fn hint(key: &str, known: &[String], prefix: &str) -> String {
+    match known.iter().min_by_key(|name| edit_distance(key, name)) {
+        Some(nearest) => format!("; did you mean {prefix}{nearest}?"),
+        None => String::new(),
+    }
+}
+
+/// Levenshtein distance.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let substitute = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(set: &str) -> String {
+        format!("{:#}", Config::resolve("tiny", &[set.to_string()]).unwrap_err())
+    }
+
+    #[test]
+    fn every_preset_resolves_and_survives_its_own_toml() {
+        for (name, _) in PRESETS {
+            let config = Config::resolve(name, &[]).unwrap();
+            assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn sets_change_one_value() {
+        let sets = ["prior.n_layers=12".to_string(), "train_dvae.lr=1".to_string()];
+        let config = Config::resolve("tiny", &sets).unwrap();
+        assert_eq!((config.prior.n_layers, config.train_dvae.lr), (12, 1.0));
+    }
+
+    #[test]
+    fn a_misspelt_key_names_the_nearest() {
+        assert_eq!(error("prior.n_layer=3"), "unknown config key prior.n_layer; did you mean prior.n_layers?");
+        assert_eq!(error("pior.n_layers=3"), "unknown config key pior; did you mean prior?");
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        assert!(error("prior.n_layers=\"six\"").contains("wanted a value of type integer"));
+        assert!(error("prior.n_layers").contains("wanted key=value"));
+        assert!(error("prior.n_heads=5").contains("multiple of prior.n_heads"));
+    }
+}

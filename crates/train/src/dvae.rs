@@ -1,0 +1,128 @@
+//! `train dvae`: stage 1 (paper §1).
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::{Device, Tensor, TensorData};
+use image::RgbImage;
+use tessera_data::{Augment, Dataset, Purpose, Sample, augment, batch_indices, item_rng};
+use tessera_eval::recon;
+use tessera_model::dvae::{Dvae, elbo, gumbel_noise, gumbel_softmax, map_pixels};
+use tessera_model::weights::{ModelConfig, ModelFile, export};
+
+use crate::config::Config;
+use crate::fit::{Loss, Outcome, Task, fit};
+use crate::log::Metrics;
+use crate::picture::{from_floats, grid, to_floats};
+use crate::run_dir::RunDir;
+use crate::schedule::cosine;
+
+/// Columns of the sample sheet; originals stand above reconstructions.
+const SAMPLES: usize = 16;
+
+struct DvaeTask<'a> {
+    config: &'a Config,
+    seed: u64,
+    train: &'a [Sample],
+    /// Held-out pictures, `[3·S·S]` in [0, 1] each.
+    val: Vec<Vec<f32>>,
+    device: Device,
+}
+
+/// Trains a dVAE on the data set at `data`; writes `RUN/dvae.tessera.safetensors` when it finishes or is stopped.
+pub fn train_dvae(config: &Config, data: &Path, run: &RunDir, seed: u64, stop: &AtomicBool) -> Result<Outcome> {
+    let dataset = Dataset::open(data)?;
+    let side = config.dvae.image_size as u32;
+    let floats = |sample: &Sample| centre(sample, side);
+    let held_out = if dataset.val.is_empty() { &dataset.train } else { &dataset.val };
+    let val = held_out.iter().map(floats).collect::<Result<Vec<_>>>()?;
+    let task = DvaeTask { config, seed, train: &dataset.train, val, device: Device::default() };
+    let model = Dvae::new(&config.dvae, seed, &task.device);
+    let (model, outcome) = fit(&task, model, &config.train_dvae, run, stop)?;
+    let file = ModelFile {
+        config: ModelConfig { dvae: Some(config.dvae.clone()), prior: None },
+        dvae: export(&model),
+        ..ModelFile::default()
+    };
+    file.write(&run.path().join("dvae.tessera.safetensors"))?;
+    Ok(outcome)
+}
+
+/// The centre of a picture at the model's size, `[3·S·S]` in [0, 1].
+pub(crate) fn centre(sample: &Sample, side: u32) -> Result<Vec<f32>> {
+    let mut unused = item_rng(0, Purpose::Augment, 0, 0);
+    let image = augment(&sample.image, side, Augment::CentreOnly, &mut unused)
+        .with_context(|| format!("picture {}", sample.key))?;
+    Ok(to_floats(&image))
+}
+
+impl DvaeTask<'_> {
+    fn pictures(&self, values: Vec<f32>, n: usize) -> Tensor<4> {
+        let side = self.config.dvae.image_size;
+        Tensor::from_data(TensorData::new(values, [n, 3, side, side]), &self.device)
+    }
+}
+
+impl Task for DvaeTask<'_> {
+    type Model = Dvae;
+    /// Pictures `[n, 3, S, S]` and Gumbel noise `[n, V, G, G]`, flat.
+    type Batch = (Vec<f32>, Vec<f32>);
+
+    fn batch(&self, step: u64, part: usize) -> Result<Self::Batch> {
+        let config = &self.config.train_dvae;
+        let share = config.batch / config.micro_batches;
+        let indices = batch_indices(self.train.len(), config.batch, step, self.seed);
+        let side = self.config.dvae.image_size as u32;
+        let cells = self.config.dvae.vocab * self.config.dvae.grid() * self.config.dvae.grid();
+        let crop = self.config.data.dvae_crop;
+        let (mut pictures, mut noise) = (Vec::new(), Vec::new());
+        for (slot, &index) in indices.iter().enumerate().skip(part * share).take(share) {
+            let rng = |purpose| item_rng(self.seed, purpose, step, slot as u64);
+            let sample = &self.train[index];
+            let image = augment(&sample.image, side, crop, &mut rng(Purpose::Augment))?;
+            pictures.extend(to_floats(&image));
+            noise.extend(gumbel_noise(cells, &mut rng(Purpose::Gumbel)));
+        }
+        Ok((pictures, noise))
+    }
+
+    fn loss(&self, model: &Dvae, (pictures, noise): Self::Batch, step: u64) -> Result<Loss> {
+        let relax = &self.config.relax;
+        let share = self.config.train_dvae.batch / self.config.train_dvae.micro_batches;
+        let beta = cosine(0.0, relax.beta, step, relax.beta_steps);
+        let tau = cosine(1.0, relax.tau_end, step, relax.tau_steps);
+        let x = map_pixels(self.pictures(pictures, share)).autodiff();
+        let logits = model.encoder.forward(x.clone());
+        let noise = Tensor::from_data(TensorData::new(noise, logits.dims()), &self.device).autodiff();
+        let codes = gumbel_softmax(logits.clone(), noise, tau);
+        let elbo = elbo(x, model.decoder.forward(codes), logits, beta, self.config.dvae.min_log_b);
+        let figures =
+            vec![("nll_nats_per_value", elbo.nll_per_value), ("kl_nats_per_token", elbo.kl_per_token)];
+        Ok(Loss { total: elbo.loss, figures })
+    }
+
+    fn validate(&self, model: &Dvae, _step: u64) -> Result<Metrics> {
+        ensure!(!self.val.is_empty(), "no pictures to validate on");
+        let recon = recon(model, &self.config.dvae, &self.val, &self.device);
+        Ok(vec![
+            ("psnr_db", recon.psnr_db),
+            ("elbo_nats_per_value", recon.elbo_nats_per_value),
+            ("kl_nats_per_token", recon.kl_nats_per_token),
+            ("codes_used", recon.codes_used as f64),
+            ("perplexity", recon.perplexity),
+        ])
+    }
+
+    fn picture(&self, model: &Dvae) -> Result<RgbImage> {
+        let side = self.config.dvae.image_size as u32;
+        let every = self.val.len().div_ceil(SAMPLES);
+        let shown: Vec<&Vec<f32>> = self.val.iter().step_by(every.max(1)).collect();
+        let x = self.pictures(shown.iter().flat_map(|v| v.iter().copied()).collect(), shown.len());
+        let restored = model.decode(model.encode(x)).into_data();
+        let restored = restored.try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        let originals = shown.iter().map(|v| from_floats(v, side));
+        let restored = restored.chunks(shown[0].len()).map(|v| from_floats(v, side));
+        Ok(grid(&originals.chain(restored).collect::<Vec<_>>(), shown.len()))
+    }
+}

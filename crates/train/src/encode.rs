@@ -1,0 +1,95 @@
+//! `encode`: pictures → code shards, several differently cropped copies of each training picture.
+//!
+//! The output folder also gets the dVAE, since codes mean nothing without it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use tessera_data::{Augment, CodeItem, CodeSet, Dataset, Purpose, Sample, Split, augment, item_rng};
+use tessera_eval::LabelledCodes;
+use tessera_model::dvae::{Dvae, DvaeConfig};
+use tessera_model::weights::ModelFile;
+use tessera_text::Bpe;
+
+use crate::config::DataConfig;
+use crate::dvae::centre;
+use crate::picture::to_floats;
+use crate::prior::labelled_codes;
+
+/// Pictures encoded at once.
+const BATCH: usize = 32;
+
+/// File name of the dVAE in a folder of codes.
+pub(crate) const DVAE_FILE: &str = "dvae.tessera.safetensors";
+
+/// Encodes both splits of `data` with the dVAE in `dvae_file` into `out`. Returns (pictures, tokens).
+pub fn encode(data_config: &DataConfig, data: &Path, dvae_file: &Path, out: &Path, seed: u64) -> Result<(usize, usize)> {
+    let file = ModelFile::read(dvae_file)?;
+    let device = Device::default();
+    let dvae = file.dvae(&device)?;
+    let config = file.config.dvae.clone().context("the file holds no dVAE")?;
+    ensure!(config.vocab <= 1 << 16, "code shards hold 16-bit codes; this dVAE has {}", config.vocab);
+    let dataset = Dataset::open(data)?;
+    std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    let (mut pictures, mut tokens) = (0, 0);
+    for split in Split::ALL {
+        let samples = dataset.split(split);
+        let copies = if split == Split::Train { data_config.copies } else { 1 };
+        let views = views(samples, config.image_size as u32, copies, seed)?;
+        let codes = codes_of(&dvae, &config, &views, &device)?;
+        let items = samples.iter().map(item).collect();
+        let set = CodeSet { grid: config.grid(), vocab: config.vocab, copies, codes, items, dvae: file.fingerprint()? };
+        (pictures, tokens) = (pictures + samples.len(), tokens + set.codes.len());
+        set.write(&out.join(split.name()))?;
+    }
+    file.write(&out.join(DVAE_FILE))?;
+    Ok((pictures, tokens))
+}
+
+/// `copies` views of each picture: its centre, then random crops (paper §4, Listing 2).
+fn views(samples: &[Sample], side: u32, copies: usize, seed: u64) -> Result<Vec<Vec<f32>>> {
+    let mut views = Vec::new();
+    for (index, sample) in samples.iter().enumerate() {
+        views.push(centre(sample, side)?);
+        for copy in 1..copies {
+            let mut rng = item_rng(seed, Purpose::Augment, copy as u64, index as u64);
+            views.push(to_floats(&augment(&sample.image, side, Augment::Stage2, &mut rng)?));
+        }
+    }
+    Ok(views)
+}
+
+/// The centres of `samples` at the dVAE's size, as `eval::recon` takes them.
+pub fn held_out_pictures(samples: &[Sample], config: &DvaeConfig) -> Result<Vec<Vec<f32>>> {
+    views(samples, config.image_size as u32, 1, 0)
+}
+
+/// `samples` as tokens with their canonical captions, as `eval::conditioning` takes them.
+pub fn held_out_codes(samples: &[Sample], dvae: &Dvae, config: &DvaeConfig, bpe: &Bpe) -> Result<Vec<LabelledCodes>> {
+    let views = held_out_pictures(samples, config)?;
+    let codes = codes_of(dvae, config, &views, &Device::default())?;
+    let items = samples.iter().map(item).collect();
+    let (grid, vocab) = (config.grid(), config.vocab);
+    labelled_codes(&CodeSet { grid, vocab, copies: 1, codes, items, dvae: String::new() }, bpe)
+}
+
+fn codes_of(dvae: &Dvae, config: &DvaeConfig, views: &[Vec<f32>], device: &Device) -> Result<Vec<u16>> {
+    let side = config.image_size;
+    let mut codes = Vec::new();
+    for batch in views.chunks(BATCH) {
+        let data = TensorData::new(batch.concat(), [batch.len(), 3, side, side]);
+        let tokens: Tensor<3, Int> = dvae.encode(Tensor::from_data(data, device));
+        codes.extend(tokens.into_data().iter::<i64>().map(|code| code as u16));
+    }
+    Ok(codes)
+}
+
+fn item(sample: &Sample) -> CodeItem {
+    CodeItem {
+        key: sample.key.clone(),
+        captions: sample.captions.clone(),
+        concept: sample.meta.concept.clone(),
+        style: sample.meta.style.clone(),
+    }
+}

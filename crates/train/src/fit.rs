@@ -1,0 +1,172 @@
+//! ★ The training loop. There is one, for every task.
+//!
+//! A step: micro-batches are drawn and differentiated side by side, their gradients summed in order, clipped, given to
+//! AdamW, averaged. Weights live on the host between steps; every random draw is a function of the seed and the step,
+//! so a run that was stopped continues to the same bits.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::module::Module;
+use burn::tensor::Tensor;
+use image::RgbImage;
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use tessera_model::weights::{HostTensor, export, gradients, import};
+
+use crate::config::FitConfig;
+use crate::log::{Log, Metrics};
+use crate::optim::{AdamW, average, clip_global_norm};
+use crate::run_dir::RunDir;
+use crate::schedule::warmup_cosine;
+
+/// What the loop trains: where batches come from, what is minimised, how it is judged.
+pub trait Task: Sync {
+    /// The model.
+    type Model: Module + Sync;
+    /// Part of a batch on the host.
+    type Batch: Send;
+
+    /// Part `part` of the batch of update `step`; a pure function of both.
+    fn batch(&self, step: u64, part: usize) -> Result<Self::Batch>;
+    /// The loss of a micro-batch, and figures to log.
+    fn loss(&self, model: &Self::Model, batch: Self::Batch, step: u64) -> Result<Loss>;
+    /// Figures on held-out data.
+    fn validate(&self, model: &Self::Model, step: u64) -> Result<Metrics>;
+    /// A picture that shows how far the model is.
+    fn picture(&self, model: &Self::Model) -> Result<RgbImage>;
+}
+
+/// A loss to differentiate and figures beside it.
+pub struct Loss {
+    /// `[1]`
+    pub total: Tensor<1>,
+    /// Name and value, `[1]` each.
+    pub figures: Vec<(&'static str, Tensor<1>)>,
+}
+
+/// All that changes from step to step, and all that a checkpoint holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// Updates done.
+    pub step: u64,
+    /// The weights.
+    pub weights: Vec<HostTensor>,
+    /// Their moving average: what is validated and shipped.
+    pub average: Vec<HostTensor>,
+    /// The optimiser's moments.
+    pub adam: AdamW,
+}
+
+impl State {
+    fn new(weights: Vec<HostTensor>) -> State {
+        State { step: 0, average: weights.clone(), adam: AdamW::new(&weights), weights }
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps are done.
+    Finished,
+    /// It was asked to stop; a checkpoint of this step was written.
+    Stopped(u64),
+}
+
+/// Trains `model` until `config.steps`, from the newest checkpoint of `run` if there is one. Returns the averaged model.
+///
+/// # Errors
+/// If a loss or gradient is not finite, or the run folder cannot be written.
+pub fn fit<T: Task>(
+    task: &T,
+    model: T::Model,
+    config: &FitConfig,
+    run: &RunDir,
+    stop: &AtomicBool,
+) -> Result<(T::Model, Outcome)> {
+    let mut state = run.newest_checkpoint()?.unwrap_or_else(|| State::new(export(&model)));
+    let mut model = import(model, &state.weights).context("the checkpoint is of another model")?;
+    let mut log = Log::open(run.path(), state.step, config.steps)?;
+    let pools = thread_pools(config.micro_batches)?;
+    while state.step < config.steps {
+        let step = state.step;
+        let (mut gradients, mut figures) = batch_gradients(task, &model, step, &pools)?;
+        let norm = clip_global_norm(&mut gradients, config.clip);
+        ensure!(norm.is_finite(), "step {step}: the gradient is not finite; try a smaller lr ({})", config.lr);
+        let lr = warmup_cosine(config.lr, config.lr_end, step, config.lr_steps, config.warmup);
+        state.adam.update(&mut state.weights, &gradients, config, step, lr);
+        state.step += 1;
+        if state.step.is_multiple_of(config.ema_every) {
+            average(&mut state.average, &state.weights, config.ema, state.step / config.ema_every);
+        }
+        model = import(model, &state.weights)?;
+        figures.extend([("lr", lr), ("gradient_norm", norm)]);
+        log.train(state.step, &figures, config)?;
+
+        let last = state.step == config.steps;
+        if last || state.step.is_multiple_of(config.eval_every) {
+            let averaged = import(model.clone(), &state.average)?;
+            log.validation(state.step, &task.validate(&averaged, state.step)?)?;
+            run.write_sample(state.step, &task.picture(&averaged)?)?;
+        }
+        let stopped = stop.load(Ordering::Relaxed);
+        if last || stopped || state.step.is_multiple_of(config.checkpoint_every) {
+            run.write_checkpoint(&state)?;
+        }
+        if stopped && !last {
+            return Ok((import(model, &state.average)?, Outcome::Stopped(state.step)));
+        }
+    }
+    Ok((import(model, &state.average)?, Outcome::Finished))
+}
+
+/// The mean gradient of a batch in the order of `export`, and its mean figures.
+fn batch_gradients<T: Task>(
+    task: &T,
+    model: &T::Model,
+    step: u64,
+    pools: &[ThreadPool],
+) -> Result<(Vec<Vec<f32>>, Metrics)> {
+    let workers: Vec<_> = pools.iter().enumerate().collect();
+    let parts: Vec<Result<(Vec<Vec<f32>>, Metrics)>> = std::thread::scope(|scope| {
+        let spawn = |(part, pool)| {
+            let model = model.clone();
+            scope.spawn(move || ThreadPool::install(pool, || micro_batch(task, model, step, part)))
+        };
+        let handles: Vec<_> = workers.into_iter().map(spawn).collect();
+        let join = |handle: std::thread::ScopedJoinHandle<_>| handle.join();
+        let joined = handles.into_iter().map(join);
+        joined.map(|part| part.unwrap_or_else(|_| bail!("step {step}: a training thread panicked"))).collect()
+    });
+    let share = 1.0 / pools.len() as f32;
+    let mut parts = parts.into_iter();
+    let (mut sum, mut figures) = parts.next().context("a batch has at least one part")??;
+    for part in parts {
+        let (gradients, part_figures) = part?;
+        sum.par_iter_mut().zip(gradients).for_each(|(sum, gradient)| {
+            sum.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+        });
+        figures.iter_mut().zip(part_figures).for_each(|(sum, part)| sum.1 += part.1);
+    }
+    sum.par_iter_mut().flatten().for_each(|value| *value *= share);
+    figures.iter_mut().for_each(|figure| figure.1 *= f64::from(share));
+    Ok((sum, figures))
+}
+
+fn micro_batch<T: Task>(task: &T, model: T::Model, step: u64, part: usize) -> Result<(Vec<Vec<f32>>, Metrics)> {
+    let model = model.train();
+    let batch = task.batch(step, part)?;
+    let loss = task.loss(&model, batch, step)?;
+    let value = |x: Tensor<1>| x.without_autodiff().into_scalar::<f64>();
+    let total = value(loss.total.clone());
+    ensure!(total.is_finite(), "step {step}: the loss is {total}; try a smaller lr");
+    let mut figures = vec![("loss", total)];
+    figures.extend(loss.figures.into_iter().map(|(name, figure)| (name, value(figure))));
+    Ok((gradients(&model, loss.total.backward())?, figures))
+}
+
+/// One pool a micro-batch; together they have the machine's threads.
+fn thread_pools(micro_batches: usize) -> Result<Vec<ThreadPool>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(micro_batches);
+    (0..micro_batches).map(|_| Ok(ThreadPoolBuilder::new().num_threads(threads).build()?)).collect()
+}

@@ -1,0 +1,182 @@
+//! `train prior`: stage 2 (paper §3, §4), on code shards.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use image::RgbImage;
+use tessera_data::loader::below;
+use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices, item_rng};
+use tessera_eval::{LabelledCodes, conditioning};
+use tessera_model::dvae::Dvae;
+use tessera_model::prior::{Prior, Stream, caption_slots, weighted_cross_entropy};
+use tessera_model::weights::{ModelConfig, ModelFile, export};
+use tessera_model::{Drawing, Event, Request};
+use tessera_text::{Bpe, normalise};
+
+use crate::config::Config;
+use crate::encode::DVAE_FILE;
+use crate::fit::{Loss, Outcome, Task, fit};
+use crate::log::Metrics;
+use crate::picture::grid;
+use crate::run_dir::RunDir;
+
+/// Held-out captions that are drawn at each validation, and drawings of each.
+const SHOWN: [usize; 2] = [6, 4];
+
+struct PriorTask<'a> {
+    config: &'a Config,
+    seed: u64,
+    bpe: &'a Bpe,
+    codes: &'a CodeSet,
+    val: Vec<LabelledCodes>,
+    dvae: Dvae,
+}
+
+/// Trains a prior on the codes at `data` with the tokenizer in `bpe_file`; writes the whole model to
+/// `RUN/model.tessera.safetensors` when it finishes or is stopped.
+///
+/// # Errors
+/// If the codes, the tokenizer and the config disagree on sizes.
+pub fn train_prior(
+    config: &Config,
+    data: &Path,
+    bpe_file: &Path,
+    run: &RunDir,
+    seed: u64,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    let json = std::fs::read_to_string(bpe_file)
+        .with_context(|| format!("no tokenizer at {}; make one with `tessera train bpe`", bpe_file.display()))?;
+    let bpe = Bpe::from_json(&json)?;
+    let codes = CodeSet::read(&data.join(Split::Train.name()))?;
+    let val = labelled_codes(&CodeSet::read(&data.join(Split::Val.name()))?, &bpe)?;
+    let dvae_file = ModelFile::read(&data.join(DVAE_FILE))?;
+    check_sizes(config, &codes, &bpe, &dvae_file)?;
+    let device = Device::default();
+    let dvae = dvae_file.dvae(&device)?;
+    let task = PriorTask { config, seed, bpe: &bpe, codes: &codes, val, dvae };
+    let model = Prior::new(&config.prior, seed, &device);
+    let (model, outcome) = fit(&task, model, &config.train_prior, run, stop)?;
+    let file = ModelFile {
+        config: ModelConfig { dvae: dvae_file.config.dvae.clone(), prior: Some(config.prior.clone()) },
+        tokenizer: Some(json),
+        dvae: dvae_file.dvae,
+        prior: export(&model),
+        ..ModelFile::default()
+    };
+    file.write(&run.path().join("model.tessera.safetensors"))?;
+    Ok(outcome)
+}
+
+/// Each picture of `codes` with the tokens of its canonical caption: what conditioning is measured on.
+pub fn labelled_codes(codes: &CodeSet, bpe: &Bpe) -> Result<Vec<LabelledCodes>> {
+    let label = |(index, item): (usize, &CodeItem)| {
+        let tokens = codes.tokens(index, 0).context("the code set is damaged")?;
+        let caption = item.captions.first().context("a picture has no caption")?;
+        Ok(LabelledCodes {
+            codes: tokens.iter().map(|&code| u32::from(code)).collect(),
+            caption: bpe.encode(&normalise(caption))?,
+            style: item.style.clone(),
+        })
+    };
+    codes.items.iter().enumerate().map(label).collect()
+}
+
+fn check_sizes(config: &Config, codes: &CodeSet, bpe: &Bpe, dvae: &ModelFile) -> Result<()> {
+    let prior = &config.prior;
+    ensure!(
+        (codes.grid, codes.vocab) == (prior.grid, prior.image_vocab),
+        "the codes are {0}×{0} of {1}; the config's prior.grid is {2} and prior.image_vocab {3}",
+        codes.grid,
+        codes.vocab,
+        prior.grid,
+        prior.image_vocab
+    );
+    ensure!(
+        bpe.vocab_size() <= prior.text_vocab,
+        "the tokenizer has {} tokens; prior.text_vocab is {}",
+        bpe.vocab_size(),
+        prior.text_vocab
+    );
+    ensure!(codes.dvae == dvae.fingerprint()?, "the codes were made by another dVAE than the one beside them");
+    ensure!(!codes.is_empty(), "there are no training pictures");
+    Ok(())
+}
+
+impl PriorTask<'_> {
+    /// One stream of a batch: a copy of the picture's codes, one of its captions, sometimes none.
+    fn example(&self, item: usize, step: u64, slot: u64) -> Result<(Vec<u32>, Vec<u32>)> {
+        let rng = |purpose| item_rng(self.seed, purpose, step, slot);
+        let captions = &self.codes.items[item].captions;
+        let caption = below(&mut rng(Purpose::CaptionChoice), captions.len() as u64) as usize;
+        let caption = captions.get(caption).context("a picture has no caption")?;
+        let dropped = (below(&mut rng(Purpose::CaptionDrop), 1 << 24) as f32) < self.config.data.caption_drop * 16_777_216.0;
+        let tokens = match dropped {
+            true => Vec::new(),
+            false => {
+                let dropout = self.config.data.bpe_dropout;
+                self.bpe.encode_with_dropout(&normalise(caption), dropout, &mut rng(Purpose::BpeDropout))?
+            }
+        };
+        let copy = below(&mut rng(Purpose::CopyChoice), self.codes.copies as u64) as usize;
+        let codes = self.codes.tokens(item, copy).context("the code set is damaged")?;
+        Ok((caption_slots(&tokens, &self.config.prior).0, codes.iter().map(|&code| u32::from(code)).collect()))
+    }
+}
+
+impl Task for PriorTask<'_> {
+    type Model = Prior;
+    type Batch = Stream;
+
+    fn batch(&self, step: u64, part: usize) -> Result<Stream> {
+        let config = &self.config.train_prior;
+        let share = config.batch / config.micro_batches;
+        let indices = batch_indices(self.codes.len(), config.batch, step, self.seed);
+        let (mut text, mut image) = (Vec::new(), Vec::new());
+        for (slot, &item) in indices.iter().enumerate().skip(part * share).take(share) {
+            let (slots, codes) = self.example(item, step, slot as u64)?;
+            text.extend(slots);
+            image.extend(codes);
+        }
+        Stream::new(share, text, image, &self.config.prior)
+    }
+
+    fn loss(&self, model: &Prior, batch: Stream, _step: u64) -> Result<Loss> {
+        let (text, image) = model.forward(&batch);
+        let loss = weighted_cross_entropy(text, image, &batch);
+        let figures = vec![
+            ("text_nats_per_token", loss.text_per_token),
+            ("image_nats_per_token", loss.image_per_token),
+        ];
+        Ok(Loss { total: loss.loss, figures })
+    }
+
+    fn validate(&self, model: &Prior, _step: u64) -> Result<Metrics> {
+        if self.val.len() < 2 {
+            return Ok(Vec::new());
+        }
+        let figures = conditioning(model, &self.val)?;
+        Ok(vec![
+            ("image_nats_per_token", figures.true_caption.mean),
+            ("same_style_gap_nats", figures.gap.same_style.mean),
+            ("shuffled_gap_nats", figures.gap.shuffled.mean),
+            ("no_caption_gap_nats", figures.gap.none.mean),
+        ])
+    }
+
+    fn picture(&self, model: &Prior) -> Result<RgbImage> {
+        let [captions, drawings] = SHOWN;
+        let mut cells = Vec::new();
+        for item in self.val.iter().step_by(self.val.len().div_ceil(captions).max(1)) {
+            let request = Request { n: drawings, seed: self.seed, ..Request::default() };
+            for event in Drawing::new(model, &self.dvae, &item.caption, request)? {
+                if let Event::Picture(picture) = event? {
+                    cells.push(picture.image);
+                }
+            }
+        }
+        Ok(grid(&cells, drawings))
+    }
+}
