@@ -198,6 +198,17 @@ pub enum Eval {
     Recon(EvalArgs),
     /// How much the words matter: the image loss under the true and other captions.
     Conditioning(EvalArgs),
+    /// The training curves of a run, as an SVG picture.
+    Curves {
+        /// Folder of the run.
+        run: PathBuf,
+        /// Draw only this metric; may be repeated.
+        #[arg(long = "metric", value_name = "NAME")]
+        metrics: Vec<String>,
+        /// The picture file.
+        #[arg(long, default_value = "curves.svg")]
+        out: PathBuf,
+    },
 }
 
 #[derive(ClapArgs)]

@@ -170,3 +170,96 @@ fn thread_pools(micro_batches: usize) -> Result<Vec<ThreadPool>> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(micro_batches);
     (0..micro_batches).map(|_| Ok(ThreadPoolBuilder::new().num_threads(threads).build()?)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn::tensor::{Device, TensorData};
+    use tessera_model::nn::{Init, Linear};
+
+    use super::*;
+    use crate::config::Config;
+
+    /// Learns `y = x · [1, 2]ᵀ + 3`; asks to stop after `stop_after` steps.
+    struct Line<'a> {
+        stop: &'a AtomicBool,
+        stop_after: u64,
+    }
+
+    impl Task for Line<'_> {
+        type Model = Linear;
+        type Batch = Vec<f32>;
+
+        fn batch(&self, step: u64, part: usize) -> Result<Vec<f32>> {
+            if step + 1 >= self.stop_after {
+                self.stop.store(true, Ordering::Relaxed);
+            }
+            Ok((0..8).map(|i| ((step * 16 + part as u64 * 8 + i) as f32 * 0.7).sin()).collect())
+        }
+
+        fn loss(&self, model: &Linear, x: Vec<f32>, _: u64) -> Result<Loss> {
+            let y: Vec<f32> = x.chunks(2).map(|x| x[0] + 2.0 * x[1] + 3.0).collect();
+            let device = Device::default();
+            let x: Tensor<2> = Tensor::from_data(TensorData::new(x, [4, 2]), &device).autodiff();
+            let y: Tensor<2> = Tensor::from_data(TensorData::new(y, [4, 1]), &device).autodiff();
+            let total = (model.forward(x) - y).powf_scalar(2.0).mean();
+            Ok(Loss { figures: vec![("twice", total.clone() * 2.0)], total })
+        }
+
+        fn validate(&self, model: &Linear, _: u64) -> Result<Metrics> {
+            Ok(vec![("bias", model.bias.val().into_scalar::<f64>())])
+        }
+
+        fn picture(&self, _: &Linear) -> Result<RgbImage> {
+            Ok(RgbImage::new(2, 2))
+        }
+    }
+
+    fn config() -> FitConfig {
+        let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
+        (config.steps, config.lr_steps, config.lr, config.batch) = (30, 30, 0.3, 8);
+        (config.checkpoint_every, config.eval_every, config.log_every) = (7, 10, 5);
+        config
+    }
+
+    /// Trains in `dir`, stopping after `stop_after` steps if that is before the end.
+    fn train(dir: &Path, stop_after: u64) -> (Vec<HostTensor>, Outcome) {
+        let stop = AtomicBool::new(false);
+        let task = Line { stop: &stop, stop_after };
+        let model = Linear::new(&mut Init::new(1, &Device::default()), [2, 1], 0.1);
+        let run = RunDir::open(dir, "c = 1\n", dir.exists()).unwrap();
+        let (model, outcome) = fit(&task, model, &config(), &run, &stop).unwrap();
+        (export(&model), outcome)
+    }
+
+    #[test]
+    fn it_learns_and_a_stopped_run_continues_to_the_same_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        let (whole, outcome) = train(&dir.path().join("whole"), u64::MAX);
+        assert_eq!(outcome, Outcome::Finished);
+        assert!((whole[1].values[0] - 3.0).abs() < 0.3, "bias {}", whole[1].values[0]);
+
+        let halved = dir.path().join("halved");
+        assert_eq!(train(&halved, 12).1, Outcome::Stopped(12));
+        let (resumed, outcome) = train(&halved, u64::MAX);
+        assert_eq!(outcome, Outcome::Finished);
+        assert_eq!(resumed, whole);
+
+        let lines = std::fs::read_to_string(halved.join("metrics.jsonl")).unwrap();
+        assert_eq!(lines.lines().filter(|line| line.contains("\"val\"")).count(), 3);
+        assert!(halved.join("samples/step_000030.png").exists());
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_stops_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = AtomicBool::new(false);
+        let task = Line { stop: &stop, stop_after: u64::MAX };
+        let mut model = Linear::new(&mut Init::new(1, &Device::default()), [2, 1], 0.1);
+        model.bias = Init::new(1, &Device::default()).normal([1], f64::INFINITY);
+        let run = RunDir::open(&dir.path().join("run"), "c = 1\n", false).unwrap();
+        let error = fit(&task, model, &config(), &run, &stop).err().unwrap();
+        assert!(error.to_string().contains("step 0: the loss is"), "{error}");
+    }
+}

@@ -14,8 +14,15 @@ pub fn run(source: DataSource) -> Result<()> {
                 args::World::Full => World::Full,
             };
             let background = colour(&background)?;
-            let options =
-                EmojiOptions { packages, size, world, background, holdout_percent: holdout, seed, max_concepts };
+            let options = EmojiOptions {
+                packages,
+                size,
+                world,
+                background,
+                holdout_percent: holdout,
+                seed,
+                max_concepts,
+            };
             let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
                 "rendering {bar:30} {pos}/{len} {per_sec} eta {eta}",
             )?);
@@ -41,6 +48,7 @@ pub fn run(source: DataSource) -> Result<()> {
 fn colour(text: &str) -> Result<[u8; 3]> {
     let hex = text.trim_start_matches('#');
     let number = (hex.len() == 6).then(|| u32::from_str_radix(hex, 16).ok()).flatten();
-    let number = number.with_context(|| format!("background {text:?}: wanted six hex digits, as in ffffff"))?;
+    let number =
+        number.with_context(|| format!("background {text:?}: wanted six hex digits, as in ffffff"))?;
     Ok([(number >> 16) as u8, (number >> 8) as u8, number as u8])
 }

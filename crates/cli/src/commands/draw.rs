@@ -94,7 +94,10 @@ fn enlarge(picture: &RgbImage, scale: u32) -> RgbImage {
 /// Fails early: before anything is drawn.
 fn check_writable(out: &Path) -> Result<()> {
     let existed = out.exists();
-    std::fs::File::options().append(true).create(true).open(out)
+    std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(out)
         .with_context(|| format!("cannot write {}; choose another --out", out.display()))?;
     if !existed {
         std::fs::remove_file(out)?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use tessera_data::{Dataset, Sample};
-use tessera_eval::{Conditioning, Figure, Recon, conditioning, recon};
+use tessera_eval::{Conditioning, Figure, Recon, conditioning, curves, recon};
 use tessera_model::Tessera;
 use tessera_train::{held_out_codes, held_out_pictures};
 
@@ -27,6 +27,12 @@ pub fn run(eval: Eval) -> Result<()> {
             let items = held_out_codes(&held_out(&args)?, &tessera.dvae, config, &tessera.bpe)?;
             let report = conditioning(&tessera.prior, &items)?;
             print(&args, &report, print_conditioning)
+        }
+        Eval::Curves { run, metrics, out } => {
+            std::fs::write(&out, curves(&run, &metrics)?)
+                .with_context(|| format!("cannot write {}; choose another --out", out.display()))?;
+            println!("{}", out.display());
+            Ok(())
         }
     }
 }

@@ -11,7 +11,9 @@ pub fn run(args: &Inspect) -> Result<()> {
     let value = match args.file.extension().and_then(|e| e.to_str()) {
         Some("png") => match read_png(&args.file)? {
             Some(parameters) => serde_json::to_value(parameters)?,
-            None => bail!("{} carries no drawing parameters; was it made by `tessera draw`?", args.file.display()),
+            None => {
+                bail!("{} carries no drawing parameters; was it made by `tessera draw`?", args.file.display())
+            }
         },
         _ => describe(&ModelFile::read(&args.file)?)?,
     };

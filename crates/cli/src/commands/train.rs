@@ -39,12 +39,12 @@ pub fn encode(args: &Encode) -> Result<()> {
     Ok(())
 }
 
-/// The resolved config, printed, and its run folder.
+/// The resolved config and its run folder; prints the config if the folder is this run's.
 fn open(common: &Common, task: &str) -> Result<(Config, RunDir)> {
     let config = Config::resolve(&common.config, &common.sets)?;
     let text = format!("# tessera train {task}, seed {}\n\n{}", common.seed, config.to_toml()?);
-    eprintln!("{text}");
     let run = RunDir::open(&common.run, &text, common.resume)?;
+    eprintln!("{text}");
     Ok((config, run))
 }
 
@@ -66,7 +66,9 @@ fn report(outcome: Outcome, run: &RunDir) -> Result<()> {
     let path = run.path().display();
     match outcome {
         Outcome::Finished => println!("finished: {path}"),
-        Outcome::Stopped(step) => println!("stopped and saved at step {step}: {path}; continue it with --resume"),
+        Outcome::Stopped(step) => {
+            println!("stopped and saved at step {step}: {path}; continue it with --resume")
+        }
     }
     Ok(())
 }

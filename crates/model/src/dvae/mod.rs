@@ -110,3 +110,6 @@ impl Dvae {
         unmap_pixels(burn::tensor::activation::sigmoid(stats.narrow(1, 0, 3)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ pub struct Embedding {
     /// `[text_len, D]`
     text_position: Param<Tensor<2>>,
     /// `[image_vocab + 1, D]`: tokens, start-of-image
-    image: Param<Tensor<2>>,
+    pub(super) image: Param<Tensor<2>>,
     /// `[grid, D]`
     row: Param<Tensor<2>>,
     /// `[grid, D]`

@@ -172,3 +172,6 @@ impl Prior {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

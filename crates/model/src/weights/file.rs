@@ -3,7 +3,7 @@
 //! The parts (dVAE, tokenizer, prior) are optional, so that each training stage writes the same kind of file. Weights
 //! are stored in f16, computed on in f32.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -18,7 +18,19 @@ use crate::dvae::DvaeConfig;
 use crate::prior::PriorConfig;
 
 /// Version of the file's layout; a reader refuses others.
-const FORMAT: &str = "1";
+const FORMAT: u32 = 1;
+
+/// The one entry of the safetensors metadata: a single key, because the format does not keep the order of several and
+/// the same model should have the same bytes.
+const HEADER_KEY: &str = "tessera.model";
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    config: ModelConfig,
+    tokenizer: Option<String>,
+    notes: BTreeMap<String, String>,
+}
 
 /// Architecture of the parts that a file holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -44,7 +56,7 @@ pub struct ModelFile {
     /// Weights of the prior; empty if there is none.
     pub prior: Vec<HostTensor>,
     /// Settings and facts of the training that made it, for people: name → text.
-    pub notes: HashMap<String, String>,
+    pub notes: BTreeMap<String, String>,
 }
 
 impl ModelFile {
@@ -60,20 +72,12 @@ impl ModelFile {
     /// Reads the bytes of a file.
     pub fn from_bytes(bytes: &[u8]) -> Result<ModelFile> {
         let (_, header) = SafeTensors::read_metadata(bytes).context("not a safetensors file, or truncated")?;
-        let meta = header.metadata().clone().unwrap_or_default();
-        match meta.get("tessera.format").map(String::as_str) {
-            Some(FORMAT) => {}
-            Some(other) => bail!("format version {other}; this program reads version {FORMAT}"),
-            None => bail!("a safetensors file without Tessera's metadata"),
-        }
-        let config = meta.get("tessera.config").context("the config is missing from the metadata")?;
-        let config: ModelConfig = serde_json::from_str(config).context("the config in the metadata is damaged")?;
-        let mut file = ModelFile {
-            config,
-            tokenizer: meta.get("tessera.tokenizer").cloned(),
-            notes: notes_of(&meta),
-            ..ModelFile::default()
-        };
+        let header = header.metadata().as_ref().and_then(|meta| meta.get(HEADER_KEY));
+        let header = header.context("a safetensors file without Tessera's metadata")?;
+        let header: Header = serde_json::from_str(header).context("the metadata is damaged")?;
+        let Header { format, config, tokenizer, notes } = header;
+        ensure!(format == FORMAT, "format version {format}; this program reads version {FORMAT}");
+        let mut file = ModelFile { config, tokenizer, notes, ..ModelFile::default() };
         let tensors = SafeTensors::deserialize(bytes).context("truncated or damaged weights")?;
         for (name, view) in tensors.iter() {
             match name.split_once('.') {
@@ -87,13 +91,13 @@ impl ModelFile {
 
     /// The file's bytes.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut meta: HashMap<String, String> =
-            self.notes.iter().map(|(name, text)| (format!("note.{name}"), text.clone())).collect();
-        meta.insert("tessera.format".into(), FORMAT.into());
-        meta.insert("tessera.config".into(), serde_json::to_string(&self.config)?);
-        if let Some(tokenizer) = &self.tokenizer {
-            meta.insert("tessera.tokenizer".into(), tokenizer.clone());
-        }
+        let header = Header {
+            format: FORMAT,
+            config: self.config.clone(),
+            tokenizer: self.tokenizer.clone(),
+            notes: self.notes.clone(),
+        };
+        let meta = HashMap::from([(HEADER_KEY.to_string(), serde_json::to_string(&header)?)]);
         let parts = [("dvae", &self.dvae), ("prior", &self.prior)];
         let encoded: Vec<(String, Vec<usize>, Vec<u8>)> = parts
             .iter()
@@ -127,11 +131,6 @@ impl ModelFile {
     }
 }
 
-fn notes_of(meta: &HashMap<String, String>) -> HashMap<String, String> {
-    let note = |(name, text): (&String, &String)| Some((name.strip_prefix("note.")?.to_string(), text.clone()));
-    meta.iter().filter_map(note).collect()
-}
-
 fn f16_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
 }
@@ -155,6 +154,7 @@ mod tests {
     fn round_trip() {
         let bytes = small().to_bytes().unwrap();
         assert_eq!(ModelFile::from_bytes(&bytes).unwrap(), small());
+        assert_eq!(small().to_bytes().unwrap(), bytes);
     }
 
     #[test]

@@ -1,0 +1,48 @@
+//! Presets, TOML files of differences and `--set`, as the training commands take them.
+
+use std::fs;
+
+use super::program::{entries, fixture, folder, mistake};
+
+/// The error of `train dvae` with `args`, which must leave no run behind.
+fn refused(files: &[(&str, &str)], args: &[&str]) -> String {
+    let dir = folder();
+    files.iter().for_each(|(name, text)| fs::write(dir.path().join(name), text).unwrap());
+    let data = fixture();
+    let train = ["train", "dvae", "--data", &data, "--run", "run"];
+    let error = mistake(dir.path(), &[&train[..], args].concat());
+    assert!(!entries(dir.path()).contains(&"run".to_string()), "{args:?} began a run");
+    error
+}
+
+#[test]
+fn a_misspelt_set_names_the_nearest_key() {
+    let error = refused(&[], &["--config", "tiny", "--set", "train_dvae.step=5"]);
+    assert!(error.contains("unknown config key train_dvae.step; did you mean train_dvae.steps?"), "{error}");
+}
+
+#[test]
+fn a_misspelt_key_in_a_file_names_the_nearest_key() {
+    let file = ("mine.toml", "preset = \"tiny\"\n[dvae]\nn_hidden = 32\n");
+    let error = refused(&[file], &["--config", "mine.toml"]);
+    assert!(error.contains("unknown config key dvae.n_hidden; did you mean dvae.n_hid?"), "{error}");
+}
+
+#[test]
+fn an_unknown_preset_lists_the_known() {
+    let error = refused(&[], &["--config", "huge"]);
+    assert!(error.contains("config huge: neither a preset (tiny, emoji"), "{error}");
+}
+
+#[test]
+fn values_are_checked_before_a_run_begins() {
+    for (set, wanted) in [
+        ("train_dvae.lr=\"fast\"", "wanted a value of type float"),
+        ("dvae.image_size=33", "wanted a multiple of 4"),
+        ("train_dvae.batch=7", "wanted a multiple of train_dvae.micro_batches"),
+        ("train_dvae.steps", "wanted key=value"),
+    ] {
+        let error = refused(&[], &["--config", "tiny", "--set", set]);
+        assert!(error.contains(wanted), "{set}: {error}");
+    }
+}

@@ -1,0 +1,85 @@
+//! `tessera data folder`: anyone's own pictures, some of them bad.
+
+use std::fs;
+use std::path::Path;
+
+use super::program::{Said, command, entries, fixture, folder, mistake, succeed};
+
+fn captioned(dir: &Path, name: &str) {
+    image::RgbImage::from_pixel(20, 16, image::Rgb([200, 30, 30]))
+        .save(dir.join(format!("{name}.png")))
+        .unwrap();
+    fs::write(dir.join(format!("{name}.txt")), "a red square\nred\n").unwrap();
+}
+
+#[test]
+fn bad_files_are_skipped_counted_and_named() {
+    let dir = folder();
+    let pictures = dir.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    (0..8).for_each(|i| captioned(&pictures, &format!("good{i}")));
+    captioned(&pictures, "corrupt");
+    let whole = fs::read(pictures.join("corrupt.png")).unwrap();
+    fs::write(pictures.join("corrupt.png"), &whole[..whole.len() / 2]).unwrap();
+    fs::write(pictures.join("orphan.txt"), "a caption of nothing\n").unwrap();
+
+    let args = ["data", "folder", "pictures", "--out", "data", "--size", "16", "--holdout", "0"];
+    let said = succeed(dir.path(), &args);
+    let summary = "skipped 2: 1 damaged, 0 pictures without a caption, 1 captions without a picture";
+    assert!(said.stdout.contains(summary), "{}", said.stdout);
+    assert!(said.stdout.contains("corrupt") && said.stdout.contains("orphan"), "{}", said.stdout);
+    let own = said.stdout.lines().find(|line| line.starts_with("own")).unwrap();
+    assert_eq!(own.split_whitespace().nth(1), Some("8"), "{own}");
+    assert!(dir.path().join("data/train/00000.tar").exists());
+    assert_eq!(succeed(dir.path(), &args).stdout, said.stdout, "asking again says the same");
+}
+
+#[test]
+fn a_folder_without_pictures_is_an_error() {
+    let dir = folder();
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    let error = mistake(dir.path(), &["data", "folder", "empty", "--out", "data"]);
+    assert!(error.contains("no captioned pictures under empty") && error.contains("NAME.txt"), "{error}");
+    assert_eq!(entries(dir.path()), ["empty"]);
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_an_error() {
+    let dir = folder();
+    let error = mistake(dir.path(), &["data", "folder", "none", "--out", "data"]);
+    assert!(error.contains("none"), "{error}");
+    assert!(entries(dir.path()).is_empty());
+}
+
+#[test]
+fn a_folder_that_is_no_data_set_says_how_to_make_one() {
+    let dir = folder();
+    let error = mistake(dir.path(), &["train", "bpe", "--config", "tiny", "--data", ".", "--run", "bpe"]);
+    assert!(error.contains("make them with `tessera data emoji` or `tessera data folder`"), "{error}");
+    assert!(entries(dir.path()).is_empty());
+}
+
+#[test]
+fn a_data_set_of_other_settings_is_not_overwritten() {
+    let dir = folder();
+    captioned(dir.path(), "one");
+    let args = |size| ["data", "folder", ".", "--out", "data", "--holdout", "0", "--size", size];
+    succeed(dir.path(), &args("16"));
+    let shard = dir.path().join("data/train/00000.tar");
+    let before = fs::read(&shard).unwrap();
+    let said = Said::of(command(dir.path(), &args("24")).output().unwrap());
+    assert_eq!(said.code, Some(2));
+    assert!(said.stderr.contains("delete it or choose another folder"), "{}", said.stderr);
+    assert!(fs::read(&shard).unwrap() == before);
+}
+
+#[test]
+fn a_background_that_is_no_colour_is_refused() {
+    let dir = folder();
+    let packages = fixture();
+    let error = mistake(
+        dir.path(),
+        &["data", "emoji", "--packages", &packages, "--out", "d", "--background", "white"],
+    );
+    assert!(error.contains("wanted six hex digits"), "{error}");
+}

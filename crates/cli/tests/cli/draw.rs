@@ -1,0 +1,141 @@
+//! `tessera draw` and `tessera inspect`.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::pipeline::pipeline;
+use super::program::{Said, entries, folder, mistake, picture, succeed};
+
+/// Side of a picture in the preset `tiny`, enlarged four times as `draw` does.
+const CELL: u32 = 4 * 32;
+
+fn draw(dir: &Path, args: &[&str]) -> Said {
+    succeed(dir, &[&["draw", "--model", &pipeline().model()], args].concat())
+}
+
+fn draw_mistake(args: &[&str]) -> String {
+    let dir = folder();
+    let error = mistake(dir.path(), &[&["draw", "--model", &pipeline().model()], args].concat());
+    assert!(entries(dir.path()).is_empty(), "{args:?} left {:?}", entries(dir.path()));
+    error
+}
+
+#[test]
+fn nine_pictures_in_a_grid_that_inspect_reads_back() {
+    let dir = folder();
+    let args = ["A red  APPLE", "--seed", "7", "--temperature", "0.5", "--top-k", "20", "--out", "apple.png"];
+    let said = draw(dir.path(), &args);
+    assert_eq!(said.stdout, "apple.png (seed 7)\n");
+    assert_eq!(entries(dir.path()), ["apple.png"]);
+    assert_eq!(picture(dir.path(), "apple.png").dimensions(), (3 * CELL + 4, 3 * CELL + 4));
+
+    let json = succeed(dir.path(), &["inspect", "apple.png", "--json"]).stdout;
+    let read: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&read["prompt"], &read["seed"], &read["n"]), (&"a red apple".into(), &7.into(), &9.into()));
+    assert_eq!(
+        (&read["temperature"], &read["top_k"], &read["top_p"]),
+        (&0.5.into(), &20.into(), &Value::Null)
+    );
+    assert_eq!(read["model"], pipeline().model());
+    let table = succeed(dir.path(), &["inspect", "apple.png"]).stdout;
+    assert!(table.lines().any(|line| line.starts_with("prompt") && line.ends_with("a red apple")), "{table}");
+}
+
+#[test]
+fn a_seed_gives_the_same_pictures_whatever_their_number() {
+    let dir = folder();
+    for n in ["2", "5"] {
+        let out = format!("of{n}.png");
+        draw(dir.path(), &["a cat", "-n", n, "--seed", "3", "--separate", "--guidance", "2", "--out", &out]);
+    }
+    let names = ["of2-1.png", "of2-2.png", "of5-1.png", "of5-2.png", "of5-3.png", "of5-4.png", "of5-5.png"];
+    assert_eq!(entries(dir.path()), names, "one file a picture and no grid");
+    for i in [1, 2] {
+        let (of_2, of_5) = (format!("of2-{i}.png"), format!("of5-{i}.png"));
+        assert_eq!(picture(dir.path(), &of_2), picture(dir.path(), &of_5), "picture {i}");
+    }
+    assert_eq!(picture(dir.path(), "of2-1.png").dimensions(), (CELL, CELL));
+    assert_ne!(picture(dir.path(), "of5-1.png"), picture(dir.path(), "of5-2.png"), "candidates differ");
+}
+
+#[test]
+fn any_prompt_draws() {
+    let dir = folder();
+    for prompt in ["", "   ", "🍎", "一只红苹果", "\u{202e}a\u{7}b\n", "'\"; $(ls) %s \\"] {
+        let said = draw(dir.path(), &[prompt, "-n", "1", "--seed", "1"]);
+        assert_eq!(said.stderr, "", "{prompt:?}");
+        assert_eq!(picture(dir.path(), "drawing.png").dimensions(), (CELL, CELL), "{prompt:?}");
+    }
+}
+
+#[test]
+fn a_long_prompt_is_cut_with_a_warning_that_says_where() {
+    let dir = folder();
+    let prompt: String = "one red apple and ".chars().cycle().take(10_000).collect();
+    let said = draw(dir.path(), &[&prompt, "-n", "1"]);
+    let warning = said.stderr.trim_end();
+    assert!(warning.starts_with("warning: ") && warning.lines().count() == 1, "{warning}");
+    let read: Value =
+        serde_json::from_str(&succeed(dir.path(), &["inspect", "drawing.png", "--json"]).stdout).unwrap();
+    let kept = read["prompt"].as_str().unwrap();
+    let cut: String = kept.chars().rev().take(10).collect::<Vec<_>>().into_iter().rev().collect();
+    assert!(prompt.starts_with(kept) && warning.contains(&cut), "kept {kept:?}, said {warning}");
+}
+
+#[test]
+fn bad_numbers_say_what_was_wanted() {
+    for (args, wanted) in [
+        (["-n", "0"], "-n 0: wanted 1 to"),
+        (["--scale", "0"], "--scale 0: wanted 1 to"),
+        (["--temperature", "nan"], "wanted 0 or more"),
+        (["--top-k", "0"], "wanted at least 1"),
+        (["--top-p", "1.5"], "at most 1"),
+        (["--guidance", "inf"], "wanted a finite number"),
+    ] {
+        let error = draw_mistake(&[&["a cat"], &args[..]].concat());
+        assert!(error.contains(wanted), "{args:?}: {error}");
+    }
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_found_before_drawing() {
+    let error = draw_mistake(&["a cat", "--out", "no/such/folder/x.png"]);
+    assert!(error.contains("cannot write no/such/folder/x.png; choose another --out"), "{error}");
+}
+
+#[test]
+fn a_missing_or_damaged_model_is_named() {
+    let dir = folder();
+    let error = mistake(dir.path(), &["draw", "a cat", "--model", "none.safetensors"]);
+    assert!(error.contains("cannot read the model file none.safetensors"), "{error}");
+
+    let bytes = fs::read(pipeline().model()).unwrap();
+    for kept in [0, 7, 1000, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(dir.path().join("half"), &bytes[..kept]).unwrap();
+        let error = mistake(dir.path(), &["draw", "a cat", "--model", "half"]);
+        assert!(error.contains("half is not a whole Tessera model"), "{kept} bytes: {error}");
+    }
+    assert_eq!(entries(dir.path()), ["half"], "no picture is begun");
+}
+
+#[test]
+fn inspect_describes_a_model_and_refuses_the_rest() {
+    let dir = folder();
+    let json = succeed(dir.path(), &["inspect", &pipeline().model(), "--json"]).stdout;
+    let read: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&read["config"]["dvae"]["image_size"], &read["tokenizer"]), (&32.into(), &true.into()));
+    assert!(read["prior_parameters"].as_u64().unwrap() > 100_000, "{json}");
+
+    image::RgbImage::new(4, 4).save(dir.path().join("other.png")).unwrap();
+    fs::write(dir.path().join("text.png"), "not a picture").unwrap();
+    for (file, wanted) in [
+        ("none.png", "cannot read none.png"),
+        ("text.png", "text.png is not a whole PNG"),
+        ("other.png", "carries no drawing parameters"),
+    ] {
+        let error = mistake(dir.path(), &["inspect", file]);
+        assert!(error.contains(wanted), "{file}: {error}");
+    }
+}

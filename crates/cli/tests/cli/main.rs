@@ -1,0 +1,20 @@
+//! The program as a person meets it: every test runs the binary in a folder of its own. And `tidy`, which reads the
+//! sources.
+//!
+//! Drawing needs a model; `pipeline` trains one on `fixtures/emoji`, once for all tests.
+
+#[cfg(test)]
+mod config;
+#[cfg(test)]
+mod data;
+#[cfg(test)]
+mod draw;
+#[cfg(test)]
+#[cfg(unix)]
+mod interrupt;
+#[cfg(test)]
+mod pipeline;
+#[cfg(test)]
+mod program;
+#[cfg(test)]
+mod tidy;

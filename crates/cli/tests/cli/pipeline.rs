@@ -1,0 +1,172 @@
+//! From captioned pictures to drawings: every command on `fixtures/emoji` with the preset `tiny`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use super::program::{arg, entries, fixture, folder, mistake, picture, succeed};
+
+/// What the training commands leave behind.
+pub struct Pipeline {
+    /// Runs `bpe`, `dvae` and `prior`, and `codes`.
+    pub dir: PathBuf,
+    /// Held while the tests run, so that a second run of them waits instead of tearing the folder down.
+    _lock: File,
+}
+
+impl Pipeline {
+    /// The whole model.
+    pub fn model(&self) -> String {
+        arg(&self.dir.join("prior/model.tessera.safetensors")).to_string()
+    }
+}
+
+/// Trains a model, the first time it is asked for.
+pub fn pipeline() -> &'static Pipeline {
+    static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
+    PIPELINE.get_or_init(|| {
+        let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        fs::create_dir_all(root).unwrap();
+        let lock = File::create(root.join("pipeline.lock")).unwrap();
+        lock.lock().unwrap();
+        let dir = root.join("pipeline");
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir(&dir).unwrap();
+        train(&dir);
+        Pipeline { dir, _lock: lock }
+    })
+}
+
+fn train(dir: &Path) {
+    let data = fixture();
+    let tiny = ["--config", "tiny"];
+    let run = |args: &[&str]| succeed(dir, &[args, &tiny].concat());
+    run(&["train", "bpe", "--data", &data, "--run", "bpe"]);
+    run(&["train", "dvae", "--data", &data, "--run", "dvae"]);
+    run(&["encode", "--data", &data, "--dvae", "dvae/dvae.tessera.safetensors", "--out", "codes"]);
+    run(&["train", "prior", "--data", "codes", "--bpe", "bpe/tokenizer.json", "--run", "prior"]);
+}
+
+/// The lines of a run's `metrics.jsonl`.
+pub fn metrics(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// (split, step) of each line.
+pub fn steps(run: &Path) -> Vec<(String, u64)> {
+    metrics(run)
+        .iter()
+        .map(|m| (m["split"].as_str().unwrap().to_string(), m["step"].as_u64().unwrap()))
+        .collect()
+}
+
+#[test]
+fn every_command_leaves_what_it_says() {
+    let dir = &pipeline().dir;
+    assert_eq!(entries(&dir.join("bpe")), ["tokenizer.json"]);
+    let codes =
+        ["dvae.tessera.safetensors", "train.jsonl", "train.safetensors", "val.jsonl", "val.safetensors"];
+    assert_eq!(entries(&dir.join("codes")), codes);
+    for (run, model) in [("dvae", "dvae.tessera.safetensors"), ("prior", "model.tessera.safetensors")] {
+        let run = dir.join(run);
+        let names = entries(&run);
+        for name in ["config.toml", "metrics.jsonl", "samples", "checkpoints", model] {
+            assert!(names.iter().any(|n| n == name), "{} has no {name}: {names:?}", run.display());
+        }
+        assert!(names.iter().any(|name| name.starts_with("events.out.tfevents.")), "{names:?}");
+        assert!(!names.iter().any(|name| name.ends_with(".part")), "{names:?}");
+        assert_eq!(entries(&run.join("samples")), ["step_000030.png", "step_000060.png"]);
+        assert_eq!(entries(&run.join("checkpoints")), ["step_000040", "step_000060"]);
+        let sample = picture(&run.join("samples"), "step_000060.png");
+        assert!(sample.pixels().any(|pixel| pixel != sample.get_pixel(0, 0)), "a blank sample");
+    }
+}
+
+#[test]
+fn losses_are_finite_and_fall() {
+    for run in ["dvae", "prior"] {
+        let lines = metrics(&pipeline().dir.join(run));
+        let train: Vec<f64> = lines
+            .iter()
+            .filter(|line| line["split"] == "train")
+            .map(|line| line["loss"].as_f64().unwrap())
+            .collect();
+        assert_eq!(train.len(), 6, "{run}: a line every 10 of 60 steps");
+        assert!(train.iter().all(|loss| loss.is_finite()), "{run}: {train:?}");
+        assert!(train[5] < train[0], "{run}: {train:?}");
+        let figures =
+            lines.iter().filter(|line| line["split"] == "val").flat_map(|line| line.as_object().unwrap());
+        assert!(
+            figures
+                .filter(|(name, _)| *name != "split")
+                .all(|(_, figure)| figure.as_f64().unwrap().is_finite())
+        );
+    }
+}
+
+#[test]
+fn evaluations_speak_json() {
+    let pipeline = pipeline();
+    let (data, model) = (fixture(), pipeline.model());
+    let eval = |what| -> Value {
+        let said = succeed(&pipeline.dir, &["eval", what, "--data", &data, "--model", &model, "--json"]);
+        serde_json::from_str(&said.stdout).unwrap()
+    };
+    let recon = eval("recon");
+    assert_eq!(recon["pictures"], 16);
+    assert!(recon["psnr_db"].as_f64().unwrap() > 5.0, "{recon}");
+    assert!(recon["codes_used"].as_u64().unwrap() >= 2, "{recon}");
+    let conditioning = eval("conditioning");
+    assert_eq!(conditioning["pictures"], 16);
+    let loss = conditioning["true_caption"]["mean"].as_f64().unwrap();
+    assert!(loss > 0.0 && loss < 64_f64.ln(), "better than a guess among 64 codes: {conditioning}");
+    for condition in ["same_style", "shuffled", "none"] {
+        assert!(conditioning["gap"][condition]["mean"].as_f64().unwrap().is_finite(), "{conditioning}");
+    }
+}
+
+#[test]
+fn evaluations_have_a_table_for_people() {
+    let pipeline = pipeline();
+    let said = succeed(&pipeline.dir, &["eval", "recon", "--data", &fixture(), "--model", &pipeline.model()]);
+    assert!(said.stdout.contains("16 held-out pictures") && said.stdout.contains("PSNR"), "{}", said.stdout);
+}
+
+#[test]
+fn curves_of_a_run_are_a_picture() {
+    let dir = folder();
+    let run = pipeline().dir.join("prior");
+    succeed(dir.path(), &["eval", "curves", arg(&run), "--out", "prior.svg"]);
+    let svg = fs::read_to_string(dir.path().join("prior.svg")).unwrap();
+    assert!(svg.trim_start().starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
+    mistake(dir.path(), &["eval", "curves", "none"]);
+    assert_eq!(entries(dir.path()), ["prior.svg"]);
+}
+
+#[test]
+fn a_model_without_a_prior_is_told_apart() {
+    let pipeline = pipeline();
+    let error =
+        mistake(&pipeline.dir, &["draw", "a", "--model", "dvae/dvae.tessera.safetensors", "--out", "x.png"]);
+    assert!(error.contains("holds no"), "{error}");
+    assert!(!pipeline.dir.join("x.png").exists());
+}
+
+#[test]
+fn a_run_folder_is_not_overwritten() {
+    let data = fixture();
+    let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "dvae"];
+    let error = mistake(&pipeline().dir, &train);
+    assert!(error.contains("dvae already holds a run; add --resume"), "{error}");
+}
+
+#[test]
+fn a_run_folder_of_another_config_names_the_difference() {
+    let data = fixture();
+    let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "dvae", "--resume"];
+    let error = mistake(&pipeline().dir, &[&train[..], &["--set", "train_dvae.lr=0.5"]].concat());
+    assert!(error.contains("it has `lr = 0.001`, this run `lr = 0.5`"), "{error}");
+}

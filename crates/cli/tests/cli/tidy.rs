@@ -1,0 +1,131 @@
+//! House rules that a program can check: which crate may use which, and how a file begins.
+//!
+//! The table is that of `ARCHITECTURE.md`; a new arrow is a decision, to be noted in `docs/log.md`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+/// A crate of ours and what it may see.
+struct Rule {
+    folder: &'static str,
+    /// Crates of ours that it may use.
+    may_use: &'static [&'static str],
+    /// Beginnings of the names of third-party crates that it must not use.
+    forbidden: &'static [&'static [&'static str]],
+}
+
+const TENSORS: &[&str] = &["burn", "candle", "cubecl", "tch", "ndarray"];
+const PICTURES: &[&str] = &["image", "fast_image_resize", "resvg", "png"];
+const HTTP: &[&str] = &["axum", "hyper", "reqwest", "ureq", "hf-hub", "tokio"];
+const COMMAND_LINE: &[&str] = &["clap", "viuer"];
+const EVERYTHING: &[&str] = &[""];
+
+const RULES: [Rule; 7] = [
+    Rule { folder: "text", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
+    Rule { folder: "data", may_use: &["text"], forbidden: &[TENSORS, COMMAND_LINE] },
+    Rule { folder: "pretrained", may_use: &[], forbidden: &[EVERYTHING] },
+    Rule { folder: "model", may_use: &["text", "pretrained"], forbidden: &[HTTP, COMMAND_LINE] },
+    Rule { folder: "eval", may_use: &["model"], forbidden: &[HTTP, COMMAND_LINE] },
+    Rule { folder: "train", may_use: &["text", "data", "model", "eval"], forbidden: &[HTTP, COMMAND_LINE] },
+    Rule {
+        folder: "cli",
+        may_use: &["text", "data", "pretrained", "model", "eval", "train"],
+        forbidden: &[],
+    },
+];
+
+/// Modules of `model` that must not name each other: the paper's stages meet in `sample` only.
+const STAGES: [&str; 2] = ["dvae", "prior"];
+
+fn crates() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Names in all tables of dependencies but those of tests.
+fn dependencies(manifest: &Table) -> BTreeSet<String> {
+    let targets = manifest.get("target").and_then(Value::as_table).into_iter().flat_map(Table::values);
+    let tables = targets.filter_map(Value::as_table).chain([manifest]);
+    let lists = tables.flat_map(|table| ["dependencies", "build-dependencies"].map(|kind| table.get(kind)));
+    lists.flatten().filter_map(Value::as_table).flat_map(Table::keys).cloned().collect()
+}
+
+/// All files under `dir` with the extension `rs`.
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn every_crate_has_a_rule() {
+    let folders = fs::read_dir(crates()).unwrap().map(|entry| entry.unwrap());
+    let folders = folders.filter(|entry| entry.path().join("Cargo.toml").exists());
+    let folders: BTreeSet<String> = folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    let ruled: BTreeSet<String> = RULES.iter().map(|rule| rule.folder.to_string()).collect();
+    assert_eq!(folders, ruled, "crates and rules differ; see the table in ARCHITECTURE.md");
+}
+
+#[test]
+fn crates_use_only_what_they_may() {
+    let mut broken = Vec::new();
+    for rule in &RULES {
+        let manifest = fs::read_to_string(crates().join(rule.folder).join("Cargo.toml")).unwrap();
+        for name in dependencies(&manifest.parse().unwrap()) {
+            let allowed = match name.strip_prefix("tessera-") {
+                Some(ours) => rule.may_use.contains(&ours),
+                None => !rule.forbidden.concat().iter().any(|forbidden| name.starts_with(forbidden)),
+            };
+            if !allowed {
+                broken.push(format!("{} may not use {name}", rule.folder));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn the_stages_do_not_know_each_other() {
+    let model = crates().join("model/src");
+    let allowed = |from: &str, to: &str| from == to || (STAGES.contains(&from) && to == "nn");
+    for from in STAGES.into_iter().chain(["nn"]) {
+        for path in sources(&model.join(from)) {
+            let text = fs::read_to_string(&path).unwrap();
+            for to in ["dvae", "prior", "sample", "nn"] {
+                let names_it = text.contains(&format!("crate::{to}"));
+                assert!(!names_it || allowed(from, to), "{}: {from} may not use {to}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    for path in sources(&crates()) {
+        let text = fs::read_to_string(&path).unwrap();
+        let head = text.lines().next().unwrap_or_default();
+        assert!(head.starts_with("//! ") && head.len() > 12, "{} wants a first line of //!", path.display());
+    }
+}
+
+#[test]
+fn nothing_is_left_to_do() {
+    // Written in two parts, so that this file does not find itself.
+    let leftovers = [concat!("to", "do!("), concat!("unimpl", "emented!("), concat!("db", "g!(")];
+    for path in sources(&crates()) {
+        let text = fs::read_to_string(&path).unwrap();
+        for leftover in leftovers {
+            assert!(!text.contains(leftover), "{} holds {leftover})", path.display());
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The dVAE against its definition: parameter counts, φ and its inverse, the density, finite differences of the loss.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::*;
+use crate::weights::{export, gradients, import};
+
+fn config() -> DvaeConfig {
+    DvaeConfig { image_size: 8, groups: 2, blocks_per_group: 1, n_hid: 4, n_init: 3, vocab: 6, min_log_b: -3.0 }
+}
+
+fn floats<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.without_autodiff().into_data().try_to_vec::<f32>().unwrap()
+}
+
+fn tensor<const D: usize>(shape: [usize; D], value: impl Fn(usize) -> f32) -> Tensor<D> {
+    let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+    Tensor::from_data(TensorData::new(values, shape), &Device::default())
+}
+
+#[test]
+fn shapes_and_parameter_counts() {
+    let dvae = Dvae::new(&config(), 0, &Device::default());
+    let x = tensor([2, 3, 8, 8], |i| (i % 7) as f32 / 7.0);
+    let codes = dvae.encode(x.clone());
+    assert_eq!(codes.dims(), [2, 4, 4]);
+    assert_eq!(dvae.decode(codes).dims(), [2, 3, 8, 8]);
+    let conv = |c_in: usize, c_out: usize, k: usize| c_in * c_out * k * k + c_out;
+    let enc = |i, o: usize| conv(i, o / 4, 3) + 2 * conv(o / 4, o / 4, 3) + conv(o / 4, o, 1);
+    let dec = |i, o: usize| conv(i, o / 4, 1) + 2 * conv(o / 4, o / 4, 3) + conv(o / 4, o, 3);
+    let encoder = conv(3, 4, 7) + enc(4, 4) + enc(4, 8) + conv(4, 8, 1) + conv(8, 6, 1);
+    let decoder = conv(6, 3, 1) + dec(3, 8) + conv(3, 8, 1) + dec(8, 4) + conv(8, 4, 1) + conv(4, 6, 1);
+    assert_eq!((dvae.encoder.num_params(), dvae.decoder.num_params()), (encoder, decoder));
+}
+
+#[test]
+fn looking_a_code_up_equals_the_convolution_over_its_one_hot() {
+    let dvae = Dvae::new(&config(), 0, &Device::default());
+    let codes: Vec<i32> = (0..16).map(|i| i % 6).collect();
+    let one_hot = tensor([1, 6, 4, 4], |i| if codes[i % 16] == (i / 16) as i32 { 1.0 } else { 0.0 });
+    let looked_up =
+        dvae.decoder.forward_codes(Tensor::from_data(TensorData::new(codes.clone(), [1, 4, 4]), &Device::default()));
+    for (a, b) in floats(looked_up).iter().zip(floats(dvae.decoder.forward(one_hot))) {
+        assert!((a - b).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn phi_and_its_inverse() {
+    let x = tensor([256], |i| i as f32 / 255.0);
+    let mapped = map_pixels(x.clone());
+    assert!(floats(mapped.clone()).iter().all(|v| (0.0999..=0.9001).contains(v)));
+    for (a, b) in floats(unmap_pixels(mapped)).iter().zip(floats(x)) {
+        assert!((a - b).abs() < 1e-6);
+    }
+    assert_eq!(floats(unmap_pixels(tensor([2], |i| i as f32))), [0.0, 1.0]); // outside the range: clamped
+}
+
+#[test]
+fn the_logit_laplace_density_integrates_to_one() {
+    let n = 200_000;
+    for (mu, log_b) in [(0.0, 0.0), (1.0, -1.0), (-2.0, 0.5)] {
+        let x = tensor([1, 1, 1, n], |i| (i as f32 + 0.5) / n as f32).repeat_dim(1, 3);
+        let stats = tensor([1, 6, 1, 1], |i| if i < 3 { mu } else { log_b }).expand([1, 6, 1, n]);
+        let density = (-logit_laplace_nll(x, stats, -3.0)).exp().narrow(1, 0, 1);
+        let integral = f64::from(floats(density).iter().sum::<f32>()) / n as f64;
+        assert!((integral - 1.0).abs() < 1e-3, "μ {mu}, ln b {log_b}: {integral}");
+    }
+}
+
+#[test]
+fn the_two_forms_of_the_loss_agree() {
+    let x = map_pixels(tensor([2, 3, 8, 8], |i| (i % 11) as f32 / 11.0));
+    let stats = tensor([2, 6, 8, 8], |i| (i as f32).sin());
+    let logits = tensor([2, 6, 4, 4], |i| (i as f32).cos());
+    let beta = 1.7;
+    let elbo = elbo(x.clone(), stats.clone(), logits.clone(), beta, -3.0);
+    let nll_sum: f32 = floats(logit_laplace_nll(x, stats, -3.0)).iter().sum();
+    let kl_sum = floats(kl_to_uniform(logits))[0] * (2 * 4 * 4) as f32;
+    let sum_form = (nll_sum + beta as f32 * kl_sum) / (2 * 3 * 8 * 8) as f32;
+    assert!((floats(elbo.loss)[0] - sum_form).abs() < 1e-4);
+}
+
+#[test]
+fn kl_is_zero_for_uniform_and_ln_v_for_one_hot_posteriors() {
+    assert!(floats(kl_to_uniform(tensor([1, 6, 2, 2], |_| 0.3)))[0].abs() < 1e-6);
+    let sure = tensor([1, 6, 2, 2], |i| if i < 4 { 60.0 } else { 0.0 });
+    assert!((floats(kl_to_uniform(sure))[0] - 6_f32.ln()).abs() < 1e-4);
+}
+
+#[test]
+fn a_low_temperature_makes_the_relaxed_code_one_hot() {
+    let logits = tensor([1, 6, 2, 2], |i| (i as f32).sin());
+    let hard = gumbel_softmax(logits.clone(), tensor([1, 6, 2, 2], |i| (i as f32 * 1.3).cos()), 1e-3);
+    let columns = floats(hard.clone().max_dim(1));
+    assert!(columns.iter().all(|&top| top > 0.999));
+    assert!(floats(hard.sum_dim(1)).iter().all(|sum| (sum - 1.0).abs() < 1e-5));
+}
+
+#[test]
+fn the_loss_gradient_matches_finite_differences() {
+    let loss = |dvae: &Dvae| {
+        let x = map_pixels(tensor([2, 3, 8, 8], |i| ((i * 37) % 101) as f32 / 101.0));
+        let logits = dvae.encoder.forward(x.clone());
+        let codes = gumbel_softmax(logits.clone(), tensor([2, 6, 4, 4], |i| (i as f32).sin()), 0.7);
+        elbo(x, dvae.decoder.forward(codes), logits, 2.0, -3.0).loss
+    };
+    // Biases of zero would put dead units exactly on the kink of their ReLU.
+    let fresh = Dvae::new(&config(), 3, &Device::default());
+    let mut weights = export(&fresh);
+    weights.iter_mut().flat_map(|w| &mut w.values).enumerate().for_each(|(i, v)| *v += 0.1 * (i as f32 * 0.37).sin());
+    let model = import(fresh, &weights).unwrap();
+    let train = model.clone().train();
+    let gradients = gradients(&train, loss(&train).backward()).unwrap();
+    for (index, gradient) in gradients.iter().enumerate() {
+        let at = gradient.len() / 2;
+        let shifted = |by: f32| {
+            let mut weights = weights.clone();
+            weights[index].values[at] += by;
+            f64::from(floats(loss(&import(model.clone(), &weights).unwrap()))[0])
+        };
+        // The loss has kinks (ReLU, max-pool, |·|): a small step, and room for the rounding of f32 sums.
+        let numeric = (shifted(5e-4) - shifted(-5e-4)) / 1e-3;
+        let exact = f64::from(gradient[at]);
+        let close = (numeric - exact).abs() < 1e-3 + 0.05 * exact.abs();
+        assert!(close, "{}[{at}]: {numeric} numeric, {exact} exact", weights[index].name);
+    }
+}

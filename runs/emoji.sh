@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# The embedded model, from nothing: every command of the pipeline in its order.
+#
+#   runs/emoji.sh WORK        everything goes to WORK; stop it with Ctrl-C and start it again, it continues
+#
+# Each command reads what the ones before it wrote. Time and figures of the run that made the embedded model are in
+# crates/pretrained/CARD.md; the settings and their reasons are in configs/emoji.toml.
+#
+# Needs what runs/fetch_emoji.sh needs.
+set -euo pipefail
+
+[ $# -eq 1 ] || { echo "emoji: wanted one argument, the folder to work in: runs/emoji.sh WORK" >&2; exit 2; }
+repo=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$1"
+cd "$1"
+
+tessera() { cargo run --release --quiet --manifest-path "$repo/Cargo.toml" -- "$@"; }
+
+# Trains TASK in the folder of that name, or continues what is there; a finished run only has its model written again.
+train() {
+  local task=$1 resume=
+  shift
+  if [ -e "$task/config.toml" ]; then resume=--resume; fi
+  tessera train "$task" --config emoji --run "$task" "$@" ${resume:+"$resume"}
+  # Ctrl-C saves and is no error, but what follows wants the whole run, whose last checkpoint is that of its last step.
+  local steps
+  steps=$(sed -n "/^\[train_$task\]/,/^\[/s/^steps = //p" "$task/config.toml")
+  [ -d "$task/checkpoints/$(printf 'step_%06d' "$steps")" ] ||
+    { echo "emoji: stopped; start runs/emoji.sh again to continue" >&2; exit 130; }
+}
+
+# 1. The pictures as their makers publish them: six sets of emoji as SVG, names and keywords in emojibase.
+"$repo/runs/fetch_emoji.sh" packages
+
+# 2. Pictures and captions. 72 pixels a side leave room for random crops above the model's 32. Some combinations of thing and
+#    style are held out, to see later whether the model can draw what it was never shown. Already made: says so and goes on.
+tessera data emoji --packages packages --out data --size 72
+
+# 3. The caption vocabulary (paper §2.2): byte-level BPE on the training captions. Seconds, so it is simply made again.
+tessera train bpe --config emoji --data data --run bpe
+
+# 4. Stage 1 (paper §2.1, §A): the dVAE learns to turn a picture into tokens and back. WORK/dvae/samples shows originals above
+#    reconstructions as it goes.
+train dvae --data data
+
+# 5. Pictures to tokens, several crops of each (paper §B.2, listing 2). The folder also gets the dVAE that gives them their
+#    meaning; it is written last, so where it is, the codes are whole.
+if [ ! -e codes/dvae.tessera.safetensors ]; then
+  tessera encode --config emoji --data data --dvae dvae/dvae.tessera.safetensors --out codes
+fi
+
+# 6. Stage 2 (paper §2.2, §B): the transformer learns captions and tokens as one stream. This is the long one.
+#    WORK/prior/samples shows drawings of held-out captions as it goes.
+train prior --data codes --bpe bpe/tokenizer.json
+
+# 7. How good is it, on pictures it has not seen? What the tokens keep of a picture, and what the words add.
+model=prior/model.tessera.safetensors
+tessera eval recon --data data --model "$model"
+tessera eval conditioning --data data --model "$model"
+
+echo
+echo "the model is $PWD/$model; try it:"
+echo "  cargo run --release -- draw \"a red apple\" --model $PWD/$model"
