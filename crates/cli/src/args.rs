@@ -24,6 +24,14 @@ pub enum Command {
     Encode(Encode),
     /// Draw pictures of a sentence.
     Draw(Draw),
+    /// Store a model's prior in 8 bits, for shipping.
+    Pack {
+        /// The model file.
+        model: PathBuf,
+        /// The smaller model file.
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// Show what a drawing was made with, or what a model file holds.
     Inspect(Inspect),
     /// Measure a model on held-out data.
@@ -146,16 +154,36 @@ pub struct Encode {
 
 #[derive(ClapArgs)]
 pub struct Draw {
-    /// What to draw.
-    pub prompt: String,
-    /// Number of pictures.
+    /// What to draw; each further prompt gets a row of its own.
+    #[arg(required = true, value_name = "PROMPT")]
+    pub prompts: Vec<String>,
+    /// Number of pictures of each prompt.
     #[arg(short, long = "number", default_value_t = 9)]
     pub n: usize,
     /// The same seed gives the same pictures; drawn at random if absent.
     #[arg(long)]
     pub seed: Option<u64>,
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// The picture file.
+    #[arg(long, default_value = "drawing.png")]
+    pub out: PathBuf,
+    /// Write each picture to a file of its own, `OUT-1.png` and so on, and no grid.
+    #[arg(long)]
+    pub separate: bool,
+    /// Enlarge each picture this many times.
+    #[arg(long, default_value_t = 4)]
+    pub scale: u32,
+    /// A model file; the embedded model if absent.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+}
+
+/// How tokens are picked.
+#[derive(ClapArgs)]
+pub struct Sampling {
     /// 1 is the model's own distribution, less is safer, 0 the likeliest tokens.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
     pub temperature: f64,
     /// Choose among the K likeliest tokens only.
     #[arg(long, value_name = "K")]
@@ -166,18 +194,6 @@ pub struct Draw {
     /// How strongly to follow the words; 1 is the model's own distribution.
     #[arg(long, value_name = "S", default_value_t = DEFAULT_GUIDANCE)]
     pub guidance: f64,
-    /// The picture file.
-    #[arg(long, default_value = "drawing.png")]
-    pub out: PathBuf,
-    /// Write each picture to a file of its own, `OUT-1.png` and so on, beside no grid.
-    #[arg(long)]
-    pub separate: bool,
-    /// Enlarge each picture this many times.
-    #[arg(long, default_value_t = 4)]
-    pub scale: u32,
-    /// A model file; the embedded model if absent.
-    #[arg(long)]
-    pub model: Option<PathBuf>,
 }
 
 /// What evaluates best for the embedded model; see its card.
@@ -198,6 +214,21 @@ pub enum Eval {
     Recon(EvalArgs),
     /// How much the words matter: the image loss under the true and other captions.
     Conditioning(EvalArgs),
+    /// Whether drawings of held-out captions look right: nearest of eight real pictures, chance 1 in 8.
+    Drawing {
+        #[command(flatten)]
+        common: EvalArgs,
+        /// Number of drawings of each caption.
+        #[arg(short, long = "number", default_value_t = 4)]
+        n: usize,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        #[command(flatten)]
+        sampling: Sampling,
+        /// Also write a sheet: a row for each of 20 captions, the real picture first.
+        #[arg(long, value_name = "FILE.png")]
+        sheet: Option<PathBuf>,
+    },
     /// The training curves of a run, as an SVG picture.
     Curves {
         /// Folder of the run.

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
+use tessera_model::Sampling;
 
 /// The chunk's keyword.
 const KEYWORD: &str = "tessera";
@@ -16,32 +17,17 @@ const KEYWORD: &str = "tessera";
 pub struct Parameters {
     /// Program and version.
     pub program: String,
-    /// The prompt as the model read it.
-    pub prompt: String,
-    /// Number of pictures drawn together.
+    /// The prompts as the model read them.
+    pub prompts: Vec<String>,
+    /// Number of pictures of each.
     pub n: usize,
     /// The seed.
     pub seed: u64,
     /// How tokens were picked.
     #[serde(flatten)]
-    pub sampling: SamplingText,
+    pub sampling: Sampling,
     /// The model file, or `embedded`.
     pub model: String,
-}
-
-/// `tessera_model::Sampling` as text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SamplingText {
-    temperature: f64,
-    top_k: Option<usize>,
-    top_p: Option<f64>,
-    guidance: f64,
-}
-
-impl From<tessera_model::Sampling> for SamplingText {
-    fn from(s: tessera_model::Sampling) -> SamplingText {
-        SamplingText { temperature: s.temperature, top_k: s.top_k, top_p: s.top_p, guidance: s.guidance }
-    }
 }
 
 /// Writes `image` with its parameters, whole or not at all.

@@ -79,7 +79,11 @@ pub fn conditioning(prior: &Prior, items: &[LabelledCodes]) -> Result<Conditioni
     Ok(Conditioning {
         pictures: items.len(),
         true_caption: figure(&truth),
-        loss: Conditions { same_style: figure(&same_style), shuffled: figure(&shuffled), none: figure(&none) },
+        loss: Conditions {
+            same_style: figure(&same_style),
+            shuffled: figure(&shuffled),
+            none: figure(&none),
+        },
         gap: Conditions { same_style: gap(&same_style), shuffled: gap(&shuffled), none: gap(&none) },
     })
 }

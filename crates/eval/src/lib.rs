@@ -1,9 +1,12 @@
-//! Tensors in, numbers and plots out: how good a dVAE's reconstructions are, and how much a prior listens to words.
+//! Tensors in, numbers and plots out: how good a dVAE's reconstructions are, how much a prior listens to words, and
+//! whether drawings look like what they were asked for.
 
 mod conditioning;
 mod curves;
+mod drawing;
 mod recon;
 
 pub use conditioning::{Conditioning, Conditions, Figure, LabelledCodes, conditioning};
 pub use curves::curves;
+pub use drawing::{DrawingReport, Subject, drawing};
 pub use recon::{Recon, recon};

@@ -1,4 +1,4 @@
-//! Reconstruction quality of a dVAE (paper §1.2, §1.4): PSNR, hard ELBO, and how much of the codebook is in use.
+//! Reconstruction quality of a dVAE (paper §2.1, §A.2): PSNR, hard ELBO, and how much of the codebook is in use.
 
 use burn::tensor::{Int, Tensor};
 use serde::Serialize;
@@ -29,7 +29,12 @@ pub struct Recon {
 }
 
 /// Reconstructs `pictures`, each `[3·S·S]` channel-first values in [0, 1].
-pub fn recon(dvae: &Dvae, config: &DvaeConfig, pictures: &[Vec<f32>], device: &burn::tensor::Device) -> Recon {
+pub fn recon(
+    dvae: &Dvae,
+    config: &DvaeConfig,
+    pictures: &[Vec<f32>],
+    device: &burn::tensor::Device,
+) -> Recon {
     let side = config.image_size;
     let mut psnrs = Vec::new();
     let (mut nll, mut kl) = (0.0, 0.0);

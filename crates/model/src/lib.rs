@@ -1,6 +1,6 @@
 //! The paper's mathematics: the dVAE, the prior, sampling, and the file that holds a model.
 //!
-//! Start with [`Tessera`]; `dvae`, `prior` and `sample` are paper §1, §3 and §8.
+//! Start with [`Tessera`]; `dvae`, `prior` and `sample` are paper §2.1, §2.2 and §2.6.
 
 pub mod dvae;
 pub mod nn;

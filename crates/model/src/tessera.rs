@@ -93,7 +93,8 @@ impl ModelFile {
 
     /// The prior of the file.
     pub fn prior(&self, device: &Device) -> Result<Prior> {
-        let config = self.config.prior.as_ref().context("the file holds no prior; was it made by `train prior`?")?;
+        let config =
+            self.config.prior.as_ref().context("the file holds no prior; was it made by `train prior`?")?;
         config.check()?;
         import(Prior::new(config, 0, device), &self.prior).context("prior")
     }

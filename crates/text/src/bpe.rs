@@ -1,4 +1,4 @@
-//! Byte-level BPE (paper §2): training, encoding, decoding, and BPE-dropout (Provilkov et al., 10% on training captions).
+//! Byte-level BPE (paper §2.2): training, encoding, decoding, and BPE-dropout (Provilkov et al., 10% on training captions).
 //!
 //! The `tokenizers` crate trains the merges and encodes without dropout. Its own dropout draws from a thread's hidden
 //! generator, so a resumed run could not repeat it; the dropout here takes its randomness as an argument. The bytes
@@ -11,9 +11,7 @@ use rand_chacha::rand_core::Rng;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{
-    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer,
-};
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
 
 /// A trained byte-level BPE vocabulary.
 #[derive(Clone)]
@@ -145,7 +143,8 @@ fn read_merges(json: &str, vocab: &HashMap<String, u32>) -> Result<HashMap<(u32,
         merges: Vec<(String, String)>,
     }
     let file: File = serde_json::from_str(json).context("tokenizer JSON holds no BPE merges")?;
-    let id = |token: &str| vocab.get(token).copied().with_context(|| format!("merge of unknown token {token:?}"));
+    let id =
+        |token: &str| vocab.get(token).copied().with_context(|| format!("merge of unknown token {token:?}"));
     let merges = file.model.merges.iter().enumerate();
     merges.map(|(rank, (a, b))| Ok(((id(a)?, id(b)?), (rank, id(&format!("{a}{b}"))?)))).collect()
 }

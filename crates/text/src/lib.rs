@@ -1,4 +1,4 @@
-//! Captions and their tokens (paper §2 "tokenisation"): normalisation and byte-level BPE, ids ↔ text.
+//! Captions and their tokens (paper §2.2 "tokenisation"): normalisation and byte-level BPE, ids ↔ text.
 //!
 //! Everything here is text in, integers out; no tensor library is visible from this crate.
 

@@ -1,4 +1,4 @@
-//! Caption normalisation: the paper lower-cases captions (§2); we also collapse white space.
+//! Caption normalisation: the paper lower-cases captions (§2.2); we also collapse white space.
 //!
 //! The same function serves training captions and a user's prompt, so a model never sees one form in training and
 //! another when it draws.

@@ -1,4 +1,4 @@
-//! `train bpe`: the caption vocabulary (paper §2), from the training captions of a data set.
+//! `train bpe`: the caption vocabulary (paper §2.2), from the training captions of a data set.
 
 use std::path::{Path, PathBuf};
 

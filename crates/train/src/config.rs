@@ -39,14 +39,14 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Random crops that the dVAE is trained on: `stage1` (paper §1.6: 9/8 to 12/8 of the target size, mirrored half
-    /// of the time) or `stage2` (§4: 8/8 to 9/8, never mirrored).
+    /// Random crops that the dVAE is trained on: `stage1` (paper §A.2: 9/8 to 12/8 of the target size, mirrored half
+    /// of the time) or `stage2` (§B.2: 8/8 to 9/8, never mirrored).
     pub dvae_crop: Augment,
-    /// Probability of skipping a BPE merge (paper §2: 0.1).
+    /// Probability of skipping a BPE merge (paper §2.2: 0.1).
     pub bpe_dropout: f32,
     /// Probability of training a picture without its caption, so that drawing can be guided.
     pub caption_drop: f32,
-    /// Differently cropped encodings of each training picture (paper §4, Listing 2).
+    /// Differently cropped encodings of each training picture (paper §B.2, Listing 2).
     pub copies: usize,
 }
 
@@ -88,7 +88,7 @@ pub struct FitConfig {
     pub log_every: u64,
 }
 
-/// Schedules of the relaxation (paper §1.5), all cosine.
+/// Schedules of the relaxation (paper §A.2), all cosine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RelaxConfig {
@@ -189,8 +189,9 @@ fn like(old: &Value, value: Value, path: &str) -> Result<Value> {
 }
 
 fn apply_set(table: &mut Table, set: &str) -> Result<()> {
-    let (path, value) =
-        set.split_once('=').with_context(|| format!("--set {set}: wanted key=value, as in prior.n_layers=12"))?;
+    let (path, value) = set
+        .split_once('=')
+        .with_context(|| format!("--set {set}: wanted key=value, as in prior.n_layers=12"))?;
     let value: Table = format!("value = {value}")
         .parse()
         .with_context(|| format!("--set {set}: {value:?} is not a TOML value"))?;
@@ -250,7 +251,10 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_names_the_nearest() {
-        assert_eq!(error("prior.n_layer=3"), "unknown config key prior.n_layer; did you mean prior.n_layers?");
+        assert_eq!(
+            error("prior.n_layer=3"),
+            "unknown config key prior.n_layer; did you mean prior.n_layers?"
+        );
         assert_eq!(error("pior.n_layers=3"), "unknown config key pior; did you mean prior?");
     }
 

@@ -1,4 +1,4 @@
-//! `train dvae`: stage 1 (paper §1).
+//! `train dvae`: stage 1 (paper §2.1).
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -31,7 +31,13 @@ struct DvaeTask<'a> {
 }
 
 /// Trains a dVAE on the data set at `data`; writes `RUN/dvae.tessera.safetensors` when it finishes or is stopped.
-pub fn train_dvae(config: &Config, data: &Path, run: &RunDir, seed: u64, stop: &AtomicBool) -> Result<Outcome> {
+pub fn train_dvae(
+    config: &Config,
+    data: &Path,
+    run: &RunDir,
+    seed: u64,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
     let dataset = Dataset::open(data)?;
     let side = config.dvae.image_size as u32;
     let floats = |sample: &Sample| centre(sample, side);

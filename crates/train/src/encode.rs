@@ -7,14 +7,14 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use tessera_data::{Augment, CodeItem, CodeSet, Dataset, Purpose, Sample, Split, augment, item_rng};
-use tessera_eval::LabelledCodes;
+use tessera_eval::{LabelledCodes, Subject};
 use tessera_model::dvae::{Dvae, DvaeConfig};
 use tessera_model::weights::ModelFile;
-use tessera_text::Bpe;
+use tessera_text::{Bpe, normalise};
 
 use crate::config::DataConfig;
 use crate::dvae::centre;
-use crate::picture::to_floats;
+use crate::picture::{from_floats, to_floats};
 use crate::prior::labelled_codes;
 
 /// Pictures encoded at once.
@@ -24,7 +24,13 @@ const BATCH: usize = 32;
 pub(crate) const DVAE_FILE: &str = "dvae.tessera.safetensors";
 
 /// Encodes both splits of `data` with the dVAE in `dvae_file` into `out`. Returns (pictures, tokens).
-pub fn encode(data_config: &DataConfig, data: &Path, dvae_file: &Path, out: &Path, seed: u64) -> Result<(usize, usize)> {
+pub fn encode(
+    data_config: &DataConfig,
+    data: &Path,
+    dvae_file: &Path,
+    out: &Path,
+    seed: u64,
+) -> Result<(usize, usize)> {
     let file = ModelFile::read(dvae_file)?;
     let device = Device::default();
     let dvae = file.dvae(&device)?;
@@ -39,7 +45,14 @@ pub fn encode(data_config: &DataConfig, data: &Path, dvae_file: &Path, out: &Pat
         let views = views(samples, config.image_size as u32, copies, seed)?;
         let codes = codes_of(&dvae, &config, &views, &device)?;
         let items = samples.iter().map(item).collect();
-        let set = CodeSet { grid: config.grid(), vocab: config.vocab, copies, codes, items, dvae: file.fingerprint()? };
+        let set = CodeSet {
+            grid: config.grid(),
+            vocab: config.vocab,
+            copies,
+            codes,
+            items,
+            dvae: file.fingerprint()?,
+        };
         (pictures, tokens) = (pictures + samples.len(), tokens + set.codes.len());
         set.write(&out.join(split.name()))?;
     }
@@ -47,7 +60,7 @@ pub fn encode(data_config: &DataConfig, data: &Path, dvae_file: &Path, out: &Pat
     Ok((pictures, tokens))
 }
 
-/// `copies` views of each picture: its centre, then random crops (paper §4, Listing 2).
+/// `copies` views of each picture: its centre, then random crops (paper §B.2, Listing 2).
 fn views(samples: &[Sample], side: u32, copies: usize, seed: u64) -> Result<Vec<Vec<f32>>> {
     let mut views = Vec::new();
     for (index, sample) in samples.iter().enumerate() {
@@ -66,12 +79,27 @@ pub fn held_out_pictures(samples: &[Sample], config: &DvaeConfig) -> Result<Vec<
 }
 
 /// `samples` as tokens with their canonical captions, as `eval::conditioning` takes them.
-pub fn held_out_codes(samples: &[Sample], dvae: &Dvae, config: &DvaeConfig, bpe: &Bpe) -> Result<Vec<LabelledCodes>> {
+pub fn held_out_codes(
+    samples: &[Sample],
+    dvae: &Dvae,
+    config: &DvaeConfig,
+    bpe: &Bpe,
+) -> Result<Vec<LabelledCodes>> {
     let views = held_out_pictures(samples, config)?;
     let codes = codes_of(dvae, config, &views, &Device::default())?;
     let items = samples.iter().map(item).collect();
     let (grid, vocab) = (config.grid(), config.vocab);
     labelled_codes(&CodeSet { grid, vocab, copies: 1, codes, items, dvae: String::new() }, bpe)
+}
+
+/// `samples` as `eval::drawing` takes them.
+pub fn held_out_subjects(samples: &[Sample], side: u32, bpe: &Bpe) -> Result<Vec<Subject>> {
+    let subject = |sample: &Sample| {
+        let caption = sample.captions.first().context("a picture has no caption")?;
+        let image = from_floats(&centre(sample, side)?, side);
+        Ok(Subject { caption: bpe.encode(&normalise(caption))?, style: sample.meta.style.clone(), image })
+    };
+    samples.iter().map(subject).collect()
 }
 
 fn codes_of(dvae: &Dvae, config: &DvaeConfig, views: &[Vec<f32>], device: &Device) -> Result<Vec<u16>> {

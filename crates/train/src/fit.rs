@@ -92,7 +92,11 @@ pub fn fit<T: Task>(
         let step = state.step;
         let (mut gradients, mut figures) = batch_gradients(task, &model, step, &pools)?;
         let norm = clip_global_norm(&mut gradients, config.clip);
-        ensure!(norm.is_finite(), "step {step}: the gradient is not finite; try a smaller lr ({})", config.lr);
+        ensure!(
+            norm.is_finite(),
+            "step {step}: the gradient is not finite; try a smaller lr ({})",
+            config.lr
+        );
         let lr = warmup_cosine(config.lr, config.lr_end, step, config.lr_steps, config.warmup);
         state.adam.update(&mut state.weights, &gradients, config, step, lr);
         state.step += 1;
@@ -153,7 +157,12 @@ fn batch_gradients<T: Task>(
     Ok((sum, figures))
 }
 
-fn micro_batch<T: Task>(task: &T, model: T::Model, step: u64, part: usize) -> Result<(Vec<Vec<f32>>, Metrics)> {
+fn micro_batch<T: Task>(
+    task: &T,
+    model: T::Model,
+    step: u64,
+    part: usize,
+) -> Result<(Vec<Vec<f32>>, Metrics)> {
     let model = model.train();
     let batch = task.batch(step, part)?;
     let loss = task.loss(&model, batch, step)?;

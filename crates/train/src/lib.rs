@@ -1,4 +1,4 @@
-//! One loop, and the tasks that it runs: BPE, the dVAE (paper §1), encoding, and the prior (paper §3, §4).
+//! One loop, and the tasks that it runs: BPE, the dVAE (paper §2.1), encoding, and the prior (paper §2.2, §B.2).
 
 mod bpe;
 mod config;
@@ -16,7 +16,7 @@ mod schedule;
 pub use bpe::train_bpe;
 pub use config::{Config, DataConfig, FitConfig, RelaxConfig};
 pub use dvae::train_dvae;
-pub use encode::{encode, held_out_codes, held_out_pictures};
+pub use encode::{encode, held_out_codes, held_out_pictures, held_out_subjects};
 pub use fit::Outcome;
 pub use picture::grid;
 pub use prior::train_prior;

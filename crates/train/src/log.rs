@@ -39,7 +39,15 @@ impl Log {
         bar.set_style(ProgressStyle::with_template(style)?);
         bar.reset_eta();
         let events = EventWriter::create(dir, step)?;
-        Ok(Log { bar, metrics, events, started: Instant::now(), first_step: step, sums: Vec::new(), n_sums: 0 })
+        Ok(Log {
+            bar,
+            metrics,
+            events,
+            started: Instant::now(),
+            first_step: step,
+            sums: Vec::new(),
+            n_sums: 0,
+        })
     }
 
     /// Counts a training step; every `log_every` steps writes the figures' means.
@@ -63,6 +71,9 @@ impl Log {
 
     /// Writes figures on held-out data.
     pub fn validation(&mut self, step: u64, figures: &Metrics) -> Result<()> {
+        if figures.is_empty() {
+            return Ok(());
+        }
         let text: Vec<String> = figures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
         let line = format!("step {step}: {}", text.join(", "));
         self.bar.suspend(|| eprintln!("{line}"));

@@ -1,4 +1,4 @@
-//! AdamW on host arrays (paper §1.5, §4) with global-norm clipping, and the moving average of the weights.
+//! AdamW on host arrays (paper §A.2, §B.2) with global-norm clipping, and the moving average of the weights.
 
 use rayon::prelude::*;
 use tessera_model::weights::HostTensor;
@@ -38,14 +38,16 @@ impl AdamW {
         let inv_variance = (1.0 / correction(config.beta2)) as f32;
         let (beta1, beta2) = (config.beta1 as f32, config.beta2 as f32);
         let moments = self.mean.par_iter_mut().zip(&mut self.variance);
-        weights.par_iter_mut().zip(gradients).zip(moments).for_each(|((weight, gradient), (mean, variance))| {
-            let shrink = if decays(weight) { 1.0 - (lr * config.weight_decay) as f32 } else { 1.0 };
-            for (((w, &g), m), v) in weight.values.iter_mut().zip(gradient).zip(mean).zip(variance) {
-                *m = beta1 * *m + (1.0 - beta1) * g;
-                *v = beta2 * *v + (1.0 - beta2) * g * g;
-                *w = shrink * *w - lr_mean * *m / ((*v * inv_variance).sqrt() + EPSILON);
-            }
-        });
+        weights.par_iter_mut().zip(gradients).zip(moments).for_each(
+            |((weight, gradient), (mean, variance))| {
+                let shrink = if decays(weight) { 1.0 - (lr * config.weight_decay) as f32 } else { 1.0 };
+                for (((w, &g), m), v) in weight.values.iter_mut().zip(gradient).zip(mean).zip(variance) {
+                    *m = beta1 * *m + (1.0 - beta1) * g;
+                    *v = beta2 * *v + (1.0 - beta2) * g * g;
+                    *w = shrink * *w - lr_mean * *m / ((*v * inv_variance).sqrt() + EPSILON);
+                }
+            },
+        );
     }
 }
 
@@ -118,6 +120,9 @@ mod tests {
         let mut g = vec![vec![3.0], vec![4.0]];
         assert_eq!(clip_global_norm(&mut g, 1.0), 5.0);
         assert!((g[0][0] - 0.6).abs() < 1e-6 && (g[1][0] - 0.8).abs() < 1e-6);
-        assert_eq!(clip_global_norm(&mut g, 4.0), g.concat().iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt());
+        assert_eq!(
+            clip_global_norm(&mut g, 4.0),
+            g.concat().iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt()
+        );
     }
 }

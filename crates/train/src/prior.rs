@@ -1,4 +1,4 @@
-//! `train prior`: stage 2 (paper §3, §4), on code shards.
+//! `train prior`: stage 2 (paper §2.2, §B.2), on code shards.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -47,8 +47,9 @@ pub fn train_prior(
     seed: u64,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
-    let json = std::fs::read_to_string(bpe_file)
-        .with_context(|| format!("no tokenizer at {}; make one with `tessera train bpe`", bpe_file.display()))?;
+    let json = std::fs::read_to_string(bpe_file).with_context(|| {
+        format!("no tokenizer at {}; make one with `tessera train bpe`", bpe_file.display())
+    })?;
     let bpe = Bpe::from_json(&json)?;
     let codes = CodeSet::read(&data.join(Split::Train.name()))?;
     let val = labelled_codes(&CodeSet::read(&data.join(Split::Val.name()))?, &bpe)?;
@@ -100,7 +101,10 @@ fn check_sizes(config: &Config, codes: &CodeSet, bpe: &Bpe, dvae: &ModelFile) ->
         bpe.vocab_size(),
         prior.text_vocab
     );
-    ensure!(codes.dvae == dvae.fingerprint()?, "the codes were made by another dVAE than the one beside them");
+    ensure!(
+        codes.dvae == dvae.fingerprint()?,
+        "the codes were made by another dVAE than the one beside them"
+    );
     ensure!(!codes.is_empty(), "there are no training pictures");
     Ok(())
 }
@@ -112,7 +116,8 @@ impl PriorTask<'_> {
         let captions = &self.codes.items[item].captions;
         let caption = below(&mut rng(Purpose::CaptionChoice), captions.len() as u64) as usize;
         let caption = captions.get(caption).context("a picture has no caption")?;
-        let dropped = (below(&mut rng(Purpose::CaptionDrop), 1 << 24) as f32) < self.config.data.caption_drop * 16_777_216.0;
+        let dropped = (below(&mut rng(Purpose::CaptionDrop), 1 << 24) as f32)
+            < self.config.data.caption_drop * 16_777_216.0;
         let tokens = match dropped {
             true => Vec::new(),
             false => {
@@ -122,7 +127,10 @@ impl PriorTask<'_> {
         };
         let copy = below(&mut rng(Purpose::CopyChoice), self.codes.copies as u64) as usize;
         let codes = self.codes.tokens(item, copy).context("the code set is damaged")?;
-        Ok((caption_slots(&tokens, &self.config.prior).0, codes.iter().map(|&code| u32::from(code)).collect()))
+        Ok((
+            caption_slots(&tokens, &self.config.prior).0,
+            codes.iter().map(|&code| u32::from(code)).collect(),
+        ))
     }
 }
 

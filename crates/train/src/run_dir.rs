@@ -32,18 +32,25 @@ impl RunDir {
     pub fn open(path: &Path, config: &str, resume: bool) -> Result<RunDir> {
         let shown = path.display();
         let config_path = path.join("config.toml");
+        let started = path.join("checkpoints").is_dir() && !checkpoints(path)?.is_empty();
         if let Ok(saved) = fs::read_to_string(&config_path) {
-            if let Some((was, is)) = first_difference(&saved, config) {
-                bail!("{shown} belongs to another config: it has `{was}`, this run `{is}`; choose another --run folder");
-            }
-            if !resume {
-                bail!("{shown} already holds a run; add --resume to continue it, or choose another --run folder");
+            if !started {
+                // Nothing was trained here yet, perhaps because an input was wrong: the folder is free.
+            } else if let Some((was, is)) = first_difference(&saved, config) {
+                bail!(
+                    "{shown} belongs to another config: it has `{was}`, this run `{is}`; choose another --run folder"
+                );
+            } else if !resume {
+                bail!(
+                    "{shown} already holds a run; add --resume to continue it, or choose another --run folder"
+                );
             }
         } else if path.is_dir() && fs::read_dir(path)?.next().is_some() {
             bail!("{shown} is not empty and holds no run; choose another --run folder");
         }
         for folder in ["samples", "checkpoints"] {
-            fs::create_dir_all(path.join(folder)).with_context(|| format!("cannot create {shown}/{folder}"))?;
+            fs::create_dir_all(path.join(folder))
+                .with_context(|| format!("cannot create {shown}/{folder}"))?;
         }
         write_whole(&config_path, config.as_bytes())?;
         Ok(RunDir { path: path.to_path_buf() })
@@ -56,7 +63,7 @@ impl RunDir {
 
     /// The newest checkpoint that reads whole.
     pub fn newest_checkpoint(&self) -> Result<Option<State>> {
-        for folder in self.checkpoints()?.iter().rev() {
+        for folder in checkpoints(&self.path)?.iter().rev() {
             match read_state(&folder.join("state.safetensors")) {
                 Ok(state) => return Ok(Some(state)),
                 Err(error) => eprintln!("skipping {}: {error:#}", folder.display()),
@@ -69,7 +76,7 @@ impl RunDir {
         let folder = self.path.join(format!("checkpoints/step_{:06}", state.step));
         fs::create_dir_all(&folder)?;
         write_whole(&folder.join("state.safetensors"), &state_bytes(state)?)?;
-        let checkpoints = self.checkpoints()?;
+        let checkpoints = checkpoints(&self.path)?;
         for old in &checkpoints[..checkpoints.len().saturating_sub(KEEP)] {
             fs::remove_dir_all(old)?;
         }
@@ -80,15 +87,15 @@ impl RunDir {
         let path = self.path.join(format!("samples/step_{step:06}.png"));
         picture.save(&path).with_context(|| format!("cannot write {}", path.display()))
     }
+}
 
-    /// Checkpoint folders, oldest first.
-    fn checkpoints(&self) -> Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(self.path.join("checkpoints"))?;
-        let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        folders.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step_")));
-        folders.sort();
-        Ok(folders)
-    }
+/// Checkpoint folders of a run, oldest first.
+fn checkpoints(run: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(run.join("checkpoints"))?;
+    let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    folders.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step_")));
+    folders.sort();
+    Ok(folders)
 }
 
 /// Writes to a temporary name, syncs, renames.
@@ -146,7 +153,8 @@ fn read_state(path: &Path) -> Result<State> {
             bail!("unexpected tensor {full}");
         };
         let view = tensors.tensor(full)?;
-        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let values =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         let tensor = HostTensor { name: name.to_string(), shape: view.shape().to_vec(), values };
         groups.entry(group).or_default().push(tensor);
     }
@@ -165,7 +173,8 @@ mod tests {
     use super::*;
 
     fn state(step: u64) -> State {
-        let weight = |v: f32| vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![v, 1.0 / 3.0] }];
+        let weight =
+            |v: f32| vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![v, 1.0 / 3.0] }];
         let adam = AdamW { mean: vec![vec![0.1, 0.2]], variance: vec![vec![0.3, 0.4]] };
         State { step, weights: weight(1.0), average: weight(2.0), adam }
     }
@@ -177,7 +186,7 @@ mod tests {
         for step in [10, 20, 30] {
             run.write_checkpoint(&state(step)).unwrap();
         }
-        assert_eq!(run.checkpoints().unwrap().len(), KEEP);
+        assert_eq!(checkpoints(run.path()).unwrap().len(), KEEP);
         assert_eq!(run.newest_checkpoint().unwrap(), Some(state(30)));
         let newest = run.path().join("checkpoints/step_000030/state.safetensors");
         fs::write(&newest, &fs::read(&newest).unwrap()[..100]).unwrap();
@@ -188,7 +197,9 @@ mod tests {
     fn a_folder_belongs_to_its_config() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
-        RunDir::open(&path, "a = 1\nb = 2\n", false).unwrap();
+        RunDir::open(&path, "a = 1\n", false).unwrap();
+        let run = RunDir::open(&path, "a = 1\nb = 2\n", false).unwrap(); // nothing trained: still free
+        run.write_checkpoint(&state(10)).unwrap();
         let error = |config, resume| RunDir::open(&path, config, resume).err().unwrap().to_string();
         assert!(error("a = 1\nb = 3\n", true).contains("it has `b = 2`, this run `b = 3`"));
         assert!(error("a = 1\nb = 2\n", false).contains("--resume"));

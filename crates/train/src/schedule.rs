@@ -1,4 +1,4 @@
-//! Schedules as functions of the update number (paper §1.5, §4).
+//! Schedules as functions of the update number (paper §A.2, §B.2).
 
 /// From `start` to `end` over `steps` updates by half a cosine, then `end`.
 pub fn cosine(start: f64, end: f64, step: u64, steps: u64) -> f64 {

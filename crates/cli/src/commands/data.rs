@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::sources::{EmojiOptions, World, build_emoji, build_folder};
 
+use super::say;
 use crate::args::{self, DataSource};
 
 pub fn run(source: DataSource) -> Result<()> {
@@ -31,13 +32,13 @@ pub fn run(source: DataSource) -> Result<()> {
                 bar.set_position(done);
             })?;
             bar.finish_and_clear();
-            println!("{counts}");
+            say(counts)?;
         }
         DataSource::Folder { dir, out, size, holdout, seed } => {
             let (counts, skipped) = build_folder(&dir, &out, size, holdout, seed)?;
-            println!("{counts}");
+            say(counts)?;
             if skipped.total() > 0 {
-                println!("{skipped}");
+                say(skipped)?;
             }
         }
     }

@@ -11,40 +11,50 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tessera_model::{Event, Request, Sampling, Tessera};
 use tessera_train::grid;
 
-use super::model_file;
-use crate::args::Draw;
+use super::{model_file, say};
+use crate::args::{self, Draw};
 use crate::png_text::{Parameters, write_png};
 
 /// Most pictures of one call: a limit against slips of the finger.
 const MAX_PICTURES: usize = 4096;
 
 pub fn run(args: &Draw) -> Result<()> {
-    ensure!((1..=MAX_PICTURES).contains(&args.n), "-n {}: wanted 1 to {MAX_PICTURES} pictures", args.n);
+    let pictures = args.n.saturating_mul(args.prompts.len());
+    ensure!(
+        args.n > 0 && pictures <= MAX_PICTURES,
+        "-n {}: wanted 1 to {MAX_PICTURES} pictures in all",
+        args.n
+    );
     ensure!((1..=64).contains(&args.scale), "--scale {}: wanted 1 to 64", args.scale);
     check_writable(&args.out)?;
     let seed = args.seed.unwrap_or_else(clock_seed);
     let tessera = Tessera::new(&model_file(args.model.as_deref())?, &Default::default())?;
-    let prompt = tessera.read_prompt(&args.prompt)?;
-    if prompt.truncated {
-        eprintln!("warning: the prompt is too long; the model reads only up to: …{:?}", tail(&prompt.text));
-    }
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        guidance: args.guidance,
-    };
-    let request = Request { prompt: args.prompt.clone(), n: args.n, seed, sampling: sampling.clone() };
-    let parameters = Parameters {
+    let sampling = meant(&args.sampling);
+    let mut parameters = Parameters {
         program: format!("tessera {}", env!("CARGO_PKG_VERSION")),
-        prompt: prompt.text,
+        prompts: Vec::new(),
         n: args.n,
         seed,
-        sampling: sampling.into(),
+        sampling: sampling.clone(),
         model: args.model.as_ref().map_or("embedded".into(), |path| path.display().to_string()),
     };
-    let pictures = draw(&tessera, request)?;
+    let mut pictures = Vec::new();
+    for prompt in &args.prompts {
+        let read = tessera.read_prompt(prompt)?;
+        if read.truncated {
+            eprintln!("warning: the prompt is too long; the model reads only up to: …{:?}", tail(&read.text));
+        }
+        parameters.prompts.push(read.text);
+        let request = Request { prompt: prompt.clone(), n: args.n, seed, sampling: sampling.clone() };
+        pictures.extend(draw(&tessera, request)?);
+    }
     save(args, &pictures, &parameters)
+}
+
+/// The sampling flags as the model takes them.
+pub fn meant(flags: &args::Sampling) -> Sampling {
+    let args::Sampling { temperature, top_k, top_p, guidance } = *flags;
+    Sampling { temperature, top_k, top_p, guidance }
 }
 
 /// Runs the request behind a bar.
@@ -68,16 +78,17 @@ fn draw(tessera: &Tessera, request: Request) -> Result<Vec<RgbImage>> {
 
 fn save(args: &Draw, pictures: &[RgbImage], parameters: &Parameters) -> Result<()> {
     let large: Vec<RgbImage> = pictures.iter().map(|picture| enlarge(picture, args.scale)).collect();
-    let columns = (large.len() as f64).sqrt().ceil() as usize;
-    let sheet = grid(&large, columns);
+    let square = (args.n as f64).sqrt().ceil() as usize;
+    let sheet = grid(&large, if args.prompts.len() == 1 { square } else { args.n });
     if args.separate {
         for (index, picture) in large.iter().enumerate() {
             write_png(&numbered(&args.out, index + 1), picture, parameters)?;
         }
-        println!("{} to {}", numbered(&args.out, 1).display(), numbered(&args.out, large.len()).display());
+        let (first, last) = (numbered(&args.out, 1), numbered(&args.out, large.len()));
+        say(format_args!("{} to {}", first.display(), last.display()))?;
     } else {
         write_png(&args.out, &sheet, parameters)?;
-        println!("{} (seed {})", args.out.display(), parameters.seed);
+        say(format_args!("{} (seed {})", args.out.display(), parameters.seed))?;
     }
     if std::io::stdout().is_terminal() {
         let config = viuer::Config { absolute_offset: false, width: Some(60), ..viuer::Config::default() };
@@ -87,7 +98,7 @@ fn save(args: &Draw, pictures: &[RgbImage], parameters: &Parameters) -> Result<(
     Ok(())
 }
 
-fn enlarge(picture: &RgbImage, scale: u32) -> RgbImage {
+pub fn enlarge(picture: &RgbImage, scale: u32) -> RgbImage {
     imageops::resize(picture, picture.width() * scale, picture.height() * scale, FilterType::CatmullRom)
 }
 

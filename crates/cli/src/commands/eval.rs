@@ -1,14 +1,25 @@
 //! `tessera eval`: a table for people, JSON for programs.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
+use image::RgbImage;
 use tessera_data::{Dataset, Sample};
-use tessera_eval::{Conditioning, Figure, Recon, conditioning, curves, recon};
-use tessera_model::Tessera;
-use tessera_train::{held_out_codes, held_out_pictures};
+use tessera_eval::{
+    Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
+};
+use tessera_model::{Request, Sampling, Tessera};
+use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
-use super::model_file;
+use super::draw::{enlarge, meant};
+use super::{model_file, say};
 use crate::args::{Eval, EvalArgs};
+
+/// Captions on a sheet of drawings.
+const SHEET_ROWS: usize = 20;
+/// Enlargement of a sheet's pictures.
+const SHEET_SCALE: u32 = 2;
 
 pub fn run(eval: Eval) -> Result<()> {
     match eval {
@@ -17,22 +28,23 @@ pub fn run(eval: Eval) -> Result<()> {
             let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
             let device = Device::default();
             let pictures = held_out_pictures(&held_out(&args)?, config)?;
-            let report = recon(&file.dvae(&device)?, config, &pictures, &device);
-            print(&args, &report, print_recon)
+            report(&args, &recon(&file.dvae(&device)?, config, &pictures, &device), recon_table)
         }
         Eval::Conditioning(args) => {
             let file = model_file(args.model.as_deref())?;
             let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
             let tessera = Tessera::new(&file, &Device::default())?;
             let items = held_out_codes(&held_out(&args)?, &tessera.dvae, config, &tessera.bpe)?;
-            let report = conditioning(&tessera.prior, &items)?;
-            print(&args, &report, print_conditioning)
+            report(&args, &conditioning(&tessera.prior, &items)?, conditioning_table)
+        }
+        Eval::Drawing { common, n, seed, sampling, sheet } => {
+            let found = judge(&common, n, seed, meant(&sampling), sheet.as_deref())?;
+            report(&common, &found, drawing_table)
         }
         Eval::Curves { run, metrics, out } => {
             std::fs::write(&out, curves(&run, &metrics)?)
                 .with_context(|| format!("cannot write {}; choose another --out", out.display()))?;
-            println!("{}", out.display());
-            Ok(())
+            say(out.display())
         }
     }
 }
@@ -45,32 +57,83 @@ fn held_out(args: &EvalArgs) -> Result<Vec<Sample>> {
     }
 }
 
-fn print<R: serde::Serialize>(args: &EvalArgs, report: &R, table: fn(&R)) -> Result<()> {
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(report)?),
-        false => table(report),
+/// Draws every held-out caption; with `sheet`, writes evenly chosen ones beside their real pictures and lists them.
+fn judge(
+    args: &EvalArgs,
+    n: usize,
+    seed: u64,
+    sampling: Sampling,
+    sheet: Option<&Path>,
+) -> Result<DrawingReport> {
+    let file = model_file(args.model.as_deref())?;
+    let side = file.config.dvae.as_ref().context("the file holds no dVAE")?.image_size;
+    let tessera = Tessera::new(&file, &Device::default())?;
+    let samples = held_out(args)?;
+    let subjects: Vec<Subject> = held_out_subjects(&samples, side as u32, &tessera.bpe)?;
+    let every = subjects.len().div_ceil(SHEET_ROWS);
+    let mut cells: Vec<RgbImage> = Vec::new();
+    let mut captions = Vec::new();
+    let request = Request { n, seed, sampling, ..Request::default() };
+    let found = drawing(&tessera.prior, &tessera.dvae, &subjects, &request, |index, drawings| {
+        if sheet.is_some() && index.is_multiple_of(every) {
+            let row = std::iter::once(&subjects[index].image).chain(&drawings);
+            cells.extend(row.map(|picture| enlarge(picture, SHEET_SCALE)));
+            captions.push(samples[index].captions[0].clone());
+        }
+    })?;
+    if let Some(path) = sheet {
+        grid(&cells, n + 1).save(path).with_context(|| format!("cannot write {}", path.display()))?;
+        captions
+            .iter()
+            .enumerate()
+            .try_for_each(|(row, caption)| say(format_args!("{:3}. {caption}", row + 1)))?;
     }
-    Ok(())
+    Ok(found)
 }
 
-fn print_recon(r: &Recon) {
-    println!("reconstruction of {} held-out pictures", r.pictures);
-    println!("  PSNR             {:8.2} ± {:.2} dB", r.psnr_db, r.psnr_db_se);
-    println!("  ELBO             {:8.4} nats a value (hard tokens, β = 1)", r.elbo_nats_per_value);
-    println!("  likelihood       {:8.4} nats a value", -r.nll_nats_per_value);
-    println!("  KL to uniform    {:8.3} nats a token", r.kl_nats_per_token);
-    println!("  codes in use     {:8}", r.codes_used);
-    println!("  perplexity       {:8.1}", r.perplexity);
+fn report<R: serde::Serialize>(args: &EvalArgs, report: &R, table: fn(&R) -> String) -> Result<()> {
+    match args.json {
+        true => say(serde_json::to_string_pretty(report)?),
+        false => say(table(report)),
+    }
 }
 
-fn print_conditioning(c: &Conditioning) {
+fn recon_table(r: &Recon) -> String {
+    [
+        format!("reconstruction of {} held-out pictures", r.pictures),
+        format!("  PSNR             {:8.2} ± {:.2} dB", r.psnr_db, r.psnr_db_se),
+        format!("  ELBO             {:8.4} nats a value (hard tokens, β = 1)", r.elbo_nats_per_value),
+        format!("  likelihood       {:8.4} nats a value", -r.nll_nats_per_value),
+        format!("  KL to uniform    {:8.3} nats a token", r.kl_nats_per_token),
+        format!("  codes in use     {:8}", r.codes_used),
+        format!("  perplexity       {:8.1}", r.perplexity),
+    ]
+    .join("\n")
+}
+
+fn conditioning_table(c: &Conditioning) -> String {
     let row = |name: &str, loss: Figure, gap: Option<Figure>| {
         let gap = gap.map_or(String::new(), |gap| format!("{:+.4} ± {:.4}", gap.mean, gap.se));
-        println!("  {name:26} {:.4} ± {:.4}   {gap}", loss.mean, loss.se);
+        format!("  {name:26} {:.4} ± {:.4}   {gap}", loss.mean, loss.se)
     };
-    println!("image loss of {} held-out pictures, nats a token, and what wrong words add", c.pictures);
-    row("true caption", c.true_caption, None);
-    row("another of the same style", c.loss.same_style, Some(c.gap.same_style));
-    row("another of any style", c.loss.shuffled, Some(c.gap.shuffled));
-    row("no caption", c.loss.none, Some(c.gap.none));
+    [
+        format!("image loss of {} held-out pictures, nats a token, and what wrong words add", c.pictures),
+        row("true caption", c.true_caption, None),
+        row("another of the same style", c.loss.same_style, Some(c.gap.same_style)),
+        row("another of any style", c.loss.shuffled, Some(c.gap.shuffled)),
+        row("no caption", c.loss.none, Some(c.gap.none)),
+    ]
+    .join("\n")
+}
+
+fn drawing_table(d: &DrawingReport) -> String {
+    format!(
+        "{} drawings of each of {} held-out captions: the nearest of eight real pictures of the style is the right one\n\
+         \x20 right            {:8.1} ± {:.1} %\n  chance           {:8.1} %",
+        d.drawings_each,
+        d.captions,
+        100.0 * d.right,
+        100.0 * d.right_se,
+        100.0 * d.chance
+    )
 }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tessera_model::weights::{HostTensor, ModelFile};
 
+use super::say;
 use crate::args::Inspect;
 use crate::png_text::read_png;
 
@@ -18,10 +19,9 @@ pub fn run(args: &Inspect) -> Result<()> {
         _ => describe(&ModelFile::read(&args.file)?)?,
     };
     match args.json {
-        true => println!("{value}"),
-        false => print_table(&value)?,
+        true => say(value),
+        false => say(table(&value)?),
     }
-    Ok(())
 }
 
 fn describe(file: &ModelFile) -> Result<Value> {
@@ -36,17 +36,18 @@ fn describe(file: &ModelFile) -> Result<Value> {
     Ok(value)
 }
 
-fn print_table(value: &Value) -> Result<()> {
+fn table(value: &Value) -> Result<String> {
+    let mut lines = Vec::new();
     for (name, value) in value.as_object().context("nothing to show")? {
         match value {
             Value::Object(inner) if !inner.is_empty() => {
-                println!("{name}");
-                inner.iter().for_each(|(name, value)| println!("  {name:22} {value}"));
+                lines.push(name.clone());
+                lines.extend(inner.iter().map(|(name, value)| format!("  {name:22} {value}")));
             }
             Value::Null => {}
-            Value::String(text) => println!("{name:24} {text}"),
-            other => println!("{name:24} {other}"),
+            Value::String(text) => lines.push(format!("{name:24} {text}")),
+            other => lines.push(format!("{name:24} {other}")),
         }
     }
-    Ok(())
+    Ok(lines.join("\n"))
 }

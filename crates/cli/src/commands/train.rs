@@ -1,11 +1,14 @@
-//! `tessera train` and `tessera encode`.
+//! `tessera train`, `tessera encode` and `tessera pack`.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use tessera_model::weights::{ModelFile, Storage};
 use tessera_train::{Config, Outcome, RunDir};
 
+use super::say;
 use crate::args::{Common, Encode, TrainTask};
 
 pub fn run(task: TrainTask) -> Result<()> {
@@ -13,8 +16,7 @@ pub fn run(task: TrainTask) -> Result<()> {
         TrainTask::Bpe(common) => {
             let config = Config::resolve(&common.config, &common.sets)?;
             let (bpe, path) = tessera_train::train_bpe(&config, &common.data, &common.run)?;
-            println!("{} tokens in {}", bpe.vocab_size(), path.display());
-            Ok(())
+            say(format_args!("{} tokens in {}", bpe.vocab_size(), path.display()))
         }
         TrainTask::Dvae(common) => {
             let (config, run) = open(&common, "dvae")?;
@@ -35,8 +37,7 @@ pub fn encode(args: &Encode) -> Result<()> {
     let config = Config::resolve(&args.config, &args.sets)?;
     let (pictures, tokens) =
         tessera_train::encode(&config.data, &args.data, &args.dvae, &args.out, args.seed)?;
-    println!("{pictures} pictures, {tokens} tokens in {}", args.out.display());
-    Ok(())
+    say(format_args!("{pictures} pictures, {tokens} tokens in {}", args.out.display()))
 }
 
 /// The resolved config and its run folder; prints the config if the folder is this run's.
@@ -65,10 +66,18 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 fn report(outcome: Outcome, run: &RunDir) -> Result<()> {
     let path = run.path().display();
     match outcome {
-        Outcome::Finished => println!("finished: {path}"),
+        Outcome::Finished => say(format_args!("finished: {path}")),
         Outcome::Stopped(step) => {
-            println!("stopped and saved at step {step}: {path}; continue it with --resume")
+            say(format_args!("stopped and saved at step {step}: {path}; continue it with --resume"))
         }
     }
-    Ok(())
+}
+
+/// `tessera pack`
+pub fn pack(model: &Path, out: &Path) -> Result<()> {
+    let before = ModelFile::read(model)?;
+    let after = ModelFile { storage: Storage::Int8, ..before };
+    after.write(out)?;
+    let bytes = |path: &Path| std::fs::metadata(path).map(|meta| meta.len() as f64 / 1e6);
+    say(format_args!("{:.1} MB to {:.1} MB: {}", bytes(model)?, bytes(out)?, out.display()))
 }

@@ -1,4 +1,4 @@
-//! The dVAE's decoder (paper §1.1): conv 1×1 over one-hot codes, groups of blocks with nearest upsampling between
+//! The dVAE's decoder (paper §A.1): conv 1×1 over one-hot codes, groups of blocks with nearest upsampling between
 //! them, ReLU, conv 1×1 to three means and three ln b.
 
 use burn::module::Module;
@@ -91,7 +91,8 @@ impl Decoder {
             x = group.iter().fold(x, |x, block| block.forward(x));
             if i + 1 < self.groups.len() {
                 let [_, _, h, w] = x.dims();
-                let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([2 * h, 2 * w]);
+                let options =
+                    InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([2 * h, 2 * w]);
                 x = interpolate(x, options);
             }
         }

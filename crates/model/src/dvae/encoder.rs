@@ -1,4 +1,4 @@
-//! The dVAE's encoder (paper §1.1): conv 7×7, groups of bottleneck blocks with max-pool between them, ReLU, conv 1×1.
+//! The dVAE's encoder (paper §A.1): conv 7×7, groups of bottleneck blocks with max-pool between them, ReLU, conv 1×1.
 
 use burn::module::Module;
 use burn::tensor::Tensor;

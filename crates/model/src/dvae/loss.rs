@@ -1,4 +1,4 @@
-//! ★ The evidence lower bound of stage 1 (paper §1.3, §1.4).
+//! ★ The evidence lower bound of stage 1 (paper §A.2, §A.3).
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
@@ -14,7 +14,7 @@ pub struct Elbo {
     pub kl_per_token: Tensor<1>,
 }
 
-/// `(Σ nll + β Σ KL) / number of pixel values`, a mean over the batch (paper §1.4).
+/// `(Σ nll + β Σ KL) / number of pixel values`, a mean over the batch (paper §A.2).
 ///
 /// `mapped` is φ(pixels) `[B, 3, S, S]`, `stats` the decoder's `[B, 6, S, S]`, `logits` the encoder's `[B, V, G, G]`.
 pub fn elbo(mapped: Tensor<4>, stats: Tensor<4>, logits: Tensor<4>, beta: f64, min_log_b: f64) -> Elbo {
@@ -27,7 +27,7 @@ pub fn elbo(mapped: Tensor<4>, stats: Tensor<4>, logits: Tensor<4>, beta: f64, m
     Elbo { loss, nll_per_value, kl_per_token }
 }
 
-/// −ln f(x | μ, b) of each value under the logit-Laplace density, `[B, 3, S, S]` (paper §1.3):
+/// −ln f(x | μ, b) of each value under the logit-Laplace density, `[B, 3, S, S]` (paper §A.3):
 /// `ln 2 + ln b + ln x + ln(1 − x) + |logit x − μ| / b`.
 pub fn logit_laplace_nll(x: Tensor<4>, stats: Tensor<4>, min_log_b: f64) -> Tensor<4> {
     let mu = stats.clone().narrow(1, 0, 3);

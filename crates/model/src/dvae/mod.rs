@@ -1,4 +1,4 @@
-//! Stage 1 (paper §1): the discrete VAE that turns a picture into a grid of tokens and back.
+//! Stage 1 (paper §2.1): the discrete VAE that turns a picture into a grid of tokens and back.
 //!
 //! The architecture is the released one (openai/DALL-E), its sizes free: `groups` groups halve the resolution between
 //! them, so a token covers `2^(groups-1)` pixels a side; the paper has 4 groups of 2 blocks, n_hid 256, 8192 codes.
@@ -63,7 +63,11 @@ impl DvaeConfig {
     pub fn check(&self) -> Result<()> {
         ensure!((1..=8).contains(&self.groups), "dvae.groups = {}: wanted 1 to 8", self.groups);
         ensure!(self.blocks_per_group >= 1, "dvae.blocks_per_group = 0: wanted at least 1");
-        ensure!(self.n_hid >= 4 && self.n_hid.is_multiple_of(4), "dvae.n_hid = {}: wanted a multiple of 4", self.n_hid);
+        ensure!(
+            self.n_hid >= 4 && self.n_hid.is_multiple_of(4),
+            "dvae.n_hid = {}: wanted a multiple of 4",
+            self.n_hid
+        );
         ensure!(self.n_init >= 1, "dvae.n_init = 0: wanted at least 1");
         ensure!((2..=65_536).contains(&self.vocab), "dvae.vocab = {}: wanted 2 to 65536 codes", self.vocab);
         ensure!(
@@ -97,7 +101,7 @@ impl Dvae {
         Dvae { encoder: Encoder::new(config, &mut init), decoder: Decoder::new(config, &mut init) }
     }
 
-    /// Tokens of pictures: the likeliest code of each cell, without noise (paper §1.2).
+    /// Tokens of pictures: the likeliest code of each cell, without noise (paper §2.1).
     ///
     /// `[B, 3, S, S]` in [0, 1] → `[B, G, G]`
     pub fn encode(&self, pictures: Tensor<4>) -> Tensor<3, Int> {

@@ -1,4 +1,4 @@
-//! The pixel map φ and its inverse (paper §1.3): keeps pixels inside (0, 1), where the logit is finite.
+//! The pixel map φ and its inverse (paper §A.3): keeps pixels inside (0, 1), where the logit is finite.
 
 use burn::tensor::Tensor;
 

@@ -1,4 +1,4 @@
-//! The relaxed bottleneck (paper §1.2): `softmax((logits + g) / τ)` with Gumbel noise g, fed soft into the decoder.
+//! The relaxed bottleneck (paper §2.1): `softmax((logits + g) / τ)` with Gumbel noise g, fed soft into the decoder.
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;

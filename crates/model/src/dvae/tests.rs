@@ -7,7 +7,15 @@ use super::*;
 use crate::weights::{export, gradients, import};
 
 fn config() -> DvaeConfig {
-    DvaeConfig { image_size: 8, groups: 2, blocks_per_group: 1, n_hid: 4, n_init: 3, vocab: 6, min_log_b: -3.0 }
+    DvaeConfig {
+        image_size: 8,
+        groups: 2,
+        blocks_per_group: 1,
+        n_hid: 4,
+        n_init: 3,
+        vocab: 6,
+        min_log_b: -3.0,
+    }
 }
 
 fn floats<const D: usize>(x: Tensor<D>) -> Vec<f32> {
@@ -39,8 +47,9 @@ fn looking_a_code_up_equals_the_convolution_over_its_one_hot() {
     let dvae = Dvae::new(&config(), 0, &Device::default());
     let codes: Vec<i32> = (0..16).map(|i| i % 6).collect();
     let one_hot = tensor([1, 6, 4, 4], |i| if codes[i % 16] == (i / 16) as i32 { 1.0 } else { 0.0 });
-    let looked_up =
-        dvae.decoder.forward_codes(Tensor::from_data(TensorData::new(codes.clone(), [1, 4, 4]), &Device::default()));
+    let looked_up = dvae
+        .decoder
+        .forward_codes(Tensor::from_data(TensorData::new(codes.clone(), [1, 4, 4]), &Device::default()));
     for (a, b) in floats(looked_up).iter().zip(floats(dvae.decoder.forward(one_hot))) {
         assert!((a - b).abs() < 1e-5);
     }
@@ -109,7 +118,11 @@ fn the_loss_gradient_matches_finite_differences() {
     // Biases of zero would put dead units exactly on the kink of their ReLU.
     let fresh = Dvae::new(&config(), 3, &Device::default());
     let mut weights = export(&fresh);
-    weights.iter_mut().flat_map(|w| &mut w.values).enumerate().for_each(|(i, v)| *v += 0.1 * (i as f32 * 0.37).sin());
+    weights
+        .iter_mut()
+        .flat_map(|w| &mut w.values)
+        .enumerate()
+        .for_each(|(i, v)| *v += 0.1 * (i as f32 * 0.37).sin());
     let model = import(fresh, &weights).unwrap();
     let train = model.clone().train();
     let gradients = gradients(&train, loss(&train).backward()).unwrap();

@@ -15,7 +15,7 @@ pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
     x.swap_dims(1, 2).reshape([b, t, h * k])
 }
 
-/// `softmax(q kᵀ / √K + mask) v`: one softmax over text and image keys together (paper §3.4).
+/// `softmax(q kᵀ / √K + mask) v`: one softmax over text and image keys together (paper §B.1).
 ///
 /// `q` is `[B, H, Tq, K]`, `k` and `v` are `[B, H, Tk, K]`, `mask` is `[1, 1, Tq, Tk]` with 0 where a query may look
 /// and a large negative number where it may not. Returns `[B, H, Tq, K]`.

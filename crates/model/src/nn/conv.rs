@@ -1,4 +1,4 @@
-//! Stride-1 convolution with zero padding that keeps the picture's size, as everywhere in the dVAE (paper §1.1).
+//! Stride-1 convolution with zero padding that keeps the picture's size, as everywhere in the dVAE (paper §A.1).
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;

@@ -1,4 +1,4 @@
-//! One layer: an attention and an MLP residual block on the residual stream (paper §3.2, Child et al. 2019 §5-6).
+//! One layer: an attention and an MLP residual block on the residual stream (paper §B.1, Child et al. 2019 §5-6).
 
 use burn::module::Module;
 use burn::tensor::Tensor;

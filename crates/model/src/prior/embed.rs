@@ -1,4 +1,4 @@
-//! The input embeddings of the stream (paper §3.3): text token or pad + text position; picture token + row + column.
+//! The input embeddings of the stream (paper §B.1): text token or pad + text position; picture token + row + column.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -23,7 +23,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Tokens N(0, 0.125/√D); position tables N(0, 0.125/√(D·n)), n tables summed (paper §3.2).
+    /// Tokens N(0, 0.125/√D); position tables N(0, 0.125/√(D·n)), n tables summed (paper §B.1).
     pub(super) fn new(config: &PriorConfig, init: &mut Init) -> Embedding {
         let d = config.d_model;
         let std = |tables: usize| 0.125 / ((d * tables) as f64).sqrt();

@@ -1,11 +1,11 @@
-//! ★ The loss of stage 2 (paper §3.5): text and image cross-entropy, weighted 1/8 and 7/8.
+//! ★ The loss of stage 2 (paper §2.2): text and image cross-entropy, weighted 1/8 and 7/8.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::Stream;
 
-/// Share of the text loss in the total (paper §3.5).
+/// Share of the text loss in the total (paper §2.2).
 const TEXT_WEIGHT: f64 = 1.0 / 8.0;
 
 /// The loss and its parts, in nats.
@@ -19,7 +19,7 @@ pub struct PriorLoss {
     pub image_per_token: Tensor<1>,
 }
 
-/// Each modality's cross-entropy is divided by its own number of tokens, then weighted (paper §3.5).
+/// Each modality's cross-entropy is divided by its own number of tokens, then weighted (paper §2.2).
 ///
 /// `text` `[B, Tt, text_vocab + Tt]` and `image` `[B, Ti, image_vocab]` are logits; targets are those of `stream`.
 pub fn weighted_cross_entropy(text: Tensor<3>, image: Tensor<3>, stream: &Stream) -> PriorLoss {

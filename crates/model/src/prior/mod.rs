@@ -1,4 +1,4 @@
-//! Stage 2 (paper §3): one autoregressive transformer over caption and picture tokens as a single stream.
+//! Stage 2 (paper §2.2): one autoregressive transformer over caption and picture tokens as a single stream.
 
 mod block;
 mod embed;
@@ -83,7 +83,7 @@ pub struct Prior {
 }
 
 impl Prior {
-    /// A prior with weights drawn from `seed`, by the table of Child et al. 2019 (paper §3.2): matrices
+    /// A prior with weights drawn from `seed`, by the table of Child et al. 2019 (paper §B.1): matrices
     /// N(0, 0.125/√fan_in), residual outputs scaled further by 1/√(2·layers), logit matrices 0.
     pub fn new(config: &PriorConfig, seed: u64, device: &Device) -> Prior {
         let mut init = Init::new(seed, device);

@@ -1,4 +1,4 @@
-//! An attention pattern is a value, not a mask (paper §3.4): which keys may query `i` see?
+//! An attention pattern is a value, not a mask (paper §B.1): which keys may query `i` see?
 //!
 //! Every mask, sparse kernel, cache size and FLOP count is derived from [`Pattern::sees`].
 
@@ -68,8 +68,9 @@ impl Pattern {
     pub fn mask(self, config: &PriorConfig, from: usize, t: usize, device: &Device) -> Tensor<4> {
         let keys = from + t;
         let sees = |q, k| self.sees(q, k, config.text_len, config.grid);
-        let values: Vec<f32> =
-            (from..keys).flat_map(|q| (0..keys).map(move |k| if sees(q, k) { 0.0 } else { HIDDEN })).collect();
+        let values: Vec<f32> = (from..keys)
+            .flat_map(|q| (0..keys).map(move |k| if sees(q, k) { 0.0 } else { HIDDEN }))
+            .collect();
         Tensor::from_data(TensorData::new(values, [1, 1, t, keys]), device)
     }
 }
@@ -80,7 +81,8 @@ mod tests {
 
     /// The image part of a mask on a 4×4 grid: one line a query, `#` where it sees.
     fn drawing(pattern: Pattern) -> String {
-        let row = |q| (0..16).map(|k| if pattern.sees_image(q, k, 4) { '#' } else { '.' }).collect::<String>();
+        let row =
+            |q| (0..16).map(|k| if pattern.sees_image(q, k, 4) { '#' } else { '.' }).collect::<String>();
         (0..16).map(row).collect::<Vec<_>>().join("\n")
     }
 
@@ -152,7 +154,8 @@ mod tests {
 
     #[test]
     fn text_is_causal_and_every_image_state_sees_all_text() {
-        let row = |q| (0..6).map(|k| if Pattern::Column.sees(q, k, 3, 2) { '#' } else { '.' }).collect::<String>();
+        let row =
+            |q| (0..6).map(|k| if Pattern::Column.sees(q, k, 3, 2) { '#' } else { '.' }).collect::<String>();
         let drawn: Vec<String> = (0..6).map(row).collect();
         assert_eq!(drawn, ["#.....", "##....", "###...", "####..", "###.#.", "####.#"]);
     }

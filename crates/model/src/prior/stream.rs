@@ -1,4 +1,4 @@
-//! The stream's integers (paper §3.3): caption slots with one learned pad per position, then picture tokens.
+//! The stream's integers (paper §B.1): caption slots with one learned pad per position, then picture tokens.
 
 use anyhow::{Result, ensure};
 

@@ -8,6 +8,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 
 use super::choose;
 use crate::dvae::Dvae;
@@ -20,7 +21,7 @@ const LANES: usize = 16;
 const PURPOSE: u64 = u64::from_le_bytes(*b"drawings");
 
 /// How tokens are picked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// Divides the logits; 1 is the paper's, 0 the likeliest token always.
     pub temperature: f64,
@@ -61,7 +62,10 @@ impl Sampling {
     /// Checks the ranges.
     pub fn check(&self) -> Result<()> {
         let t = self.temperature;
-        ensure!(t >= 0.0 && t.is_finite(), "temperature {t}: wanted 0 or more (1 is the model's own distribution)");
+        ensure!(
+            t >= 0.0 && t.is_finite(),
+            "temperature {t}: wanted 0 or more (1 is the model's own distribution)"
+        );
         ensure!(self.top_k != Some(0), "top-k 0: wanted at least 1 token");
         if let Some(p) = self.top_p {
             ensure!(p > 0.0 && p <= 1.0, "top-p {p}: wanted more than 0 and at most 1");
@@ -254,7 +258,8 @@ fn unit(seed: u64, candidate: u64, position: u64) -> f64 {
 /// `[B, 3, S, S]` in [0, 1] → pictures.
 pub(crate) fn to_images(x: Tensor<4>) -> Result<Vec<RgbImage>> {
     let [_, _, height, width] = x.dims();
-    let values = x.permute([0, 2, 3, 1]).into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    let values =
+        x.permute([0, 2, 3, 1]).into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
     let image = |values: &[f32]| {
         let bytes = values.iter().map(|v| (v * 255.0).round() as u8).collect();
         RgbImage::from_raw(width as u32, height as u32, bytes)

@@ -1,4 +1,4 @@
-//! Drawing (paper §8): a caption in, a stream of events out: tokens, previews, pictures.
+//! Drawing (paper §2.6): a caption in, a stream of events out: tokens, previews, pictures.
 //!
 //! Library, command and tests all consume the same iterator.
 

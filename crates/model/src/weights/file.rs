@@ -1,7 +1,8 @@
 //! A model is one file: `*.tessera.safetensors`, weights in f16, its config and tokenizer in the metadata.
 //!
 //! The parts (dVAE, tokenizer, prior) are optional, so that each training stage writes the same kind of file. Weights
-//! are stored in f16, computed on in f32.
+//! are computed on in f32; the prior's matrices may be stored in 8 bits, 32 values sharing a scale, to halve a file
+//! that is shipped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -23,6 +24,21 @@ const FORMAT: u32 = 1;
 /// The one entry of the safetensors metadata: a single key, because the format does not keep the order of several and
 /// the same model should have the same bytes.
 const HEADER_KEY: &str = "tessera.model";
+
+/// Values that share one scale in 8-bit storage.
+const BLOCK: usize = 32;
+/// Ends the name of a tensor of scales.
+const SCALES: &str = "#scales";
+
+/// How a file stores the prior's matrices; everything else is f16.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Storage {
+    /// Half precision.
+    #[default]
+    F16,
+    /// Signed bytes, each block of 32 with an f16 scale.
+    Int8,
+}
 
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -55,6 +71,8 @@ pub struct ModelFile {
     pub dvae: Vec<HostTensor>,
     /// Weights of the prior; empty if there is none.
     pub prior: Vec<HostTensor>,
+    /// How the prior's matrices are stored.
+    pub storage: Storage,
     /// Settings and facts of the training that made it, for people: name → text.
     pub notes: BTreeMap<String, String>,
 }
@@ -65,13 +83,16 @@ impl ModelFile {
     /// # Errors
     /// If it is missing, truncated, of another format or version.
     pub fn read(path: &Path) -> Result<ModelFile> {
-        let bytes = fs::read(path).with_context(|| format!("cannot read the model file {}", path.display()))?;
-        ModelFile::from_bytes(&bytes).with_context(|| format!("{} is not a whole Tessera model", path.display()))
+        let bytes =
+            fs::read(path).with_context(|| format!("cannot read the model file {}", path.display()))?;
+        ModelFile::from_bytes(&bytes)
+            .with_context(|| format!("{} is not a whole Tessera model", path.display()))
     }
 
     /// Reads the bytes of a file.
     pub fn from_bytes(bytes: &[u8]) -> Result<ModelFile> {
-        let (_, header) = SafeTensors::read_metadata(bytes).context("not a safetensors file, or truncated")?;
+        let (_, header) =
+            SafeTensors::read_metadata(bytes).context("not a safetensors file, or truncated")?;
         let header = header.metadata().as_ref().and_then(|meta| meta.get(HEADER_KEY));
         let header = header.context("a safetensors file without Tessera's metadata")?;
         let header: Header = serde_json::from_str(header).context("the metadata is damaged")?;
@@ -79,11 +100,24 @@ impl ModelFile {
         ensure!(format == FORMAT, "format version {format}; this program reads version {FORMAT}");
         let mut file = ModelFile { config, tokenizer, notes, ..ModelFile::default() };
         let tensors = SafeTensors::deserialize(bytes).context("truncated or damaged weights")?;
-        for (name, view) in tensors.iter() {
-            match name.split_once('.') {
-                Some(("dvae", name)) => file.dvae.push(host_tensor(name, &view)?),
-                Some(("prior", name)) => file.prior.push(host_tensor(name, &view)?),
-                _ => bail!("weight {name} belongs to no part of a model"),
+        for (full, view) in tensors.iter().filter(|(full, _)| !full.ends_with(SCALES)) {
+            let Some((part, name)) = full.split_once('.') else {
+                bail!("weight {full} belongs to no part of a model")
+            };
+            let values = match view.dtype() {
+                Dtype::F16 => floats(view.data()),
+                Dtype::I8 => {
+                    file.storage = Storage::Int8;
+                    let scales = tensors.tensor(&format!("{full}{SCALES}")).context("scales are missing")?;
+                    dequantize(view.data(), &floats(scales.data())).with_context(|| full.to_string())?
+                }
+                other => bail!("weight {full} is {other:?}; wanted F16 or I8"),
+            };
+            let tensor = HostTensor { name: name.to_string(), shape: view.shape().to_vec(), values };
+            match part {
+                "dvae" => file.dvae.push(tensor),
+                "prior" => file.prior.push(tensor),
+                _ => bail!("weight {full} belongs to no part of a model"),
             }
         }
         Ok(file)
@@ -98,16 +132,27 @@ impl ModelFile {
             notes: self.notes.clone(),
         };
         let meta = HashMap::from([(HEADER_KEY.to_string(), serde_json::to_string(&header)?)]);
-        let parts = [("dvae", &self.dvae), ("prior", &self.prior)];
-        let encoded: Vec<(String, Vec<usize>, Vec<u8>)> = parts
-            .iter()
-            .flat_map(|(part, tensors)| tensors.iter().map(move |t| (format!("{part}.{}", t.name), t)))
-            .map(|(name, t)| (name, t.shape.clone(), f16_bytes(&t.values)))
-            .collect();
-        let views = encoded
-            .iter()
-            .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F16, shape.clone(), bytes)?)))
-            .collect::<Result<Vec<_>>>()?;
+        let mut encoded: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+        for (part, tensors) in [("dvae", &self.dvae), ("prior", &self.prior)] {
+            for tensor in tensors {
+                let name = format!("{part}.{}", tensor.name);
+                if part == "prior" && self.storage == Storage::Int8 && tensor.shape.len() > 1 {
+                    let (bytes, scales) = quantize(&tensor.values);
+                    encoded.push((
+                        format!("{name}{SCALES}"),
+                        Dtype::F16,
+                        vec![scales.len()],
+                        f16_bytes(&scales),
+                    ));
+                    encoded.push((name, Dtype::I8, tensor.shape.clone(), bytes));
+                } else {
+                    encoded.push((name, Dtype::F16, tensor.shape.clone(), f16_bytes(&tensor.values)));
+                }
+            }
+        }
+        let view = |(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?));
+        let views =
+            encoded.iter().map(|(n, d, s, b)| view((n, *d, s.clone(), b))).collect::<Result<Vec<_>>>()?;
         Ok(safetensors::serialize(views, Some(meta))?)
     }
 
@@ -135,10 +180,32 @@ fn f16_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
 }
 
-fn host_tensor(name: &str, view: &TensorView) -> Result<HostTensor> {
-    ensure!(view.dtype() == Dtype::F16, "weight {name} is {:?}; wanted F16", view.dtype());
-    let values = view.data().chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
-    Ok(HostTensor { name: name.to_string(), shape: view.shape().to_vec(), values })
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+}
+
+/// Signed bytes as the file holds them, and a scale for each block: its largest magnitude is 127 of them.
+fn quantize(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let scale = |block: &[f32]| {
+        let largest = block.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+        f16::from_f32(largest / 127.0).to_f32()
+    };
+    let scales: Vec<f32> = values.chunks(BLOCK).map(scale).collect();
+    let byte =
+        |(v, scale): (&f32, f32)| (v / scale.max(f32::MIN_POSITIVE)).round().clamp(-127.0, 127.0) as i8 as u8;
+    let blocks = values.chunks(BLOCK).zip(&scales);
+    (blocks.flat_map(|(block, &scale)| block.iter().map(move |v| byte((v, scale)))).collect(), scales)
+}
+
+fn dequantize(bytes: &[u8], scales: &[f32]) -> Result<Vec<f32>> {
+    ensure!(
+        scales.len() == bytes.len().div_ceil(BLOCK),
+        "{} scales for {} values",
+        scales.len(),
+        bytes.len()
+    );
+    let blocks = bytes.chunks(BLOCK).zip(scales);
+    Ok(blocks.flat_map(|(block, &scale)| block.iter().map(move |&b| f32::from(b as i8) * scale)).collect())
 }
 
 #[cfg(test)]
@@ -146,7 +213,8 @@ mod tests {
     use super::*;
 
     fn small() -> ModelFile {
-        let weight = HostTensor { name: "a.b".into(), shape: vec![2, 2], values: vec![0.5, -1.0, 0.0, 65504.0] };
+        let weight =
+            HostTensor { name: "a.b".into(), shape: vec![2, 2], values: vec![0.5, -1.0, 0.0, 65504.0] };
         ModelFile { dvae: vec![weight], tokenizer: Some("{}".into()), ..ModelFile::default() }
     }
 
@@ -162,6 +230,21 @@ mod tests {
         let bytes = small().to_bytes().unwrap();
         for len in 0..bytes.len() {
             assert!(ModelFile::from_bytes(&bytes[..len]).is_err(), "{len} of {} bytes", bytes.len());
+        }
+    }
+
+    #[test]
+    fn eight_bits_stay_within_half_a_step_of_their_block() {
+        let values: Vec<f32> =
+            (0..100).map(|i| (i as f32 * 0.9).sin() * if i < 32 { 1e-3 } else { 5.0 }).collect();
+        let weight = HostTensor { name: "w".into(), shape: vec![10, 10], values: values.clone() };
+        let file = ModelFile { prior: vec![weight], storage: Storage::Int8, ..ModelFile::default() };
+        let again = ModelFile::from_bytes(&file.to_bytes().unwrap()).unwrap();
+        assert_eq!(again.storage, Storage::Int8);
+        for (i, (a, b)) in again.prior[0].values.iter().zip(&values).enumerate() {
+            let largest =
+                values[i / 32 * 32..(i / 32 * 32 + 32).min(100)].iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+            assert!((a - b).abs() <= largest / 127.0 * 0.51, "{a} for {b}");
         }
     }
 }

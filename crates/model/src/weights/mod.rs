@@ -3,5 +3,5 @@
 mod file;
 mod params;
 
-pub use file::{ModelConfig, ModelFile};
+pub use file::{ModelConfig, ModelFile, Storage};
 pub use params::{HostTensor, export, gradients, import};
