@@ -53,10 +53,15 @@ fi
 #    WORK/prior/samples shows drawings of held-out captions as it goes.
 train prior --data codes --bpe bpe/tokenizer.json
 
-# 7. How good is it, on pictures it has not seen? What the tokens keep of a picture, and what the words add.
-model=prior/model.tessera.safetensors
+# 7. Small enough to live inside the program: the prior's matrices in 8 bits.
+model=emoji.tessera.safetensors
+tessera pack prior/model.tessera.safetensors --out "$model"
+
+# 8. How good is it, on combinations it has not seen? What the tokens keep of a picture, what the words add, and how often a
+#    drawing is nearest to the picture it should be.
 tessera eval recon --data data --model "$model"
 tessera eval conditioning --data data --model "$model"
+tessera eval drawing --data data --model "$model" --sheet held-out.png
 
 echo
 echo "the model is $PWD/$model; try it:"

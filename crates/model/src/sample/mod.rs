@@ -7,3 +7,6 @@ mod logits;
 
 pub use generate::{Drawing, Event, Picture, Request, Sampling};
 pub use logits::choose;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! Drawing against its promises: the same bits whatever the number of pictures or threads, and the order of events.
+
+use burn::tensor::Device;
+
+use super::*;
+use crate::dvae::{Dvae, DvaeConfig};
+use crate::prior::{Prior, PriorConfig};
+use crate::weights::{export, import};
+
+fn model() -> (Prior, Dvae) {
+    let dvae = DvaeConfig {
+        image_size: 8,
+        groups: 2,
+        blocks_per_group: 1,
+        n_hid: 4,
+        n_init: 4,
+        vocab: 12,
+        min_log_b: -3.0,
+    };
+    let prior = PriorConfig {
+        text_len: 4,
+        text_vocab: 9,
+        grid: 4,
+        image_vocab: 12,
+        d_model: 16,
+        n_layers: 3,
+        n_heads: 2,
+        conv_kernel: 3,
+    };
+    let device = Device::default();
+    let fresh = Prior::new(&prior, 1, &device);
+    let mut weights = export(&fresh);
+    weights
+        .iter_mut()
+        .flat_map(|w| &mut w.values)
+        .enumerate()
+        .for_each(|(i, v)| *v += 0.4 * (i as f32 * 1.7).sin());
+    (import(fresh, &weights).unwrap(), Dvae::new(&dvae, 2, &device))
+}
+
+fn request(n: usize, seed: u64) -> Request {
+    Request { n, seed, ..Request::default() }
+}
+
+fn draw(request: Request) -> Vec<Picture> {
+    let (prior, dvae) = model();
+    let events = Drawing::new(&prior, &dvae, &[1, 2], request).unwrap();
+    let picture = |event| match event {
+        Ok(Event::Picture(picture)) => Some(picture),
+        Ok(_) => None,
+        Err(error) => panic!("{error}"),
+    };
+    events.filter_map(picture).collect()
+}
+
+fn same(a: &[Picture], b: &[Picture]) -> bool {
+    a.iter().zip(b).all(|(a, b)| (a.index, &a.tokens, &a.image) == (b.index, &b.tokens, &b.image))
+}
+
+#[test]
+fn a_picture_does_not_depend_on_how_many_are_drawn() {
+    let many = draw(request(35, 5)); // three groups of lanes
+    assert_eq!(many.len(), 35);
+    for n in [1, 2, 16, 17] {
+        assert!(same(&draw(request(n, 5)), &many), "n = {n}");
+    }
+    let distinct: std::collections::HashSet<_> = many.iter().map(|p| &p.tokens).collect();
+    assert!(distinct.len() > 30, "candidates repeat: {} of 35 differ", distinct.len());
+    assert!(!same(&draw(request(3, 6)), &many));
+}
+
+#[test]
+fn a_picture_does_not_depend_on_the_number_of_threads() {
+    let guided = || Request { sampling: Sampling { guidance: 2.0, ..Sampling::default() }, ..request(3, 9) };
+    let with_threads = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| draw(guided()))
+    };
+    let one = with_threads(1);
+    assert!(same(&with_threads(2), &one) && same(&with_threads(5), &one));
+}
+
+#[test]
+fn events_come_in_order() {
+    let (prior, dvae) = model();
+    let events: Vec<_> =
+        Drawing::new(&prior, &dvae, &[], request(2, 0)).unwrap().map(Result::unwrap).collect();
+    let tokens = events.iter().filter(|event| matches!(event, Event::Tokens { total: 32, .. })).count();
+    let previews: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Preview(pictures) => Some((pictures.len(), pictures[0].tokens.len())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!((tokens, previews), (16, vec![(2, 4), (2, 8), (2, 12)]));
+    let [.., Event::Tokens { done: 32, .. }, Event::Picture(first), Event::Picture(last)] = &events[..]
+    else {
+        panic!("the last events are not the pictures");
+    };
+    assert_eq!((first.index, last.index, first.tokens.len()), (0, 1, 16));
+}
+
+#[test]
+fn bad_settings_are_refused() {
+    let (prior, dvae) = model();
+    let error = |sampling: Sampling, n| {
+        let request = Request { n, sampling, ..Request::default() };
+        Drawing::new(&prior, &dvae, &[], request).err().unwrap().to_string()
+    };
+    let default = Sampling::default;
+    assert!(error(default(), 0).contains("wanted at least 1"));
+    assert!(error(Sampling { temperature: -1.0, ..default() }, 1).contains("temperature -1"));
+    assert!(error(Sampling { top_p: Some(1.5), ..default() }, 1).contains("top-p 1.5"));
+    assert!(error(Sampling { top_k: Some(0), ..default() }, 1).contains("top-k 0"));
+    assert!(error(Sampling { guidance: f64::NAN, ..default() }, 1).contains("guidance"));
+}
