@@ -20,7 +20,7 @@ tessera() { cargo run --release --quiet --manifest-path "$repo/Cargo.toml" -- "$
 train() {
   local task=$1 resume=
   shift
-  if [ -e "$task/config.toml" ]; then resume=--resume; fi
+  if ls -d "$task"/checkpoints/step_* >/dev/null 2>&1; then resume=--resume; fi
   tessera train "$task" --config emoji --run "$task" "$@" ${resume:+"$resume"}
   # Ctrl-C saves and is no error, but what follows wants the whole run, whose last checkpoint is that of its last step.
   local steps

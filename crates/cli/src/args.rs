@@ -96,7 +96,16 @@ pub enum World {
 #[derive(Subcommand)]
 pub enum TrainTask {
     /// The caption vocabulary, from a data set.
-    Bpe(Common),
+    Bpe {
+        #[command(flatten)]
+        settings: Settings,
+        /// The data set.
+        #[arg(long)]
+        data: PathBuf,
+        /// Folder for `tokenizer.json`.
+        #[arg(long)]
+        run: PathBuf,
+    },
     /// Stage 1: the discrete VAE, from a data set.
     Dvae(Common),
     /// Stage 2: the transformer, from a folder of codes.
@@ -109,15 +118,22 @@ pub enum TrainTask {
     },
 }
 
-/// Flags of every training command.
+/// Which settings.
 #[derive(ClapArgs)]
-pub struct Common {
+pub struct Settings {
     /// A preset (tiny, emoji) or a TOML file of differences to one.
     #[arg(long, default_value = "emoji")]
     pub config: String,
     /// Change one value, as in `--set prior.n_layers=12`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
+}
+
+/// Flags of every training command.
+#[derive(ClapArgs)]
+pub struct Common {
+    #[command(flatten)]
+    pub settings: Settings,
     /// What to train on.
     #[arg(long)]
     pub data: PathBuf,
@@ -133,12 +149,8 @@ pub struct Common {
 
 #[derive(ClapArgs)]
 pub struct Encode {
-    /// A preset or a TOML file; its `data` section counts here.
-    #[arg(long, default_value = "emoji")]
-    pub config: String,
-    /// Change one value of the config.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub sets: Vec<String>,
+    #[command(flatten)]
+    pub settings: Settings,
     /// The data set.
     #[arg(long)]
     pub data: PathBuf,

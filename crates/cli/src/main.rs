@@ -21,6 +21,7 @@ const USER_MISTAKE: u8 = 2;
 const OUR_FAULT: u8 = 1;
 
 fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|fault| eprintln!("internal error, please report it: {fault}")));
     let args = Args::parse();
     match std::panic::catch_unwind(|| run(args)) {
         Ok(Ok(())) => ExitCode::SUCCESS,

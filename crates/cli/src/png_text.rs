@@ -1,12 +1,13 @@
 //! The parameters of a drawing, as JSON in the PNG's `tessera` text chunk.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::BufReader;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
+use tessera_data::atomic;
 use tessera_model::Sampling;
 
 /// The chunk's keyword.
@@ -32,19 +33,13 @@ pub struct Parameters {
 
 /// Writes `image` with its parameters, whole or not at all.
 pub fn write_png(path: &Path, image: &RgbImage, parameters: &Parameters) -> Result<()> {
-    let part = path.with_extension("part");
-    let write = || -> Result<()> {
-        let mut file = BufWriter::new(File::create(&part)?);
-        let mut encoder = png::Encoder::new(&mut file, image.width(), image.height());
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        encoder.add_itxt_chunk(KEYWORD.into(), serde_json::to_string(parameters)?)?;
-        encoder.write_header()?.write_image_data(image)?;
-        file.flush()?;
-        drop(file);
-        Ok(std::fs::rename(&part, path)?)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.add_itxt_chunk(KEYWORD.into(), serde_json::to_string(parameters)?)?;
+    encoder.write_header()?.write_image_data(image)?;
+    atomic::write(path, &bytes)
 }
 
 /// The parameters in a PNG, if it has any.

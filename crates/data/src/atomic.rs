@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 /// A file under its temporary name, until [`WholeFile::keep`] gives it its own; dropped before that, it goes away.
-pub(crate) struct WholeFile {
+pub struct WholeFile {
     target: PathBuf,
     partial: PathBuf,
     writer: Option<BufWriter<File>>,
@@ -17,7 +17,7 @@ pub(crate) struct WholeFile {
 
 impl WholeFile {
     /// Starts the file that will be called `target`, making its folder if need be.
-    pub(crate) fn create(target: &Path) -> Result<Self> {
+    pub fn create(target: &Path) -> Result<Self> {
         let name = target.file_name().with_context(|| format!("{} names no file", target.display()))?;
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent)
@@ -29,7 +29,7 @@ impl WholeFile {
     }
 
     /// Syncs the bytes to the disk and gives the file its name.
-    pub(crate) fn keep(mut self) -> Result<()> {
+    pub fn keep(mut self) -> Result<()> {
         let writer = self.writer.take().context("the file was already closed")?;
         let file = writer.into_inner().map_err(|e| e.into_error());
         let file = file.with_context(|| format!("cannot write {}", self.partial.display()))?;
@@ -57,7 +57,14 @@ impl Drop for WholeFile {
 }
 
 /// Writes `bytes` to `path`, whole or not at all.
-pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// What is not a file (a device, a pipe) is written to as it is; a link stays a link.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    if target.exists() && !target.is_file() {
+        return fs::write(&target, bytes).with_context(|| format!("cannot write {}", path.display()));
+    }
+    let path = target.as_path();
     let mut file = WholeFile::create(path)?;
     file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))?;
     file.keep()

@@ -74,6 +74,17 @@ impl CodeSet {
         if copy < self.copies { self.codes.get(start..start + n_tokens) } else { None }
     }
 
+    /// A short name of everything in the set: another one is another set.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = crc32fast::Hasher::new();
+        self.codes.iter().for_each(|code| hasher.update(&code.to_le_bytes()));
+        for item in &self.items {
+            hasher.update(item.key.as_bytes());
+            item.captions.iter().for_each(|caption| hasher.update(caption.as_bytes()));
+        }
+        format!("{:08x}", hasher.finalize())
+    }
+
     /// Writes `STEM.jsonl` and `STEM.safetensors`, each whole or not at all.
     pub fn write(&self, path_stem: &Path) -> Result<()> {
         self.check().context("refusing to write an inconsistent code set")?;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::shard::{Sample, Skipped, Split, read_shards};
 
@@ -30,7 +30,19 @@ impl Dataset {
         if train.is_empty() {
             bail!("no usable sample in {} ({skipped}); {MAKE_SOME}", dir.display());
         }
+        check_complete(dir)?;
         Ok(Self { train, val, skipped })
+    }
+
+    /// A short name of everything in the set: another one is another set.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = crc32fast::Hasher::new();
+        for sample in self.train.iter().chain(&self.val) {
+            hasher.update(sample.key.as_bytes());
+            sample.captions.iter().for_each(|caption| hasher.update(caption.as_bytes()));
+            hasher.update(&sample.image);
+        }
+        format!("{:08x}", hasher.finalize())
     }
 
     /// The samples of one split.
@@ -43,6 +55,15 @@ impl Dataset {
 }
 
 const MAKE_SOME: &str = "make them with `tessera data emoji` or `tessera data folder`";
+
+/// Refuses a set that `tessera data` began and did not finish. Sets of other makers say nothing about it.
+fn check_complete(dir: &Path) -> Result<()> {
+    let Ok(text) = std::fs::read_to_string(dir.join("dataset.json")) else { return Ok(()) };
+    let record: serde_json::Value =
+        serde_json::from_str(&text).with_context(|| format!("{}/dataset.json is damaged", dir.display()))?;
+    ensure!(!record["counts"].is_null(), "{} is not finished; run its `tessera data` again", dir.display());
+    Ok(())
+}
 
 fn read_split(dir: &Path, split: Split, skipped: &mut Skipped) -> Result<Vec<Sample>> {
     let mut reader = read_shards(&dir.join(split.name())).with_context(|| MAKE_SOME)?;
@@ -96,6 +117,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = Dataset::open(&dir.path().join("nowhere")).unwrap_err().to_string();
         assert!(error.contains("nowhere") && error.contains("tessera data emoji"), "{error}");
+    }
+
+    #[test]
+    fn an_unfinished_set_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        write_split(dir.path(), Split::Train, 0..2);
+        std::fs::write(dir.path().join("dataset.json"), r#"{"recipe":{},"counts":null}"#).unwrap();
+        assert!(Dataset::open(dir.path()).unwrap_err().to_string().contains("not finished"));
+    }
+
+    #[test]
+    fn another_caption_is_another_fingerprint() {
+        let dir = tempfile::tempdir().unwrap();
+        write_split(dir.path(), Split::Train, 0..2);
+        let mut set = Dataset::open(dir.path()).unwrap();
+        let before = set.fingerprint();
+        assert_eq!(before, Dataset::open(dir.path()).unwrap().fingerprint());
+        set.train[1].captions[0].push('!');
+        assert_ne!(before, set.fingerprint());
     }
 
     #[test]

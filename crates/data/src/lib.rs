@@ -6,6 +6,7 @@
 //! The path of a picture: [`sources`] make WebDataset tars ([`shard`]), [`dataset`] reads them into memory, [`loader`]
 //! says which items make a step, [`augment`] crops them; once a dVAE has encoded them they are kept as [`codes`].
 
+pub mod atomic;
 pub mod augment;
 pub mod codes;
 pub mod dataset;
@@ -13,8 +14,6 @@ pub mod loader;
 pub mod picture;
 pub mod shard;
 pub mod sources;
-
-mod atomic;
 
 pub use augment::{Augment, augment};
 pub use codes::{CodeItem, CodeSet};

@@ -87,12 +87,14 @@ fn choices(subjects: &[Subject], index: usize) -> Result<Vec<&RgbImage>> {
     Ok(choices)
 }
 
+/// The choice that is strictly nearer than every other, if there is one.
 fn nearest(image: &RgbImage, choices: &[&RgbImage]) -> Option<usize> {
     let drawn = cells(image);
     let distance =
-        |choice: &RgbImage| -> f64 { cells(choice).iter().zip(&drawn).map(|(a, b)| (a - b).powi(2)).sum() };
-    let distances: Vec<f64> = choices.iter().map(|choice| distance(choice)).collect();
-    (0..choices.len()).min_by(|&a, &b| distances[a].total_cmp(&distances[b]))
+        |choice: &&RgbImage| cells(choice).iter().zip(&drawn).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+    let distances: Vec<f64> = choices.iter().map(distance).collect();
+    let best = (0..choices.len()).min_by(|&a, &b| distances[a].total_cmp(&distances[b]))?;
+    (distances.iter().filter(|&&distance| distance <= distances[best]).count() == 1).then_some(best)
 }
 
 /// Mean colour of each cell.
@@ -125,7 +127,7 @@ mod tests {
         assert_eq!(choices.len(), CHOICES);
         assert!(choices.iter().all(|image| image.get_pixel(0, 0)[0] % 20 == 0)); // style "a" only
         let near = |grey| nearest(&subject("a", grey).image, &choices);
-        assert_eq!((near(41), near(62)), (Some(0), Some(1)));
+        assert_eq!((near(41), near(62), near(50)), (Some(0), Some(1), None)); // half-way between two: neither
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Reconstruction quality of a dVAE (paper §2.1, §A.2): PSNR, hard ELBO, and how much of the codebook is in use.
 
+use burn::tensor::activation::sigmoid;
 use burn::tensor::{Int, Tensor};
 use serde::Serialize;
-use tessera_model::dvae::{Dvae, DvaeConfig, kl_to_uniform, logit_laplace_nll, map_pixels};
+use tessera_model::dvae::{Dvae, DvaeConfig, kl_to_uniform, logit_laplace_nll, map_pixels, unmap_pixels};
 
 /// Pictures encoded at once.
 const BATCH: usize = 32;
@@ -46,7 +47,7 @@ pub fn recon(
         let logits = dvae.encoder.forward(map_pixels(x.clone()));
         let codes: Tensor<3, Int> = logits.clone().argmax(1).squeeze_dim(1);
         let stats = dvae.decoder.forward_codes(codes.clone());
-        let restored = dvae.decode(codes.clone());
+        let restored = unmap_pixels(sigmoid(stats.clone().narrow(1, 0, 3)));
         let mse = (restored - x.clone()).powf_scalar(2.0).mean_dims(&[1, 2, 3]);
         psnrs.extend(floats(mse).into_iter().map(|mse| -10.0 * mse.max(1e-10).log10()));
         nll += n as f64 * scalar(logit_laplace_nll(map_pixels(x), stats, config.min_log_b).mean());

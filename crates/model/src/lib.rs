@@ -3,6 +3,8 @@
 //! Start with [`Tessera`]; `dvae`, `prior` and `sample` are paper §2.1, §2.2 and §2.6.
 
 pub mod dvae;
+#[cfg(test)]
+mod finite_differences;
 pub mod nn;
 pub mod prior;
 pub mod sample;

@@ -2,25 +2,27 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use tessera_text::{Bpe, Prompt};
 
 use crate::dvae::Dvae;
 use crate::prior::Prior;
 use crate::sample::{Drawing, Request};
-use crate::weights::{ModelFile, import};
+use crate::weights::{HostTensor, ModelFile, import};
 
 /// dVAE, tokenizer and prior of one model file.
 ///
-/// ```no_run
+/// ```
 /// use tessera_model::{Event, Request, Tessera};
 ///
 /// let tessera = Tessera::embedded()?;
 /// let request = Request { prompt: "a red apple".into(), n: 2, ..Request::default() };
 /// for event in tessera.draw(request)? {
-///     if let Event::Picture(picture) = event? {
-///         picture.image.save(format!("apple-{}.png", picture.index))?;
+///     match event? {
+///         Event::Tokens { done, total } => assert!(done <= total),
+///         Event::Preview(growing) => assert_eq!(growing.len(), 2),
+///         Event::Picture(picture) => assert_eq!(picture.image.width(), 32), // picture.image.save("apple.png")?
 ///     }
 /// }
 /// # Ok::<(), anyhow::Error>(())
@@ -63,15 +65,33 @@ impl Tessera {
     /// If the file lacks a part that drawing needs, or its weights do not fit its config.
     pub fn new(file: &ModelFile, device: &Device) -> Result<Tessera> {
         let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
-        Ok(Tessera { dvae: file.dvae(device)?, prior: file.prior(device)?, bpe: Bpe::from_json(tokenizer)? })
+        let tessera =
+            Tessera { dvae: file.dvae(device)?, prior: file.prior(device)?, bpe: Bpe::from_json(tokenizer)? };
+        if let (Some(dvae), Some(prior)) = (&file.config.dvae, &file.config.prior) {
+            ensure!(
+                (dvae.vocab, dvae.grid()) == (prior.image_vocab, prior.grid),
+                "the dVAE has {0} codes on a {1}×{1} grid, the prior {2} on {3}×{3}",
+                dvae.vocab,
+                dvae.grid(),
+                prior.image_vocab,
+                prior.grid
+            );
+            let words = tessera.bpe.vocab_size();
+            ensure!(
+                words <= prior.text_vocab,
+                "the tokenizer has {words} tokens, the prior {}",
+                prior.text_vocab
+            );
+        }
+        Ok(tessera)
     }
 
     /// What the model reads of `prompt`: its normalised tokens, cut to the text positions.
     pub fn read_prompt(&self, prompt: &str) -> Result<ReadPrompt> {
         let prompt = Prompt::new(prompt);
         let mut tokens = self.bpe.encode(&prompt.text)?;
-        let truncated = prompt.dropped_chars > 0 || tokens.len() > self.prior.config().text_len;
-        tokens.truncate(self.prior.config().text_len);
+        let truncated = prompt.dropped_chars > 0 || tokens.len() > self.prior.config().max_caption();
+        tokens.truncate(self.prior.config().max_caption());
         let text = self.bpe.decode(&tokens)?;
         Ok(ReadPrompt { tokens, text, truncated })
     }
@@ -88,6 +108,7 @@ impl ModelFile {
     pub fn dvae(&self, device: &Device) -> Result<Dvae> {
         let config = self.config.dvae.as_ref().context("the file holds no dVAE")?;
         config.check()?;
+        check_count("dVAE", config.n_parameters().iter().sum(), &self.dvae)?;
         import(Dvae::new(config, 0, device), &self.dvae).context("dVAE")
     }
 
@@ -96,6 +117,14 @@ impl ModelFile {
         let config =
             self.config.prior.as_ref().context("the file holds no prior; was it made by `train prior`?")?;
         config.check()?;
+        check_count("prior", config.n_parameters(), &self.prior)?;
         import(Prior::new(config, 0, device), &self.prior).context("prior")
     }
+}
+
+/// Before anything is allocated: a config asks for as many weights as the file holds.
+fn check_count(part: &str, wanted: u128, tensors: &[HostTensor]) -> Result<()> {
+    let got: u128 = tensors.iter().map(|tensor| tensor.values.len() as u128).sum();
+    ensure!(got == wanted, "the {part}'s config asks for {wanted} weights; the file holds {got}");
+    Ok(())
 }

@@ -2,21 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use tessera_data::Dataset;
+use anyhow::{Result, ensure};
+use tessera_data::atomic;
 use tessera_text::{Bpe, normalise};
 
 use crate::config::Config;
-use crate::run_dir::write_whole;
+use crate::dvae::open_dataset;
 
 /// Learns the vocabulary and writes `RUN/tokenizer.json`; returns it and its path.
+///
+/// # Errors
+/// If the folder holds another tokenizer: a model may depend on it.
 pub fn train_bpe(config: &Config, data: &Path, run: &Path) -> Result<(Bpe, PathBuf)> {
-    let dataset = Dataset::open(data)?;
+    let dataset = open_dataset(data)?;
     let captions = dataset.train.iter().flat_map(|sample| &sample.captions).map(|caption| normalise(caption));
     let captions: Vec<String> = captions.collect();
     let bpe = Bpe::train(captions.iter(), config.prior.text_vocab)?;
-    std::fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
-    let path = run.join("tokenizer.json");
-    write_whole(&path, bpe.to_json()?.as_bytes())?;
+    let (path, json) = (run.join("tokenizer.json"), bpe.to_json()?);
+    let free = std::fs::read_to_string(&path).map_or(true, |old| old == json);
+    ensure!(free, "{} is another tokenizer; choose another --run", path.display());
+    atomic::write(&path, json.as_bytes())?;
     Ok((bpe, path))
 }

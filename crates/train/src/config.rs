@@ -135,12 +135,41 @@ impl Config {
                 fit.batch,
                 fit.micro_batches
             );
+            for (key, value, range) in [
+                ("lr", fit.lr, f64::MIN_POSITIVE..=10.0),
+                ("lr_end", fit.lr_end, 0.0..=10.0),
+                ("beta1", fit.beta1, 0.0..=0.999_999),
+                ("beta2", fit.beta2, 0.0..=0.999_999),
+                ("weight_decay", fit.weight_decay, 0.0..=10.0),
+                ("clip", fit.clip, f64::MIN_POSITIVE..=f64::MAX),
+                ("ema", fit.ema, 0.0..=1.0),
+            ] {
+                in_range(&format!("{name}.{key}"), value, range)?;
+            }
+            ensure!(fit.steps >= 1, "{name}.steps = 0: wanted at least 1");
             let periods = [fit.ema_every, fit.eval_every, fit.checkpoint_every, fit.log_every];
             ensure!(periods.iter().all(|&p| p > 0), "{name}: every `*_every` wants at least 1");
         }
         ensure!(self.data.copies >= 1, "data.copies = 0: wanted at least 1");
+        in_range("data.bpe_dropout", self.data.bpe_dropout.into(), 0.0..=1.0)?;
+        in_range("data.caption_drop", self.data.caption_drop.into(), 0.0..=1.0)?;
+        in_range("relax.beta", self.relax.beta, 0.0..=1e6)?;
+        in_range("relax.tau_end", self.relax.tau_end, 1e-4..=1.0)?;
+        ensure!(
+            (self.prior.grid, self.prior.image_vocab) == (self.dvae.grid(), self.dvae.vocab),
+            "prior.grid = {}, prior.image_vocab = {}: the dVAE makes a grid of {} with {} codes",
+            self.prior.grid,
+            self.prior.image_vocab,
+            self.dvae.grid(),
+            self.dvae.vocab
+        );
         Ok(())
     }
+}
+
+fn in_range(key: &str, value: f64, range: std::ops::RangeInclusive<f64>) -> Result<()> {
+    ensure!(range.contains(&value), "{key} = {value}: wanted {:e} to {:e}", range.start(), range.end());
+    Ok(())
 }
 
 fn preset(name: &str) -> Option<Result<Table>> {
@@ -263,5 +292,10 @@ mod tests {
         assert!(error("prior.n_layers=\"six\"").contains("wanted a value of type integer"));
         assert!(error("prior.n_layers").contains("wanted key=value"));
         assert!(error("prior.n_heads=5").contains("multiple of prior.n_heads"));
+        assert!(error("train_dvae.lr=nan").contains("train_dvae.lr = NaN: wanted"));
+        assert!(error("data.bpe_dropout=7").contains("data.bpe_dropout = 7"));
+        assert!(error("relax.tau_end=0").contains("relax.tau_end = 0"));
+        assert!(error("train_prior.steps=0").contains("wanted at least 1"));
+        assert!(error("dvae.vocab=32").contains("prior.image_vocab = 64: the dVAE makes"));
     }
 }

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::fit::{Loss, Outcome, Task, fit};
 use crate::log::Metrics;
 use crate::picture::{from_floats, grid, to_floats};
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, RunOptions};
 use crate::schedule::cosine;
 
 /// Columns of the sample sheet; originals stand above reconstructions.
@@ -31,21 +31,17 @@ struct DvaeTask<'a> {
 }
 
 /// Trains a dVAE on the data set at `data`; writes `RUN/dvae.tessera.safetensors` when it finishes or is stopped.
-pub fn train_dvae(
-    config: &Config,
-    data: &Path,
-    run: &RunDir,
-    seed: u64,
-    stop: &AtomicBool,
-) -> Result<Outcome> {
-    let dataset = Dataset::open(data)?;
+pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, stop: &AtomicBool) -> Result<Outcome> {
+    let dataset = open_dataset(data)?;
+    let seed = options.seed;
     let side = config.dvae.image_size as u32;
     let floats = |sample: &Sample| centre(sample, side);
     let held_out = if dataset.val.is_empty() { &dataset.train } else { &dataset.val };
     let val = held_out.iter().map(floats).collect::<Result<Vec<_>>>()?;
     let task = DvaeTask { config, seed, train: &dataset.train, val, device: Device::default() };
     let model = Dvae::new(&config.dvae, seed, &task.device);
-    let (model, outcome) = fit(&task, model, &config.train_dvae, run, stop)?;
+    let run = RunDir::start(options, "dvae", &format!("data {}", dataset.fingerprint()), config)?;
+    let (model, outcome) = fit(&task, model, &config.train_dvae, &run, stop)?;
     let file = ModelFile {
         config: ModelConfig { dvae: Some(config.dvae.clone()), prior: None },
         dvae: export(&model),
@@ -53,6 +49,15 @@ pub fn train_dvae(
     };
     file.write(&run.path().join("dvae.tessera.safetensors"))?;
     Ok(outcome)
+}
+
+/// A data set; what had to be passed over is reported.
+pub(crate) fn open_dataset(data: &Path) -> Result<Dataset> {
+    let dataset = Dataset::open(data)?;
+    if dataset.skipped.total() > 0 {
+        eprintln!("{}", dataset.skipped);
+    }
+    Ok(dataset)
 }
 
 /// The centre of a picture at the model's size, `[3·S·S]` in [0, 1].

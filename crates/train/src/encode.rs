@@ -6,14 +6,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use tessera_data::{Augment, CodeItem, CodeSet, Dataset, Purpose, Sample, Split, augment, item_rng};
+use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, Split, augment, item_rng};
 use tessera_eval::{LabelledCodes, Subject};
 use tessera_model::dvae::{Dvae, DvaeConfig};
 use tessera_model::weights::ModelFile;
 use tessera_text::{Bpe, normalise};
 
 use crate::config::DataConfig;
-use crate::dvae::centre;
+use crate::dvae::{centre, open_dataset};
 use crate::picture::{from_floats, to_floats};
 use crate::prior::labelled_codes;
 
@@ -36,7 +36,7 @@ pub fn encode(
     let dvae = file.dvae(&device)?;
     let config = file.config.dvae.clone().context("the file holds no dVAE")?;
     ensure!(config.vocab <= 1 << 16, "code shards hold 16-bit codes; this dVAE has {}", config.vocab);
-    let dataset = Dataset::open(data)?;
+    let dataset = open_dataset(data)?;
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let (mut pictures, mut tokens) = (0, 0);
     for split in Split::ALL {

@@ -227,8 +227,9 @@ mod tests {
 
     fn config() -> FitConfig {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
-        (config.steps, config.lr_steps, config.lr, config.batch) = (30, 30, 0.3, 8);
-        (config.checkpoint_every, config.eval_every, config.log_every) = (7, 10, 5);
+        (config.steps, config.lr_steps, config.lr, config.batch) = (100, 100, 0.3, 8);
+        (config.ema, config.ema_every) = (0.5, 1);
+        (config.checkpoint_every, config.eval_every, config.log_every) = (7, 40, 5);
         config
     }
 
@@ -257,7 +258,7 @@ mod tests {
 
         let lines = std::fs::read_to_string(halved.join("metrics.jsonl")).unwrap();
         assert_eq!(lines.lines().filter(|line| line.contains("\"val\"")).count(), 3);
-        assert!(halved.join("samples/step_000030.png").exists());
+        assert!(halved.join("samples/step_000100.png").exists());
     }
 
     #[test]

@@ -20,5 +20,5 @@ pub use encode::{encode, held_out_codes, held_out_pictures, held_out_subjects};
 pub use fit::Outcome;
 pub use picture::grid;
 pub use prior::train_prior;
-pub use run_dir::RunDir;
+pub use run_dir::RunOptions;
 pub use schedule::{cosine, warmup_cosine};

@@ -1,13 +1,14 @@
 //! What a run writes while it trains: a bar for people, `metrics.jsonl` and TensorBoard events for programs.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
+use tessera_data::atomic;
 
 use crate::config::FitConfig;
 use crate::events::EventWriter;
@@ -31,8 +32,7 @@ impl Log {
     /// Continues the log of a run at `step`; lines of later steps, left by a killed run, are dropped.
     pub fn open(dir: &Path, step: u64, steps: u64) -> Result<Log> {
         let path = dir.join("metrics.jsonl");
-        let kept = lines_up_to(&path, step);
-        fs::write(&path, kept).with_context(|| format!("cannot write {}", path.display()))?;
+        atomic::write(&path, lines_up_to(&path, step)?.as_bytes())?;
         let metrics = BufWriter::new(File::options().append(true).open(&path)?);
         let bar = ProgressBar::new(steps).with_position(step);
         let style = "{elapsed_precise} {bar:30} {pos}/{len} {per_sec} eta {eta} {msg}";
@@ -89,9 +89,26 @@ impl Log {
     }
 }
 
-fn lines_up_to(path: &Path, step: u64) -> String {
-    let text = fs::read_to_string(path).unwrap_or_default();
+fn lines_up_to(path: &Path, step: u64) -> Result<String> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+    };
     let step_of = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
     let kept = text.lines().filter(|line| step_of(line).is_some_and(|at| at <= step));
-    kept.map(|line| format!("{line}\n")).collect()
+    Ok(kept.map(|line| format!("{line}\n")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_behind_the_checkpoint_and_half_lines_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        assert_eq!(lines_up_to(&path, 10).unwrap(), "");
+        fs::write(&path, "{\"step\":5}\n{\"step\":10}\n{\"step\":15}\n{\"st").unwrap();
+        assert_eq!(lines_up_to(&path, 10).unwrap(), "{\"step\":5}\n{\"step\":10}\n");
+    }
 }

@@ -20,7 +20,7 @@ use crate::encode::DVAE_FILE;
 use crate::fit::{Loss, Outcome, Task, fit};
 use crate::log::Metrics;
 use crate::picture::grid;
-use crate::run_dir::RunDir;
+use crate::run_dir::{RunDir, RunOptions};
 
 /// Held-out captions that are drawn at each validation, and drawings of each.
 const SHOWN: [usize; 2] = [6, 4];
@@ -43,8 +43,7 @@ pub fn train_prior(
     config: &Config,
     data: &Path,
     bpe_file: &Path,
-    run: &RunDir,
-    seed: u64,
+    options: &RunOptions,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
     let json = std::fs::read_to_string(bpe_file).with_context(|| {
@@ -57,9 +56,12 @@ pub fn train_prior(
     check_sizes(config, &codes, &bpe, &dvae_file)?;
     let device = Device::default();
     let dvae = dvae_file.dvae(&device)?;
+    let seed = options.seed;
+    let inputs = format!("codes {}, tokenizer {:08x}", codes.fingerprint(), crc32c::crc32c(json.as_bytes()));
+    let run = RunDir::start(options, "prior", &inputs, config)?;
     let task = PriorTask { config, seed, bpe: &bpe, codes: &codes, val, dvae };
     let model = Prior::new(&config.prior, seed, &device);
-    let (model, outcome) = fit(&task, model, &config.train_prior, run, stop)?;
+    let (model, outcome) = fit(&task, model, &config.train_prior, &run, stop)?;
     let file = ModelFile {
         config: ModelConfig { dvae: dvae_file.config.dvae.clone(), prior: Some(config.prior.clone()) },
         tokenizer: Some(json),
@@ -178,7 +180,7 @@ impl Task for PriorTask<'_> {
         let [captions, drawings] = SHOWN;
         let mut cells = Vec::new();
         for item in self.val.iter().step_by(self.val.len().div_ceil(captions).max(1)) {
-            let request = Request { n: drawings, seed: self.seed, ..Request::default() };
+            let request = Request { n: drawings, seed: self.seed, previews: false, ..Request::default() };
             for event in Drawing::new(model, &self.dvae, &item.caption, request)? {
                 if let Event::Picture(picture) = event? {
                     cells.push(picture.image);

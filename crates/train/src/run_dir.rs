@@ -5,19 +5,33 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tessera_data::atomic;
 use tessera_model::weights::HostTensor;
 
+use crate::config::Config;
 use crate::fit::State;
 use crate::optim::AdamW;
 
 /// Checkpoints that stay.
 const KEEP: usize = 2;
+/// The file in a checkpoint.
+const STATE_FILE: &str = "state.safetensors";
+
+/// Where a run lives and how it starts.
+#[derive(Debug, Clone, Copy)]
+pub struct RunOptions<'a> {
+    /// The folder.
+    pub dir: &'a Path,
+    /// Continue from the newest checkpoint in it.
+    pub resume: bool,
+    /// Seed of every random draw.
+    pub seed: u64,
+}
 
 /// An open run folder.
 pub struct RunDir {
@@ -25,34 +39,51 @@ pub struct RunDir {
 }
 
 impl RunDir {
+    /// Opens the folder of a run and prints its resolved config. A run is its task, seed, inputs and config: `inputs`
+    /// names the data by fingerprint, so that a run never continues on other data.
+    pub fn start(options: &RunOptions, task: &str, inputs: &str, config: &Config) -> Result<RunDir> {
+        let text =
+            format!("# tessera train {task}, seed {}, {inputs}\n\n{}", options.seed, config.to_toml()?);
+        let run = RunDir::open(options.dir, &text, options.resume)?;
+        eprintln!("{text}");
+        Ok(run)
+    }
+
     /// Creates the folder, or opens it if it holds a run of the same `config` and `resume` is set.
     ///
     /// # Errors
-    /// If the folder holds a run of another config, or a run and `resume` is not set.
+    /// If the folder holds a run of another config, a run although `resume` is not set, or none although it is.
     pub fn open(path: &Path, config: &str, resume: bool) -> Result<RunDir> {
         let shown = path.display();
         let config_path = path.join("config.toml");
         let started = path.join("checkpoints").is_dir() && !checkpoints(path)?.is_empty();
-        if let Ok(saved) = fs::read_to_string(&config_path) {
-            if !started {
-                // Nothing was trained here yet, perhaps because an input was wrong: the folder is free.
-            } else if let Some((was, is)) = first_difference(&saved, config) {
-                bail!(
-                    "{shown} belongs to another config: it has `{was}`, this run `{is}`; choose another --run folder"
-                );
-            } else if !resume {
-                bail!(
-                    "{shown} already holds a run; add --resume to continue it, or choose another --run folder"
+        let is_empty = !path.is_dir() || fs::read_dir(path)?.next().is_none();
+        match (started, resume) {
+            (true, _) => {
+                let saved = fs::read_to_string(&config_path)
+                    .with_context(|| format!("{shown} has lost its config"))?;
+                if let Some((was, is)) = first_difference(&saved, config) {
+                    bail!(
+                        "{shown} belongs to another config: it has `{was}`, this run `{is}`; choose another --run"
+                    );
+                }
+                ensure!(
+                    resume,
+                    "{shown} already holds a run; add --resume to continue it, or choose another --run"
                 );
             }
-        } else if path.is_dir() && fs::read_dir(path)?.next().is_some() {
-            bail!("{shown} is not empty and holds no run; choose another --run folder");
+            (false, true) => bail!("{shown} holds no checkpoint to resume; leave --resume out to start"),
+            // A run that was stopped before its first checkpoint has nothing to lose.
+            (false, false) => ensure!(
+                is_empty || config_path.exists(),
+                "{shown} is not empty and holds no run; choose another --run"
+            ),
         }
         for folder in ["samples", "checkpoints"] {
             fs::create_dir_all(path.join(folder))
                 .with_context(|| format!("cannot create {shown}/{folder}"))?;
         }
-        write_whole(&config_path, config.as_bytes())?;
+        atomic::write(&config_path, config.as_bytes())?;
         Ok(RunDir { path: path.to_path_buf() })
     }
 
@@ -61,23 +92,37 @@ impl RunDir {
         &self.path
     }
 
-    /// The newest checkpoint that reads whole.
+    /// The newest checkpoint that reads whole; `None` if there is no checkpoint.
+    ///
+    /// # Errors
+    /// If there are checkpoints and none of them is whole.
     pub fn newest_checkpoint(&self) -> Result<Option<State>> {
-        for folder in checkpoints(&self.path)?.iter().rev() {
-            match read_state(&folder.join("state.safetensors")) {
+        let folders = checkpoints(&self.path)?;
+        for (_, folder) in folders.iter().rev() {
+            match read_state(&folder.join(STATE_FILE)) {
                 Ok(state) => return Ok(Some(state)),
                 Err(error) => eprintln!("skipping {}: {error:#}", folder.display()),
             }
         }
+        ensure!(
+            folders.is_empty(),
+            "no checkpoint in {} is whole; choose another --run",
+            self.path.display()
+        );
         Ok(None)
     }
 
     pub(crate) fn write_checkpoint(&self, state: &State) -> Result<()> {
         let folder = self.path.join(format!("checkpoints/step_{:06}", state.step));
-        fs::create_dir_all(&folder)?;
-        write_whole(&folder.join("state.safetensors"), &state_bytes(state)?)?;
+        let partial = folder.with_extension("partial");
+        atomic::write(&partial.join(STATE_FILE), &state_bytes(state)?)?;
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?; // of a run that was stopped at this very step and continued
+        }
+        fs::rename(&partial, &folder)?;
+        fs::File::open(self.path.join("checkpoints"))?.sync_all()?;
         let checkpoints = checkpoints(&self.path)?;
-        for old in &checkpoints[..checkpoints.len().saturating_sub(KEEP)] {
+        for (_, old) in &checkpoints[..checkpoints.len().saturating_sub(KEEP)] {
             fs::remove_dir_all(old)?;
         }
         Ok(())
@@ -89,25 +134,13 @@ impl RunDir {
     }
 }
 
-/// Checkpoint folders of a run, oldest first.
-fn checkpoints(run: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(run.join("checkpoints"))?;
-    let mut folders: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    folders.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step_")));
+/// Steps and folders of a run's checkpoints, oldest first.
+fn checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step_")?.parse().ok();
+    let entries = fs::read_dir(run.join("checkpoints"))?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut folders: Vec<(u64, PathBuf)> = entries.filter_map(|path| Some((step(&path)?, path))).collect();
     folders.sort();
     Ok(folders)
-}
-
-/// Writes to a temporary name, syncs, renames.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = path.with_extension("part");
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&part)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&part, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn first_difference<'a>(saved: &'a str, config: &'a str) -> Option<(&'a str, &'a str)> {
@@ -183,14 +216,19 @@ mod tests {
     fn the_newest_whole_checkpoint_is_taken_and_old_ones_go() {
         let dir = tempfile::tempdir().unwrap();
         let run = RunDir::open(&dir.path().join("run"), "a = 1\n", false).unwrap();
-        for step in [10, 20, 30] {
+        for step in [999_998, 999_999, 1_000_000] {
             run.write_checkpoint(&state(step)).unwrap();
         }
         assert_eq!(checkpoints(run.path()).unwrap().len(), KEEP);
-        assert_eq!(run.newest_checkpoint().unwrap(), Some(state(30)));
-        let newest = run.path().join("checkpoints/step_000030/state.safetensors");
-        fs::write(&newest, &fs::read(&newest).unwrap()[..100]).unwrap();
-        assert_eq!(run.newest_checkpoint().unwrap(), Some(state(20)));
+        assert_eq!(run.newest_checkpoint().unwrap(), Some(state(1_000_000)));
+        let damage = |step: u64| {
+            let file = run.path().join(format!("checkpoints/step_{step}/state.safetensors"));
+            fs::write(&file, &fs::read(&file).unwrap()[..100]).unwrap();
+        };
+        damage(1_000_000);
+        assert_eq!(run.newest_checkpoint().unwrap(), Some(state(999_999)));
+        damage(999_999);
+        assert!(run.newest_checkpoint().unwrap_err().to_string().contains("is whole"));
     }
 
     #[test]
@@ -200,6 +238,7 @@ mod tests {
         RunDir::open(&path, "a = 1\n", false).unwrap();
         let run = RunDir::open(&path, "a = 1\nb = 2\n", false).unwrap(); // nothing trained: still free
         run.write_checkpoint(&state(10)).unwrap();
+        assert!(RunDir::open(&dir.path().join("new"), "a = 1\n", true).is_err());
         let error = |config, resume| RunDir::open(&path, config, resume).err().unwrap().to_string();
         assert!(error("a = 1\nb = 3\n", true).contains("it has `b = 2`, this run `b = 3`"));
         assert!(error("a = 1\nb = 2\n", false).contains("--resume"));

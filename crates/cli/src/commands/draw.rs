@@ -45,7 +45,8 @@ pub fn run(args: &Draw) -> Result<()> {
             eprintln!("warning: the prompt is too long; the model reads only up to: …{:?}", tail(&read.text));
         }
         parameters.prompts.push(read.text);
-        let request = Request { prompt: prompt.clone(), n: args.n, seed, sampling: sampling.clone() };
+        let request =
+            Request { prompt: prompt.clone(), n: args.n, seed, sampling: sampling.clone(), previews: false };
         pictures.extend(draw(&tessera, request)?);
     }
     save(args, &pictures, &parameters)
@@ -103,7 +104,7 @@ pub fn enlarge(picture: &RgbImage, scale: u32) -> RgbImage {
 }
 
 /// Fails early: before anything is drawn.
-fn check_writable(out: &Path) -> Result<()> {
+pub fn check_writable(out: &Path) -> Result<()> {
     let existed = out.exists();
     std::fs::File::options()
         .append(true)

@@ -12,7 +12,7 @@ use tessera_eval::{
 use tessera_model::{Request, Sampling, Tessera};
 use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
-use super::draw::{enlarge, meant};
+use super::draw::{check_writable, enlarge, meant};
 use super::{model_file, say};
 use crate::args::{Eval, EvalArgs};
 
@@ -65,6 +65,7 @@ fn judge(
     sampling: Sampling,
     sheet: Option<&Path>,
 ) -> Result<DrawingReport> {
+    sheet.map_or(Ok(()), check_writable)?;
     let file = model_file(args.model.as_deref())?;
     let side = file.config.dvae.as_ref().context("the file holds no dVAE")?.image_size;
     let tessera = Tessera::new(&file, &Device::default())?;
@@ -73,7 +74,7 @@ fn judge(
     let every = subjects.len().div_ceil(SHEET_ROWS);
     let mut cells: Vec<RgbImage> = Vec::new();
     let mut captions = Vec::new();
-    let request = Request { n, seed, sampling, ..Request::default() };
+    let request = Request { n, seed, sampling, previews: false, ..Request::default() };
     let found = drawing(&tessera.prior, &tessera.dvae, &subjects, &request, |index, drawings| {
         if sheet.is_some() && index.is_multiple_of(every) {
             let row = std::iter::once(&subjects[index].image).chain(&drawings);
@@ -83,10 +84,7 @@ fn judge(
     })?;
     if let Some(path) = sheet {
         grid(&cells, n + 1).save(path).with_context(|| format!("cannot write {}", path.display()))?;
-        captions
-            .iter()
-            .enumerate()
-            .try_for_each(|(row, caption)| say(format_args!("{:3}. {caption}", row + 1)))?;
+        captions.iter().enumerate().for_each(|(row, caption)| eprintln!("{:3}. {caption}", row + 1));
     }
     Ok(found)
 }

@@ -1,5 +1,9 @@
 //! `tessera inspect`: what a drawing was made with, or what a model file holds.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tessera_model::weights::{HostTensor, ModelFile};
@@ -8,20 +12,30 @@ use super::say;
 use crate::args::Inspect;
 use crate::png_text::read_png;
 
+/// The first bytes of every PNG.
+const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+
 pub fn run(args: &Inspect) -> Result<()> {
-    let value = match args.file.extension().and_then(|e| e.to_str()) {
-        Some("png") => match read_png(&args.file)? {
+    let value = match is_png(&args.file)? {
+        true => match read_png(&args.file)? {
             Some(parameters) => serde_json::to_value(parameters)?,
             None => {
                 bail!("{} carries no drawing parameters; was it made by `tessera draw`?", args.file.display())
             }
         },
-        _ => describe(&ModelFile::read(&args.file)?)?,
+        false => describe(&ModelFile::read(&args.file)?)?,
     };
     match args.json {
         true => say(value),
         false => say(table(&value)?),
     }
+}
+
+fn is_png(path: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    file.take(PNG_SIGNATURE.len() as u64).read_to_end(&mut start)?;
+    Ok(start == PNG_SIGNATURE)
 }
 
 fn describe(file: &ModelFile) -> Result<Value> {

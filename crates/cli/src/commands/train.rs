@@ -6,47 +6,42 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use tessera_model::weights::{ModelFile, Storage};
-use tessera_train::{Config, Outcome, RunDir};
+use tessera_train::{Config, Outcome, RunOptions};
 
 use super::say;
-use crate::args::{Common, Encode, TrainTask};
+use crate::args::{Common, Encode, Settings, TrainTask};
 
 pub fn run(task: TrainTask) -> Result<()> {
     match task {
-        TrainTask::Bpe(common) => {
-            let config = Config::resolve(&common.config, &common.sets)?;
-            let (bpe, path) = tessera_train::train_bpe(&config, &common.data, &common.run)?;
+        TrainTask::Bpe { settings, data, run } => {
+            let (bpe, path) = tessera_train::train_bpe(&resolve(&settings)?, &data, &run)?;
             say(format_args!("{} tokens in {}", bpe.vocab_size(), path.display()))
         }
         TrainTask::Dvae(common) => {
-            let (config, run) = open(&common, "dvae")?;
-            let stop = stop_on_ctrl_c()?;
-            let outcome = tessera_train::train_dvae(&config, &common.data, &run, common.seed, &stop)?;
-            report(outcome, &run)
+            let (config, stop) = (resolve(&common.settings)?, stop_on_ctrl_c()?);
+            report(tessera_train::train_dvae(&config, &common.data, &options(&common), &stop)?, &common.run)
         }
         TrainTask::Prior { common, bpe } => {
-            let (config, run) = open(&common, "prior")?;
-            let stop = stop_on_ctrl_c()?;
-            let outcome = tessera_train::train_prior(&config, &common.data, &bpe, &run, common.seed, &stop)?;
-            report(outcome, &run)
+            let (config, stop) = (resolve(&common.settings)?, stop_on_ctrl_c()?);
+            let outcome = tessera_train::train_prior(&config, &common.data, &bpe, &options(&common), &stop)?;
+            report(outcome, &common.run)
         }
     }
 }
 
+fn options(common: &Common) -> RunOptions<'_> {
+    RunOptions { dir: &common.run, resume: common.resume, seed: common.seed }
+}
+
 pub fn encode(args: &Encode) -> Result<()> {
-    let config = Config::resolve(&args.config, &args.sets)?;
+    let config = resolve(&args.settings)?;
     let (pictures, tokens) =
         tessera_train::encode(&config.data, &args.data, &args.dvae, &args.out, args.seed)?;
     say(format_args!("{pictures} pictures, {tokens} tokens in {}", args.out.display()))
 }
 
-/// The resolved config and its run folder; prints the config if the folder is this run's.
-fn open(common: &Common, task: &str) -> Result<(Config, RunDir)> {
-    let config = Config::resolve(&common.config, &common.sets)?;
-    let text = format!("# tessera train {task}, seed {}\n\n{}", common.seed, config.to_toml()?);
-    let run = RunDir::open(&common.run, &text, common.resume)?;
-    eprintln!("{text}");
-    Ok((config, run))
+fn resolve(settings: &Settings) -> Result<Config> {
+    Config::resolve(&settings.config, &settings.sets)
 }
 
 /// A flag that the first Ctrl-C raises; a second one ends the program at once.
@@ -63,8 +58,8 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn report(outcome: Outcome, run: &RunDir) -> Result<()> {
-    let path = run.path().display();
+fn report(outcome: Outcome, run: &Path) -> Result<()> {
+    let path = run.display();
     match outcome {
         Outcome::Finished => say(format_args!("finished: {path}")),
         Outcome::Stopped(step) => {

@@ -7,53 +7,17 @@ use burn::tensor::module::interpolate;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Int, Tensor};
 
-use super::DvaeConfig;
+use super::{DvaeConfig, ResBlock};
 use crate::nn::{Conv2d, Init};
 
-/// One residual block: `id(x) + post_gain · conv(1,3,3,3)(x)`, a ReLU before each convolution.
-#[derive(Module, Debug)]
-pub struct DecBlock {
-    id_path: Option<Conv2d>,
-    conv_1: Conv2d,
-    conv_2: Conv2d,
-    conv_3: Conv2d,
-    conv_4: Conv2d,
-    #[module(skip)]
-    post_gain: f64,
-}
-
-impl DecBlock {
-    fn new(config: &DvaeConfig, init: &mut Init, [n_in, n_out]: [usize; 2]) -> DecBlock {
-        let n_hid = n_out / 4;
-        DecBlock {
-            id_path: (n_in != n_out).then(|| Conv2d::new(init, [n_in, n_out], 1)),
-            conv_1: Conv2d::new(init, [n_in, n_hid], 1),
-            conv_2: Conv2d::new(init, [n_hid, n_hid], 3),
-            conv_3: Conv2d::new(init, [n_hid, n_hid], 3),
-            conv_4: Conv2d::new(init, [n_hid, n_out], 3),
-            post_gain: config.post_gain(),
-        }
-    }
-
-    /// `[B, n_in, S, S]` → `[B, n_out, S, S]`
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let h = self.conv_1.forward(relu(x.clone()));
-        let h = self.conv_2.forward(relu(h));
-        let h = self.conv_3.forward(relu(h));
-        let h = self.conv_4.forward(relu(h));
-        let id = match &self.id_path {
-            Some(conv) => conv.forward(x),
-            None => x,
-        };
-        id + h * self.post_gain
-    }
-}
+/// Sides of a block's four kernels.
+pub(super) const KERNELS: [usize; 4] = [1, 3, 3, 3];
 
 /// (Relaxed) one-hot codes → the likelihood's parameters.
 #[derive(Module, Debug)]
 pub struct Decoder {
     input: Conv2d,
-    groups: Vec<Vec<DecBlock>>,
+    groups: Vec<Vec<ResBlock>>,
     output: Conv2d,
 }
 
@@ -65,7 +29,9 @@ impl Decoder {
             .map(|group| {
                 let n_out = config.n_hid << (config.groups - 1 - group);
                 (0..config.blocks_per_group)
-                    .map(|_| DecBlock::new(config, init, [std::mem::replace(&mut n_in, n_out), n_out]))
+                    .map(|_| {
+                        ResBlock::new(config, init, [std::mem::replace(&mut n_in, n_out), n_out], KERNELS)
+                    })
                     .collect()
             })
             .collect();

@@ -3,6 +3,7 @@
 //! The architecture is the released one (openai/DALL-E), its sizes free: `groups` groups halve the resolution between
 //! them, so a token covers `2^(groups-1)` pixels a side; the paper has 4 groups of 2 blocks, n_hid 256, 8192 codes.
 
+mod block;
 mod decoder;
 mod encoder;
 mod loss;
@@ -14,15 +15,16 @@ use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-pub use decoder::{DecBlock, Decoder};
-pub use encoder::{EncBlock, Encoder};
+pub use block::ResBlock;
+pub use decoder::Decoder;
+pub use encoder::Encoder;
 pub use loss::{Elbo, elbo, kl_to_uniform, logit_laplace_nll};
 pub use pixels::{EPS, map_pixels, unmap_pixels};
 pub use relax::{gumbel_noise, gumbel_softmax};
 
 use crate::nn::Init;
 
-/// Sizes of a dVAE. `configs/paper.toml` holds the paper's.
+/// Sizes of a dVAE; the paper's in brackets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DvaeConfig {
@@ -62,7 +64,11 @@ impl DvaeConfig {
     /// Checks that the sizes fit each other.
     pub fn check(&self) -> Result<()> {
         ensure!((1..=8).contains(&self.groups), "dvae.groups = {}: wanted 1 to 8", self.groups);
-        ensure!(self.blocks_per_group >= 1, "dvae.blocks_per_group = 0: wanted at least 1");
+        ensure!(
+            (1..=256).contains(&self.blocks_per_group),
+            "dvae.blocks_per_group = {}: wanted 1 to 256",
+            self.blocks_per_group
+        );
         ensure!(
             self.n_hid >= 4 && self.n_hid.is_multiple_of(4),
             "dvae.n_hid = {}: wanted a multiple of 4",
@@ -77,6 +83,36 @@ impl DvaeConfig {
             self.factor()
         );
         Ok(())
+    }
+
+    /// Number of weights of the encoder and of the decoder, counted without building them.
+    pub fn n_parameters(&self) -> [u128; 2] {
+        let conv =
+            |c_in: u128, c_out: u128, k: u128| c_in.saturating_mul(c_out).saturating_mul(k * k) + c_out;
+        let id = |i: u128, o: u128| if i == o { 0 } else { conv(i, o, 1) };
+        let block = |i: u128, o: u128, [k1, k2, k3, k4]: [usize; 4]| {
+            let [k1, k2, k3, k4] = [k1, k2, k3, k4].map(|k| k as u128);
+            let h = o / 4;
+            conv(i, h, k1) + conv(h, h, k2) + conv(h, h, k3) + conv(h, o, k4) + id(i, o)
+        };
+        let side = |mut i: u128, widths: &mut dyn Iterator<Item = usize>, kernels| {
+            let mut sum = 0;
+            for width in widths {
+                let o = (self.n_hid as u128) << width;
+                for _ in 0..self.blocks_per_group {
+                    sum += block(std::mem::replace(&mut i, o), o, kernels);
+                }
+            }
+            sum
+        };
+        let [n_hid, n_init, vocab] = [self.n_hid, self.n_init, self.vocab].map(|size| size as u128);
+        let encoder = conv(3, n_hid, 7)
+            + side(n_hid, &mut (0..self.groups), encoder::KERNELS)
+            + conv(n_hid << (self.groups - 1), vocab, 1);
+        let decoder = conv(vocab, n_init, 1)
+            + side(n_init, &mut (0..self.groups).rev(), decoder::KERNELS)
+            + conv(n_hid, 6, 1);
+        [encoder, decoder]
     }
 
     /// The scale of every residual path: 1 / n_layers².

@@ -19,7 +19,7 @@ pub use stream::{Stream, caption_slots};
 
 use crate::nn::{Init, LayerNorm, Linear};
 
-/// Sizes of a prior. `configs/paper.toml` holds the paper's.
+/// Sizes of a prior; the paper's in brackets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PriorConfig {
@@ -50,6 +50,24 @@ impl PriorConfig {
     /// Positions of the stream.
     pub fn stream_len(&self) -> usize {
         self.text_len + self.image_len()
+    }
+
+    /// Most tokens of a caption that are read: the inputs are shifted behind the start token, so the last text slot is
+    /// only ever predicted.
+    pub fn max_caption(&self) -> usize {
+        self.text_len - 1
+    }
+
+    /// Number of weights, counted without building them.
+    pub fn n_parameters(&self) -> u128 {
+        let [text_len, text_vocab, grid, image_vocab, d, layers] =
+            [self.text_len, self.text_vocab, self.grid, self.image_vocab, self.d_model, self.n_layers]
+                .map(|size| size as u128);
+        let slots = text_vocab.saturating_add(text_len);
+        let rows = slots + 1 + text_len + image_vocab + 1 + 2 * grid;
+        let layer = d.saturating_mul(d).saturating_mul(12).saturating_add(13 * d);
+        let heads = (d + 1).saturating_mul(slots + image_vocab) + 2 * d;
+        rows.saturating_mul(d).saturating_add(layers.saturating_mul(layer)).saturating_add(heads)
     }
 
     /// Checks that the sizes fit each other.

@@ -6,9 +6,9 @@ use super::PriorConfig;
 
 /// The text slots of a caption: its tokens, then the pad of each unused position, `text_vocab + position`.
 ///
-/// Returns the slots and how many tokens did not fit. An empty caption is all pads: the unconditional stream.
+/// Returns the slots and how many tokens did not fit ([`PriorConfig::max_caption`] do). An empty caption is all pads: the unconditional stream.
 pub fn caption_slots(tokens: &[u32], config: &PriorConfig) -> (Vec<u32>, usize) {
-    let kept = tokens.len().min(config.text_len);
+    let kept = tokens.len().min(config.max_caption());
     let pads = (kept..config.text_len).map(|position| (config.text_vocab + position) as u32);
     (tokens[..kept].iter().copied().chain(pads).collect(), tokens.len() - kept)
 }

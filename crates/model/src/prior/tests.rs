@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use super::*;
-use crate::weights::{export, import};
+use crate::finite_differences::{Tolerance, check, stirred};
 
 fn config() -> PriorConfig {
     PriorConfig {
@@ -21,12 +21,7 @@ fn config() -> PriorConfig {
 
 /// A prior whose weights are all far from zero, heads included.
 fn prior() -> Prior {
-    let prior = Prior::new(&config(), 1, &Device::default());
-    let mut weights = export(&prior);
-    for (i, value) in weights.iter_mut().flat_map(|w| &mut w.values).enumerate() {
-        *value += 0.3 * ((i * 7919) as f32).sin();
-    }
-    import(prior, &weights).unwrap()
+    stirred(Prior::new(&config(), 1, &Device::default()), 0.3)
 }
 
 fn stream() -> Stream {
@@ -49,6 +44,34 @@ fn shapes_and_parameter_count() {
     let layer = 12 * d * d + (3 * d + d + 4 * d + d) + 4 * d; // matrices, biases, two layer norms
     let heads = 2 * d + (d + 1) * 10 + (d + 1) * 5;
     assert_eq!(prior().num_params(), embed + 4 * layer + heads);
+    assert_eq!(c.n_parameters(), prior().num_params() as u128);
+}
+
+#[test]
+fn the_papers_prior_has_twelve_billion_parameters() {
+    let paper = PriorConfig {
+        text_len: 256,
+        text_vocab: 16_384,
+        grid: 32,
+        image_vocab: 8192,
+        d_model: 3968,
+        n_layers: 64,
+        n_heads: 62,
+        conv_kernel: 11,
+    };
+    let billions = paper.n_parameters() as f64 / 1e9;
+    assert!((12.0..12.5).contains(&billions), "{billions}");
+}
+
+#[test]
+fn every_token_of_the_longest_caption_is_read() {
+    let read = |last: u32| {
+        let (slots, lost) = caption_slots(&[1, last], &config());
+        assert_eq!((slots.len(), lost), (3, 0));
+        logits(&prior(), &Stream::new(1, slots, vec![0], &config()).unwrap()).pop()
+    };
+    assert_ne!(read(2), read(5));
+    assert_eq!(caption_slots(&[1, 2, 3], &config()).1, 1);
 }
 
 #[test]
@@ -59,9 +82,7 @@ fn zero_heads_start_at_the_uniform_loss() {
     assert!((floats(loss.loss)[0] - expected).abs() < 1e-5);
 }
 
-/// The gradient of one image logit with respect to the summed position inputs of every token.
-///
-/// Each image position has one row and column cell, so the token it reads is found by changing that token instead.
+/// Changes each token in turn and looks which logits move.
 #[test]
 fn no_logit_depends_on_its_own_or_a_later_token() {
     let prior = prior();
@@ -97,17 +118,8 @@ fn logits(prior: &Prior, stream: &Stream) -> Vec<Vec<f32>> {
 #[test]
 fn gradients_reach_only_earlier_embeddings() {
     // d logit / d embedding row is zero for tokens that occur only at or behind the logit's position.
-    let device = Device::default();
-    let prior = Prior::new(&config(), 1, &device).train();
+    let prior = prior().train();
     let stream = Stream::new(1, vec![1, 2, 3], vec![0, 1, 2, 3, 4, 4, 4, 4, 4], &config()).unwrap();
-    let weights: Vec<_> = export(&prior)
-        .into_iter()
-        .map(|mut w| {
-            w.values.iter_mut().enumerate().for_each(|(i, v)| *v += 0.2 * ((i * 31) as f32).cos());
-            w
-        })
-        .collect();
-    let prior = import(prior, &weights).unwrap().train();
     let (_, image) = prior.forward(&stream);
     let gradients = image.narrow(1, 2, 1).sum().backward(); // the logits of cell 2 read tokens 0 and 1
     let table: &Param<Tensor<2>> = &prior.embed.image;
@@ -139,20 +151,5 @@ fn the_loss_gradient_matches_finite_differences() {
         let (text, image) = prior.forward(&stream());
         weighted_cross_entropy(text, image, &stream()).loss
     };
-    let model = prior();
-    let train = model.clone().train();
-    let gradients = crate::weights::gradients(&train, loss(&train).backward()).unwrap();
-    let weights = export(&model);
-    for (index, gradient) in gradients.iter().enumerate() {
-        let at = gradient.len() / 2;
-        let shifted = |by: f32| {
-            let mut weights = weights.clone();
-            weights[index].values[at] += by;
-            f64::from(floats(loss(&import(model.clone(), &weights).unwrap()))[0])
-        };
-        let numeric = (shifted(3e-3) - shifted(-3e-3)) / 6e-3;
-        let exact = f64::from(gradient[at]);
-        let close = (numeric - exact).abs() < 2e-4 + 0.02 * exact.abs();
-        assert!(close, "{}[{at}]: {numeric} numeric, {exact} exact", weights[index].name);
-    }
+    check(prior(), loss, 3e-3, Tolerance { absolute: 2e-4, relative: 0.02 });
 }

@@ -50,11 +50,13 @@ pub struct Request {
     pub seed: u64,
     /// How tokens are picked.
     pub sampling: Sampling,
+    /// Whether to decode and yield the pictures so far after every row of cells.
+    pub previews: bool,
 }
 
 impl Default for Request {
     fn default() -> Request {
-        Request { prompt: String::new(), n: 1, seed: 0, sampling: Sampling::default() }
+        Request { prompt: String::new(), n: 1, seed: 0, sampling: Sampling::default(), previews: true }
     }
 }
 
@@ -96,7 +98,7 @@ pub enum Event {
         /// Tokens to draw.
         total: usize,
     },
-    /// A row of cells is complete: the pictures so far, cells to come in white.
+    /// A row of cells is complete: the pictures so far, cells to come in white. Only if [`Request::previews`] is set.
     Preview(Vec<Picture>),
     /// A picture is complete.
     Picture(Picture),
@@ -182,7 +184,7 @@ impl<'a> Drawing<'a> {
             if self.first < self.request.n {
                 self.start_group();
             }
-        } else if done.is_multiple_of(grid) {
+        } else if self.request.previews && done.is_multiple_of(grid) {
             self.queue.push_back(Event::Preview(self.pictures(grid)?));
         }
         Ok(())

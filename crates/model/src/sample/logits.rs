@@ -8,13 +8,15 @@ use super::Sampling;
 /// Temperature 0 is the likeliest token.
 pub fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> u32 {
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    if sampling.temperature <= 0.0 || sampling.top_k.is_some() || sampling.top_p.is_some() {
+        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    }
     if sampling.temperature <= 0.0 {
         return order[0];
     }
     order.truncate(sampling.top_k.unwrap_or(logits.len()).max(1));
-    let top = f64::from(logits[order[0] as usize]);
-    let weight = |&token: &u32| ((f64::from(logits[token as usize]) - top) / sampling.temperature).exp();
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |&token: &u32| (f64::from(logits[token as usize] - top) / sampling.temperature).exp();
     let mut weights: Vec<f64> = order.iter().map(weight).collect();
     if let Some(top_p) = sampling.top_p {
         weights.truncate(nucleus(&weights, top_p));

@@ -4,8 +4,8 @@ use burn::tensor::Device;
 
 use super::*;
 use crate::dvae::{Dvae, DvaeConfig};
+use crate::finite_differences::stirred;
 use crate::prior::{Prior, PriorConfig};
-use crate::weights::{export, import};
 
 fn model() -> (Prior, Dvae) {
     let dvae = DvaeConfig {
@@ -28,14 +28,7 @@ fn model() -> (Prior, Dvae) {
         conv_kernel: 3,
     };
     let device = Device::default();
-    let fresh = Prior::new(&prior, 1, &device);
-    let mut weights = export(&fresh);
-    weights
-        .iter_mut()
-        .flat_map(|w| &mut w.values)
-        .enumerate()
-        .for_each(|(i, v)| *v += 0.4 * (i as f32 * 1.7).sin());
-    (import(fresh, &weights).unwrap(), Dvae::new(&dvae, 2, &device))
+    (stirred(Prior::new(&prior, 1, &device), 0.4), Dvae::new(&dvae, 2, &device))
 }
 
 fn request(n: usize, seed: u64) -> Request {

@@ -172,7 +172,8 @@ impl ModelFile {
             file.sync_all()?;
             fs::rename(&part, path)
         };
-        write().with_context(|| format!("cannot write the model file {}", path.display()))
+        let written = write().inspect_err(|_| drop(fs::remove_file(&part)));
+        written.with_context(|| format!("cannot write the model file {}", path.display()))
     }
 }
 

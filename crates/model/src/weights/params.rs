@@ -69,7 +69,7 @@ impl ModuleVisitor for Export {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let data = param.val().without_autodiff().into_data();
         let shape = param.dims().to_vec();
-        let values = data.try_to_vec::<f32>().unwrap_or_default();
+        let values = data.iter::<f32>().collect();
         self.tensors.push(HostTensor { name: self.path.join("."), shape, values });
     }
 }

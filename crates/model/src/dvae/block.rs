@@ -1,0 +1,55 @@
+//! The residual block of the dVAE (paper §A.1): `id(x) + post_gain · path(x)`, four convolutions with a ReLU before each.
+//!
+//! The encoder's kernels are 3, 3, 3, 1; the decoder's mirror them: 1, 3, 3, 3.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::activation::relu;
+
+use super::DvaeConfig;
+use crate::nn::{Conv2d, Init};
+
+/// One bottleneck block; the hidden width is a quarter of the output's.
+#[derive(Module, Debug)]
+pub struct ResBlock {
+    id_path: Option<Conv2d>,
+    conv_1: Conv2d,
+    conv_2: Conv2d,
+    conv_3: Conv2d,
+    conv_4: Conv2d,
+    #[module(skip)]
+    post_gain: f64,
+}
+
+impl ResBlock {
+    pub(super) fn new(
+        config: &DvaeConfig,
+        init: &mut Init,
+        [n_in, n_out]: [usize; 2],
+        kernels: [usize; 4],
+    ) -> ResBlock {
+        let n_hid = n_out / 4;
+        let [k1, k2, k3, k4] = kernels;
+        ResBlock {
+            id_path: (n_in != n_out).then(|| Conv2d::new(init, [n_in, n_out], 1)),
+            conv_1: Conv2d::new(init, [n_in, n_hid], k1),
+            conv_2: Conv2d::new(init, [n_hid, n_hid], k2),
+            conv_3: Conv2d::new(init, [n_hid, n_hid], k3),
+            conv_4: Conv2d::new(init, [n_hid, n_out], k4),
+            post_gain: config.post_gain(),
+        }
+    }
+
+    /// `[B, n_in, S, S]` → `[B, n_out, S, S]`
+    pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let h = self.conv_1.forward(relu(x.clone()));
+        let h = self.conv_2.forward(relu(h));
+        let h = self.conv_3.forward(relu(h));
+        let h = self.conv_4.forward(relu(h));
+        let id = match &self.id_path {
+            Some(conv) => conv.forward(x),
+            None => x,
+        };
+        id + h * self.post_gain
+    }
+}

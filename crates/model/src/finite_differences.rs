@@ -1,0 +1,39 @@
+//! A check for tests: every parameter's gradient against a central difference of the loss.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use crate::weights::{export, gradients, import};
+
+/// How far a difference may be from the gradient: `absolute + relative · |gradient|`.
+pub(crate) struct Tolerance {
+    pub(crate) absolute: f64,
+    pub(crate) relative: f64,
+}
+
+/// Moves the middle value of each parameter by `±step` and compares the change of `loss` with its gradient.
+pub(crate) fn check<M: Module>(model: M, loss: impl Fn(&M) -> Tensor<1>, step: f32, tolerance: Tolerance) {
+    let train = model.clone().train();
+    let gradients = gradients(&train, loss(&train).backward()).unwrap();
+    let weights = export(&model);
+    for (index, gradient) in gradients.iter().enumerate() {
+        let at = gradient.len() / 2;
+        let shifted = |by: f32| {
+            let mut weights = weights.clone();
+            weights[index].values[at] += by;
+            loss(&import(model.clone(), &weights).unwrap()).into_scalar::<f64>()
+        };
+        let numeric = (shifted(step) - shifted(-step)) / (2.0 * f64::from(step));
+        let exact = f64::from(gradient[at]);
+        let close = (numeric - exact).abs() < tolerance.absolute + tolerance.relative * exact.abs();
+        assert!(close, "{}[{at}]: {numeric} numeric, {exact} exact", weights[index].name);
+    }
+}
+
+/// `model` with every weight moved off its initial value, biases and zero matrices included.
+pub(crate) fn stirred<M: Module>(model: M, by: f32) -> M {
+    let mut weights = export(&model);
+    let values = weights.iter_mut().flat_map(|weight| &mut weight.values);
+    values.enumerate().for_each(|(i, value)| *value += by * (i as f32 * 1.7).sin());
+    import(model, &weights).unwrap()
+}
