@@ -200,16 +200,13 @@ pub struct Sampling {
     /// Choose among the K likeliest tokens only.
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// Choose among the likeliest tokens that hold this probability only.
-    #[arg(long, value_name = "P")]
-    pub top_p: Option<f64>,
+    /// Choose among the likeliest tokens that hold this probability only; 1 is all of them.
+    #[arg(long, value_name = "P", default_value_t = tessera_model::sample::DEFAULT_TOP_P)]
+    pub top_p: f64,
     /// How strongly to follow the words; 1 is the model's own distribution.
-    #[arg(long, value_name = "S", default_value_t = DEFAULT_GUIDANCE)]
+    #[arg(long, value_name = "S", default_value_t = tessera_model::sample::DEFAULT_GUIDANCE)]
     pub guidance: f64,
 }
-
-/// What evaluates best for the embedded model; see its card.
-const DEFAULT_GUIDANCE: f64 = 1.0;
 
 #[derive(ClapArgs)]
 pub struct Inspect {

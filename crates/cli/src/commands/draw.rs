@@ -55,7 +55,7 @@ pub fn run(args: &Draw) -> Result<()> {
 /// The sampling flags as the model takes them.
 pub fn meant(flags: &args::Sampling) -> Sampling {
     let args::Sampling { temperature, top_k, top_p, guidance } = *flags;
-    Sampling { temperature, top_k, top_p, guidance }
+    Sampling { temperature, top_k, top_p: Some(top_p), guidance }
 }
 
 /// Runs the request behind a bar.

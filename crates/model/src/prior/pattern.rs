@@ -1,6 +1,6 @@
 //! An attention pattern is a value, not a mask (paper §B.1): which keys may query `i` see?
 //!
-//! Every mask, sparse kernel, cache size and FLOP count is derived from [`Pattern::sees`].
+//! Masks are derived from [`Pattern::sees`], and nothing else knows the layout.
 
 use burn::tensor::{Device, Tensor, TensorData};
 

@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn frequencies_follow_the_softmax() {
-        let counts = draw(Sampling::default());
+        let counts = draw(Sampling::paper());
         let total: f64 = LOGITS.iter().map(|&l| f64::from(l).exp()).sum();
         for (count, logit) in counts.iter().zip(LOGITS) {
             assert!((f64::from(*count) / 1e4 - f64::from(logit).exp() / total).abs() < 2e-4);
@@ -65,8 +65,8 @@ mod tests {
 
     #[test]
     fn top_k_top_p_and_temperature_zero_restrict() {
-        assert_eq!(draw(Sampling { top_k: Some(2), ..Sampling::default() })[..1], [0]);
-        assert_eq!(draw(Sampling { top_p: Some(0.6), ..Sampling::default() }), [0, 10_000, 0, 0]);
-        assert_eq!(draw(Sampling { temperature: 0.0, ..Sampling::default() }), [0, 10_000, 0, 0]);
+        assert_eq!(draw(Sampling { top_k: Some(2), ..Sampling::paper() })[..1], [0]);
+        assert_eq!(draw(Sampling { top_p: Some(0.6), ..Sampling::paper() }), [0, 10_000, 0, 0]);
+        assert_eq!(draw(Sampling { temperature: 0.0, ..Sampling::paper() }), [0, 10_000, 0, 0]);
     }
 }

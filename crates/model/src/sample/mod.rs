@@ -5,7 +5,7 @@
 mod generate;
 mod logits;
 
-pub use generate::{Drawing, Event, Picture, Request, Sampling};
+pub use generate::{DEFAULT_GUIDANCE, DEFAULT_TOP_P, Drawing, Event, Picture, Request, Sampling};
 pub use logits::choose;
 
 #[cfg(test)]
