@@ -39,7 +39,7 @@ fn nine_pictures_in_a_grid_that_inspect_reads_back() {
     );
     assert_eq!(
         (&read["temperature"], &read["top_k"], &read["top_p"]),
-        (&0.5.into(), &20.into(), &Value::Null)
+        (&0.5.into(), &20.into(), &0.9.into())
     );
     assert_eq!(read["model"], pipeline().model());
     let table = succeed(dir.path(), &["inspect", "apple.png"]).stdout;

@@ -12,11 +12,23 @@ use super::program::{Said, command, fixture, folder, succeed};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
-fn an_interrupted_run_ends_with_the_same_model() {
-    let whole = pipeline().dir.join("dvae");
-    let dir = folder();
+fn an_interrupted_dvae_ends_with_the_same_model() {
     let data = fixture();
-    let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "run"];
+    continues_to_the_same_bytes("dvae", "dvae.tessera.safetensors", &["--data", &data]);
+}
+
+#[test]
+fn an_interrupted_prior_ends_with_the_same_model() {
+    let made = pipeline().dir.display();
+    let (codes, bpe) = (format!("{made}/codes"), format!("{made}/bpe/tokenizer.json"));
+    continues_to_the_same_bytes("prior", "model.tessera.safetensors", &["--data", &codes, "--bpe", &bpe]);
+}
+
+/// Trains `task` with a stop on the way and compares with the pipeline's uninterrupted run.
+fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str]) {
+    let whole = pipeline().dir.join(task);
+    let dir = folder();
+    let train = [&["train", task, "--config", "tiny", "--run", "run"], inputs].concat();
     let run = dir.path().join("run");
 
     let mut child =
@@ -36,7 +48,7 @@ fn an_interrupted_run_ends_with_the_same_model() {
     let said = succeed(dir.path(), &[&train[..], &["--resume"]].concat());
     assert_eq!(said.stdout, "finished: run\n");
     assert_eq!(steps(&run), steps(&whole), "the log has no gap and no repetition");
-    let model = |dir: &std::path::Path| fs::read(dir.join("dvae.tessera.safetensors")).unwrap();
+    let model = |dir: &std::path::Path| fs::read(dir.join(model)).unwrap();
     assert!(model(&run) == model(&whole), "the resumed model has other bytes");
 }
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -39,7 +40,11 @@ pub fn pipeline() -> &'static Pipeline {
     })
 }
 
+/// How long all training commands together may take.
+const LIMIT: Duration = Duration::from_secs(90);
+
 fn train(dir: &Path) {
+    let begun = Instant::now();
     let data = fixture();
     let tiny = ["--config", "tiny"];
     let run = |args: &[&str]| succeed(dir, &[args, &tiny].concat());
@@ -47,6 +52,7 @@ fn train(dir: &Path) {
     run(&["train", "dvae", "--data", &data, "--run", "dvae"]);
     run(&["encode", "--data", &data, "--dvae", "dvae/dvae.tessera.safetensors", "--out", "codes"]);
     run(&["train", "prior", "--data", "codes", "--bpe", "bpe/tokenizer.json", "--run", "prior"]);
+    assert!(begun.elapsed() < LIMIT, "the pipeline took {:?}", begun.elapsed());
 }
 
 /// The lines of a run's `metrics.jsonl`.
@@ -83,6 +89,25 @@ fn every_command_leaves_what_it_says() {
         let sample = picture(&run.join("samples"), "step_000060.png");
         assert!(sample.pixels().any(|pixel| pixel != sample.get_pixel(0, 0)), "a blank sample");
     }
+}
+
+#[test]
+fn a_packed_model_is_half_the_size_and_draws() {
+    let (pipeline, dir) = (pipeline(), folder());
+    let said = succeed(dir.path(), &["pack", &pipeline.model(), "--out", "small.safetensors"]);
+    assert!(said.stdout.contains("small.safetensors"), "{}", said.stdout);
+    let bytes = |path: &Path| fs::metadata(path).unwrap().len();
+    let (small, whole) = (bytes(&dir.path().join("small.safetensors")), bytes(Path::new(&pipeline.model())));
+    assert!(small * 10 < whole * 7, "{small} of {whole} bytes");
+    succeed(dir.path(), &["draw", "a red apple", "-n", "1", "--model", "small.safetensors"]);
+    assert_eq!(entries(dir.path()), ["drawing.png", "small.safetensors"]);
+}
+
+#[test]
+fn the_judge_refuses_styles_with_too_few_pictures() {
+    let (data, model) = (fixture(), pipeline().model());
+    let error = mistake(folder().path(), &["eval", "drawing", "--data", &data, "--model", &model]);
+    assert!(error.contains("wanted 8 or more"), "{error}");
 }
 
 #[test]
