@@ -92,7 +92,8 @@ impl Tessera {
         let mut tokens = self.bpe.encode(&prompt.text)?;
         let truncated = prompt.dropped_chars > 0 || tokens.len() > self.prior.config().max_caption();
         tokens.truncate(self.prior.config().max_caption());
-        let text = self.bpe.decode(&tokens)?;
+        // A cut may fall inside a character of several bytes.
+        let text = self.bpe.decode(&tokens)?.trim_end_matches(char::REPLACEMENT_CHARACTER).to_string();
         Ok(ReadPrompt { tokens, text, truncated })
     }
 

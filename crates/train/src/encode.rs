@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, Split, augment, item_rng};
 use tessera_eval::{LabelledCodes, Subject};
 use tessera_model::dvae::{Dvae, DvaeConfig};
@@ -104,12 +105,16 @@ pub fn held_out_subjects(samples: &[Sample], side: u32, bpe: &Bpe) -> Result<Vec
 
 fn codes_of(dvae: &Dvae, config: &DvaeConfig, views: &[Vec<f32>], device: &Device) -> Result<Vec<u16>> {
     let side = config.image_size;
+    let bar = ProgressBar::new(views.len() as u64);
+    bar.set_style(ProgressStyle::with_template("encoding {bar:30} {pos}/{len} {per_sec} eta {eta}")?);
     let mut codes = Vec::new();
     for batch in views.chunks(BATCH) {
+        bar.inc(batch.len() as u64);
         let data = TensorData::new(batch.concat(), [batch.len(), 3, side, side]);
         let tokens: Tensor<3, Int> = dvae.encode(Tensor::from_data(data, device));
         codes.extend(tokens.into_data().iter::<i64>().map(|code| code as u16));
     }
+    bar.finish_and_clear();
     Ok(codes)
 }
 

@@ -92,7 +92,14 @@ fn save(args: &Draw, pictures: &[RgbImage], parameters: &Parameters) -> Result<(
         say(format_args!("{} (seed {})", args.out.display(), parameters.seed))?;
     }
     if std::io::stdout().is_terminal() {
-        let config = viuer::Config { absolute_offset: false, width: Some(60), ..viuer::Config::default() };
+        let config = viuer::Config {
+            absolute_offset: false,
+            width: Some(60),
+            // Asking a terminal whether it knows a picture protocol waits for an answer that may never come.
+            use_kitty: false,
+            use_iterm: false,
+            ..viuer::Config::default()
+        };
         // A terminal that cannot show pictures has its file all the same.
         let _ = viuer::print(&DynamicImage::ImageRgb8(sheet), &config);
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use image::RgbImage;
+use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{Dataset, Sample};
 use tessera_eval::{
     Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
@@ -74,14 +75,18 @@ fn judge(
     let every = subjects.len().div_ceil(SHEET_ROWS);
     let mut cells: Vec<RgbImage> = Vec::new();
     let mut captions = Vec::new();
+    let bar = ProgressBar::new(subjects.len() as u64);
+    bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} captions eta {eta}")?);
     let request = Request { n, seed, sampling, previews: false, ..Request::default() };
     let found = drawing(&tessera.prior, &tessera.dvae, &subjects, &request, |index, drawings| {
+        bar.inc(1);
         if sheet.is_some() && index.is_multiple_of(every) {
             let row = std::iter::once(&subjects[index].image).chain(&drawings);
             cells.extend(row.map(|picture| enlarge(picture, SHEET_SCALE)));
             captions.push(samples[index].captions[0].clone());
         }
     })?;
+    bar.finish_and_clear();
     if let Some(path) = sheet {
         grid(&cells, n + 1).save(path).with_context(|| format!("cannot write {}", path.display()))?;
         captions.iter().enumerate().for_each(|(row, caption)| eprintln!("{:3}. {caption}", row + 1));

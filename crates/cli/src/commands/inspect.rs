@@ -23,7 +23,7 @@ pub fn run(args: &Inspect) -> Result<()> {
                 bail!("{} carries no drawing parameters; was it made by `tessera draw`?", args.file.display())
             }
         },
-        false => describe(&ModelFile::read(&args.file)?)?,
+        false => describe(&ModelFile::read(&args.file).context("neither a PNG nor a model")?)?,
     };
     match args.json {
         true => say(value),
