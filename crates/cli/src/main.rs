@@ -1,11 +1,13 @@
 //! The program `tessera`: typed flags → what they mean → one call into a library.
 //!
-//! Exit codes: 0 done (or stopped by Ctrl-C after saving), 2 a mistake in what was asked, 1 a fault of the program.
+//! Exit codes: 0 done (or stopped by Ctrl-C after saving), 2 a mistake in what was asked, 1 a fault of the program or
+//! of the machine under it.
 
 mod args;
 mod commands;
 mod png_text;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -17,7 +19,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Exit code of a mistake in what was asked.
 const USER_MISTAKE: u8 = 2;
-/// Exit code of a fault of the program.
+/// Exit code of a fault of the program or the machine: asking differently would not help.
 const OUR_FAULT: u8 = 1;
 
 fn main() -> ExitCode {
@@ -27,10 +29,17 @@ fn main() -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(USER_MISTAKE)
+            ExitCode::from(exit_code(&error))
         }
         Err(_) => ExitCode::from(OUR_FAULT),
     }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    use io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
+    let kinds = error.chain().filter_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
+    let failed = |kind| matches!(kind, StorageFull | QuotaExceeded | OutOfMemory);
+    if kinds.into_iter().any(failed) { OUR_FAULT } else { USER_MISTAKE }
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
@@ -42,5 +51,22 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Draw(draw) => commands::draw::run(&draw),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Eval(eval) => commands::eval::run(eval),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_mistake_of_the_user() {
+        let code = |kind: io::ErrorKind| {
+            let failed: Result<(), io::Error> = Err(kind.into());
+            exit_code(&failed.context("cannot write apple.png").unwrap_err())
+        };
+        assert_eq!(code(io::ErrorKind::StorageFull), OUR_FAULT);
+        assert_eq!(code(io::ErrorKind::NotFound), USER_MISTAKE);
     }
 }

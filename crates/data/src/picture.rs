@@ -5,8 +5,9 @@
 use std::io::Cursor;
 
 use anyhow::{Context, Result, ensure};
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
 use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageReader, Limits, RgbImage};
 
@@ -86,7 +87,8 @@ pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
 /// The square `from` of `image`, scaled to `side` x `side` pixels.
 pub fn resize(image: &RgbImage, from: Square, side: u32, filter: Filter) -> Result<RgbImage> {
     ensure!(side > 0, "cannot resize a picture to 0 pixels");
-    let source = ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3)
+    // Typed, because the untyped call compiles every pixel format there is.
+    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())
         .context("the picture's pixels do not fit its size")?;
     let kernel = match filter {
         Filter::Area => FilterType::Box,
@@ -98,11 +100,12 @@ pub fn resize(image: &RgbImage, from: Square, side: u32, filter: Filter) -> Resu
         from.side.into(),
         from.side.into(),
     );
-    let mut target = Image::new(side, side, PixelType::U8x3);
-    Resizer::new().resize(&source, &mut target, &options).with_context(|| {
+    let mut target = TypedImage::<U8x3>::new(side, side);
+    Resizer::new().resize_typed(&source, &mut target, &options).with_context(|| {
         format!("cannot resize {from:?} of a {}x{} picture to {side}", image.width(), image.height())
     })?;
-    RgbImage::from_raw(side, side, target.into_vec()).context("the resized picture has the wrong size")
+    let bytes = target.pixels().iter().flat_map(|pixel| pixel.0).collect();
+    RgbImage::from_raw(side, side, bytes).context("the resized picture has the wrong size")
 }
 
 #[cfg(test)]
