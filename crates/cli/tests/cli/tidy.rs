@@ -23,11 +23,12 @@ const HTTP: &[&str] = &["axum", "hyper", "reqwest", "ureq", "hf-hub", "tokio"];
 const COMMAND_LINE: &[&str] = &["clap", "viuer"];
 const EVERYTHING: &[&str] = &[""];
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     Rule { folder: "text", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
     Rule { folder: "data", may_use: &["text"], forbidden: &[TENSORS, COMMAND_LINE] },
     Rule { folder: "pretrained", may_use: &[], forbidden: &[EVERYTHING] },
-    Rule { folder: "model", may_use: &["text", "pretrained"], forbidden: &[HTTP, COMMAND_LINE] },
+    Rule { folder: "kernels", may_use: &[], forbidden: &[PICTURES, HTTP, COMMAND_LINE] },
+    Rule { folder: "model", may_use: &["text", "kernels", "pretrained"], forbidden: &[HTTP, COMMAND_LINE] },
     Rule { folder: "eval", may_use: &["model"], forbidden: &[HTTP, COMMAND_LINE] },
     Rule { folder: "train", may_use: &["text", "data", "model", "eval"], forbidden: &[HTTP, COMMAND_LINE] },
     Rule {

@@ -1,0 +1,224 @@
+//! What the processor can do, what was asked of it, and how code is run with its instructions.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::OnceLock;
+
+/// Which numbers are multiplied; sums are always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// bf16 where the processor multiplies it, else f32.
+    #[default]
+    Auto,
+    /// f32 everywhere.
+    F32,
+    /// bf16, or a refusal.
+    Bf16,
+}
+
+/// An instruction set that kernels are written for, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// AVX-512 with `vdpbf16ps`.
+    Avx512Bf16,
+    /// AVX-512: F, BW, DQ and VL.
+    Avx512,
+    /// AVX2 and FMA.
+    Avx2,
+    /// What the compiler may assume of any processor of its target.
+    Portable,
+}
+
+/// The instructions and numbers that kernels use: a choice, made once and handed down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cpu {
+    isa: Isa,
+    bf16: bool,
+}
+
+thread_local! {
+    static CHOSEN: Cell<Option<Cpu>> = const { Cell::new(None) };
+}
+
+impl Cpu {
+    /// The best of this processor at `precision`.
+    ///
+    /// # Errors
+    /// If bf16 was asked for and the processor cannot multiply it.
+    pub fn new(precision: Precision) -> Result<Cpu, String> {
+        let isa = Isa::detect();
+        match (precision, isa) {
+            (Precision::F32, _) => Ok(Cpu { isa, bf16: false }),
+            (_, Isa::Avx512Bf16) => Ok(Cpu { isa, bf16: true }),
+            (Precision::Auto, _) => Ok(Cpu { isa, bf16: false }),
+            (Precision::Bf16, _) => Err(format!(
+                "precision bf16 needs a processor with avx512_bf16, and this one has {isa}; use auto or f32"
+            )),
+        }
+    }
+
+    /// Every choice that this processor has: what tests run through.
+    pub fn all() -> Vec<Cpu> {
+        let best = Isa::detect();
+        let sets = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
+        let f32s = sets.into_iter().filter(|&isa| isa >= best).map(|isa| Cpu { isa, bf16: false });
+        let bf16 = (best == Isa::Avx512Bf16).then_some(Cpu { isa: best, bf16: true });
+        bf16.into_iter().chain(f32s).collect()
+    }
+
+    /// The choice in force on this thread: that of the innermost [`Cpu::scope`], else the best there is.
+    pub fn current() -> Cpu {
+        static BEST: OnceLock<Cpu> = OnceLock::new();
+        let best = || Cpu { isa: Isa::detect(), bf16: Isa::detect() == Isa::Avx512Bf16 };
+        CHOSEN.get().unwrap_or_else(|| *BEST.get_or_init(best))
+    }
+
+    /// Runs `body` with this choice in force on this thread.
+    pub fn scope<T>(self, body: impl FnOnce() -> T) -> T {
+        /// Puts the old choice back, also after a panic.
+        struct Restore(Option<Cpu>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                CHOSEN.set(self.0);
+            }
+        }
+        let _restore = Restore(CHOSEN.replace(Some(self)));
+        body()
+    }
+
+    /// Whether products are of bf16 numbers.
+    pub fn bf16(self) -> bool {
+        self.bf16
+    }
+
+    /// The instruction set.
+    pub fn isa(self) -> Isa {
+        self.isa
+    }
+}
+
+impl fmt::Display for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", if self.bf16 { "bf16" } else { "f32" }, self.isa)
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Isa::Avx512Bf16 => "avx512_bf16",
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Portable => "portable",
+        })
+    }
+}
+
+/// Code that is compiled once for each instruction set.
+pub trait Body {
+    /// What it returns.
+    type Output;
+
+    /// The code. Marked `#[inline(always)]` wherever it is written, or it would be compiled for any processor.
+    fn run(self) -> Self::Output;
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    //! One entry a set of instructions, for [`super::Isa::run`].
+
+    use super::Body;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi2")]
+    pub(super) fn avx512_bf16<B: Body>(body: B) -> B::Output {
+        body.run()
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
+    pub(super) fn avx512<B: Body>(body: B) -> B::Output {
+        body.run()
+    }
+
+    #[target_feature(enable = "avx2,fma,bmi2")]
+    pub(super) fn avx2<B: Body>(body: B) -> B::Output {
+        body.run()
+    }
+}
+
+impl Isa {
+    /// The best that this processor has.
+    #[cfg(target_arch = "x86_64")]
+    pub fn detect() -> Isa {
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("bmi2");
+        let avx512 = avx2
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        match (avx512 && is_x86_feature_detected!("avx512bf16"), avx512, avx2) {
+            (true, ..) => Isa::Avx512Bf16,
+            (_, true, _) => Isa::Avx512,
+            (.., true) => Isa::Avx2,
+            _ => Isa::Portable,
+        }
+    }
+
+    /// Runs `body` compiled for this set.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[allow(unsafe_code)]
+    pub fn run<B: Body>(self, body: B) -> B::Output {
+        debug_assert!(self >= Isa::detect(), "{self} is not on this processor");
+        // SAFETY: a `Cpu` is only made with a set that `detect` found, or one that the found set includes.
+        match self {
+            Isa::Avx512Bf16 => unsafe { x86::avx512_bf16(body) },
+            Isa::Avx512 => unsafe { x86::avx512(body) },
+            Isa::Avx2 => unsafe { x86::avx2(body) },
+            Isa::Portable => body.run(),
+        }
+    }
+
+    /// The best that this processor has.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn detect() -> Isa {
+        Isa::Portable
+    }
+
+    /// Runs `body` compiled for this set.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn run<B: Body>(self, body: B) -> B::Output {
+        body.run()
+    }
+}
+
+/// A function compiled once for each instruction set; its first argument says which to run.
+///
+/// Loops over slices in it become vector code of that set. What it calls must be `#[inline(always)]`.
+macro_rules! vectorized {
+    ($(#[$attribute:meta])* $visible:vis fn $name:ident $([$($generic:ident: $bound:path),+])? ($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$attribute])*
+        #[allow(clippy::too_many_arguments, unsafe_code)]
+        $visible fn $name $(<$($generic: $bound),+>)? (isa: $crate::cpu::Isa, $($arg: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn body $(<$($generic: $bound),+>)? ($($arg: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
+            fn avx512 $(<$($generic: $bound),+>)? ($($arg: $type),*) $(-> $result)? { body($($arg),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,bmi2")]
+            fn avx2 $(<$($generic: $bound),+>)? ($($arg: $type),*) $(-> $result)? { body($($arg),*) }
+            match isa {
+                // SAFETY: a `Cpu` holds no instruction set that the processor lacks.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use vectorized;

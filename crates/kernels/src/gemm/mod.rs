@@ -1,0 +1,295 @@
+//! Matrix products: f32 or bf16 numbers in, f32 sums, and what becomes of a sum decided while it is still in a register.
+//!
+//! `out[m, n] = Σ_k a[m, k] · b[k, n]`. The right operand is packed once ([`Panels`]); blocks of rows of the left one
+//! are packed by the thread that multiplies them, unless they can be read where they lie. A sum is made by one thread in
+//! one order, so results do not depend on how many threads there are.
+
+mod out;
+mod pack;
+mod simd;
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+pub use out::Out;
+pub use pack::{Numbers, Operand, Unit};
+pub(crate) use pack::{narrow, widen};
+pub use simd::{LANES, Pair};
+pub use tile::{Micro, PANELS, ROWS, Segment, Strides, Tile};
+
+use crate::cpu::{Body, Cpu};
+use crate::scratch::scratch;
+
+/// Most units of K that are multiplied in one go: three panels of them stay in a core's second-level cache.
+const MAX_UNITS: usize = 2048;
+/// Bytes of the left operand that a thread packs at a time.
+const BLOCK_BYTES: usize = 256 << 10;
+/// Products smaller than this many multiplications stay on one thread.
+const SERIAL: usize = 1 << 17;
+
+/// What becomes of finished sums.
+pub trait Epilogue: Sync {
+    /// Takes row `m`, columns `n .. n + sums.len()`, and may spoil them; called once for each. Marked `#[inline(always)]`.
+    fn take(&self, m: usize, n: usize, sums: &mut [f32]);
+}
+
+/// Calls `$body` with `$simd` standing for the micro-kernel that `$cpu` asks for.
+macro_rules! with_micro {
+    ($cpu:expr, $simd:ident => $body:expr) => {
+        match ($cpu.bf16(), $cpu.isa()) {
+            #[cfg(target_arch = "x86_64")]
+            (true, _) => {
+                type $simd = $crate::gemm::Bf16;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            (_, $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Avx512) => {
+                type $simd = $crate::gemm::F32x512;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            (_, $crate::cpu::Isa::Avx2) => {
+                type $simd = $crate::gemm::F32x256;
+                $body
+            }
+            _ => {
+                type $simd = $crate::gemm::F32Portable;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_micro;
+
+pub(crate) use simd::Portable as F32Portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2 as F32x256, Avx512 as F32x512, Avx512Bf16 as Bf16};
+
+/// `a · b`, `[m, k]` by `[k, n]`, into `epilogue`.
+///
+/// # Panics
+/// If an operand is smaller than its shape.
+pub fn gemm<E: Epilogue>(cpu: Cpu, [m, n, k]: [usize; 3], a: Operand, b: Operand, epilogue: &E) {
+    for (name, operand, others) in [("left", &a, m), ("right", &b, n)] {
+        let (got, wanted) = (operand.numbers.len(), operand.extent(others, k));
+        assert!(
+            got >= wanted,
+            "{name} operand of a [{m}, {k}] by [{k}, {n}] product: {got} numbers, wanted {wanted}"
+        );
+    }
+    with_micro!(cpu, S => product::<S, E>(cpu, [m, n, k], a, b, epilogue))
+}
+
+fn product<S: Micro<Unit: Unit>, E: Epilogue>(
+    cpu: Cpu,
+    [m, n, k]: [usize; 3],
+    a: Operand,
+    b: Operand,
+    epilogue: &E,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let panels = n.div_ceil(LANES);
+    let units = k.div_ceil(S::Unit::VALUES);
+    scratch(panels * units * LANES, |packed: &mut [S::Unit]| {
+        let serial = m * n * k < SERIAL;
+        let pack = |(p, panel): (usize, &mut [S::Unit])| {
+            cpu.isa().run(PackPanel { b: &b, at: [p * LANES, n], k, panel })
+        };
+        match serial || units == 0 {
+            true => packed.chunks_exact_mut((units * LANES).max(1)).enumerate().for_each(pack),
+            false => packed.par_chunks_exact_mut(units * LANES).enumerate().for_each(pack),
+        }
+        let packed: &[S::Unit] = packed;
+        let blocks = Blocks::new(m, panels, units.min(MAX_UNITS));
+        let job = |i: usize| {
+            let (rows, columns) = blocks.job(i);
+            cpu.isa().run(Job::<S, E> { a: &a, packed, shape: [m, n, k], rows, columns, epilogue });
+        };
+        match serial {
+            true => (0..blocks.len()).for_each(job),
+            false => (0..blocks.len()).into_par_iter().for_each(job),
+        }
+    });
+}
+
+struct PackPanel<'a, U> {
+    b: &'a Operand<'a>,
+    at: [usize; 2],
+    k: usize,
+    panel: &'a mut [U],
+}
+
+impl<U: Unit> Body for PackPanel<'_, U> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        pack::panel(self.b, self.at, 0..self.k, self.panel);
+    }
+}
+
+/// How a product is cut into jobs.
+struct Blocks {
+    m: usize,
+    panels: usize,
+    rows: usize,
+    wide: usize,
+}
+
+impl Blocks {
+    /// Enough jobs for the threads of any laptop, as large as caches allow; a function of the shape alone.
+    fn new(m: usize, panels: usize, units: usize) -> Blocks {
+        const JOBS: usize = 16;
+        let fit = BLOCK_BYTES / (4 * units.max(1));
+        let rows = fit.min(m.div_ceil(JOBS)).max(3 * ROWS).next_multiple_of(ROWS);
+        let wide = panels.div_ceil(JOBS.div_ceil(m.div_ceil(rows))).max(PANELS).next_multiple_of(PANELS);
+        Blocks { m, panels, rows, wide }
+    }
+
+    fn across(&self) -> usize {
+        self.panels.div_ceil(self.wide)
+    }
+
+    fn len(&self) -> usize {
+        self.m.div_ceil(self.rows) * self.across()
+    }
+
+    /// Rows and panels of job `i`.
+    fn job(&self, i: usize) -> (Range<usize>, Range<usize>) {
+        let (row, column) = (i / self.across() * self.rows, i % self.across() * self.wide);
+        (row..self.m.min(row + self.rows), column..self.panels.min(column + self.wide))
+    }
+}
+
+/// A block of rows times a range of panels.
+struct Job<'a, S: Micro, E> {
+    a: &'a Operand<'a>,
+    packed: &'a [S::Unit],
+    shape: [usize; 3],
+    rows: Range<usize>,
+    columns: Range<usize>,
+    epilogue: &'a E,
+}
+
+impl<S: Micro<Unit: Unit>, E: Epilogue> Body for Job<'_, S, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let [_, _, k] = self.shape;
+        if k <= MAX_UNITS * S::Unit::VALUES {
+            return self.stretch(0..k, None);
+        }
+        let width = self.columns.len() * LANES;
+        scratch(self.rows.len() * width, |sums: &mut [f32]| {
+            sums.fill(0.0);
+            let step = MAX_UNITS * S::Unit::VALUES;
+            for k0 in (0..k).step_by(step) {
+                self.stretch(k0..k.min(k0 + step), Some((sums, width)));
+            }
+        });
+    }
+}
+
+impl<S: Micro<Unit: Unit>, E: Epilogue> Job<'_, S, E> {
+    /// Steps `k` of all sums. With `partial` sums (and their stride) these are added, and kept but for the last stretch.
+    #[inline(always)]
+    fn stretch(&self, k: Range<usize>, partial: Option<(&mut [f32], usize)>) {
+        let units = k.len().div_ceil(S::Unit::VALUES);
+        match self.in_place(&k) {
+            Some((a, row, step)) => self.tiles(a, row, step, k, partial),
+            None => scratch(self.rows.len() * units, |block: &mut [S::Unit]| {
+                let (row, step) = self.pack(&k, units, block);
+                self.tiles(block, row, step, k, partial);
+            }),
+        }
+    }
+
+    /// The units of the block where they lie, and their strides.
+    #[inline(always)]
+    fn in_place(&self, k: &Range<usize>) -> Option<(&[S::Unit], usize, usize)> {
+        let (values, a) = (S::Unit::VALUES, self.a);
+        let units = S::Unit::in_place(a.numbers)?;
+        let even = [a.stride, k.start, k.len()].into_iter().all(|n| n.is_multiple_of(values));
+        match a.along_k {
+            true if even => {
+                Some((&units[(self.rows.start * a.stride + k.start) / values..], a.stride / values, 1))
+            }
+            false if values == 1 => Some((&units[k.start * a.stride + self.rows.start..], 1, a.stride)),
+            _ => None,
+        }
+    }
+
+    /// Packs the block's rows, steps `k`; returns the strides from row to row and from unit to unit.
+    #[inline(always)]
+    fn pack(&self, k: &Range<usize>, units: usize, block: &mut [S::Unit]) -> (usize, usize) {
+        let a = self.a;
+        if a.along_k {
+            for (row, units) in self.rows.clone().zip(block.chunks_exact_mut(units.max(1))) {
+                S::Unit::along(a.numbers.slice(row * a.stride + k.start, k.len()), units);
+            }
+            return (units, 1);
+        }
+        let rows = self.rows.len();
+        for (units, k0) in block.chunks_exact_mut(rows).zip(k.clone().step_by(S::Unit::VALUES)) {
+            let row = |k: usize| a.numbers.slice(k * a.stride + self.rows.start, rows);
+            S::Unit::across(row(k0), (k0 + 1 < k.end).then(|| row(k0 + 1)), units);
+        }
+        (1, rows)
+    }
+
+    /// All tiles of the job over steps `k`, the left operand's units lying at `a`.
+    #[inline(always)]
+    fn tiles(
+        &self,
+        a: &[S::Unit],
+        row: usize,
+        step: usize,
+        k: Range<usize>,
+        mut partial: Option<(&mut [f32], usize)>,
+    ) {
+        let [_, n, all_k] = self.shape;
+        let strides = Strides { row, step, panel: all_k.div_ceil(S::Unit::VALUES) * LANES };
+        let units = k.len().div_ceil(S::Unit::VALUES);
+        let mut tile = [[0.0; LANES * PANELS]; ROWS];
+        let mut first = self.columns.start;
+        while first < self.columns.end {
+            let panels = S::WIDTH.min(self.columns.end - first);
+            let b = &self.packed[first * strides.panel + k.start / S::Unit::VALUES * LANES..];
+            let mut m = 0;
+            while m < self.rows.len() {
+                let left = self.rows.len() - m;
+                let rows = S::HEIGHTS.iter().copied().find(|&rows| rows <= left).unwrap_or(1);
+                let segment = Segment { a: a[m * row..].as_ptr(), b: b.as_ptr(), units };
+                // SAFETY: `cpu` runs on this processor; `pack`, `in_place` and `product` made rows and panels of `units`.
+                #[allow(unsafe_code)]
+                unsafe {
+                    S::multiply(rows, panels, &[segment], strides, &mut tile);
+                }
+                let columns = (panels * LANES).min(n - first * LANES);
+                for (r, sums) in tile.iter_mut().enumerate().take(rows) {
+                    let sums = &mut sums[..columns];
+                    if let Some((partial, width)) = &mut partial {
+                        let start = (m + r) * *width + (first - self.columns.start) * LANES;
+                        let partial = &mut partial[start..start + columns];
+                        partial.iter_mut().zip(&mut *sums).for_each(|(partial, sum)| {
+                            *partial += *sum;
+                            *sum = *partial;
+                        });
+                    }
+                    if k.end == all_k {
+                        self.epilogue.take(self.rows.start + m + r, first * LANES, sums);
+                    }
+                }
+                m += rows;
+            }
+            first += panels;
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Operands as the micro-kernel reads them: units of K in rows (left), in panels of 16 columns (right).
+
+use bytemuck::Pod;
+use half::bf16;
+
+use super::simd::{LANES, Pair};
+
+/// Numbers in memory.
+#[derive(Debug, Clone, Copy)]
+pub enum Numbers<'a> {
+    /// 32 bits each.
+    F32(&'a [f32]),
+    /// 16 bits each.
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> Numbers<'a> {
+    /// How many.
+    pub fn len(self) -> usize {
+        match self {
+            Numbers::F32(values) => values.len(),
+            Numbers::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// `len` numbers from `start`.
+    #[inline(always)]
+    pub fn slice(self, start: usize, len: usize) -> Numbers<'a> {
+        match self {
+            Numbers::F32(values) => Numbers::F32(&values[start..start + len]),
+            Numbers::Bf16(values) => Numbers::Bf16(&values[start..start + len]),
+        }
+    }
+}
+
+/// A matrix in memory, one of whose dimensions is the K that a product sums over.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand<'a> {
+    /// All its numbers.
+    pub numbers: Numbers<'a>,
+    /// From one row in memory to the next.
+    pub stride: usize,
+    /// Whether a row in memory runs along K; else it runs across.
+    pub along_k: bool,
+}
+
+impl<'a> Operand<'a> {
+    /// Rows in memory, `stride` long, each run along K.
+    pub fn along(numbers: Numbers<'a>, stride: usize) -> Operand<'a> {
+        Operand { numbers, stride, along_k: true }
+    }
+
+    /// Rows in memory, `stride` long, each hold one step of K.
+    pub fn across(numbers: Numbers<'a>, stride: usize) -> Operand<'a> {
+        Operand { numbers, stride, along_k: false }
+    }
+
+    /// How many numbers `others` × `k` need.
+    pub(super) fn extent(&self, others: usize, k: usize) -> usize {
+        let [rows, length] = if self.along_k { [others, k] } else { [k, others] };
+        if rows == 0 || length == 0 { 0 } else { (rows - 1) * self.stride + length }
+    }
+}
+
+/// What the micro-kernel multiplies at once.
+pub trait Unit: Pod + Default + Send + Sync {
+    /// Steps of K in a unit.
+    const VALUES: usize;
+
+    /// Units of neighbouring numbers; the last is filled up with 0.
+    fn along(numbers: Numbers, units: &mut [Self]);
+
+    /// Units of numbers that face each other in neighbouring rows; a missing second row is 0.
+    fn across(first: Numbers, second: Option<Numbers>, units: &mut [Self]);
+
+    /// The numbers as units where they lie, if they need no conversion.
+    fn in_place(numbers: Numbers<'_>) -> Option<&[Self]>;
+}
+
+impl Unit for f32 {
+    const VALUES: usize = 1;
+
+    #[inline(always)]
+    fn along(numbers: Numbers, units: &mut [f32]) {
+        match numbers {
+            Numbers::F32(values) => units.copy_from_slice(values),
+            Numbers::Bf16(values) => {
+                units.iter_mut().zip(values).for_each(|(unit, value)| *unit = widen(*value))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn across(first: Numbers, _: Option<Numbers>, units: &mut [f32]) {
+        Self::along(first, units);
+    }
+
+    fn in_place(numbers: Numbers<'_>) -> Option<&[f32]> {
+        match numbers {
+            Numbers::F32(values) => Some(values),
+            Numbers::Bf16(_) => None,
+        }
+    }
+}
+
+impl Unit for Pair {
+    const VALUES: usize = 2;
+
+    #[inline(always)]
+    fn along(numbers: Numbers, units: &mut [Pair]) {
+        match numbers {
+            Numbers::F32(values) => {
+                let (pairs, rest) = values.as_chunks::<2>();
+                units
+                    .iter_mut()
+                    .zip(pairs)
+                    .for_each(|(unit, &[low, high])| *unit = pair(narrow(low), narrow(high)));
+                if let ([last], Some(unit)) = (rest, units.last_mut()) {
+                    *unit = pair(narrow(*last), 0);
+                }
+            }
+            Numbers::Bf16(values) => {
+                let (pairs, rest) = values.as_chunks::<2>();
+                units
+                    .iter_mut()
+                    .zip(pairs)
+                    .for_each(|(unit, [low, high])| *unit = pair(low.to_bits(), high.to_bits()));
+                if let ([last], Some(unit)) = (rest, units.last_mut()) {
+                    *unit = pair(last.to_bits(), 0);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn across(first: Numbers, second: Option<Numbers>, units: &mut [Pair]) {
+        match (first, second) {
+            (Numbers::F32(low), Some(Numbers::F32(high))) => {
+                let rows = low.iter().zip(high);
+                units
+                    .iter_mut()
+                    .zip(rows)
+                    .for_each(|(unit, (&low, &high))| *unit = pair(narrow(low), narrow(high)));
+            }
+            (Numbers::Bf16(low), Some(Numbers::Bf16(high))) => {
+                let rows = low.iter().zip(high);
+                units
+                    .iter_mut()
+                    .zip(rows)
+                    .for_each(|(unit, (low, high))| *unit = pair(low.to_bits(), high.to_bits()));
+            }
+            (Numbers::F32(low), _) => {
+                units.iter_mut().zip(low).for_each(|(unit, &low)| *unit = pair(narrow(low), 0));
+            }
+            (Numbers::Bf16(low), _) => {
+                units.iter_mut().zip(low).for_each(|(unit, low)| *unit = pair(low.to_bits(), 0));
+            }
+        }
+    }
+
+    fn in_place(numbers: Numbers<'_>) -> Option<&[Pair]> {
+        match numbers {
+            Numbers::Bf16(values) => bytemuck::try_cast_slice(values).ok(),
+            Numbers::F32(_) => None,
+        }
+    }
+}
+
+#[inline(always)]
+fn pair(low: u16, high: u16) -> Pair {
+    u32::from(low) | u32::from(high) << 16
+}
+
+/// The bits of the nearest bf16, ties to even; without a branch, so that loops over it become vector code.
+#[inline(always)]
+pub(crate) fn narrow(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // A NaN must stay one: its fraction could round away.
+    ((if value.is_nan() { bits | 0x0040_0000 } else { rounded }) >> 16) as u16
+}
+
+#[inline(always)]
+pub(crate) fn widen(value: bf16) -> f32 {
+    f32::from_bits(u32::from(value.to_bits()) << 16)
+}
+
+/// Packs columns `16 p ..` of a right operand of `n` columns, steps `k` of it, into `panel`: 16 units a step.
+#[inline(always)]
+pub(super) fn panel<U: Unit>(
+    b: &Operand,
+    [first, n]: [usize; 2],
+    k: std::ops::Range<usize>,
+    panel: &mut [U],
+) {
+    let columns = LANES.min(n - first);
+    if columns < LANES {
+        panel.fill(U::default());
+    }
+    if !b.along_k {
+        for (unit, k0) in panel.chunks_exact_mut(LANES).zip(k.clone().step_by(U::VALUES)) {
+            let row = |k: usize| b.numbers.slice(k * b.stride + first, columns);
+            U::across(row(k0), (k0 + 1 < k.end).then(|| row(k0 + 1)), &mut unit[..columns]);
+        }
+        return;
+    }
+    // Sixteen rows along K are turned, a stretch at a time.
+    const STRETCH: usize = 16;
+    let mut rows = [[U::default(); STRETCH]; LANES];
+    for (units, k0) in panel.chunks_mut(LANES * STRETCH).zip(k.clone().step_by(U::VALUES * STRETCH)) {
+        let steps = (U::VALUES * STRETCH).min(k.end - k0);
+        let length = units.len() / LANES;
+        for (column, row) in rows.iter_mut().enumerate().take(columns) {
+            U::along(b.numbers.slice((first + column) * b.stride + k0, steps), &mut row[..length]);
+        }
+        for (step, unit) in units.chunks_exact_mut(LANES).enumerate() {
+            unit.iter_mut().zip(&rows).take(columns).for_each(|(unit, row)| *unit = row[step]);
+        }
+    }
+}

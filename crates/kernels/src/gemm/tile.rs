@@ -1,0 +1,142 @@
+//! The micro-kernel: a tile of at most 8 rows × 48 columns of sums stays in registers while K runs by.
+//!
+//! The left operand is read by broadcast, the right one from panels of 16 columns ([`super::pack`]). K may come in
+//! several [`Segment`]s: that is how convolutions and sparse attention use the same loop without copying operands.
+
+#![allow(unsafe_code)]
+
+use super::simd::{LANES, Portable, Simd};
+#[cfg(target_arch = "x86_64")]
+use super::x86::{Avx2, Avx512, Avx512Bf16};
+use crate::cpu::{Body, Isa};
+
+/// Most rows of a tile.
+pub const ROWS: usize = 8;
+/// Most panels side by side in a tile.
+pub const PANELS: usize = 3;
+
+/// Units by which panels are fetched into the first-level cache before they are multiplied.
+const AHEAD: usize = 16;
+
+/// Sums of a tile, row by row.
+pub type Tile = [[f32; LANES * PANELS]; ROWS];
+
+/// A stretch of K.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<U> {
+    /// Its first unit in row 0 of the left operand.
+    pub a: *const U,
+    /// Its first unit in the first panel.
+    pub b: *const U,
+    /// Units.
+    pub units: usize,
+}
+
+/// Where the neighbours of a unit lie, counted in units.
+#[derive(Debug, Clone, Copy)]
+pub struct Strides {
+    /// From a row of the left operand to the next.
+    pub row: usize,
+    /// From a unit of the left operand to the next.
+    pub step: usize,
+    /// From a panel of the right operand to the next.
+    pub panel: usize,
+}
+
+/// A micro-kernel for one instruction set.
+pub trait Micro: Simd {
+    /// The set.
+    const ISA: Isa;
+    /// Heights of tiles that fit the registers, tallest first, 1 last.
+    const HEIGHTS: &'static [usize];
+    /// Panels side by side that fit the registers.
+    const WIDTH: usize;
+
+    /// Multiplies `rows` × `panels`, one of [`Self::HEIGHTS`] and at most [`Self::WIDTH`], into the corner of `out`.
+    ///
+    /// # Safety
+    /// The processor has [`Self::ISA`], and every unit that the segments and strides name can be read.
+    unsafe fn multiply(
+        rows: usize,
+        panels: usize,
+        segments: &[Segment<Self::Unit>],
+        strides: Strides,
+        out: &mut Tile,
+    );
+}
+
+#[inline(always)]
+unsafe fn tile<S: Simd, const R: usize, const P: usize>(
+    segments: &[Segment<S::Unit>],
+    strides: Strides,
+    out: &mut Tile,
+) {
+    // SAFETY: the caller's promise, and `R` × `P` is inside a `Tile`.
+    unsafe {
+        let mut sums = [[S::zero(); P]; R];
+        for segment in segments {
+            let (mut a, mut b) = (segment.a, segment.b);
+            for _ in 0..segment.units {
+                for p in 0..P {
+                    S::fetch(b.wrapping_add(p * strides.panel + AHEAD * LANES));
+                }
+                let right: [S::Units; P] = std::array::from_fn(|p| S::load(b.add(p * strides.panel)));
+                for (r, row) in sums.iter_mut().enumerate() {
+                    let left = S::splat(a.add(r * strides.row));
+                    for (sum, &right) in row.iter_mut().zip(&right) {
+                        *sum = S::multiply_add(*sum, left, right);
+                    }
+                }
+                a = a.add(strides.step);
+                b = b.add(LANES);
+            }
+        }
+        for (row, out) in sums.iter().zip(out) {
+            for (p, &sum) in row.iter().enumerate() {
+                S::store(sum, out.as_mut_ptr().add(p * LANES));
+            }
+        }
+    }
+}
+
+macro_rules! micro {
+    ($simd:ident, heights $heights:expr, width $width:literal, $(($rows:literal, $panels:literal)),+) => {
+        impl Micro for $simd {
+            const ISA: Isa = Isa::$simd;
+            const HEIGHTS: &'static [usize] = &$heights;
+            const WIDTH: usize = $width;
+
+            unsafe fn multiply(
+                rows: usize,
+                panels: usize,
+                segments: &[Segment<Self::Unit>],
+                strides: Strides,
+                out: &mut Tile,
+            ) {
+                struct Multiply<'a>(usize, usize, &'a [Segment<<$simd as Simd>::Unit>], Strides, &'a mut Tile);
+                impl Body for Multiply<'_> {
+                    type Output = ();
+                    #[inline(always)]
+                    fn run(self) {
+                        match (self.0, self.1) {
+                            // SAFETY: the promise of `multiply`'s caller.
+                            $(($rows, $panels) => unsafe { tile::<$simd, $rows, $panels>(self.2, self.3, self.4) },)+
+                            (rows, panels) => unreachable!("no tile of {rows} rows and {panels} panels"),
+                        }
+                    }
+                }
+                Self::ISA.run(Multiply(rows, panels, segments, strides, out));
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+micro!(Avx512Bf16, heights [8, 4, 2, 1], width 3,
+    (8, 3), (4, 3), (2, 3), (1, 3), (8, 2), (4, 2), (2, 2), (1, 2), (8, 1), (4, 1), (2, 1), (1, 1));
+#[cfg(target_arch = "x86_64")]
+micro!(Avx512, heights [8, 4, 2, 1], width 3,
+    (8, 3), (4, 3), (2, 3), (1, 3), (8, 2), (4, 2), (2, 2), (1, 2), (8, 1), (4, 1), (2, 1), (1, 1));
+#[cfg(target_arch = "x86_64")]
+micro!(Avx2, heights [4, 2, 1], width 1, (4, 1), (2, 1), (1, 1));
+micro!(Portable, heights [2, 1], width 1, (2, 1), (1, 1));

@@ -1,0 +1,131 @@
+//! Sixteen f32 lanes on the instruction sets of x86.
+
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::simd::{Pair, Simd};
+
+/// `vdpbf16ps`: bf16 products, summed in f32.
+pub struct Avx512Bf16;
+/// 512-bit f32.
+pub struct Avx512;
+/// 256-bit f32, two registers for sixteen lanes.
+pub struct Avx2;
+impl Simd for Avx512Bf16 {
+    type Unit = Pair;
+    type Sums = __m512;
+    type Units = __m512bh;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const Pair) -> __m512bh {
+        unsafe { std::mem::transmute(_mm512_loadu_si512(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(p: *const Pair) -> __m512bh {
+        unsafe { std::mem::transmute(_mm512_set1_epi32(p.read_unaligned() as i32)) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(sums: __m512, a: __m512bh, b: __m512bh) -> __m512 {
+        unsafe { _mm512_dpbf16_ps(sums, a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(sums: __m512, p: *mut f32) {
+        unsafe { _mm512_storeu_ps(p, sums) }
+    }
+
+    #[inline(always)]
+    fn fetch(p: *const Pair) {
+        fetch(p);
+    }
+}
+
+impl Simd for Avx512 {
+    type Unit = f32;
+    type Sums = __m512;
+    type Units = __m512;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(p: *const f32) -> __m512 {
+        unsafe { _mm512_set1_ps(p.read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(sums: __m512, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, sums) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(sums: __m512, p: *mut f32) {
+        unsafe { _mm512_storeu_ps(p, sums) }
+    }
+
+    #[inline(always)]
+    fn fetch(p: *const f32) {
+        fetch(p);
+    }
+}
+
+impl Simd for Avx2 {
+    type Unit = f32;
+    type Sums = [__m256; 2];
+    type Units = [__m256; 2];
+
+    #[inline(always)]
+    unsafe fn zero() -> [__m256; 2] {
+        unsafe { [_mm256_setzero_ps(); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [__m256; 2] {
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(p: *const f32) -> [__m256; 2] {
+        unsafe { [_mm256_set1_ps(p.read_unaligned()); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(sums: [__m256; 2], a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], sums[0]), _mm256_fmadd_ps(a[1], b[1], sums[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn store(sums: [__m256; 2], p: *mut f32) {
+        unsafe {
+            _mm256_storeu_ps(p, sums[0]);
+            _mm256_storeu_ps(p.add(8), sums[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn fetch(p: *const f32) {
+        fetch(p);
+    }
+}
+
+/// A hint to all cache levels.
+#[inline(always)]
+fn fetch<T>(p: *const T) {
+    // SAFETY: a prefetch never faults; SSE is part of x86-64.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+}

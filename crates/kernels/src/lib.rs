@@ -1,0 +1,20 @@
+//! The operations that drawing and training spend their time in, written for the processor.
+//!
+//! Every public operation takes and gives Burn tensors and has two bodies: kernels for tensors in the processor's
+//! memory, and a composition of Burn's own operations for any other device. The second is also the reference: a test
+//! holds each kernel equal to it, forward and gradient.
+
+pub mod cpu;
+pub mod gemm;
+mod linear;
+mod math;
+mod memory;
+mod norm;
+mod op;
+mod scratch;
+#[cfg(test)]
+mod testing;
+
+pub use cpu::{Cpu, Isa, Precision};
+pub use linear::{Activation, linear, linear_add, linear_reference};
+pub use norm::{layer_norm, layer_norm_reference};

@@ -1,0 +1,386 @@
+//! `y = f(x W + b)`: a linear map with what usually follows it, in one pass over the output.
+
+use std::mem::MaybeUninit;
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use burn::tensor::activation::sigmoid;
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::cpu::{Cpu, vectorized};
+use crate::gemm::{Epilogue, Numbers, Operand, Out, gemm};
+use crate::math::{GELU_SLOPE, Number, gelu, gelu_slope, with_numbers, write};
+use crate::memory::filled;
+use crate::op::{Input, Op, apply, dims, floats, is_bf16, numbers, tensor};
+
+/// Rows that one task goes over in loops that are bound by memory.
+const ROWS: usize = 64;
+
+/// What is done to `x W + b`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// The fast GELU, `h · sigmoid(1.702 h)`.
+    Gelu,
+}
+
+/// `activation(x W + b)`: `x` `[.., d_in]`, `w` `[d_in, d_out]`, `b` `[d_out]` → `[.., d_out]`.
+///
+/// On the CPU at bf16 the output is a bf16 tensor, meant for the next kernel.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn linear<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>, activation: Activation) -> Tensor<D> {
+    check(x.dims().as_slice(), w.dims(), b.dims());
+    match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
+        (Some(x), Some(w), Some(b)) => apply(Linear { cpu: Cpu::current(), activation }, [x, w, b]),
+        _ => linear_reference(x, w, b, activation),
+    }
+}
+
+/// `residual + x W + b` in f32: the end of a residual block.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn linear_add<const D: usize>(
+    x: Tensor<D>,
+    w: Tensor<2>,
+    b: Tensor<1>,
+    residual: Tensor<D>,
+) -> Tensor<D> {
+    check(x.dims().as_slice(), w.dims(), b.dims());
+    let inputs =
+        (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone()), Input::new(residual.clone()));
+    match inputs {
+        (Some(x), Some(w), Some(b), Some(residual)) => {
+            apply(LinearAdd { cpu: Cpu::current() }, [x, w, b, residual])
+        }
+        _ => residual + linear_reference(x, w, b, Activation::None),
+    }
+}
+
+/// [`linear`] in Burn's operations.
+pub fn linear_reference<const D: usize>(
+    x: Tensor<D>,
+    w: Tensor<2>,
+    b: Tensor<1>,
+    activation: Activation,
+) -> Tensor<D> {
+    let mut shape = x.dims();
+    let d_in = shape[D - 1];
+    let rows: usize = shape[..D - 1].iter().product();
+    let y = x.reshape([rows, d_in]).matmul(w) + b.unsqueeze();
+    shape[D - 1] = y.dims()[1];
+    let y = y.reshape(shape);
+    match activation {
+        Activation::None => y,
+        Activation::Gelu => y.clone() * sigmoid(y * f64::from(GELU_SLOPE)),
+    }
+}
+
+fn check(x: &[usize], [d_in, d_out]: [usize; 2], [bias]: [usize; 1]) {
+    let last = x.last().copied().unwrap_or(0);
+    assert!(
+        last == d_in && bias == d_out,
+        "linear: x {x:?}, weight [{d_in}, {d_out}], bias [{bias}] do not fit"
+    );
+}
+
+#[derive(Debug, Clone)]
+struct Linear {
+    cpu: Cpu,
+    activation: Activation,
+}
+
+#[derive(Debug, Clone)]
+struct LinearAdd {
+    cpu: Cpu,
+}
+
+impl Op<3> for Linear {
+    /// `x W + b`, if an activation follows it.
+    type Saved = Option<FlexTensor>;
+
+    fn forward(&self, [x, w, b]: [&FlexTensor; 3], keep: bool) -> (FlexTensor, Option<Self::Saved>) {
+        match self.cpu.bf16() {
+            true => self.run::<bf16>(x, w, b, keep),
+            false => self.run::<f32>(x, w, b, keep),
+        }
+    }
+
+    fn backward(
+        &self,
+        [x, w, _]: [&FlexTensor; 3],
+        pre: &Self::Saved,
+        gradient: &FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let gradient = match pre {
+            None => gradient.clone(),
+            Some(pre) => with_numbers!(numbers(pre), pre => {
+                tensor(gelu_backward(self.cpu, pre, numbers(gradient)), &dims(gradient))
+            }),
+        };
+        linear_backward(self.cpu, x, w, numbers(&gradient), wanted)
+    }
+}
+
+impl Linear {
+    fn run<T: Number>(
+        &self,
+        x: &FlexTensor,
+        w: &FlexTensor,
+        b: &FlexTensor,
+        keep: bool,
+    ) -> (FlexTensor, Option<Option<FlexTensor>>) {
+        let (shape, [m, k, n]) = sizes(x, w);
+        let bias = floats(b);
+        let product = |epilogue: &Affine<'_, T>| {
+            let [x, w] = [Operand::along(numbers(x), k), Operand::across(numbers(w), n)];
+            gemm(self.cpu, [m, n, k], x, w, epilogue);
+        };
+        let mut pre = Vec::new();
+        let gelu = self.activation == Activation::Gelu;
+        // SAFETY: the product's epilogue writes every value of each output once.
+        #[allow(unsafe_code)]
+        let out = unsafe {
+            filled(m * n, |out| {
+                let out = Out::new(out, n);
+                match gelu && keep {
+                    false => product(&Affine { bias, gelu, pre: None, out }),
+                    true => {
+                        pre = filled(m * n, |pre| {
+                            product(&Affine { bias, gelu, pre: Some(Out::new(pre, n)), out });
+                        });
+                    }
+                }
+            })
+        };
+        let pre = (gelu && keep).then(|| tensor(pre, &shape));
+        (tensor::<T>(out, &shape), keep.then_some(pre))
+    }
+}
+
+impl Op<4> for LinearAdd {
+    type Saved = ();
+
+    fn forward(&self, [x, w, b, residual]: [&FlexTensor; 4], keep: bool) -> (FlexTensor, Option<()>) {
+        let (shape, [m, k, n]) = sizes(x, w);
+        let [x, w] = [Operand::along(numbers(x), k), Operand::across(numbers(w), n)];
+        let (bias, residual) = (floats(b), floats(residual));
+        // SAFETY: the product's epilogue writes every value once.
+        #[allow(unsafe_code)]
+        let out = unsafe {
+            filled(m * n, |out| {
+                gemm(self.cpu, [m, n, k], x, w, &AffineAdd { bias, residual, out: Out::new(out, n) });
+            })
+        };
+        (tensor(out, &shape), keep.then_some(()))
+    }
+
+    fn backward(
+        &self,
+        [x, w, ..]: [&FlexTensor; 4],
+        _: &(),
+        gradient: &FlexTensor,
+        [want_x, want_w, want_b, want_residual]: [bool; 4],
+    ) -> [Option<FlexTensor>; 4] {
+        let [dx, dw, db] = linear_backward(self.cpu, x, w, numbers(gradient), [want_x, want_w, want_b]);
+        [dx, dw, db, want_residual.then(|| gradient.clone())]
+    }
+}
+
+/// The output's shape, and rows, `d_in`, `d_out`.
+fn sizes(x: &FlexTensor, w: &FlexTensor) -> (Vec<usize>, [usize; 3]) {
+    let mut shape = dims(x);
+    let [d_in, d_out] = [dims(w)[0], dims(w)[1]];
+    shape.pop();
+    let rows = shape.iter().product();
+    shape.push(d_out);
+    (shape, [rows, d_in, d_out])
+}
+
+/// `sums + bias`, then perhaps the GELU, with what it was applied to kept beside it.
+struct Affine<'a, T> {
+    bias: &'a [f32],
+    gelu: bool,
+    pre: Option<Out<'a, MaybeUninit<T>>>,
+    out: Out<'a, MaybeUninit<T>>,
+}
+
+impl<T: Number> Epilogue for Affine<'_, T> {
+    #[inline(always)]
+    fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
+        let bias = &self.bias[n..n + sums.len()];
+        sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+        // SAFETY: `gemm` hands out each sum once.
+        #[allow(unsafe_code)]
+        unsafe {
+            if let Some(pre) = &self.pre {
+                write(pre.row(m, n, sums.len()), sums);
+            }
+            if self.gelu {
+                sums.iter_mut().for_each(|sum| *sum = gelu(*sum));
+            }
+            write(self.out.row(m, n, sums.len()), sums);
+        }
+    }
+}
+
+/// `sums + bias + residual`
+struct AffineAdd<'a> {
+    bias: &'a [f32],
+    residual: &'a [f32],
+    out: Out<'a, MaybeUninit<f32>>,
+}
+
+impl Epilogue for AffineAdd<'_> {
+    #[inline(always)]
+    fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
+        let start = m * self.bias.len() + n;
+        let (bias, residual) = (&self.bias[n..n + sums.len()], &self.residual[start..start + sums.len()]);
+        for ((sum, bias), residual) in sums.iter_mut().zip(bias).zip(residual) {
+            *sum += bias + residual;
+        }
+        // SAFETY: `gemm` hands out each sum once.
+        #[allow(unsafe_code)]
+        unsafe {
+            write(self.out.row(m, n, sums.len()), sums);
+        }
+    }
+}
+
+/// The sums as they are.
+pub(crate) struct Store<'a, T> {
+    pub(crate) out: Out<'a, MaybeUninit<T>>,
+}
+
+impl<T: Number> Epilogue for Store<'_, T> {
+    #[inline(always)]
+    fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
+        // SAFETY: `gemm` hands out each sum once.
+        #[allow(unsafe_code)]
+        unsafe {
+            write(self.out.row(m, n, sums.len()), sums);
+        }
+    }
+}
+
+/// `a · b` as a new matrix.
+pub(crate) fn matmul<T: Number>(cpu: Cpu, [m, n, k]: [usize; 3], a: Operand<'_>, b: Operand<'_>) -> Vec<T> {
+    // SAFETY: the product's epilogue writes every value once.
+    #[allow(unsafe_code)]
+    unsafe {
+        filled(m * n, |out| gemm(cpu, [m, n, k], a, b, &Store { out: Out::new(out, n) }))
+    }
+}
+
+/// Gradients of `x`, in its own kind of number, of `w` and of `b`.
+pub(crate) fn linear_backward(
+    cpu: Cpu,
+    x: &FlexTensor,
+    w: &FlexTensor,
+    gradient: Numbers<'_>,
+    [want_x, want_w, want_b]: [bool; 3],
+) -> [Option<FlexTensor>; 3] {
+    let (_, [rows, d_in, d_out]) = sizes(x, w);
+    let dx = want_x.then(|| {
+        let [g, w] = [Operand::along(gradient, d_out), Operand::along(numbers(w), d_out)];
+        match is_bf16(x) {
+            true => tensor(matmul::<bf16>(cpu, [rows, d_in, d_out], g, w), &dims(x)),
+            false => tensor(matmul::<f32>(cpu, [rows, d_in, d_out], g, w), &dims(x)),
+        }
+    });
+    let dw = want_w.then(|| {
+        let [x, g] = [Operand::across(numbers(x), d_in), Operand::across(gradient, d_out)];
+        tensor(matmul::<f32>(cpu, [d_in, d_out, rows], x, g), &dims(w))
+    });
+    let db = want_b.then(|| tensor(column_sums(cpu, gradient, d_out), &[d_out]));
+    [dx, dw, db]
+}
+
+/// The sum of each of `columns` columns.
+pub(crate) fn column_sums(cpu: Cpu, values: Numbers<'_>, columns: usize) -> Vec<f32> {
+    let part = |i: usize| {
+        let rows =
+            values.slice(i * ROWS * columns, values.len().min((i + 1) * ROWS * columns) - i * ROWS * columns);
+        let mut sums = vec![0.0; columns];
+        with_numbers!(rows, rows => add_rows(cpu.isa(), rows, &mut sums));
+        sums
+    };
+    let parts: Vec<Vec<f32>> =
+        (0..values.len().div_ceil((ROWS * columns).max(1))).into_par_iter().map(part).collect();
+    let mut sums = vec![0.0; columns];
+    parts.iter().for_each(|part| add_rows(cpu.isa(), part, &mut sums));
+    sums
+}
+
+vectorized! {
+    /// Adds every row of `rows` to `sums`.
+    fn add_rows[T: Number](rows: &[T], sums: &mut [f32]) {
+        for row in rows.chunks_exact(sums.len()) {
+            sums.iter_mut().zip(row).for_each(|(sum, &value)| *sum += value.value());
+        }
+    }
+}
+
+/// `gradient · gelu'(pre)`
+fn gelu_backward<T: Number>(cpu: Cpu, pre: &[T], gradient: Numbers<'_>) -> Vec<T> {
+    const PART: usize = 1 << 14;
+    // SAFETY: every part is written whole.
+    #[allow(unsafe_code)]
+    unsafe {
+        filled(pre.len(), |out| {
+            out.par_chunks_mut(PART).zip(pre.par_chunks(PART)).enumerate().for_each(|(i, (out, pre))| {
+                let gradient = gradient.slice(i * PART, pre.len());
+                with_numbers!(gradient, gradient => gelu_backward_part(cpu.isa(), pre, gradient, out));
+            });
+        })
+    }
+}
+
+vectorized! {
+    fn gelu_backward_part[T: Number, G: Number](pre: &[T], gradient: &[G], out: &mut [MaybeUninit<T>]) {
+        for ((out, pre), gradient) in out.iter_mut().zip(pre).zip(gradient) {
+            out.write(T::nearest(gradient.value() * gelu_slope(pre.value())));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{grad, hold_equal, leaf};
+
+    #[test]
+    fn linear_is_its_reference_at_awkward_sizes() {
+        for [rows, d_in, d_out] in [[1, 1, 1], [7, 13, 5], [67, 48, 50], [130, 31, 17]] {
+            for activation in [Activation::None, Activation::Gelu] {
+                hold_equal(
+                    || (leaf([1, rows, d_in], 1), leaf([d_in, d_out], 2), leaf([d_out], 3)),
+                    |(x, w, b)| linear(x.clone(), w.clone(), b.clone(), activation),
+                    |(x, w, b)| linear_reference(x.clone(), w.clone(), b.clone(), activation),
+                    |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn linear_add_is_its_reference() {
+        hold_equal(
+            || (leaf([67, 32], 1), leaf([32, 40], 2), leaf([40], 3), leaf([67, 40], 4)),
+            |(x, w, b, r)| linear_add(x.clone(), w.clone(), b.clone(), r.clone()),
+            |(x, w, b, r)| r.clone() + linear_reference(x.clone(), w.clone(), b.clone(), Activation::None),
+            |(x, w, b, r), g| vec![grad(x, g), grad(w, g), grad(b, g), grad(r, g)],
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "do not fit")]
+    fn shapes_that_do_not_fit_are_named() {
+        linear(leaf([3, 4], 1), leaf([5, 6], 2), leaf([6], 3), Activation::None);
+    }
+}

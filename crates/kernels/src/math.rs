@@ -1,0 +1,166 @@
+//! Numbers, and functions of them that compile to vector code: no branches, no calls.
+
+use std::mem::MaybeUninit;
+
+use burn::tensor::Element;
+use half::bf16;
+
+use crate::gemm::{narrow, widen};
+
+/// A number in memory; arithmetic is in f32.
+pub(crate) trait Number: Element {
+    /// Its value.
+    fn value(self) -> f32;
+    /// The nearest one.
+    fn nearest(value: f32) -> Self;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn value(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn nearest(value: f32) -> f32 {
+        value
+    }
+}
+
+impl Number for bf16 {
+    #[inline(always)]
+    fn value(self) -> f32 {
+        widen(self)
+    }
+
+    #[inline(always)]
+    fn nearest(value: f32) -> bf16 {
+        bf16::from_bits(narrow(value))
+    }
+}
+
+/// Calls `$body` with `$values` standing for a slice of f32 or of bf16.
+macro_rules! with_numbers {
+    ($numbers:expr, $values:ident => $body:expr) => {
+        match $numbers {
+            $crate::gemm::Numbers::F32($values) => $body,
+            $crate::gemm::Numbers::Bf16($values) => $body,
+        }
+    };
+}
+pub(crate) use with_numbers;
+
+/// `out = values`, in another kind of number perhaps.
+#[inline(always)]
+pub(crate) fn write<T: Number>(out: &mut [MaybeUninit<T>], values: &[f32]) {
+    out.iter_mut().zip(values).for_each(|(out, &value)| {
+        out.write(T::nearest(value));
+    });
+}
+
+/// e^x to 2 units in the last place, for x in ±87; beyond that the value at the bound. NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    // Adding it leaves no bits for a fraction: the sum's low bits are the nearest whole number.
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23
+    const LN2_HIGH: f32 = 0.693_359_4; // ln 2 to 9 bits, so that n · LN2_HIGH is exact
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 87.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let f = x - n * LN2_HIGH - n * LN2_LOW; // |f| ≤ ln 2 / 2
+    // Cephes' minimax polynomial for (e^f - 1 - f) / f².
+    let p = 1.987_569_1e-4;
+    let p = p * f + 1.398_2e-3;
+    let p = p * f + 8.333_452e-3;
+    let p = p * f + 4.166_579_6e-2;
+    let p = p * f + 1.666_666_5e-1;
+    let p = p * f + 5.000_000_1e-1;
+    let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    (p * f * f + f + 1.0) * f32::from_bits(power)
+}
+
+/// `1 / (1 + e^-x)`
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The slope of the fast GELU inside its sigmoid.
+pub(crate) const GELU_SLOPE: f32 = 1.702;
+
+/// `x · sigmoid(1.702 x)`, the fast GELU.
+#[inline(always)]
+pub(crate) fn gelu(x: f32) -> f32 {
+    x * sigmoid(GELU_SLOPE * x)
+}
+
+/// Its derivative.
+#[inline(always)]
+pub(crate) fn gelu_slope(x: f32) -> f32 {
+    let s = sigmoid(GELU_SLOPE * x);
+    s * (1.0 + GELU_SLOPE * x * (1.0 - s))
+}
+
+/// `Σ f(x)` in sixteen lanes, added up in a fixed order.
+#[inline(always)]
+pub(crate) fn sum<T: Number>(values: &[T], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; 16];
+    let (whole, rest) = values.as_chunks::<16>();
+    for chunk in whole {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &value)| *lane += f(value.value()));
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, &value)| *lane += f(value.value()));
+    add_lanes(lanes)
+}
+
+/// `Σ f(a, b, c)` likewise.
+#[inline(always)]
+pub(crate) fn sum3<T: Number>(a: &[f32], b: &[T], c: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; 16];
+    let ((a, a_rest), (b, b_rest), (c, c_rest)) =
+        (a.as_chunks::<16>(), b.as_chunks::<16>(), c.as_chunks::<16>());
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for lane in 0..16 {
+            lanes[lane] += f(a[lane], b[lane].value(), c[lane]);
+        }
+    }
+    for (lane, ((a, b), c)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest).zip(c_rest)) {
+        *lane += f(*a, b.value(), *c);
+    }
+    add_lanes(lanes)
+}
+
+#[inline(always)]
+fn add_lanes(mut lanes: [f32; 16]) -> f32 {
+    for width in [8, 4, 2, 1] {
+        (0..width).for_each(|i| lanes[i] += lanes[i + width]);
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_to_the_exact_one_everywhere() {
+        for i in -86_900..=86_900 {
+            let x = i as f32 * 1e-3;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - exact).abs() / exact;
+            assert!(error < 2.5e-7, "e^{x}: {} is off by {error:e}", exp(x));
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn the_slope_of_gelu_is_its_derivative() {
+        for i in -60..60 {
+            let x = i as f32 * 0.1;
+            let slope = (f64::from(gelu(x + 1e-2)) - f64::from(gelu(x - 1e-2))) / 2e-2;
+            assert!((f64::from(gelu_slope(x)) - slope).abs() < 1e-3, "at {x}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Vectors that are written once, without being zeroed first.
+
+use std::mem::MaybeUninit;
+
+/// A vector of `len` values, all of which `fill` writes.
+///
+/// # Safety
+/// `fill` must write every value.
+#[allow(unsafe_code)]
+pub(crate) unsafe fn filled<T>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    let mut values = Vec::with_capacity(len);
+    fill(&mut values.spare_capacity_mut()[..len]);
+    // SAFETY: the caller's promise.
+    unsafe { values.set_len(len) };
+    values
+}

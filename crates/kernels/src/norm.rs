@@ -1,0 +1,195 @@
+//! Layer normalisation over the last dimension.
+
+use std::mem::MaybeUninit;
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use burn::tensor::module::layer_norm as burn_layer_norm;
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::cpu::{Cpu, vectorized};
+use crate::math::{Number, sum, sum3, with_numbers};
+use crate::memory::filled;
+use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
+
+/// Rows that one task normalises.
+const ROWS: usize = 64;
+
+/// `(x - mean) / sqrt(var + epsilon) · gain + bias`: `x` `[.., d]`, `gain` and `bias` `[d]` → `[.., d]`.
+///
+/// On the CPU at bf16 the output is a bf16 tensor, meant for the next kernel; statistics are f32.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn layer_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    let d = x.dims()[D - 1];
+    let [gains, biases] = [gain.dims()[0], bias.dims()[0]];
+    assert!(
+        gains == d && biases == d,
+        "layer_norm: {d} values a row, {gains} gains, {biases} biases do not fit"
+    );
+    match (Input::new(x.clone()), Input::new(gain.clone()), Input::new(bias.clone())) {
+        (Some(x), Some(gain), Some(bias)) => {
+            apply(Norm { cpu: Cpu::current(), epsilon: epsilon as f32 }, [x, gain, bias])
+        }
+        _ => layer_norm_reference(x, gain, bias, epsilon),
+    }
+}
+
+/// [`layer_norm`] in Burn's operations.
+pub fn layer_norm_reference<const D: usize>(
+    x: Tensor<D>,
+    gain: Tensor<1>,
+    bias: Tensor<1>,
+    epsilon: f64,
+) -> Tensor<D> {
+    burn_layer_norm(x, gain, Some(bias), epsilon)
+}
+
+#[derive(Debug, Clone)]
+struct Norm {
+    cpu: Cpu,
+    epsilon: f32,
+}
+
+impl Op<3> for Norm {
+    /// Mean and inverse deviation of each row, in turn.
+    type Saved = Vec<f32>;
+
+    fn forward(&self, [x, gain, bias]: [&FlexTensor; 3], keep: bool) -> (FlexTensor, Option<Vec<f32>>) {
+        let (output, statistics) = match self.cpu.bf16() {
+            true => self.run::<bf16>(x, floats(gain), floats(bias)),
+            false => self.run::<f32>(x, floats(gain), floats(bias)),
+        };
+        (output, keep.then_some(statistics))
+    }
+
+    fn backward(
+        &self,
+        [x, gain, _]: [&FlexTensor; 3],
+        statistics: &Vec<f32>,
+        gradient: &FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let (x, gain, shape) = (floats(x), floats(gain), dims(x));
+        let d = gain.len();
+        let mut parts = Vec::new();
+        // SAFETY: every part of the gradient is written whole.
+        #[allow(unsafe_code)]
+        let dx = unsafe {
+            filled(x.len(), |dx| {
+                let tasks = dx
+                    .par_chunks_mut(ROWS * d)
+                    .zip(x.par_chunks(ROWS * d))
+                    .zip(statistics.par_chunks(2 * ROWS));
+                let part =
+                    |(i, ((dx, x), statistics)): (usize, ((&mut [MaybeUninit<f32>], &[f32]), &[f32]))| {
+                        let mut sums = vec![0.0; 2 * d];
+                        let gradient = numbers(gradient).slice(i * ROWS * d, x.len());
+                        with_numbers!(gradient, gradient => {
+                            backward_rows(self.cpu.isa(), x, gradient, gain, statistics, dx, &mut sums);
+                        });
+                        sums
+                    };
+                parts = tasks.enumerate().map(part).collect::<Vec<_>>();
+            })
+        };
+        let sums = |offset: usize| {
+            let mut sums = vec![0.0; d];
+            parts
+                .iter()
+                .for_each(|part| sums.iter_mut().zip(&part[offset..]).for_each(|(sum, part)| *sum += part));
+            tensor(sums, &[d])
+        };
+        [wanted[0].then(|| tensor(dx, &shape)), wanted[1].then(|| sums(0)), wanted[2].then(|| sums(d))]
+    }
+}
+
+impl Norm {
+    fn run<T: Number>(&self, x: &FlexTensor, gain: &[f32], bias: &[f32]) -> (FlexTensor, Vec<f32>) {
+        let (values, d) = (floats(x), gain.len());
+        let mut statistics = vec![0.0; 2 * (values.len() / d.max(1))];
+        // SAFETY: every part of the output is written whole.
+        #[allow(unsafe_code)]
+        let output = unsafe {
+            filled(values.len(), |output| {
+                let rows = output.par_chunks_mut(ROWS * d).zip(values.par_chunks(ROWS * d));
+                rows.zip(statistics.par_chunks_mut(2 * ROWS)).for_each(|((output, x), statistics)| {
+                    forward_rows(self.cpu.isa(), x, gain, bias, self.epsilon, output, statistics);
+                });
+            })
+        };
+        (tensor::<T>(output, &dims(x)), statistics)
+    }
+}
+
+vectorized! {
+    fn forward_rows[T: Number](
+        x: &[f32],
+        gain: &[f32],
+        bias: &[f32],
+        epsilon: f32,
+        output: &mut [MaybeUninit<T>],
+        statistics: &mut [f32],
+    ) {
+        let d = gain.len();
+        let rows = x.chunks_exact(d).zip(output.chunks_exact_mut(d)).zip(statistics.chunks_exact_mut(2));
+        for ((x, output), statistics) in rows {
+            let mean = sum(x, |x| x) / d as f32;
+            let variance = sum(x, |x| (x - mean) * (x - mean)) / d as f32;
+            let inverse = 1.0 / (variance + epsilon).sqrt();
+            for (((output, x), gain), bias) in output.iter_mut().zip(x).zip(gain).zip(bias) {
+                output.write(T::nearest((x - mean) * inverse * gain + bias));
+            }
+            statistics.copy_from_slice(&[mean, inverse]);
+        }
+    }
+}
+
+vectorized! {
+    /// Writes `dx`, adds to the sums: gradients of gain, then of bias.
+    fn backward_rows[G: Number](
+        x: &[f32],
+        gradient: &[G],
+        gain: &[f32],
+        statistics: &[f32],
+        dx: &mut [MaybeUninit<f32>],
+        sums: &mut [f32],
+    ) {
+        let d = gain.len();
+        let (d_gain, d_bias) = sums.split_at_mut(d);
+        let rows = x.chunks_exact(d).zip(gradient.chunks_exact(d)).zip(dx.chunks_exact_mut(d));
+        for (((x, gradient), dx), statistics) in rows.zip(statistics.chunks_exact(2)) {
+            let [mean, inverse] = [statistics[0], statistics[1]];
+            let plain = sum3(x, gradient, gain, |_, g, gain| g * gain) / d as f32;
+            let along = sum3(x, gradient, gain, |x, g, gain| g * gain * ((x - mean) * inverse)) / d as f32;
+            for (((d_gain, d_bias), x), gradient) in d_gain.iter_mut().zip(&mut *d_bias).zip(x).zip(gradient) {
+                *d_gain += gradient.value() * ((x - mean) * inverse);
+                *d_bias += gradient.value();
+            }
+            for (((dx, x), gradient), gain) in dx.iter_mut().zip(x).zip(gradient).zip(gain) {
+                let unit = (x - mean) * inverse;
+                dx.write(inverse * (gradient.value() * gain - plain - unit * along));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{grad, hold_equal, leaf};
+
+    #[test]
+    fn layer_norm_is_its_reference_at_awkward_sizes() {
+        for [rows, d] in [[1, 5], [3, 7], [130, 48], [65, 33]] {
+            hold_equal(
+                || (leaf([1, rows, d], 1), leaf([d], 2), leaf([d], 3)),
+                |(x, gain, bias)| layer_norm(x.clone(), gain.clone(), bias.clone(), 1e-5),
+                |(x, gain, bias)| layer_norm_reference(x.clone(), gain.clone(), bias.clone(), 1e-5),
+                |(x, gain, bias), g| vec![grad(x, g), grad(gain, g), grad(bias, g)],
+            );
+        }
+    }
+}
