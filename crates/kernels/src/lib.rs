@@ -4,7 +4,9 @@
 //! memory, and a composition of Burn's own operations for any other device. The second is also the reference: a test
 //! holds each kernel equal to it, forward and gradient.
 
+mod attention;
 pub mod cpu;
+mod cross_entropy;
 pub mod gemm;
 mod linear;
 mod math;
@@ -15,6 +17,8 @@ mod scratch;
 #[cfg(test)]
 mod testing;
 
+pub use attention::{Plan, pattern_attention, pattern_attention_reference};
 pub use cpu::{Cpu, Isa, Precision};
-pub use linear::{Activation, linear, linear_add, linear_reference};
+pub use cross_entropy::{cross_entropy, cross_entropy_reference};
+pub use linear::{Activation, linear, linear_add, linear_f32, linear_reference};
 pub use norm::{layer_norm, layer_norm_reference};

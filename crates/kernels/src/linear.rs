@@ -40,6 +40,18 @@ pub fn linear<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>, activati
     }
 }
 
+/// `x W + b` in f32, whatever is multiplied: for logits.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn linear_f32<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>) -> Tensor<D> {
+    check(x.dims().as_slice(), w.dims(), b.dims());
+    match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
+        (Some(x), Some(w), Some(b)) => apply(Logits { cpu: Cpu::current() }, [x, w, b]),
+        _ => linear_reference(x, w, b, Activation::None),
+    }
+}
+
 /// `residual + x W + b` in f32: the end of a residual block.
 ///
 /// # Panics
@@ -97,6 +109,30 @@ struct Linear {
 #[derive(Debug, Clone)]
 struct LinearAdd {
     cpu: Cpu,
+}
+
+#[derive(Debug, Clone)]
+struct Logits {
+    cpu: Cpu,
+}
+
+impl Op<3> for Logits {
+    type Saved = ();
+
+    fn forward(&self, [x, w, b]: [&FlexTensor; 3], keep: bool) -> (FlexTensor, Option<()>) {
+        let linear = Linear { cpu: self.cpu, activation: Activation::None };
+        (linear.run::<f32>(x, w, b, false).0, keep.then_some(()))
+    }
+
+    fn backward(
+        &self,
+        [x, w, _]: [&FlexTensor; 3],
+        _: &(),
+        gradient: &FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        linear_backward(self.cpu, x, w, numbers(gradient), wanted)
+    }
 }
 
 impl Op<3> for Linear {
@@ -203,11 +239,11 @@ fn sizes(x: &FlexTensor, w: &FlexTensor) -> (Vec<usize>, [usize; 3]) {
 }
 
 /// `sums + bias`, then perhaps the GELU, with what it was applied to kept beside it.
-struct Affine<'a, T> {
-    bias: &'a [f32],
-    gelu: bool,
-    pre: Option<Out<'a, MaybeUninit<T>>>,
-    out: Out<'a, MaybeUninit<T>>,
+pub(crate) struct Affine<'a, T> {
+    pub(crate) bias: &'a [f32],
+    pub(crate) gelu: bool,
+    pub(crate) pre: Option<Out<'a, MaybeUninit<T>>>,
+    pub(crate) out: Out<'a, MaybeUninit<T>>,
 }
 
 impl<T: Number> Epilogue for Affine<'_, T> {
@@ -366,6 +402,20 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn linear_f32_is_its_reference_and_stays_f32() {
+        hold_equal(
+            || (leaf([67, 32], 1), leaf([32, 40], 2), leaf([40], 3)),
+            |(x, w, b)| {
+                let y = linear_f32(x.clone(), w.clone(), b.clone());
+                assert_eq!(y.dtype(), burn::tensor::DType::F32);
+                y
+            },
+            |(x, w, b)| linear_reference(x.clone(), w.clone(), b.clone(), Activation::None),
+            |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+        );
     }
 
     #[test]

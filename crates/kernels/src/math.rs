@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use burn::tensor::Element;
 use half::bf16;
 
-use crate::gemm::{narrow, widen};
+use crate::gemm::{Numbers, narrow, widen};
 
 /// A number in memory; arithmetic is in f32.
 pub(crate) trait Number: Element {
@@ -13,6 +13,8 @@ pub(crate) trait Number: Element {
     fn value(self) -> f32;
     /// The nearest one.
     fn nearest(value: f32) -> Self;
+    /// A slice of them, named.
+    fn numbers(values: &[Self]) -> Numbers<'_>;
 }
 
 impl Number for f32 {
@@ -25,6 +27,10 @@ impl Number for f32 {
     fn nearest(value: f32) -> f32 {
         value
     }
+
+    fn numbers(values: &[f32]) -> Numbers<'_> {
+        Numbers::F32(values)
+    }
 }
 
 impl Number for bf16 {
@@ -36,6 +42,10 @@ impl Number for bf16 {
     #[inline(always)]
     fn nearest(value: f32) -> bf16 {
         bf16::from_bits(narrow(value))
+    }
+
+    fn numbers(values: &[bf16]) -> Numbers<'_> {
+        Numbers::Bf16(values)
     }
 }
 
@@ -131,8 +141,9 @@ pub(crate) fn sum3<T: Number>(a: &[f32], b: &[T], c: &[f32], f: impl Fn(f32, f32
     add_lanes(lanes)
 }
 
+/// The sum of sixteen lanes, halves first.
 #[inline(always)]
-fn add_lanes(mut lanes: [f32; 16]) -> f32 {
+pub(crate) fn add_lanes(mut lanes: [f32; 16]) -> f32 {
     for width in [8, 4, 2, 1] {
         (0..width).for_each(|i| lanes[i] += lanes[i + width]);
     }

@@ -27,3 +27,11 @@ pub(crate) fn scratch<T: AnyBitPattern + NoUninit, R>(len: usize, body: impl FnO
     FREE.with_borrow_mut(|free| free.push(lines));
     result
 }
+
+/// Cuts `values` into parts of these sizes.
+///
+/// # Panics
+/// If they are more than there are.
+pub(crate) fn split<T, const N: usize>(mut values: &mut [T], sizes: [usize; N]) -> [&mut [T]; N] {
+    sizes.map(|size| values.split_off_mut(..size).expect("the parts fit"))
+}

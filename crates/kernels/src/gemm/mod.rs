@@ -17,9 +17,11 @@ use rayon::prelude::*;
 
 pub use out::Out;
 pub use pack::{Numbers, Operand, Unit};
-pub(crate) use pack::{narrow, widen};
+pub(crate) use pack::{narrow, panel_across, panel_along, widen};
 pub use simd::{LANES, Pair};
-pub use tile::{Micro, PANELS, ROWS, Segment, Strides, Tile};
+pub(crate) use tile::product;
+pub use tile::{Micro, Segment, Strides};
+use tile::{PANELS, ROWS};
 
 use crate::cpu::{Body, Cpu};
 use crate::scratch::scratch;
@@ -81,10 +83,10 @@ pub fn gemm<E: Epilogue>(cpu: Cpu, [m, n, k]: [usize; 3], a: Operand, b: Operand
             "{name} operand of a [{m}, {k}] by [{k}, {n}] product: {got} numbers, wanted {wanted}"
         );
     }
-    with_micro!(cpu, S => product::<S, E>(cpu, [m, n, k], a, b, epilogue))
+    with_micro!(cpu, S => run::<S, E>(cpu, [m, n, k], a, b, epilogue))
 }
 
-fn product<S: Micro<Unit: Unit>, E: Epilogue>(
+fn run<S: Micro<Unit: Unit>, E: Epilogue>(
     cpu: Cpu,
     [m, n, k]: [usize; 3],
     a: Operand,
@@ -130,7 +132,7 @@ impl<U: Unit> Body for PackPanel<'_, U> {
 
     #[inline(always)]
     fn run(self) {
-        pack::panel(self.b, self.at, 0..self.k, self.panel);
+        pack::panel(self.b, self.at, self.k, self.panel);
     }
 }
 
@@ -256,40 +258,26 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Job<'_, S, E> {
     ) {
         let [_, n, all_k] = self.shape;
         let strides = Strides { row, step, panel: all_k.div_ceil(S::Unit::VALUES) * LANES };
-        let units = k.len().div_ceil(S::Unit::VALUES);
-        let mut tile = [[0.0; LANES * PANELS]; ROWS];
-        let mut first = self.columns.start;
-        while first < self.columns.end {
-            let panels = S::WIDTH.min(self.columns.end - first);
-            let b = &self.packed[first * strides.panel + k.start / S::Unit::VALUES * LANES..];
-            let mut m = 0;
-            while m < self.rows.len() {
-                let left = self.rows.len() - m;
-                let rows = S::HEIGHTS.iter().copied().find(|&rows| rows <= left).unwrap_or(1);
-                let segment = Segment { a: a[m * row..].as_ptr(), b: b.as_ptr(), units };
-                // SAFETY: `cpu` runs on this processor; `pack`, `in_place` and `product` made rows and panels of `units`.
-                #[allow(unsafe_code)]
-                unsafe {
-                    S::multiply(rows, panels, &[segment], strides, &mut tile);
+        let b = &self.packed[self.columns.start * strides.panel + k.start / S::Unit::VALUES * LANES..];
+        let segment = Segment { a: a.as_ptr(), b: b.as_ptr(), units: k.len().div_ceil(S::Unit::VALUES) };
+        let sink = |m: usize, panel: usize, sums: &mut [f32]| {
+            if let Some((partial, width)) = &mut partial {
+                let start = m * *width + panel * LANES;
+                for (partial, sum) in partial[start..start + sums.len()].iter_mut().zip(&mut *sums) {
+                    *partial += *sum;
+                    *sum = *partial;
                 }
-                let columns = (panels * LANES).min(n - first * LANES);
-                for (r, sums) in tile.iter_mut().enumerate().take(rows) {
-                    let sums = &mut sums[..columns];
-                    if let Some((partial, width)) = &mut partial {
-                        let start = (m + r) * *width + (first - self.columns.start) * LANES;
-                        let partial = &mut partial[start..start + columns];
-                        partial.iter_mut().zip(&mut *sums).for_each(|(partial, sum)| {
-                            *partial += *sum;
-                            *sum = *partial;
-                        });
-                    }
-                    if k.end == all_k {
-                        self.epilogue.take(self.rows.start + m + r, first * LANES, sums);
-                    }
-                }
-                m += rows;
             }
-            first += panels;
+            if k.end == all_k {
+                let first = (self.columns.start + panel) * LANES;
+                let columns = sums.len().min(n - first);
+                self.epilogue.take(self.rows.start + m, first, &mut sums[..columns]);
+            }
+        };
+        // SAFETY: `pack` or `in_place` made the rows at `a`, `run` the panels at `b`.
+        #[allow(unsafe_code)]
+        unsafe {
+            product::<S>(self.rows.len(), self.columns.len(), &[segment], strides, sink);
         }
     }
 }

@@ -190,36 +190,49 @@ pub(crate) fn widen(value: bf16) -> f32 {
     f32::from_bits(u32::from(value.to_bits()) << 16)
 }
 
-/// Packs columns `16 p ..` of a right operand of `n` columns, steps `k` of it, into `panel`: 16 units a step.
+/// Packs columns `first ..` of a right operand of `n` columns into `panel`: sixteen units a step of K.
 #[inline(always)]
-pub(super) fn panel<U: Unit>(
-    b: &Operand,
-    [first, n]: [usize; 2],
-    k: std::ops::Range<usize>,
+pub(super) fn panel<U: Unit>(b: &Operand<'_>, [first, n]: [usize; 2], k: usize, panel: &mut [U]) {
+    let columns = LANES.min(n - first);
+    match b.along_k {
+        true => panel_along(|column| b.numbers.slice((first + column) * b.stride, k), columns, k, panel),
+        false => panel_across(|step| b.numbers.slice(step * b.stride + first, columns), columns, k, panel),
+    }
+}
+
+/// Packs a panel from rows of `columns` numbers, one a step of K; the panel's rest is 0.
+#[inline(always)]
+pub(crate) fn panel_across<'a, U: Unit>(
+    row: impl Fn(usize) -> Numbers<'a>,
+    columns: usize,
+    k: usize,
     panel: &mut [U],
 ) {
-    let columns = LANES.min(n - first);
-    if columns < LANES {
+    if columns < LANES || panel.len() > k.div_ceil(U::VALUES) * LANES {
         panel.fill(U::default());
     }
-    if !b.along_k {
-        for (unit, k0) in panel.chunks_exact_mut(LANES).zip(k.clone().step_by(U::VALUES)) {
-            let row = |k: usize| b.numbers.slice(k * b.stride + first, columns);
-            U::across(row(k0), (k0 + 1 < k.end).then(|| row(k0 + 1)), &mut unit[..columns]);
-        }
-        return;
+    for (unit, first) in panel.chunks_exact_mut(LANES).zip((0..k).step_by(U::VALUES)) {
+        U::across(row(first), (first + 1 < k).then(|| row(first + 1)), &mut unit[..columns]);
     }
-    // Sixteen rows along K are turned, a stretch at a time.
+}
+
+/// Packs a panel from `columns` rows of `k` numbers, each along K; missing columns are 0.
+#[inline(always)]
+pub(crate) fn panel_along<'a, U: Unit>(
+    row: impl Fn(usize) -> Numbers<'a>,
+    columns: usize,
+    k: usize,
+    panel: &mut [U],
+) {
     const STRETCH: usize = 16;
     let mut rows = [[U::default(); STRETCH]; LANES];
-    for (units, k0) in panel.chunks_mut(LANES * STRETCH).zip(k.clone().step_by(U::VALUES * STRETCH)) {
-        let steps = (U::VALUES * STRETCH).min(k.end - k0);
-        let length = units.len() / LANES;
-        for (column, row) in rows.iter_mut().enumerate().take(columns) {
-            U::along(b.numbers.slice((first + column) * b.stride + k0, steps), &mut row[..length]);
+    for (units, first) in panel.chunks_mut(LANES * STRETCH).zip((0..k).step_by(U::VALUES * STRETCH)) {
+        let steps = (U::VALUES * STRETCH).min(k - first);
+        for (column, stretch) in rows.iter_mut().enumerate().take(columns) {
+            U::along(row(column).slice(first, steps), &mut stretch[..units.len() / LANES]);
         }
         for (step, unit) in units.chunks_exact_mut(LANES).enumerate() {
-            unit.iter_mut().zip(&rows).take(columns).for_each(|(unit, row)| *unit = row[step]);
+            unit.iter_mut().zip(&rows).for_each(|(unit, row)| *unit = row[step]);
         }
     }
 }

@@ -99,6 +99,45 @@ unsafe fn tile<S: Simd, const R: usize, const P: usize>(
     }
 }
 
+/// Multiplies `rows` rows by `panels` panels over all `segments`; `sink` gets each row of each tile: the row, the
+/// tile's first panel, and its sums.
+///
+/// # Safety
+/// As for [`Micro::multiply`], for all rows and panels.
+#[inline(always)]
+pub(crate) unsafe fn product<S: Micro>(
+    rows: usize,
+    panels: usize,
+    segments: &[Segment<S::Unit>],
+    strides: Strides,
+    mut sink: impl FnMut(usize, usize, &mut [f32]),
+) {
+    let mut tile = [[0.0; LANES * PANELS]; ROWS];
+    let mut moved = segments.to_vec();
+    let mut panel = 0;
+    while panel < panels {
+        let wide = S::WIDTH.min(panels - panel);
+        let mut row = 0;
+        while row < rows {
+            let tall = S::HEIGHTS.iter().copied().find(|&tall| tall <= rows - row).unwrap_or(1);
+            // SAFETY: the caller's promise.
+            unsafe {
+                for (moved, segment) in moved.iter_mut().zip(segments) {
+                    moved.a = segment.a.add(row * strides.row);
+                    moved.b = segment.b.add(panel * strides.panel);
+                }
+                S::multiply(tall, wide, &moved, strides, &mut tile);
+            }
+            tile.iter_mut()
+                .enumerate()
+                .take(tall)
+                .for_each(|(r, sums)| sink(row + r, panel, &mut sums[..wide * LANES]));
+            row += tall;
+        }
+        panel += wide;
+    }
+}
+
 macro_rules! micro {
     ($simd:ident, heights $heights:expr, width $width:literal, $(($rows:literal, $panels:literal)),+) => {
         impl Micro for $simd {

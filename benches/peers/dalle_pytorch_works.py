@@ -1,0 +1,95 @@
+"""lucidrains' DALLE-pytorch, at its own code and with the options of its that are nearest to the paper.
+
+Learned positions (no rotary embedding, no token shift). Its feed-forward is gated, so it holds half as many weights
+again as the plain one at the same width; its convolutional pattern is 5×5, not 11×11. Its sparse patterns cannot be
+cached, so drawing uses its full attention with `use_cache=True`. Codes are fed in and taken out: its VAE rests.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import stand_ins
+import works
+from torch_gpt import new_step
+
+stand_ins.install()
+
+from dalle_pytorch import DALLE, DiscreteVAE  # noqa: E402
+
+TEXT_VOCAB = 960  # with its 64 pad tokens and 3,072 image tokens a head of 4,096
+
+
+class Codes(DiscreteVAE):
+    """Tells `DALLE` of a grid of `side`×`side` codes, and hands codes out undecoded."""
+
+    def __init__(self, side: int, num_tokens: int):
+        super().__init__(image_size=16, num_layers=1, hidden_dim=8, codebook_dim=8, num_tokens=num_tokens)
+        self.image_size = 2 * side  # `DALLE` halves it once for each layer
+
+    def decode(self, img_seq: Tensor) -> Tensor:
+        return img_seq
+
+
+def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
+    """One repetition of `work`, and how many times it does it."""
+    match work:
+        case "paper-step":
+            return paper_step(precision), 1
+        case "dvae-step":
+            return dvae_step(precision), 1
+        case _:
+            return decode(*works.decode_shape(work), precision), 1
+
+
+def paper_step(precision: str) -> Callable[[], None]:
+    row, column = "axial_row", "axial_col"
+    model = DALLE(
+        dim=works.PAPER_WIDTH,
+        vae=Codes(works.PAPER_GRID, works.PAPER_IMAGE_VOCAB),
+        num_text_tokens=works.PAPER_TEXT_VOCAB,
+        text_seq_len=works.PAPER_TEXT,
+        depth=works.PAPER_LAYERS,
+        heads=works.PAPER_HEADS,
+        attn_types=(row, column, row, row, row, column, row, "conv_like"),
+        shift_tokens=False,
+        rotary_emb=False,
+    )
+    text = torch.randint(1, works.PAPER_TEXT_VOCAB, (works.PAPER_BATCH, works.PAPER_TEXT))
+    image = torch.randint(works.PAPER_IMAGE_VOCAB, (works.PAPER_BATCH, works.PAPER_GRID**2))
+    return new_step(model, lambda: model(text, image, return_loss=True), precision)
+
+
+def dvae_step(precision: str) -> Callable[[], None]:
+    """Its own architecture: three strided convolutions and two residual blocks each way, mean squared error."""
+    model = DiscreteVAE(
+        image_size=works.DVAE_SIDE,
+        num_tokens=works.DVAE_VOCAB,
+        num_layers=3,
+        num_resnet_blocks=2,
+        hidden_dim=works.DVAE_WIDTH,
+    )
+    pixels = torch.rand(works.DVAE_BATCH, 3, works.DVAE_SIDE, works.DVAE_SIDE)
+    return new_step(model, lambda: model(pixels, return_loss=True), precision)
+
+
+def decode(batch: int, length: int, precision: str) -> Callable[[], None]:
+    model = DALLE(
+        dim=works.GPT_WIDTH,
+        vae=Codes(works.grid_side(length), works.GPT_VOCAB - TEXT_VOCAB - works.PROMPT),
+        num_text_tokens=TEXT_VOCAB,
+        text_seq_len=works.PROMPT,
+        depth=works.GPT_LAYERS,
+        heads=works.GPT_HEADS,
+        shift_tokens=False,
+        rotary_emb=False,
+    )
+    model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
+    text = torch.randint(1, TEXT_VOCAB, (batch, works.PROMPT))
+
+    def draw() -> None:
+        codes = model.generate_images(text, use_cache=True, filter_thres=0.9)
+        assert codes.shape == (batch, works.grid_side(length) ** 2), codes.shape
+
+    return draw

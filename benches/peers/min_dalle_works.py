@@ -1,0 +1,44 @@
+"""min-dalle's BART decoder at the size of its "mini" model, with random weights.
+
+A much larger model than ours, so a reference for speed and no contender: 12 layers of width 1024, a cross-attention
+to the text in each, 16,384 image tokens, and two rows a picture, since it guides every drawing by an empty caption.
+"""
+
+from collections.abc import Callable
+
+import torch
+from min_dalle.models.dalle_bart_decoder import IMAGE_TOKEN_COUNT, DalleBartDecoder
+
+import works
+
+WIDTH, N_LAYERS, N_HEADS, GLU_WIDTH, VOCAB = 1024, 12, 16, 2730, 2**14
+N_TEXT = 64
+TEMPERATURE, TOP_K, GUIDANCE = 1, 256, 16  # its own defaults
+
+
+def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
+    """One repetition of `work`, and how many times it does it."""
+    batch, length = works.decode_shape(work)
+    assert works.drawn(length) == IMAGE_TOKEN_COUNT
+    decoder = DalleBartDecoder(VOCAB, WIDTH, N_HEADS, GLU_WIDTH, N_LAYERS, device="cpu").eval()
+    settings = torch.tensor([TEMPERATURE, TOP_K, GUIDANCE], dtype=torch.float32)
+    text = torch.randn(2 * batch, N_TEXT, WIDTH)
+    text_mask = torch.ones(2 * batch, 1, 1, N_TEXT, dtype=torch.bool)
+
+    @torch.inference_mode()
+    def draw() -> None:
+        cache = torch.zeros(N_LAYERS, 4 * batch, IMAGE_TOKEN_COUNT, WIDTH)
+        tokens = torch.full((batch, 1), VOCAB - 1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            for position in range(IMAGE_TOKEN_COUNT):
+                drawn, cache = decoder.sample_tokens(
+                    settings,
+                    attention_mask=text_mask,
+                    encoder_state=text,
+                    attention_state=cache,
+                    prev_tokens=tokens,
+                    token_index=torch.tensor([position]),
+                )
+                tokens = drawn[:, None]
+
+    return draw, 1

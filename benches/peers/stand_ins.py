@@ -1,0 +1,28 @@
+"""Empty stand-ins for packages that the peers import but that no work here reaches.
+
+They fetch weights, read pictures and configs, or train other models. Leaving them out keeps the installation small,
+and shows that nothing is downloaded: any use of a stand-in raises.
+"""
+
+import sys
+import types
+
+UNREACHED = ("omegaconf", "PIL", "requests", "taming", "taming.models", "taming.models.vqgan", "yaml")
+
+
+class StandIn(types.ModuleType):
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def refuse(self: object, *args: object, **kwargs: object) -> None:
+            raise RuntimeError(f"{name} is a stand-in")
+
+        return type(name, (), {"__init__": refuse})
+
+
+def install() -> None:
+    for name in UNREACHED:
+        sys.modules.setdefault(name, StandIn(name))

@@ -1,0 +1,57 @@
+"""PyTorch itself as a peer: its products and convolutions, and our architectures written plainly in it."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+import torch_dvae
+import torch_gpt
+import works
+
+GEMM_TIMES, CONV_TIMES = 50, 10  # short works are repeated inside a repetition
+
+
+def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
+    """One repetition of `work`, and how many times it does it."""
+    match work:
+        case "gemm":
+            return gemm(precision), GEMM_TIMES
+        case "conv":
+            return conv(precision), CONV_TIMES
+        case "gpt-step":
+            return torch_gpt.gpt_step(precision), 1
+        case "paper-step":
+            return torch_gpt.paper_step(precision), 1
+        case "dvae-step":
+            return torch_dvae.dvae_step(precision), 1
+        case "released-decoder":
+            return torch_dvae.released_decoder(precision), 1
+        case _:
+            return torch_gpt.decode(*works.decode_shape(work), precision), 1
+
+
+def gemm(precision: str) -> Callable[[], None]:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(works.GEMM_SIDE, works.GEMM_SIDE).to(dtype) for _ in range(2))
+
+    def products() -> None:
+        for _ in range(GEMM_TIMES):
+            a @ b
+
+    return products
+
+
+def conv(precision: str) -> Callable[[], None]:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    channels = works.CONV_CHANNELS
+    shapes = (works.CONV_BATCH, channels, works.CONV_SIDE, works.CONV_SIDE), (channels, channels, 3, 3)
+    x, weight = (torch.randn(shape).to(dtype=dtype, memory_format=torch.channels_last) for shape in shapes)
+    x.requires_grad_(), weight.requires_grad_()
+    toward = torch.randn(shapes[0]).to(dtype=dtype, memory_format=torch.channels_last)
+
+    def passes() -> None:
+        for _ in range(CONV_TIMES):
+            torch.autograd.grad(F.conv2d(x, weight, padding=1), (x, weight), toward)
+
+    return passes

@@ -1,0 +1,63 @@
+"""One contender at one work, in a process of its own.
+
+    echo go | python worker.py torch gpt-step bf16
+
+It warms up once and prints how that went, then does one repetition for every line it reads and prints one JSON object
+for each, with the fields of `tessera bench WORK --json`. It waits in between, so that `compare.py` can let several of
+these take turns.
+"""
+
+import contextlib
+import importlib
+import json
+import resource
+import sys
+import time
+
+import torch
+
+from works import THREADS, WORKS
+
+PEERS = {
+    "torch": "torch_works",
+    "torch.compile": "torch_compile_works",
+    "dalle-pytorch": "dalle_pytorch_works",
+    "min-dalle": "min_dalle_works",
+    "dall-e": "openai_dalle_works",
+}
+
+
+def main() -> None:
+    peer, name, precision = sys.argv[1:]
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # some peers print
+        repetition, times = importlib.import_module(PEERS[peer]).build(name, precision)
+        for warm in (False, *(True for _ in sys.stdin)):
+            start = time.perf_counter()
+            repetition()
+            seconds = (time.perf_counter() - start) / times
+            print(json.dumps(answer(name, precision, seconds, warm)), file=answers, flush=True)
+
+
+def answer(name: str, precision: str, seconds: float, warm: bool) -> dict[str, object]:
+    work = WORKS[name]
+    rate = work.rate(seconds)
+    return {
+        "work": name,
+        "seconds": seconds,
+        "min": seconds,
+        "max": seconds,
+        "rate": rate,
+        "unit": f"{work.unit}/s",
+        "gflops": rate if work.unit == "GFLOP" else None,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "warm": warm,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The works that are timed: their names, their sizes, and who takes part.
+
+A work is one thing to do, named as in `tessera bench WORK`. Everything about it that two programs must agree on is
+here; this file imports nothing, so that `compare.py` needs no tensor library.
+"""
+
+from dataclasses import dataclass
+
+THREADS = 2
+
+GEMM_SIDE = 1024  # C = A·B, all three 1024×1024
+CONV_BATCH, CONV_CHANNELS, CONV_SIDE = 8, 128, 32  # 3×3, 128→128 channels, forward and both gradients
+
+# The small GPT of `gpt-step`, `decode-*` and `grow-*`: pre-LayerNorm blocks, GELU, learned positions, untied head.
+GPT_WIDTH, GPT_LAYERS, GPT_HEADS, GPT_VOCAB = 384, 6, 6, 4096
+GPT_BATCH, GPT_LENGTH = 8, 320
+GPT_PARAMETERS = 13_916_160
+PROMPT = 64  # text tokens before the first drawn one
+
+# The paper's stream: 256 text tokens, then a 32×32 grid.
+PAPER_BATCH, PAPER_TEXT, PAPER_GRID = 1, 256, 32
+PAPER_WIDTH, PAPER_LAYERS, PAPER_HEADS = 512, 8, 8
+PAPER_TEXT_VOCAB, PAPER_IMAGE_VOCAB = 16_384, 8_192
+
+# The released dVAE, narrower and on smaller pictures for training, as released for decoding.
+DVAE_VOCAB, DVAE_INIT, DVAE_BLOCKS = 8_192, 128, 2
+DVAE_BATCH, DVAE_SIDE, DVAE_WIDTH = 4, 128, 64
+RELEASED_WIDTH, RELEASED_GRID = 256, 32
+
+GROWTH = (320, 640, 1280, 2560)
+BOTH = ("f32", "bf16")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One work. `contenders` do the same thing as we do; `references` have a shape of their own and give no ratio."""
+
+    name: str
+    what: str
+    count: float  # of `unit`s in one repetition
+    unit: str
+    contenders: dict[str, tuple[str, ...]]
+    references: dict[str, tuple[str, ...]]
+
+    def rate(self, seconds: float) -> float:
+        """Units per second, except that "GFLOP" counts in billions already."""
+        return self.count / seconds
+
+
+def drawn(length: int) -> int:
+    """Tokens drawn by one lane when the whole stream is `length` long."""
+    return length - PROMPT
+
+
+def grid_side(length: int) -> int:
+    """The square picture nearest to `drawn(length)` tokens, for a program that draws only squares."""
+    return round(drawn(length) ** 0.5)
+
+
+def decode_shape(name: str) -> tuple[int, int]:
+    """(batch, length of the stream) of `decode-BATCH` and `grow-LENGTH`."""
+    kind, number = name.split("-")
+    return (int(number), GPT_LENGTH) if kind == "decode" else (16, int(number))
+
+
+def decode_work(name: str, references: dict[str, tuple[str, ...]]) -> Work:
+    batch, length = decode_shape(name)
+    what = f"draw {drawn(length)} tokens after {PROMPT} of text, {batch} lanes, with a key/value cache"
+    contenders = {"torch": BOTH, "dalle-pytorch": BOTH}
+    return Work(name, what, batch * drawn(length), "tok", contenders, references)
+
+
+PAPER_LENGTH = PAPER_TEXT + PAPER_GRID**2
+
+WORKS: dict[str, Work] = {
+    work.name: work
+    for work in (
+        Work(
+            "gemm",
+            f"matrix product, {GEMM_SIDE}×{GEMM_SIDE}×{GEMM_SIDE}",
+            2 * GEMM_SIDE**3 / 1e9,
+            "GFLOP",
+            {"torch": BOTH},
+            {},
+        ),
+        Work(
+            "conv",
+            f"convolution 3×3, {CONV_CHANNELS}→{CONV_CHANNELS} channels, batch {CONV_BATCH}, "
+            f"{CONV_SIDE}×{CONV_SIDE} pixels, forward and both gradients",
+            3 * 2 * 9 * CONV_CHANNELS**2 * CONV_BATCH * CONV_SIDE**2 / 1e9,
+            "GFLOP",
+            {"torch": BOTH},
+            {},
+        ),
+        Work(
+            "gpt-step",
+            f"training step of a GPT with {GPT_PARAMETERS:,} parameters, batch {GPT_BATCH}×{GPT_LENGTH}, AdamW",
+            GPT_BATCH * GPT_LENGTH,
+            "tok",
+            {"torch": BOTH},
+            {},
+        ),
+        Work(
+            "paper-step",
+            f"training step on the paper's stream, {PAPER_TEXT} text and {PAPER_GRID}×{PAPER_GRID} image tokens, "
+            f"{PAPER_LAYERS} layers of width {PAPER_WIDTH}, batch {PAPER_BATCH}, AdamW",
+            PAPER_BATCH * PAPER_LENGTH,
+            "tok",
+            {"torch": BOTH, "dalle-pytorch": BOTH},
+            {},
+        ),
+        Work(
+            "dvae-step",
+            f"training step of the released dVAE at width {DVAE_WIDTH}, batch {DVAE_BATCH}, "
+            f"{DVAE_SIDE}×{DVAE_SIDE} pixels, AdamW",
+            DVAE_BATCH,
+            "image",
+            {"torch": BOTH},
+            {"dalle-pytorch": BOTH},
+        ),
+        decode_work("decode-1", {"min-dalle": BOTH}),
+        decode_work("decode-16", {"min-dalle": BOTH}),
+        decode_work("decode-64", {}),
+        Work(
+            "released-decoder",
+            f"{RELEASED_GRID}×{RELEASED_GRID} tokens to 256×256 pixels with the released decoder",
+            1,
+            "image",
+            {"torch": BOTH, "dall-e": BOTH},
+            {},
+        ),
+        *(decode_work(f"grow-{length}", {}) for length in GROWTH),
+        Work("draw-9", "nine drawings of a red apple, the whole process with its embedded model", 9, "image", {}, {}),
+    )
+}

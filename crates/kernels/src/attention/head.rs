@@ -1,0 +1,442 @@
+//! One head of one picture, forward and backward.
+
+use std::mem::MaybeUninit;
+
+use super::plan::{Block, Plan, QUERIES};
+use crate::cpu::Body;
+use crate::gemm::{LANES, Micro, Numbers, Out, Segment, Strides, Unit, panel_across, panel_along, product};
+use crate::math::{Number, add_lanes, exp, with_numbers};
+use crate::scratch::{scratch, split};
+
+/// Sizes of an attention.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    pub(super) batch: usize,
+    pub(super) len: usize,
+    pub(super) n_heads: usize,
+    /// Of a head.
+    pub(super) width: usize,
+}
+
+impl Layout {
+    pub(super) fn d(self) -> usize {
+        self.n_heads * self.width
+    }
+
+    pub(super) fn heads(self) -> usize {
+        self.batch * self.n_heads
+    }
+
+    pub(super) fn rows(self) -> usize {
+        self.batch * self.len
+    }
+}
+
+/// What both passes read: a head's queries, keys and values, in working order.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    plan: &'a Plan,
+    layout: Layout,
+    /// Picture and head of it.
+    at: [usize; 2],
+    qkv: Numbers<'a>,
+}
+
+/// Where queries stand in `qkv`.
+const Q: usize = 0;
+/// Where keys stand.
+const K: usize = 1;
+/// Where values stand.
+const V: usize = 2;
+
+impl<'a> Head<'a> {
+    pub(super) fn new(plan: &'a Plan, layout: Layout, index: usize, qkv: Numbers<'a>) -> Head<'a> {
+        Head { plan, layout, at: [index / layout.n_heads, index % layout.n_heads], qkv }
+    }
+
+    /// The row of memory of the position at `place`.
+    #[inline(always)]
+    fn row(&self, place: usize) -> usize {
+        self.at[0] * self.layout.len + self.plan.order[place]
+    }
+
+    /// The first column of the head.
+    #[inline(always)]
+    fn column(&self) -> usize {
+        self.at[1] * self.layout.width
+    }
+
+    /// Query, key or value at `place`.
+    #[inline(always)]
+    fn get(&self, which: usize, place: usize) -> Numbers<'a> {
+        let start = (self.row(place) * 3 + which) * self.layout.d() + self.column();
+        self.qkv.slice(start, self.layout.width)
+    }
+
+    /// The head's part of a `[B, T, H · K]` tensor at `place`.
+    #[inline(always)]
+    fn part<'b>(&self, of: Numbers<'b>, place: usize) -> Numbers<'b> {
+        of.slice(self.row(place) * self.layout.d() + self.column(), self.layout.width)
+    }
+
+    /// Panels of keys.
+    #[inline(always)]
+    fn panels(&self) -> usize {
+        self.layout.len.div_ceil(LANES)
+    }
+
+    /// Panels of a head's columns.
+    #[inline(always)]
+    fn wide(&self) -> usize {
+        self.layout.width.div_ceil(LANES)
+    }
+
+    /// Panels whose columns are places and whose K is the head's width.
+    #[inline(always)]
+    fn pack_places<U: Unit>(&self, which: usize, packed: &mut [U]) {
+        let (len, width) = (self.layout.len, self.layout.width);
+        for (p, panel) in packed.chunks_exact_mut(width.div_ceil(U::VALUES) * LANES).enumerate() {
+            panel_along(
+                |column| self.get(which, p * LANES + column),
+                LANES.min(len - p * LANES),
+                width,
+                panel,
+            );
+        }
+    }
+
+    /// Panels whose columns are the head's and whose K is places.
+    #[inline(always)]
+    fn pack_columns<U: Unit>(&self, which: usize, packed: &mut [U]) {
+        let (len, width) = (self.layout.len, self.layout.width);
+        for (p, panel) in packed.chunks_exact_mut(self.panels() * LANES / U::VALUES * LANES).enumerate() {
+            let columns = LANES.min(width - p * LANES);
+            panel_across(|place| self.get(which, place).slice(p * LANES, columns), columns, len, panel);
+        }
+    }
+}
+
+/// Sizes of working memory, in units or numbers.
+struct Sizes {
+    /// A row of a head: its width, along K.
+    row: usize,
+    /// All keys (or values) as columns.
+    places: usize,
+    /// All keys (or values) as K.
+    columns: usize,
+    /// Scores of a block's queries.
+    scores: usize,
+}
+
+impl Sizes {
+    #[inline(always)]
+    fn new<U: Unit>(head: &Head<'_>) -> Sizes {
+        let row = head.layout.width.div_ceil(U::VALUES);
+        let columns = head.wide() * LANES * head.panels() * LANES / U::VALUES;
+        Sizes { row, places: head.panels() * LANES * row, columns, scores: QUERIES * head.panels() * LANES }
+    }
+}
+
+/// `a · bᵀ` of a block's rows `a` and all places' rows `b` (packed as columns), for the panels that the block sees.
+#[inline(always)]
+fn scores<S: Micro<Unit: Unit>>(block: &Block, row: usize, a: &[S::Unit], b: &[S::Unit], scores: &mut [f32]) {
+    let stride = block.panels() * LANES;
+    let strides = Strides { row, step: 1, panel: row * LANES };
+    let mut done = 0;
+    for &(first, count) in &block.runs {
+        let segment = Segment { a: a.as_ptr(), b: b[first * strides.panel..].as_ptr(), units: row };
+        // SAFETY: `a` holds the block's rows, `b` all panels, both `row` units long.
+        #[allow(unsafe_code)]
+        unsafe {
+            product::<S>(block.rows, count, &[segment], strides, |m, panel, sums| {
+                let start = m * stride + (done + panel) * LANES;
+                scores[start..start + sums.len()].copy_from_slice(sums);
+            });
+        }
+        done += count;
+    }
+}
+
+/// `a · b` of a block's rows `a` over the panels it sees and all places (packed as K).
+#[inline(always)]
+fn weigh<S: Micro<Unit: Unit>>(
+    head: &Head<'_>,
+    block: &Block,
+    a: &[S::Unit],
+    b: &[S::Unit],
+    sink: impl FnMut(usize, usize, &mut [f32]),
+) {
+    let units = LANES / S::Unit::VALUES; // of a panel's keys
+    let strides = Strides { row: block.panels() * units, step: 1, panel: head.panels() * units * LANES };
+    let mut done = 0;
+    let segment = |&(first, count): &(usize, usize)| {
+        let (a, b) = (a[done * units..].as_ptr(), b[first * units * LANES..].as_ptr());
+        done += count;
+        Segment { a, b, units: count * units }
+    };
+    let segments: Vec<Segment<S::Unit>> = block.runs.iter().map(segment).collect();
+    // SAFETY: `a` holds the block's rows over its panels, `b` all places.
+    #[allow(unsafe_code)]
+    unsafe {
+        product::<S>(block.rows, head.wide(), &segments, strides, sink);
+    }
+}
+
+/// The forward pass of a head.
+pub(super) struct Forward<'a, S, T> {
+    pub(super) head: Head<'a>,
+    pub(super) output: Out<'a, MaybeUninit<T>>,
+    /// Log-sum-exp of each place's scores.
+    pub(super) sums: &'a mut [f32],
+    pub(super) simd: std::marker::PhantomData<S>,
+}
+
+impl<S: Micro<Unit: Unit>, T: Number> Body for Forward<'_, S, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (head, size) = (self.head, Sizes::new::<S::Unit>(&self.head));
+        let weights = size.scores / S::Unit::VALUES;
+        scratch(size.places + size.columns + QUERIES * size.row + weights, |units: &mut [S::Unit]| {
+            let [keys, values, queries, weights] =
+                split(units, [size.places, size.columns, QUERIES * size.row, weights]);
+            head.pack_places(K, keys);
+            head.pack_columns(V, values);
+            scratch(size.scores, |numbers: &mut [f32]| {
+                for block in &head.plan.blocks {
+                    rows(block, size.row, queries, |place| head.get(Q, place));
+                    scores::<S>(block, size.row, queries, keys, numbers);
+                    let sums = &mut self.sums[block.first..block.first + block.rows];
+                    let inverse = softmax(block, scale(&head), numbers, sums);
+                    along(block, numbers, weights);
+                    weigh::<S>(&head, block, weights, values, |m, panel, sums| {
+                        let (column, n) = clip(&head, panel, sums.len());
+                        // SAFETY: this head's columns, each once.
+                        #[allow(unsafe_code)]
+                        let out =
+                            unsafe { self.output.row(head.row(block.first + m), head.column() + column, n) };
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| {
+                            out.write(T::nearest(*sum * inverse[m]));
+                        });
+                    });
+                }
+            });
+        });
+    }
+}
+
+/// `1 / √K`
+#[inline(always)]
+fn scale(head: &Head<'_>) -> f32 {
+    1.0 / (head.layout.width as f32).sqrt()
+}
+
+/// The first column of `panel`, and how many of `n` columns are the head's.
+#[inline(always)]
+fn clip(head: &Head<'_>, panel: usize, n: usize) -> (usize, usize) {
+    let column = panel * LANES;
+    (column, n.min(head.layout.width - column))
+}
+
+/// The block's rows as units along K.
+#[inline(always)]
+fn rows<'a, U: Unit>(block: &Block, row: usize, units: &mut [U], get: impl Fn(usize) -> Numbers<'a>) {
+    for (m, units) in units.chunks_exact_mut(row).enumerate().take(block.rows) {
+        U::along(get(block.first + m), units);
+    }
+}
+
+/// Rows over the block's keys as units along them.
+#[inline(always)]
+fn along<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
+    let stride = block.panels() * LANES;
+    let rows = numbers.chunks_exact(stride).zip(units.chunks_exact_mut(stride / U::VALUES));
+    rows.take(block.rows).for_each(|(numbers, units)| U::along(Numbers::F32(numbers), units));
+}
+
+/// Rows over the block's keys as units across them: neighbouring rows face each other.
+#[inline(always)]
+fn across<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
+    let stride = block.panels() * LANES;
+    let row = |m: usize| Numbers::F32(&numbers[m * stride..(m + 1) * stride]);
+    for (units, m) in units.chunks_exact_mut(stride).zip((0..block.rows).step_by(U::VALUES)) {
+        U::across(row(m), (m + 1 < block.rows).then(|| row(m + 1)), units);
+    }
+}
+
+/// Scores become `e^(scale · score - max)`, hidden ones 0; returns the inverse of each row's sum, writes log-sum-exps.
+#[inline(always)]
+fn softmax(block: &Block, scale: f32, scores: &mut [f32], sums: &mut [f32]) -> [f32; QUERIES] {
+    let panels = block.panels();
+    let mut inverse = [0.0; QUERIES];
+    let rows = scores.chunks_exact_mut(panels * LANES).zip(block.masks.chunks_exact(panels));
+    for (((row, masks), sum), inverse) in rows.zip(sums).zip(&mut inverse) {
+        let mut top = [f32::NEG_INFINITY; LANES];
+        for (scores, &mask) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(masks) {
+            for lane in 0..LANES {
+                scores[lane] = if mask >> lane & 1 == 1 { scores[lane] * scale } else { f32::NEG_INFINITY };
+                top[lane] = top[lane].max(scores[lane]);
+            }
+        }
+        let top = top.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let mut total = [0.0; LANES];
+        for (scores, &mask) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(masks) {
+            for lane in 0..LANES {
+                let weight = exp(scores[lane] - top);
+                scores[lane] = if mask >> lane & 1 == 1 { weight } else { 0.0 };
+                total[lane] += scores[lane];
+            }
+        }
+        let total = add_lanes(total);
+        *sum = top + total.ln();
+        *inverse = 1.0 / total;
+    }
+    inverse
+}
+
+/// The backward pass of a head.
+pub(super) struct Backward<'a, S, T> {
+    pub(super) head: Head<'a>,
+    pub(super) d_qkv: Out<'a, MaybeUninit<T>>,
+    pub(super) sums: &'a [f32],
+    pub(super) output: Numbers<'a>,
+    pub(super) gradient: Numbers<'a>,
+    pub(super) simd: std::marker::PhantomData<S>,
+}
+
+impl<S: Micro<Unit: Unit>, T: Number> Body for Backward<'_, S, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (head, size) = (self.head, Sizes::new::<S::Unit>(&self.head));
+        let width = head.wide() * LANES;
+        let [rows_along, rows_across] = [QUERIES * size.row, width * QUERIES / S::Unit::VALUES];
+        let block_scores = size.scores / S::Unit::VALUES;
+        let sizes = [size.places, size.places, size.columns, rows_along, rows_across, block_scores];
+        scratch(sizes.iter().sum(), |units: &mut [S::Unit]| {
+            let [keys, values, key_columns, along_k, across_k, weights] = split(units, sizes);
+            head.pack_places(K, keys);
+            head.pack_places(V, values);
+            head.pack_columns(K, key_columns);
+            let gradients = head.panels() * LANES * width;
+            let sizes = [size.scores, size.scores, gradients, gradients];
+            scratch(sizes.iter().sum(), |numbers: &mut [f32]| {
+                let [p, dp, dk, dv] = split(numbers, sizes);
+                dk.fill(0.0);
+                dv.fill(0.0);
+                for block in &head.plan.blocks {
+                    rows(block, size.row, along_k, |place| head.get(Q, place));
+                    scores::<S>(block, size.row, along_k, keys, p);
+                    probabilities(block, scale(&head), p, self.sums);
+                    across(block, p, weights);
+                    self.columns(block, across_k, |place| head.part(self.gradient, place));
+                    self.gather(block, weights, across_k, dv);
+                    rows(block, size.row, along_k, |place| head.part(self.gradient, place));
+                    scores::<S>(block, size.row, along_k, values, dp);
+                    score_gradients(block, scale(&head), p, dp, |m| self.dot(block.first + m));
+                    across(block, dp, weights);
+                    self.columns(block, across_k, |place| head.get(Q, place));
+                    self.gather(block, weights, across_k, dk);
+                    along(block, dp, weights);
+                    weigh::<S>(&head, block, weights, key_columns, |m, panel, sums| {
+                        self.write(Q, block.first + m, panel * LANES, sums);
+                    });
+                }
+                for place in 0..head.layout.len {
+                    let row = place * width..place * width + head.layout.width;
+                    self.write(K, place, 0, &dk[row.clone()]);
+                    self.write(V, place, 0, &dv[row]);
+                }
+            });
+        });
+    }
+}
+
+impl<S: Micro<Unit: Unit>, T: Number> Backward<'_, S, T> {
+    /// Writes part of the gradient of query, key or value at `place`.
+    #[inline(always)]
+    fn write(&self, which: usize, place: usize, column: usize, values: &[f32]) {
+        let (head, layout) = (&self.head, self.head.layout);
+        let n = values.len().min(layout.width - column);
+        // SAFETY: this head's columns, each once.
+        #[allow(unsafe_code)]
+        let out = unsafe { self.d_qkv.row(head.row(place), which * layout.d() + head.column() + column, n) };
+        out.iter_mut().zip(values).for_each(|(out, &value)| {
+            out.write(T::nearest(value));
+        });
+    }
+
+    /// `output · gradient` at `place`.
+    #[inline(always)]
+    fn dot(&self, place: usize) -> f32 {
+        with_numbers!(self.head.part(self.output, place), output => {
+            with_numbers!(self.head.part(self.gradient, place), gradient => {
+                let mut lanes = [0.0; LANES];
+                for (output, gradient) in output.chunks(LANES).zip(gradient.chunks(LANES)) {
+                    let pairs = output.iter().zip(gradient);
+                    lanes.iter_mut().zip(pairs).for_each(|(lane, (a, b))| *lane += a.value() * b.value());
+                }
+                add_lanes(lanes)
+            })
+        })
+    }
+
+    /// Panels of the head's columns whose K is the block's rows.
+    #[inline(always)]
+    fn columns<'b>(&self, block: &Block, packed: &mut [S::Unit], get: impl Fn(usize) -> Numbers<'b>) {
+        for (p, panel) in packed.chunks_exact_mut(QUERIES / S::Unit::VALUES * LANES).enumerate() {
+            let columns = LANES.min(self.head.layout.width - p * LANES);
+            panel_across(|m| get(block.first + m).slice(p * LANES, columns), columns, block.rows, panel);
+        }
+    }
+
+    /// Adds `weightsᵀ · rows` to the gradients of the block's keys or values.
+    #[inline(always)]
+    fn gather(&self, block: &Block, weights: &[S::Unit], rows: &[S::Unit], gradients: &mut [f32]) {
+        let width = self.head.wide() * LANES;
+        let strides =
+            Strides { row: 1, step: block.panels() * LANES, panel: QUERIES / S::Unit::VALUES * LANES };
+        let mut done = 0;
+        for &(first, count) in &block.runs {
+            let (a, units) = (weights[done * LANES..].as_ptr(), block.rows.div_ceil(S::Unit::VALUES));
+            let segment = Segment { a, b: rows.as_ptr(), units };
+            // SAFETY: `weights` has a unit for each key of the block at each step, `rows` a panel for each column.
+            #[allow(unsafe_code)]
+            unsafe {
+                product::<S>(count * LANES, self.head.wide(), &[segment], strides, |key, panel, sums| {
+                    let start = (first * LANES + key) * width + panel * LANES;
+                    let gradients = &mut gradients[start..start + sums.len()];
+                    gradients.iter_mut().zip(sums).for_each(|(gradient, sum)| *gradient += *sum);
+                });
+            }
+            done += count;
+        }
+    }
+}
+
+/// Scores become the softmax's weights, by the log-sum-exps of the forward pass.
+#[inline(always)]
+fn probabilities(block: &Block, scale: f32, scores: &mut [f32], sums: &[f32]) {
+    let panels = block.panels();
+    let rows = scores.chunks_exact_mut(panels * LANES).zip(block.masks.chunks_exact(panels));
+    for ((row, masks), &sum) in rows.zip(&sums[block.first..]) {
+        for (scores, &mask) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(masks) {
+            for lane in 0..LANES {
+                let weight = exp(scores[lane] * scale - sum);
+                scores[lane] = if mask >> lane & 1 == 1 { weight } else { 0.0 };
+            }
+        }
+    }
+}
+
+/// Gradients of weights become those of scores: `p · (dp - dot) · scale`.
+#[inline(always)]
+fn score_gradients(block: &Block, scale: f32, p: &[f32], dp: &mut [f32], dot: impl Fn(usize) -> f32) {
+    let stride = block.panels() * LANES;
+    for (m, (p, dp)) in p.chunks_exact(stride).zip(dp.chunks_exact_mut(stride)).enumerate().take(block.rows) {
+        let dot = dot(m);
+        dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = p * (*dp - dot) * scale);
+    }
+}

@@ -1,0 +1,180 @@
+//! Multi-head attention over a pattern (paper §B.1): only blocks of keys that some query sees are multiplied, scores
+//! live for one block of queries, and of the forward pass a number a query is kept, its log-sum-exp.
+
+mod head;
+mod plan;
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use burn::tensor::activation::softmax;
+use half::bf16;
+use rayon::prelude::*;
+
+pub use plan::Plan;
+
+use crate::cpu::Cpu;
+use crate::gemm::{Out, with_micro};
+use crate::math::Number;
+use crate::memory::filled;
+use crate::op::{Input, Op, apply, dims, is_bf16, numbers, tensor};
+use head::{Backward, Forward, Head, Layout};
+
+/// `softmax(q kᵀ / √K + mask) v` for each head: `qkv` `[B, T, 3 · H · K]`, queries, keys and values side by side →
+/// `[B, T, H · K]`. On the CPU at bf16 the output is a bf16 tensor.
+///
+/// # Panics
+/// If `T` is not the plan's length, or `H` does not divide the width.
+pub fn pattern_attention(qkv: Tensor<3>, n_heads: usize, plan: &Arc<Plan>) -> Tensor<3> {
+    let [b, t, width] = qkv.dims();
+    assert!(
+        t == plan.len() && n_heads > 0 && width.is_multiple_of(3 * n_heads),
+        "pattern_attention: qkv [{b}, {t}, {width}], {n_heads} heads and a plan of {} positions do not fit",
+        plan.len()
+    );
+    match Input::new(qkv.clone()) {
+        Some(input) => apply(Attention { cpu: Cpu::current(), n_heads, plan: plan.clone() }, [input]),
+        None => pattern_attention_reference(qkv, n_heads, plan),
+    }
+}
+
+/// [`pattern_attention`] in Burn's operations, over the dense mask.
+pub fn pattern_attention_reference(qkv: Tensor<3>, n_heads: usize, plan: &Plan) -> Tensor<3> {
+    let [b, t, width] = qkv.dims();
+    let d = width / 3;
+    let mask = plan.mask(&qkv.device());
+    let heads =
+        |i: usize| qkv.clone().narrow(2, i * d, d).reshape([b, t, n_heads, d / n_heads]).swap_dims(1, 2);
+    let [q, k, v] = [heads(0), heads(1), heads(2)]; // [B, H, T, K]
+    let scale = 1.0 / ((d / n_heads) as f64).sqrt();
+    let scores = (q * scale).matmul(k.swap_dims(2, 3)) + mask; // [B, H, T, T]
+    softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([b, t, d])
+}
+
+#[derive(Debug, Clone)]
+struct Attention {
+    cpu: Cpu,
+    n_heads: usize,
+    plan: Arc<Plan>,
+}
+
+impl Op<1> for Attention {
+    /// The output, and `[B · H, T]` log-sum-exps in working order.
+    type Saved = (FlexTensor, Vec<f32>);
+
+    fn forward(&self, [qkv]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<Self::Saved>) {
+        let (output, sums) = match self.cpu.bf16() {
+            true => self.run::<bf16>(qkv),
+            false => self.run::<f32>(qkv),
+        };
+        (output.clone(), keep.then_some((output, sums)))
+    }
+
+    fn backward(
+        &self,
+        [qkv]: [&FlexTensor; 1],
+        saved: &Self::Saved,
+        gradient: &FlexTensor,
+        _: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        [Some(match is_bf16(qkv) {
+            true => self.run_backward::<bf16>(qkv, saved, gradient),
+            false => self.run_backward::<f32>(qkv, saved, gradient),
+        })]
+    }
+}
+
+impl Attention {
+    fn layout(&self, qkv: &FlexTensor) -> Layout {
+        let shape = dims(qkv);
+        let d = shape[2] / 3;
+        Layout { batch: shape[0], len: shape[1], n_heads: self.n_heads, width: d / self.n_heads }
+    }
+
+    fn run<T: Number>(&self, qkv: &FlexTensor) -> (FlexTensor, Vec<f32>) {
+        let layout = self.layout(qkv);
+        let mut sums = vec![0.0; layout.heads() * layout.len];
+        // SAFETY: each head writes its columns of its picture's rows, so that together they write all.
+        #[allow(unsafe_code)]
+        let output = unsafe {
+            filled(layout.rows() * layout.d(), |output: &mut [MaybeUninit<T>]| {
+                let output = Out::new(output, layout.d());
+                let heads = sums.par_chunks_mut(layout.len.max(1)).enumerate();
+                heads.for_each(|(head, sums)| {
+                    let head = Head::new(&self.plan, layout, head, numbers(qkv));
+                    with_micro!(self.cpu, S => {
+                        self.cpu.isa().run(Forward::<S, T> { head, output, sums, simd: PhantomData });
+                    });
+                });
+            })
+        };
+        (tensor(output, &[layout.batch, layout.len, layout.d()]), sums)
+    }
+
+    fn run_backward<T: Number>(
+        &self,
+        qkv: &FlexTensor,
+        saved: &(FlexTensor, Vec<f32>),
+        gradient: &FlexTensor,
+    ) -> FlexTensor {
+        let layout = self.layout(qkv);
+        let (output, sums) = saved;
+        // SAFETY: each head writes its three stretches of columns of its picture's rows, so that together they write all.
+        #[allow(unsafe_code)]
+        let d_qkv = unsafe {
+            filled(layout.rows() * 3 * layout.d(), |d_qkv: &mut [MaybeUninit<T>]| {
+                let d_qkv = Out::new(d_qkv, 3 * layout.d());
+                let heads = sums.par_chunks(layout.len.max(1)).enumerate();
+                heads.for_each(|(head, sums)| {
+                    let head = Head::new(&self.plan, layout, head, numbers(qkv));
+                    let [output, gradient] = [output, gradient].map(numbers);
+                    with_micro!(self.cpu, S => {
+                        let simd = PhantomData;
+                        self.cpu.isa().run(Backward::<S, T> { head, d_qkv, sums, output, gradient, simd });
+                    });
+                });
+            })
+        };
+        tensor(d_qkv, &dims(qkv))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{grad, hold_equal, leaf};
+
+    fn hold(plan: Plan, n_heads: usize, width: usize) {
+        let plan = Arc::new(plan);
+        hold_equal(
+            || leaf([2, plan.len(), 3 * n_heads * width], 5) * 3.0,
+            |qkv| pattern_attention(qkv.clone(), n_heads, &plan),
+            |qkv| pattern_attention_reference(qkv.clone(), n_heads, &plan),
+            |_, _| Vec::new(),
+        );
+        hold_equal(
+            || leaf([2, plan.len(), 3 * n_heads * width], 5),
+            |qkv| pattern_attention(qkv.clone() * 3.0, n_heads, &plan),
+            |qkv| pattern_attention_reference(qkv.clone() * 3.0, n_heads, &plan),
+            |qkv, g| vec![grad(qkv, g)],
+        );
+    }
+
+    #[test]
+    fn causal_attention_is_its_reference_at_awkward_sizes() {
+        for (len, n_heads, width) in [(1, 1, 1), (17, 2, 5), (130, 1, 16), (70, 3, 20)] {
+            hold(Plan::new((0..len).collect(), |query, key| key <= query), n_heads, width);
+        }
+    }
+
+    #[test]
+    fn sparse_attention_in_another_order_is_its_reference() {
+        let column =
+            |query: usize, key: usize| key <= query && (key < 10 || (query - key).is_multiple_of(12));
+        let order = (0..10).chain((0..144).map(|place| 10 + place % 12 * 12 + place / 12)).collect();
+        hold(Plan::new(order, column), 2, 8);
+    }
+}

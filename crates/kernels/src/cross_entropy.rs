@@ -1,0 +1,268 @@
+//! Cross-entropy straight from hidden states: logits live for one chunk of rows, and their gradient is made while they
+//! are there, so that they are neither kept nor made again.
+
+use std::mem::MaybeUninit;
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Int, Tensor, TensorData};
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::cpu::{Cpu, vectorized};
+use crate::gemm::{Epilogue, LANES, Numbers, Operand, Out, gemm};
+use crate::linear::{Affine, Store, column_sums};
+use crate::math::{Number, add_lanes, exp, with_numbers};
+use crate::memory::filled;
+use crate::op::{Input, Op, apply, dims, floats, is_bf16, numbers, tensor};
+
+/// Logits of a chunk.
+const CHUNK: usize = 1 << 21;
+
+/// Mean of `-ln softmax(x W + b)[target]` over rows, in nats: `x` `[rows, d]`, `w` `[d, V]`, `b` `[V]`, one target a
+/// row → `[1]`.
+///
+/// # Panics
+/// If the shapes do not fit, a target is not below `V`, or there are no rows.
+pub fn cross_entropy(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) -> Tensor<1> {
+    check(&x, &w, &b, targets);
+    match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
+        (Some(x), Some(w), Some(b)) => {
+            apply(CrossEntropy { cpu: Cpu::current(), targets: targets.to_vec() }, [x, w, b])
+        }
+        _ => cross_entropy_reference(x, w, b, targets),
+    }
+}
+
+/// [`cross_entropy`] in Burn's operations.
+pub fn cross_entropy_reference(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) -> Tensor<1> {
+    let rows = targets.len();
+    let values: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
+    let targets: Tensor<2, Int> = Tensor::from_data(TensorData::new(values, [rows, 1]), &x.device());
+    let logits = x.matmul(w) + b.unsqueeze();
+    -log_softmax(logits, 1).gather(1, targets).mean()
+}
+
+fn check(x: &Tensor<2>, w: &Tensor<2>, b: &Tensor<1>, targets: &[u32]) {
+    let ([rows, d], [d_in, v], [biases]) = (x.dims(), w.dims(), b.dims());
+    assert!(
+        d == d_in && v == biases && rows == targets.len() && rows > 0,
+        "cross_entropy: x [{rows}, {d}], weight [{d_in}, {v}], bias [{biases}] and {} targets do not fit",
+        targets.len()
+    );
+    let largest = targets.iter().max().copied().unwrap_or(0);
+    assert!((largest as usize) < v, "cross_entropy: target {largest}, wanted less than {v}");
+}
+
+#[derive(Debug, Clone)]
+struct CrossEntropy {
+    cpu: Cpu,
+    targets: Vec<u32>,
+}
+
+impl Op<3> for CrossEntropy {
+    /// Gradients of the three inputs, were the output's 1.
+    type Saved = [FlexTensor; 3];
+
+    fn forward(&self, [x, w, b]: [&FlexTensor; 3], keep: bool) -> (FlexTensor, Option<Self::Saved>) {
+        let (loss, gradients) = match is_bf16(x) {
+            true => self.run::<bf16>(x, w, b, keep),
+            false => self.run::<f32>(x, w, b, keep),
+        };
+        (tensor(vec![loss], &[1]), gradients)
+    }
+
+    fn backward(
+        &self,
+        _: [&FlexTensor; 3],
+        saved: &Self::Saved,
+        gradient: &FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let factor = floats(gradient)[0];
+        let mut wanted = wanted.into_iter();
+        saved.each_ref().map(|unit| {
+            wanted.next().unwrap_or(false).then(|| {
+                with_numbers!(numbers(unit), unit_values => scaled(self.cpu, unit_values, factor, &dims(unit)))
+            })
+        })
+    }
+}
+
+impl CrossEntropy {
+    /// The loss and, with `keep`, the gradients; `T` is `x`'s kind of number.
+    fn run<T: Number>(
+        &self,
+        x: &FlexTensor,
+        w: &FlexTensor,
+        b: &FlexTensor,
+        keep: bool,
+    ) -> (f32, Option<[FlexTensor; 3]>) {
+        let (rows, d, v) = (self.targets.len(), dims(w)[0], dims(w)[1]);
+        let (w_numbers, bias) = (numbers(w), floats(b));
+        let chunk = (CHUNK / v).clamp(1, rows);
+        let mut total = 0.0;
+        let (mut dw, mut db) = (vec![0.0; if keep { d * v } else { 0 }], vec![0.0; v]);
+        // SAFETY: with `keep` each chunk's product writes its rows; without, there are none.
+        #[allow(unsafe_code)]
+        let dx: Vec<T> = unsafe {
+            filled(if keep { rows * d } else { 0 }, |dx| {
+                for first in (0..rows).step_by(chunk) {
+                    let n = chunk.min(rows - first);
+                    let x = numbers(x).slice(first * d, n * d);
+                    let logits = self.logits([n, v, d], x, w_numbers, bias);
+                    let (nats, gradient) = self.chunk::<T>(first, v, logits, keep);
+                    total += nats.into_iter().map(f64::from).sum::<f64>();
+                    if let Some(gradient) = gradient {
+                        let gradient = T::numbers(&gradient);
+                        let [g, wt] = [Operand::along(gradient, v), Operand::along(w_numbers, v)];
+                        let out = Out::new(&mut dx[first * d..(first + n) * d], d);
+                        gemm(self.cpu, [n, d, v], g, wt, &Store { out });
+                        let [xt, g] = [Operand::across(x, d), Operand::across(gradient, v)];
+                        gemm(self.cpu, [d, v, n], xt, g, &Add { out: Out::new(&mut dw, v) });
+                        let sums = column_sums(self.cpu, gradient, v);
+                        db.iter_mut().zip(sums).for_each(|(db, sum)| *db += sum);
+                    }
+                }
+            })
+        };
+        let gradients = keep.then(|| [tensor(dx, &dims(x)), tensor(dw, &[d, v]), tensor(db, &[v])]);
+        ((total / rows as f64) as f32, gradients)
+    }
+
+    fn logits(&self, [n, v, d]: [usize; 3], x: Numbers<'_>, w: Numbers<'_>, bias: &[f32]) -> Vec<f32> {
+        // SAFETY: the product's epilogue writes every value once.
+        #[allow(unsafe_code)]
+        unsafe {
+            filled(n * v, |out| {
+                let epilogue = Affine { bias, gelu: false, pre: None, out: Out::new(out, v) };
+                gemm(self.cpu, [n, v, d], Operand::along(x, d), Operand::across(w, v), &epilogue);
+            })
+        }
+    }
+
+    /// Nats of each row of a chunk and, with `keep`, the gradient of its logits.
+    fn chunk<T: Number>(
+        &self,
+        first: usize,
+        v: usize,
+        logits: Vec<f32>,
+        keep: bool,
+    ) -> (Vec<f32>, Option<Vec<T>>) {
+        let rows = logits.len() / v;
+        let targets = &self.targets[first..first + rows];
+        let weight = 1.0 / self.targets.len() as f32;
+        let mut nats = vec![0.0; rows];
+        let row = |nats: &mut f32, logits: &[f32], target: u32, out: &mut [MaybeUninit<T>]| {
+            let log_sum = log_sum_exp(self.cpu.isa(), logits);
+            *nats = log_sum - logits[target as usize];
+            if !out.is_empty() {
+                row_gradient(self.cpu.isa(), logits, log_sum, weight, out);
+                let p = (logits[target as usize] - log_sum).exp();
+                out[target as usize].write(T::nearest((p - 1.0) * weight));
+            }
+        };
+        let tasks = nats.par_iter_mut().zip(logits.par_chunks(v)).zip(targets);
+        if !keep {
+            tasks.for_each(|((nats, logits), &target)| row(nats, logits, target, &mut []));
+            return (nats, None);
+        }
+        // SAFETY: every row is written whole.
+        #[allow(unsafe_code)]
+        let gradient = unsafe {
+            filled(rows * v, |out: &mut [MaybeUninit<T>]| {
+                tasks
+                    .zip(out.par_chunks_mut(v))
+                    .for_each(|(((nats, logits), &target), out)| row(nats, logits, target, out));
+            })
+        };
+        (nats, Some(gradient))
+    }
+}
+
+/// `out += sums`
+struct Add<'a> {
+    out: Out<'a, f32>,
+}
+
+impl Epilogue for Add<'_> {
+    #[inline(always)]
+    fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
+        // SAFETY: `gemm` hands out each sum once.
+        #[allow(unsafe_code)]
+        let out = unsafe { self.out.row(m, n, sums.len()) };
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
+    }
+}
+
+/// `values · factor`
+fn scaled<T: Number>(cpu: Cpu, values: &[T], factor: f32, shape: &[usize]) -> FlexTensor {
+    const PART: usize = 1 << 16;
+    // SAFETY: every part is written whole.
+    #[allow(unsafe_code)]
+    let out = unsafe {
+        filled(values.len(), |out| {
+            let parts = out.par_chunks_mut(PART).zip(values.par_chunks(PART));
+            parts.for_each(|(out, values)| scale(cpu.isa(), values, factor, out));
+        })
+    };
+    tensor(out, shape)
+}
+
+vectorized! {
+    fn scale[T: Number](values: &[T], factor: f32, out: &mut [MaybeUninit<T>]) {
+        out.iter_mut().zip(values).for_each(|(out, value)| {
+            out.write(T::nearest(value.value() * factor));
+        });
+    }
+}
+
+vectorized! {
+    /// `ln Σ e^logit`
+    fn log_sum_exp(logits: &[f32]) -> f32 {
+        let mut tops = [f32::NEG_INFINITY; LANES];
+        for logits in logits.chunks(LANES) {
+            tops.iter_mut().zip(logits).for_each(|(top, &logit)| *top = if logit > *top { logit } else { *top });
+        }
+        let top = tops.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let mut lanes = [0.0; LANES];
+        for logits in logits.chunks(LANES) {
+            lanes.iter_mut().zip(logits).for_each(|(lane, logit)| *lane += exp(logit - top));
+        }
+        top + add_lanes(lanes).ln()
+    }
+}
+
+vectorized! {
+    /// `softmax · weight`
+    fn row_gradient[T: Number](logits: &[f32], log_sum: f32, weight: f32, out: &mut [MaybeUninit<T>]) {
+        out.iter_mut().zip(logits).for_each(|(out, logit)| {
+            out.write(T::nearest(exp(logit - log_sum) * weight));
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{grad, hold_equal, leaf};
+
+    #[test]
+    fn cross_entropy_is_its_reference_at_awkward_sizes() {
+        for [rows, d, v] in [[1, 1, 2], [5, 7, 3], [300, 16, 50], [700, 8, 4000]] {
+            let targets: Vec<u32> = (0..rows).map(|row| (row * 7919 % v) as u32).collect();
+            hold_equal(
+                || (leaf([rows, d], 1), leaf([d, v], 2), leaf([v], 3)),
+                |(x, w, b)| cross_entropy(x.clone(), w.clone(), b.clone(), &targets),
+                |(x, w, b)| cross_entropy_reference(x.clone(), w.clone(), b.clone(), &targets),
+                |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+            );
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "target 4, wanted less than 4")]
+    fn a_target_outside_the_vocabulary_is_refused() {
+        cross_entropy(leaf([2, 3], 1), leaf([3, 4], 2), leaf([4], 3), &[1, 4]);
+    }
+}
