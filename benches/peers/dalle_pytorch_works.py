@@ -1,7 +1,7 @@
-"""lucidrains' DALLE-pytorch, at its own code and with the options of its that are nearest to the paper.
+"""lucidrains' DALLE-pytorch with those of its options that are nearest to the work.
 
-Learned positions (no rotary embedding, no token shift). Its feed-forward is gated, so it holds half as many weights
-again as the plain one at the same width; its convolutional pattern is 5×5, not 11×11. Its sparse patterns cannot be
+Its feed-forward is gated, so its layers hold a third more weights than plain ones of the same width. Its convolutional
+pattern is 5×5, not 11×11, and its sparse patterns need rotary positions to run on a PyTorch of today. They cannot be
 cached, so drawing uses its full attention with `use_cache=True`. Codes are fed in and taken out: its VAE rests.
 """
 
@@ -54,7 +54,6 @@ def paper_step(precision: str) -> Callable[[], None]:
         heads=works.PAPER_HEADS,
         attn_types=(row, column, row, row, row, column, row, "conv_like"),
         shift_tokens=False,
-        rotary_emb=False,
     )
     text = torch.randint(1, works.PAPER_TEXT_VOCAB, (works.PAPER_BATCH, works.PAPER_TEXT))
     image = torch.randint(works.PAPER_IMAGE_VOCAB, (works.PAPER_BATCH, works.PAPER_GRID**2))

@@ -29,6 +29,7 @@ RELEASED_WIDTH, RELEASED_GRID = 256, 32
 
 GROWTH = (320, 640, 1280, 2560)
 BOTH = ("f32", "bf16")
+COMPILED = {"torch.compile": ("bf16",)}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,6 @@ class Work:
     references: dict[str, tuple[str, ...]]
 
     def rate(self, seconds: float) -> float:
-        """Units per second, except that "GFLOP" counts in billions already."""
         return self.count / seconds
 
 
@@ -64,9 +64,9 @@ def decode_shape(name: str) -> tuple[int, int]:
 
 
 def decode_work(name: str, references: dict[str, tuple[str, ...]]) -> Work:
-    batch, length = decode_shape(name)
+    kind, (batch, length) = name.split("-")[0], decode_shape(name)
     what = f"draw {drawn(length)} tokens after {PROMPT} of text, {batch} lanes, with a key/value cache"
-    contenders = {"torch": BOTH, "dalle-pytorch": BOTH}
+    contenders = {"torch": BOTH, **(COMPILED if kind == "decode" else {}), "dalle-pytorch": BOTH}
     return Work(name, what, batch * drawn(length), "tok", contenders, references)
 
 
@@ -97,7 +97,7 @@ WORKS: dict[str, Work] = {
             f"training step of a GPT with {GPT_PARAMETERS:,} parameters, batch {GPT_BATCH}×{GPT_LENGTH}, AdamW",
             GPT_BATCH * GPT_LENGTH,
             "tok",
-            {"torch": BOTH},
+            {"torch": BOTH, **COMPILED},
             {},
         ),
         Work(
@@ -106,7 +106,7 @@ WORKS: dict[str, Work] = {
             f"{PAPER_LAYERS} layers of width {PAPER_WIDTH}, batch {PAPER_BATCH}, AdamW",
             PAPER_BATCH * PAPER_LENGTH,
             "tok",
-            {"torch": BOTH, "dalle-pytorch": BOTH},
+            {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH},
             {},
         ),
         Work(
@@ -115,7 +115,7 @@ WORKS: dict[str, Work] = {
             f"{DVAE_SIDE}×{DVAE_SIDE} pixels, AdamW",
             DVAE_BATCH,
             "image",
-            {"torch": BOTH},
+            {"torch": BOTH, **COMPILED},
             {"dalle-pytorch": BOTH},
         ),
         decode_work("decode-1", {"min-dalle": BOTH}),

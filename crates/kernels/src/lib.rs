@@ -4,6 +4,7 @@
 //! memory, and a composition of Burn's own operations for any other device. The second is also the reference: a test
 //! holds each kernel equal to it, forward and gradient.
 
+mod adamw;
 mod attention;
 pub mod cpu;
 mod cross_entropy;
@@ -17,6 +18,7 @@ mod scratch;
 #[cfg(test)]
 mod testing;
 
+pub use adamw::{AdamW, approach, sum_of_squares};
 pub use attention::{Plan, pattern_attention, pattern_attention_reference};
 pub use cpu::{Cpu, Isa, Precision};
 pub use cross_entropy::{cross_entropy, cross_entropy_reference};

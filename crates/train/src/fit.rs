@@ -10,13 +10,13 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use image::RgbImage;
-use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use tessera_kernels::approach;
 use tessera_model::weights::{HostTensor, export, gradients, import};
 
 use crate::config::FitConfig;
 use crate::log::{Log, Metrics};
-use crate::optim::{AdamW, average, clip_global_norm};
+use crate::optim::{AdamW, average};
 use crate::run_dir::RunDir;
 use crate::schedule::warmup_cosine;
 
@@ -90,15 +90,14 @@ pub fn fit<T: Task>(
     let pools = thread_pools(config.micro_batches)?;
     while state.step < config.steps {
         let step = state.step;
-        let (mut gradients, mut figures) = batch_gradients(task, &model, step, &pools)?;
-        let norm = clip_global_norm(&mut gradients, config.clip);
+        let (gradients, mut figures) = batch_gradients(task, &model, step, &pools)?;
+        let lr = warmup_cosine(config.lr, config.lr_end, step, config.lr_steps, config.warmup);
+        let norm = state.adam.update(&mut state.weights, &gradients, config, step, lr);
         ensure!(
             norm.is_finite(),
             "step {step}: the gradient is not finite; try a smaller lr ({})",
             config.lr
         );
-        let lr = warmup_cosine(config.lr, config.lr_end, step, config.lr_steps, config.warmup);
-        state.adam.update(&mut state.weights, &gradients, config, step, lr);
         state.step += 1;
         if state.step.is_multiple_of(config.ema_every) {
             average(&mut state.average, &state.weights, config.ema, state.step / config.ema_every);
@@ -142,19 +141,18 @@ fn batch_gradients<T: Task>(
         let joined = handles.into_iter().map(join);
         joined.map(|part| part.unwrap_or_else(|_| bail!("step {step}: a training thread panicked"))).collect()
     });
-    let share = 1.0 / pools.len() as f32;
     let mut parts = parts.into_iter();
-    let (mut sum, mut figures) = parts.next().context("a batch has at least one part")??;
-    for part in parts {
+    let (mut mean, mut figures) = parts.next().context("a batch has at least one part")??;
+    for (i, part) in parts.enumerate() {
         let (gradients, part_figures) = part?;
-        sum.par_iter_mut().zip(gradients).for_each(|(sum, gradient)| {
-            sum.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
-        });
-        figures.iter_mut().zip(part_figures).for_each(|(sum, part)| sum.1 += part.1);
+        let share = 1.0 / (i + 2) as f32;
+        mean.iter_mut().zip(gradients).for_each(|(mean, gradient)| approach(mean, &gradient, share));
+        figures
+            .iter_mut()
+            .zip(part_figures)
+            .for_each(|(mean, part)| mean.1 += f64::from(share) * (part.1 - mean.1));
     }
-    sum.par_iter_mut().flatten().for_each(|value| *value *= share);
-    figures.iter_mut().for_each(|figure| figure.1 *= f64::from(share));
-    Ok((sum, figures))
+    Ok((mean, figures))
 }
 
 fn micro_batch<T: Task>(

@@ -1,6 +1,6 @@
 //! AdamW on host arrays (paper §A.2, §B.2) with global-norm clipping, and the moving average of the weights.
 
-use rayon::prelude::*;
+use tessera_kernels::{approach, sum_of_squares};
 use tessera_model::weights::HostTensor;
 
 use crate::config::FitConfig;
@@ -24,7 +24,8 @@ impl AdamW {
         AdamW { mean: zeros.clone(), variance: zeros }
     }
 
-    /// Update number `step` (from 0) with step size `lr`.
+    /// Update number `step` (from 0) with step size `lr`, gradients first scaled to a global norm of at most
+    /// `config.clip`. Returns the norm before.
     pub fn update(
         &mut self,
         weights: &mut [HostTensor],
@@ -32,22 +33,23 @@ impl AdamW {
         config: &FitConfig,
         step: u64,
         lr: f64,
-    ) {
+    ) -> f64 {
+        let norm = gradients.iter().map(|g| sum_of_squares(g)).sum::<f64>().sqrt();
         let correction = |beta: f64| 1.0 - beta.powi(i32::try_from(step + 1).unwrap_or(i32::MAX));
-        let lr_mean = (lr / correction(config.beta1)) as f32;
-        let inv_variance = (1.0 / correction(config.beta2)) as f32;
-        let (beta1, beta2) = (config.beta1 as f32, config.beta2 as f32);
-        let moments = self.mean.par_iter_mut().zip(&mut self.variance);
-        weights.par_iter_mut().zip(gradients).zip(moments).for_each(
-            |((weight, gradient), (mean, variance))| {
-                let shrink = if decays(weight) { 1.0 - (lr * config.weight_decay) as f32 } else { 1.0 };
-                for (((w, &g), m), v) in weight.values.iter_mut().zip(gradient).zip(mean).zip(variance) {
-                    *m = beta1 * *m + (1.0 - beta1) * g;
-                    *v = beta2 * *v + (1.0 - beta2) * g * g;
-                    *w = shrink * *w - lr_mean * *m / ((*v * inv_variance).sqrt() + EPSILON);
-                }
-            },
-        );
+        let moments = self.mean.iter_mut().zip(&mut self.variance);
+        for ((weight, gradient), (mean, variance)) in weights.iter_mut().zip(gradients).zip(moments) {
+            let update = tessera_kernels::AdamW {
+                gradient_scale: if norm > config.clip { (config.clip / norm) as f32 } else { 1.0 },
+                beta1: config.beta1 as f32,
+                beta2: config.beta2 as f32,
+                step: (lr / correction(config.beta1)) as f32,
+                inverse_variance: (1.0 / correction(config.beta2)) as f32,
+                shrink: if decays(weight) { 1.0 - (lr * config.weight_decay) as f32 } else { 1.0 },
+                epsilon: EPSILON,
+            };
+            update.update(&mut weight.values, gradient, mean, variance);
+        }
+        norm
     }
 }
 
@@ -56,25 +58,12 @@ fn decays(weight: &HostTensor) -> bool {
     weight.shape.len() >= 2 && !weight.name.starts_with("embed.")
 }
 
-/// Scales `gradients` so that their global norm is at most `max_norm`; returns the norm before.
-pub fn clip_global_norm(gradients: &mut [Vec<f32>], max_norm: f64) -> f64 {
-    let squares = gradients.iter().map(|g| g.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>());
-    let norm = squares.sum::<f64>().sqrt();
-    if norm > max_norm {
-        let scale = (max_norm / norm) as f32;
-        gradients.par_iter_mut().flatten().for_each(|v| *v *= scale);
-    }
-    norm
-}
-
 /// `average += (1 - decay) (weights - average)`. Early averages follow faster, so that they forget the initial weights:
 /// after `n` averagings the decay is at most `(1 + n) / (10 + n)`.
 pub fn average(average: &mut [HostTensor], weights: &[HostTensor], decay: f64, n: u64) {
     let decay = decay.min((1 + n) as f64 / (10 + n) as f64) as f32;
     for (average, weight) in average.iter_mut().zip(weights) {
-        for (a, &w) in average.values.iter_mut().zip(&weight.values) {
-            *a += (1.0 - decay) * (w - *a);
-        }
+        approach(&mut average.values, &weight.values, 1.0 - decay);
     }
 }
 
@@ -90,7 +79,7 @@ mod tests {
     #[test]
     fn two_steps_by_hand() {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
-        (config.beta1, config.beta2, config.weight_decay) = (0.9, 0.99, 0.5);
+        (config.beta1, config.beta2, config.weight_decay, config.clip) = (0.9, 0.99, 0.5, 10.0);
         let mut w = weights("x");
         let mut adam = AdamW::new(&w);
         adam.update(&mut w, &[vec![0.5, -1.0]], &config, 0, 0.1);
@@ -109,12 +98,18 @@ mod tests {
     }
 
     #[test]
-    fn clipping_keeps_the_direction() {
-        let mut g = vec![vec![3.0], vec![4.0]];
-        assert_eq!(clip_global_norm(&mut g, 1.0), 5.0);
-        assert!((g[0][0] - 0.6).abs() < 1e-6 && (g[1][0] - 0.8).abs() < 1e-6);
-        let before = g.clone();
-        assert!((clip_global_norm(&mut g, 4.0) - 1.0).abs() < 1e-6);
-        assert_eq!(g, before); // short enough: untouched
+    fn long_gradients_are_shortened_to_the_clip() {
+        let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
+        config.clip = 1.0;
+        let moments = |gradient: [f32; 2]| {
+            let mut w = weights("x");
+            let mut adam = AdamW::new(&w);
+            let norm = adam.update(&mut w, &[gradient.to_vec()], &config, 0, 0.1);
+            (norm, adam)
+        };
+        let (long, shortened) = moments([3.0, 4.0]);
+        let (short, kept) = moments([0.6, 0.8]);
+        assert!((long - 5.0).abs() < 1e-6 && (short - 1.0).abs() < 1e-6);
+        assert!((shortened.mean[0][0] - kept.mean[0][0]).abs() < 1e-6);
     }
 }

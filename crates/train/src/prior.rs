@@ -10,7 +10,7 @@ use tessera_data::loader::below;
 use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices, item_rng};
 use tessera_eval::{LabelledCodes, conditioning};
 use tessera_model::dvae::Dvae;
-use tessera_model::prior::{Prior, Stream, caption_slots, weighted_cross_entropy};
+use tessera_model::prior::{Prior, Stream, caption_slots};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 use tessera_model::{Drawing, Event, Request};
 use tessera_text::{Bpe, normalise};
@@ -154,8 +154,7 @@ impl Task for PriorTask<'_> {
     }
 
     fn loss(&self, model: &Prior, batch: Stream, _step: u64) -> Result<Loss> {
-        let (text, image) = model.forward(&batch);
-        let loss = weighted_cross_entropy(text, image, &batch);
+        let loss = model.loss(&batch);
         let figures = vec![
             ("text_nats_per_token", loss.text_per_token),
             ("image_nats_per_token", loss.image_per_token),

@@ -30,10 +30,14 @@ const RULES: [Rule; 8] = [
     Rule { folder: "kernels", may_use: &[], forbidden: &[PICTURES, HTTP, COMMAND_LINE] },
     Rule { folder: "model", may_use: &["text", "kernels", "pretrained"], forbidden: &[HTTP, COMMAND_LINE] },
     Rule { folder: "eval", may_use: &["model"], forbidden: &[HTTP, COMMAND_LINE] },
-    Rule { folder: "train", may_use: &["text", "data", "model", "eval"], forbidden: &[HTTP, COMMAND_LINE] },
+    Rule {
+        folder: "train",
+        may_use: &["text", "kernels", "data", "model", "eval"],
+        forbidden: &[HTTP, COMMAND_LINE],
+    },
     Rule {
         folder: "cli",
-        may_use: &["text", "data", "pretrained", "model", "eval", "train"],
+        may_use: &["text", "kernels", "data", "pretrained", "model", "eval", "train"],
         forbidden: &[],
     },
 ];

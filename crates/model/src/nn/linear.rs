@@ -2,6 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use tessera_kernels::{Activation, linear, linear_add, linear_f32};
 
 use super::Init;
 
@@ -20,13 +21,18 @@ impl Linear {
         Linear { weight: init.normal([d_in, d_out], std), bias: init.zeros([d_out]) }
     }
 
-    /// `[.., d_in]` → `[.., d_out]`
+    /// `[.., d_in]` → `[.., d_out]` in f32.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let mut shape = x.dims();
-        let d_in = shape[D - 1];
-        let rows: usize = shape[..D - 1].iter().product();
-        let y = x.reshape([rows, d_in]).matmul(self.weight.val()) + self.bias.val().unsqueeze();
-        shape[D - 1] = y.dims()[1];
-        y.reshape(shape)
+        linear_f32(x, self.weight.val(), self.bias.val())
+    }
+
+    /// `activation(x W + b)` for the next kernel, in its kind of number.
+    pub fn activated<const D: usize>(&self, x: Tensor<D>, activation: Activation) -> Tensor<D> {
+        linear(x, self.weight.val(), self.bias.val(), activation)
+    }
+
+    /// `residual + x W + b` in f32.
+    pub fn add_to<const D: usize>(&self, residual: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
+        linear_add(x, self.weight.val(), self.bias.val(), residual)
     }
 }

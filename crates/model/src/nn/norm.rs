@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::module::layer_norm;
+use tessera_kernels::layer_norm;
 
 use super::Init;
 
@@ -24,8 +24,8 @@ impl LayerNorm {
         LayerNorm { gain: init.ones([d]), bias: init.zeros([d]) }
     }
 
-    /// `[.., d]` → `[.., d]`
+    /// `[.., d]` in f32 → `[.., d]` for the next kernel, in its kind of number.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        layer_norm(x, self.gain.val(), Some(self.bias.val()), EPSILON)
+        layer_norm(x, self.gain.val(), self.bias.val(), EPSILON)
     }
 }

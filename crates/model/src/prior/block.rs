@@ -1,8 +1,10 @@
 //! One layer: an attention and an MLP residual block on the residual stream (paper §B.1, Child et al. 2019 §5-6).
 
+use std::sync::Arc;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::sigmoid;
+use tessera_kernels::{Activation, Plan, pattern_attention};
 
 use super::{Pattern, PriorConfig};
 use crate::nn::{Init, LayerNorm, Linear, attention, merge_heads, split_heads};
@@ -66,17 +68,17 @@ impl Block {
         }
     }
 
-    /// `x` `[B, T, D]`, `mask` `[1, 1, T, T]` → `[B, T, D]`
-    pub(super) fn forward(&self, x: Tensor<3>, mask: Tensor<4>) -> Tensor<3> {
-        let [q, k, v] = self.heads(x.clone());
-        self.residuals(x, attention(q, k, v, mask))
+    /// `x` `[B, T, D]` and the plan of the layer's pattern over `T` positions → `[B, T, D]`
+    pub(super) fn forward(&self, x: Tensor<3>, plan: &Arc<Plan>) -> Tensor<3> {
+        let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None); // [B, T, 3D]
+        self.residuals(x, pattern_attention(qkv, self.n_heads, plan))
     }
 
     /// The same for new positions `[B, t, D]` behind the cached ones; `mask` is `[1, 1, t, cached + t]`.
     pub(super) fn forward_cached(&self, x: Tensor<3>, mask: Tensor<4>, cache: &mut KvCache) -> Tensor<3> {
         let [q, k, v] = self.heads(x.clone());
         let (k, v) = cache.push(k, v);
-        self.residuals(x, attention(q, k, v, mask))
+        self.residuals(x, merge_heads(attention(q, k, v, mask)))
     }
 
     /// Queries, keys and values, `[B, H, T, K]` each.
@@ -86,14 +88,10 @@ impl Block {
         [0, 1, 2].map(|i| split_heads(qkv.clone().narrow(2, i * d, d), self.n_heads))
     }
 
-    fn residuals(&self, x: Tensor<3>, attended: Tensor<4>) -> Tensor<3> {
-        let x = x + self.attn_out.forward(merge_heads(attended));
-        let h = self.mlp_in.forward(self.mlp_norm.forward(x.clone()));
-        x + self.mlp_out.forward(fast_gelu(h))
+    /// Adds what the attention found, `[B, T, D]`, then the MLP of the sum.
+    fn residuals(&self, x: Tensor<3>, attended: Tensor<3>) -> Tensor<3> {
+        let x = self.attn_out.add_to(x, attended);
+        let h = self.mlp_in.activated(self.mlp_norm.forward(x.clone()), Activation::Gelu);
+        self.mlp_out.add_to(x, h)
     }
-}
-
-/// `x · sigmoid(1.702 x)`
-fn fast_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    x.clone() * sigmoid(x * 1.702)
 }

@@ -19,26 +19,18 @@ pub struct PriorLoss {
     pub image_per_token: Tensor<1>,
 }
 
-/// Each modality's cross-entropy is divided by its own number of tokens, then weighted (paper §2.2).
+/// Each modality's cross-entropy, divided by its own number of tokens, is weighted (paper §2.2).
 ///
-/// `text` `[B, Tt, text_vocab + Tt]` and `image` `[B, Ti, image_vocab]` are logits; targets are those of `stream`.
-pub fn weighted_cross_entropy(text: Tensor<3>, image: Tensor<3>, stream: &Stream) -> PriorLoss {
-    let text_per_token = token_nats(text, &stream.text).mean();
-    let image_per_token = token_nats(image, &stream.image).mean();
+/// `text` and `image` are mean nats a token, `[1]`.
+pub fn weighted_cross_entropy(text_per_token: Tensor<1>, image_per_token: Tensor<1>) -> PriorLoss {
     let loss = text_per_token.clone() * TEXT_WEIGHT + image_per_token.clone() * (1.0 - TEXT_WEIGHT);
     PriorLoss { loss, text_per_token, image_per_token }
 }
 
-/// −ln p of every picture token, `[B, Ti]`.
+/// −ln p of every picture token, `[B, Ti]`, of logits `[B, Ti, image_vocab]`.
 pub fn image_nats(image: Tensor<3>, stream: &Stream) -> Tensor<2> {
-    let [b, t, _] = image.dims();
-    token_nats(image, &stream.image).reshape([b, t])
-}
-
-/// −ln p(target), `[B·T, 1]`; logits `[B, T, V]` in f32.
-fn token_nats(logits: Tensor<3>, targets: &[u32]) -> Tensor<2> {
-    let [b, t, v] = logits.dims();
-    let values: Vec<i32> = targets.iter().map(|&id| id as i32).collect();
-    let targets: Tensor<2, Int> = Tensor::from_data(TensorData::new(values, [b * t, 1]), &logits.device());
-    -log_softmax(logits.reshape([b * t, v]), 1).gather(1, targets)
+    let [b, t, v] = image.dims();
+    let values: Vec<i32> = stream.image.iter().map(|&id| id as i32).collect();
+    let targets: Tensor<2, Int> = Tensor::from_data(TensorData::new(values, [b * t, 1]), &image.device());
+    -log_softmax(image.reshape([b * t, v]), 1).gather(1, targets).reshape([b, t])
 }

@@ -6,10 +6,14 @@ mod loss;
 mod pattern;
 mod stream;
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use tessera_kernels::{Plan, cross_entropy};
 
 pub use block::{Block, KvCache};
 pub use embed::Embedding;
@@ -98,7 +102,12 @@ pub struct Prior {
     image_head: Linear,
     #[module(skip)]
     config: PriorConfig,
+    #[module(skip)]
+    plans: Plans,
 }
+
+/// Plans of attention made so far, by pattern and length; shared by all clones of a prior.
+type Plans = Arc<Mutex<HashMap<(Pattern, usize), Arc<Plan>>>>;
 
 impl Prior {
     /// A prior with weights drawn from `seed`, by the table of Child et al. 2019 (paper §B.1): matrices
@@ -113,6 +122,7 @@ impl Prior {
             text_head: Linear::new(&mut init, [d, config.text_vocab + config.text_len], 0.0),
             image_head: Linear::new(&mut init, [d, config.image_vocab], 0.0),
             config: config.clone(),
+            plans: Plans::default(),
         }
     }
 
@@ -130,37 +140,36 @@ impl Prior {
     ///
     /// `Ti` is the number of image tokens in `stream`: all of them in training, fewer in tests.
     pub fn forward(&self, stream: &Stream) -> (Tensor<3>, Tensor<3>) {
-        let device = self.device();
-        let x = self.embed.forward(stream); // [B, T, D]
-        let [_, t, _] = x.dims();
-        let mask = |pattern: Pattern| pattern.mask(&self.config, 0, t, &device);
-        let masks: Vec<(Pattern, Tensor<4>)> = self.patterns().into_iter().map(|p| (p, mask(p))).collect();
-        let mask_of = |block: &Block| masks.iter().find(|(p, _)| *p == block.pattern).map(|(_, m)| m.clone());
-        let x = self.blocks.iter().fold(x, |x, block| match mask_of(block) {
-            Some(mask) => block.forward(x, mask),
-            None => unreachable!("patterns() lists every block's pattern"),
-        });
-        self.heads(x)
-    }
-
-    /// Layer-normed hidden states `[B, T, D]` → text and image logits.
-    fn heads(&self, x: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let [_, t, _] = x.dims();
-        let x = self.norm.forward(x);
-        let text = x.clone().narrow(1, 0, self.config.text_len);
-        let image = x.narrow(1, self.config.text_len, t - self.config.text_len);
+        let (text, image) = self.hidden(stream);
         (self.text_head.forward(text), self.image_head.forward(image))
     }
 
-    /// The distinct attention patterns of the layers.
-    fn patterns(&self) -> Vec<Pattern> {
-        let mut patterns: Vec<Pattern> = Vec::new();
-        for block in &self.blocks {
-            if !patterns.contains(&block.pattern) {
-                patterns.push(block.pattern);
-            }
-        }
-        patterns
+    /// The loss of a batch of streams (paper §2.2), without ever holding their logits.
+    pub fn loss(&self, stream: &Stream) -> PriorLoss {
+        let (text, image) = self.hidden(stream);
+        let nats = |x: Tensor<3>, head: &Linear, targets: &[u32]| {
+            let [b, t, d] = x.dims();
+            cross_entropy(x.reshape([b * t, d]), head.weight.val(), head.bias.val(), targets)
+        };
+        let text = nats(text, &self.text_head, &stream.text);
+        let image = nats(image, &self.image_head, &stream.image);
+        weighted_cross_entropy(text, image)
+    }
+
+    /// Layer-normed states behind the last block, `[B, Tt, D]` at text and `[B, Ti, D]` at picture positions.
+    fn hidden(&self, stream: &Stream) -> (Tensor<3>, Tensor<3>) {
+        let x = self.embed.forward(stream); // [B, T, D]
+        let [_, t, _] = x.dims();
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, &self.plan(block.pattern, t)));
+        let x = self.norm.forward(x);
+        let text_len = self.config.text_len;
+        (x.clone().narrow(1, 0, text_len), x.narrow(1, text_len, t - text_len))
+    }
+
+    /// The plan of `pattern` over the first `t` positions.
+    fn plan(&self, pattern: Pattern, t: usize) -> Arc<Plan> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.entry((pattern, t)).or_insert_with(|| Arc::new(pattern.plan(&self.config, t))).clone()
     }
 
     /// An empty decoding state, one cache a layer.

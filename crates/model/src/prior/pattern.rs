@@ -1,8 +1,9 @@
 //! An attention pattern is a value, not a mask (paper §B.1): which keys may query `i` see?
 //!
-//! Masks are derived from [`Pattern::sees`], and nothing else knows the layout.
+//! Masks and the kernels' plans are derived from [`Pattern::sees`], and nothing else knows the layout.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use tessera_kernels::Plan;
 
 use super::PriorConfig;
 
@@ -10,7 +11,7 @@ use super::PriorConfig;
 const HIDDEN: f32 = -1e9;
 
 /// Which image states an image state may look at. Text is causal, and every image state sees all text, in all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pattern {
     /// All earlier image states, and itself.
     Causal,
@@ -62,6 +63,19 @@ impl Pattern {
             (false, true) => true,
             (false, false) => self.sees_image(query - text_len, key - text_len, grid),
         }
+    }
+
+    /// What the attention kernel needs to know of it, over the first `t` stream positions.
+    pub fn plan(self, config: &PriorConfig, t: usize) -> Plan {
+        let (text, grid) = (config.text_len, config.grid);
+        // Down the columns, or along the rows.
+        let cell = |place: usize| match self {
+            Pattern::Column => place % grid * grid + place / grid,
+            _ => place,
+        };
+        let image = (0..grid * grid).map(|place| text + cell(place));
+        let order = (0..text).chain(image).filter(|&position| position < t).collect();
+        Plan::new(order, |query, key| self.sees(query, key, text, grid))
     }
 
     /// The additive mask `[1, 1, t, from + t]` of queries `from .. from + t` over all keys up to the last of them.

@@ -1,0 +1,198 @@
+"""Times every work on us and on the peers, taking turns, and writes the results down.
+
+    python compare.py --only gemm,gpt-step --rounds 5
+
+Each peer at each precision is a process of its own (`worker.py`) that is warmed up once. Then, for each round, every
+contender does one repetition; only one runs at a time, so that a busy minute of the machine falls on all of them. We
+take part through `tessera bench WORK --json`. Works that are not run again keep their results from the last time.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import page
+from works import THREADS, WORKS, Work
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PACKAGES = ("torch", "dalle-pytorch", "min-dalle", "dall-e", "numpy")
+Answer = dict[str, Any]
+
+
+class Failed(Exception):
+    """A contender cannot do the work; the text says why."""
+
+
+class Worker:
+    """A peer at one precision, waiting in its process between repetitions."""
+
+    def __init__(self, work: Work, peer: str, precision: str):
+        self.peer, self.precision = peer, precision
+        self.errors = tempfile.TemporaryFile("w+")
+        command = [sys.executable, HERE / "worker.py", peer, work.name, precision]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, bufsize=1)
+        self.answer()  # of the warm-up
+
+    def once(self) -> Answer:
+        self.process.stdin.write("go\n")
+        return self.answer()
+
+    def answer(self) -> Answer:
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            raise Failed((self.errors.read().strip() or "it ended without a word").splitlines()[-1])
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Ours:
+    """Our own program; a process for each repetition."""
+
+    peer, precision = "tessera", ""
+
+    def __init__(self, work: Work, program: Path):
+        self.work, self.program = work, program.resolve()
+        if not self.program.exists():
+            raise Failed(f"{program} is not there")
+
+    def once(self) -> Answer:
+        return self.draw() if self.work.name == "draw-9" else self.bench()
+
+    def bench(self) -> Answer:
+        done = subprocess.run([self.program, "bench", self.work.name, "--json"], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Failed((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0])
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def draw(self) -> Answer:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [self.program, "draw", "a red apple", "--seed", "1", "--out", f"{folder}/apple.png"]
+            start = time.perf_counter()
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            raise Failed(f"exit code {process.returncode}")
+        return {"seconds": seconds, "precision": "", "peak_rss_mib": usage.ru_maxrss / 1024}
+
+    def close(self) -> None:
+        pass
+
+
+def measure(work: Work, program: Path, rounds: int) -> Answer:
+    """`rounds` repetitions of `work` by every contender in turn, and what came of it."""
+    runs: dict[Worker | Ours, list[Answer]] = {}
+    failed: dict[str, str] = {}
+    entrants = [("tessera", "")]
+    entrants += [(peer, each) for group in (work.contenders, work.references) for peer in group for each in group[peer]]
+    for peer, precision in entrants:
+        say(f"{work.name}: warming up {peer} {precision}")
+        try:
+            runs[Ours(work, program) if peer == "tessera" else Worker(work, peer, precision)] = []
+        except Failed as reason:
+            failed[f"{peer} {precision}".strip()] = str(reason)
+    for number in range(rounds):
+        for contender in list(runs):
+            name = f"{contender.peer} {contender.precision}".strip()
+            try:
+                answer = contender.once()
+            except Failed as reason:
+                failed[name] = str(reason)
+                del runs[contender]
+            else:
+                runs[contender].append(answer)
+                say(f"{work.name}: round {number + 1}: {name} {answer['seconds']:.4g} s")
+    for contender in runs:
+        contender.close()
+    for name, reason in failed.items():
+        say(f"{work.name}: {name}: {reason}")
+    results = [summary(work, contender.peer, answers) for contender, answers in runs.items()]
+    return {"results": results, "failed": failed, "rounds": rounds, **stamp()}
+
+
+def summary(work: Work, peer: str, answers: list[Answer]) -> Answer:
+    seconds = [answer["seconds"] for answer in answers]
+    return {
+        "peer": peer,
+        "precision": answers[-1]["precision"],
+        "reference": peer in work.references,
+        "seconds": statistics.median(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "rate": work.rate(statistics.median(seconds)),
+        "unit": f"{work.unit}/s",
+        "peak_rss_mib": max(answer["peak_rss_mib"] for answer in answers),
+        "runs": seconds,
+    }
+
+
+def stamp() -> Answer:
+    """When, at which commit, and on what the figures were taken."""
+    with open("/proc/cpuinfo") as lines:
+        cpu = dict(line.strip().split("\t: ") for line in lines.read().split("\n\n")[0].splitlines() if "\t: " in line)
+    features = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu.get("flags", "").split()]
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": git("rev-parse", "--short", "HEAD") + (" with changes" if changed else ""),
+        "cpu": f"{cpu.get('model name')} (family {cpu.get('cpu family')}, model {cpu.get('model')})",
+        "cores": os.cpu_count(),
+        "features": " ".join(features),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tessera", type=Path, default=ROOT / "target/release/tessera", help="our program")
+    parser.add_argument("--only", help="works to run, with commas between; all unless told otherwise")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=HERE / "results.json", help="the figures, for programs")
+    parser.add_argument("--json", type=Path, help="earlier figures to keep; those in --out unless told otherwise")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/performance.md", help="the figures, for people")
+    options = parser.parse_args()
+
+    names = options.only.split(",") if options.only else list(WORKS)
+    unknown = [name for name in names if name not in WORKS]
+    if unknown:
+        parser.error(f"no such work: {', '.join(unknown)}; there are {', '.join(WORKS)}")
+    earlier = options.json or options.out
+    results: dict[str, Answer] = json.loads(earlier.read_text()) if earlier.exists() else {}
+
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])  # of everything that is started from here
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    for name in names:
+        results[name] = measure(WORKS[name], options.tessera, options.rounds)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        options.page.write_text(page.page(results))
+
+
+if __name__ == "__main__":
+    main()

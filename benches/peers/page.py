@@ -1,0 +1,141 @@
+"""The figures as a page of tables, `docs/performance.md`."""
+
+from typing import Any
+
+from works import GROWTH, THREADS, WORKS, grid_side
+
+Result = dict[str, Any]
+
+HEAD = """\
+# Performance
+
+Every figure on this page is made by `make peers`, which `benches/peers/README.md` explains: the median of {rounds} or
+more repetitions, all contenders taking turns on {threads} threads. A ratio above 1 says how many times as fast we are
+as the fastest peer at any precision.
+"""
+
+NOTES = f"""\
+## What is compared
+
+- A peer's fastest precision counts, also where ours is more exact. `bf16` is autocast over f32 weights in training and
+  weights held in bf16 for drawing; `f32` is f32 throughout, and ours names its own.
+- **torch** is our architecture written plainly in PyTorch, with its fused attention and optimiser. `torch.compile` is
+  the same through its compiler, which needs a C++ compiler and half a minute before the first step; that time is not
+  counted. On `decode-*` and `grow-*` it holds a cache allocated once and draws from the whole distribution.
+- **dalle-pytorch** is lucidrains' package. In `paper-step` it computes its own row, column and 5×5 patterns where
+  ours and PyTorch's are the paper's; its feed-forward is gated and a layer holds a third more weights; its loss
+  computes one softmax over both vocabularies. When it draws, every layer has full attention, since its sparse patterns
+  have no cache, and its VAE is left out. It draws square grids: {", ".join(f"{grid_side(t)}²" for t in GROWTH)} tokens
+  for `grow-{"`, `grow-".join(map(str, GROWTH))}`.
+- **dall-e** is OpenAI's package, which has no training code.
+- A *reference* has a shape of its own and enters no ratio: min-dalle's decoder, of the size of its mini model (12
+  layers of width 1024 with cross-attention, two rows a picture), and dalle-pytorch's VAE (strided convolutions,
+  residual blocks on the 16×16 grid only, mean squared error), which is a much smaller network than the paper's.
+- All weights are random. Nothing about quality is measured here.
+- Peak memory is that of the whole process, with Python and PyTorch (about 500 MiB) for the peers.
+"""
+
+
+def page(results: dict[str, Result]) -> str:
+    known = {name: results[name] for name in WORKS if name in results}
+    parts = [HEAD.format(rounds=min(each["rounds"] for each in known.values()), threads=THREADS), origin(known)]
+    parts += ["## Speed\n", speed_table(known), "## Peak memory\n", "In MiB.\n", memory_table(known)]
+    parts += ["## Growth\n", "Tokens drawn per second, 16 lanes, by the length of the stream.\n", growth_table(known)]
+    parts += [NOTES, "## The works\n", *(f"- `{name}`: {WORKS[name].what}" for name in known)]
+    missing = [f"- `{name}`, {who}: {why}" for name, each in known.items() for who, why in each["failed"].items()]
+    if missing:
+        parts += ["\n## Not measured\n", *missing]
+    return "\n".join(parts) + "\n"
+
+
+def origin(known: dict[str, Result]) -> str:
+    """Machine, versions, dates; works that were measured elsewhere or at another commit are named."""
+    alike: dict[str, list[str]] = {}
+    for name, each in known.items():
+        versions = ", ".join(f"{package} {version}" for package, version in each["versions"].items())
+        where = (
+            f"{each['date']}, commit {each['commit']}; {each['cores']} cores of {each['cpu']}, {each['features']}, "
+            f"{each['memory_gib']} GiB; {versions}"
+        )
+        alike.setdefault(where, []).append(name)
+    if len(alike) == 1:
+        return f"Measured {next(iter(alike))}.\n"
+    return "".join(f"- `{'`, `'.join(names)}`: {where}.\n" for where, names in alike.items())
+
+
+def speed_table(known: dict[str, Result]) -> str:
+    rows = []
+    for name, each in known.items():
+        ours, peers, references = split(each)
+        best = min(peers, key=lambda result: result["seconds"], default=None)
+        ratio = f"**{best['seconds'] / ours['seconds']:.2f}**" if ours and best else "–"
+        rows.append(
+            (
+                f"`{name}`",
+                ratio,
+                f"{precision(ours)} {rate(ours)}".strip() if ours else "not measured",
+                f"{label(best)} {rate(best)}" if best else "–",
+                " / ".join(spread(result) for result in (ours, best) if result) or "–",
+                "; ".join(f"{label(result)} {rate(result)}" for result in peers) or "–",
+                "; ".join(f"{label(result)} {rate(result)}" for result in references) or "–",
+            )
+        )
+    return table(("work", "ratio", "ours", "best peer", "spread", "all peers", "references"), rows)
+
+
+def memory_table(known: dict[str, Result]) -> str:
+    rows = []
+    for name, each in known.items():
+        ours, peers, references = split(each)
+        others = "; ".join(f"{label(result)} {result['peak_rss_mib']:,.0f}" for result in peers + references)
+        rows.append((f"`{name}`", f"{ours['peak_rss_mib']:,.0f}" if ours else "not measured", others or "–"))
+    return table(("work", "ours", "peers"), rows)
+
+
+def growth_table(known: dict[str, Result]) -> str:
+    """One column a contender, so that a fall with the length can be read down it."""
+    lengths = [length for length in GROWTH if f"grow-{length}" in known]
+    rates = {
+        (length, label(result)): f"{result['rate']:,.0f}"
+        for length in lengths
+        for result in known[f"grow-{length}"]["results"]
+    }
+    columns = list(dict.fromkeys(column for _, column in rates))
+    rows = [(str(length), *(rates.get((length, column), "–") for column in columns)) for length in lengths]
+    return table(("length", *columns), rows)
+
+
+def split(each: Result) -> tuple[Result | None, list[Result], list[Result]]:
+    """Ours if it was measured, the contenders, the references."""
+    ours = next((result for result in each["results"] if result["peer"] == "tessera"), None)
+    others = [result for result in each["results"] if result["peer"] != "tessera"]
+    contenders = [result for result in others if not result["reference"]]
+    return ours, contenders, [result for result in others if result["reference"]]
+
+
+def label(result: Result) -> str:
+    return f"{result['peer']} {result['precision']}".strip()
+
+
+def precision(result: Result) -> str:
+    return result["precision"]
+
+
+def rate(result: Result) -> str:
+    digits = 0 if result["rate"] >= 100 else 1 if result["rate"] >= 10 else 2
+    return f"{result['rate']:,.{digits}f} {result['unit']} ({duration(result['seconds'])})"
+
+
+def spread(result: Result) -> str:
+    """From the fastest to the slowest repetition, in percent of the median."""
+    low, high = (100 * (result[end] / result["seconds"] - 1) for end in ("min", "max"))
+    return f"{low:+.0f} … {high:+.0f} %"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

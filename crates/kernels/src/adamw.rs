@@ -1,0 +1,126 @@
+//! The optimiser's arithmetic on host arrays (paper §A.2, §B.2): one pass over weights, gradients and moments.
+
+use rayon::prelude::*;
+
+use crate::cpu::{Cpu, vectorized};
+use crate::math::sum;
+
+/// Values that one task goes over.
+const PART: usize = 1 << 14;
+
+/// One update of AdamW, its constants worked out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// What gradients are multiplied by first: the clipping.
+    pub gradient_scale: f32,
+    /// Decay of the running mean.
+    pub beta1: f32,
+    /// Decay of the running variance.
+    pub beta2: f32,
+    /// Step size over the mean's bias correction.
+    pub step: f32,
+    /// Inverse of the variance's bias correction.
+    pub inverse_variance: f32,
+    /// What weights are multiplied by: 1 less the decay.
+    pub shrink: f32,
+    /// Added to the root of the variance.
+    pub epsilon: f32,
+}
+
+impl AdamW {
+    /// `m = β₁ m + (1-β₁) g; v = β₂ v + (1-β₂) g²; w = shrink · w - step · m / (√(v / correction) + ε)`
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn update(&self, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        let n = w.len();
+        assert!([g.len(), m.len(), v.len()] == [n; 3], "adamw: {n} weights, {} gradients", g.len());
+        let isa = Cpu::current().isa();
+        let parts = w.par_chunks_mut(PART).zip(g.par_chunks(PART));
+        let moments = m.par_chunks_mut(PART).zip(v.par_chunks_mut(PART));
+        parts.zip(moments).for_each(|((w, g), (m, v))| update_part(isa, *self, w, g, m, v));
+    }
+}
+
+vectorized! {
+    fn update_part(adam: AdamW, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * adam.gradient_scale;
+            *m = adam.beta1 * *m + (1.0 - adam.beta1) * g;
+            *v = adam.beta2 * *v + (1.0 - adam.beta2) * g * g;
+            *w = adam.shrink * *w - adam.step * *m / ((*v * adam.inverse_variance).sqrt() + adam.epsilon);
+        }
+    }
+}
+
+/// `Σ v²`
+pub fn sum_of_squares(values: &[f32]) -> f64 {
+    let isa = Cpu::current().isa();
+    let parts: Vec<f32> = values.par_chunks(PART).map(|part| squares(isa, part)).collect();
+    parts.into_iter().map(f64::from).sum()
+}
+
+vectorized! {
+    fn squares(values: &[f32]) -> f32 {
+        sum(values, |value| value * value)
+    }
+}
+
+/// `a += share · (b - a)`
+///
+/// # Panics
+/// If the lengths differ.
+pub fn approach(a: &mut [f32], b: &[f32], share: f32) {
+    assert!(a.len() == b.len(), "approach: {} values and {}", a.len(), b.len());
+    let isa = Cpu::current().isa();
+    a.par_chunks_mut(PART).zip(b.par_chunks(PART)).for_each(|(a, b)| approach_part(isa, a, b, share));
+}
+
+vectorized! {
+    fn approach_part(a: &mut [f32], b: &[f32], share: f32) {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += share * (b - *a));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, noise};
+
+    #[test]
+    fn an_update_is_its_formula_on_every_processor() {
+        let n = 2 * PART + 13;
+        let adam = AdamW {
+            gradient_scale: 0.5,
+            beta1: 0.9,
+            beta2: 0.96,
+            step: 0.1,
+            inverse_variance: 3.0,
+            shrink: 0.99,
+            epsilon: 1e-8,
+        };
+        let [w, g, m] = [1, 2, 3].map(|seed| noise(n, seed));
+        let v: Vec<f32> = noise(n, 4).into_iter().map(|v| v * v).collect();
+        let wanted = |i: usize| {
+            let g = f64::from(g[i]) * 0.5;
+            let (m, v) = (0.9 * f64::from(m[i]) + 0.1 * g, 0.96 * f64::from(v[i]) + 0.04 * g * g);
+            (0.99 * f64::from(w[i]) - 0.1 * m / ((v * 3.0).sqrt() + 1e-8)) as f32
+        };
+        let wanted: Vec<f32> = (0..n).map(wanted).collect();
+        for cpu in Cpu::all() {
+            let (mut w, mut m, mut v) = (w.clone(), m.clone(), v.clone());
+            cpu.scope(|| adam.update(&mut w, &g, &mut m, &mut v));
+            assert_close(&cpu.to_string(), &w, &wanted, 1e-5);
+        }
+    }
+
+    #[test]
+    fn squares_and_averages() {
+        let values = noise(PART + 7, 1);
+        let wanted: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
+        assert!((sum_of_squares(&values) / wanted - 1.0).abs() < 1e-6);
+        let mut a = vec![1.0, 3.0];
+        approach(&mut a, &[2.0, 1.0], 0.25);
+        assert_eq!(a, [1.25, 2.5]);
+    }
+}
