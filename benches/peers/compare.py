@@ -70,6 +70,8 @@ class Ours:
         self.work, self.program = work, program.resolve()
         if not self.program.exists():
             raise Failed(f"{program} is not there")
+        if work.name == "draw-9":
+            self.draw()  # so that the program has been read from disk
 
     def once(self) -> Answer:
         return self.draw() if self.work.name == "draw-9" else self.bench()
@@ -78,7 +80,11 @@ class Ours:
         done = subprocess.run([self.program, "bench", self.work.name, "--json"], capture_output=True, text=True)
         if done.returncode != 0:
             raise Failed((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0])
-        return json.loads(done.stdout.splitlines()[-1])
+        answer = json.loads(done.stdout.splitlines()[-1])
+        rate = self.work.rate(answer["seconds"])
+        if answer["unit"] == f"{self.work.unit}/s" and not 0.98 < answer["rate"] / rate < 1.02:
+            raise Failed(f"another shape: {answer['rate']:.4g} {answer['unit']} would be {rate:.4g} at the shape here")
+        return answer
 
     def draw(self) -> Answer:
         with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +152,8 @@ def summary(work: Work, peer: str, answers: list[Answer]) -> Answer:
 def stamp() -> Answer:
     """When, at which commit, and on what the figures were taken."""
     with open("/proc/cpuinfo") as lines:
-        cpu = dict(line.strip().split("\t: ") for line in lines.read().split("\n\n")[0].splitlines() if "\t: " in line)
+        fields = (line.partition(":") for line in lines.read().split("\n\n")[0].splitlines())
+    cpu = {name.strip(): value.strip() for name, _, value in fields}
     features = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu.get("flags", "").split()]
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {

@@ -9,9 +9,9 @@ Result = dict[str, Any]
 HEAD = """\
 # Performance
 
-Every figure on this page is made by `make peers`, which `benches/peers/README.md` explains: the median of {rounds} or
-more repetitions, all contenders taking turns on {threads} threads. A ratio above 1 says how many times as fast we are
-as the fastest peer at any precision.
+Every figure on this page is made by `make peers` ([how](../benches/peers/README.md)): the median of {rounds} or more
+repetitions, all contenders taking turns on {threads} threads. A ratio above 1 says how many times as fast we are as the
+fastest peer at any precision.
 """
 
 NOTES = f"""\
@@ -40,7 +40,8 @@ def page(results: dict[str, Result]) -> str:
     known = {name: results[name] for name in WORKS if name in results}
     parts = [HEAD.format(rounds=min(each["rounds"] for each in known.values()), threads=THREADS), origin(known)]
     parts += ["## Speed\n", speed_table(known), "## Peak memory\n", "In MiB.\n", memory_table(known)]
-    parts += ["## Growth\n", "Tokens drawn per second, 16 lanes, by the length of the stream.\n", growth_table(known)]
+    if any(name.startswith("grow-") for name in known):
+        parts += ["## Growth\n", "Tokens drawn per second, 16 lanes, by the length of the stream.\n", growth_table(known)]
     parts += [NOTES, "## The works\n", *(f"- `{name}`: {WORKS[name].what}" for name in known)]
     missing = [f"- `{name}`, {who}: {why}" for name, each in known.items() for who, why in each["failed"].items()]
     if missing:
@@ -73,7 +74,7 @@ def speed_table(known: dict[str, Result]) -> str:
             (
                 f"`{name}`",
                 ratio,
-                f"{precision(ours)} {rate(ours)}".strip() if ours else "not measured",
+                f"{ours['precision']} {rate(ours)}".strip() if ours else "not measured",
                 f"{label(best)} {rate(best)}" if best else "–",
                 " / ".join(spread(result) for result in (ours, best) if result) or "–",
                 "; ".join(f"{label(result)} {rate(result)}" for result in peers) or "–",
@@ -115,10 +116,6 @@ def split(each: Result) -> tuple[Result | None, list[Result], list[Result]]:
 
 def label(result: Result) -> str:
     return f"{result['peer']} {result['precision']}".strip()
-
-
-def precision(result: Result) -> str:
-    return result["precision"]
 
 
 def rate(result: Result) -> str:

@@ -9,6 +9,7 @@ these take turns.
 
 import contextlib
 import importlib
+import itertools
 import json
 import resource
 import sys
@@ -34,7 +35,7 @@ def main() -> None:
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # some peers print
         repetition, times = importlib.import_module(PEERS[peer]).build(name, precision)
-        for warm in (False, *(True for _ in sys.stdin)):
+        for warm in itertools.chain([False], (True for _ in sys.stdin)):
             start = time.perf_counter()
             repetition()
             seconds = (time.perf_counter() - start) / times

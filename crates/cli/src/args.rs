@@ -37,6 +37,32 @@ pub enum Command {
     /// Measure a model on held-out data.
     #[command(subcommand)]
     Eval(Eval),
+    /// Measure this machine: how fast it trains and draws.
+    Bench(Bench),
+}
+
+#[derive(ClapArgs)]
+pub struct Bench {
+    /// Works to time; all of them if none is named.
+    #[arg(value_name = "WORK")]
+    pub works: Vec<String>,
+    /// One JSON object a work instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Numbers to multiply.
+    #[arg(long, value_enum, default_value_t = Numbers::Auto)]
+    pub precision: Numbers,
+    /// Timed repetitions of a work.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Numbers {
+    /// bf16 where the processor multiplies it, else f32.
+    Auto,
+    F32,
+    Bf16,
 }
 
 #[derive(Subcommand)]

@@ -51,6 +51,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Draw(draw) => commands::draw::run(&draw),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Eval(eval) => commands::eval::run(eval),
+        Command::Bench(bench) => commands::bench::run(&bench),
     }
 }
 

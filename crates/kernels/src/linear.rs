@@ -304,7 +304,7 @@ impl<T: Number> Epilogue for Store<'_, T> {
     }
 }
 
-/// `a · b` as a new matrix.
+/// `a · b`, `[m, k]` by `[k, n]`, as a new matrix.
 pub(crate) fn matmul<T: Number>(cpu: Cpu, [m, n, k]: [usize; 3], a: Operand<'_>, b: Operand<'_>) -> Vec<T> {
     // SAFETY: the product's epilogue writes every value once.
     #[allow(unsafe_code)]

@@ -84,13 +84,55 @@ pub fn fit<T: Task>(
     run: &RunDir,
     stop: &AtomicBool,
 ) -> Result<(T::Model, Outcome)> {
-    let mut state = run.newest_checkpoint()?.unwrap_or_else(|| State::new(export(&model)));
-    let mut model = import(model, &state.weights).context("the checkpoint is of another model")?;
-    let mut log = Log::open(run.path(), state.step, config.steps)?;
-    let pools = thread_pools(config.micro_batches)?;
-    while state.step < config.steps {
-        let step = state.step;
-        let (gradients, mut figures) = batch_gradients(task, &model, step, &pools)?;
+    let mut trainer = Trainer::new(task, model, config, run.newest_checkpoint()?)?;
+    let mut log = Log::open(run.path(), trainer.state.step, config.steps)?;
+    while trainer.state.step < config.steps {
+        let figures = trainer.step()?;
+        let step = trainer.state.step;
+        log.train(step, &figures, config)?;
+
+        let last = step == config.steps;
+        if last || step.is_multiple_of(config.eval_every) {
+            let averaged = trainer.averaged()?;
+            log.validation(step, &task.validate(&averaged, step)?)?;
+            run.write_sample(step, &task.picture(&averaged)?)?;
+        }
+        let stopped = stop.load(Ordering::Relaxed);
+        if last || stopped || step.is_multiple_of(config.checkpoint_every) {
+            run.write_checkpoint(&trainer.state)?;
+        }
+        if stopped && !last {
+            return Ok((trainer.averaged()?, Outcome::Stopped(step)));
+        }
+    }
+    Ok((trainer.averaged()?, Outcome::Finished))
+}
+
+/// A model in training.
+pub struct Trainer<'a, T: Task> {
+    task: &'a T,
+    model: T::Model,
+    config: &'a FitConfig,
+    pools: Vec<ThreadPool>,
+    /// What the last step left.
+    pub state: State,
+}
+
+impl<'a, T: Task> Trainer<'a, T> {
+    /// Starts from `state`, or from the weights of `model`.
+    pub fn new(task: &'a T, model: T::Model, config: &'a FitConfig, state: Option<State>) -> Result<Self> {
+        let state = state.unwrap_or_else(|| State::new(export(&model)));
+        let model = import(model, &state.weights).context("the checkpoint is of another model")?;
+        Ok(Trainer { task, model, config, pools: thread_pools(config.micro_batches)?, state })
+    }
+
+    /// One update; returns figures to log.
+    ///
+    /// # Errors
+    /// If a loss or gradient is not finite.
+    pub fn step(&mut self) -> Result<Metrics> {
+        let (step, config, state) = (self.state.step, self.config, &mut self.state);
+        let (gradients, mut figures) = batch_gradients(self.task, &self.model, step, &self.pools)?;
         let lr = warmup_cosine(config.lr, config.lr_end, step, config.lr_steps, config.warmup);
         let norm = state.adam.update(&mut state.weights, &gradients, config, step, lr);
         ensure!(
@@ -102,25 +144,15 @@ pub fn fit<T: Task>(
         if state.step.is_multiple_of(config.ema_every) {
             average(&mut state.average, &state.weights, config.ema, state.step / config.ema_every);
         }
-        model = import(model, &state.weights)?;
+        self.model = import(self.model.clone(), &state.weights)?;
         figures.extend([("lr", lr), ("gradient_norm", norm)]);
-        log.train(state.step, &figures, config)?;
-
-        let last = state.step == config.steps;
-        if last || state.step.is_multiple_of(config.eval_every) {
-            let averaged = import(model.clone(), &state.average)?;
-            log.validation(state.step, &task.validate(&averaged, state.step)?)?;
-            run.write_sample(state.step, &task.picture(&averaged)?)?;
-        }
-        let stopped = stop.load(Ordering::Relaxed);
-        if last || stopped || state.step.is_multiple_of(config.checkpoint_every) {
-            run.write_checkpoint(&state)?;
-        }
-        if stopped && !last {
-            return Ok((import(model, &state.average)?, Outcome::Stopped(state.step)));
-        }
+        Ok(figures)
     }
-    Ok((import(model, &state.average)?, Outcome::Finished))
+
+    /// The model with the averaged weights.
+    pub fn averaged(&self) -> Result<T::Model> {
+        import(self.model.clone(), &self.state.average)
+    }
 }
 
 /// The mean gradient of a batch in the order of `export`, and its mean figures.

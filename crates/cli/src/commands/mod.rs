@@ -1,5 +1,6 @@
 //! What each command means.
 
+pub mod bench;
 pub mod data;
 pub mod draw;
 pub mod eval;

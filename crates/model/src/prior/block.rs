@@ -51,8 +51,8 @@ impl KvCache {
 }
 
 impl Block {
-    /// `layer` counts from 1; it decides the attention pattern.
-    pub(super) fn new(config: &PriorConfig, layer: usize, init: &mut Init) -> Block {
+    /// A layer of `config`'s sizes; `layer` counts from 1 and decides the attention pattern.
+    pub fn new(config: &PriorConfig, layer: usize, init: &mut Init) -> Block {
         let d = config.d_model;
         let std = |fan_in: usize| 0.125 / (fan_in as f64).sqrt();
         let residual = 1.0 / (2.0 * config.n_layers as f64).sqrt();
@@ -69,7 +69,7 @@ impl Block {
     }
 
     /// `x` `[B, T, D]` and the plan of the layer's pattern over `T` positions → `[B, T, D]`
-    pub(super) fn forward(&self, x: Tensor<3>, plan: &Arc<Plan>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, plan: &Arc<Plan>) -> Tensor<3> {
         let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None); // [B, T, 3D]
         self.residuals(x, pattern_attention(qkv, self.n_heads, plan))
     }

@@ -1,0 +1,137 @@
+//! `tessera bench`: works that the side-by-side comparison with other programs times too, by the same names.
+
+mod kernels;
+mod training;
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use tessera_kernels::{Cpu, Precision};
+
+use super::say;
+use crate::args::{Bench, Numbers};
+
+/// A work, ready to be done again and again.
+struct Work {
+    /// Does it once.
+    run: Box<dyn FnMut() -> Result<()>>,
+    /// How much of `unit` one run does.
+    amount: f64,
+    unit: &'static str,
+    /// Arithmetic of one run in 10⁹ operations, where it is plain to count.
+    gflop: Option<f64>,
+}
+
+/// A work's name, and how it is set up.
+type Entry = (&'static str, fn() -> Result<Work>);
+
+const WORKS: [Entry; 3] =
+    [("gemm", kernels::gemm), ("gpt-step", training::gpt_step), ("paper-step", training::paper_step)];
+
+/// What is printed of a work.
+#[derive(Serialize)]
+struct Figures {
+    work: String,
+    /// Median.
+    seconds: f64,
+    min: f64,
+    max: f64,
+    rate: f64,
+    unit: &'static str,
+    gflops: Option<f64>,
+    precision: String,
+    threads: usize,
+    peak_rss_mib: Option<f64>,
+}
+
+pub fn run(args: &Bench) -> Result<()> {
+    ensure!(args.rounds > 0, "--rounds 0: wanted at least 1");
+    for name in &args.works {
+        find(name)?;
+    }
+    let cpu = Cpu::new(match args.precision {
+        Numbers::Auto => Precision::Auto,
+        Numbers::F32 => Precision::F32,
+        Numbers::Bf16 => Precision::Bf16,
+    });
+    let cpu = cpu.map_err(anyhow::Error::msg)?;
+    match args.works.as_slice() {
+        [one] => cpu.scope(|| time(one, find(one)?, args, cpu)),
+        [] => each(WORKS.iter().map(|(name, _)| *name), args),
+        several => each(several.iter().map(String::as_str), args),
+    }
+}
+
+fn find(name: &str) -> Result<fn() -> Result<Work>> {
+    match WORKS.iter().find(|(known, _)| *known == name) {
+        Some((_, work)) => Ok(*work),
+        None => {
+            let names: Vec<&str> = WORKS.iter().map(|(name, _)| *name).collect();
+            bail!("no work is called {name:?}; there are {}", names.join(", "))
+        }
+    }
+}
+
+/// Each work in a process of its own, so that its peak memory is its own.
+fn each<'a>(works: impl Iterator<Item = &'a str>, args: &Bench) -> Result<()> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    for work in works {
+        let precision = match args.precision {
+            Numbers::Auto => "auto",
+            Numbers::F32 => "f32",
+            Numbers::Bf16 => "bf16",
+        };
+        let mut command = Command::new(&program);
+        command.args(["bench", work, "--precision", precision, "--rounds", &args.rounds.to_string()]);
+        command.args(args.json.then_some("--json"));
+        let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
+        ensure!(status.success(), "the work {work} failed");
+    }
+    Ok(())
+}
+
+fn time(name: &str, work: fn() -> Result<Work>, args: &Bench, cpu: Cpu) -> Result<()> {
+    let mut work = work()?;
+    (work.run)()?; // the first run asks the system for memory
+    let mut seconds = Vec::new();
+    for _ in 0..args.rounds {
+        let start = Instant::now();
+        (work.run)()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[seconds.len() / 2];
+    let figures = Figures {
+        work: name.to_string(),
+        seconds: median,
+        min: seconds[0],
+        max: seconds[seconds.len() - 1],
+        rate: work.amount / median,
+        unit: work.unit,
+        gflops: work.gflop.map(|gflop| gflop / median),
+        precision: cpu.to_string(),
+        threads: rayon::current_num_threads(),
+        peak_rss_mib: peak_rss_mib(),
+    };
+    match args.json {
+        true => say(serde_json::to_string(&figures)?),
+        false => say(line(&figures)),
+    }
+}
+
+fn line(figures: &Figures) -> String {
+    let Figures { work, seconds, min, max, rate, unit, precision, threads, .. } = figures;
+    let gflops = figures.gflops.map_or(String::new(), |gflops| format!("{gflops:.0} GF/s  "));
+    let peak = figures.peak_rss_mib.map_or(String::new(), |mib| format!("peak {mib:.0} MiB  "));
+    let times = format!("{seconds:.4} s ({min:.4} to {max:.4})");
+    format!("{work:<18}{rate:>10.1} {unit:<10} {times:<32} {gflops}{peak}{precision}, {threads} threads")
+}
+
+/// The most memory that this process has held, where the system tells.
+fn peak_rss_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? / 1024.0)
+}

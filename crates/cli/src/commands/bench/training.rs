@@ -1,0 +1,145 @@
+//! Training steps: a batch that never changes, through the loop's own step.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use image::RgbImage;
+use tessera_kernels::{Plan, cross_entropy};
+use tessera_model::nn::{Init, LayerNorm};
+use tessera_model::prior::{Block, Prior, PriorConfig, Stream};
+use tessera_train::{Config, FitConfig, Loss, Metrics, Task, Trainer};
+
+use super::Work;
+
+/// A task with one batch.
+struct Fixed<M, F> {
+    loss: F,
+    model: std::marker::PhantomData<fn(M)>,
+}
+
+impl<M: Module + Sync, F: Fn(&M) -> Tensor<1> + Sync> Task for Fixed<M, F> {
+    type Model = M;
+    type Batch = ();
+
+    fn batch(&self, _: u64, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn loss(&self, model: &M, (): (), _: u64) -> Result<Loss> {
+        Ok(Loss { total: (self.loss)(model), figures: Vec::new() })
+    }
+
+    fn validate(&self, _: &M, _: u64) -> Result<Metrics> {
+        Ok(Metrics::new())
+    }
+
+    fn picture(&self, _: &M) -> Result<RgbImage> {
+        Ok(RgbImage::new(1, 1))
+    }
+}
+
+/// A training step of `model` as a work; `amount` of `unit` a step.
+fn step<M: Module + Sync + 'static>(
+    model: M,
+    loss: impl Fn(&M) -> Tensor<1> + Sync + 'static,
+    amount: usize,
+    unit: &'static str,
+) -> Result<Work> {
+    // They live as long as the process, which does this work only.
+    let task = Box::leak(Box::new(Fixed { loss, model: std::marker::PhantomData }));
+    let config: &'static FitConfig = Box::leak(Box::new(settings()?));
+    let mut trainer = Trainer::new(task, model, config, None)?;
+    let run = move || trainer.step().map(drop);
+    Ok(Work { run: Box::new(run), amount: amount as f64, unit, gflop: None })
+}
+
+/// Settings of a step: AdamW with decay, no moving average.
+fn settings() -> Result<FitConfig> {
+    let mut settings = Config::resolve("emoji", &[])?.train_prior;
+    (settings.micro_batches, settings.ema_every) = (1, u64::MAX);
+    Ok(settings)
+}
+
+/// Work C: a plain GPT of 13,916,160 weights on 8 × 320 tokens.
+pub fn gpt_step() -> Result<Work> {
+    const BATCH: usize = 8;
+    let model = Gpt::new();
+    anyhow::ensure!(model.num_params() == 13_916_160, "the GPT has {} weights", model.num_params());
+    let plan = Arc::new(Plan::new((0..Gpt::LEN).collect(), |query, key| key <= query));
+    let tokens: Vec<u32> = (0..BATCH * Gpt::LEN).map(|i| (i * 7919 % Gpt::VOCAB) as u32).collect();
+    step(model, move |model: &Gpt| model.loss(&tokens, &plan), BATCH * Gpt::LEN, "tokens/s")
+}
+
+/// A causal language model with learned positions and an untied head without bias.
+#[derive(Module, Debug)]
+struct Gpt {
+    tokens: Param<Tensor<2>>,
+    positions: Param<Tensor<2>>,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    head: Param<Tensor<2>>,
+}
+
+impl Gpt {
+    const LEN: usize = 320;
+    const VOCAB: usize = 4096;
+    const D: usize = 384;
+
+    fn new() -> Gpt {
+        let mut config = sizes();
+        (config.d_model, config.n_layers, config.n_heads) = (Self::D, 6, 6);
+        let device = Device::flex();
+        let mut init = Init::new(1, &device);
+        Gpt {
+            tokens: init.normal([Self::VOCAB, Self::D], 0.02),
+            positions: init.normal([Self::LEN, Self::D], 0.02),
+            blocks: (1..=config.n_layers).map(|layer| Block::new(&config, layer, &mut init)).collect(),
+            norm: LayerNorm::new(&mut init, Self::D),
+            head: init.normal([Self::D, Self::VOCAB], 0.02),
+        }
+    }
+
+    /// Each token predicts itself, which costs what predicting the next one does.
+    fn loss(&self, tokens: &[u32], plan: &Arc<Plan>) -> Tensor<1> {
+        let (n, device) = (tokens.len(), self.tokens.val().device());
+        let ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+        let ids: Tensor<1, Int> = Tensor::from_data(TensorData::new(ids, [n]), &device);
+        let x = self.tokens.val().select(0, ids).reshape([n / Self::LEN, Self::LEN, Self::D]);
+        let x = x + self.positions.val().unsqueeze();
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, plan));
+        let x = self.norm.forward(x).reshape([n, Self::D]);
+        let bias = Tensor::zeros([Self::VOCAB], &device.without_autodiff());
+        cross_entropy(x, self.head.val(), bias, tokens)
+    }
+}
+
+/// Training on one stream of the paper's length: 256 text and 1024 picture tokens.
+pub fn paper_step() -> Result<Work> {
+    let config = sizes();
+    let text = (0..config.text_len).map(|i| (i * 7919 % config.text_vocab) as u32).collect();
+    let image = (0..config.image_len()).map(|i| (i * 7919 % config.image_vocab) as u32).collect();
+    let stream = Stream::new(1, text, image, &config)?;
+    let amount = config.stream_len();
+    step(
+        Prior::new(&config, 1, &Device::flex()),
+        move |model: &Prior| model.loss(&stream).loss,
+        amount,
+        "tokens/s",
+    )
+}
+
+/// The paper's stream and vocabularies on a small transformer.
+fn sizes() -> PriorConfig {
+    PriorConfig {
+        text_len: 256,
+        text_vocab: 16_384,
+        grid: 32,
+        image_vocab: 8192,
+        d_model: 512,
+        n_layers: 8,
+        n_heads: 8,
+        conv_kernel: 11,
+    }
+}
