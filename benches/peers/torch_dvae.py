@@ -7,6 +7,7 @@ The two convolutions beside the codes stay in f32, as in the release.
 B batch, V codes, G side of the grid.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -104,7 +105,7 @@ class Dvae(nn.Module):
         error = (mapped.logit() - mean).abs() * (-log_scale).exp()
         nll = log_scale + error + (2 * mapped * (1 - mapped)).log()
         log_q = logits.log_softmax(1)
-        kl = (log_q.exp() * log_q).sum(1) + torch.tensor(works.DVAE_VOCAB).log()
+        kl = (log_q.exp() * log_q).sum(1) + math.log(works.DVAE_VOCAB)
         return nll.mean() + BETA * kl.sum() / nll.numel()
 
 

@@ -4,9 +4,11 @@ use std::mem::MaybeUninit;
 
 use super::plan::{Block, Plan, QUERIES};
 use crate::cpu::Body;
-use crate::gemm::{LANES, Micro, Numbers, Out, Segment, Strides, Unit, panel_across, panel_along, product};
+use crate::gemm::{
+    LANES, Micro, Numbers, Out, Segment, Sink, Strides, Unit, panel_across, panel_along, product,
+};
 use crate::math::{Number, add_lanes, exp, with_numbers};
-use crate::scratch::{scratch, split};
+use crate::scratch::{Scratch, split};
 
 /// Sizes of an attention.
 #[derive(Debug, Clone, Copy)]
@@ -148,10 +150,8 @@ fn scores<S: Micro<Unit: Unit>>(block: &Block, row: usize, a: &[S::Unit], b: &[S
         // SAFETY: `a` holds the block's rows, `b` all panels, both `row` units long.
         #[allow(unsafe_code)]
         unsafe {
-            product::<S>(block.rows, count, &[segment], strides, |m, panel, sums| {
-                let start = m * stride + (done + panel) * LANES;
-                scores[start..start + sums.len()].copy_from_slice(sums);
-            });
+            let sink = Copy { numbers: &mut scores[done * LANES..], stride };
+            product::<S>(block.rows, count, &[segment], strides, sink);
         }
         done += count;
     }
@@ -164,7 +164,7 @@ fn weigh<S: Micro<Unit: Unit>>(
     block: &Block,
     a: &[S::Unit],
     b: &[S::Unit],
-    sink: impl FnMut(usize, usize, &mut [f32]),
+    sink: impl Sink,
 ) {
     let units = LANES / S::Unit::VALUES; // of a panel's keys
     let strides = Strides { row: block.panels() * units, step: 1, panel: head.panels() * units * LANES };
@@ -179,6 +179,36 @@ fn weigh<S: Micro<Unit: Unit>>(
     #[allow(unsafe_code)]
     unsafe {
         product::<S>(block.rows, head.wide(), &segments, strides, sink);
+    }
+}
+
+/// Keeps sums as they are.
+struct Copy<'a> {
+    numbers: &'a mut [f32],
+    stride: usize,
+}
+
+impl Sink for Copy<'_> {
+    #[inline(always)]
+    fn row(&mut self, m: usize, panel: usize, sums: &mut [f32]) {
+        let start = m * self.stride + panel * LANES;
+        self.numbers[start..start + sums.len()].copy_from_slice(sums);
+    }
+}
+
+/// Adds sums up.
+struct Add<'a> {
+    numbers: &'a mut [f32],
+    stride: usize,
+}
+
+impl Sink for Add<'_> {
+    #[inline(always)]
+    fn row(&mut self, m: usize, panel: usize, sums: &mut [f32]) {
+        let start = m * self.stride + panel * LANES;
+        for (number, sum) in self.numbers[start..start + sums.len()].iter_mut().zip(sums) {
+            *number += *sum;
+        }
     }
 }
 
@@ -197,32 +227,42 @@ impl<S: Micro<Unit: Unit>, T: Number> Body for Forward<'_, S, T> {
     #[inline(always)]
     fn run(self) {
         let (head, size) = (self.head, Sizes::new::<S::Unit>(&self.head));
-        let weights = size.scores / S::Unit::VALUES;
-        scratch(size.places + size.columns + QUERIES * size.row + weights, |units: &mut [S::Unit]| {
-            let [keys, values, queries, weights] =
-                split(units, [size.places, size.columns, QUERIES * size.row, weights]);
-            head.pack_places(K, keys);
-            head.pack_columns(V, values);
-            scratch(size.scores, |numbers: &mut [f32]| {
-                for block in &head.plan.blocks {
-                    rows(block, size.row, queries, |place| head.get(Q, place));
-                    scores::<S>(block, size.row, queries, keys, numbers);
-                    let sums = &mut self.sums[block.first..block.first + block.rows];
-                    let inverse = softmax(block, scale(&head), numbers, sums);
-                    along(block, numbers, weights);
-                    weigh::<S>(&head, block, weights, values, |m, panel, sums| {
-                        let (column, n) = clip(&head, panel, sums.len());
-                        // SAFETY: this head's columns, each once.
-                        #[allow(unsafe_code)]
-                        let out =
-                            unsafe { self.output.row(head.row(block.first + m), head.column() + column, n) };
-                        out.iter_mut().zip(sums).for_each(|(out, sum)| {
-                            out.write(T::nearest(*sum * inverse[m]));
-                        });
-                    });
-                }
-            });
-        });
+        let sizes = [size.places, size.columns, QUERIES * size.row, size.scores / S::Unit::VALUES];
+        let mut units = Scratch::<S::Unit>::new(sizes.iter().sum());
+        let [keys, values, queries, weights] = split(&mut units, sizes);
+        head.pack_places(K, keys);
+        head.pack_columns(V, values);
+        let mut numbers = Scratch::<f32>::new(size.scores);
+        for block in &head.plan.blocks {
+            rows(block, size.row, queries, |place| head.get(Q, place));
+            scores::<S>(block, size.row, queries, keys, &mut numbers);
+            let sums = &mut self.sums[block.first..block.first + block.rows];
+            let inverse = softmax(block, scale(&head), &mut numbers, sums);
+            along(block, &numbers, weights);
+            weigh::<S>(&head, block, weights, values, Averages { head, block, inverse, output: self.output });
+        }
+    }
+}
+
+/// Writes rows of the output, each over its softmax's sum.
+struct Averages<'a, T> {
+    head: Head<'a>,
+    block: &'a Block,
+    inverse: [f32; QUERIES],
+    output: Out<'a, MaybeUninit<T>>,
+}
+
+impl<T: Number> Sink for Averages<'_, T> {
+    #[inline(always)]
+    fn row(&mut self, m: usize, panel: usize, sums: &mut [f32]) {
+        let (head, column) = (&self.head, panel * LANES);
+        let n = sums.len().min(head.layout.width - column);
+        // SAFETY: this head's columns, each once.
+        #[allow(unsafe_code)]
+        let out = unsafe { self.output.row(head.row(self.block.first + m), head.column() + column, n) };
+        for (out, sum) in out.iter_mut().zip(sums) {
+            out.write(T::nearest(*sum * self.inverse[m]));
+        }
     }
 }
 
@@ -230,13 +270,6 @@ impl<S: Micro<Unit: Unit>, T: Number> Body for Forward<'_, S, T> {
 #[inline(always)]
 fn scale(head: &Head<'_>) -> f32 {
     1.0 / (head.layout.width as f32).sqrt()
-}
-
-/// The first column of `panel`, and how many of `n` columns are the head's.
-#[inline(always)]
-fn clip(head: &Head<'_>, panel: usize, n: usize) -> (usize, usize) {
-    let column = panel * LANES;
-    (column, n.min(head.layout.width - column))
 }
 
 /// The block's rows as units along K.
@@ -252,7 +285,9 @@ fn rows<'a, U: Unit>(block: &Block, row: usize, units: &mut [U], get: impl Fn(us
 fn along<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
     let stride = block.panels() * LANES;
     let rows = numbers.chunks_exact(stride).zip(units.chunks_exact_mut(stride / U::VALUES));
-    rows.take(block.rows).for_each(|(numbers, units)| U::along(Numbers::F32(numbers), units));
+    for (numbers, units) in rows.take(block.rows) {
+        U::along(Numbers::F32(numbers), units);
+    }
 }
 
 /// Rows over the block's keys as units across them: neighbouring rows face each other.
@@ -295,6 +330,30 @@ fn softmax(block: &Block, scale: f32, scores: &mut [f32], sums: &mut [f32]) -> [
     inverse
 }
 
+/// Writes rows of the gradient of queries, keys or values.
+struct Gradient<'a, T> {
+    head: Head<'a>,
+    which: usize,
+    /// The place of row 0.
+    first: usize,
+    d_qkv: Out<'a, MaybeUninit<T>>,
+}
+
+impl<T: Number> Sink for Gradient<'_, T> {
+    #[inline(always)]
+    fn row(&mut self, m: usize, panel: usize, sums: &mut [f32]) {
+        let (head, layout, column) = (&self.head, self.head.layout, panel * LANES);
+        let n = sums.len().min(layout.width - column);
+        let first = self.which * layout.d() + head.column() + column;
+        // SAFETY: this head's columns, each once.
+        #[allow(unsafe_code)]
+        let out = unsafe { self.d_qkv.row(head.row(self.first + m), first, n) };
+        for (out, &sum) in out.iter_mut().zip(&*sums) {
+            out.write(T::nearest(sum));
+        }
+    }
+}
+
 /// The backward pass of a head.
 pub(super) struct Backward<'a, S, T> {
     pub(super) head: Head<'a>,
@@ -315,59 +374,44 @@ impl<S: Micro<Unit: Unit>, T: Number> Body for Backward<'_, S, T> {
         let [rows_along, rows_across] = [QUERIES * size.row, width * QUERIES / S::Unit::VALUES];
         let block_scores = size.scores / S::Unit::VALUES;
         let sizes = [size.places, size.places, size.columns, rows_along, rows_across, block_scores];
-        scratch(sizes.iter().sum(), |units: &mut [S::Unit]| {
-            let [keys, values, key_columns, along_k, across_k, weights] = split(units, sizes);
-            head.pack_places(K, keys);
-            head.pack_places(V, values);
-            head.pack_columns(K, key_columns);
-            let gradients = head.panels() * LANES * width;
-            let sizes = [size.scores, size.scores, gradients, gradients];
-            scratch(sizes.iter().sum(), |numbers: &mut [f32]| {
-                let [p, dp, dk, dv] = split(numbers, sizes);
-                dk.fill(0.0);
-                dv.fill(0.0);
-                for block in &head.plan.blocks {
-                    rows(block, size.row, along_k, |place| head.get(Q, place));
-                    scores::<S>(block, size.row, along_k, keys, p);
-                    probabilities(block, scale(&head), p, self.sums);
-                    across(block, p, weights);
-                    self.columns(block, across_k, |place| head.part(self.gradient, place));
-                    self.gather(block, weights, across_k, dv);
-                    rows(block, size.row, along_k, |place| head.part(self.gradient, place));
-                    scores::<S>(block, size.row, along_k, values, dp);
-                    score_gradients(block, scale(&head), p, dp, |m| self.dot(block.first + m));
-                    across(block, dp, weights);
-                    self.columns(block, across_k, |place| head.get(Q, place));
-                    self.gather(block, weights, across_k, dk);
-                    along(block, dp, weights);
-                    weigh::<S>(&head, block, weights, key_columns, |m, panel, sums| {
-                        self.write(Q, block.first + m, panel * LANES, sums);
-                    });
-                }
-                for place in 0..head.layout.len {
-                    let row = place * width..place * width + head.layout.width;
-                    self.write(K, place, 0, &dk[row.clone()]);
-                    self.write(V, place, 0, &dv[row]);
-                }
-            });
-        });
+        let mut units = Scratch::<S::Unit>::new(sizes.iter().sum());
+        let [keys, values, key_columns, along_k, across_k, weights] = split(&mut units, sizes);
+        head.pack_places(K, keys);
+        head.pack_places(V, values);
+        head.pack_columns(K, key_columns);
+        let gradients = head.panels() * LANES * width;
+        let sizes = [size.scores, size.scores, gradients, gradients];
+        let mut numbers = Scratch::<f32>::new(sizes.iter().sum());
+        let [p, dp, dk, dv] = split(&mut numbers, sizes);
+        dk.fill(0.0);
+        dv.fill(0.0);
+        for block in &head.plan.blocks {
+            rows(block, size.row, along_k, |place| head.get(Q, place));
+            scores::<S>(block, size.row, along_k, keys, p);
+            probabilities(block, scale(&head), p, self.sums);
+            across(block, p, weights);
+            self.columns(block, across_k, |place| head.part(self.gradient, place));
+            self.gather(block, weights, across_k, dv);
+            rows(block, size.row, along_k, |place| head.part(self.gradient, place));
+            scores::<S>(block, size.row, along_k, values, dp);
+            score_gradients(block, scale(&head), p, dp, |m| self.dot(block.first + m));
+            across(block, dp, weights);
+            self.columns(block, across_k, |place| head.get(Q, place));
+            self.gather(block, weights, across_k, dk);
+            along(block, dp, weights);
+            let sink = Gradient { head, which: Q, first: block.first, d_qkv: self.d_qkv };
+            weigh::<S>(&head, block, weights, key_columns, sink);
+        }
+        for (which, gradients) in [(K, dk), (V, dv)] {
+            let mut sink = Gradient { head, which, first: 0, d_qkv: self.d_qkv };
+            for (place, row) in gradients.chunks_exact_mut(width).enumerate().take(head.layout.len) {
+                sink.row(place, 0, row);
+            }
+        }
     }
 }
 
 impl<S: Micro<Unit: Unit>, T: Number> Backward<'_, S, T> {
-    /// Writes part of the gradient of query, key or value at `place`.
-    #[inline(always)]
-    fn write(&self, which: usize, place: usize, column: usize, values: &[f32]) {
-        let (head, layout) = (&self.head, self.head.layout);
-        let n = values.len().min(layout.width - column);
-        // SAFETY: this head's columns, each once.
-        #[allow(unsafe_code)]
-        let out = unsafe { self.d_qkv.row(head.row(place), which * layout.d() + head.column() + column, n) };
-        out.iter_mut().zip(values).for_each(|(out, &value)| {
-            out.write(T::nearest(value));
-        });
-    }
-
     /// `output · gradient` at `place`.
     #[inline(always)]
     fn dot(&self, place: usize) -> f32 {
@@ -405,11 +449,8 @@ impl<S: Micro<Unit: Unit>, T: Number> Backward<'_, S, T> {
             // SAFETY: `weights` has a unit for each key of the block at each step, `rows` a panel for each column.
             #[allow(unsafe_code)]
             unsafe {
-                product::<S>(count * LANES, self.head.wide(), &[segment], strides, |key, panel, sums| {
-                    let start = (first * LANES + key) * width + panel * LANES;
-                    let gradients = &mut gradients[start..start + sums.len()];
-                    gradients.iter_mut().zip(sums).for_each(|(gradient, sum)| *gradient += *sum);
-                });
+                let sink = Add { numbers: &mut gradients[first * LANES * width..], stride: width };
+                product::<S>(count * LANES, self.head.wide(), &[segment], strides, sink);
             }
             done += count;
         }

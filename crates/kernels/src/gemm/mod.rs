@@ -19,12 +19,12 @@ pub use out::Out;
 pub use pack::{Numbers, Operand, Unit};
 pub(crate) use pack::{narrow, panel_across, panel_along, widen};
 pub use simd::{LANES, Pair};
-pub(crate) use tile::product;
 pub use tile::{Micro, Segment, Strides};
 use tile::{PANELS, ROWS};
+pub(crate) use tile::{Sink, product};
 
 use crate::cpu::{Body, Cpu};
-use crate::scratch::scratch;
+use crate::scratch::Scratch;
 
 /// Most units of K that are multiplied in one go: three panels of them stay in a core's second-level cache.
 const MAX_UNITS: usize = 2048;
@@ -96,28 +96,26 @@ fn run<S: Micro<Unit: Unit>, E: Epilogue>(
     if m == 0 || n == 0 {
         return;
     }
-    let panels = n.div_ceil(LANES);
-    let units = k.div_ceil(S::Unit::VALUES);
-    scratch(panels * units * LANES, |packed: &mut [S::Unit]| {
-        let serial = m * n * k < SERIAL;
-        let pack = |(p, panel): (usize, &mut [S::Unit])| {
-            cpu.isa().run(PackPanel { b: &b, at: [p * LANES, n], k, panel })
-        };
-        match serial || units == 0 {
-            true => packed.chunks_exact_mut((units * LANES).max(1)).enumerate().for_each(pack),
-            false => packed.par_chunks_exact_mut(units * LANES).enumerate().for_each(pack),
-        }
-        let packed: &[S::Unit] = packed;
-        let blocks = Blocks::new(m, panels, units.min(MAX_UNITS));
-        let job = |i: usize| {
-            let (rows, columns) = blocks.job(i);
-            cpu.isa().run(Job::<S, E> { a: &a, packed, shape: [m, n, k], rows, columns, epilogue });
-        };
-        match serial {
-            true => (0..blocks.len()).for_each(job),
-            false => (0..blocks.len()).into_par_iter().for_each(job),
-        }
-    });
+    let (panels, units) = (n.div_ceil(LANES), k.div_ceil(S::Unit::VALUES));
+    let mut packed = Scratch::<S::Unit>::new(panels * units * LANES);
+    let serial = m * n * k < SERIAL;
+    let pack = |(p, panel): (usize, &mut [S::Unit])| {
+        cpu.isa().run(PackPanel { b: &b, at: [p * LANES, n], k, panel });
+    };
+    match serial || units == 0 {
+        true => packed.chunks_exact_mut((units * LANES).max(1)).enumerate().for_each(pack),
+        false => packed.par_chunks_exact_mut(units * LANES).enumerate().for_each(pack),
+    }
+    let packed: &[S::Unit] = &packed;
+    let blocks = Blocks::new(m, panels, units.min(MAX_UNITS));
+    let job = |i: usize| {
+        let (rows, columns) = blocks.job(i);
+        cpu.isa().run(Job::<S, E> { a: &a, packed, shape: [m, n, k], rows, columns, epilogue });
+    };
+    match serial {
+        true => (0..blocks.len()).for_each(job),
+        false => (0..blocks.len()).into_par_iter().for_each(job),
+    }
 }
 
 struct PackPanel<'a, U> {
@@ -189,13 +187,12 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Body for Job<'_, S, E> {
             return self.stretch(0..k, None);
         }
         let width = self.columns.len() * LANES;
-        scratch(self.rows.len() * width, |sums: &mut [f32]| {
-            sums.fill(0.0);
-            let step = MAX_UNITS * S::Unit::VALUES;
-            for k0 in (0..k).step_by(step) {
-                self.stretch(k0..k.min(k0 + step), Some((sums, width)));
-            }
-        });
+        let mut sums = Scratch::<f32>::new(self.rows.len() * width);
+        sums.fill(0.0);
+        let step = MAX_UNITS * S::Unit::VALUES;
+        for k0 in (0..k).step_by(step) {
+            self.stretch(k0..k.min(k0 + step), Some((&mut sums, width)));
+        }
     }
 }
 
@@ -206,10 +203,11 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Job<'_, S, E> {
         let units = k.len().div_ceil(S::Unit::VALUES);
         match self.in_place(&k) {
             Some((a, row, step)) => self.tiles(a, row, step, k, partial),
-            None => scratch(self.rows.len() * units, |block: &mut [S::Unit]| {
-                let (row, step) = self.pack(&k, units, block);
-                self.tiles(block, row, step, k, partial);
-            }),
+            None => {
+                let mut block = Scratch::<S::Unit>::new(self.rows.len() * units);
+                let (row, step) = self.pack(&k, units, &mut block);
+                self.tiles(&block, row, step, k, partial);
+            }
         }
     }
 
@@ -254,30 +252,54 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Job<'_, S, E> {
         row: usize,
         step: usize,
         k: Range<usize>,
-        mut partial: Option<(&mut [f32], usize)>,
+        partial: Option<(&mut [f32], usize)>,
     ) {
         let [_, n, all_k] = self.shape;
         let strides = Strides { row, step, panel: all_k.div_ceil(S::Unit::VALUES) * LANES };
         let b = &self.packed[self.columns.start * strides.panel + k.start / S::Unit::VALUES * LANES..];
         let segment = Segment { a: a.as_ptr(), b: b.as_ptr(), units: k.len().div_ceil(S::Unit::VALUES) };
-        let sink = |m: usize, panel: usize, sums: &mut [f32]| {
-            if let Some((partial, width)) = &mut partial {
-                let start = m * *width + panel * LANES;
-                for (partial, sum) in partial[start..start + sums.len()].iter_mut().zip(&mut *sums) {
-                    *partial += *sum;
-                    *sum = *partial;
-                }
-            }
-            if k.end == all_k {
-                let first = (self.columns.start + panel) * LANES;
-                let columns = sums.len().min(n - first);
-                self.epilogue.take(self.rows.start + m, first, &mut sums[..columns]);
-            }
+        let sink = Finish {
+            partial,
+            last: k.end == all_k,
+            first: [self.rows.start, self.columns.start],
+            n,
+            epilogue: self.epilogue,
         };
         // SAFETY: `pack` or `in_place` made the rows at `a`, `run` the panels at `b`.
         #[allow(unsafe_code)]
         unsafe {
             product::<S>(self.rows.len(), self.columns.len(), &[segment], strides, sink);
+        }
+    }
+}
+
+/// What a job does with the sums of a tile's row.
+struct Finish<'a, E> {
+    /// Sums of earlier stretches of K, and their stride.
+    partial: Option<(&'a mut [f32], usize)>,
+    /// Whether this is the last stretch.
+    last: bool,
+    /// The job's first row and panel.
+    first: [usize; 2],
+    /// Columns of the product.
+    n: usize,
+    epilogue: &'a E,
+}
+
+impl<E: Epilogue> Sink for Finish<'_, E> {
+    #[inline(always)]
+    fn row(&mut self, m: usize, panel: usize, sums: &mut [f32]) {
+        if let Some((partial, width)) = &mut self.partial {
+            let start = m * *width + panel * LANES;
+            for (partial, sum) in partial[start..start + sums.len()].iter_mut().zip(&mut *sums) {
+                *partial += *sum;
+                *sum = *partial;
+            }
+        }
+        if self.last {
+            let first = (self.first[1] + panel) * LANES;
+            let columns = sums.len().min(self.n - first);
+            self.epilogue.take(self.first[0] + m, first, &mut sums[..columns]);
         }
     }
 }

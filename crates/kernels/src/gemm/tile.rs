@@ -99,8 +99,15 @@ unsafe fn tile<S: Simd, const R: usize, const P: usize>(
     }
 }
 
-/// Multiplies `rows` rows by `panels` panels over all `segments`; `sink` gets each row of each tile: the row, the
-/// tile's first panel, and its sums.
+/// What becomes of finished tiles.
+///
+/// A closure would do, were it sure to be inlined and so compiled for the processor's instructions.
+pub(crate) trait Sink {
+    /// Takes a row of a tile: which row, the tile's first panel, its sums. Marked `#[inline(always)]`.
+    fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]);
+}
+
+/// Multiplies `rows` rows by `panels` panels over all `segments`, tile by tile, into `sink`.
 ///
 /// # Safety
 /// As for [`Micro::multiply`], for all rows and panels.
@@ -110,7 +117,7 @@ pub(crate) unsafe fn product<S: Micro>(
     panels: usize,
     segments: &[Segment<S::Unit>],
     strides: Strides,
-    mut sink: impl FnMut(usize, usize, &mut [f32]),
+    mut sink: impl Sink,
 ) {
     let mut tile = [[0.0; LANES * PANELS]; ROWS];
     let mut moved = segments.to_vec();
@@ -128,10 +135,9 @@ pub(crate) unsafe fn product<S: Micro>(
                 }
                 S::multiply(tall, wide, &moved, strides, &mut tile);
             }
-            tile.iter_mut()
-                .enumerate()
-                .take(tall)
-                .for_each(|(r, sums)| sink(row + r, panel, &mut sums[..wide * LANES]));
+            for (r, sums) in tile[..tall].iter_mut().enumerate() {
+                sink.row(row + r, panel, &mut sums[..wide * LANES]);
+            }
             row += tall;
         }
         panel += wide;
