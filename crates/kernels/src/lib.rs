@@ -8,6 +8,7 @@ mod adamw;
 mod attention;
 pub mod cpu;
 mod cross_entropy;
+pub mod decode;
 pub mod gemm;
 mod linear;
 mod math;

@@ -124,6 +124,14 @@ impl Norm {
     }
 }
 
+/// Mean and inverse deviation of a row.
+#[inline(always)]
+pub(crate) fn moments(x: &[f32], epsilon: f32) -> [f32; 2] {
+    let mean = sum(x, |x| x) / x.len() as f32;
+    let variance = sum(x, |x| (x - mean) * (x - mean)) / x.len() as f32;
+    [mean, 1.0 / (variance + epsilon).sqrt()]
+}
+
 vectorized! {
     fn forward_rows[T: Number](
         x: &[f32],
@@ -136,9 +144,7 @@ vectorized! {
         let d = gain.len();
         let rows = x.chunks_exact(d).zip(output.chunks_exact_mut(d)).zip(statistics.chunks_exact_mut(2));
         for ((x, output), statistics) in rows {
-            let mean = sum(x, |x| x) / d as f32;
-            let variance = sum(x, |x| (x - mean) * (x - mean)) / d as f32;
-            let inverse = 1.0 / (variance + epsilon).sqrt();
+            let [mean, inverse] = moments(x, epsilon);
             for (((output, x), gain), bias) in output.iter_mut().zip(x).zip(gain).zip(bias) {
                 output.write(T::nearest((x - mean) * inverse * gain + bias));
             }

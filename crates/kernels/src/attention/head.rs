@@ -300,34 +300,40 @@ fn across<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
     }
 }
 
-/// Scores become `e^(scale · score - max)`, hidden ones 0; returns the inverse of each row's sum, writes log-sum-exps.
+/// Scores become softmax weights before their division; returns the inverse of each row's sum, writes log-sum-exps.
 #[inline(always)]
 fn softmax(block: &Block, scale: f32, scores: &mut [f32], sums: &mut [f32]) -> [f32; QUERIES] {
     let panels = block.panels();
     let mut inverse = [0.0; QUERIES];
     let rows = scores.chunks_exact_mut(panels * LANES).zip(block.masks.chunks_exact(panels));
     for (((row, masks), sum), inverse) in rows.zip(sums).zip(&mut inverse) {
-        let mut top = [f32::NEG_INFINITY; LANES];
-        for (scores, &mask) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(masks) {
-            for lane in 0..LANES {
-                scores[lane] = if mask >> lane & 1 == 1 { scores[lane] * scale } else { f32::NEG_INFINITY };
-                top[lane] = top[lane].max(scores[lane]);
-            }
-        }
-        let top = top.into_iter().fold(f32::NEG_INFINITY, f32::max);
-        let mut total = [0.0; LANES];
-        for (scores, &mask) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(masks) {
-            for lane in 0..LANES {
-                let weight = exp(scores[lane] - top);
-                scores[lane] = if mask >> lane & 1 == 1 { weight } else { 0.0 };
-                total[lane] += scores[lane];
-            }
-        }
-        let total = add_lanes(total);
+        let (top, total) = softmax_row(masks, scale, row);
         *sum = top + total.ln();
         *inverse = 1.0 / total;
     }
     inverse
+}
+
+/// A row of scores becomes `e^(scale · score - top)`, hidden ones 0; returns `top` and the row's sum.
+#[inline(always)]
+pub(crate) fn softmax_row(masks: &[u16], scale: f32, row: &mut [f32]) -> (f32, f32) {
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    for (scores, &mask) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(masks) {
+        for lane in 0..LANES {
+            scores[lane] = if mask >> lane & 1 == 1 { scores[lane] * scale } else { f32::NEG_INFINITY };
+            tops[lane] = if scores[lane] > tops[lane] { scores[lane] } else { tops[lane] };
+        }
+    }
+    let top = tops.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut total = [0.0; LANES];
+    for (scores, &mask) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(masks) {
+        for lane in 0..LANES {
+            let weight = exp(scores[lane] - top);
+            scores[lane] = if mask >> lane & 1 == 1 { weight } else { 0.0 };
+            total[lane] += scores[lane];
+        }
+    }
+    (top, add_lanes(total))
 }
 
 /// Writes rows of the gradient of queries, keys or values.

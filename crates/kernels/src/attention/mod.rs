@@ -1,8 +1,8 @@
 //! Multi-head attention over a pattern (paper §B.1): only blocks of keys that some query sees are multiplied, scores
 //! live for one block of queries, and of the forward pass a number a query is kept, its log-sum-exp.
 
-mod head;
-mod plan;
+pub(crate) mod head;
+pub(crate) mod plan;
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;

@@ -119,7 +119,7 @@ impl fmt::Debug for Plan {
 }
 
 /// Runs of neighbours in a rising list.
-fn runs(panels: &[usize]) -> Vec<(usize, usize)> {
+pub(crate) fn runs(panels: &[usize]) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for &panel in panels {
         match runs.last_mut() {

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 pub use out::Out;
 pub use pack::{Numbers, Operand, Unit};
 pub(crate) use pack::{narrow, panel_across, panel_along, widen};
-pub use simd::{LANES, Pair};
+pub use simd::{LANES, Pair, Simd};
 pub use tile::{Micro, Segment, Strides};
 use tile::{PANELS, ROWS};
 pub(crate) use tile::{Sink, product};
@@ -93,28 +93,86 @@ fn run<S: Micro<Unit: Unit>, E: Epilogue>(
     b: Operand,
     epilogue: &E,
 ) {
+    let mut packed = Scratch::<S::Unit>::new(packed_len::<S::Unit>(n, k));
+    pack_right(cpu, [n, k], &b, m * n * k < SERIAL, &mut packed);
+    multiply::<S, E>(cpu, [m, n, k], &a, &packed, epilogue);
+}
+
+/// Units of a packed right operand.
+fn packed_len<U: Unit>(n: usize, k: usize) -> usize {
+    n.div_ceil(LANES) * k.div_ceil(U::VALUES) * LANES
+}
+
+fn pack_right<U: Unit>(cpu: Cpu, [n, k]: [usize; 2], b: &Operand, serial: bool, packed: &mut [U]) {
+    let panel_len = (k.div_ceil(U::VALUES) * LANES).max(1);
+    let pack = |(p, panel): (usize, &mut [U])| cpu.isa().run(PackPanel { b, at: [p * LANES, n], k, panel });
+    match serial {
+        true => packed.chunks_exact_mut(panel_len).enumerate().for_each(pack),
+        false => packed.par_chunks_exact_mut(panel_len).enumerate().for_each(pack),
+    }
+}
+
+fn multiply<S: Micro<Unit: Unit>, E: Epilogue>(
+    cpu: Cpu,
+    [m, n, k]: [usize; 3],
+    a: &Operand,
+    packed: &[S::Unit],
+    epilogue: &E,
+) {
     if m == 0 || n == 0 {
         return;
     }
-    let (panels, units) = (n.div_ceil(LANES), k.div_ceil(S::Unit::VALUES));
-    let mut packed = Scratch::<S::Unit>::new(panels * units * LANES);
-    let serial = m * n * k < SERIAL;
-    let pack = |(p, panel): (usize, &mut [S::Unit])| {
-        cpu.isa().run(PackPanel { b: &b, at: [p * LANES, n], k, panel });
-    };
-    match serial || units == 0 {
-        true => packed.chunks_exact_mut((units * LANES).max(1)).enumerate().for_each(pack),
-        false => packed.par_chunks_exact_mut(units * LANES).enumerate().for_each(pack),
-    }
-    let packed: &[S::Unit] = &packed;
-    let blocks = Blocks::new(m, panels, units.min(MAX_UNITS));
+    let blocks = Blocks::new(m, n.div_ceil(LANES), k.div_ceil(S::Unit::VALUES).min(MAX_UNITS));
     let job = |i: usize| {
         let (rows, columns) = blocks.job(i);
-        cpu.isa().run(Job::<S, E> { a: &a, packed, shape: [m, n, k], rows, columns, epilogue });
+        cpu.isa().run(Job::<S, E> { a, packed, shape: [m, n, k], rows, columns, epilogue });
     };
-    match serial {
+    match m * n * k < SERIAL {
         true => (0..blocks.len()).for_each(job),
         false => (0..blocks.len()).into_par_iter().for_each(job),
+    }
+}
+
+/// A right operand that is packed once and multiplied often.
+#[derive(Debug, Clone)]
+pub struct Panels {
+    cpu: Cpu,
+    n: usize,
+    k: usize,
+    /// Units, of whatever kind `cpu` multiplies.
+    bits: Vec<u32>,
+}
+
+impl Panels {
+    /// Packs `b`, `[k, n]`.
+    ///
+    /// # Panics
+    /// If the operand is smaller than its shape.
+    pub fn new(cpu: Cpu, [n, k]: [usize; 2], b: Operand) -> Panels {
+        let (got, wanted) = (b.numbers.len(), b.extent(n, k));
+        assert!(got >= wanted, "panels of a [{k}, {n}] matrix: {got} numbers, wanted {wanted}");
+        with_micro!(cpu, S => {
+            let mut bits = vec![0; packed_len::<<S as Simd>::Unit>(n, k)];
+            pack_right::<<S as Simd>::Unit>(cpu, [n, k], &b, false, bytemuck::cast_slice_mut(&mut bits));
+            Panels { cpu, n, k, bits }
+        })
+    }
+
+    /// `a` `[m, k]` times them, into `epilogue`.
+    ///
+    /// # Panics
+    /// If the operand is smaller than its shape.
+    pub fn multiply<E: Epilogue>(&self, m: usize, a: Operand, epilogue: &E) {
+        let (got, wanted) = (a.numbers.len(), a.extent(m, self.k));
+        assert!(got >= wanted, "left operand of panels of {} rows: {got} numbers, wanted {wanted}", self.k);
+        with_micro!(self.cpu, S => {
+            multiply::<S, E>(self.cpu, [m, self.n, self.k], &a, bytemuck::cast_slice(&self.bits), epilogue);
+        });
+    }
+
+    /// Columns, and steps of K.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.n, self.k]
     }
 }
 

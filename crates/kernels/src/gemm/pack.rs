@@ -78,6 +78,9 @@ pub trait Unit: Pod + Default + Send + Sync {
     /// Units of numbers that face each other in neighbouring rows; a missing second row is 0.
     fn across(first: Numbers, second: Option<Numbers>, units: &mut [Self]);
 
+    /// Puts the number of step `step` of a unit (0 first) in its place.
+    fn put(&mut self, step: usize, value: f32);
+
     /// The numbers as units where they lie, if they need no conversion.
     fn in_place(numbers: Numbers<'_>) -> Option<&[Self]>;
 }
@@ -98,6 +101,10 @@ impl Unit for f32 {
     #[inline(always)]
     fn across(first: Numbers, _: Option<Numbers>, units: &mut [f32]) {
         Self::along(first, units);
+    }
+
+    fn put(&mut self, _: usize, value: f32) {
+        *self = value;
     }
 
     fn in_place(numbers: Numbers<'_>) -> Option<&[f32]> {
@@ -161,6 +168,11 @@ impl Unit for Pair {
                 units.iter_mut().zip(low).for_each(|(unit, low)| *unit = pair(low.to_bits(), 0));
             }
         }
+    }
+
+    fn put(&mut self, step: usize, value: f32) {
+        let bits = u32::from(narrow(value));
+        *self = if step == 0 { *self & 0xffff_0000 | bits } else { *self & 0xffff | bits << 16 };
     }
 
     fn in_place(numbers: Numbers<'_>) -> Option<&[Pair]> {
