@@ -11,5 +11,5 @@ pub mod sample;
 mod tessera;
 pub mod weights;
 
-pub use sample::{Drawing, Event, Picture, Request, Sampling};
+pub use sample::{Decoder, Drawing, Event, Picture, Request, Sampling};
 pub use tessera::{ReadPrompt, Tessera};

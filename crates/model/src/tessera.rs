@@ -8,7 +8,7 @@ use tessera_text::{Bpe, Prompt};
 
 use crate::dvae::Dvae;
 use crate::prior::Prior;
-use crate::sample::{Drawing, Request};
+use crate::sample::{Decoder, Drawing, Request};
 use crate::weights::{HostTensor, ModelFile, import};
 
 /// dVAE, tokenizer and prior of one model file.
@@ -34,6 +34,8 @@ pub struct Tessera {
     pub prior: Prior,
     /// The caption's tokenizer.
     pub bpe: Bpe,
+    /// The prior, packed for drawing.
+    pub decoder: Decoder,
 }
 
 /// A caption as the model will read it, and what was lost on the way.
@@ -65,8 +67,9 @@ impl Tessera {
     /// If the file lacks a part that drawing needs, or its weights do not fit its config.
     pub fn new(file: &ModelFile, device: &Device) -> Result<Tessera> {
         let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
-        let tessera =
-            Tessera { dvae: file.dvae(device)?, prior: file.prior(device)?, bpe: Bpe::from_json(tokenizer)? };
+        let (dvae, prior) = (file.dvae(device)?, file.prior(device)?);
+        let decoder = Decoder::new(&prior)?;
+        let tessera = Tessera { dvae, prior, bpe: Bpe::from_json(tokenizer)?, decoder };
         if let (Some(dvae), Some(prior)) = (&file.config.dvae, &file.config.prior) {
             ensure!(
                 (dvae.vocab, dvae.grid()) == (prior.image_vocab, prior.grid),
@@ -100,7 +103,7 @@ impl Tessera {
     /// Draws; the pictures come as events. A prompt that is too long is cut as [`Tessera::read_prompt`] tells.
     pub fn draw(&self, request: Request) -> Result<Drawing<'_>> {
         let prompt = self.read_prompt(&request.prompt)?;
-        Drawing::new(&self.prior, &self.dvae, &prompt.tokens, request)
+        Drawing::new(&self.decoder, &self.dvae, &prompt.tokens, request)
     }
 }
 

@@ -12,7 +12,7 @@ use tessera_eval::{LabelledCodes, conditioning};
 use tessera_model::dvae::Dvae;
 use tessera_model::prior::{Prior, Stream, caption_slots};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
-use tessera_model::{Drawing, Event, Request};
+use tessera_model::{Decoder, Drawing, Event, Request};
 use tessera_text::{Bpe, normalise};
 
 use crate::config::Config;
@@ -177,10 +177,11 @@ impl Task for PriorTask<'_> {
 
     fn picture(&self, model: &Prior) -> Result<RgbImage> {
         let [captions, drawings] = SHOWN;
+        let decoder = Decoder::new(model)?;
         let mut cells = Vec::new();
         for item in self.val.iter().step_by(self.val.len().div_ceil(captions).max(1)) {
             let request = Request { n: drawings, seed: self.seed, previews: false, ..Request::default() };
-            for event in Drawing::new(model, &self.dvae, &item.caption, request)? {
+            for event in Drawing::new(&decoder, &self.dvae, &item.caption, request)? {
                 if let Event::Picture(picture) = event? {
                     cells.push(picture.image);
                 }

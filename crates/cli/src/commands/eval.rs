@@ -78,7 +78,7 @@ fn judge(
     let bar = ProgressBar::new(subjects.len() as u64);
     bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} captions eta {eta}")?);
     let request = Request { n, seed, sampling, previews: false, ..Request::default() };
-    let found = drawing(&tessera.prior, &tessera.dvae, &subjects, &request, |index, drawings| {
+    let found = drawing(&tessera.decoder, &tessera.dvae, &subjects, &request, |index, drawings| {
         bar.inc(1);
         if sheet.is_some() && index.is_multiple_of(every) {
             let row = std::iter::once(&subjects[index].image).chain(&drawings);

@@ -1,10 +1,10 @@
 //! The dVAE's encoder (paper §A.1): conv 7×7, groups of bottleneck blocks with max-pool between them, ReLU, conv 1×1.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::module::max_pool2d;
 use burn::tensor::ops::MaxPoolOptions;
+use burn::tensor::{Device, Tensor};
 
 use super::{DvaeConfig, ResBlock};
 use crate::nn::{Conv2d, Init};
@@ -35,6 +35,11 @@ impl Encoder {
             })
             .collect();
         Encoder { input, groups, output: Conv2d::new(init, [n_in, config.vocab], 1) }
+    }
+
+    /// Where the weights are.
+    pub(super) fn device(&self) -> Device {
+        self.input.weight.val().device()
     }
 
     /// `[B, 3, S, S]` mapped by [`map_pixels`](super::map_pixels) → logits `[B, V, G, G]`

@@ -137,6 +137,11 @@ impl Dvae {
         Dvae { encoder: Encoder::new(config, &mut init), decoder: Decoder::new(config, &mut init) }
     }
 
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.encoder.device()
+    }
+
     /// Tokens of pictures: the likeliest code of each cell, without noise (paper §2.1).
     ///
     /// `[B, 3, S, S]` in [0, 1] → `[B, G, G]`

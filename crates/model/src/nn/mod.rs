@@ -1,14 +1,12 @@
-//! The few tensor operations that the models share: linear, layer norm, same-padding convolution, attention, init.
+//! The few tensor operations that the models share: linear, layer norm, same-padding convolution, init.
 //!
 //! Operations are shared here; architectures are not: `dvae` and `prior` each spell out their own.
 
-mod attention;
 mod conv;
 mod init;
 mod linear;
 mod norm;
 
-pub use attention::{attention, merge_heads, split_heads};
 pub use conv::Conv2d;
 pub use init::Init;
 pub use linear::Linear;

@@ -6,9 +6,6 @@ use tessera_kernels::layer_norm;
 
 use super::Init;
 
-/// Added to the variance.
-const EPSILON: f64 = 1e-5;
-
 /// `(x - mean) / sqrt(var + 1e-5) * gain + bias`
 #[derive(Module, Debug)]
 pub struct LayerNorm {
@@ -19,6 +16,9 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
+    /// Added to the variance.
+    pub const EPSILON: f64 = 1e-5;
+
     /// Gain 1, bias 0.
     pub fn new(init: &mut Init, d: usize) -> LayerNorm {
         LayerNorm { gain: init.ones([d]), bias: init.zeros([d]) }
@@ -26,6 +26,6 @@ impl LayerNorm {
 
     /// `[.., d]` in f32 → `[.., d]` for the next kernel, in its kind of number.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        layer_norm(x, self.gain.val(), self.bias.val(), EPSILON)
+        layer_norm(x, self.gain.val(), self.bias.val(), Self::EPSILON)
     }
 }

@@ -15,7 +15,7 @@ pub struct Embedding {
     /// `[text_len, D]`
     text_position: Param<Tensor<2>>,
     /// `[image_vocab + 1, D]`: tokens, start-of-image
-    pub(super) image: Param<Tensor<2>>,
+    pub(crate) image: Param<Tensor<2>>,
     /// `[grid, D]`
     row: Param<Tensor<2>>,
     /// `[grid, D]`
@@ -63,19 +63,12 @@ impl Embedding {
         self.lookup(&self.image, &ids, stream.batch) + self.image_positions().narrow(0, 0, n).unsqueeze()
     }
 
-    /// The input `[batch, 1, D]` that predicts image token `at`; `previous` holds token `at - 1` of each picture.
-    pub(super) fn image_at(&self, previous: &[u32], batch: usize, at: usize) -> Tensor<3> {
-        let start = vec![self.start_of_image(); batch];
-        let ids = if at == 0 { &start[..] } else { previous };
-        self.lookup(&self.image, ids, batch) + self.image_positions().narrow(0, at, 1).unsqueeze()
-    }
-
     fn start_of_image(&self) -> u32 {
         (self.image.dims()[0] - 1) as u32
     }
 
     /// Row plus column embedding of every cell, `[grid², D]`.
-    fn image_positions(&self) -> Tensor<2> {
+    pub(crate) fn image_positions(&self) -> Tensor<2> {
         let [grid, d] = self.row.dims();
         let rows = self.row.val().reshape([grid, 1, d]);
         let columns = self.column.val().reshape([1, grid, d]);

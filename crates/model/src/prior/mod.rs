@@ -15,7 +15,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tessera_kernels::{Plan, cross_entropy};
 
-pub use block::{Block, KvCache};
+pub use block::Block;
 pub use embed::Embedding;
 pub use loss::{PriorLoss, image_nats, weighted_cross_entropy};
 pub use pattern::Pattern;
@@ -95,11 +95,11 @@ impl PriorConfig {
 /// The transformer.
 #[derive(Module, Debug)]
 pub struct Prior {
-    embed: Embedding,
-    blocks: Vec<Block>,
-    norm: LayerNorm,
+    pub(crate) embed: Embedding,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) norm: LayerNorm,
     text_head: Linear,
-    image_head: Linear,
+    pub(crate) image_head: Linear,
     #[module(skip)]
     config: PriorConfig,
     #[module(skip)]
@@ -172,31 +172,16 @@ impl Prior {
         plans.entry((pattern, t)).or_insert_with(|| Arc::new(pattern.plan(&self.config, t))).clone()
     }
 
-    /// An empty decoding state, one cache a layer.
-    pub fn cache(&self) -> Vec<KvCache> {
-        self.blocks.iter().map(|_| KvCache::default()).collect()
-    }
-
-    /// Runs the captions of `stream` through an empty `cache`.
-    pub fn prefill(&self, stream: &Stream, cache: &mut [KvCache]) {
-        self.step(self.embed.text(stream), 0, cache);
-    }
-
-    /// Logits `[B, image_vocab]` of image token `at`, given the token before it of each of `B` pictures (empty slice
-    /// of tokens at 0). Equals the same row of [`Prior::forward`].
-    pub fn next_image(&self, previous: &[u32], batch: usize, at: usize, cache: &mut [KvCache]) -> Tensor<2> {
-        let x = self.embed.image_at(previous, batch, at); // [B, 1, D]
-        let x = self.step(x, self.config.text_len + at, cache);
-        self.image_head.forward(self.norm.forward(x)).squeeze_dim(1)
-    }
-
-    fn step(&self, x: Tensor<3>, from: usize, cache: &mut [KvCache]) -> Tensor<3> {
-        let blocks = self.blocks.iter().zip(cache);
-        blocks.fold(x, |x, (block, cache)| {
-            let [_, t, _] = x.dims();
-            let mask = block.pattern.mask(&self.config, from, t, &x.device());
-            block.forward_cached(x, mask, cache)
-        })
+    /// Queries, keys and values `[B, text_len, 3D]` of each layer at the text positions.
+    pub(crate) fn text_states(&self, stream: &Stream) -> Vec<Tensor<3>> {
+        let mut x = self.embed.text(stream);
+        let step = |block: &Block| {
+            let plan = self.plan(block.pattern, self.config.text_len);
+            let (next, qkv) = block.forward_with_states(x.clone(), &plan);
+            x = next;
+            qkv
+        };
+        self.blocks.iter().map(step).collect()
     }
 }
 

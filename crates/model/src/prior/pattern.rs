@@ -1,14 +1,10 @@
 //! An attention pattern is a value, not a mask (paper §B.1): which keys may query `i` see?
 //!
-//! Masks and the kernels' plans are derived from [`Pattern::sees`], and nothing else knows the layout.
+//! The kernels' plans are derived from [`Pattern::sees`], and nothing else knows the layout.
 
-use burn::tensor::{Device, Tensor, TensorData};
 use tessera_kernels::Plan;
 
 use super::PriorConfig;
-
-/// Added to the score of a key that a query may not see.
-const HIDDEN: f32 = -1e9;
 
 /// Which image states an image state may look at. Text is causal, and every image state sees all text, in all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,6 +51,25 @@ impl Pattern {
         }
     }
 
+    /// How many image states a decoder must keep: those that a later query may still see.
+    pub fn slots(self, grid: usize) -> usize {
+        let cells = grid * grid;
+        let reach = match self {
+            Pattern::Causal | Pattern::Column => cells,
+            Pattern::Row => grid,
+            Pattern::Conv { kernel } => kernel / 2 * (grid + 1),
+        };
+        cells.min(reach + 1)
+    }
+
+    /// Where image state `index` is kept among [`Pattern::slots`]: a column's states side by side, others in turn.
+    pub fn slot(self, index: usize, grid: usize) -> usize {
+        match self {
+            Pattern::Column => index % grid * grid + index / grid,
+            _ => index % self.slots(grid),
+        }
+    }
+
     /// Whether stream position `query` may look at position `key`: `text_len` text states, then image states.
     pub fn sees(self, query: usize, key: usize, text_len: usize, grid: usize) -> bool {
         match (query < text_len, key < text_len) {
@@ -77,21 +92,26 @@ impl Pattern {
         let order = (0..text).chain(image).filter(|&position| position < t).collect();
         Plan::new(order, |query, key| self.sees(query, key, text, grid))
     }
-
-    /// The additive mask `[1, 1, t, from + t]` of queries `from .. from + t` over all keys up to the last of them.
-    pub fn mask(self, config: &PriorConfig, from: usize, t: usize, device: &Device) -> Tensor<4> {
-        let keys = from + t;
-        let sees = |q, k| self.sees(q, k, config.text_len, config.grid);
-        let values: Vec<f32> = (from..keys)
-            .flat_map(|q| (0..keys).map(move |k| if sees(q, k) { 0.0 } else { HIDDEN }))
-            .collect();
-        Tensor::from_data(TensorData::new(values, [1, 1, t, keys]), device)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_query_sees_is_still_kept_in_slots_of_its_own() {
+        let grid = 6;
+        for pattern in [Pattern::Causal, Pattern::Row, Pattern::Column, Pattern::Conv { kernel: 5 }] {
+            let mut kept = vec![usize::MAX; pattern.slots(grid)];
+            for query in 0..grid * grid {
+                kept[pattern.slot(query, grid)] = query;
+                for key in (0..=query).filter(|&key| pattern.sees_image(query, key, grid)) {
+                    assert_eq!(kept[pattern.slot(key, grid)], key, "{pattern:?}: {query} looks at {key}");
+                }
+            }
+        }
+        assert_eq!(Pattern::Row.slots(32), 33);
+    }
 
     /// The image part of a mask on a 4×4 grid: one line a query, `#` where it sees.
     fn drawing(pattern: Pattern) -> String {

@@ -1,21 +1,24 @@
-//! The drawing loop: candidates in fixed groups of lanes, each lane a function of (seed, candidate, position) alone.
+//! The drawing loop: candidates in groups of lanes, each lane a function of (seed, candidate, position) alone.
 //!
-//! A group is always [`LANES`] wide, its last one padded, so every matrix product has the same shape and the same
-//! candidate has the same bits whatever `n` is. The caption is run once and shared by all candidates.
+//! The caption is run once and shared by all candidates. The decoder's rows do not depend on each other, so the same
+//! candidate has the same bits whatever `n` is.
 
 use anyhow::{Result, ensure};
 use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::choose;
+use super::decode::{Captions, Decoder, Lanes};
 use crate::dvae::Dvae;
-use crate::prior::{KvCache, Prior, Stream, caption_slots};
 
-/// Candidates that step together.
-const LANES: usize = 16;
+/// Most candidates that step together.
+const LANES: usize = 64;
+/// Pictures that are decoded together, always as many: products of another shape may add in another order.
+const PICTURES: usize = 16;
 
 /// Separates drawing from every other use of a seed.
 const PURPOSE: u64 = u64::from_le_bytes(*b"drawings");
@@ -121,15 +124,16 @@ pub enum Event {
 
 /// An iterator over the events of a request.
 pub struct Drawing<'a> {
-    prior: &'a Prior,
+    decoder: &'a Decoder,
     dvae: &'a Dvae,
     request: Request,
-    /// The caption's states, and the empty caption's behind them if guidance is on; batch 1 each.
-    caption: Vec<KvCache>,
+    /// The caption's states, and the empty caption's behind them if guidance is on.
+    captions: Captions,
     /// First candidate of the current group.
     first: usize,
-    /// The current group's states and tokens so far, `[lane][position]`.
-    cache: Vec<KvCache>,
+    /// The current group with its caption, and without behind it if guidance is on.
+    lanes: Lanes,
+    /// The group's tokens so far, `[lane][position]`.
     tokens: Vec<Vec<u32>>,
     queue: std::collections::VecDeque<Event>,
 }
@@ -139,53 +143,57 @@ impl<'a> Drawing<'a> {
     ///
     /// # Errors
     /// If a sampling parameter is out of range or `n` is 0.
-    pub fn new(prior: &'a Prior, dvae: &'a Dvae, caption: &[u32], request: Request) -> Result<Drawing<'a>> {
+    pub fn new(
+        decoder: &'a Decoder,
+        dvae: &'a Dvae,
+        caption: &[u32],
+        request: Request,
+    ) -> Result<Drawing<'a>> {
         request.sampling.check()?;
         ensure!(request.n > 0, "0 pictures: wanted at least 1");
         let captions: &[&[u32]] = if guided(&request) { &[caption, &[]] } else { &[caption] };
-        let caption = caption_cache(prior, captions)?;
-        let mut drawing = Drawing {
-            prior,
-            dvae,
-            request,
-            caption,
-            first: 0,
-            cache: Vec::new(),
-            tokens: Vec::new(),
-            queue: std::collections::VecDeque::new(),
-        };
+        let captions = decoder.read(captions)?;
+        let (first, lanes, tokens) = (0, decoder.start(Vec::new()), Vec::new());
+        let queue = std::collections::VecDeque::new();
+        let mut drawing = Drawing { decoder, dvae, request, captions, first, lanes, tokens, queue };
         drawing.start_group();
         Ok(drawing)
     }
 
     fn start_group(&mut self) {
-        self.cache = self.caption.iter().map(|cache| cache.repeat_each(LANES)).collect();
-        self.tokens = vec![Vec::new(); LANES];
+        let n = self.live();
+        let captions = [vec![0; n], vec![1; if guided(&self.request) { n } else { 0 }]].concat();
+        self.lanes = self.decoder.start(captions);
+        self.tokens = vec![Vec::new(); n];
     }
 
-    /// Candidates of the current group that were asked for.
+    /// Candidates of the current group.
     fn live(&self) -> usize {
         (self.request.n - self.first).min(LANES)
     }
 
     /// Draws one token in every lane.
     fn step(&mut self) -> Result<()> {
-        let config = self.prior.config();
-        let at = self.tokens[0].len();
-        let copies = if guided(&self.request) { 2 } else { 1 };
-        let last: Vec<u32> = self.tokens.iter().filter_map(|lane| lane.last().copied()).collect();
-        let logits = self.prior.next_image(&last.repeat(copies), LANES * copies, at, &mut self.cache);
-        let logits = logits.into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
-        let (with, without) = logits.split_at(LANES * config.image_vocab);
-        for lane in 0..LANES {
-            let row = lane * config.image_vocab..(lane + 1) * config.image_vocab;
-            let row = match guided(&self.request) {
-                true => guide(&with[row.clone()], &without[row], self.request.sampling.guidance as f32),
-                false => with[row].to_vec(),
-            };
-            let u = unit(self.request.seed, (self.first + lane) as u64, at as u64);
-            self.tokens[lane].push(choose(&row, &self.request.sampling, u));
+        let config = self.decoder.config();
+        let (at, vocab) = (self.lanes.at(), config.image_vocab);
+        let mut last: Vec<u32> = self.tokens.iter().filter_map(|lane| lane.last().copied()).collect();
+        if guided(&self.request) {
+            last.extend_from_within(..);
         }
+        let logits = self.decoder.step(&self.captions, &mut self.lanes, &last)?;
+        let (with, without) = logits.split_at(self.tokens.len() * vocab);
+        let (request, first) = (&self.request, self.first as u64);
+        self.tokens.par_iter_mut().enumerate().for_each(|(lane, tokens)| {
+            let row = lane * vocab..(lane + 1) * vocab;
+            let u = unit(request.seed, first + lane as u64, at as u64);
+            tokens.push(match guided(request) {
+                true => {
+                    let row = guide(&with[row.clone()], &without[row], request.sampling.guidance as f32);
+                    choose(&row, &request.sampling, u)
+                }
+                false => choose(&with[row], &request.sampling, u),
+            });
+        });
         self.report(at + 1, config.grid, config.image_len())
     }
 
@@ -212,12 +220,16 @@ impl<'a> Drawing<'a> {
             let rest = (drawn..grid * grid).map(|_| 0);
             lane.iter().map(|&token| token as i32).chain(rest).collect::<Vec<i32>>()
         };
-        // All lanes are decoded, so that this product too has one shape.
-        let codes: Vec<i32> = self.tokens.iter().flat_map(padded).collect();
-        let device = self.prior.device();
-        let codes: Tensor<3, Int> = Tensor::from_data(TensorData::new(codes, [LANES, grid, grid]), &device);
-        let images = to_images(self.dvae.decode(codes))?;
-        let lanes = images.into_iter().zip(&self.tokens).take(self.live()).enumerate();
+        let mut images = Vec::new();
+        for lanes in self.tokens.chunks(PICTURES) {
+            let rest = (lanes.len()..PICTURES).flat_map(|_| vec![0; grid * grid]);
+            let codes: Vec<i32> = lanes.iter().flat_map(padded).chain(rest).collect();
+            let device = self.dvae.device();
+            let codes: Tensor<3, Int> =
+                Tensor::from_data(TensorData::new(codes, [PICTURES, grid, grid]), &device);
+            images.extend(to_images(self.dvae.decode(codes))?.into_iter().take(lanes.len()));
+        }
+        let lanes = images.into_iter().zip(&self.tokens).enumerate();
         let picture = |(lane, (mut image, tokens)): (usize, (RgbImage, &Vec<u32>))| {
             whiten_from_row(&mut image, drawn / grid, grid);
             Picture { index: self.first + lane, tokens: tokens.clone(), image }
@@ -248,15 +260,6 @@ impl Iterator for Drawing<'_> {
 
 fn guided(request: &Request) -> bool {
     request.sampling.guidance != 1.0
-}
-
-/// Runs each caption through the text positions; batch = captions.
-fn caption_cache(prior: &Prior, captions: &[&[u32]]) -> Result<Vec<KvCache>> {
-    let config = prior.config();
-    let slots = captions.iter().flat_map(|caption| caption_slots(caption, config).0).collect();
-    let mut cache = prior.cache();
-    prior.prefill(&Stream::new(captions.len(), slots, Vec::new(), config)?, &mut cache);
-    Ok(cache)
 }
 
 fn guide(with: &[f32], without: &[f32], guidance: f32) -> Vec<f32> {

@@ -7,20 +7,17 @@ use super::Sampling;
 /// The paper samples at temperature 1 from everything; `top_k` and `top_p` restrict to the likeliest tokens first.
 /// Temperature 0 is the likeliest token.
 pub fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> u32 {
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    if sampling.temperature <= 0.0 || sampling.top_k.is_some() || sampling.top_p.is_some() {
-        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
-    }
     if sampling.temperature <= 0.0 {
-        return order[0];
+        return likeliest(logits, 1)[0];
     }
-    order.truncate(sampling.top_k.unwrap_or(logits.len()).max(1));
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |&token: &u32| (f64::from(logits[token as usize] - top) / sampling.temperature).exp();
-    let mut weights: Vec<f64> = order.iter().map(weight).collect();
-    if let Some(top_p) = sampling.top_p {
-        weights.truncate(nucleus(&weights, top_p));
-    }
+    let order = match (sampling.top_k, sampling.top_p) {
+        (None, None) => (0..logits.len() as u32).collect(),
+        (top_k, None) => likeliest(logits, top_k.unwrap_or(logits.len())),
+        (top_k, Some(top_p)) => nucleus(logits, top_k.unwrap_or(logits.len()), top_p, weight),
+    };
+    let weights: Vec<f64> = order.iter().map(weight).collect();
     let mut left = u * weights.iter().sum::<f64>();
     for (token, weight) in order.iter().zip(&weights) {
         left -= weight;
@@ -28,18 +25,41 @@ pub fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> u32 {
             return *token;
         }
     }
-    order[weights.len() - 1]
+    order[order.len() - 1]
 }
 
-/// How many of the sorted `weights` it takes to hold the share `top_p` of their sum; at least one.
-fn nucleus(weights: &[f64], top_p: f64) -> usize {
-    let wanted = top_p * weights.iter().sum::<f64>();
-    let mut held = 0.0;
-    let whole = weights.iter().position(|weight| {
-        held += weight;
-        held >= wanted
-    });
-    whole.map_or(weights.len(), |last| last + 1)
+/// The `n` likeliest tokens (at least one), likeliest first; among equals the smaller comes first.
+fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
+    let before = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let n = n.clamp(1, order.len());
+    if n < order.len() {
+        order.select_nth_unstable_by(n - 1, before);
+        order.truncate(n);
+    }
+    order.sort_unstable_by(before);
+    order
+}
+
+/// The fewest of the `top_k` likeliest tokens that hold the share `top_p` of their weight; at least one.
+fn nucleus(logits: &[f32], top_k: usize, top_p: f64, weight: impl Fn(&u32) -> f64) -> Vec<u32> {
+    let all =
+        if top_k < logits.len() { likeliest(logits, top_k) } else { (0..logits.len() as u32).collect() };
+    let wanted = top_p * all.iter().map(&weight).sum::<f64>();
+    let mut tried = 64;
+    loop {
+        let mut order = likeliest(logits, tried.min(all.len()));
+        let mut held = 0.0;
+        let last = order.iter().position(|token| {
+            held += weight(token);
+            held >= wanted
+        });
+        if last.is_some() || order.len() == all.len() {
+            order.truncate(last.map_or(order.len(), |last| last + 1));
+            return order;
+        }
+        tried *= 4;
+    }
 }
 
 #[cfg(test)]

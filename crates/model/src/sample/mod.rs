@@ -2,9 +2,11 @@
 //!
 //! Library, command and tests all consume the same iterator.
 
+mod decode;
 mod generate;
 mod logits;
 
+pub use decode::{Captions, Decoder, Lanes};
 pub use generate::{DEFAULT_GUIDANCE, DEFAULT_TOP_P, Drawing, Event, Picture, Request, Sampling};
 pub use logits::choose;
 

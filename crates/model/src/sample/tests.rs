@@ -2,10 +2,12 @@
 
 use burn::tensor::Device;
 
+use tessera_kernels::Cpu;
+
 use super::*;
 use crate::dvae::{Dvae, DvaeConfig};
 use crate::finite_differences::stirred;
-use crate::prior::{Prior, PriorConfig};
+use crate::prior::{Prior, PriorConfig, Stream, caption_slots};
 
 fn model() -> (Prior, Dvae) {
     let dvae = DvaeConfig {
@@ -37,7 +39,8 @@ fn request(n: usize, seed: u64) -> Request {
 
 fn draw(request: Request) -> Vec<Picture> {
     let (prior, dvae) = model();
-    let events = Drawing::new(&prior, &dvae, &[1, 2], request).unwrap();
+    let decoder = Decoder::new(&prior).unwrap();
+    let events = Drawing::new(&decoder, &dvae, &[1, 2], request).unwrap();
     let picture = |event| match event {
         Ok(Event::Picture(picture)) => Some(picture),
         Ok(_) => None,
@@ -52,13 +55,13 @@ fn same(a: &[Picture], b: &[Picture]) -> bool {
 
 #[test]
 fn a_picture_does_not_depend_on_how_many_are_drawn() {
-    let many = draw(request(35, 5)); // three groups of lanes
-    assert_eq!(many.len(), 35);
-    for n in [1, 2, 16, 17] {
+    let many = draw(request(135, 5)); // three groups of lanes
+    assert_eq!(many.len(), 135);
+    for n in [1, 2, 16, 17, 65] {
         assert!(same(&draw(request(n, 5)), &many), "n = {n}");
     }
     let distinct: std::collections::HashSet<_> = many.iter().map(|p| &p.tokens).collect();
-    assert!(distinct.len() > 30, "candidates repeat: {} of 35 differ", distinct.len());
+    assert!(distinct.len() > 120, "candidates repeat: {} of 135 differ", distinct.len());
     assert!(!same(&draw(request(3, 6)), &many));
 }
 
@@ -74,10 +77,43 @@ fn a_picture_does_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
+fn the_decoder_gives_the_logits_of_the_full_forward() {
+    for cpu in Cpu::all() {
+        cpu.scope(|| decoder_against_forward(if cpu.bf16() { 0.05 } else { 1e-4 }));
+    }
+}
+
+/// Three pictures of two captions, token by token and all at once.
+fn decoder_against_forward(tolerance: f32) {
+    let (prior, _) = model();
+    let config = prior.config().clone();
+    let decoder = Decoder::new(&prior).unwrap();
+    let captions: [&[u32]; 2] = [&[1, 2], &[]];
+    let owners = vec![1, 0, 1];
+    let image: Vec<u32> = (0..3 * 16).map(|i| i * 7 % 12).collect();
+    let text = owners.iter().flat_map(|&owner: &usize| caption_slots(captions[owner], &config).0).collect();
+    let (_, full) = prior.forward(&Stream::new(3, text, image.clone(), &config).unwrap());
+    let full = full.into_data().try_to_vec::<f32>().unwrap();
+    let read = decoder.read(&captions).unwrap();
+    let mut lanes = decoder.start(owners);
+    for at in 0..16 {
+        let previous: Vec<u32> = image.chunks(16).filter_map(|row| row[..at].last().copied()).collect();
+        let logits = decoder.step(&read, &mut lanes, &previous).unwrap();
+        for (lane, row) in logits.chunks(12).enumerate() {
+            for (got, wanted) in row.iter().zip(&full[(lane * 16 + at) * 12..]) {
+                assert!((got - wanted).abs() < tolerance, "lane {lane}, token {at}: {got} is not {wanted}");
+            }
+        }
+    }
+    assert!(decoder.step(&read, &mut lanes, &[0; 3]).is_err());
+}
+
+#[test]
 fn events_come_in_order() {
     let (prior, dvae) = model();
+    let decoder = Decoder::new(&prior).unwrap();
     let events: Vec<_> =
-        Drawing::new(&prior, &dvae, &[], request(2, 0)).unwrap().map(Result::unwrap).collect();
+        Drawing::new(&decoder, &dvae, &[], request(2, 0)).unwrap().map(Result::unwrap).collect();
     let tokens = events.iter().filter(|event| matches!(event, Event::Tokens { total: 32, .. })).count();
     let previews: Vec<_> = events
         .iter()
@@ -97,9 +133,10 @@ fn events_come_in_order() {
 #[test]
 fn bad_settings_are_refused() {
     let (prior, dvae) = model();
+    let decoder = Decoder::new(&prior).unwrap();
     let error = |sampling: Sampling, n| {
         let request = Request { n, sampling, ..Request::default() };
-        Drawing::new(&prior, &dvae, &[], request).err().unwrap().to_string()
+        Drawing::new(&decoder, &dvae, &[], request).err().unwrap().to_string()
     };
     let default = Sampling::default;
     assert!(error(default(), 0).contains("wanted at least 1"));
