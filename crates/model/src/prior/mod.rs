@@ -126,6 +126,12 @@ impl Prior {
         }
     }
 
+    /// The same weights with `pattern` in every layer: for comparing with models that have one.
+    pub fn with_pattern(mut self, pattern: Pattern) -> Prior {
+        self.blocks.iter_mut().for_each(|block| block.pattern = pattern);
+        self
+    }
+
     /// The sizes.
     pub fn config(&self) -> &PriorConfig {
         &self.config

@@ -1,5 +1,6 @@
 //! `tessera bench`: works that the side-by-side comparison with other programs times too, by the same names.
 
+mod drawing;
 mod kernels;
 mod training;
 
@@ -27,8 +28,20 @@ struct Work {
 /// A work's name, and how it is set up.
 type Entry = (&'static str, fn() -> Result<Work>);
 
-const WORKS: [Entry; 3] =
-    [("gemm", kernels::gemm), ("gpt-step", training::gpt_step), ("paper-step", training::paper_step)];
+const WORKS: [Entry; 12] = [
+    ("gemm", kernels::gemm),
+    ("gpt-step", training::gpt_step),
+    ("paper-step", training::paper_step),
+    ("decode-1", || drawing::decode(1, 16)),
+    ("decode-16", || drawing::decode(16, 16)),
+    ("decode-64", || drawing::decode(64, 16)),
+    ("grow-320", || drawing::decode(16, 16)),
+    ("grow-640", || drawing::decode(16, 24)),
+    ("grow-1280", || drawing::decode(16, 32)),
+    ("grow-2560", || drawing::decode(16, 50)),
+    ("released-decoder", drawing::released_decoder),
+    ("draw-9", drawing::draw_9),
+];
 
 /// What is printed of a work.
 #[derive(Serialize)]
