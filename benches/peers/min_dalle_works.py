@@ -7,9 +7,13 @@ to the text in each, 16,384 image tokens, and two rows a picture, since it guide
 from collections.abc import Callable
 
 import torch
-from min_dalle.models.dalle_bart_decoder import IMAGE_TOKEN_COUNT, DalleBartDecoder
 
+import stand_ins
 import works
+
+stand_ins.install()
+
+from min_dalle.models.dalle_bart_decoder import IMAGE_TOKEN_COUNT, DalleBartDecoder  # noqa: E402
 
 WIDTH, N_LAYERS, N_HEADS, GLU_WIDTH, VOCAB = 1024, 12, 16, 2730, 2**14
 N_TEXT = 64

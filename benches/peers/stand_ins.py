@@ -1,13 +1,13 @@
 """Empty stand-ins for packages that the peers import but that no work here reaches.
 
-They fetch weights, read pictures and configs, or train other models. Leaving them out keeps the installation small,
+They fetch weights, read configs, or hold other models. Leaving them out keeps the installation small,
 and shows that nothing is downloaded: any use of a stand-in raises.
 """
 
 import sys
 import types
 
-UNREACHED = ("omegaconf", "PIL", "requests", "taming", "taming.models", "taming.models.vqgan", "yaml")
+UNREACHED = ("emoji", "omegaconf", "requests", "taming", "taming.models", "taming.models.vqgan", "yaml")
 
 
 class StandIn(types.ModuleType):

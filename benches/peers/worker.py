@@ -30,11 +30,11 @@ PEERS = {
 
 def main() -> None:
     peer, name, precision = sys.argv[1:]
-    torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # some peers print
         repetition, times = importlib.import_module(PEERS[peer]).build(name, precision)
+        torch.set_num_threads(THREADS)  # after the import, since min-dalle sets another number
         for warm in itertools.chain([False], (True for _ in sys.stdin)):
             start = time.perf_counter()
             repetition()

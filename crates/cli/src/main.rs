@@ -54,6 +54,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(threads) = args.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
+    }
     match args.command {
         Command::Data(source) => commands::data::run(source),
         Command::Train(task) => commands::train::run(task),

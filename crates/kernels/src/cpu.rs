@@ -4,8 +4,11 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::OnceLock;
 
+use serde::{Deserialize, Serialize};
+
 /// Which numbers are multiplied; sums are always f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// bf16 where the processor multiplies it, else f32.
     #[default]
@@ -52,7 +55,7 @@ impl Cpu {
             (_, Isa::Avx512Bf16) => Ok(Cpu { isa, bf16: true }),
             (Precision::Auto, _) => Ok(Cpu { isa, bf16: false }),
             (Precision::Bf16, _) => Err(format!(
-                "precision bf16 needs a processor with avx512_bf16, and this one has {isa}; use auto or f32"
+                "precision = bf16 needs a processor with avx512_bf16, and this one has {isa}; use auto or f32"
             )),
         }
     }

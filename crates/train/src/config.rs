@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tessera_data::Augment;
+use tessera_kernels::{Cpu, Precision};
 use tessera_model::dvae::DvaeConfig;
 use tessera_model::prior::PriorConfig;
 use toml::{Table, Value};
@@ -33,6 +34,16 @@ pub struct Config {
     pub relax: RelaxConfig,
     /// Training of stage 2.
     pub train_prior: FitConfig,
+    /// How the processor is used.
+    pub cpu: CpuConfig,
+}
+
+/// How the processor is used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuConfig {
+    /// `bf16` multiplies bf16 numbers into f32 sums, `f32` only f32; `auto` is bf16 where the processor has it.
+    pub precision: Precision,
 }
 
 /// How pictures and captions are varied in training.
@@ -58,7 +69,7 @@ pub struct FitConfig {
     pub steps: u64,
     /// Pictures an update.
     pub batch: usize,
-    /// Parts of a batch, run side by side and summed in order: the result does not depend on the number of threads.
+    /// Parts of a batch, run one after another, so that a batch need not fit in memory at once.
     pub micro_batches: usize,
     /// Largest step size.
     pub lr: f64,
@@ -125,7 +136,16 @@ impl Config {
         Ok(toml::to_string(self)?)
     }
 
+    /// The kernels that the config asks for.
+    ///
+    /// # Errors
+    /// If this processor lacks them.
+    pub fn cpu(&self) -> Result<Cpu> {
+        Cpu::new(self.cpu.precision).map_err(|why| anyhow::anyhow!("cpu.{why}"))
+    }
+
     fn check(&self) -> Result<()> {
+        self.cpu()?;
         self.dvae.check()?;
         self.prior.check()?;
         for (name, fit) in [("train_dvae", &self.train_dvae), ("train_prior", &self.train_prior)] {

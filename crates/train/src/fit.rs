@@ -1,17 +1,16 @@
 //! ★ The training loop. There is one, for every task.
 //!
-//! A step: micro-batches are drawn and differentiated side by side, their gradients summed in order, clipped, given to
-//! AdamW, averaged. Weights live on the host between steps; every random draw is a function of the seed and the step,
-//! so a run that was stopped continues to the same bits.
+//! A step: micro-batches are drawn and differentiated one after another, their gradients averaged, clipped, given to
+//! AdamW; the weights' moving average follows. Weights live on the host between steps; every random draw is a function
+//! of the seed and the step, so a run that was stopped continues to the same bits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use image::RgbImage;
-use rayon::{ThreadPool, ThreadPoolBuilder};
-use tessera_kernels::approach;
+use tessera_kernels::{Cpu, approach};
 use tessera_model::weights::{HostTensor, export, gradients, import};
 
 use crate::config::FitConfig;
@@ -113,7 +112,7 @@ pub struct Trainer<'a, T: Task> {
     task: &'a T,
     model: T::Model,
     config: &'a FitConfig,
-    pools: Vec<ThreadPool>,
+    cpu: Cpu,
     /// What the last step left.
     pub state: State,
 }
@@ -123,7 +122,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     pub fn new(task: &'a T, model: T::Model, config: &'a FitConfig, state: Option<State>) -> Result<Self> {
         let state = state.unwrap_or_else(|| State::new(export(&model)));
         let model = import(model, &state.weights).context("the checkpoint is of another model")?;
-        Ok(Trainer { task, model, config, pools: thread_pools(config.micro_batches)?, state })
+        Ok(Trainer { task, model, config, cpu: Cpu::current(), state })
     }
 
     /// One update; returns figures to log.
@@ -132,7 +131,8 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// If a loss or gradient is not finite.
     pub fn step(&mut self) -> Result<Metrics> {
         let (step, config, state) = (self.state.step, self.config, &mut self.state);
-        let (gradients, mut figures) = batch_gradients(self.task, &self.model, step, &self.pools)?;
+        let (gradients, mut figures) =
+            batch_gradients(self.task, &self.model, step, config.micro_batches, self.cpu)?;
         let lr = warmup_cosine(config.lr, config.lr_end, step, config.lr_steps, config.warmup);
         let norm = state.adam.update(&mut state.weights, &gradients, config, step, lr);
         ensure!(
@@ -160,40 +160,30 @@ fn batch_gradients<T: Task>(
     task: &T,
     model: &T::Model,
     step: u64,
-    pools: &[ThreadPool],
+    parts: usize,
+    cpu: Cpu,
 ) -> Result<(Vec<Vec<f32>>, Metrics)> {
-    let workers: Vec<_> = pools.iter().enumerate().collect();
-    let parts: Vec<Result<(Vec<Vec<f32>>, Metrics)>> = std::thread::scope(|scope| {
-        let spawn = |(part, pool)| {
-            let model = model.clone();
-            scope.spawn(move || ThreadPool::install(pool, || micro_batch(task, model, step, part)))
-        };
-        let handles: Vec<_> = workers.into_iter().map(spawn).collect();
-        let join = |handle: std::thread::ScopedJoinHandle<_>| handle.join();
-        let joined = handles.into_iter().map(join);
-        joined.map(|part| part.unwrap_or_else(|_| bail!("step {step}: a training thread panicked"))).collect()
-    });
-    let mut parts = parts.into_iter();
-    let (mut mean, mut figures) = parts.next().context("a batch has at least one part")??;
-    for (i, part) in parts.enumerate() {
-        let (gradients, part_figures) = part?;
-        let share = 1.0 / (i + 2) as f32;
+    // Inside the pool, handing work to its threads costs a fraction of what it does from outside.
+    let part = |part| rayon::scope(|_| cpu.scope(|| micro_batch(task, model, step, part)));
+    let (mut mean, mut figures) = part(0)?;
+    for i in 1..parts {
+        let (gradients, part_figures) = part(i)?;
+        let share = 1.0 / (i + 1) as f32;
         mean.iter_mut().zip(gradients).for_each(|(mean, gradient)| approach(mean, &gradient, share));
-        figures
-            .iter_mut()
-            .zip(part_figures)
-            .for_each(|(mean, part)| mean.1 += f64::from(share) * (part.1 - mean.1));
+        for (mean, part) in figures.iter_mut().zip(part_figures) {
+            mean.1 += f64::from(share) * (part.1 - mean.1);
+        }
     }
     Ok((mean, figures))
 }
 
 fn micro_batch<T: Task>(
     task: &T,
-    model: T::Model,
+    model: &T::Model,
     step: u64,
     part: usize,
 ) -> Result<(Vec<Vec<f32>>, Metrics)> {
-    let model = model.train();
+    let model = model.clone().train();
     let batch = task.batch(step, part)?;
     let loss = task.loss(&model, batch, step)?;
     let value = |x: Tensor<1>| x.without_autodiff().into_scalar::<f64>();
@@ -202,12 +192,6 @@ fn micro_batch<T: Task>(
     let mut figures = vec![("loss", total)];
     figures.extend(loss.figures.into_iter().map(|(name, figure)| (name, value(figure))));
     Ok((gradients(&model, loss.total.backward())?, figures))
-}
-
-/// One pool a micro-batch; together they have the machine's threads.
-fn thread_pools(micro_batches: usize) -> Result<Vec<ThreadPool>> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).div_ceil(micro_batches);
-    (0..micro_batches).map(|_| Ok(ThreadPoolBuilder::new().num_threads(threads).build()?)).collect()
 }
 
 #[cfg(test)]

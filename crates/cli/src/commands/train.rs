@@ -19,12 +19,13 @@ pub fn run(task: TrainTask) -> Result<()> {
         }
         TrainTask::Dvae(common) => {
             let (config, stop) = (resolve(&common.settings)?, stop_on_ctrl_c()?);
-            report(tessera_train::train_dvae(&config, &common.data, &options(&common), &stop)?, &common.run)
+            let train = || tessera_train::train_dvae(&config, &common.data, &options(&common), &stop);
+            report(config.cpu()?.scope(train)?, &common.run)
         }
         TrainTask::Prior { common, bpe } => {
             let (config, stop) = (resolve(&common.settings)?, stop_on_ctrl_c()?);
-            let outcome = tessera_train::train_prior(&config, &common.data, &bpe, &options(&common), &stop)?;
-            report(outcome, &common.run)
+            let train = || tessera_train::train_prior(&config, &common.data, &bpe, &options(&common), &stop);
+            report(config.cpu()?.scope(train)?, &common.run)
         }
     }
 }
@@ -35,8 +36,8 @@ fn options(common: &Common) -> RunOptions<'_> {
 
 pub fn encode(args: &Encode) -> Result<()> {
     let config = resolve(&args.settings)?;
-    let (pictures, tokens) =
-        tessera_train::encode(&config.data, &args.data, &args.dvae, &args.out, args.seed)?;
+    let encode = || tessera_train::encode(&config.data, &args.data, &args.dvae, &args.out, args.seed);
+    let (pictures, tokens) = config.cpu()?.scope(encode)?;
     say(format_args!("{pictures} pictures, {tokens} tokens in {}", args.out.display()))
 }
 

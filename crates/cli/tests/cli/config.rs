@@ -39,7 +39,8 @@ fn values_are_checked_before_a_run_begins() {
     for (set, wanted) in [
         ("train_dvae.lr=\"fast\"", "wanted a value of type float"),
         ("dvae.image_size=33", "wanted a multiple of 4"),
-        ("train_dvae.batch=7", "wanted a multiple of train_dvae.micro_batches"),
+        ("train_dvae.micro_batches=3", "wanted a multiple of train_dvae.micro_batches"),
+        ("cpu.precision=\"f8\"", "unknown variant `f8`, expected one of `auto`, `f32`, `bf16`"),
         ("train_dvae.steps", "wanted key=value"),
     ] {
         let error = refused(&[], &["--config", "tiny", "--set", set]);
