@@ -15,6 +15,7 @@ mod math;
 mod memory;
 mod norm;
 mod op;
+mod peak;
 mod scratch;
 #[cfg(test)]
 mod testing;
@@ -25,3 +26,4 @@ pub use cpu::{Cpu, Isa, Precision};
 pub use cross_entropy::{cross_entropy, cross_entropy_reference};
 pub use linear::{Activation, linear, linear_add, linear_f32, linear_reference};
 pub use norm::{layer_norm, layer_norm_reference};
+pub use peak::peak_gflops;

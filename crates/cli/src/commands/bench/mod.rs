@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use tessera_kernels::{Cpu, Precision};
+use tessera_kernels::{Cpu, Precision, peak_gflops};
 
 use super::say;
 use crate::args::{Bench, Numbers};
@@ -54,6 +54,8 @@ struct Figures {
     rate: f64,
     unit: &'static str,
     gflops: Option<f64>,
+    /// What the processor's multipliers were measured to do on all threads.
+    peak_gflops: f64,
     precision: String,
     threads: usize,
     peak_rss_mib: Option<f64>,
@@ -72,7 +74,16 @@ pub fn run(args: &Bench) -> Result<()> {
     let cpu = cpu.map_err(anyhow::Error::msg)?;
     match args.works.as_slice() {
         [one] => cpu.scope(|| time(one, find(one)?, args, cpu)),
-        [] => each(WORKS.iter().map(|(name, _)| *name), args),
+        [] => {
+            if !args.json {
+                say(format_args!(
+                    "{cpu}, {} threads, {:.0} GF/s at most",
+                    rayon::current_num_threads(),
+                    peak_gflops(cpu)
+                ))?;
+            }
+            each(WORKS.iter().map(|(name, _)| *name), args)
+        }
         several => each(several.iter().map(String::as_str), args),
     }
 }
@@ -124,6 +135,7 @@ fn time(name: &str, work: fn() -> Result<Work>, args: &Bench, cpu: Cpu) -> Resul
         rate: work.amount / median,
         unit: work.unit,
         gflops: work.gflop.map(|gflop| gflop / median),
+        peak_gflops: peak_gflops(cpu),
         precision: cpu.to_string(),
         threads: rayon::current_num_threads(),
         peak_rss_mib: peak_rss_mib(),
@@ -136,7 +148,8 @@ fn time(name: &str, work: fn() -> Result<Work>, args: &Bench, cpu: Cpu) -> Resul
 
 fn line(figures: &Figures) -> String {
     let Figures { work, seconds, min, max, rate, unit, precision, threads, .. } = figures;
-    let gflops = figures.gflops.map_or(String::new(), |gflops| format!("{gflops:.0} GF/s  "));
+    let share = |gflops: f64| 100.0 * gflops / figures.peak_gflops;
+    let gflops = figures.gflops.map_or(String::new(), |gflops| format!("{:.0}% of peak  ", share(gflops)));
     let peak = figures.peak_rss_mib.map_or(String::new(), |mib| format!("peak {mib:.0} MiB  "));
     let times = format!("{seconds:.4} s ({min:.4} to {max:.4})");
     format!("{work:<18}{rate:>10.1} {unit:<10} {times:<32} {gflops}{peak}{precision}, {threads} threads")

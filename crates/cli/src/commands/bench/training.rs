@@ -46,13 +46,14 @@ fn step<M: Module + Sync + 'static>(
     loss: impl Fn(&M) -> Tensor<1> + Sync + 'static,
     amount: usize,
     unit: &'static str,
+    gflop: Option<f64>,
 ) -> Result<Work> {
     // They live as long as the process, which does this work only.
     let task = Box::leak(Box::new(Fixed { loss, model: std::marker::PhantomData }));
     let config: &'static FitConfig = Box::leak(Box::new(settings()?));
     let mut trainer = Trainer::new(task, model, config, None)?;
     let run = move || trainer.step().map(drop);
-    Ok(Work { run: Box::new(run), amount: amount as f64, unit, gflop: None })
+    Ok(Work { run: Box::new(run), amount: amount as f64, unit, gflop })
 }
 
 /// Settings of a step: AdamW with decay, no moving average.
@@ -69,7 +70,11 @@ pub fn gpt_step() -> Result<Work> {
     anyhow::ensure!(model.num_params() == 13_916_160, "the GPT has {} weights", model.num_params());
     let plan = Arc::new(Plan::new((0..Gpt::LEN).collect(), |query, key| key <= query));
     let tokens: Vec<u32> = (0..BATCH * Gpt::LEN).map(|i| (i * 7919 % Gpt::VOCAB) as u32).collect();
-    step(model, move |model: &Gpt| model.loss(&tokens, &plan), BATCH * Gpt::LEN, "tokens/s")
+    // Each weight of a product is multiplied once forward and twice backward; attention is not counted.
+    let products = 6 * 12 * Gpt::D * Gpt::D + Gpt::D * Gpt::VOCAB;
+    let gflop = 6e-9 * (BATCH * Gpt::LEN * products) as f64;
+    let loss = move |model: &Gpt| model.loss(&tokens, &plan);
+    step(model, loss, BATCH * Gpt::LEN, "tokens/s", Some(gflop))
 }
 
 /// A causal language model with learned positions and an untied head without bias.
@@ -122,12 +127,8 @@ pub fn paper_step() -> Result<Work> {
     let image = (0..config.image_len()).map(|i| (i * 7919 % config.image_vocab) as u32).collect();
     let stream = Stream::new(1, text, image, &config)?;
     let amount = config.stream_len();
-    step(
-        Prior::new(&config, 1, &Device::flex()),
-        move |model: &Prior| model.loss(&stream).loss,
-        amount,
-        "tokens/s",
-    )
+    let loss = move |model: &Prior| model.loss(&stream).loss;
+    step(Prior::new(&config, 1, &Device::flex()), loss, amount, "tokens/s", None)
 }
 
 /// The paper's stream and vocabularies on a small transformer.

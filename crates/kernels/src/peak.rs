@@ -1,0 +1,61 @@
+//! The processor's measured limit: what the micro-kernel reaches when everything it reads is in the nearest cache.
+
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use crate::cpu::Cpu;
+use crate::gemm::{LANES, Micro, Segment, Sink, Strides, Unit, product, with_micro};
+
+/// How long a thread multiplies.
+const TIME: Duration = Duration::from_millis(30);
+/// Units of K: 12 KB of panels.
+const UNITS: usize = 64;
+
+/// 10⁹ multiplications and additions a second that `cpu` does on all threads of the pool: the best of five tries.
+pub fn peak_gflops(cpu: Cpu) -> f64 {
+    let threads = rayon::current_num_threads();
+    let one = |_| with_micro!(cpu, S => thread_gflops::<S>());
+    let all = |_| (0..threads).into_par_iter().with_max_len(1).map(one).sum::<f64>();
+    (0..5).map(all).fold(0.0, f64::max)
+}
+
+fn thread_gflops<S: Micro<Unit: Unit>>() -> f64 {
+    let rows = S::HEIGHTS[0];
+    let (a, b) = (vec![S::Unit::default(); rows * UNITS], vec![S::Unit::default(); S::WIDTH * UNITS * LANES]);
+    let segment = Segment { a: a.as_ptr(), b: b.as_ptr(), units: UNITS };
+    let strides = Strides { row: UNITS, step: 1, panel: UNITS * LANES };
+    let flops = 2 * rows * S::WIDTH * LANES * UNITS * S::Unit::VALUES;
+    let (start, mut tiles) = (Instant::now(), 0_u64);
+    while start.elapsed() < TIME {
+        for _ in 0..64 {
+            // SAFETY: `a` holds the rows and `b` the panels that the strides name; `cpu` is this processor's.
+            #[allow(unsafe_code)]
+            unsafe {
+                product::<S>(rows, S::WIDTH, &[segment], strides, Forget);
+            }
+        }
+        tiles += 64;
+    }
+    tiles as f64 * flops as f64 / start.elapsed().as_secs_f64() / 1e9
+}
+
+/// Drops sums, but not before they are made.
+struct Forget;
+
+impl Sink for Forget {
+    #[inline(always)]
+    fn row(&mut self, _: usize, _: usize, sums: &mut [f32]) {
+        std::hint::black_box(sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_choice_of_instructions_has_a_peak() {
+        assert!(Cpu::all().into_iter().all(|cpu| peak_gflops(cpu) > 0.1));
+    }
+}
