@@ -2,7 +2,7 @@
 
 Its feed-forward is gated, so its layers hold a third more weights than plain ones of the same width. Its convolutional
 pattern is 5×5, not 11×11, and its sparse patterns need rotary positions to run on a PyTorch of today. They cannot be
-cached, so drawing uses its full attention with `use_cache=True`. Codes are fed in and taken out: its VAE rests.
+cached, so drawing uses its full attention. Codes are fed in and taken out: its VAE rests.
 """
 
 from collections.abc import Callable
@@ -32,20 +32,29 @@ class Codes(DiscreteVAE):
         return img_seq
 
 
-def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
-    """One repetition of `work`, and how many times it does it."""
+class Cached(DALLE):
+    """`DALLE` with `use_cache=True` obeyed: version 1.6.6 drops the cache on the way when `cond_scale` is 1."""
+
+    def forward_with_cond_scale(self, *args: Tensor, cond_scale: float = 1, cache: dict | None = None) -> Tensor:
+        assert cond_scale == 1
+        return self(*args, cache=cache)
+
+
+def build(work: str, precision: str) -> tuple[Callable[[], None], float]:
+    """One repetition of `work`, and how many times it does it: not quite once when its square has other tokens."""
     match work:
         case "paper-step":
             return paper_step(precision), 1
         case "dvae-step":
             return dvae_step(precision), 1
         case _:
-            return decode(*works.decode_shape(work), precision), 1
+            batch, length = works.decode_shape(work)
+            return decode(batch, length, precision), works.grid_side(length) ** 2 / works.drawn(length)
 
 
 def paper_step(precision: str) -> Callable[[], None]:
     row, column = "axial_row", "axial_col"
-    model = DALLE(
+    model = Cached(
         dim=works.PAPER_WIDTH,
         vae=Codes(works.PAPER_GRID, works.PAPER_IMAGE_VOCAB),
         num_text_tokens=works.PAPER_TEXT_VOCAB,
@@ -74,7 +83,7 @@ def dvae_step(precision: str) -> Callable[[], None]:
 
 
 def decode(batch: int, length: int, precision: str) -> Callable[[], None]:
-    model = DALLE(
+    model = Cached(
         dim=works.GPT_WIDTH,
         vae=Codes(works.grid_side(length), works.GPT_VOCAB - TEXT_VOCAB - works.PROMPT),
         num_text_tokens=TEXT_VOCAB,
@@ -87,6 +96,7 @@ def decode(batch: int, length: int, precision: str) -> Callable[[], None]:
     model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
     text = torch.randint(1, TEXT_VOCAB, (batch, works.PROMPT))
 
+    @torch.inference_mode()
     def draw() -> None:
         codes = model.generate_images(text, use_cache=True, filter_thres=0.9)
         assert codes.shape == (batch, works.grid_side(length) ** 2), codes.shape

@@ -63,10 +63,9 @@ def decode_shape(name: str) -> tuple[int, int]:
     return (int(number), GPT_LENGTH) if kind == "decode" else (16, int(number))
 
 
-def decode_work(name: str, references: dict[str, tuple[str, ...]]) -> Work:
-    kind, (batch, length) = name.split("-")[0], decode_shape(name)
+def decode_work(name: str, contenders: dict[str, tuple[str, ...]], references: dict[str, tuple[str, ...]]) -> Work:
+    batch, length = decode_shape(name)
     what = f"draw {drawn(length)} tokens after {PROMPT} of text, {batch} lanes, with a key/value cache"
-    contenders = {"torch": BOTH, **(COMPILED if kind == "decode" else {}), "dalle-pytorch": BOTH}
     return Work(name, what, batch * drawn(length), "tok", contenders, references)
 
 
@@ -118,9 +117,9 @@ WORKS: dict[str, Work] = {
             {"torch": BOTH, **COMPILED},
             {"dalle-pytorch": BOTH},
         ),
-        decode_work("decode-1", {"min-dalle": BOTH}),
-        decode_work("decode-16", {"min-dalle": BOTH}),
-        decode_work("decode-64", {}),
+        decode_work("decode-1", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": BOTH}),
+        decode_work("decode-16", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": ("bf16",)}),
+        decode_work("decode-64", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {}),
         Work(
             "released-decoder",
             f"{RELEASED_GRID}×{RELEASED_GRID} tokens to 256×256 pixels with the released decoder",
@@ -129,7 +128,10 @@ WORKS: dict[str, Work] = {
             {"torch": BOTH, "dall-e": BOTH},
             {},
         ),
-        *(decode_work(f"grow-{length}", {}) for length in GROWTH),
+        decode_work("grow-320", {"torch": BOTH, "dalle-pytorch": BOTH}, {}),
+        decode_work("grow-640", {"torch": BOTH, "dalle-pytorch": BOTH}, {}),
+        decode_work("grow-1280", {"torch": BOTH, "dalle-pytorch": BOTH}, {}),
+        decode_work("grow-2560", {"torch": BOTH}, {}),  # too long for the other
         Work("draw-9", "nine drawings of a red apple, the whole process with its embedded model", 9, "image", {}, {}),
     )
 }

@@ -79,20 +79,17 @@ impl Op<3> for Norm {
         #[allow(unsafe_code)]
         let dx = unsafe {
             filled(x.len(), |dx| {
-                let tasks = dx
-                    .par_chunks_mut(ROWS * d)
-                    .zip(x.par_chunks(ROWS * d))
-                    .zip(statistics.par_chunks(2 * ROWS));
-                let part =
-                    |(i, ((dx, x), statistics)): (usize, ((&mut [MaybeUninit<f32>], &[f32]), &[f32]))| {
-                        let mut sums = vec![0.0; 2 * d];
-                        let gradient = numbers(gradient).slice(i * ROWS * d, x.len());
-                        with_numbers!(gradient, gradient => {
-                            backward_rows(self.cpu.isa(), x, gradient, gain, statistics, dx, &mut sums);
-                        });
-                        sums
-                    };
-                parts = tasks.enumerate().map(part).collect::<Vec<_>>();
+                let rows = dx.par_chunks_mut(ROWS * d).zip(x.par_chunks(ROWS * d));
+                let tasks = rows.zip(statistics.par_chunks(2 * ROWS)).enumerate();
+                let done = tasks.map(|(i, ((dx, x), statistics))| {
+                    let mut sums = vec![0.0; 2 * d];
+                    let gradient = numbers(gradient).slice(i * ROWS * d, x.len());
+                    with_numbers!(gradient, gradient => {
+                        backward_rows(self.cpu.isa(), x, gradient, gain, statistics, dx, &mut sums);
+                    });
+                    sums
+                });
+                parts = done.collect::<Vec<_>>();
             })
         };
         let sums = |offset: usize| {

@@ -470,9 +470,9 @@ fn probabilities(block: &Block, scale: f32, scores: &mut [f32], sums: &[f32]) {
     let rows = scores.chunks_exact_mut(panels * LANES).zip(block.masks.chunks_exact(panels));
     for ((row, masks), &sum) in rows.zip(&sums[block.first..]) {
         for (scores, &mask) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(masks) {
-            for lane in 0..LANES {
-                let weight = exp(scores[lane] * scale - sum);
-                scores[lane] = if mask >> lane & 1 == 1 { weight } else { 0.0 };
+            for (lane, score) in scores.iter_mut().enumerate() {
+                let weight = exp(*score * scale - sum);
+                *score = if mask >> lane & 1 == 1 { weight } else { 0.0 };
             }
         }
     }

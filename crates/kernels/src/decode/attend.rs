@@ -180,11 +180,11 @@ mod tests {
                 let text_visible = Visible::new(0..texts);
                 let own_visible = Visible::new(visible.clone());
                 attend(&queries, d, (&text, &captions, &text_visible), (&own, &own_visible), &mut out);
-                for lane in 0..3 {
+                for (lane, caption) in captions.into_iter().enumerate() {
                     for head in 0..n_heads {
                         let part = |all: Vec<f32>| all[head * width..(head + 1) * width].to_vec();
                         let both = |text: u64, own: u64| -> Vec<Vec<f32>> {
-                            let texts = (0..texts).map(|slot| part(state(captions[lane], slot, text)));
+                            let texts = (0..texts).map(|slot| part(state(caption, slot, text)));
                             texts.chain(visible.iter().map(|&slot| part(state(lane, slot, own)))).collect()
                         };
                         let at = lane * d + head * width;

@@ -16,10 +16,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub use out::Out;
-pub use pack::{Numbers, Operand, Unit};
+pub(crate) use pack::Unit;
+pub use pack::{Numbers, Operand};
 pub(crate) use pack::{narrow, panel_across, panel_along, widen};
-pub use simd::{LANES, Pair, Simd};
-pub use tile::{Micro, Segment, Strides};
+pub(crate) use simd::{LANES, Simd};
+pub(crate) use tile::{Micro, Segment, Strides};
 use tile::{PANELS, ROWS};
 pub(crate) use tile::{Sink, product};
 
