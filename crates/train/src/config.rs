@@ -126,7 +126,9 @@ impl Config {
         for set in sets {
             apply_set(&mut table, set)?;
         }
-        let config: Config = table.try_into().with_context(|| format!("config {name}"))?;
+        let one_line = |error: toml::de::Error| error.to_string().trim_end().replace('\n', " ");
+        let config: Config =
+            table.try_into().map_err(|error| anyhow::anyhow!("config {name}: {}", one_line(error)))?;
         config.check()?;
         Ok(config)
     }
