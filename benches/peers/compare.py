@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import page
-from works import THREADS, WORKS, Work
+from works import BOTH, THREADS, WORKS, Work
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -102,12 +102,13 @@ class Ours:
         pass
 
 
-def measure(work: Work, program: Path, rounds: int) -> Answer:
+def measure(work: Work, program: Path, rounds: int, precisions: tuple[str, ...]) -> Answer:
     """`rounds` repetitions of `work` by every contender in turn, and what came of it."""
     runs: dict[Worker | Ours, list[Answer]] = {}
     failed: dict[str, str] = {}
     entrants = [("tessera", "")]
-    entrants += [(peer, each) for group in (work.contenders, work.references) for peer in group for each in group[peer]]
+    for group in (work.contenders, work.references):
+        entrants += [(peer, each) for peer in group for each in group[peer] if each in precisions]
     for peer, precision in entrants:
         say(f"{work.name}: warming up {peer} {precision}")
         try:
@@ -181,6 +182,9 @@ def main() -> None:
     parser.add_argument("--tessera", type=Path, default=ROOT / "target/release/tessera", help="our program")
     parser.add_argument("--only", help="works to run, with commas between; all unless told otherwise")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--precision", choices=BOTH, help="of the peers; both unless told otherwise (bf16 takes hours without AVX-512)"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results.json", help="the figures, for programs")
     parser.add_argument("--json", type=Path, help="earlier figures to keep; those in --out unless told otherwise")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/performance.md", help="the figures, for people")
@@ -190,13 +194,14 @@ def main() -> None:
     unknown = [name for name in names if name not in WORKS]
     if unknown:
         parser.error(f"no such work: {', '.join(unknown)}; there are {', '.join(WORKS)}")
+    precisions = (options.precision,) if options.precision else BOTH
     earlier = options.json or options.out
     results: dict[str, Answer] = json.loads(earlier.read_text()) if earlier.exists() else {}
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])  # of everything that is started from here
     os.environ["OMP_NUM_THREADS"] = str(THREADS)
     for name in names:
-        results[name] = measure(WORKS[name], options.tessera, options.rounds)
+        results[name] = measure(WORKS[name], options.tessera, options.rounds, precisions)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
         options.page.write_text(page.page(results))
 

@@ -118,7 +118,7 @@ WORKS: dict[str, Work] = {
             {"dalle-pytorch": BOTH},
         ),
         decode_work("decode-1", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": BOTH}),
-        decode_work("decode-16", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": ("bf16",)}),
+        decode_work("decode-16", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": BOTH}),
         decode_work("decode-64", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {}),
         Work(
             "released-decoder",

@@ -172,6 +172,9 @@ pub struct Common {
     /// Continue the run in the folder from its newest checkpoint.
     #[arg(long)]
     pub resume: bool,
+    /// Start from the weights in this model file instead of random ones, to train a model further or on other pictures.
+    #[arg(long, value_name = "FILE")]
+    pub init: Option<PathBuf>,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }

@@ -45,7 +45,7 @@ pub fn recon(
         let data = burn::tensor::TensorData::new(batch.concat(), [n, 3, side, side]);
         let x: Tensor<4> = Tensor::from_data(data, device);
         let logits = dvae.encoder.forward(map_pixels(x.clone()));
-        let codes: Tensor<3, Int> = logits.clone().argmax(1).squeeze_dim(1);
+        let codes: Tensor<3, Int> = logits.clone().argmax(3).squeeze_dim(3);
         let stats = dvae.decoder.forward_codes(codes.clone());
         let restored = unmap_pixels(sigmoid(stats.clone().narrow(1, 0, 3)));
         let mse = (restored - x.clone()).powf_scalar(2.0).mean_dims(&[1, 2, 3]);

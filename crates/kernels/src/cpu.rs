@@ -94,6 +94,11 @@ impl Cpu {
         self.bf16
     }
 
+    /// The same instructions with products of f32.
+    pub fn in_f32(self) -> Cpu {
+        Cpu { bf16: false, ..self }
+    }
+
     /// The instruction set.
     pub fn isa(self) -> Isa {
         self.isa

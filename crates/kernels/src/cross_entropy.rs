@@ -10,9 +10,9 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{Epilogue, LANES, Numbers, Operand, Out, gemm};
+use crate::gemm::{Epilogue, Numbers, Operand, Out, gemm};
 use crate::linear::{Affine, Store, column_sums};
-use crate::math::{Number, add_lanes, exp, with_numbers};
+use crate::math::{self, Number, exp, with_numbers};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, is_bf16, numbers, tensor};
 
@@ -220,16 +220,7 @@ vectorized! {
 vectorized! {
     /// `ln Σ e^logit`
     fn log_sum_exp(logits: &[f32]) -> f32 {
-        let mut tops = [f32::NEG_INFINITY; LANES];
-        for logits in logits.chunks(LANES) {
-            tops.iter_mut().zip(logits).for_each(|(top, &logit)| *top = if logit > *top { logit } else { *top });
-        }
-        let top = tops.into_iter().fold(f32::NEG_INFINITY, f32::max);
-        let mut lanes = [0.0; LANES];
-        for logits in logits.chunks(LANES) {
-            lanes.iter_mut().zip(logits).for_each(|(lane, logit)| *lane += exp(logit - top));
-        }
-        top + add_lanes(lanes).ln()
+        math::log_sum_exp(logits)
     }
 }
 

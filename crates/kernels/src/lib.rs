@@ -6,24 +6,34 @@
 
 mod adamw;
 mod attention;
+mod conv;
 pub mod cpu;
 mod cross_entropy;
 pub mod decode;
+mod dot;
 pub mod gemm;
+mod gumbel;
 mod linear;
 mod math;
 mod memory;
 mod norm;
 mod op;
 mod peak;
+mod pool;
 mod scratch;
+#[cfg(test)]
+mod shapes;
 #[cfg(test)]
 mod testing;
 
 pub use adamw::{AdamW, approach, sum_of_squares};
 pub use attention::{Plan, pattern_attention, pattern_attention_reference};
+pub use conv::{First, Output, conv2d, conv2d_add, conv2d_reference};
 pub use cpu::{Cpu, Isa, Precision};
 pub use cross_entropy::{cross_entropy, cross_entropy_reference};
+pub use dot::{dot, dot_reference};
+pub use gumbel::{gumbel, gumbel_softmax, gumbel_softmax_reference, kl_to_uniform, kl_to_uniform_reference};
 pub use linear::{Activation, linear, linear_add, linear_f32, linear_reference};
 pub use norm::{layer_norm, layer_norm_reference};
 pub use peak::peak_gflops;
+pub use pool::{max_pool2, max_pool2_reference, upsample2, upsample2_reference};

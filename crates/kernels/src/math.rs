@@ -90,6 +90,39 @@ pub(crate) fn exp(x: f32) -> f32 {
     (p * f * f + f + 1.0) * f32::from_bits(power)
 }
 
+/// ln x to 2 units in the last place, for normal x > 0.
+#[inline(always)]
+pub(crate) fn ln(x: f32) -> f32 {
+    // x = m · 2^e with m between √½ and √2, by Cephes' polynomial in m - 1.
+    let shifted = x.to_bits().wrapping_sub(std::f32::consts::FRAC_1_SQRT_2.to_bits());
+    let e = ((shifted as i32) >> 23) as f32;
+    let m = f32::from_bits((shifted & 0x007f_ffff).wrapping_add(std::f32::consts::FRAC_1_SQRT_2.to_bits()));
+    let f = m - 1.0;
+    let p = 7.037_683_6e-2;
+    let p = p * f - 1.151_461e-1;
+    let p = p * f + 1.167_699_9e-1;
+    let p = p * f - 1.242_014_1e-1;
+    let p = p * f + 1.424_932_3e-1;
+    let p = p * f - 1.666_805_7e-1;
+    let p = p * f + 2.000_071_5e-1;
+    let p = p * f - 2.499_999_4e-1;
+    let p = p * f + 3.333_333e-1;
+    let square = f * f;
+    let small = f * square * p + e * -2.121_944_4e-4 - 0.5 * square;
+    f + small + e * 0.693_359_4
+}
+
+/// `ln Σ e^value`
+#[inline(always)]
+pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
+    let mut tops = [f32::NEG_INFINITY; 16];
+    for values in values.chunks(16) {
+        tops.iter_mut().zip(values).for_each(|(top, &value)| *top = if value > *top { value } else { *top });
+    }
+    let top = tops.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    top + sum(values, |value| exp(value - top)).ln()
+}
+
 /// `1 / (1 + e^-x)`
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
@@ -164,6 +197,21 @@ mod tests {
         }
         assert!(exp(f32::NAN).is_nan());
         assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn ln_is_close_to_the_exact_one_everywhere() {
+        for i in 0..200_000 {
+            let x = f32::from_bits(0x0080_0000 + i * 10_000);
+            let exact = f64::from(x).ln();
+            let error = (f64::from(ln(x)) - exact).abs();
+            assert!(error <= 2.5e-7 * exact.abs().max(1e-6), "ln {x:e}: {} is off by {error:e}", ln(x));
+        }
+        for below_one in 1..=1 << 12 {
+            let x = 1.0 - below_one as f32 / (1 << 24) as f32;
+            let exact = f64::from(x).ln();
+            assert!((f64::from(ln(x)) - exact).abs() <= 2.5e-7 * exact.abs(), "ln {x}");
+        }
     }
 
     #[test]

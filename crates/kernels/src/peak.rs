@@ -21,18 +21,18 @@ pub fn peak_gflops(cpu: Cpu) -> f64 {
 }
 
 fn thread_gflops<S: Micro<Unit: Unit>>() -> f64 {
-    let rows = S::HEIGHTS[0];
-    let (a, b) = (vec![S::Unit::default(); rows * UNITS], vec![S::Unit::default(); S::WIDTH * UNITS * LANES]);
+    let (rows, panels) = S::TILES[0];
+    let (a, b) = (vec![S::Unit::default(); rows * UNITS], vec![S::Unit::default(); panels * UNITS * LANES]);
     let segment = Segment { a: a.as_ptr(), b: b.as_ptr(), units: UNITS };
     let strides = Strides { row: UNITS, step: 1, panel: UNITS * LANES };
-    let flops = 2 * rows * S::WIDTH * LANES * UNITS * S::Unit::VALUES;
+    let flops = 2 * rows * panels * LANES * UNITS * S::Unit::VALUES;
     let (start, mut tiles) = (Instant::now(), 0_u64);
     while start.elapsed() < TIME {
         for _ in 0..64 {
             // SAFETY: `a` holds the rows and `b` the panels that the strides name; `cpu` is this processor's.
             #[allow(unsafe_code)]
             unsafe {
-                product::<S>(rows, S::WIDTH, &[segment], strides, Forget);
+                product::<S>(rows, panels, &[segment], strides, Forget);
             }
         }
         tiles += 64;

@@ -1,7 +1,8 @@
-//! A check for tests: every parameter's gradient against a central difference of the loss.
+//! Checks for tests: every parameter's gradient against a central difference of the loss.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use tessera_kernels::{Cpu, Precision};
 
 use crate::weights::{export, gradients, import};
 
@@ -28,6 +29,11 @@ pub(crate) fn check<M: Module>(model: M, loss: impl Fn(&M) -> Tensor<1>, step: f
         let close = (numeric - exact).abs() < tolerance.absolute + tolerance.relative * exact.abs();
         assert!(close, "{}[{at}]: {numeric} numeric, {exact} exact", weights[index].name);
     }
+}
+
+/// Runs `body` with f32 products.
+pub(crate) fn exactly<T>(body: impl FnOnce() -> T) -> T {
+    Cpu::new(Precision::F32).unwrap().scope(body)
 }
 
 /// `model` with every weight moved off its initial value, biases and zero matrices included.

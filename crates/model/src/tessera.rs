@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
+use tessera_kernels::decode::Weights;
 use tessera_text::{Bpe, Prompt};
 
 use crate::dvae::Dvae;
@@ -30,7 +31,7 @@ use crate::weights::{HostTensor, ModelFile, import};
 pub struct Tessera {
     /// Picture ↔ tokens.
     pub dvae: Dvae,
-    /// Caption → tokens.
+    /// Caption → tokens, its matrices rounded as drawing keeps them.
     pub prior: Prior,
     /// The caption's tokenizer.
     pub bpe: Bpe,
@@ -67,8 +68,8 @@ impl Tessera {
     /// If the file lacks a part that drawing needs, or its weights do not fit its config.
     pub fn new(file: &ModelFile, device: &Device) -> Result<Tessera> {
         let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
-        let (dvae, prior) = (file.dvae(device)?, file.prior(device)?);
-        let decoder = Decoder::new(&prior)?;
+        let (dvae, prior) = (file.dvae(device)?, file.prior(device)?.in_int8());
+        let decoder = Decoder::new(&prior, Weights::Int8)?;
         let tessera = Tessera { dvae, prior, bpe: Bpe::from_json(tokenizer)?, decoder };
         if let (Some(dvae), Some(prior)) = (&file.config.dvae, &file.config.prior) {
             ensure!(

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tessera_data::Augment;
 use tessera_kernels::{Cpu, Precision};
 use tessera_model::dvae::DvaeConfig;
-use tessera_model::prior::PriorConfig;
+use tessera_model::prior::{Activations, PriorConfig};
 use toml::{Table, Value};
 
 /// The presets inside the program.
@@ -34,8 +34,19 @@ pub struct Config {
     pub relax: RelaxConfig,
     /// Training of stage 2.
     pub train_prior: FitConfig,
+    /// How the prior's chain of resblocks is run in training.
+    pub chain: ChainConfig,
     /// How the processor is used.
     pub cpu: CpuConfig,
+}
+
+/// How the prior's chain of resblocks is run in training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainConfig {
+    /// `keep` keeps what happens inside resblocks for the backward pass; `recompute` computes it again: less memory, a
+    /// third more work, the same gradients.
+    pub activations: Activations,
 }
 
 /// How the processor is used.

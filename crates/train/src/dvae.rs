@@ -12,7 +12,7 @@ use tessera_model::dvae::{Dvae, elbo, gumbel_noise, gumbel_softmax, map_pixels};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 
 use crate::config::Config;
-use crate::fit::{Loss, Outcome, Task, fit};
+use crate::fit::{Gradient, Loss, Outcome, Task, differentiate, fit};
 use crate::log::Metrics;
 use crate::picture::{from_floats, grid, to_floats};
 use crate::run_dir::{RunDir, RunOptions};
@@ -39,8 +39,20 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, stop: &Ato
     let held_out = if dataset.val.is_empty() { &dataset.train } else { &dataset.val };
     let val = held_out.iter().map(floats).collect::<Result<Vec<_>>>()?;
     let task = DvaeTask { config, seed, train: &dataset.train, val, device: Device::default() };
-    let model = Dvae::new(&config.dvae, seed, &task.device);
-    let run = RunDir::start(options, "dvae", &format!("data {}", dataset.fingerprint()), config)?;
+    let (initial, named) = options.initial()?;
+    let model = match initial {
+        Some(file) => {
+            let theirs = file.config.dvae.as_ref();
+            ensure!(
+                theirs == Some(&config.dvae),
+                "--init holds a dVAE of {theirs:?}, wanted {:?}",
+                config.dvae
+            );
+            file.dvae(&task.device)?
+        }
+        None => Dvae::new(&config.dvae, seed, &task.device),
+    };
+    let run = RunDir::start(options, "dvae", &format!("data {}{named}", dataset.fingerprint()), config)?;
     let (model, outcome) = fit(&task, model, &config.train_dvae, &run, stop)?;
     let file = ModelFile {
         config: ModelConfig { dvae: Some(config.dvae.clone()), prior: None },
@@ -77,7 +89,7 @@ impl DvaeTask<'_> {
 
 impl Task for DvaeTask<'_> {
     type Model = Dvae;
-    /// Pictures `[n, 3, S, S]` and Gumbel noise `[n, V, G, G]`, flat.
+    /// Pictures `[n, 3, S, S]` and Gumbel noise `[n, G, G, V]`, flat.
     type Batch = (Vec<f32>, Vec<f32>);
 
     fn batch(&self, step: u64, part: usize) -> Result<Self::Batch> {
@@ -98,19 +110,21 @@ impl Task for DvaeTask<'_> {
         Ok((pictures, noise))
     }
 
-    fn loss(&self, model: &Dvae, (pictures, noise): Self::Batch, step: u64) -> Result<Loss> {
+    fn gradient(&self, model: &Dvae, (pictures, noise): Self::Batch, step: u64) -> Result<Gradient> {
         let relax = &self.config.relax;
         let share = self.config.train_dvae.batch / self.config.train_dvae.micro_batches;
         let beta = cosine(0.0, relax.beta, step, relax.beta_steps);
         let tau = cosine(1.0, relax.tau_end, step, relax.tau_steps);
         let x = map_pixels(self.pictures(pictures, share)).autodiff();
-        let logits = model.encoder.forward(x.clone());
-        let noise = Tensor::from_data(TensorData::new(noise, logits.dims()), &self.device).autodiff();
-        let codes = gumbel_softmax(logits.clone(), noise, tau);
-        let elbo = elbo(x, model.decoder.forward(codes), logits, beta, self.config.dvae.min_log_b);
-        let figures =
-            vec![("nll_nats_per_value", elbo.nll_per_value), ("kl_nats_per_token", elbo.kl_per_token)];
-        Ok(Loss { total: elbo.loss, figures })
+        differentiate(model, |model| {
+            let logits = model.encoder.forward(x.clone());
+            let noise = Tensor::from_data(TensorData::new(noise, logits.dims()), &self.device).autodiff();
+            let codes = gumbel_softmax(logits.clone(), noise, tau);
+            let elbo = elbo(x, model.decoder.forward(codes), logits, beta, self.config.dvae.min_log_b);
+            let figures =
+                vec![("nll_nats_per_value", elbo.nll_per_value), ("kl_nats_per_token", elbo.kl_per_token)];
+            Loss { total: elbo.loss, figures }
+        })
     }
 
     fn validate(&self, model: &Dvae, _step: u64) -> Result<Metrics> {

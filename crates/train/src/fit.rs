@@ -28,8 +28,8 @@ pub trait Task: Sync {
 
     /// Part `part` of the batch of update `step`; a pure function of both.
     fn batch(&self, step: u64, part: usize) -> Result<Self::Batch>;
-    /// The loss of a micro-batch, and figures to log.
-    fn loss(&self, model: &Self::Model, batch: Self::Batch, step: u64) -> Result<Loss>;
+    /// The gradient of a micro-batch's loss, by [`differentiate`] or by a backward pass of the model's own.
+    fn gradient(&self, model: &Self::Model, batch: Self::Batch, step: u64) -> Result<Gradient>;
     /// Figures on held-out data.
     fn validate(&self, model: &Self::Model, step: u64) -> Result<Metrics>;
     /// A picture that shows how far the model is.
@@ -42,6 +42,35 @@ pub struct Loss {
     pub total: Tensor<1>,
     /// Name and value, `[1]` each.
     pub figures: Vec<(&'static str, Tensor<1>)>,
+}
+
+impl Loss {
+    /// The loss and the figures as numbers.
+    pub fn values(&self) -> (f64, Metrics) {
+        let value = |x: &Tensor<1>| x.clone().without_autodiff().into_scalar::<f64>();
+        (value(&self.total), self.figures.iter().map(|(name, figure)| (*name, value(figure))).collect())
+    }
+}
+
+/// A loss's gradient.
+pub struct Gradient {
+    /// That of each parameter, in the order of `export`.
+    pub values: Vec<Vec<f32>>,
+    /// The loss.
+    pub loss: f64,
+    /// Figures to log.
+    pub figures: Metrics,
+}
+
+/// The gradient of `loss` by one backward pass over its whole graph.
+///
+/// # Errors
+/// If a gradient is not f32.
+pub fn differentiate<M: Module>(model: &M, loss: impl FnOnce(&M) -> Loss) -> Result<Gradient> {
+    let model = model.clone().train();
+    let loss = loss(&model);
+    let (value, figures) = loss.values();
+    Ok(Gradient { values: gradients(&model, loss.total.backward())?, loss: value, figures })
 }
 
 /// All that changes from step to step, and all that a checkpoint holds.
@@ -183,15 +212,11 @@ fn micro_batch<T: Task>(
     step: u64,
     part: usize,
 ) -> Result<(Vec<Vec<f32>>, Metrics)> {
-    let model = model.clone().train();
-    let batch = task.batch(step, part)?;
-    let loss = task.loss(&model, batch, step)?;
-    let value = |x: Tensor<1>| x.without_autodiff().into_scalar::<f64>();
-    let total = value(loss.total.clone());
-    ensure!(total.is_finite(), "step {step}: the loss is {total}; try a smaller lr");
-    let mut figures = vec![("loss", total)];
-    figures.extend(loss.figures.into_iter().map(|(name, figure)| (name, value(figure))));
-    Ok((gradients(&model, loss.total.backward())?, figures))
+    let gradient = task.gradient(model, task.batch(step, part)?, step)?;
+    ensure!(gradient.loss.is_finite(), "step {step}: the loss is {}; try a smaller lr", gradient.loss);
+    let mut figures = vec![("loss", gradient.loss)];
+    figures.extend(gradient.figures);
+    Ok((gradient.values, figures))
 }
 
 #[cfg(test)]
@@ -221,13 +246,15 @@ mod tests {
             Ok((0..8).map(|i| ((step * 16 + part as u64 * 8 + i) as f32 * 0.7).sin()).collect())
         }
 
-        fn loss(&self, model: &Linear, x: Vec<f32>, _: u64) -> Result<Loss> {
+        fn gradient(&self, model: &Linear, x: Vec<f32>, _: u64) -> Result<Gradient> {
             let y: Vec<f32> = x.chunks(2).map(|x| x[0] + 2.0 * x[1] + 3.0).collect();
             let device = Device::default();
             let x: Tensor<2> = Tensor::from_data(TensorData::new(x, [4, 2]), &device).autodiff();
             let y: Tensor<2> = Tensor::from_data(TensorData::new(y, [4, 1]), &device).autodiff();
-            let total = (model.forward(x) - y).powf_scalar(2.0).mean();
-            Ok(Loss { figures: vec![("twice", total.clone() * 2.0)], total })
+            differentiate(model, |model| {
+                let total = (model.forward(x) - y).powf_scalar(2.0).mean();
+                Loss { figures: vec![("twice", total.clone() * 2.0)], total }
+            })
         }
 
         fn validate(&self, model: &Linear, _: u64) -> Result<Metrics> {

@@ -17,7 +17,7 @@ pub use bpe::train_bpe;
 pub use config::{Config, DataConfig, FitConfig, RelaxConfig};
 pub use dvae::train_dvae;
 pub use encode::{encode, held_out_codes, held_out_pictures, held_out_subjects};
-pub use fit::{Loss, Outcome, Task, Trainer};
+pub use fit::{Gradient, Loss, Outcome, Task, Trainer, differentiate};
 pub use log::Metrics;
 pub use picture::grid;
 pub use prior::train_prior;

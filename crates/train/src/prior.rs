@@ -9,15 +9,16 @@ use image::RgbImage;
 use tessera_data::loader::below;
 use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices, item_rng};
 use tessera_eval::{LabelledCodes, conditioning};
+use tessera_kernels::decode::Weights;
 use tessera_model::dvae::Dvae;
-use tessera_model::prior::{Prior, Stream, caption_slots};
+use tessera_model::prior::{Prior, PriorGradients, Stream, caption_slots};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 use tessera_model::{Decoder, Drawing, Event, Request};
 use tessera_text::{Bpe, normalise};
 
 use crate::config::Config;
 use crate::encode::DVAE_FILE;
-use crate::fit::{Loss, Outcome, Task, fit};
+use crate::fit::{Gradient, Loss, Outcome, Task, fit};
 use crate::log::Metrics;
 use crate::picture::grid;
 use crate::run_dir::{RunDir, RunOptions};
@@ -57,10 +58,25 @@ pub fn train_prior(
     let device = Device::default();
     let dvae = dvae_file.dvae(&device)?;
     let seed = options.seed;
-    let inputs = format!("codes {}, tokenizer {:08x}", codes.fingerprint(), crc32c::crc32c(json.as_bytes()));
-    let run = RunDir::start(options, "prior", &inputs, config)?;
+    let (initial, named) = options.initial()?;
+    let tokenizer = crc32c::crc32c(json.as_bytes());
+    let inputs = format!("codes {}, tokenizer {tokenizer:08x}{named}", codes.fingerprint());
     let task = PriorTask { config, seed, bpe: &bpe, codes: &codes, val, dvae };
-    let model = Prior::new(&config.prior, seed, &device);
+    let model = match initial {
+        Some(file) => {
+            let theirs = file.config.prior.as_ref();
+            ensure!(
+                theirs == Some(&config.prior),
+                "--init holds a prior of {theirs:?}, wanted {:?}",
+                config.prior
+            );
+            ensure!(file.fingerprint()? == codes.dvae, "--init was trained on the codes of another dVAE");
+            ensure!(file.tokenizer.as_ref() == Some(&json), "--init was trained with another tokenizer");
+            file.prior(&device)?
+        }
+        None => Prior::new(&config.prior, seed, &device),
+    };
+    let run = RunDir::start(options, "prior", &inputs, config)?;
     let (model, outcome) = fit(&task, model, &config.train_prior, &run, stop)?;
     let file = ModelFile {
         config: ModelConfig { dvae: dvae_file.config.dvae.clone(), prior: Some(config.prior.clone()) },
@@ -153,13 +169,14 @@ impl Task for PriorTask<'_> {
         Stream::new(share, text, image, &self.config.prior)
     }
 
-    fn loss(&self, model: &Prior, batch: Stream, _step: u64) -> Result<Loss> {
-        let loss = model.loss(&batch);
+    fn gradient(&self, model: &Prior, batch: Stream, _step: u64) -> Result<Gradient> {
+        let PriorGradients { loss, gradients } = model.gradients(&batch, self.config.chain.activations)?;
         let figures = vec![
             ("text_nats_per_token", loss.text_per_token),
             ("image_nats_per_token", loss.image_per_token),
         ];
-        Ok(Loss { total: loss.loss, figures })
+        let (loss, figures) = Loss { total: loss.loss, figures }.values();
+        Ok(Gradient { values: gradients, loss, figures })
     }
 
     fn validate(&self, model: &Prior, _step: u64) -> Result<Metrics> {
@@ -177,7 +194,7 @@ impl Task for PriorTask<'_> {
 
     fn picture(&self, model: &Prior) -> Result<RgbImage> {
         let [captions, drawings] = SHOWN;
-        let decoder = Decoder::new(model)?;
+        let decoder = Decoder::new(model, Weights::Full)?;
         let mut cells = Vec::new();
         for item in self.val.iter().step_by(self.val.len().div_ceil(captions).max(1)) {
             let request = Request { n: drawings, seed: self.seed, previews: false, ..Request::default() };

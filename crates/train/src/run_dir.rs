@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tessera_data::atomic;
-use tessera_model::weights::HostTensor;
+use tessera_kernels::Cpu;
+use tessera_model::weights::{HostTensor, ModelFile};
 
 use crate::config::Config;
 use crate::fit::State;
@@ -29,8 +30,26 @@ pub struct RunOptions<'a> {
     pub dir: &'a Path,
     /// Continue from the newest checkpoint in it.
     pub resume: bool,
+    /// A model file whose weights it starts from, instead of random ones.
+    pub init: Option<&'a Path>,
     /// Seed of every random draw.
     pub seed: u64,
+}
+
+impl RunOptions<'_> {
+    /// The file to start from, if any, and its name among the inputs of a run.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn initial(&self) -> Result<(Option<ModelFile>, String)> {
+        let Some(path) = self.init else {
+            return Ok((None, String::new()));
+        };
+        let bytes = fs::read(path).with_context(|| format!("cannot read --init {}", path.display()))?;
+        let file = ModelFile::from_bytes(&bytes)
+            .with_context(|| format!("--init {} is not a whole Tessera model", path.display()))?;
+        Ok((Some(file), format!(", from {:08x}", crc32c::crc32c(&bytes))))
+    }
 }
 
 /// An open run folder.
@@ -39,13 +58,13 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Opens the folder of a run and prints its resolved config. A run is its task, seed, inputs and config: `inputs`
+    /// Opens the folder of a run; prints its resolved config and what it computes with. A run is its task, seed, inputs and config: `inputs`
     /// names the data by fingerprint, so that a run never continues on other data.
     pub fn start(options: &RunOptions, task: &str, inputs: &str, config: &Config) -> Result<RunDir> {
         let text =
             format!("# tessera train {task}, seed {}, {inputs}\n\n{}", options.seed, config.to_toml()?);
         let run = RunDir::open(options.dir, &text, options.resume)?;
-        eprintln!("{text}");
+        eprintln!("{text}\ncomputing with {}, {} threads", Cpu::current(), rayon::current_num_threads());
         Ok(run)
     }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use image::imageops::FilterType;
 use image::{DynamicImage, RgbImage, imageops};
 use indicatif::{ProgressBar, ProgressStyle};
+use tessera_kernels::{Cpu, Isa};
 use tessera_model::{Event, Request, Sampling, Tessera};
 use tessera_train::grid;
 
@@ -38,6 +39,9 @@ pub fn run(args: &Draw) -> Result<()> {
         sampling: sampling.clone(),
         model: args.model.as_ref().map_or("embedded".into(), |path| path.display().to_string()),
     };
+    if Cpu::current().isa() == Isa::Portable {
+        eprintln!("this processor has neither AVX2 nor AVX-512: computing without them, which is slower");
+    }
     let mut pictures = Vec::new();
     for prompt in &args.prompts {
         let read = tessera.read_prompt(prompt)?;

@@ -31,7 +31,7 @@ pub fn run(task: TrainTask) -> Result<()> {
 }
 
 fn options(common: &Common) -> RunOptions<'_> {
-    RunOptions { dir: &common.run, resume: common.resume, seed: common.seed }
+    RunOptions { dir: &common.run, resume: common.resume, init: common.init.as_deref(), seed: common.seed }
 }
 
 pub fn encode(args: &Encode) -> Result<()> {

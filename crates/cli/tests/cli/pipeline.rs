@@ -195,3 +195,32 @@ fn a_run_folder_of_another_config_names_the_difference() {
     let error = mistake(&pipeline().dir, &[&train[..], &["--set", "train_dvae.lr=0.5"]].concat());
     assert!(error.contains("it has `lr = 0.001`, this run `lr = 0.5`"), "{error}");
 }
+
+#[test]
+fn a_run_starts_from_the_weights_of_a_model() {
+    let pipeline = pipeline();
+    let dir = folder();
+    let path = |name: &str| arg(&pipeline.dir.join(name)).to_string();
+    let (codes, bpe, model) = (path("codes"), path("bpe/tokenizer.json"), pipeline.model());
+    let train = ["train", "prior", "--config", "tiny", "--data", &codes, "--bpe", &bpe, "--run", "further"];
+    let once = ["--set", "train_prior.steps=1", "--set", "train_prior.log_every=1"];
+    succeed(dir.path(), &[&train[..], &once, &["--init", &model]].concat());
+    let loss = |run: &Path| metrics(run)[0]["loss"].as_f64().unwrap();
+    let (further, anew) = (loss(&dir.path().join("further")), loss(&pipeline.dir.join("prior")));
+    assert!(
+        further < anew,
+        "{further} at the first step, {anew} after the first of a run from random weights"
+    );
+}
+
+#[test]
+fn a_model_of_another_kind_is_no_start() {
+    let pipeline = pipeline();
+    let (data, dir, model) = (fixture(), folder(), pipeline.model());
+    let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "run", "--init"];
+    let error = mistake(dir.path(), &[&train[..], &[&model, "--set", "dvae.n_hid=8"]].concat());
+    assert!(error.contains("--init holds a dVAE of") && error.contains("n_hid: 8"), "{error}");
+    let error = mistake(dir.path(), &[&train[..], &["none"]].concat());
+    assert!(error.contains("cannot read --init none"), "{error}");
+    assert!(entries(dir.path()).is_empty());
+}

@@ -10,15 +10,36 @@ pub use attend::attend;
 pub use states::{States, Visible};
 
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{Epilogue, Numbers, Operand, Out, Panels};
+use crate::gemm::{Epilogue, Int8Panels, Numbers, Operand, Out, Panels, quantize};
 use crate::math::gelu;
 use crate::norm::moments;
 
 /// A linear map whose weights are packed.
 #[derive(Debug, Clone)]
 pub struct PackedLinear {
-    panels: Panels,
+    weight: Packed,
     bias: Vec<f32>,
+}
+
+#[derive(Debug, Clone)]
+enum Packed {
+    Full(Panels),
+    Int8(Int8Panels),
+}
+
+/// What weights are kept as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    /// The numbers that are multiplied, f32 or bf16.
+    Full,
+    /// 8 bits and a scale for each output: less memory to read, which is what one row waits for.
+    Int8,
+}
+
+/// `weight` `[d_in, d_out]` as [`Weights::Int8`] keeps it.
+pub fn int8_rounded(weight: &[f32], d_out: usize) -> Vec<f32> {
+    let (codes, steps) = quantize(weight, d_out);
+    codes.iter().zip(steps.iter().cycle()).map(|(&code, step)| f32::from(code) * step).collect()
 }
 
 /// What is done with `x W + b`.
@@ -37,7 +58,7 @@ impl PackedLinear {
     ///
     /// # Panics
     /// If the sizes do not fit.
-    pub fn new(cpu: Cpu, weight: &[f32], bias: Vec<f32>) -> PackedLinear {
+    pub fn new(cpu: Cpu, weight: &[f32], bias: Vec<f32>, kept: Weights) -> PackedLinear {
         let n = bias.len();
         assert!(
             n > 0 && weight.len().is_multiple_of(n),
@@ -45,7 +66,11 @@ impl PackedLinear {
             weight.len()
         );
         let operand = Operand::across(Numbers::F32(weight), n);
-        PackedLinear { panels: Panels::new(cpu, [n, weight.len() / n], operand), bias }
+        let weight = match kept {
+            Weights::Full => Packed::Full(Panels::new(cpu, [n, weight.len() / n], operand)),
+            Weights::Int8 => Packed::Int8(Int8Panels::new(cpu, weight, n)),
+        };
+        PackedLinear { weight, bias }
     }
 
     /// `finish(x W + b)` of rows `x` `[rows, d_in]` into `out` `[rows, d_out]`.
@@ -53,7 +78,10 @@ impl PackedLinear {
     /// # Panics
     /// If the sizes do not fit.
     pub fn apply(&self, x: &[f32], finish: Finish, out: &mut [f32]) {
-        let [n, k] = self.panels.shape();
+        let [n, k] = match &self.weight {
+            Packed::Full(panels) => panels.shape(),
+            Packed::Int8(panels) => panels.shape(),
+        };
         let rows = out.len() / n;
         assert!(
             out.len() == rows * n && x.len() == rows * k,
@@ -62,7 +90,11 @@ impl PackedLinear {
             out.len()
         );
         let epilogue = Finished { bias: &self.bias, finish, out: Out::new(out, n) };
-        self.panels.multiply(rows, Operand::along(Numbers::F32(x), k), &epilogue);
+        let x = Operand::along(Numbers::F32(x), k);
+        match &self.weight {
+            Packed::Full(panels) => panels.multiply(rows, x, &epilogue),
+            Packed::Int8(panels) => panels.multiply(rows, x, &epilogue),
+        }
     }
 }
 
@@ -110,5 +142,46 @@ vectorized! {
                 *out = (x - mean) * inverse * gain + bias;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linear_reference;
+    use crate::testing::{assert_close, leaf, noise, tolerance, values};
+    use crate::{Activation, Cpu};
+
+    #[test]
+    fn packed_maps_are_the_linear_map_of_the_weights_they_keep() {
+        for [rows, d_in, d_out] in [[1, 1, 1], [1, 48, 67], [3, 7, 16], [17, 33, 130], [64, 384, 96]] {
+            let (x, weight, bias) = (noise(rows * d_in, 1), noise(d_in * d_out, 2), noise(d_out, 3));
+            for (kept, rounded) in
+                [(Weights::Full, weight.clone()), (Weights::Int8, int8_rounded(&weight, d_out))]
+            {
+                let w = burn::tensor::TensorData::new(rounded, [d_in, d_out]);
+                let w = burn::tensor::Tensor::from_data(w, &burn::tensor::Device::flex().autodiff());
+                let wanted = linear_reference(leaf([rows, d_in], 1), w, leaf([d_out], 3), Activation::None);
+                let wanted = values(wanted.without_autodiff());
+                for cpu in Cpu::all() {
+                    let mut got = vec![0.0; rows * d_out];
+                    PackedLinear::new(cpu, &weight, bias.clone(), kept).apply(&x, Finish::Set, &mut got);
+                    assert_close(&format!("{kept:?}, {cpu}"), &got, &wanted, tolerance(cpu));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn int8_is_off_by_at_most_half_a_step_of_the_column() {
+        let weight = [noise(64, 1), vec![0.0; 8]].concat(); // eight columns of nine rows
+        let rounded = int8_rounded(&weight, 8);
+        for column in 0..8 {
+            let of = |values: &[f32]| values.iter().skip(column).step_by(8).copied().collect::<Vec<f32>>();
+            let (exact, rounded) = (of(&weight), of(&rounded));
+            let step = exact.iter().fold(0.0_f32, |top, value| top.max(value.abs())) / 127.0;
+            assert!(exact.iter().zip(rounded).all(|(exact, got)| (exact - got).abs() <= 0.5001 * step));
+        }
+        assert_eq!(int8_rounded(&[0.0; 4], 2), [0.0; 4]);
     }
 }

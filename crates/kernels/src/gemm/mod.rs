@@ -4,6 +4,7 @@
 //! are packed by the thread that multiplies them, unless they can be read where they lie. A sum is made by one thread in
 //! one order, so results do not depend on how many threads there are.
 
+mod int8;
 mod out;
 mod pack;
 mod simd;
@@ -15,13 +16,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+pub(crate) use int8::{Int8Panels, quantize};
 pub use out::Out;
 pub(crate) use pack::Unit;
 pub use pack::{Numbers, Operand};
 pub(crate) use pack::{narrow, panel_across, panel_along, widen};
 pub(crate) use simd::{LANES, Simd};
+use tile::ROWS;
 pub(crate) use tile::{Micro, Segment, Strides};
-use tile::{PANELS, ROWS};
 pub(crate) use tile::{Sink, product};
 
 use crate::cpu::{Body, Cpu};
@@ -31,6 +33,8 @@ use crate::scratch::Scratch;
 const MAX_UNITS: usize = 2048;
 /// Bytes of the left operand that a thread packs at a time.
 const BLOCK_BYTES: usize = 256 << 10;
+/// Panels that a job's width is a multiple of: those of a tall tile.
+const PANELS: usize = 3;
 /// Products smaller than this many multiplications stay on one thread.
 const SERIAL: usize = 1 << 17;
 

@@ -25,6 +25,12 @@ impl<'a, T> Out<'a, T> {
         Out { start: values.as_mut_ptr(), len: values.len(), stride, borrowed: PhantomData }
     }
 
+    /// From a row to the next.
+    #[inline(always)]
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// `len` values of row `m` from column `n` on.
     ///
     /// # Safety

@@ -81,8 +81,17 @@ pub trait Unit: Pod + Default + Send + Sync {
     /// Puts the number of step `step` of a unit (0 first) in its place.
     fn put(&mut self, step: usize, value: f32);
 
+    /// Units of neighbouring whole numbers.
+    fn widen(codes: &[i8], units: &mut [Self]);
+
+    /// The unit with 0 for what is negative.
+    fn relu(self) -> Self;
+
     /// The numbers as units where they lie, if they need no conversion.
     fn in_place(numbers: Numbers<'_>) -> Option<&[Self]>;
+
+    /// The numbers that units are made of.
+    fn numbers(units: &[Self]) -> Numbers<'_>;
 }
 
 impl Unit for f32 {
@@ -107,11 +116,25 @@ impl Unit for f32 {
         *self = value;
     }
 
+    #[inline(always)]
+    fn widen(codes: &[i8], units: &mut [f32]) {
+        units.iter_mut().zip(codes).for_each(|(unit, &code)| *unit = f32::from(code));
+    }
+
+    #[inline(always)]
+    fn relu(self) -> f32 {
+        self.max(0.0)
+    }
+
     fn in_place(numbers: Numbers<'_>) -> Option<&[f32]> {
         match numbers {
             Numbers::F32(values) => Some(values),
             Numbers::Bf16(_) => None,
         }
+    }
+
+    fn numbers(units: &[f32]) -> Numbers<'_> {
+        Numbers::F32(units)
     }
 }
 
@@ -175,11 +198,31 @@ impl Unit for Pair {
         *self = if step == 0 { *self & 0xffff_0000 | bits } else { *self & 0xffff | bits << 16 };
     }
 
+    #[inline(always)]
+    fn widen(codes: &[i8], units: &mut [Pair]) {
+        let (pairs, _) = codes.as_chunks::<2>();
+        for (unit, &[low, high]) in units.iter_mut().zip(pairs) {
+            *unit = f32::from(low).to_bits() >> 16 | f32::from(high).to_bits();
+        }
+    }
+
+    #[inline(always)]
+    fn relu(self) -> Pair {
+        // Each half's sign, spread over the half by an arithmetic shift.
+        let high = ((self as i32) >> 31) as u32 & 0xffff_0000;
+        let low = (((self << 16) as i32) >> 31) as u32 & 0xffff;
+        self & !(high | low)
+    }
+
     fn in_place(numbers: Numbers<'_>) -> Option<&[Pair]> {
         match numbers {
             Numbers::Bf16(values) => bytemuck::try_cast_slice(values).ok(),
             Numbers::F32(_) => None,
         }
+    }
+
+    fn numbers(units: &[Pair]) -> Numbers<'_> {
+        Numbers::Bf16(bytemuck::cast_slice(units))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The micro-kernel: a tile of at most 8 rows × 48 columns of sums stays in registers while K runs by.
+//! The micro-kernel: a tile of sums, 8 rows × 48 columns or, of few rows, wider, stays in registers while K runs by.
 //!
 //! The left operand is read by broadcast, the right one from panels of 16 columns ([`super::pack`]). K may come in
 //! several [`Segment`]s: that is how convolutions and sparse attention use the same loop without copying operands.
@@ -13,7 +13,7 @@ use crate::cpu::{Body, Isa};
 /// Most rows of a tile.
 pub const ROWS: usize = 8;
 /// Most panels side by side in a tile.
-pub const PANELS: usize = 3;
+pub const PANELS: usize = 6;
 
 /// Units by which panels are fetched into the first-level cache before they are multiplied.
 const AHEAD: usize = 16;
@@ -47,12 +47,13 @@ pub struct Strides {
 pub trait Micro: Simd {
     /// The set.
     const ISA: Isa;
-    /// Heights of tiles that fit the registers, tallest first, 1 last.
-    const HEIGHTS: &'static [usize];
-    /// Panels side by side that fit the registers.
-    const WIDTH: usize;
+    /// Tiles that fit the registers, as rows and most panels side by side; tallest first, those of 1 row last. The lower,
+    /// the wider: a core adds to about eight sums at a time.
+    const TILES: &'static [(usize, usize)];
+    /// Panels side by side that there are tiles of, widest first, 1 last.
+    const WIDTHS: &'static [usize];
 
-    /// Multiplies `rows` × `panels`, one of [`Self::HEIGHTS`] and at most [`Self::WIDTH`], into the corner of `out`.
+    /// Multiplies `rows` × `panels`, as [`Self::TILES`] and [`Self::WIDTHS`] have them, into the corner of `out`.
     ///
     /// # Safety
     /// The processor has [`Self::ISA`], and every unit that the segments and strides name can be read.
@@ -122,11 +123,14 @@ pub(crate) unsafe fn product<S: Micro>(
     let mut tile = [[0.0; LANES * PANELS]; ROWS];
     let mut moved = segments.to_vec();
     let mut panel = 0;
+    let tile_of = |rows: usize| S::TILES.iter().copied().find(|&(tall, _)| tall <= rows).unwrap_or((1, 1));
     while panel < panels {
-        let wide = S::WIDTH.min(panels - panel);
+        // Rows that are left over below have tiles at least as wide.
+        let most = tile_of(rows).1.min(panels - panel);
+        let wide = S::WIDTHS.iter().copied().find(|&wide| wide <= most).unwrap_or(1);
         let mut row = 0;
         while row < rows {
-            let tall = S::HEIGHTS.iter().copied().find(|&tall| tall <= rows - row).unwrap_or(1);
+            let (tall, _) = tile_of(rows - row);
             // SAFETY: the caller's promise.
             unsafe {
                 for (moved, segment) in moved.iter_mut().zip(segments) {
@@ -145,11 +149,11 @@ pub(crate) unsafe fn product<S: Micro>(
 }
 
 macro_rules! micro {
-    ($simd:ident, heights $heights:expr, width $width:literal, $(($rows:literal, $panels:literal)),+) => {
+    ($simd:ident, tiles $tiles:expr, widths $widths:expr, $(($rows:literal, $panels:literal)),+) => {
         impl Micro for $simd {
             const ISA: Isa = Isa::$simd;
-            const HEIGHTS: &'static [usize] = &$heights;
-            const WIDTH: usize = $width;
+            const TILES: &'static [(usize, usize)] = &$tiles;
+            const WIDTHS: &'static [usize] = &$widths;
 
             unsafe fn multiply(
                 rows: usize,
@@ -177,11 +181,12 @@ macro_rules! micro {
 }
 
 #[cfg(target_arch = "x86_64")]
-micro!(Avx512Bf16, heights [8, 4, 2, 1], width 3,
-    (8, 3), (4, 3), (2, 3), (1, 3), (8, 2), (4, 2), (2, 2), (1, 2), (8, 1), (4, 1), (2, 1), (1, 1));
+micro!(Avx512Bf16, tiles [(8, 3), (4, 3), (2, 6), (1, 6)], widths [6, 3, 2, 1],
+    (2, 6), (1, 6), (8, 3), (4, 3), (2, 3), (1, 3), (8, 2), (4, 2), (2, 2), (1, 2), (8, 1), (4, 1), (2, 1), (1, 1));
 #[cfg(target_arch = "x86_64")]
-micro!(Avx512, heights [8, 4, 2, 1], width 3,
-    (8, 3), (4, 3), (2, 3), (1, 3), (8, 2), (4, 2), (2, 2), (1, 2), (8, 1), (4, 1), (2, 1), (1, 1));
+micro!(Avx512, tiles [(8, 3), (4, 3), (2, 6), (1, 6)], widths [6, 3, 2, 1],
+    (2, 6), (1, 6), (8, 3), (4, 3), (2, 3), (1, 3), (8, 2), (4, 2), (2, 2), (1, 2), (8, 1), (4, 1), (2, 1), (1, 1));
 #[cfg(target_arch = "x86_64")]
-micro!(Avx2, heights [4, 2, 1], width 1, (4, 1), (2, 1), (1, 1));
-micro!(Portable, heights [2, 1], width 1, (2, 1), (1, 1));
+micro!(Avx2, tiles [(4, 1), (2, 2), (1, 4)], widths [4, 2, 1],
+    (1, 4), (2, 2), (1, 2), (4, 1), (2, 1), (1, 1));
+micro!(Portable, tiles [(2, 1), (1, 1)], widths [1], (2, 1), (1, 1));

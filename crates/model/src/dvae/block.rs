@@ -4,7 +4,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
+use tessera_kernels::Output;
 
 use super::DvaeConfig;
 use crate::nn::{Conv2d, Init};
@@ -40,16 +40,15 @@ impl ResBlock {
         }
     }
 
-    /// `[B, n_in, S, S]` → `[B, n_out, S, S]`
+    /// `[B, S, S, n_in]` → `[B, S, S, n_out]`, both in f32.
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let h = self.conv_1.forward(relu(x.clone()));
-        let h = self.conv_2.forward(relu(h));
-        let h = self.conv_3.forward(relu(h));
-        let h = self.conv_4.forward(relu(h));
+        let h = self.conv_1.after_relu(x.clone(), Output::Kernel);
+        let h = self.conv_2.after_relu(h, Output::Kernel);
+        let h = self.conv_3.after_relu(h, Output::Kernel);
         let id = match &self.id_path {
-            Some(conv) => conv.forward(x),
+            Some(conv) => conv.forward(x, Output::F32),
             None => x,
         };
-        id + h * self.post_gain
+        self.conv_4.add_to(id, h, self.post_gain)
     }
 }

@@ -2,10 +2,8 @@
 //! them, ReLU, conv 1×1 to three means and three ln b.
 
 use burn::module::Module;
-use burn::tensor::activation::relu;
-use burn::tensor::module::interpolate;
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Int, Tensor};
+use tessera_kernels::{Output, upsample2};
 
 use super::{DvaeConfig, ResBlock};
 use crate::nn::{Conv2d, Init};
@@ -38,9 +36,10 @@ impl Decoder {
         Decoder { input, groups, output: Conv2d::new(init, [n_in, 6], 1) }
     }
 
-    /// Relaxed one-hot `[B, V, G, G]` → `[B, 6, S, S]`: three means, then three ln b.
+    /// Relaxed one-hot `[B, G, G, V]` → `[B, 6, S, S]`: three means, then three ln b. The first convolution multiplies
+    /// f32 (paper §A.1).
     pub fn forward(&self, codes: Tensor<4>) -> Tensor<4> {
-        self.blocks(self.input.forward(codes))
+        self.blocks(self.input.forward(codes, Output::Exact))
     }
 
     /// Codes `[B, G, G]` → `[B, 6, S, S]`. The input convolution over a one-hot is a row lookup: the codebook.
@@ -49,19 +48,16 @@ impl Decoder {
         let [n_init, vocab, _, _] = self.input.weight.dims();
         let codebook = self.input.weight.val().reshape([n_init, vocab]).transpose(); // [V, n_init]
         let rows = codebook.select(0, codes.reshape([b * g * g])) + self.input.bias.val().unsqueeze();
-        self.blocks(rows.reshape([b, g, g, n_init]).permute([0, 3, 1, 2]))
+        self.blocks(rows.reshape([b, g, g, n_init]))
     }
 
     fn blocks(&self, mut x: Tensor<4>) -> Tensor<4> {
         for (i, group) in self.groups.iter().enumerate() {
             x = group.iter().fold(x, |x, block| block.forward(x));
             if i + 1 < self.groups.len() {
-                let [_, _, h, w] = x.dims();
-                let options =
-                    InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([2 * h, 2 * w]);
-                x = interpolate(x, options);
+                x = upsample2(x);
             }
         }
-        self.output.forward(relu(x))
+        self.output.after_relu(x, Output::F32).permute([0, 3, 1, 2])
     }
 }

@@ -1,10 +1,8 @@
 //! The dVAE's encoder (paper §A.1): conv 7×7, groups of bottleneck blocks with max-pool between them, ReLU, conv 1×1.
 
 use burn::module::Module;
-use burn::tensor::activation::relu;
-use burn::tensor::module::max_pool2d;
-use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
+use tessera_kernels::{Output, max_pool2};
 
 use super::{DvaeConfig, ResBlock};
 use crate::nn::{Conv2d, Init};
@@ -42,15 +40,16 @@ impl Encoder {
         self.input.weight.val().device()
     }
 
-    /// `[B, 3, S, S]` mapped by [`map_pixels`](super::map_pixels) → logits `[B, V, G, G]`
+    /// `[B, 3, S, S]` mapped by [`map_pixels`](super::map_pixels) → logits `[B, G, G, V]`; the last convolution
+    /// multiplies f32 (paper §A.1).
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut x = self.input.forward(x);
+        let mut x = self.input.forward(x.permute([0, 2, 3, 1]), Output::F32);
         for (i, group) in self.groups.iter().enumerate() {
             x = group.iter().fold(x, |x, block| block.forward(x));
             if i + 1 < self.groups.len() {
-                x = max_pool2d(x, MaxPoolOptions::new([2, 2]).with_stride([2, 2]));
+                x = max_pool2(x);
             }
         }
-        self.output.forward(relu(x))
+        self.output.after_relu(x, Output::Exact)
     }
 }

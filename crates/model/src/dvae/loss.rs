@@ -1,7 +1,7 @@
 //! ★ The evidence lower bound of stage 1 (paper §A.2, §A.3).
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::log_softmax;
+use tessera_kernels::kl_to_uniform;
 
 /// The loss and its two parts, all in nats.
 #[derive(Debug, Clone)]
@@ -16,10 +16,10 @@ pub struct Elbo {
 
 /// `(Σ nll + β Σ KL) / number of pixel values`, a mean over the batch (paper §A.2).
 ///
-/// `mapped` is φ(pixels) `[B, 3, S, S]`, `stats` the decoder's `[B, 6, S, S]`, `logits` the encoder's `[B, V, G, G]`.
+/// `mapped` is φ(pixels) `[B, 3, S, S]`, `stats` the decoder's `[B, 6, S, S]`, `logits` the encoder's `[B, G, G, V]`.
 pub fn elbo(mapped: Tensor<4>, stats: Tensor<4>, logits: Tensor<4>, beta: f64, min_log_b: f64) -> Elbo {
     let [_, _, side, _] = mapped.dims();
-    let [_, _, grid, _] = logits.dims();
+    let [_, grid, _, _] = logits.dims();
     let values_per_token = (3 * side * side) as f64 / (grid * grid) as f64; // 192 in the paper
     let nll_per_value = logit_laplace_nll(mapped, stats, min_log_b).mean();
     let kl_per_token = kl_to_uniform(logits);
@@ -35,12 +35,4 @@ pub fn logit_laplace_nll(x: Tensor<4>, stats: Tensor<4>, min_log_b: f64) -> Tens
     let (ln_x, ln_1mx) = (x.clone().log(), (-x + 1.0).log());
     let distance = (ln_x.clone() - ln_1mx.clone() - mu).abs();
     distance * (-log_b.clone()).exp() + log_b + ln_x + ln_1mx + std::f64::consts::LN_2
-}
-
-/// Mean over tokens of `ln V + Σ q ln q`, the analytic KL(q ‖ uniform). `[B, V, G, G]` → `[1]`
-pub fn kl_to_uniform(logits: Tensor<4>) -> Tensor<1> {
-    let [b, vocab, g, _] = logits.dims();
-    let log_q = log_softmax(logits, 1);
-    let neg_entropy = (log_q.clone().exp() * log_q).sum() / (b * g * g) as f64;
-    neg_entropy + (vocab as f64).ln()
 }

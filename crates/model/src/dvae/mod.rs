@@ -18,9 +18,10 @@ use serde::{Deserialize, Serialize};
 pub use block::ResBlock;
 pub use decoder::Decoder;
 pub use encoder::Encoder;
-pub use loss::{Elbo, elbo, kl_to_uniform, logit_laplace_nll};
+pub use loss::{Elbo, elbo, logit_laplace_nll};
 pub use pixels::{EPS, map_pixels, unmap_pixels};
-pub use relax::{gumbel_noise, gumbel_softmax};
+pub use relax::gumbel_noise;
+pub use tessera_kernels::{gumbel_softmax, kl_to_uniform};
 
 use crate::nn::Init;
 
@@ -146,7 +147,7 @@ impl Dvae {
     ///
     /// `[B, 3, S, S]` in [0, 1] → `[B, G, G]`
     pub fn encode(&self, pictures: Tensor<4>) -> Tensor<3, Int> {
-        self.encoder.forward(map_pixels(pictures)).argmax(1).squeeze_dim(1)
+        self.encoder.forward(map_pixels(pictures)).argmax(3).squeeze_dim(3)
     }
 
     /// Pictures of tokens. `[B, G, G]` → `[B, 3, S, S]` in [0, 1]

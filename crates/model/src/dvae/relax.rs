@@ -1,23 +1,12 @@
-//! The relaxed bottleneck (paper §2.1): `softmax((logits + g) / τ)` with Gumbel noise g, fed soft into the decoder.
+//! The noise of the relaxed bottleneck (paper §2.1): `softmax((logits + g) / τ)` with Gumbel noise g goes soft into the
+//! decoder.
 
-use burn::tensor::Tensor;
-use burn::tensor::activation::softmax;
 use rand_chacha::rand_core::Rng;
 
 /// `n` draws of `-ln(-ln U)`.
 pub fn gumbel_noise(n: usize, rng: &mut impl Rng) -> Vec<f32> {
-    (0..n).map(|_| gumbel(rng.next_u32())).collect()
-}
-
-/// U keeps 23 bits and a half, so that it never rounds to 0 or 1, where the noise would be infinite.
-fn gumbel(bits: u32) -> f32 {
-    let u = ((bits >> 9) as f32 + 0.5) / (1 << 23) as f32;
-    -(-u.ln()).ln()
-}
-
-/// Relaxed one-hot codes. `logits` and `noise` `[B, V, G, G]`, temperature `tau` → `[B, V, G, G]`
-pub fn gumbel_softmax(logits: Tensor<4>, noise: Tensor<4>, tau: f64) -> Tensor<4> {
-    softmax((logits + noise) / tau, 1)
+    let bits: Vec<u32> = (0..n).map(|_| rng.next_u32()).collect();
+    tessera_kernels::gumbel(&bits)
 }
 
 #[cfg(test)]
@@ -25,11 +14,6 @@ mod tests {
     use super::*;
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::SeedableRng;
-
-    #[test]
-    fn noise_is_finite_at_both_ends() {
-        assert!(gumbel(0).is_finite() && gumbel(u32::MAX).is_finite());
-    }
 
     #[test]
     fn noise_has_the_gumbel_mean_and_variance() {

@@ -1,9 +1,10 @@
 //! Stride-1 convolution with zero padding that keeps the picture's size, as everywhere in the dVAE (paper §A.1).
+//!
+//! Pictures inside the dVAE have their channels last: that is how the kernels read them.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::module::conv2d;
-use burn::tensor::ops::ConvOptions;
+use tessera_kernels::{First, Output, conv2d, conv2d_add};
 
 use super::Init;
 
@@ -23,11 +24,18 @@ impl Conv2d {
         Conv2d { weight: init.normal([c_out, c_in, k, k], std), bias: init.zeros([c_out]) }
     }
 
-    /// `[B, c_in, S, S]` → `[B, c_out, S, S]`
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let k = self.weight.dims()[2];
-        let pad = (k - 1) / 2;
-        let options = ConvOptions::new([1, 1], [pad, pad], [1, 1], 1);
-        conv2d(x, self.weight.val(), Some(self.bias.val()), options)
+    /// `conv(x)`: `[B, S, S, c_in]` → `[B, S, S, c_out]`
+    pub fn forward(&self, x: Tensor<4>, output: Output) -> Tensor<4> {
+        conv2d(x, self.weight.val(), self.bias.val(), First::Nothing, output)
+    }
+
+    /// `conv(relu(x))`
+    pub fn after_relu(&self, x: Tensor<4>, output: Output) -> Tensor<4> {
+        conv2d(x, self.weight.val(), self.bias.val(), First::Relu, output)
+    }
+
+    /// `residual + gain · conv(relu(x))` in f32.
+    pub fn add_to(&self, residual: Tensor<4>, x: Tensor<4>, gain: f64) -> Tensor<4> {
+        conv2d_add(x, self.weight.val(), self.bias.val(), residual, gain)
     }
 }

@@ -1,7 +1,8 @@
 //! `y = x W + b` over the last dimension.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
+use tessera_kernels::decode::int8_rounded;
 use tessera_kernels::{Activation, linear, linear_add, linear_f32};
 
 use super::Init;
@@ -29,6 +30,18 @@ impl Linear {
     /// `activation(x W + b)` for the next kernel, in its kind of number.
     pub fn activated<const D: usize>(&self, x: Tensor<D>, activation: Activation) -> Tensor<D> {
         linear(x, self.weight.val(), self.bias.val(), activation)
+    }
+
+    /// The map with its weights as 8 bits for each output keep them.
+    pub fn in_int8(mut self) -> Linear {
+        let [_, d_out] = self.weight.dims();
+        let round = |weight: Tensor<2>| {
+            let (shape, device) = (weight.shape(), weight.device());
+            let values: Vec<f32> = weight.without_autodiff().into_data().iter().collect();
+            Tensor::from_data(TensorData::new(int8_rounded(&values, d_out), shape), &device)
+        };
+        self.weight = self.weight.map(round);
+        self
     }
 
     /// `residual + x W + b` in f32.

@@ -42,6 +42,17 @@ impl Block {
         }
     }
 
+    /// The layer with its matrices in 8 bits.
+    pub(super) fn in_int8(self) -> Block {
+        Block {
+            qkv: self.qkv.in_int8(),
+            attn_out: self.attn_out.in_int8(),
+            mlp_in: self.mlp_in.in_int8(),
+            mlp_out: self.mlp_out.in_int8(),
+            ..self
+        }
+    }
+
     /// `x` `[B, T, D]` and the plan of the layer's pattern over `T` positions → `[B, T, D]`
     pub fn forward(&self, x: Tensor<3>, plan: &Arc<Plan>) -> Tensor<3> {
         self.forward_with_states(x, plan).0
@@ -49,14 +60,23 @@ impl Block {
 
     /// The same, with the queries, keys and values `[B, T, 3D]` beside it.
     pub(super) fn forward_with_states(&self, x: Tensor<3>, plan: &Arc<Plan>) -> (Tensor<3>, Tensor<3>) {
-        let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None);
-        let attended = pattern_attention(qkv.clone(), self.n_heads, plan);
-        (self.residuals(x, attended), qkv)
+        let (x, qkv) = self.attention_with_states(x, plan);
+        (self.mlp(x), qkv)
     }
 
-    /// Adds what the attention found, `[B, T, D]`, then the MLP of the sum.
-    fn residuals(&self, x: Tensor<3>, attended: Tensor<3>) -> Tensor<3> {
-        let x = self.attn_out.add_to(x, attended);
+    /// The attention resblock, `x + attention(norm(x))`.
+    pub(super) fn attention(&self, x: Tensor<3>, plan: &Arc<Plan>) -> Tensor<3> {
+        self.attention_with_states(x, plan).0
+    }
+
+    fn attention_with_states(&self, x: Tensor<3>, plan: &Arc<Plan>) -> (Tensor<3>, Tensor<3>) {
+        let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None);
+        let attended = pattern_attention(qkv.clone(), self.n_heads, plan);
+        (self.attn_out.add_to(x, attended), qkv)
+    }
+
+    /// The MLP resblock, `x + mlp(norm(x))`.
+    pub(super) fn mlp(&self, x: Tensor<3>) -> Tensor<3> {
         let h = self.mlp_in.activated(self.mlp_norm.forward(x.clone()), Activation::Gelu);
         self.mlp_out.add_to(x, h)
     }

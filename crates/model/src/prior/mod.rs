@@ -1,6 +1,7 @@
 //! Stage 2 (paper §2.2): one autoregressive transformer over caption and picture tokens as a single stream.
 
 mod block;
+mod chain;
 mod embed;
 mod loss;
 mod pattern;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tessera_kernels::{Plan, cross_entropy};
 
 pub use block::Block;
+pub use chain::{Activations, PriorGradients};
 pub use embed::Embedding;
 pub use loss::{PriorLoss, image_nats, weighted_cross_entropy};
 pub use pattern::Pattern;
@@ -132,6 +134,13 @@ impl Prior {
         self
     }
 
+    /// The same prior with the matrices that drawing multiplies in 8 bits, as the decoder keeps them.
+    pub fn in_int8(mut self) -> Prior {
+        self.blocks = self.blocks.into_iter().map(Block::in_int8).collect();
+        self.image_head = self.image_head.in_int8();
+        self
+    }
+
     /// The sizes.
     pub fn config(&self) -> &PriorConfig {
         &self.config
@@ -146,13 +155,18 @@ impl Prior {
     ///
     /// `Ti` is the number of image tokens in `stream`: all of them in training, fewer in tests.
     pub fn forward(&self, stream: &Stream) -> (Tensor<3>, Tensor<3>) {
-        let (text, image) = self.hidden(stream);
+        let (text, image) = self.normed(self.states(stream));
         (self.text_head.forward(text), self.image_head.forward(image))
     }
 
     /// The loss of a batch of streams (paper §2.2), without ever holding their logits.
     pub fn loss(&self, stream: &Stream) -> PriorLoss {
-        let (text, image) = self.hidden(stream);
+        self.loss_of_states(self.states(stream), stream)
+    }
+
+    /// The loss of what leaves the last block, `[B, T, D]`.
+    fn loss_of_states(&self, x: Tensor<3>, stream: &Stream) -> PriorLoss {
+        let (text, image) = self.normed(x);
         let nats = |x: Tensor<3>, head: &Linear, targets: &[u32]| {
             let [b, t, d] = x.dims();
             cross_entropy(x.reshape([b * t, d]), head.weight.val(), head.bias.val(), targets)
@@ -162,11 +176,16 @@ impl Prior {
         weighted_cross_entropy(text, image)
     }
 
-    /// Layer-normed states behind the last block, `[B, Tt, D]` at text and `[B, Ti, D]` at picture positions.
-    fn hidden(&self, stream: &Stream) -> (Tensor<3>, Tensor<3>) {
-        let x = self.embed.forward(stream); // [B, T, D]
+    /// What leaves the last block, `[B, T, D]`.
+    fn states(&self, stream: &Stream) -> Tensor<3> {
+        let x = self.embed.forward(stream);
         let [_, t, _] = x.dims();
-        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, &self.plan(block.pattern, t)));
+        self.blocks.iter().fold(x, |x, block| block.forward(x, &self.plan(block.pattern, t)))
+    }
+
+    /// States `[B, T, D]` normed: `[B, Tt, D]` at text and `[B, Ti, D]` at picture positions.
+    fn normed(&self, x: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        let [_, t, _] = x.dims();
         let x = self.norm.forward(x);
         let text_len = self.config.text_len;
         (x.clone().narrow(1, 0, text_len), x.narrow(1, text_len, t - text_len))

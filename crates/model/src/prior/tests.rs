@@ -2,10 +2,10 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use tessera_kernels::{Cpu, Precision};
+use tessera_kernels::Cpu;
 
 use super::*;
-use crate::finite_differences::{Tolerance, check, stirred};
+use crate::finite_differences::{Tolerance, check, exactly, stirred};
 
 fn config() -> PriorConfig {
     PriorConfig {
@@ -29,11 +29,6 @@ fn stream() -> Stream {
     let text = [[1, 4, 9], [6, 8, 9]].concat(); // slots 7.. are pads
     let image = [[0, 1, 2, 3, 4, 0, 1, 2, 3], [4, 4, 3, 3, 2, 2, 1, 1, 0]].concat();
     Stream::new(2, text, image, &config()).unwrap()
-}
-
-/// Runs `body` with f32 products.
-fn exactly<T>(body: impl FnOnce() -> T) -> T {
-    Cpu::new(Precision::F32).unwrap().scope(body)
 }
 
 fn floats<const D: usize>(x: Tensor<D>) -> Vec<f32> {
@@ -138,4 +133,21 @@ fn gradients_reach_only_earlier_embeddings() {
 fn the_loss_gradient_matches_finite_differences() {
     let loss = |prior: &Prior| prior.loss(&stream()).loss;
     exactly(|| check(prior(), loss, 3e-3, Tolerance { absolute: 2e-4, relative: 0.02 }));
+}
+
+#[test]
+fn the_chain_gives_the_gradient_of_the_whole_graph() {
+    let (prior, stream) = (prior(), stream());
+    for cpu in Cpu::all() {
+        cpu.scope(|| {
+            let train = prior.clone().train();
+            let loss = train.loss(&stream).loss;
+            let wanted = crate::weights::gradients(&train, loss.clone().backward()).unwrap();
+            for activations in [Activations::Keep, Activations::Recompute] {
+                let got = prior.gradients(&stream, activations).unwrap();
+                assert_eq!(floats(got.loss.loss), floats(loss.clone()));
+                assert_eq!(got.gradients, wanted, "{cpu}, {activations:?}");
+            }
+        });
+    }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use burn::module::Param;
 use burn::tensor::{FloatDType, Tensor};
 use tessera_kernels::Cpu;
-use tessera_kernels::decode::{Finish, PackedLinear, States, Visible, attend, normalise};
+use tessera_kernels::decode::{Finish, PackedLinear, States, Visible, Weights, attend, normalise};
 
 use crate::nn::{LayerNorm, Linear};
 use crate::prior::{Block, Pattern, Prior, PriorConfig, Stream, caption_slots};
@@ -62,17 +62,18 @@ impl Lanes {
 }
 
 impl Decoder {
-    /// Packs the weights of `prior` for the processor.
+    /// Packs the weights of `prior` for the processor; those of the layers and the head are kept as `weights` says.
     ///
     /// # Errors
     /// If they cannot be read from their device.
-    pub fn new(prior: &Prior) -> Result<Decoder> {
+    pub fn new(prior: &Prior, weights: Weights) -> Result<Decoder> {
         let cpu = Cpu::current();
-        let layers = prior.blocks.iter().map(|block| Layer::new(cpu, block)).collect::<Result<_>>()?;
+        let layer = |block: &Block| Layer::new(cpu, block, weights);
+        let layers = prior.blocks.iter().map(layer).collect::<Result<_>>()?;
         Ok(Decoder {
             layers,
             norm: Norm::new(&prior.norm)?,
-            head: packed(cpu, &prior.image_head)?,
+            head: packed(cpu, &prior.image_head, weights)?,
             image: values(&prior.embed.image)?,
             positions: floats(prior.embed.image_positions())?,
             prior: prior.clone(),
@@ -192,14 +193,15 @@ impl Work {
 }
 
 impl Layer {
-    fn new(cpu: Cpu, block: &Block) -> Result<Layer> {
+    fn new(cpu: Cpu, block: &Block, weights: Weights) -> Result<Layer> {
+        let packed = |linear: &Linear| packed(cpu, linear, weights);
         Ok(Layer {
             attn_norm: Norm::new(&block.attn_norm)?,
-            qkv: packed(cpu, &block.qkv)?,
-            attn_out: packed(cpu, &block.attn_out)?,
+            qkv: packed(&block.qkv)?,
+            attn_out: packed(&block.attn_out)?,
             mlp_norm: Norm::new(&block.mlp_norm)?,
-            mlp_in: packed(cpu, &block.mlp_in)?,
-            mlp_out: packed(cpu, &block.mlp_out)?,
+            mlp_in: packed(&block.mlp_in)?,
+            mlp_out: packed(&block.mlp_out)?,
             pattern: block.pattern,
         })
     }
@@ -237,8 +239,8 @@ impl Norm {
     }
 }
 
-fn packed(cpu: Cpu, linear: &Linear) -> Result<PackedLinear> {
-    Ok(PackedLinear::new(cpu, &values(&linear.weight)?, values(&linear.bias)?))
+fn packed(cpu: Cpu, linear: &Linear, weights: Weights) -> Result<PackedLinear> {
+    Ok(PackedLinear::new(cpu, &values(&linear.weight)?, values(&linear.bias)?, weights))
 }
 
 fn values<const D: usize>(param: &Param<Tensor<D>>) -> Result<Vec<f32>> {

@@ -1,6 +1,6 @@
 //! The drawing loop: candidates in groups of lanes, each lane a function of (seed, candidate, position) alone.
 //!
-//! The caption is run once and shared by all candidates. The decoder's rows do not depend on each other, so the same
+//! The caption is run once and shared by all candidates. Rows of the decoder and pictures of the dVAE do not depend on each other, so the same
 //! candidate has the same bits whatever `n` is.
 
 use anyhow::{Result, ensure};
@@ -17,7 +17,7 @@ use crate::dvae::Dvae;
 
 /// Most candidates that step together.
 const LANES: usize = 64;
-/// Pictures that are decoded together, always as many: products of another shape may add in another order.
+/// Pictures that are decoded together.
 const PICTURES: usize = 16;
 
 /// Separates drawing from every other use of a seed.
@@ -222,12 +222,10 @@ impl<'a> Drawing<'a> {
         };
         let mut images = Vec::new();
         for lanes in self.tokens.chunks(PICTURES) {
-            let rest = (lanes.len()..PICTURES).flat_map(|_| vec![0; grid * grid]);
-            let codes: Vec<i32> = lanes.iter().flat_map(padded).chain(rest).collect();
-            let device = self.dvae.device();
-            let codes: Tensor<3, Int> =
-                Tensor::from_data(TensorData::new(codes, [PICTURES, grid, grid]), &device);
-            images.extend(to_images(self.dvae.decode(codes))?.into_iter().take(lanes.len()));
+            let codes: Vec<i32> = lanes.iter().flat_map(padded).collect();
+            let codes = TensorData::new(codes, [lanes.len(), grid, grid]);
+            let codes: Tensor<3, Int> = Tensor::from_data(codes, &self.dvae.device());
+            images.extend(to_images(self.dvae.decode(codes))?);
         }
         let lanes = images.into_iter().zip(&self.tokens).enumerate();
         let picture = |(lane, (mut image, tokens)): (usize, (RgbImage, &Vec<u32>))| {

@@ -3,6 +3,7 @@
 use burn::tensor::Device;
 
 use tessera_kernels::Cpu;
+use tessera_kernels::decode::Weights;
 
 use super::*;
 use crate::dvae::{Dvae, DvaeConfig};
@@ -39,7 +40,7 @@ fn request(n: usize, seed: u64) -> Request {
 
 fn draw(request: Request) -> Vec<Picture> {
     let (prior, dvae) = model();
-    let decoder = Decoder::new(&prior).unwrap();
+    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
     let events = Drawing::new(&decoder, &dvae, &[1, 2], request).unwrap();
     let picture = |event| match event {
         Ok(Event::Picture(picture)) => Some(picture),
@@ -79,15 +80,18 @@ fn a_picture_does_not_depend_on_the_number_of_threads() {
 #[test]
 fn the_decoder_gives_the_logits_of_the_full_forward() {
     for cpu in Cpu::all() {
-        cpu.scope(|| decoder_against_forward(if cpu.bf16() { 0.05 } else { 1e-4 }));
+        for weights in [Weights::Full, Weights::Int8] {
+            cpu.scope(|| decoder_against_forward(weights, if cpu.bf16() { 0.05 } else { 1e-4 }));
+        }
     }
 }
 
-/// Three pictures of two captions, token by token and all at once.
-fn decoder_against_forward(tolerance: f32) {
+/// Three pictures of two captions, token by token and all at once; of the prior that is rounded as the decoder rounds.
+fn decoder_against_forward(weights: Weights, tolerance: f32) {
     let (prior, _) = model();
     let config = prior.config().clone();
-    let decoder = Decoder::new(&prior).unwrap();
+    let prior = if weights == Weights::Int8 { prior.in_int8() } else { prior };
+    let decoder = Decoder::new(&prior, weights).unwrap();
     let captions: [&[u32]; 2] = [&[1, 2], &[]];
     let owners = vec![1, 0, 1];
     let image: Vec<u32> = (0..3 * 16).map(|i| i * 7 % 12).collect();
@@ -111,7 +115,7 @@ fn decoder_against_forward(tolerance: f32) {
 #[test]
 fn events_come_in_order() {
     let (prior, dvae) = model();
-    let decoder = Decoder::new(&prior).unwrap();
+    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
     let events: Vec<_> =
         Drawing::new(&decoder, &dvae, &[], request(2, 0)).unwrap().map(Result::unwrap).collect();
     let tokens = events.iter().filter(|event| matches!(event, Event::Tokens { total: 32, .. })).count();
@@ -133,7 +137,7 @@ fn events_come_in_order() {
 #[test]
 fn bad_settings_are_refused() {
     let (prior, dvae) = model();
-    let decoder = Decoder::new(&prior).unwrap();
+    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
     let error = |sampling: Sampling, n| {
         let request = Request { n, sampling, ..Request::default() };
         Drawing::new(&decoder, &dvae, &[], request).err().unwrap().to_string()

@@ -4,4 +4,4 @@ mod file;
 mod params;
 
 pub use file::{ModelConfig, ModelFile, Storage};
-pub use params::{HostTensor, export, gradients, import};
+pub use params::{Collected, HostTensor, export, gradients, import};

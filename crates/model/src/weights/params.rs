@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Gradients, Tensor, TensorData};
 
 /// One parameter on the host.
@@ -42,12 +42,37 @@ pub fn import<M: Module>(module: M, tensors: &[HostTensor]) -> Result<M> {
 }
 
 /// Takes the gradients of all parameters out of `gradients`, in the order of [`export`]; zeros where there is none.
-pub fn gradients(module: &impl Module, gradients: Gradients) -> Result<Vec<Vec<f32>>> {
-    let mut take = TakeGradients { gradients, taken: Vec::new(), error: None };
-    module.visit(&mut take);
-    match take.error {
-        Some(error) => Err(error),
-        None => Ok(take.taken),
+///
+/// # Errors
+/// If a gradient is not f32.
+pub fn gradients(module: &impl Module, mut gradients: Gradients) -> Result<Vec<Vec<f32>>> {
+    let mut collected = Collected::default();
+    collected.take(module, &mut gradients)?;
+    Ok(collected.in_order(module))
+}
+
+/// Gradients that come out one part of a model after another.
+#[derive(Default)]
+pub struct Collected {
+    by_id: HashMap<ParamId, Vec<f32>>,
+}
+
+impl Collected {
+    /// Takes what `gradients` hold for the parameters of `part`.
+    ///
+    /// # Errors
+    /// If a gradient is not f32.
+    pub fn take(&mut self, part: &impl Module, gradients: &mut Gradients) -> Result<()> {
+        let mut take = TakeGradients { gradients, taken: &mut self.by_id, error: None };
+        part.visit(&mut take);
+        take.error.map_or(Ok(()), Err)
+    }
+
+    /// The gradients in the order of [`export`] of the whole model; zeros where there is none.
+    pub fn in_order(self, model: &impl Module) -> Vec<Vec<f32>> {
+        let mut order = InOrder { by_id: self.by_id, ordered: Vec::new() };
+        model.visit(&mut order);
+        order.ordered
     }
 }
 
@@ -112,20 +137,34 @@ impl ModuleMapper for Import<'_> {
     }
 }
 
-struct TakeGradients {
-    gradients: Gradients,
-    taken: Vec<Vec<f32>>,
+struct TakeGradients<'a> {
+    gradients: &'a mut Gradients,
+    taken: &'a mut HashMap<ParamId, Vec<f32>>,
     error: Option<anyhow::Error>,
 }
 
-impl ModuleVisitor for TakeGradients {
+impl ModuleVisitor for TakeGradients<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(gradient) = param.val().grad_remove(&mut self.gradients) else {
-            return self.taken.push(vec![0.0; param.dims().iter().product()]);
+        let Some(gradient) = param.val().grad_remove(self.gradients) else {
+            return;
         };
         match gradient.into_data().try_to_vec::<f32>() {
-            Ok(values) => self.taken.push(values),
+            Ok(values) => {
+                self.taken.insert(param.id, values);
+            }
             Err(error) => self.error = Some(anyhow::anyhow!("gradient is not f32: {error:?}")),
         }
+    }
+}
+
+struct InOrder {
+    by_id: HashMap<ParamId, Vec<f32>>,
+    ordered: Vec<Vec<f32>>,
+}
+
+impl ModuleVisitor for InOrder {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let gradient = self.by_id.remove(&param.id);
+        self.ordered.push(gradient.unwrap_or_else(|| vec![0.0; param.dims().iter().product()]));
     }
 }

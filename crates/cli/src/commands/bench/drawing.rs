@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use tessera_kernels::decode::Weights;
 use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};
 use tessera_model::prior::{Pattern, Prior, PriorConfig};
 use tessera_model::{Decoder, Event, Request, Tessera};
@@ -10,6 +11,7 @@ use super::Work;
 
 /// All tokens of `lanes` pictures of `grid` × `grid`, behind 64 text positions: 6 layers of width 384 with 6 heads that
 /// attend to everything before, 4096 codes. The likeliest token is drawn, so that only the model is timed.
+/// Weights are kept in 8 bits, as `draw` keeps them.
 pub fn decode(lanes: usize, grid: usize) -> Result<Work> {
     let config = PriorConfig {
         text_len: 64,
@@ -22,7 +24,7 @@ pub fn decode(lanes: usize, grid: usize) -> Result<Work> {
         conv_kernel: 3,
     };
     let prior = Prior::new(&config, 1, &Device::flex()).with_pattern(Pattern::Causal);
-    let decoder = Decoder::new(&prior)?;
+    let decoder = Decoder::new(&prior, Weights::Int8)?;
     let run = move || {
         let captions = decoder.read(&[&[1, 2, 3]])?;
         let mut drawn = decoder.start(vec![0; lanes]);

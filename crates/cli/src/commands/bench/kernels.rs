@@ -1,22 +1,42 @@
 //! Single kernels.
 
 use anyhow::Result;
-use burn::tensor::{Device, Tensor, TensorData};
-use tessera_kernels::{Activation, linear};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use tessera_kernels::{Activation, Cpu, First, Output, conv2d, linear};
 
 use super::Work;
 
 /// A matrix product, 1024 by 1024 by 1024.
 pub fn gemm() -> Result<Work> {
     const N: usize = 1024;
-    let noise = |seed: usize| -> Tensor<2> {
-        let values: Vec<f32> = (0..N * N).map(|i| ((i * 7919 + seed) % 1013) as f32 / 1013.0 - 0.5).collect();
-        Tensor::from_data(TensorData::new(values, [N, N]), &Device::flex())
-    };
-    let (x, w, b) = (noise(1), noise(2), Tensor::<1>::zeros([N], &Device::flex()));
+    let (x, w, b) = (noise([N, N], 1), noise([N, N], 2), noise([N], 3));
     let run = move || {
         linear(x.clone(), w.clone(), b.clone(), Activation::None);
         Ok(())
     };
     Ok(Work { run: Box::new(run), amount: 1.0, unit: "products/s", gflop: Some(2e-9 * (N * N * N) as f64) })
+}
+
+/// A 3×3 convolution of 128 to 128 channels on 8 pictures of 32 × 32 pixels, with the gradients of both inputs; pictures
+/// are in the numbers that are multiplied, as between the convolutions of a block.
+pub fn conv() -> Result<Work> {
+    const BATCH: usize = 8;
+    const SIDE: usize = 32;
+    const CHANNELS: usize = 128;
+    let multiplied = if Cpu::current().bf16() { FloatDType::BF16 } else { FloatDType::F32 };
+    let x = noise([BATCH, SIDE, SIDE, CHANNELS], 1).cast(multiplied).autodiff().require_grad();
+    let w = noise([CHANNELS, CHANNELS, 3, 3], 2).autodiff().require_grad();
+    let b = noise([CHANNELS], 3).autodiff();
+    let run = move || {
+        conv2d(x.clone(), w.clone(), b.clone(), First::Nothing, Output::Kernel).sum().backward();
+        Ok(())
+    };
+    let products = 9 * CHANNELS * CHANNELS * BATCH * SIDE * SIDE;
+    Ok(Work { run: Box::new(run), amount: 1.0, unit: "passes/s", gflop: Some(6e-9 * products as f64) })
+}
+
+fn noise<const D: usize>(shape: [usize; D], seed: usize) -> Tensor<D> {
+    let n: usize = shape.iter().product();
+    let values: Vec<f32> = (0..n).map(|i| ((i * 7919 + seed) % 1013) as f32 / 1013.0 - 0.5).collect();
+    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
 }

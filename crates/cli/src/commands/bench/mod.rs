@@ -28,10 +28,12 @@ struct Work {
 /// A work's name, and how it is set up.
 type Entry = (&'static str, fn() -> Result<Work>);
 
-const WORKS: [Entry; 12] = [
+const WORKS: [Entry; 14] = [
     ("gemm", kernels::gemm),
+    ("conv", kernels::conv),
     ("gpt-step", training::gpt_step),
     ("paper-step", training::paper_step),
+    ("dvae-step", training::dvae_step),
     ("decode-1", || drawing::decode(1, 16)),
     ("decode-16", || drawing::decode(16, 16)),
     ("decode-64", || drawing::decode(64, 16)),

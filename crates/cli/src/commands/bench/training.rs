@@ -6,20 +6,22 @@ use anyhow::Result;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use image::RgbImage;
+use tessera_data::{Purpose, item_rng};
 use tessera_kernels::{Plan, cross_entropy};
+use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, map_pixels};
 use tessera_model::nn::{Init, LayerNorm};
-use tessera_model::prior::{Block, Prior, PriorConfig, Stream};
-use tessera_train::{Config, FitConfig, Loss, Metrics, Task, Trainer};
+use tessera_model::prior::{Activations, Block, Prior, PriorConfig, PriorGradients, Stream};
+use tessera_train::{Config, FitConfig, Gradient, Loss, Metrics, Task, Trainer, differentiate};
 
 use super::Work;
 
 /// A task with one batch.
 struct Fixed<M, F> {
-    loss: F,
+    gradient: F,
     model: std::marker::PhantomData<fn(M)>,
 }
 
-impl<M: Module + Sync, F: Fn(&M) -> Tensor<1> + Sync> Task for Fixed<M, F> {
+impl<M: Module + Sync, F: Fn(&M) -> Result<Gradient> + Sync> Task for Fixed<M, F> {
     type Model = M;
     type Batch = ();
 
@@ -27,8 +29,8 @@ impl<M: Module + Sync, F: Fn(&M) -> Tensor<1> + Sync> Task for Fixed<M, F> {
         Ok(())
     }
 
-    fn loss(&self, model: &M, (): (), _: u64) -> Result<Loss> {
-        Ok(Loss { total: (self.loss)(model), figures: Vec::new() })
+    fn gradient(&self, model: &M, (): (), _: u64) -> Result<Gradient> {
+        (self.gradient)(model)
     }
 
     fn validate(&self, _: &M, _: u64) -> Result<Metrics> {
@@ -43,17 +45,22 @@ impl<M: Module + Sync, F: Fn(&M) -> Tensor<1> + Sync> Task for Fixed<M, F> {
 /// A training step of `model` as a work; `amount` of `unit` a step.
 fn step<M: Module + Sync + 'static>(
     model: M,
-    loss: impl Fn(&M) -> Tensor<1> + Sync + 'static,
+    gradient: impl Fn(&M) -> Result<Gradient> + Sync + 'static,
     amount: usize,
     unit: &'static str,
     gflop: Option<f64>,
 ) -> Result<Work> {
     // They live as long as the process, which does this work only.
-    let task = Box::leak(Box::new(Fixed { loss, model: std::marker::PhantomData }));
+    let task = Box::leak(Box::new(Fixed { gradient, model: std::marker::PhantomData }));
     let config: &'static FitConfig = Box::leak(Box::new(settings()?));
     let mut trainer = Trainer::new(task, model, config, None)?;
     let run = move || trainer.step().map(drop);
     Ok(Work { run: Box::new(run), amount: amount as f64, unit, gflop })
+}
+
+/// A loss without figures.
+fn alone(total: Tensor<1>) -> Loss {
+    Loss { total, figures: Vec::new() }
 }
 
 /// Settings of a step: AdamW with decay, no moving average.
@@ -73,8 +80,8 @@ pub fn gpt_step() -> Result<Work> {
     // Each weight of a product is multiplied once forward and twice backward; attention is not counted.
     let products = 6 * 12 * Gpt::D * Gpt::D + Gpt::D * Gpt::VOCAB;
     let gflop = 6e-9 * (BATCH * Gpt::LEN * products) as f64;
-    let loss = move |model: &Gpt| model.loss(&tokens, &plan);
-    step(model, loss, BATCH * Gpt::LEN, "tokens/s", Some(gflop))
+    let gradient = move |model: &Gpt| differentiate(model, |model| alone(model.loss(&tokens, &plan)));
+    step(model, gradient, BATCH * Gpt::LEN, "tokens/s", Some(gflop))
 }
 
 /// A causal language model with learned positions and an untied head without bias.
@@ -127,8 +134,41 @@ pub fn paper_step() -> Result<Work> {
     let image = (0..config.image_len()).map(|i| (i * 7919 % config.image_vocab) as u32).collect();
     let stream = Stream::new(1, text, image, &config)?;
     let amount = config.stream_len();
-    let loss = move |model: &Prior| model.loss(&stream).loss;
-    step(Prior::new(&config, 1, &Device::flex()), loss, amount, "tokens/s", None)
+    let gradient = move |model: &Prior| {
+        let PriorGradients { loss, gradients } = model.gradients(&stream, Activations::Keep)?;
+        let (loss, figures) = alone(loss.loss).values();
+        Ok(Gradient { values: gradients, loss, figures })
+    };
+    step(Prior::new(&config, 1, &Device::flex()), gradient, amount, "tokens/s", None)
+}
+
+/// Training on 4 pictures of 128 × 128 by the released architecture, a quarter as wide.
+pub fn dvae_step() -> Result<Work> {
+    const BATCH: usize = 4;
+    let config = DvaeConfig {
+        image_size: 128,
+        groups: 4,
+        blocks_per_group: 2,
+        n_hid: 64,
+        n_init: 128,
+        vocab: 8192,
+        min_log_b: -3.0,
+    };
+    let (side, grid, min_log_b) = (config.image_size, config.grid(), config.min_log_b);
+    let device = Device::flex();
+    let values = (0..BATCH * 3 * side * side).map(|i| (i * 7919 % 256) as f32 / 255.0);
+    let pictures = TensorData::new(values.collect::<Vec<f32>>(), [BATCH, 3, side, side]);
+    let x: Tensor<4> = map_pixels(Tensor::from_data(pictures, &device));
+    let model = Dvae::new(&config, 1, &device);
+    let loss = move |model: &Dvae| {
+        let x = x.clone().autodiff();
+        let logits = model.encoder.forward(x.clone());
+        let noise = gumbel_noise(BATCH * grid * grid * config.vocab, &mut item_rng(1, Purpose::Gumbel, 0, 0));
+        let noise = Tensor::from_data(TensorData::new(noise, logits.dims()), &x.device());
+        let codes = gumbel_softmax(logits.clone(), noise, 1.0);
+        alone(elbo(x, model.decoder.forward(codes), logits, 6.6, min_log_b).loss)
+    };
+    step(model, move |model: &Dvae| differentiate(model, &loss), BATCH, "pictures/s", None)
 }
 
 /// The paper's stream and vocabularies on a small transformer.

@@ -1,0 +1,204 @@
+//! The gradient of a convolution's filters: for each row of the filter a product that sums over pixels.
+//!
+//! The gradient gets the frame's pitch, with zeros where the frame is. Then the pixel that tap `(ky, kx)` sees lies a
+//! fixed distance behind its output, whatever the row, and a strip is one stretch of K.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::strip::{Frame, JOBS, Pictures, STRIP_BYTES, Strip};
+use crate::cpu::{Body, Cpu};
+use crate::gemm::{LANES, Micro, Numbers, Segment, Sink, Strides, Unit, panel_across, product, with_micro};
+use crate::scratch::Scratch;
+
+/// Sums that all jobs may hold together.
+const MAX_SUMS: usize = 1 << 23;
+/// Fewest channels of the gradient in a job that shares its strips with others.
+const MIN_CHANNELS: usize = 32;
+
+/// `gain` times the gradient of `[n_out, n_in, k, k]` filters: `x` `[B, H, W, n_in]`, `gradient` `[B, H, W, n_out]`.
+pub(super) fn weight_gradient(
+    cpu: Cpu,
+    x: Pictures<'_>,
+    gradient: Pictures<'_>,
+    k: usize,
+    gain: f32,
+) -> Vec<f32> {
+    with_micro!(cpu, S => run::<S>(cpu, x, gradient, k, gain))
+}
+
+fn run<S: Micro<Unit: Unit>>(
+    cpu: Cpu,
+    x: Pictures<'_>,
+    gradient: Pictures<'_>,
+    k: usize,
+    gain: f32,
+) -> Vec<f32> {
+    let frame = Frame::new::<S::Unit>(x.shape, k);
+    let (n_in, n_out) = (x.shape[3], gradient.shape[3]);
+    let columns = (k * frame.channels).next_multiple_of(LANES);
+    let strips = x.strips(frame.pitch * columns * size_of::<S::Unit>() / S::Unit::VALUES, STRIP_BYTES);
+    let cut = Cut::new(strips.len(), n_out, k * columns);
+    let job = |i: usize| {
+        let (strips, channels) = cut.job(i, &strips);
+        let mut sums = vec![0.0; k * channels.len() * columns];
+        for strip in strips {
+            let sums = &mut sums;
+            cpu.isa().run(Job::<S> {
+                x,
+                gradient,
+                frame,
+                strip,
+                channels: channels.clone(),
+                columns,
+                sums,
+                micro: std::marker::PhantomData,
+            });
+        }
+        sums
+    };
+    let sums: Vec<Vec<f32>> = (0..cut.len()).into_par_iter().map(job).collect();
+    let mut weight = vec![0.0; n_out * n_in * k * k];
+    weight.par_chunks_exact_mut((n_in * k * k).max(1)).enumerate().for_each(|(channel, filter)| {
+        for (part, row) in cut.holding(channel, &sums) {
+            let rows = part.len() / (k * columns);
+            for tap in 0..k * k {
+                let first = (tap / k * rows + row) * columns + tap % k * frame.channels;
+                let sums = &part[first..first + n_in];
+                filter[tap..]
+                    .iter_mut()
+                    .step_by(k * k)
+                    .zip(sums)
+                    .for_each(|(weight, sum)| *weight += gain * sum);
+            }
+        }
+    });
+    weight
+}
+
+/// How the work is cut: parts of the strips, each with sums of its own, times blocks of the gradient's channels.
+struct Cut {
+    strips: usize,
+    parts: usize,
+    channels: usize,
+    block: usize,
+}
+
+impl Cut {
+    /// As many parts as their sums leave room for, then blocks until there are enough jobs; a function of shapes alone.
+    fn new(strips: usize, channels: usize, sums_per_channel: usize) -> Cut {
+        let room = MAX_SUMS / (channels * sums_per_channel).max(1);
+        let parts = room.min(JOBS).min(strips).max(1);
+        let block = channels.div_ceil(JOBS.div_ceil(parts)).max(MIN_CHANNELS).next_multiple_of(8);
+        Cut { strips, parts, channels, block }
+    }
+
+    fn blocks(&self) -> usize {
+        self.channels.div_ceil(self.block)
+    }
+
+    fn len(&self) -> usize {
+        self.parts * self.blocks()
+    }
+
+    /// Strips and channels of job `i`.
+    fn job<'a>(&self, i: usize, strips: &'a [Strip]) -> (&'a [Strip], Range<usize>) {
+        let (part, block) = (i / self.blocks(), i % self.blocks());
+        let cut = |part: usize| part * self.strips / self.parts;
+        let first = block * self.block;
+        (&strips[cut(part)..cut(part + 1)], first..self.channels.min(first + self.block))
+    }
+
+    /// The sums that hold a channel, one a part, and its row in them.
+    fn holding<'a>(&self, channel: usize, sums: &'a [Vec<f32>]) -> impl Iterator<Item = (&'a [f32], usize)> {
+        let (block, row) = (channel / self.block, channel % self.block);
+        sums.iter().skip(block).step_by(self.blocks().max(1)).map(move |sums| (sums.as_slice(), row))
+    }
+}
+
+/// One strip's share of the sums, `[k, channels, columns]`.
+struct Job<'a, S> {
+    x: Pictures<'a>,
+    gradient: Pictures<'a>,
+    frame: Frame,
+    strip: &'a Strip,
+    channels: Range<usize>,
+    columns: usize,
+    sums: &'a mut [f32],
+    micro: std::marker::PhantomData<S>,
+}
+
+impl<S: Micro<Unit: Unit>> Body for Job<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Frame { k, channels, pitch } = self.frame;
+        let pixels = (self.strip.rows.len() + k - 1) * pitch;
+        let panel = pixels / S::Unit::VALUES * LANES;
+        let framed = self.x.framed::<S::Unit>(self.strip, &self.frame);
+        let framed = S::Unit::numbers(&framed);
+        let mut right = Scratch::<S::Unit>::new(self.columns / LANES * panel);
+        for (i, panel) in right.chunks_exact_mut(panel).enumerate() {
+            let columns = LANES.min(k * channels - i * LANES);
+            let row = |pixel: usize| framed.slice(pixel * channels + i * LANES, columns);
+            panel_across(row, columns, pixels, panel);
+        }
+        let left = self.left();
+        let n = self.channels.len();
+        let strides = Strides { row: 1, step: n, panel };
+        for (ky, sums) in self.sums.chunks_exact_mut((n * self.columns).max(1)).enumerate() {
+            let segment = Segment {
+                a: left.as_ptr(),
+                b: right[ky * pitch / S::Unit::VALUES * LANES..].as_ptr(),
+                units: self.strip.rows.len() * pitch / S::Unit::VALUES,
+            };
+            let sink = Added { sums, stride: self.columns };
+            // SAFETY: `left` holds the strip's pixels, `right` those and the rows that a filter reaches beyond.
+            #[allow(unsafe_code)]
+            unsafe {
+                product::<S>(n, self.columns / LANES, &[segment], strides, sink);
+            }
+        }
+    }
+}
+
+impl<S: Micro<Unit: Unit>> Job<'_, S> {
+    /// The gradient of the strip at the frame's pitch: units of pixels, each of all channels of the job.
+    #[inline(always)]
+    fn left(&self) -> Scratch<S::Unit> {
+        let [_, height, width, all] = self.gradient.shape;
+        let (values, n) = (S::Unit::VALUES, self.channels.len());
+        let row_units = self.frame.pitch / values * n;
+        let mut units = Scratch::new(self.strip.rows.len() * row_units);
+        for (y, row) in self.strip.rows.clone().zip(units.chunks_exact_mut(row_units.max(1))) {
+            let pixel = |x: usize| -> Numbers<'_> {
+                let first = ((self.strip.picture * height + y) * width + x) * all;
+                self.gradient.numbers.slice(first + self.channels.start, n)
+            };
+            for (x, units) in (0..self.frame.pitch).step_by(values).zip(row.chunks_exact_mut(n.max(1))) {
+                match x < width {
+                    true => S::Unit::across(pixel(x), (x + 1 < width).then(|| pixel(x + 1)), units),
+                    false => units.fill(S::Unit::default()),
+                }
+            }
+        }
+        units
+    }
+}
+
+/// Adds tiles to sums.
+struct Added<'a> {
+    sums: &'a mut [f32],
+    stride: usize,
+}
+
+impl Sink for Added<'_> {
+    #[inline(always)]
+    fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]) {
+        let start = row * self.stride + panel * LANES;
+        let held = &mut self.sums[start..start + sums.len()];
+        held.iter_mut().zip(sums).for_each(|(held, sum)| *held += *sum);
+    }
+}

@@ -1,0 +1,291 @@
+//! Convolution of stride 1 that keeps a picture's size, channels last, with what surrounds it in the dVAE's residual
+//! block (paper §A.1): a ReLU before it, a scaled residual sum after it.
+//!
+//! A product without a copy of the picture's neighbourhoods: in rows with a border of zeros, a pixel's row of
+//! neighbours and their channels lie side by side, so that a `k`×`k` convolution is a product whose K comes in `k`
+//! stretches ([`crate::gemm::Segment`]).
+
+mod filter;
+mod gradient;
+mod strip;
+
+use std::mem::MaybeUninit;
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use burn::tensor::activation::relu;
+use burn::tensor::module::conv2d as burn_conv2d;
+use burn::tensor::ops::ConvOptions;
+use half::bf16;
+
+use self::filter::{Direction, Filter};
+use self::gradient::weight_gradient;
+use self::strip::{Pictures, convolve};
+use crate::cpu::Cpu;
+use crate::gemm::{Epilogue, Out};
+use crate::linear::{Affine, column_sums};
+use crate::math::{Number, with_numbers, write};
+use crate::memory::filled;
+use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
+
+/// What is done to pictures before they are convolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    /// Nothing.
+    Nothing,
+    /// ReLU.
+    Relu,
+}
+
+/// What a convolution hands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// What the next kernel reads: bf16 tensors on the CPU at bf16.
+    Kernel,
+    /// f32, whatever is multiplied.
+    F32,
+    /// f32 of products of f32: for the convolutions next to the codes (paper §A.1, "bottleneck").
+    Exact,
+}
+
+/// `conv(first(x)) + b`: `x` `[B, H, W, n_in]`, `w` `[n_out, n_in, k, k]` with `k` odd, `b`
+/// `[n_out]` → `[B, H, W, n_out]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn conv2d(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First, output: Output) -> Tensor<4> {
+    check(x.dims(), w.dims(), b.dims());
+    match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
+        (Some(x), Some(w), Some(b)) => {
+            let cpu = match output {
+                Output::Exact => Cpu::current().in_f32(),
+                _ => Cpu::current(),
+            };
+            apply(Conv { cpu, first, narrow: cpu.bf16() && output == Output::Kernel }, [x, w, b])
+        }
+        _ => conv2d_reference(x, w, b, first),
+    }
+}
+
+/// `residual + gain · (conv(relu(x)) + b)` in f32: the end of a residual block.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn conv2d_add(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, residual: Tensor<4>, gain: f64) -> Tensor<4> {
+    check(x.dims(), w.dims(), b.dims());
+    let [batch, height, width, _] = x.dims();
+    let wanted = [batch, height, width, w.dims()[0]];
+    assert!(residual.dims() == wanted, "conv2d_add: residual {:?}, wanted {wanted:?}", residual.dims());
+    let inputs =
+        (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone()), Input::new(residual.clone()));
+    match inputs {
+        (Some(x), Some(w), Some(b), Some(residual)) => {
+            apply(ConvAdd { cpu: Cpu::current(), gain: gain as f32 }, [x, w, b, residual])
+        }
+        _ => residual + conv2d_reference(x, w, b, First::Relu) * gain,
+    }
+}
+
+/// [`conv2d`] in Burn's operations.
+pub fn conv2d_reference(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First) -> Tensor<4> {
+    let x = match first {
+        First::Nothing => x,
+        First::Relu => relu(x),
+    };
+    let pad = w.dims()[2] / 2;
+    let options = ConvOptions::new([1, 1], [pad, pad], [1, 1], 1);
+    burn_conv2d(x.permute([0, 3, 1, 2]), w, Some(b), options).permute([0, 2, 3, 1])
+}
+
+fn check(x: [usize; 4], w: [usize; 4], [bias]: [usize; 1]) {
+    let [n_out, n_in, k, _] = w;
+    assert!(
+        x[3] == n_in && bias == n_out && w[3] == k && k % 2 == 1,
+        "conv2d: x {x:?}, weight {w:?}, bias [{bias}] do not fit (wanted [B, H, W, C], [N, C, k, k] with k odd, [N])"
+    );
+}
+
+#[derive(Debug, Clone)]
+struct Conv {
+    cpu: Cpu,
+    first: First,
+    /// Whether the output is bf16.
+    narrow: bool,
+}
+
+#[derive(Debug, Clone)]
+struct ConvAdd {
+    cpu: Cpu,
+    gain: f32,
+}
+
+impl Op<3> for Conv {
+    type Saved = ();
+
+    fn forward(&self, [x, w, b]: [&FlexTensor; 3], keep: bool) -> (FlexTensor, Option<()>) {
+        let output = match self.narrow {
+            true => self.run::<bf16>(x, w, b),
+            false => self.run::<f32>(x, w, b),
+        };
+        (output, keep.then_some(()))
+    }
+
+    fn backward(
+        &self,
+        [x, w, _]: [&FlexTensor; 3],
+        _: &(),
+        gradient: &FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        backward(self.cpu, pictures(x, self.first), w, gradient, 1.0, wanted)
+    }
+}
+
+impl Conv {
+    fn run<T: Number>(&self, x: &FlexTensor, w: &FlexTensor, b: &FlexTensor) -> FlexTensor {
+        let (x, filter, bias) = (pictures(x, self.first), filter(w, Direction::Forward), floats(b));
+        // SAFETY: the convolution's epilogue writes every value once.
+        #[allow(unsafe_code)]
+        let out = unsafe {
+            filled(x.pixels() * bias.len(), |out| {
+                let out = Out::new(out, bias.len());
+                convolve(self.cpu, x, &filter, &Affine { bias, gelu: false, pre: None, out });
+            })
+        };
+        tensor::<T>(out, &x.with_channels(bias.len()))
+    }
+}
+
+impl Op<4> for ConvAdd {
+    type Saved = ();
+
+    fn forward(&self, [x, w, b, residual]: [&FlexTensor; 4], keep: bool) -> (FlexTensor, Option<()>) {
+        let (x, filter) = (pictures(x, First::Relu), filter(w, Direction::Forward));
+        let (bias, residual, gain) = (floats(b), floats(residual), self.gain);
+        // SAFETY: the convolution's epilogue writes every value once.
+        #[allow(unsafe_code)]
+        let out = unsafe {
+            filled(residual.len(), |out| {
+                let out = Out::new(out, bias.len());
+                convolve(self.cpu, x, &filter, &ScaledAdd { bias, residual, gain, out });
+            })
+        };
+        (tensor::<f32>(out, &x.with_channels(bias.len())), keep.then_some(()))
+    }
+
+    fn backward(
+        &self,
+        [x, w, ..]: [&FlexTensor; 4],
+        _: &(),
+        gradient: &FlexTensor,
+        [want_x, want_w, want_b, want_residual]: [bool; 4],
+    ) -> [Option<FlexTensor>; 4] {
+        let wanted = [want_x, want_w, want_b];
+        let [dx, dw, db] = backward(self.cpu, pictures(x, First::Relu), w, gradient, self.gain, wanted);
+        [dx, dw, db, want_residual.then(|| gradient.clone())]
+    }
+}
+
+fn pictures(x: &FlexTensor, first: First) -> Pictures<'_> {
+    let shape = dims(x).try_into().expect("four dimensions");
+    Pictures { numbers: numbers(x), shape, relu: first == First::Relu }
+}
+
+fn filter(w: &FlexTensor, direction: Direction) -> Filter<'_> {
+    let [n_out, n_in, k, _] = dims(w).try_into().expect("four dimensions");
+    Filter { weight: floats(w), n_out, n_in, k, direction }
+}
+
+/// Gradients of `x`, in its own kind of number, of `w` and of `b`, all of them `gain` times what they would be.
+fn backward(
+    cpu: Cpu,
+    x: Pictures<'_>,
+    w: &FlexTensor,
+    gradient: &FlexTensor,
+    gain: f32,
+    [want_x, want_w, want_b]: [bool; 3],
+) -> [Option<FlexTensor>; 3] {
+    let filter = filter(w, Direction::Back);
+    let toward = pictures(gradient, First::Nothing);
+    let dx = want_x.then(|| {
+        with_numbers!(x.numbers, values => tensor(input_gradient(cpu, values, x, toward, &filter, gain), &x.shape))
+    });
+    let dw = want_w.then(|| tensor(weight_gradient(cpu, x, toward, filter.k, gain), &dims(w)));
+    let db = want_b.then(|| {
+        let mut sums = column_sums(cpu, toward.numbers, filter.n_out);
+        sums.iter_mut().for_each(|sum| *sum *= gain);
+        tensor(sums, &[filter.n_out])
+    });
+    [dx, dw, db]
+}
+
+/// A convolution of the gradient with the filter turned around; zero where the ReLU cut the input off.
+fn input_gradient<T: Number>(
+    cpu: Cpu,
+    values: &[T],
+    x: Pictures<'_>,
+    gradient: Pictures<'_>,
+    filter: &Filter<'_>,
+    gain: f32,
+) -> Vec<T> {
+    // SAFETY: the convolution's epilogue writes every value once.
+    #[allow(unsafe_code)]
+    unsafe {
+        filled(values.len(), |out| {
+            let out = Out::new(out, filter.n_in);
+            convolve(cpu, gradient, filter, &Masked { values: x.relu.then_some(values), gain, out });
+        })
+    }
+}
+
+/// `residual + gain · (sums + bias)`
+struct ScaledAdd<'a> {
+    bias: &'a [f32],
+    residual: &'a [f32],
+    gain: f32,
+    out: Out<'a, MaybeUninit<f32>>,
+}
+
+impl Epilogue for ScaledAdd<'_> {
+    #[inline(always)]
+    fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
+        let start = m * self.bias.len() + n;
+        let (bias, residual) = (&self.bias[n..n + sums.len()], &self.residual[start..start + sums.len()]);
+        for ((sum, bias), residual) in sums.iter_mut().zip(bias).zip(residual) {
+            *sum = residual + self.gain * (*sum + bias);
+        }
+        // SAFETY: `convolve` hands out each sum once.
+        #[allow(unsafe_code)]
+        unsafe {
+            write(self.out.row(m, n, sums.len()), sums);
+        }
+    }
+}
+
+/// `gain · sums` where `values`, if given, are positive.
+struct Masked<'a, T> {
+    values: Option<&'a [T]>,
+    gain: f32,
+    out: Out<'a, MaybeUninit<T>>,
+}
+
+impl<T: Number> Epilogue for Masked<'_, T> {
+    #[inline(always)]
+    fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
+        // SAFETY: `convolve` hands out each sum once.
+        #[allow(unsafe_code)]
+        let out = unsafe { self.out.row(m, n, sums.len()) };
+        if let Some(values) = self.values {
+            let values = &values[m * self.out.stride() + n..][..sums.len()];
+            for (sum, value) in sums.iter_mut().zip(values) {
+                *sum = if value.value() > 0.0 { *sum } else { 0.0 };
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            out.write(T::nearest(self.gain * *sum));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

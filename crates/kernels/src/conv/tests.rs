@@ -1,0 +1,64 @@
+//! Convolutions held equal to their references: every filter size, odd channel counts, sizes that leave ragged tiles.
+
+use super::*;
+use crate::testing::{grad, hold_equal, leaf};
+
+/// `[B, H, W, n_in, n_out, k]`
+const SIZES: [[usize; 6]; 8] = [
+    [1, 1, 1, 1, 1, 1],
+    [1, 1, 1, 3, 2, 3],
+    [2, 5, 7, 3, 5, 3],
+    [3, 8, 8, 12, 48, 3],
+    [2, 9, 6, 17, 50, 1],
+    [1, 16, 16, 48, 13, 3],
+    [2, 11, 13, 3, 16, 7],
+    [1, 40, 24, 34, 33, 3],
+];
+
+#[test]
+fn conv2d_is_its_reference() {
+    for [batch, height, width, n_in, n_out, k] in SIZES {
+        for (first, output) in
+            [(First::Relu, Output::Kernel), (First::Nothing, Output::F32), (First::Relu, Output::Exact)]
+        {
+            hold_equal(
+                || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
+                |(x, w, b)| conv2d(x.clone(), w.clone(), b.clone(), first, output),
+                |(x, w, b)| conv2d_reference(x.clone(), w.clone(), b.clone(), first),
+                |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+            );
+        }
+    }
+}
+
+#[test]
+fn conv2d_add_is_its_reference() {
+    for [batch, height, width, n_in, n_out, k] in SIZES {
+        hold_equal(
+            || {
+                let residual = leaf([batch, height, width, n_out], 4);
+                (
+                    leaf([batch, height, width, n_in], 1),
+                    leaf([n_out, n_in, k, k], 2),
+                    leaf([n_out], 3),
+                    residual,
+                )
+            },
+            |(x, w, b, r)| conv2d_add(x.clone(), w.clone(), b.clone(), r.clone(), 0.3),
+            |(x, w, b, r)| r.clone() + conv2d_reference(x.clone(), w.clone(), b.clone(), First::Relu) * 0.3,
+            |(x, w, b, r), g| vec![grad(x, g), grad(w, g), grad(b, g), grad(r, g)],
+        );
+    }
+}
+
+#[test]
+fn no_pictures_give_no_pictures() {
+    let y = conv2d(leaf([0, 4, 4, 3], 1), leaf([5, 3, 3, 3], 2), leaf([5], 3), First::Relu, Output::Kernel);
+    assert_eq!(y.dims(), [0, 4, 4, 5]);
+}
+
+#[test]
+#[should_panic(expected = "do not fit")]
+fn shapes_that_do_not_fit_are_named() {
+    conv2d(leaf([1, 4, 4, 3], 1), leaf([5, 4, 3, 3], 2), leaf([5], 3), First::Relu, Output::Kernel);
+}

@@ -1,0 +1,245 @@
+//! Half and double the side of a picture: 2×2 max-pooling and nearest upsampling, channels last (paper §A.1).
+
+use std::mem::MaybeUninit;
+
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+use burn::tensor::module::{interpolate, max_pool2d};
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions, MaxPoolOptions};
+use rayon::prelude::*;
+
+use crate::cpu::{Cpu, vectorized};
+use crate::memory::filled;
+use crate::op::{Input, Op, apply, dims, floats, tensor};
+
+/// The largest of each 2×2 pixels: `[B, 2H, 2W, C]` in f32 → `[B, H, W, C]`. The gradient goes to the first of equals.
+///
+/// # Panics
+/// If a side is odd.
+pub fn max_pool2(x: Tensor<4>) -> Tensor<4> {
+    let [_, height, width, _] = x.dims();
+    assert!(height % 2 == 0 && width % 2 == 0, "max_pool2: {height}×{width} pixels, wanted even sides");
+    match Input::new(x.clone()) {
+        Some(x) => apply(MaxPool { cpu: Cpu::current() }, [x]),
+        None => max_pool2_reference(x),
+    }
+}
+
+/// [`max_pool2`] in Burn's operations.
+pub fn max_pool2_reference(x: Tensor<4>) -> Tensor<4> {
+    let options = MaxPoolOptions::new([2, 2]).with_stride([2, 2]);
+    max_pool2d(x.permute([0, 3, 1, 2]), options).permute([0, 2, 3, 1])
+}
+
+/// Each pixel four times: `[B, H, W, C]` in f32 → `[B, 2H, 2W, C]`.
+pub fn upsample2(x: Tensor<4>) -> Tensor<4> {
+    match Input::new(x.clone()) {
+        Some(x) => apply(Upsample { cpu: Cpu::current() }, [x]),
+        None => upsample2_reference(x),
+    }
+}
+
+/// [`upsample2`] in Burn's operations.
+pub fn upsample2_reference(x: Tensor<4>) -> Tensor<4> {
+    let [_, height, width, _] = x.dims();
+    let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([2 * height, 2 * width]);
+    interpolate(x.permute([0, 3, 1, 2]), options).permute([0, 2, 3, 1])
+}
+
+#[derive(Debug, Clone)]
+struct MaxPool {
+    cpu: Cpu,
+}
+
+#[derive(Debug, Clone)]
+struct Upsample {
+    cpu: Cpu,
+}
+
+impl Op<1> for MaxPool {
+    type Saved = ();
+
+    fn forward(&self, [x]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<()>) {
+        let [batch, height, width, channels] = four(x);
+        let line = |large: &[f32], small: &mut [MaybeUninit<f32>]| {
+            pool_line(self.cpu.isa(), large, small, channels);
+        };
+        let out = from_large(floats(x), width * channels, line);
+        (tensor(out, &[batch, height / 2, width / 2, channels]), keep.then_some(()))
+    }
+
+    fn backward(
+        &self,
+        [x]: [&FlexTensor; 1],
+        _: &(),
+        gradient: &FlexTensor,
+        [wanted]: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        let [_, _, width, channels] = four(x);
+        let (values, line) = (floats(x), width * channels);
+        let dx = wanted.then(|| {
+            to_large(floats(gradient), line, |i, small, large| {
+                let values = &values[2 * i * line..2 * (i + 1) * line];
+                unpool_line(self.cpu.isa(), values, small, large, channels);
+            })
+        });
+        [dx.map(|dx| tensor(dx, &dims(x)))]
+    }
+}
+
+impl Op<1> for Upsample {
+    type Saved = ();
+
+    fn forward(&self, [x]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<()>) {
+        let [batch, height, width, channels] = four(x);
+        let out = to_large(floats(x), 2 * width * channels, |_, small, large| {
+            spread_line(self.cpu.isa(), small, large, channels);
+        });
+        (tensor(out, &[batch, 2 * height, 2 * width, channels]), keep.then_some(()))
+    }
+
+    fn backward(
+        &self,
+        [x]: [&FlexTensor; 1],
+        _: &(),
+        gradient: &FlexTensor,
+        [wanted]: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        let [_, _, width, channels] = four(x);
+        let line = |large: &[f32], small: &mut [MaybeUninit<f32>]| {
+            gather_line(self.cpu.isa(), large, small, channels);
+        };
+        let dx = wanted.then(|| from_large(floats(gradient), 2 * width * channels, line));
+        [dx.map(|dx| tensor(dx, &dims(x)))]
+    }
+}
+
+fn four(x: &FlexTensor) -> [usize; 4] {
+    dims(x).try_into().expect("four dimensions")
+}
+
+/// Rows of half the length from pairs of rows of `line` values; `body` writes every one.
+fn from_large(large: &[f32], line: usize, body: impl Fn(&[f32], &mut [MaybeUninit<f32>]) + Sync) -> Vec<f32> {
+    // SAFETY: `body` writes every row whole.
+    #[allow(unsafe_code)]
+    unsafe {
+        filled(large.len() / 4, |small| {
+            let rows = small.par_chunks_mut((line / 2).max(1)).zip(large.par_chunks(2 * line.max(1)));
+            rows.for_each(|(small, large)| body(large, small));
+        })
+    }
+}
+
+/// Pairs of rows of `line` values from rows of half the length; `body`, which gets the row's number, writes every one.
+fn to_large(
+    small: &[f32],
+    line: usize,
+    body: impl Fn(usize, &[f32], &mut [MaybeUninit<f32>]) + Sync,
+) -> Vec<f32> {
+    // SAFETY: `body` writes every pair of rows whole.
+    #[allow(unsafe_code)]
+    unsafe {
+        filled(4 * small.len(), |large| {
+            let rows = large.par_chunks_mut(2 * line.max(1)).zip(small.par_chunks((line / 2).max(1)));
+            rows.enumerate().for_each(|(i, (large, small))| body(i, small, large));
+        })
+    }
+}
+
+vectorized! {
+    fn pool_line(large: &[f32], small: &mut [MaybeUninit<f32>], channels: usize) {
+        let (upper, lower) = large.split_at(large.len() / 2);
+        let pairs = upper.chunks_exact(2 * channels).zip(lower.chunks_exact(2 * channels));
+        for (out, (upper, lower)) in small.chunks_exact_mut(channels).zip(pairs) {
+            let ((a, b), (c, d)) = (upper.split_at(channels), lower.split_at(channels));
+            for (i, out) in out.iter_mut().enumerate() {
+                out.write(a[i].max(b[i]).max(c[i].max(d[i])));
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn unpool_line(values: &[f32], gradient: &[f32], out: &mut [MaybeUninit<f32>], channels: usize) {
+        let (upper, lower) = values.split_at(values.len() / 2);
+        let (out_upper, out_lower) = out.split_at_mut(values.len() / 2);
+        let values = upper.chunks_exact(2 * channels).zip(lower.chunks_exact(2 * channels));
+        let outs = out_upper.chunks_exact_mut(2 * channels).zip(out_lower.chunks_exact_mut(2 * channels));
+        for ((gradient, (upper, lower)), (out_upper, out_lower)) in gradient.chunks_exact(channels).zip(values).zip(outs) {
+            let ((a, b), (c, d)) = (upper.split_at(channels), lower.split_at(channels));
+            let ((out_a, out_b), (out_c, out_d)) = (out_upper.split_at_mut(channels), out_lower.split_at_mut(channels));
+            for i in 0..channels {
+                let top = a[i].max(b[i]).max(c[i].max(d[i]));
+                let is = [a[i] == top, b[i] == top, c[i] == top];
+                let share = |chosen: bool| if chosen { gradient[i] } else { 0.0 };
+                out_a[i].write(share(is[0]));
+                out_b[i].write(share(!is[0] & is[1]));
+                out_c[i].write(share(!is[0] & !is[1] & is[2]));
+                out_d[i].write(share(!is[0] & !is[1] & !is[2]));
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn spread_line(small: &[f32], large: &mut [MaybeUninit<f32>], channels: usize) {
+        let (upper, lower) = large.split_at_mut(2 * small.len());
+        let pairs = upper.chunks_exact_mut(2 * channels).zip(lower.chunks_exact_mut(2 * channels));
+        for (pixel, (upper, lower)) in small.chunks_exact(channels).zip(pairs) {
+            for out in upper.chunks_exact_mut(channels).chain(lower.chunks_exact_mut(channels)) {
+                out.write_copy_of_slice(pixel);
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn gather_line(large: &[f32], small: &mut [MaybeUninit<f32>], channels: usize) {
+        let (upper, lower) = large.split_at(large.len() / 2);
+        let pairs = upper.chunks_exact(2 * channels).zip(lower.chunks_exact(2 * channels));
+        for (out, (upper, lower)) in small.chunks_exact_mut(channels).zip(pairs) {
+            let ((a, b), (c, d)) = (upper.split_at(channels), lower.split_at(channels));
+            for (i, out) in out.iter_mut().enumerate() {
+                out.write(a[i] + b[i] + c[i] + d[i]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{grad, hold_equal, leaf};
+
+    const SIZES: [[usize; 4]; 3] = [[1, 2, 2, 1], [2, 4, 6, 5], [3, 8, 2, 48]];
+
+    #[test]
+    fn max_pool2_is_its_reference() {
+        for shape in SIZES {
+            hold_equal(
+                || leaf(shape, 1),
+                |x| max_pool2(x.clone()),
+                |x| max_pool2_reference(x.clone()),
+                |x, g| vec![grad(x, g)],
+            );
+        }
+    }
+
+    #[test]
+    fn upsample2_is_its_reference() {
+        for shape in SIZES {
+            hold_equal(
+                || leaf(shape, 1),
+                |x| upsample2(x.clone()),
+                |x| upsample2_reference(x.clone()),
+                |x, g| vec![grad(x, g)],
+            );
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "wanted even sides")]
+    fn odd_sides_are_refused() {
+        max_pool2(leaf([1, 3, 4, 2], 1));
+    }
+}
