@@ -1,4 +1,5 @@
-//! Every kernel, forward and with its gradients, at the shapes of a small transformer: `cargo bench -p tessera-kernels`.
+//! Every kernel, forward and with its gradients, at the shapes of a small transformer and a small dVAE:
+//! `cargo bench -p tessera-kernels`.
 //!
 //! Criterion's elements are floating-point operations, so `Gelem/s` is GFLOP/s, to be read beside the peak that is
 //! printed first; for kernels that memory bounds they are bytes, so it prints GB/s.
@@ -10,8 +11,8 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tessera_kernels::{
-    Activation, AdamW, Cpu, Plan, Precision, cross_entropy, layer_norm, linear, pattern_attention,
-    peak_gflops,
+    Activation, AdamW, Cpu, First, Output, Plan, Precision, conv2d, cross_entropy, gumbel_softmax,
+    kl_to_uniform, layer_norm, linear, max_pool2, pattern_attention, peak_gflops, upsample2,
 };
 
 /// Rows: 8 streams of 320 positions.
@@ -45,11 +46,22 @@ fn kernel<const N: usize>(c: &mut Criterion, name: &str, work: Throughput, body:
     }
 }
 
-fn kernels(c: &mut Criterion) {
+fn peak(_: &mut Criterion) {
     for cpu in Cpu::all() {
         println!("measured peak, {cpu}: {:.0} GF/s", peak_gflops(cpu));
     }
-    let product = |m: usize, n: usize, k: usize| Throughput::Elements(2 * (m * n * k) as u64);
+}
+
+fn product(m: usize, n: usize, k: usize) -> Throughput {
+    Throughput::Elements(2 * (m * n * k) as u64)
+}
+
+/// One array of `values` f32 read, another written.
+fn in_and_out(values: usize) -> Throughput {
+    Throughput::Bytes(8 * values as u64)
+}
+
+fn transformer(c: &mut Criterion) {
     let (x, b, wide) = (leaf([ROWS, D]), leaf([D]), leaf([4 * D]));
     let w = leaf([D, 4 * D]);
     kernel(c, "linear", product(ROWS, 4 * D, D), || {
@@ -58,9 +70,7 @@ fn kernels(c: &mut Criterion) {
     kernel(c, "linear + GELU", product(ROWS, 4 * D, D), || {
         linear(x.clone(), w.clone(), wide.clone(), Activation::Gelu)
     });
-    kernel(c, "layer norm", Throughput::Bytes(8 * (ROWS * D) as u64), || {
-        layer_norm(x.clone(), b.clone(), b.clone(), 1e-5)
-    });
+    kernel(c, "layer norm", in_and_out(ROWS * D), || layer_norm(x.clone(), b.clone(), b.clone(), 1e-5));
     let plan = Arc::new(Plan::new((0..320).collect(), |query, key| key <= query));
     let qkv = leaf([8, 320, 3 * D]);
     let pairs = 8 * 320 * 320 / 2;
@@ -69,6 +79,27 @@ fn kernels(c: &mut Criterion) {
     let targets: Vec<u32> = (0..ROWS).map(|row| (row * 7919 % V) as u32).collect();
     kernel(c, "cross-entropy", product(ROWS, V, D), || {
         cross_entropy(x.clone(), head.clone(), bias.clone(), &targets)
+    });
+}
+
+fn dvae(c: &mut Criterion) {
+    const CHANNELS: usize = 128;
+    const PIXELS: usize = 8 * 32 * 32;
+    let pictures = leaf([8, 32, 32, CHANNELS]);
+    for k in [1, 3, 7] {
+        let (w, b) = (leaf([CHANNELS, CHANNELS, k, k]), leaf([CHANNELS]));
+        kernel(c, &format!("convolution {k}×{k}"), product(PIXELS, CHANNELS, k * k * CHANNELS), || {
+            conv2d(pictures.clone(), w.clone(), b.clone(), First::Relu, Output::F32)
+        });
+    }
+    kernel(c, "max-pool", Throughput::Bytes(5 * (PIXELS * CHANNELS) as u64), || max_pool2(pictures.clone()));
+    kernel(c, "upsample", Throughput::Bytes(20 * (PIXELS * CHANNELS) as u64), || upsample2(pictures.clone()));
+    let (logits, noise) = (leaf([PIXELS / 16, V]), leaf([PIXELS / 16, V]));
+    kernel(c, "Gumbel softmax", Throughput::Bytes(12 * (PIXELS / 16 * V) as u64), || {
+        gumbel_softmax(logits.clone(), noise.clone(), 0.5)
+    });
+    kernel(c, "KL to uniform", Throughput::Bytes(4 * (PIXELS / 16 * V) as u64), || {
+        kl_to_uniform(logits.clone())
     });
 }
 
@@ -90,5 +121,5 @@ fn optimiser(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, kernels, optimiser);
+criterion_group!(benches, peak, transformer, dvae, optimiser);
 criterion_main!(benches);
