@@ -16,42 +16,44 @@ cd "$1"
 
 tessera() { cargo run --release --quiet --manifest-path "$repo/Cargo.toml" -- "$@"; }
 
-# Trains TASK in the folder of that name, or continues what is there; a finished run only has its model written again.
+# train TASK RUN …: trains in the folder RUN, or continues what is there; a finished run only has its model written again.
 train() {
-  local task=$1 resume=
-  shift
-  if ls -d "$task"/checkpoints/step_* >/dev/null 2>&1; then resume=--resume; fi
-  tessera train "$task" --config emoji --run "$task" "$@" ${resume:+"$resume"}
+  local task=$1 run=$2 resume=
+  shift 2
+  if ls -d "$run"/checkpoints/step_* >/dev/null 2>&1; then resume=--resume; fi
+  tessera train "$task" --config emoji --run "$run" "$@" ${resume:+"$resume"}
   # Ctrl-C saves and is no error, but what follows wants the whole run, whose last checkpoint is that of its last step.
   local steps
-  steps=$(sed -n "/^\[train_$task\]/,/^\[/s/^steps = //p" "$task/config.toml")
-  [ -d "$task/checkpoints/$(printf 'step_%06d' "$steps")" ] ||
+  steps=$(sed -n "/^\[train_$task\]/,/^\[/s/^steps = //p" "$run/config.toml")
+  [ -d "$run/checkpoints/$(printf 'step_%06d' "$steps")" ] ||
     { echo "emoji: stopped; start runs/emoji.sh again to continue" >&2; exit 130; }
 }
 
 # 1. The pictures as their makers publish them: six sets of emoji as SVG, names and keywords in emojibase.
 "$repo/runs/fetch_emoji.sh" packages
 
-# 2. Pictures and captions. 72 pixels a side leave room for random crops above the model's 32. Some combinations of thing and
-#    style are held out, to see later whether the model can draw what it was never shown. Already made: says so and goes on.
-tessera data emoji --packages packages --out data --size 72
+# 2. Pictures and captions. 108 pixels a side leave room for random crops above 48. Some combinations of thing and style are
+#    held out, to see later whether the model can draw what it was never shown. Already made: says so and goes on.
+tessera data emoji --packages packages --out data --size 108
 
 # 3. The caption vocabulary (paper §2.2): byte-level BPE on the training captions. Seconds, so it is simply made again.
 tessera train bpe --config emoji --data data --run bpe
 
-# 4. Stage 1 (paper §2.1, §A): the dVAE learns to turn a picture into tokens and back. WORK/dvae/samples shows originals above
-#    reconstructions as it goes.
-train dvae --data data
+# 4. Stage 1 (paper §2.1, §A): the dVAE learns to turn a picture into tokens and back, on pictures of 48 pixels, then, from
+#    those weights and with codes as hard as they get, on the model's 32. RUN/samples shows originals above reconstructions.
+train dvae dvae-48 --data data --set dvae.image_size=48 --set prior.grid=12
+train dvae dvae --data data --init dvae-48/dvae.tessera.safetensors --set train_dvae.steps=2000 \
+  --set train_dvae.lr_steps=2000 --set train_dvae.lr=5e-4 --set relax.tau_steps=1 --set relax.beta_steps=1
 
-# 5. Pictures to tokens, several crops of each (paper §B.2, listing 2). The folder also gets the dVAE that gives them their
-#    meaning; it is written last, so where it is, the codes are whole.
+# 5. Pictures to tokens (paper §B.2). The folder also gets the dVAE that gives them their meaning; it is written last, so
+#    where it is, the codes are whole.
 if [ ! -e codes/dvae.tessera.safetensors ]; then
   tessera encode --config emoji --data data --dvae dvae/dvae.tessera.safetensors --out codes
 fi
 
 # 6. Stage 2 (paper §2.2, §B): the transformer learns captions and tokens as one stream. This is the long one.
 #    WORK/prior/samples shows drawings of held-out captions as it goes.
-train prior --data codes --bpe bpe/tokenizer.json
+train prior prior --data codes --bpe bpe/tokenizer.json
 
 # 7. Small enough to live inside the program: the prior's matrices in 8 bits.
 model=emoji.tessera.safetensors

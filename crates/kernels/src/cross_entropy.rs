@@ -10,13 +10,13 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{Epilogue, Numbers, Operand, Out, gemm};
+use crate::gemm::{Epilogue, Numbers, Operand, Out, ROWS, gemm};
 use crate::linear::{Affine, Store, column_sums};
 use crate::math::{self, Number, exp, with_numbers};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, is_bf16, numbers, tensor};
 
-/// Logits of a chunk.
+/// About how many logits a chunk has: each packs the weights again and adds to their gradient.
 const CHUNK: usize = 1 << 21;
 
 /// Mean of `-ln softmax(x W + b)[target]` over rows, in nats: `x` `[rows, d]`, `w` `[d, V]`, `b` `[V]`, one target a
@@ -100,7 +100,7 @@ impl CrossEntropy {
     ) -> (f32, Option<[FlexTensor; 3]>) {
         let (rows, d, v) = (self.targets.len(), dims(w)[0], dims(w)[1]);
         let (w_numbers, bias) = (numbers(w), floats(b));
-        let chunk = (CHUNK / v).clamp(1, rows);
+        let chunk = rows.div_ceil((rows * v).div_ceil(CHUNK)).next_multiple_of(ROWS); // chunks of about one size
         let mut total = 0.0;
         let (mut dw, mut db) = (vec![0.0; if keep { d * v } else { 0 }], vec![0.0; v]);
         // SAFETY: with `keep` each chunk's product writes its rows; without, there are none.

@@ -5,20 +5,21 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use crate::cpu::{Cpu, vectorized};
-use crate::math::sum3;
-use crate::op::{Input, Op, apply, floats, tensor};
+use crate::gemm::Numbers;
+use crate::math::{Number, sum3, with_numbers};
+use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
 
 /// Values that one task sums.
 const PART: usize = 1 << 14;
 
-/// `Σ a · b` of two f32 tensors of one shape → `[1]`. Its gradient with respect to `a` is `b`: differentiating
+/// `Σ a · b` of two tensors of one shape and one kind of number → `[1]` in f32. Its gradient with respect to `a` is `b`: differentiating
 /// `dot(y, g)` continues the backward pass from the gradient `g` of `y`.
 ///
 /// # Panics
-/// If the shapes differ.
+/// If the shapes or the kinds differ.
 pub fn dot<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<1> {
-    let shapes = [a.dims(), b.dims()];
-    assert!(shapes[0] == shapes[1], "dot: {:?} and {:?}", shapes[0], shapes[1]);
+    let [left, right] = [&a, &b].map(|tensor| (tensor.dims(), tensor.dtype()));
+    assert!(left == right, "dot: {left:?} and {right:?} are not alike");
     match (Input::new(a.clone()), Input::new(b.clone())) {
         (Some(a), Some(b)) => apply(Dot { cpu: Cpu::current() }, [a, b]),
         _ => dot_reference(a, b),
@@ -40,9 +41,11 @@ impl Op<2> for Dot {
     type Saved = ();
 
     fn forward(&self, [a, b]: [&FlexTensor; 2], keep: bool) -> (FlexTensor, Option<()>) {
-        let parts = floats(a).par_chunks(PART).zip(floats(b).par_chunks(PART));
-        let sums: Vec<f32> = parts.map(|(a, b)| dot_part(self.cpu.isa(), a, b)).collect();
-        let sum: f64 = sums.into_iter().map(f64::from).sum();
+        let sum = match (numbers(a), numbers(b)) {
+            (Numbers::F32(a), Numbers::F32(b)) => self.sum(a, b),
+            (Numbers::Bf16(a), Numbers::Bf16(b)) => self.sum(a, b),
+            _ => unreachable!("`dot` takes two of one kind"),
+        };
         (tensor(vec![sum as f32], &[1]), keep.then_some(()))
     }
 
@@ -58,33 +61,64 @@ impl Op<2> for Dot {
     }
 }
 
+impl Dot {
+    fn sum<T: Number>(&self, a: &[T], b: &[T]) -> f64 {
+        let parts = a.par_chunks(PART).zip(b.par_chunks(PART));
+        let sums: Vec<f32> = parts.map(|(a, b)| dot_part(self.cpu.isa(), a, b)).collect();
+        sums.into_iter().map(f64::from).sum()
+    }
+}
+
 /// `values · factor`; as they are for a factor of 1, the usual one.
 fn scaled(values: &FlexTensor, factor: f32) -> FlexTensor {
     if factor == 1.0 {
         return values.clone();
     }
-    let scaled: Vec<f32> = floats(values).par_iter().map(|value| value * factor).collect();
-    tensor(scaled, &crate::op::dims(values))
+    with_numbers!(numbers(values), numbers => tensor(times(numbers, factor), &dims(values)))
+}
+
+fn times<T: Number>(values: &[T], factor: f32) -> Vec<T> {
+    values.par_iter().map(|value| T::nearest(value.value() * factor)).collect()
 }
 
 vectorized! {
-    fn dot_part(a: &[f32], b: &[f32]) -> f32 {
+    fn dot_part[T: Number](a: &[T], b: &[T]) -> f32 {
         sum3(a, b, a, |a, b, _| a * b)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::FloatDType;
+
     use super::*;
-    use crate::testing::{grad, hold_equal, leaf};
+    use crate::testing::{grad, hold_equal, leaf, values};
 
     #[test]
     fn dot_is_its_reference() {
         hold_equal(
             || (leaf([3, 5, 7], 1), leaf([3, 5, 7], 2)),
             |(a, b)| dot(a.clone(), b.clone()),
-            |(a, b)| (a.clone() * b.clone()).sum(),
+            |(a, b)| dot_reference(a.clone(), b.clone()),
             |(a, b), g| vec![grad(a, g), grad(b, g)],
         );
+    }
+
+    #[test]
+    fn in_bf16_the_gradient_is_the_other_tensor() {
+        let [a, b] = [1, 2].map(|seed| leaf([3, 70], seed).cast(FloatDType::BF16));
+        let (a, b) = (a.without_autodiff().autodiff().require_grad(), b.without_autodiff());
+        let gradient = a.grad(&dot(a.clone(), b.clone()).backward()).expect("a leaf has a gradient");
+        assert_eq!(values(gradient), values(b.clone()));
+        let [exact, got] =
+            [dot_reference(a.clone().cast(FloatDType::F32), b.clone().cast(FloatDType::F32)), dot(a, b)]
+                .map(|sum| values(sum.without_autodiff())[0]);
+        assert!((got - exact).abs() < 1e-4 * exact.abs().max(1.0), "{got}, wanted {exact}");
+    }
+
+    #[test]
+    #[should_panic(expected = "are not alike")]
+    fn two_kinds_of_number_are_refused() {
+        dot(leaf([3], 1), leaf([3], 2).cast(FloatDType::BF16));
     }
 }

@@ -159,17 +159,22 @@ pub(crate) fn sum<T: Number>(values: &[T], f: impl Fn(f32) -> f32) -> f32 {
 
 /// `Σ f(a, b, c)` likewise.
 #[inline(always)]
-pub(crate) fn sum3<T: Number>(a: &[f32], b: &[T], c: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f32 {
+pub(crate) fn sum3<A: Number, B: Number, C: Number>(
+    a: &[A],
+    b: &[B],
+    c: &[C],
+    f: impl Fn(f32, f32, f32) -> f32,
+) -> f32 {
     let mut lanes = [0.0; 16];
     let ((a, a_rest), (b, b_rest), (c, c_rest)) =
         (a.as_chunks::<16>(), b.as_chunks::<16>(), c.as_chunks::<16>());
     for ((a, b), c) in a.iter().zip(b).zip(c) {
         for lane in 0..16 {
-            lanes[lane] += f(a[lane], b[lane].value(), c[lane]);
+            lanes[lane] += f(a[lane].value(), b[lane].value(), c[lane].value());
         }
     }
     for (lane, ((a, b), c)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest).zip(c_rest)) {
-        *lane += f(*a, b.value(), *c);
+        *lane += f(a.value(), b.value(), c.value());
     }
     add_lanes(lanes)
 }

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use tessera_data::{Augment, Dataset, Purpose, Sample, augment, batch_indices, item_rng};
 use tessera_eval::recon;
-use tessera_model::dvae::{Dvae, elbo, gumbel_noise, gumbel_softmax, map_pixels};
+use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, map_pixels};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 
 use crate::config::Config;
@@ -42,9 +42,14 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, stop: &Ato
     let (initial, named) = options.initial()?;
     let model = match initial {
         Some(file) => {
-            let theirs = file.config.dvae.as_ref();
+            // The picture's size is no size of a weight.
+            let theirs = file
+                .config
+                .dvae
+                .as_ref()
+                .map(|dvae| DvaeConfig { image_size: side as usize, ..dvae.clone() });
             ensure!(
-                theirs == Some(&config.dvae),
+                theirs.as_ref() == Some(&config.dvae),
                 "--init holds a dVAE of {theirs:?}, wanted {:?}",
                 config.dvae
             );

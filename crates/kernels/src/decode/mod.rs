@@ -111,13 +111,12 @@ impl Epilogue for Finished<'_> {
         // SAFETY: `gemm` hands out each sum once.
         #[allow(unsafe_code)]
         let out = unsafe { self.out.row(m, n, sums.len()) };
-        for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
-            let value = *sum + bias;
-            *out = match self.finish {
-                Finish::Set => value,
-                Finish::Gelu => gelu(value),
-                Finish::Add => *out + value,
-            };
+        sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+        // The choice outside of the loops: inside, it keeps them from becoming vector code.
+        match self.finish {
+            Finish::Set => out.copy_from_slice(sums),
+            Finish::Gelu => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = gelu(*sum)),
+            Finish::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum),
         }
     }
 }

@@ -22,7 +22,7 @@ pub(crate) use pack::Unit;
 pub use pack::{Numbers, Operand};
 pub(crate) use pack::{narrow, panel_across, panel_along, widen};
 pub(crate) use simd::{LANES, Simd};
-use tile::ROWS;
+pub(crate) use tile::ROWS;
 pub(crate) use tile::{Micro, Segment, Strides};
 pub(crate) use tile::{Sink, product};
 

@@ -200,9 +200,12 @@ impl Unit for Pair {
 
     #[inline(always)]
     fn widen(codes: &[i8], units: &mut [Pair]) {
-        let (pairs, _) = codes.as_chunks::<2>();
-        for (unit, &[low, high]) in units.iter_mut().zip(pairs) {
-            *unit = f32::from(low).to_bits() >> 16 | f32::from(high).to_bits();
+        // As one number of 16 bits, a pair is taken apart by shifts; byte by byte, the compiler shuffles.
+        let pairs: &[[u8; 2]] = bytemuck::cast_slice(codes);
+        for (unit, &pair) in units.iter_mut().zip(pairs) {
+            let pair = i32::from(i16::from_le_bytes(pair));
+            let [low, high] = [(pair << 24) >> 24, pair >> 8].map(|code| (code as f32).to_bits());
+            *unit = low >> 16 | high;
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Gradients, Tensor, TensorData};
+use rayon::prelude::*;
 
 /// One parameter on the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,7 +114,9 @@ impl Import<'_> {
             bail!("weight {name} has shape {:?}; this model wants {shape:?}", tensor.shape);
         }
         self.used += 1;
-        Ok(TensorData::new(tensor.values.clone(), shape.to_vec()))
+        // Many megabytes at every step of training: by all threads.
+        let values: Vec<f32> = tensor.values.par_iter().copied().collect();
+        Ok(TensorData::new(values, shape.to_vec()))
     }
 }
 
