@@ -81,35 +81,56 @@ fn a_picture_does_not_depend_on_the_number_of_threads() {
 fn the_decoder_gives_the_logits_of_the_full_forward() {
     for cpu in Cpu::all() {
         for weights in [Weights::Full, Weights::Int8] {
-            cpu.scope(|| decoder_against_forward(weights, if cpu.bf16() { 0.05 } else { 1e-4 }));
+            cpu.scope(|| decoder_against_forward(cpu, weights));
         }
     }
 }
 
 /// Three pictures of two captions, token by token and all at once; of the prior that is rounded as the decoder rounds.
-fn decoder_against_forward(weights: Weights, tolerance: f32) {
+/// In f32 each logit is the same; in bf16, where 8-bit weights are exact in the decoder and rounded again in the forward
+/// pass, the decoder is about as far from f32 as the forward pass is.
+fn decoder_against_forward(cpu: Cpu, weights: Weights) {
     let (prior, _) = model();
-    let config = prior.config().clone();
     let prior = if weights == Weights::Int8 { prior.in_int8() } else { prior };
-    let decoder = Decoder::new(&prior, weights).unwrap();
     let captions: [&[u32]; 2] = [&[1, 2], &[]];
     let owners = vec![1, 0, 1];
     let image: Vec<u32> = (0..3 * 16).map(|i| i * 7 % 12).collect();
-    let text = owners.iter().flat_map(|&owner: &usize| caption_slots(captions[owner], &config).0).collect();
-    let (_, full) = prior.forward(&Stream::new(3, text, image.clone(), &config).unwrap());
-    let full = full.into_data().try_to_vec::<f32>().unwrap();
-    let read = decoder.read(&captions).unwrap();
+    let forward = || {
+        let text = owners.iter().flat_map(|&owner: &usize| caption_slots(captions[owner], prior.config()).0);
+        let stream = Stream::new(3, text.collect(), image.clone(), prior.config()).unwrap();
+        prior.forward(&stream).1.into_data().try_to_vec::<f32>().unwrap()
+    };
+    let exact = cpu.in_f32().scope(forward);
+    let got = decoded(&prior, weights, &captions, owners.clone(), &image);
+    let off = |values: &[f32]| {
+        let squares = values.iter().zip(&exact).map(|(value, exact)| f64::from(value - exact).powi(2));
+        (squares.sum::<f64>() / exact.len() as f64).sqrt()
+    };
+    let allowed = if cpu.bf16() { 1.5 * off(&forward()) } else { 1e-5 };
+    assert!(off(&got) < allowed, "{cpu}, {weights:?}: {} from f32, wanted {allowed}", off(&got));
+}
+
+/// Logits of each lane and token, as [`Prior::forward`] orders them.
+fn decoded(
+    prior: &Prior,
+    weights: Weights,
+    captions: &[&[u32]],
+    owners: Vec<usize>,
+    image: &[u32],
+) -> Vec<f32> {
+    let decoder = Decoder::new(prior, weights).unwrap();
+    let read = decoder.read(captions).unwrap();
     let mut lanes = decoder.start(owners);
+    let mut logits = vec![0.0; image.len() * 12];
     for at in 0..16 {
         let previous: Vec<u32> = image.chunks(16).filter_map(|row| row[..at].last().copied()).collect();
-        let logits = decoder.step(&read, &mut lanes, &previous).unwrap();
-        for (lane, row) in logits.chunks(12).enumerate() {
-            for (got, wanted) in row.iter().zip(&full[(lane * 16 + at) * 12..]) {
-                assert!((got - wanted).abs() < tolerance, "lane {lane}, token {at}: {got} is not {wanted}");
-            }
+        let step = decoder.step(&read, &mut lanes, &previous).unwrap();
+        for (lane, row) in step.chunks(12).enumerate() {
+            logits[(lane * 16 + at) * 12..][..12].copy_from_slice(row);
         }
     }
-    assert!(decoder.step(&read, &mut lanes, &[0; 3]).is_err());
+    assert!(decoder.step(&read, &mut lanes, &vec![0; image.len() / 16]).is_err());
+    logits
 }
 
 #[test]
