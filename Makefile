@@ -1,13 +1,14 @@
-# The comparison with the peers (benches/peers/README.md). Everything else here is cargo's.
+# What cargo does not do: the comparison with the peers (benches/peers/README.md), and the kernels' tests under valgrind.
 #
 #   make peers
 #   make peers PEERS="--only gemm,conv --rounds 7"
+#   make memcheck
 
 PYTHON ?= python3.11
 PEERS_VENV ?= target/peers-venv
 PEERS ?=
 
-.PHONY: peers
+.PHONY: peers memcheck
 peers: $(PEERS_VENV)/installed
 	cargo build --release
 	$(PEERS_VENV)/bin/python benches/peers/compare.py $(PEERS)
@@ -16,3 +17,10 @@ $(PEERS_VENV)/installed: benches/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS_VENV)
 	$(PEERS_VENV)/bin/pip install --no-deps --requirement $<
 	touch $@
+
+# Two minutes. valgrind has no AVX-512, so what it sees are the AVX2 and the portable kernels. Left out are the tests that
+# time the processor or run through a million numbers.
+memcheck:
+	cargo test --release --package tessera-kernels --lib \
+	  --config "target.'cfg(unix)'.runner = ['valgrind', '--quiet', '--error-exitcode=9']" \
+	  -- --test-threads=1 --skip peak --skip math

@@ -45,20 +45,15 @@ train dvae dvae-48 --data data --set dvae.image_size=48 --set prior.grid=12
 train dvae dvae --data data --init dvae-48/dvae.tessera.safetensors --set train_dvae.steps=2000 \
   --set train_dvae.lr_steps=2000 --set train_dvae.lr=5e-4 --set relax.tau_steps=1 --set relax.beta_steps=1
 
-# 5. Pictures to tokens (paper §B.2), once each: with differently cropped copies every shift by a pixel is another mosaic, and
-#    in the time there is the transformer learns none of them well enough to draw it. The folder also gets the dVAE that gives them their meaning; it is written last, so
+# 5. Pictures to tokens (paper §B.2). The folder also gets the dVAE that gives them their meaning; it is written last, so
 #    where it is, the codes are whole.
 if [ ! -e codes/dvae.tessera.safetensors ]; then
-  tessera encode --config emoji --data data --dvae dvae/dvae.tessera.safetensors --out codes --set data.copies=1
+  tessera encode --config emoji --data data --dvae dvae/dvae.tessera.safetensors --out codes
 fi
 
 # 6. Stage 2 (paper §2.2, §B): the transformer learns captions and tokens as one stream. This is the long one.
-#    RUN/samples shows drawings of held-out captions as it goes. The learning rate comes down twice: a run that had been
-#    planned for 22,000 updates was stopped halfway and ended by a second one of 6,000.
-train prior prior-1 --data codes --bpe bpe/tokenizer.json --set data.copies=1 \
-  --set train_prior.steps=10846 --set train_prior.lr_steps=22000
-train prior prior --data codes --bpe bpe/tokenizer.json --set data.copies=1 --init prior-1/model.tessera.safetensors \
-  --set train_prior.steps=6000 --set train_prior.lr_steps=6000 --set train_prior.lr=6e-4
+#    WORK/prior/samples shows drawings of held-out captions as it goes.
+train prior prior --data codes --bpe bpe/tokenizer.json
 
 # 7. Small enough to live inside the program: the prior's matrices in 8 bits.
 model=emoji.tessera.safetensors

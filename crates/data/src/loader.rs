@@ -30,6 +30,8 @@ pub enum Purpose {
     CopyChoice = 9,
     /// Which pictures are held out for validation.
     Split = 10,
+    /// Which tokens are read as another picture's.
+    TokenNoise = 11,
 }
 
 /// The generator of one item's draws for one purpose. The four numbers are its key, so streams never overlap.
@@ -52,6 +54,11 @@ pub fn name_index(name: &str) -> u64 {
 /// The high half of a 64×64-bit product: its bias is below `n / 2⁶⁴`, and it always takes one draw.
 pub fn below(rng: &mut impl Rng, n: u64) -> u64 {
     ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as u64
+}
+
+/// Whether a draw of probability `p` comes up.
+pub fn chance(rng: &mut impl Rng, p: f32) -> bool {
+    (below(rng, 1 << 24) as f32) < p * 16_777_216.0
 }
 
 /// The item indices of training step `step`: epochs follow each other, each a fresh permutation of all items.

@@ -68,6 +68,10 @@ pub struct DataConfig {
     pub bpe_dropout: f32,
     /// Probability of training a picture without its caption, so that drawing can be guided.
     pub caption_drop: f32,
+    /// Probability that the prior reads, in place of a picture's token, the one that another picture has there; what it
+    /// predicts stays as it is (the paper: 0). Against learning a small set by heart from its first tokens instead of from
+    /// the words, and against being lost after one unlucky draw.
+    pub token_noise: f32,
     /// Differently cropped encodings of each training picture (paper §B.2, Listing 2).
     pub copies: usize,
 }
@@ -186,6 +190,7 @@ impl Config {
         ensure!(self.data.copies >= 1, "data.copies = 0: wanted at least 1");
         in_range("data.bpe_dropout", self.data.bpe_dropout.into(), 0.0..=1.0)?;
         in_range("data.caption_drop", self.data.caption_drop.into(), 0.0..=1.0)?;
+        in_range("data.token_noise", self.data.token_noise.into(), 0.0..=1.0)?;
         in_range("relax.beta", self.relax.beta, 0.0..=1e6)?;
         in_range("relax.tau_end", self.relax.tau_end, 1e-4..=1.0)?;
         ensure!(

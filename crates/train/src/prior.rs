@@ -6,7 +6,8 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use image::RgbImage;
-use tessera_data::loader::below;
+use rand_chacha::rand_core::Rng;
+use tessera_data::loader::{below, chance};
 use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices, item_rng};
 use tessera_eval::{LabelledCodes, conditioning};
 use tessera_kernels::decode::Weights;
@@ -127,16 +128,24 @@ fn check_sizes(config: &Config, codes: &CodeSet, bpe: &Bpe, dvae: &ModelFile) ->
     Ok(())
 }
 
+/// One stream of a batch.
+struct Example {
+    /// Text slots.
+    text: Vec<u32>,
+    /// The picture's tokens.
+    image: Vec<u32>,
+    /// The tokens that are read in their places.
+    seen: Vec<u32>,
+}
+
 impl PriorTask<'_> {
-    /// One stream of a batch: a copy of the picture's codes, one of its captions, sometimes none.
-    fn example(&self, item: usize, step: u64, slot: u64) -> Result<(Vec<u32>, Vec<u32>)> {
+    /// A copy of the picture's codes, one of its captions, sometimes none.
+    fn example(&self, item: usize, step: u64, slot: u64) -> Result<Example> {
         let rng = |purpose| item_rng(self.seed, purpose, step, slot);
         let captions = &self.codes.items[item].captions;
         let caption = below(&mut rng(Purpose::CaptionChoice), captions.len() as u64) as usize;
         let caption = captions.get(caption).context("a picture has no caption")?;
-        let dropped = (below(&mut rng(Purpose::CaptionDrop), 1 << 24) as f32)
-            < self.config.data.caption_drop * 16_777_216.0;
-        let tokens = match dropped {
+        let tokens = match chance(&mut rng(Purpose::CaptionDrop), self.config.data.caption_drop) {
             true => Vec::new(),
             false => {
                 let dropout = self.config.data.bpe_dropout;
@@ -145,11 +154,26 @@ impl PriorTask<'_> {
         };
         let copy = below(&mut rng(Purpose::CopyChoice), self.codes.copies as u64) as usize;
         let codes = self.codes.tokens(item, copy).context("the code set is damaged")?;
-        Ok((
-            caption_slots(&tokens, &self.config.prior).0,
-            codes.iter().map(|&code| u32::from(code)).collect(),
-        ))
+        let noise = self.config.data.token_noise;
+        Ok(Example {
+            text: caption_slots(&tokens, &self.config.prior).0,
+            image: codes.iter().map(|&code| u32::from(code)).collect(),
+            seen: disturbed(codes, self.codes, noise, &mut rng(Purpose::TokenNoise))?,
+        })
     }
+}
+
+/// `codes`, each with probability `noise` that of some picture of `set` in the same place.
+fn disturbed(codes: &[u16], set: &CodeSet, noise: f32, rng: &mut impl Rng) -> Result<Vec<u32>> {
+    let token = |(place, &code): (usize, &u16)| {
+        if !chance(rng, noise) {
+            return Ok(u32::from(code));
+        }
+        let other = below(rng, set.len() as u64) as usize;
+        let token = set.tokens(other, 0).and_then(|codes| codes.get(place));
+        token.map(|&code| u32::from(code)).context("the code set is damaged")
+    };
+    codes.iter().enumerate().map(token).collect()
 }
 
 impl Task for PriorTask<'_> {
@@ -160,13 +184,14 @@ impl Task for PriorTask<'_> {
         let config = &self.config.train_prior;
         let share = config.batch / config.micro_batches;
         let indices = batch_indices(self.codes.len(), config.batch, step, self.seed);
-        let (mut text, mut image) = (Vec::new(), Vec::new());
+        let [mut text, mut image, mut seen] = [const { Vec::new() }; 3];
         for (slot, &item) in indices.iter().enumerate().skip(part * share).take(share) {
-            let (slots, codes) = self.example(item, step, slot as u64)?;
-            text.extend(slots);
-            image.extend(codes);
+            let example = self.example(item, step, slot as u64)?;
+            text.extend(example.text);
+            image.extend(example.image);
+            seen.extend(example.seen);
         }
-        Stream::new(share, text, image, &self.config.prior)
+        Stream::new(share, text, image, &self.config.prior)?.seeing(seen, &self.config.prior)
     }
 
     fn gradient(&self, model: &Prior, batch: Stream, _step: u64) -> Result<Gradient> {
@@ -205,5 +230,34 @@ impl Task for PriorTask<'_> {
             }
         }
         Ok(grid(&cells, drawings))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_takes_tokens_from_the_same_place_of_other_pictures() {
+        let item = || CodeItem {
+            key: String::new(),
+            captions: Vec::new(),
+            concept: String::new(),
+            style: String::new(),
+        };
+        // Three pictures of four tokens; those of place p are p, 10 + p and 20 + p.
+        let codes = (0..3u16).flat_map(|picture| (0..4).map(move |place| 10 * picture + place)).collect();
+        let items = vec![item(), item(), item()];
+        let set = CodeSet { grid: 2, vocab: 64, copies: 1, codes, items, dvae: String::new() };
+        let own = set.tokens(1, 0).unwrap();
+        let read = |noise, index| {
+            disturbed(own, &set, noise, &mut item_rng(0, Purpose::TokenNoise, 0, index)).unwrap()
+        };
+        assert_eq!(read(0.0, 0), [10, 11, 12, 13]);
+        let disturbed: Vec<Vec<u32>> = (0..1000).map(|index| read(0.3, index)).collect();
+        assert!(disturbed.iter().all(|read| read.iter().zip(0..).all(|(token, place)| token % 10 == place)));
+        // Of the tokens that are drawn anew, a third comes out as it was.
+        let changed = disturbed.iter().flatten().filter(|&&token| token / 10 != 1).count();
+        assert!((700..900).contains(&changed), "{changed} of 4000 differ, wanted about 800");
     }
 }

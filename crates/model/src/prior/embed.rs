@@ -59,7 +59,7 @@ impl Embedding {
     /// `[B, n, D]`
     fn image(&self, stream: &Stream) -> Tensor<3> {
         let n = stream.image_len();
-        let ids = shifted(&stream.image, n, self.start_of_image());
+        let ids = shifted(&stream.seen, n, self.start_of_image());
         self.lookup(&self.image, &ids, stream.batch) + self.image_positions().narrow(0, 0, n).unsqueeze()
     }
 

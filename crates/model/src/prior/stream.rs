@@ -22,6 +22,8 @@ pub struct Stream {
     pub text: Vec<u32>,
     /// `[B, n]` picture tokens in raster order, `n` at most `grid²`.
     pub image: Vec<u32>,
+    /// `[B, n]` picture tokens as the positions behind them read them: `image`, unless training disturbs them.
+    pub seen: Vec<u32>,
 }
 
 impl Stream {
@@ -44,7 +46,18 @@ impl Stream {
         if let Some(id) = image.iter().find(|&&id| id as usize >= config.image_vocab) {
             anyhow::bail!("picture token {id}: wanted less than {}", config.image_vocab);
         }
-        Ok(Stream { batch, text, image })
+        Ok(Stream { batch, text, seen: image.clone(), image })
+    }
+
+    /// The same targets, predicted from other picture tokens.
+    ///
+    /// # Errors
+    /// If there are more or fewer of them, or one lies outside the vocabulary.
+    pub fn seeing(self, seen: Vec<u32>, config: &PriorConfig) -> Result<Stream> {
+        let length = self.image.len();
+        ensure!(seen.len() == length, "{} picture tokens to read, wanted {length}", seen.len());
+        let Stream { seen, .. } = Stream::new(self.batch, self.text.clone(), seen, config)?;
+        Ok(Stream { seen, ..self })
     }
 
     /// Picture tokens a stream.

@@ -31,6 +31,23 @@ fn stream() -> Stream {
     Stream::new(2, text, image, &config()).unwrap()
 }
 
+#[test]
+fn what_is_read_changes_what_comes_after_it_and_no_target() {
+    let (prior, plain) = (prior(), stream());
+    let mut seen = plain.image.clone();
+    seen[3] = 0;
+    let disturbed = plain.clone().seeing(seen, &config()).unwrap();
+    assert_eq!(disturbed.image, plain.image);
+    let logits = |stream: &Stream| floats(prior.forward(stream).1);
+    let (before, after) = (logits(&plain), logits(&disturbed));
+    let row = |place: usize| place * 5..(place + 1) * 5;
+    assert!((0..4).all(|place| before[row(place)] == after[row(place)]));
+    assert!(before[row(4)] != after[row(4)]);
+    let error = |seen| plain.clone().seeing(seen, &config()).unwrap_err().to_string();
+    assert!(error(vec![0; 3]).contains("3 picture tokens to read, wanted 18"));
+    assert!(error(vec![9; 18]).contains("picture token 9"));
+}
+
 fn floats<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     x.without_autodiff().into_data().try_to_vec::<f32>().unwrap()
 }
@@ -92,7 +109,7 @@ fn no_logit_depends_on_its_own_or_a_later_token() {
         let mut other = stream();
         match changed < 3 {
             true => other.text[changed] = 0,
-            false => other.image[changed - 3] = (other.image[changed - 3] + 1) % 5,
+            false => other.seen[changed - 3] = (other.seen[changed - 3] + 1) % 5,
         }
         let moved = logits(&prior, &other);
         for at in 0..n {
