@@ -6,6 +6,9 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::amx;
+
 /// Which numbers are multiplied; sums are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -22,6 +25,8 @@ pub enum Precision {
 /// An instruction set that kernels are written for, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
+    /// AVX-512 with bf16 products in tile registers.
+    Amx,
     /// AVX-512 with `vdpbf16ps`.
     Avx512Bf16,
     /// AVX-512: F, BW, DQ and VL.
@@ -52,7 +57,7 @@ impl Cpu {
         let isa = Isa::detect();
         match (precision, isa) {
             (Precision::F32, _) => Ok(Cpu { isa, bf16: false }),
-            (_, Isa::Avx512Bf16) => Ok(Cpu { isa, bf16: true }),
+            _ if isa.has_bf16() => Ok(Cpu { isa, bf16: true }),
             (Precision::Auto, _) => Ok(Cpu { isa, bf16: false }),
             (Precision::Bf16, _) => Err(format!(
                 "precision = bf16 needs a processor with avx512_bf16, and this one has {isa}; use auto or f32"
@@ -63,16 +68,16 @@ impl Cpu {
     /// Every choice that this processor has: what tests run through.
     pub fn all() -> Vec<Cpu> {
         let best = Isa::detect();
-        let sets = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
-        let f32s = sets.into_iter().filter(|&isa| isa >= best).map(|isa| Cpu { isa, bf16: false });
-        let bf16 = (best == Isa::Avx512Bf16).then_some(Cpu { isa: best, bf16: true });
-        bf16.into_iter().chain(f32s).collect()
+        let sets = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
+        let has = sets.into_iter().filter(|&isa| isa >= best);
+        let bf16s = has.clone().filter(|isa| isa.has_bf16()).map(|isa| Cpu { isa, bf16: true });
+        bf16s.chain(has.map(|isa| Cpu { isa, bf16: false })).collect()
     }
 
     /// The choice in force on this thread: that of the innermost [`Cpu::scope`], else the best there is.
     pub fn current() -> Cpu {
         static BEST: OnceLock<Cpu> = OnceLock::new();
-        let best = || Cpu { isa: Isa::detect(), bf16: Isa::detect() == Isa::Avx512Bf16 };
+        let best = || Cpu { isa: Isa::detect(), bf16: Isa::detect().has_bf16() };
         CHOSEN.get().unwrap_or_else(|| *BEST.get_or_init(best))
     }
 
@@ -114,6 +119,7 @@ impl fmt::Display for Cpu {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Isa::Amx => "amx_bf16",
             Isa::Avx512Bf16 => "avx512_bf16",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
@@ -154,9 +160,20 @@ mod x86 {
 }
 
 impl Isa {
+    /// Whether it multiplies bf16.
+    pub fn has_bf16(self) -> bool {
+        matches!(self, Isa::Amx | Isa::Avx512Bf16)
+    }
+
     /// The best that this processor has.
     #[cfg(target_arch = "x86_64")]
     pub fn detect() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(Isa::look)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn look() -> Isa {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("bmi2");
@@ -165,9 +182,11 @@ impl Isa {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
-        match (avx512 && is_x86_feature_detected!("avx512bf16"), avx512, avx2) {
-            (true, ..) => Isa::Avx512Bf16,
-            (_, true, _) => Isa::Avx512,
+        let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+        match (bf16 && amx::available(), bf16, avx512, avx2) {
+            (true, ..) => Isa::Amx,
+            (_, true, ..) => Isa::Avx512Bf16,
+            (.., true, _) => Isa::Avx512,
             (.., true) => Isa::Avx2,
             _ => Isa::Portable,
         }
@@ -181,7 +200,7 @@ impl Isa {
         debug_assert!(self >= Isa::detect(), "{self} is not on this processor");
         // SAFETY: a `Cpu` is only made with a set that `detect` found, or one that the found set includes.
         match self {
-            Isa::Avx512Bf16 => unsafe { x86::avx512_bf16(body) },
+            Isa::Amx | Isa::Avx512Bf16 => unsafe { x86::avx512_bf16(body) },
             Isa::Avx512 => unsafe { x86::avx512(body) },
             Isa::Avx2 => unsafe { x86::avx2(body) },
             Isa::Portable => body.run(),
@@ -220,7 +239,7 @@ macro_rules! vectorized {
             match isa {
                 // SAFETY: a `Cpu` holds no instruction set that the processor lacks.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::cpu::Isa::Amx | $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::Isa::Avx2 => unsafe { avx2($($arg),*) },

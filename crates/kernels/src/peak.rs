@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use crate::cpu::Cpu;
-use crate::gemm::{LANES, Micro, Segment, Sink, Strides, Unit, product, with_micro};
+use crate::gemm::{LANES, Micro, Segment, Sink, Strides, Unit, with_micro};
 
 /// How long a thread multiplies.
 const TIME: Duration = Duration::from_millis(30);
@@ -21,7 +21,7 @@ pub fn peak_gflops(cpu: Cpu) -> f64 {
 }
 
 fn thread_gflops<S: Micro<Unit: Unit>>() -> f64 {
-    let (rows, panels) = S::TILES[0];
+    let [rows, panels] = S::BEST;
     let (a, b) = (vec![S::Unit::default(); rows * UNITS], vec![S::Unit::default(); panels * UNITS * LANES]);
     let segment = Segment { a: a.as_ptr(), b: b.as_ptr(), units: UNITS };
     let strides = Strides { row: UNITS, step: 1, panel: UNITS * LANES };
@@ -32,7 +32,7 @@ fn thread_gflops<S: Micro<Unit: Unit>>() -> f64 {
             // SAFETY: `a` holds the rows and `b` the panels that the strides name; `cpu` is this processor's.
             #[allow(unsafe_code)]
             unsafe {
-                product::<S>(rows, panels, &[segment], strides, Forget);
+                S::product(rows, panels, &[segment], strides, Forget);
             }
         }
         tiles += 64;

@@ -4,12 +4,18 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-use bytemuck::{AnyBitPattern, NoUninit};
+use bytemuck::{AnyBitPattern, NoUninit, Pod, Zeroable};
 
-/// Bytes of a cache line, to which scratch memory is aligned.
-#[derive(Clone, Copy)]
+/// A cache line, to which memory that is read a register at a time is aligned.
+#[derive(Debug, Clone, Copy, Zeroable, Pod)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+pub(crate) struct Line([u8; 64]);
+
+impl Default for Line {
+    fn default() -> Line {
+        Line([0; 64])
+    }
+}
 
 thread_local! {
     static FREE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
@@ -29,7 +35,7 @@ impl<T: AnyBitPattern + NoUninit> Scratch<T> {
         let needed = (len * size_of::<T>()).div_ceil(size_of::<Line>());
         if lines.len() < needed {
             lines.clear(); // nothing in it is worth copying
-            lines.resize(needed, Line([0; 64]));
+            lines.resize(needed, Line::default());
         }
         Scratch { lines, len, values: PhantomData }
     }

@@ -4,9 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::plan::{Block, Plan, QUERIES};
 use crate::cpu::Body;
-use crate::gemm::{
-    LANES, Micro, Numbers, Out, Segment, Sink, Strides, Unit, panel_across, panel_along, product,
-};
+use crate::gemm::{LANES, Micro, Numbers, Out, Segment, Sink, Strides, Unit, panel_across, panel_along};
 use crate::math::{Number, add_lanes, exp, with_numbers};
 use crate::scratch::{Scratch, split};
 
@@ -151,7 +149,7 @@ fn scores<S: Micro<Unit: Unit>>(block: &Block, row: usize, a: &[S::Unit], b: &[S
         #[allow(unsafe_code)]
         unsafe {
             let sink = Copy { numbers: &mut scores[done * LANES..], stride };
-            product::<S>(block.rows, count, &[segment], strides, sink);
+            S::product(block.rows, count, &[segment], strides, sink);
         }
         done += count;
     }
@@ -178,7 +176,7 @@ fn weigh<S: Micro<Unit: Unit>>(
     // SAFETY: `a` holds the block's rows over its panels, `b` all places.
     #[allow(unsafe_code)]
     unsafe {
-        product::<S>(block.rows, head.wide(), &segments, strides, sink);
+        S::product(block.rows, head.wide(), &segments, strides, sink);
     }
 }
 
@@ -456,7 +454,7 @@ impl<S: Micro<Unit: Unit>, T: Number> Backward<'_, S, T> {
             #[allow(unsafe_code)]
             unsafe {
                 let sink = Add { numbers: &mut gradients[first * LANES * width..], stride: width };
-                product::<S>(count * LANES, self.head.wide(), &[segment], strides, sink);
+                S::product(count * LANES, self.head.wide(), &[segment], strides, sink);
             }
             done += count;
         }

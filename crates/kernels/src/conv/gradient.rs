@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::strip::{Frame, JOBS, Pictures, STRIP_BYTES, Strip};
 use crate::cpu::{Body, Cpu};
-use crate::gemm::{LANES, Micro, Numbers, Segment, Sink, Strides, Unit, panel_across, product, with_micro};
+use crate::gemm::{LANES, Micro, Numbers, Segment, Sink, Strides, Unit, panel_across, with_micro};
 use crate::scratch::Scratch;
 
 /// Sums that all jobs may hold together.
@@ -158,7 +158,7 @@ impl<S: Micro<Unit: Unit>> Body for Job<'_, S> {
             // SAFETY: `left` holds the strip's pixels, `right` those and the rows that a filter reaches beyond.
             #[allow(unsafe_code)]
             unsafe {
-                product::<S>(n, self.columns / LANES, &[segment], strides, sink);
+                S::product(n, self.columns / LANES, &[segment], strides, sink);
             }
         }
     }

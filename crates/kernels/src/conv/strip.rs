@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::filter::Filter;
 use crate::cpu::{Body, Cpu};
-use crate::gemm::{Epilogue, LANES, Micro, Numbers, Segment, Sink, Strides, Unit, product, with_micro};
+use crate::gemm::{Epilogue, LANES, Micro, Numbers, Segment, Sink, Strides, Unit, with_micro};
 use crate::scratch::Scratch;
 
 /// Jobs that a convolution is cut into, if it is large enough: enough for the threads of any laptop.
@@ -187,7 +187,7 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Body for Job<'_, S, E> {
                 // SAFETY: `framed` holds the neighbours of every pixel of the line, `packed` all panels.
                 #[allow(unsafe_code)]
                 unsafe {
-                    product::<S>(length, TOGETHER.min(panels - panel), &segments, strides, sink);
+                    S::product(length, TOGETHER.min(panels - panel), &segments, strides, sink);
                 }
             }
         }

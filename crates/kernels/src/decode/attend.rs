@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::states::{States, Visible};
 use crate::attention::head::softmax_row;
 use crate::cpu::Body;
-use crate::gemm::{LANES, Micro, Numbers, Segment, Sink, Strides, Unit, product, with_micro};
+use crate::gemm::{LANES, Micro, Numbers, Segment, Sink, Strides, Unit, with_micro};
 use crate::scratch::{Scratch, split};
 
 /// Lanes times heads below which one thread does all.
@@ -73,7 +73,7 @@ impl<S: Micro<Unit: Unit>> Body for Query<'_, S> {
                 // SAFETY: the query is `row` units long, and so are the panels.
                 #[allow(unsafe_code)]
                 unsafe {
-                    product::<S>(1, count, &[segment], strides, Set(&mut scores[done..]));
+                    S::product(1, count, &[segment], strides, Set(&mut scores[done..]));
                 }
                 done += count * LANES;
             }
@@ -93,7 +93,7 @@ impl<S: Micro<Unit: Unit>> Body for Query<'_, S> {
                 // SAFETY: the weights cover the run's slots, and so do the values.
                 #[allow(unsafe_code)]
                 unsafe {
-                    product::<S>(1, wide / LANES, &[segment], strides, Add(sums));
+                    S::product(1, wide / LANES, &[segment], strides, Add(sums));
                 }
                 done += count;
             }

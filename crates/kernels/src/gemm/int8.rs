@@ -7,9 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{
-    Epilogue, Finish, LANES, Micro, Operand, SERIAL, Segment, Simd, Strides, Unit, product, with_micro,
-};
+use super::{Epilogue, Finish, LANES, Micro, Operand, SERIAL, Segment, Simd, Strides, Unit, with_micro};
 use crate::cpu::{Body, Cpu};
 use crate::scratch::Scratch;
 
@@ -78,7 +76,7 @@ impl Int8Panels {
                 &packed
             }
         };
-        let wide = S::WIDTHS[0];
+        let wide = S::WIDEST;
         let job = |i: usize| {
             let panels = i * wide..((i + 1) * wide).min(self.n.div_ceil(LANES));
             self.cpu.isa().run(Group::<S, E> { weights: self, rows, m, units, panels, epilogue });
@@ -134,7 +132,7 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Body for Group<'_, S, E> {
             // SAFETY: `rows` holds `m` rows of `units`, `packed` a stretch of every panel.
             #[allow(unsafe_code)]
             unsafe {
-                product::<S>(self.m, panels, &[segment], strides, sink);
+                S::product(self.m, panels, &[segment], strides, sink);
             }
         }
     }

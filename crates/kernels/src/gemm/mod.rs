@@ -4,6 +4,8 @@
 //! are packed by the thread that multiplies them, unless they can be read where they lie. A sum is made by one thread in
 //! one order, so results do not depend on how many threads there are.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 mod int8;
 mod out;
 mod pack;
@@ -22,19 +24,19 @@ pub(crate) use pack::Unit;
 pub use pack::{Numbers, Operand};
 pub(crate) use pack::{narrow, panel_across, panel_along, widen};
 pub(crate) use simd::{LANES, Simd};
-pub(crate) use tile::ROWS;
-pub(crate) use tile::{Micro, Segment, Strides};
-pub(crate) use tile::{Sink, product};
+pub(crate) use tile::{Micro, Segment, Sink, Strides};
 
 use crate::cpu::{Body, Cpu};
-use crate::scratch::Scratch;
+use crate::scratch::{Line, Scratch};
 
 /// Most units of K that are multiplied in one go: three panels of them stay in a core's second-level cache.
 const MAX_UNITS: usize = 2048;
 /// Bytes of the left operand that a thread packs at a time.
 const BLOCK_BYTES: usize = 256 << 10;
-/// Panels that a job's width is a multiple of: those of a tall tile.
-const PANELS: usize = 3;
+/// Rows that a job's height is a multiple of: those of any tall tile.
+pub(crate) const ROWS: usize = 32;
+/// Panels that a job's width is a multiple of: those of any tall tile.
+const PANELS: usize = 6;
 /// Products smaller than this many multiplications stay on one thread.
 const SERIAL: usize = 1 << 17;
 
@@ -49,12 +51,17 @@ macro_rules! with_micro {
     ($cpu:expr, $simd:ident => $body:expr) => {
         match ($cpu.bf16(), $cpu.isa()) {
             #[cfg(target_arch = "x86_64")]
+            (true, $crate::cpu::Isa::Amx) => {
+                type $simd = $crate::gemm::amx::Amx;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
             (true, _) => {
                 type $simd = $crate::gemm::Bf16;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            (_, $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Avx512) => {
+            (_, $crate::cpu::Isa::Amx | $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Avx512) => {
                 type $simd = $crate::gemm::F32x512;
                 $body
             }
@@ -145,7 +152,7 @@ pub struct Panels {
     n: usize,
     k: usize,
     /// Units, of whatever kind `cpu` multiplies.
-    bits: Vec<u32>,
+    lines: Vec<Line>,
 }
 
 impl Panels {
@@ -157,9 +164,10 @@ impl Panels {
         let (got, wanted) = (b.numbers.len(), b.extent(n, k));
         assert!(got >= wanted, "panels of a [{k}, {n}] matrix: {got} numbers, wanted {wanted}");
         with_micro!(cpu, S => {
-            let mut bits = vec![0; packed_len::<<S as Simd>::Unit>(n, k)];
-            pack_right::<<S as Simd>::Unit>(cpu, [n, k], &b, false, bytemuck::cast_slice_mut(&mut bits));
-            Panels { cpu, n, k, bits }
+            let bytes = packed_len::<<S as Simd>::Unit>(n, k) * size_of::<<S as Simd>::Unit>();
+            let mut lines = vec![Line::default(); bytes / size_of::<Line>()];
+            pack_right::<<S as Simd>::Unit>(cpu, [n, k], &b, false, bytemuck::cast_slice_mut(&mut lines));
+            Panels { cpu, n, k, lines }
         })
     }
 
@@ -171,7 +179,7 @@ impl Panels {
         let (got, wanted) = (a.numbers.len(), a.extent(m, self.k));
         assert!(got >= wanted, "left operand of panels of {} rows: {got} numbers, wanted {wanted}", self.k);
         with_micro!(self.cpu, S => {
-            multiply::<S, E>(self.cpu, [m, self.n, self.k], &a, bytemuck::cast_slice(&self.bits), epilogue);
+            multiply::<S, E>(self.cpu, [m, self.n, self.k], &a, bytemuck::cast_slice(&self.lines), epilogue);
         });
     }
 
@@ -210,7 +218,7 @@ impl Blocks {
     fn new(m: usize, panels: usize, units: usize) -> Blocks {
         const JOBS: usize = 16;
         let fit = BLOCK_BYTES / (4 * units.max(1));
-        let rows = fit.min(m.div_ceil(JOBS)).max(3 * ROWS).next_multiple_of(ROWS);
+        let rows = fit.min(m.div_ceil(JOBS)).max(1).next_multiple_of(ROWS);
         let wide = panels.div_ceil(JOBS.div_ceil(m.div_ceil(rows))).max(PANELS).next_multiple_of(PANELS);
         Blocks { m, panels, rows, wide }
     }
@@ -331,7 +339,7 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Job<'_, S, E> {
         // SAFETY: `pack` or `in_place` made the rows at `a`, `run` the panels at `b`.
         #[allow(unsafe_code)]
         unsafe {
-            product::<S>(self.rows.len(), self.columns.len(), &[segment], strides, sink);
+            S::product(self.rows.len(), self.columns.len(), &[segment], strides, sink);
         }
     }
 }

@@ -1,4 +1,5 @@
 //! The micro-kernel: a tile of sums, 8 rows × 48 columns or, of few rows, wider, stays in registers while K runs by.
+//! ([`super::amx`] has another, for processors with tile registers.)
 //!
 //! The left operand is read by broadcast, the right one from panels of 16 columns ([`super::pack`]). K may come in
 //! several [`Segment`]s: that is how convolutions and sparse attention use the same loop without copying operands.
@@ -10,18 +11,24 @@ use super::simd::{LANES, Portable, Simd};
 use super::x86::{Avx2, Avx512, Avx512Bf16};
 use crate::cpu::{Body, Isa};
 
-/// Most rows of a tile.
-pub const ROWS: usize = 8;
-/// Most panels side by side in a tile.
-pub const PANELS: usize = 6;
+/// Sums of the largest tile: 32 rows of 2 panels.
+const SUMS: usize = 32 * 2 * LANES;
 
 /// Units by which panels are fetched into the first-level cache before they are multiplied.
 const AHEAD: usize = 16;
 
-/// Sums of a tile, row by row.
-pub type Tile = [[f32; LANES * PANELS]; ROWS];
+/// Sums of a tile, row by row, without gaps.
+#[repr(C, align(64))]
+pub struct Tile(pub [f32; SUMS]);
+
+impl Default for Tile {
+    fn default() -> Tile {
+        Tile([0.0; SUMS])
+    }
+}
 
 /// A stretch of K.
+#[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Segment<U> {
     /// Its first unit in row 0 of the left operand.
@@ -43,8 +50,36 @@ pub struct Strides {
     pub panel: usize,
 }
 
-/// A micro-kernel for one instruction set.
-pub trait Micro: Simd {
+/// What becomes of finished tiles.
+///
+/// A closure would do, were it sure to be inlined and so compiled for the processor's instructions.
+pub(crate) trait Sink {
+    /// Takes a row of a tile: which row, the tile's first panel, its sums. Marked `#[inline(always)]`.
+    fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]);
+}
+
+/// A way to multiply.
+pub(crate) trait Micro: Simd {
+    /// Rows and panels of the tile that the processor is fastest at.
+    const BEST: [usize; 2];
+    /// Panels side by side in the widest tile: what few rows are multiplied with at a time.
+    const WIDEST: usize;
+
+    /// Multiplies `rows` rows by `panels` panels over all `segments`, tile by tile, into `sink`.
+    ///
+    /// # Safety
+    /// The processor has the instructions, and every unit that the segments and strides name can be read.
+    unsafe fn product(
+        rows: usize,
+        panels: usize,
+        segments: &[Segment<Self::Unit>],
+        strides: Strides,
+        sink: impl Sink,
+    );
+}
+
+/// A micro-kernel of vector registers, for one instruction set.
+pub trait Tiles: Simd {
     /// The set.
     const ISA: Isa;
     /// Tiles that fit the registers, as rows and most panels side by side; tallest first, those of 1 row last. The lower,
@@ -53,7 +88,7 @@ pub trait Micro: Simd {
     /// Panels side by side that there are tiles of, widest first, 1 last.
     const WIDTHS: &'static [usize];
 
-    /// Multiplies `rows` × `panels`, as [`Self::TILES`] and [`Self::WIDTHS`] have them, into the corner of `out`.
+    /// Multiplies `rows` × `panels`, as [`Self::TILES`] and [`Self::WIDTHS`] have them, into the start of `out`.
     ///
     /// # Safety
     /// The processor has [`Self::ISA`], and every unit that the segments and strides name can be read.
@@ -72,7 +107,7 @@ unsafe fn tile<S: Simd, const R: usize, const P: usize>(
     strides: Strides,
     out: &mut Tile,
 ) {
-    // SAFETY: the caller's promise, and `R` × `P` is inside a `Tile`.
+    // SAFETY: the caller's promise, and `R` × `P` fit a `Tile`.
     unsafe {
         let mut sums = [[S::zero(); P]; R];
         for segment in segments {
@@ -92,65 +127,57 @@ unsafe fn tile<S: Simd, const R: usize, const P: usize>(
                 b = b.add(LANES);
             }
         }
-        for (row, out) in sums.iter().zip(out) {
-            for (p, &sum) in row.iter().enumerate() {
-                S::store(sum, out.as_mut_ptr().add(p * LANES));
-            }
+        for (i, &sum) in sums.as_flattened().iter().enumerate() {
+            S::store(sum, out.0.as_mut_ptr().add(i * LANES));
         }
     }
 }
 
-/// What becomes of finished tiles.
-///
-/// A closure would do, were it sure to be inlined and so compiled for the processor's instructions.
-pub(crate) trait Sink {
-    /// Takes a row of a tile: which row, the tile's first panel, its sums. Marked `#[inline(always)]`.
-    fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]);
-}
+impl<S: Tiles> Micro for S {
+    const BEST: [usize; 2] = [S::TILES[0].0, S::TILES[0].1];
+    const WIDEST: usize = S::WIDTHS[0];
 
-/// Multiplies `rows` rows by `panels` panels over all `segments`, tile by tile, into `sink`.
-///
-/// # Safety
-/// As for [`Micro::multiply`], for all rows and panels.
-#[inline(always)]
-pub(crate) unsafe fn product<S: Micro>(
-    rows: usize,
-    panels: usize,
-    segments: &[Segment<S::Unit>],
-    strides: Strides,
-    mut sink: impl Sink,
-) {
-    let mut tile = [[0.0; LANES * PANELS]; ROWS];
-    let mut moved = segments.to_vec();
-    let mut panel = 0;
-    let tile_of = |rows: usize| S::TILES.iter().copied().find(|&(tall, _)| tall <= rows).unwrap_or((1, 1));
-    while panel < panels {
-        // Rows that are left over below have tiles at least as wide.
-        let most = tile_of(rows).1.min(panels - panel);
-        let wide = S::WIDTHS.iter().copied().find(|&wide| wide <= most).unwrap_or(1);
-        let mut row = 0;
-        while row < rows {
-            let (tall, _) = tile_of(rows - row);
-            // SAFETY: the caller's promise.
-            unsafe {
-                for (moved, segment) in moved.iter_mut().zip(segments) {
-                    moved.a = segment.a.add(row * strides.row);
-                    moved.b = segment.b.add(panel * strides.panel);
+    #[inline(always)]
+    unsafe fn product(
+        rows: usize,
+        panels: usize,
+        segments: &[Segment<S::Unit>],
+        strides: Strides,
+        mut sink: impl Sink,
+    ) {
+        let mut tile = Tile::default();
+        let mut moved = segments.to_vec();
+        let mut panel = 0;
+        let tile_of =
+            |rows: usize| S::TILES.iter().copied().find(|&(tall, _)| tall <= rows).unwrap_or((1, 1));
+        while panel < panels {
+            // Rows that are left over below have tiles at least as wide.
+            let most = tile_of(rows).1.min(panels - panel);
+            let wide = S::WIDTHS.iter().copied().find(|&wide| wide <= most).unwrap_or(1);
+            let mut row = 0;
+            while row < rows {
+                let (tall, _) = tile_of(rows - row);
+                // SAFETY: the caller's promise.
+                unsafe {
+                    for (moved, segment) in moved.iter_mut().zip(segments) {
+                        moved.a = segment.a.add(row * strides.row);
+                        moved.b = segment.b.add(panel * strides.panel);
+                    }
+                    S::multiply(tall, wide, &moved, strides, &mut tile);
                 }
-                S::multiply(tall, wide, &moved, strides, &mut tile);
+                for (r, sums) in tile.0.chunks_exact_mut(wide * LANES).enumerate().take(tall) {
+                    sink.row(row + r, panel, sums);
+                }
+                row += tall;
             }
-            for (r, sums) in tile[..tall].iter_mut().enumerate() {
-                sink.row(row + r, panel, &mut sums[..wide * LANES]);
-            }
-            row += tall;
+            panel += wide;
         }
-        panel += wide;
     }
 }
 
 macro_rules! micro {
     ($simd:ident, tiles $tiles:expr, widths $widths:expr, $(($rows:literal, $panels:literal)),+) => {
-        impl Micro for $simd {
+        impl Tiles for $simd {
             const ISA: Isa = Isa::$simd;
             const TILES: &'static [(usize, usize)] = &$tiles;
             const WIDTHS: &'static [usize] = &$widths;

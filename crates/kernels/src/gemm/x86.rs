@@ -129,3 +129,49 @@ fn fetch<T>(p: *const T) {
     // SAFETY: a prefetch never faults; SSE is part of x86-64.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
 }
+
+/// Turns `rows` by `columns` units (16 at most) around: unit `column` of row `row` of `source`, whose rows are `stride`
+/// units apart, becomes unit `row` of row `column` of `out`, whose rows follow each other.
+///
+/// # Safety
+/// As for [`Simd`], and both can be read and written.
+#[inline(always)]
+pub(super) unsafe fn transpose(
+    [rows, columns]: [usize; 2],
+    source: *const Pair,
+    stride: usize,
+    out: *mut Pair,
+) {
+    const SIDE: usize = 16;
+    let of = |n: usize| (0xffff_u32 >> (SIDE - n)) as u16;
+    unsafe {
+        let mut lines = [_mm512_setzero_si512(); SIDE];
+        for (row, line) in lines.iter_mut().enumerate().take(rows) {
+            *line = _mm512_maskz_loadu_epi32(of(columns), source.add(row * stride).cast());
+        }
+        // Units of two rows, then of four, come together; then quarters of registers find their columns.
+        let pairs: [__m512i; SIDE] = std::array::from_fn(|i| {
+            let (above, below) = (lines[i & !1], lines[i | 1]);
+            if i & 1 == 0 { _mm512_unpacklo_epi32(above, below) } else { _mm512_unpackhi_epi32(above, below) }
+        });
+        let fours: [__m512i; SIDE] = std::array::from_fn(|i| {
+            let (above, below) = (pairs[i & !3 | i >> 1 & 1], pairs[i & !3 | i >> 1 & 1 | 2]);
+            if i & 1 == 0 { _mm512_unpacklo_epi64(above, below) } else { _mm512_unpackhi_epi64(above, below) }
+        });
+        for within in 0..4 {
+            let [a, b, c, d] = std::array::from_fn(|rows| fours[rows * 4 + within]);
+            let halves = [
+                [_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d)],
+                [_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d)],
+            ];
+            let even = halves.map(|[upper, lower]| _mm512_shuffle_i32x4::<0x88>(upper, lower));
+            let odd = halves.map(|[upper, lower]| _mm512_shuffle_i32x4::<0xdd>(upper, lower));
+            for (quarter, line) in [even[0], odd[0], even[1], odd[1]].into_iter().enumerate() {
+                let column = quarter * 4 + within;
+                if column < columns {
+                    _mm512_mask_storeu_epi32(out.add(column * rows).cast(), of(rows), line);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! Products in the tile registers of x86 (AMX): up to 32 × 32 sums of bf16 products stay in four of them.
+//!
+//! A tile register has up to 16 rows of 64 bytes: 16 rows of the left operand by 16 units of K, 16 units by the 16 columns
+//! of a panel just as panels have them, or 16 rows by 16 columns of sums. Other sizes are met with smaller tiles: rows are
+//! dealt out evenly, K is cut into equal steps. Registers are given their sizes by a *configuration*, which a thread keeps.
+
+#![allow(unsafe_code)]
+
+use std::arch::asm;
+use std::mem::offset_of;
+
+use super::simd::{LANES, Pair, Simd};
+use super::tile::{Micro, Segment, Sink, Strides, Tile};
+use super::x86::{Avx512Bf16, transpose};
+use crate::scratch::Scratch;
+
+/// Most rows, and most units of K, of a register.
+const SIDE: usize = 16;
+/// K is not cut into shorter steps: vector registers are then as fast.
+const MIN_DEPTH: usize = 4;
+/// Bytes of a register's row.
+const LINE: usize = 64;
+
+/// `tdpbf16ps`: bf16 products of whole tiles, summed in f32. Vectors are those of [`Avx512Bf16`].
+pub struct Amx;
+
+impl Simd for Amx {
+    type Unit = Pair;
+    type Sums = <Avx512Bf16 as Simd>::Sums;
+    type Units = <Avx512Bf16 as Simd>::Units;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::Sums {
+        unsafe { Avx512Bf16::zero() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const Pair) -> Self::Units {
+        unsafe { Avx512Bf16::load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(p: *const Pair) -> Self::Units {
+        unsafe { Avx512Bf16::splat(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(sums: Self::Sums, a: Self::Units, b: Self::Units) -> Self::Sums {
+        unsafe { Avx512Bf16::multiply_add(sums, a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(sums: Self::Sums, p: *mut f32) {
+        unsafe { Avx512Bf16::store(sums, p) }
+    }
+}
+
+impl Micro for Amx {
+    const BEST: [usize; 2] = [2 * SIDE, 2];
+    const WIDEST: usize = 4;
+
+    #[inline(always)]
+    unsafe fn product(
+        rows: usize,
+        panels: usize,
+        segments: &[Segment<Pair>],
+        strides: Strides,
+        mut sink: impl Sink,
+    ) {
+        let Some(depth) = depth(segments) else {
+            // SAFETY: the caller's promise.
+            return unsafe { Avx512Bf16::product(rows, panels, segments, strides, sink) };
+        };
+        let tall = rows.div_ceil(rows.div_ceil(SIDE).max(1)).max(1);
+        let whole = rows / tall * tall;
+        let mut turned = Scratch::new(0);
+        for (rows, tall) in [(0..whole, tall), (whole..rows, rows - whole)] {
+            if rows.is_empty() {
+                continue;
+            }
+            let mut segments = segments.to_vec();
+            // SAFETY: the caller's promise, for some of its rows.
+            unsafe {
+                segments.iter_mut().for_each(|segment| segment.a = segment.a.add(rows.start * strides.row));
+                let shape = Shape::new([tall, depth], strides);
+                match strides.step {
+                    1 => shape.product([rows.start, rows.len()], panels, &segments, &mut sink),
+                    step => {
+                        let shape = shape.turn(rows.len(), step, &mut segments, &mut turned);
+                        shape.product([rows.start, rows.len()], panels, &segments, &mut sink);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The longest step that all segments are whole steps of, unless it is too short or there is nothing to multiply.
+#[inline(always)]
+fn depth(segments: &[Segment<Pair>]) -> Option<usize> {
+    let all = |depth: usize| segments.iter().all(|segment| segment.units.is_multiple_of(depth));
+    let empty = segments.iter().any(|segment| segment.units == 0);
+    if empty { None } else { (MIN_DEPTH..=SIDE).rev().find(|&depth| all(depth)) }
+}
+
+/// The sizes of tiles, and in bytes how far from each other they are.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    /// Rows of a left tile and of sums.
+    tall: usize,
+    /// Units of K of a step.
+    depth: usize,
+    /// From a row of the left operand to the next.
+    left_row: usize,
+    /// From a left tile to the next step's.
+    left_step: usize,
+    /// From a left tile to the one below.
+    left_tile: usize,
+    /// From a panel to the next.
+    panel: usize,
+}
+
+impl Shape {
+    #[inline(always)]
+    fn new([tall, depth]: [usize; 2], strides: Strides) -> Shape {
+        let bytes = |units: usize| units * size_of::<Pair>();
+        let left_row = bytes(strides.row);
+        Shape {
+            tall,
+            depth,
+            left_row,
+            left_step: bytes(depth),
+            left_tile: tall * left_row,
+            panel: bytes(strides.panel),
+        }
+    }
+
+    /// Copies `rows` rows that lie side by side, a step of K `stride` units from the next, so that each tile's units lie
+    /// together; points the segments there and returns their shape.
+    ///
+    /// # Safety
+    /// The rows of the segments can be read.
+    #[inline(always)]
+    unsafe fn turn(
+        self,
+        rows: usize,
+        stride: usize,
+        segments: &mut [Segment<Pair>],
+        turned: &mut Scratch<Pair>,
+    ) -> Shape {
+        let Shape { tall, depth, .. } = self;
+        assert_eq!(self.left_row, size_of::<Pair>(), "rows lie along K or across it");
+        let units = segments.iter().map(|segment| segment.units).sum::<usize>();
+        *turned = Scratch::new(rows * units);
+        let mut before = 0;
+        for segment in segments {
+            for (row, tile) in (0..rows).step_by(tall).zip(turned.chunks_exact_mut(tall * units)) {
+                let steps = tile[tall * before..][..tall * segment.units].chunks_exact_mut(tall * depth);
+                for (step, tile) in steps.enumerate() {
+                    // SAFETY: the caller's promise; `tile` has `tall` rows of `depth` units.
+                    unsafe {
+                        let source = segment.a.add(row + step * depth * stride);
+                        transpose([depth, tall], source, stride, tile.as_mut_ptr());
+                    }
+                }
+            }
+            segment.a = turned[tall * before..].as_ptr();
+            before += segment.units;
+        }
+        let [left_row, left_step, left_tile] =
+            [depth, tall * depth, tall * units].map(|n| n * size_of::<Pair>());
+        Shape { left_row, left_step, left_tile, ..self }
+    }
+
+    /// Multiplies `rows` rows, whole tiles of them, by `panels` panels into `sink`, for which they start at row `first`.
+    ///
+    /// # Safety
+    /// As for [`Micro::product`].
+    #[inline(always)]
+    unsafe fn product(
+        &self,
+        [first, rows]: [usize; 2],
+        panels: usize,
+        segments: &[Segment<Pair>],
+        sink: &mut impl Sink,
+    ) {
+        configure(self.tall, self.depth);
+        let mut out = Tile::default();
+        let tiles = rows / self.tall;
+        let most = if tiles == 1 { Amx::WIDEST } else { 2 };
+        for panel in (0..panels).step_by(most) {
+            let wide = most.min(panels - panel);
+            for tile in (0..tiles).step_by(2) {
+                let high = 2.min(tiles - tile);
+                let pitch = wide * LINE;
+                let task = Task {
+                    a: tile * self.left_tile,
+                    b: panel * self.panel,
+                    shape: *self,
+                    right_step: self.depth * LINE,
+                    out: out.0.as_mut_ptr(),
+                    pitch,
+                    below: self.tall * pitch,
+                };
+                // SAFETY: the caller's promise; the thread's registers have this shape, and `out` holds the sums.
+                unsafe { task.run(segments, [high, wide]) };
+                for (row, sums) in out.0.chunks_exact_mut(wide * LANES).enumerate().take(high * self.tall) {
+                    sink.row(first + tile * self.tall + row, panel, sums);
+                }
+            }
+        }
+    }
+}
+
+/// One tile of sums as the assembly reads it; distances and offsets in bytes.
+#[repr(C)]
+struct Task {
+    /// From a segment's start to the tile's rows.
+    a: usize,
+    /// From a segment's start to the tile's panels.
+    b: usize,
+    shape: Shape,
+    /// From a step's units of a panel to the next step's.
+    right_step: usize,
+    out: *mut f32,
+    /// From a row of `out` to the next.
+    pitch: usize,
+    /// From the sums of a left tile to those of the one below.
+    below: usize,
+}
+
+/// Lines of assembly: the pieces that [`Task::run`] is put together from.
+macro_rules! piece {
+    (clear $sums:literal) => {
+        concat!("tilezero tmm", $sums)
+    };
+    (left $tile:literal) => {
+        concat!("tileloadd tmm", $tile, ", [{a} + {row}*1]")
+    };
+    (left below $tile:literal) => {
+        concat!("mov {at}, {a}\nadd {at}, [{task} + {left_tile}]\ntileloadd tmm", $tile, ", [{at} + {row}*1]")
+    };
+    (right $tile:literal) => {
+        concat!("mov {at}, {b}\ntileloadd tmm", $tile, ", [{at} + {line}*1]")
+    };
+    (right next $tile:literal) => {
+        concat!("add {at}, [{task} + {panel}]\ntileloadd tmm", $tile, ", [{at} + {line}*1]")
+    };
+    (add $sums:literal $left:literal $right:literal) => {
+        concat!("tdpbf16ps tmm", $sums, ", tmm", $left, ", tmm", $right)
+    };
+    (store $sums:literal $column:literal) => {
+        concat!("tilestored [{at} + {row}*1 + 64*", $column, "], tmm", $sums)
+    };
+    (down) => {
+        "add {at}, [{task} + {below}]"
+    };
+}
+
+/// Runs a task: clears sums, adds the steps of all segments, stores the sums.
+macro_rules! assemble {
+    ($task:expr, $segments:expr, clear $(($($clear:tt)+))+, step $(($($step:tt)+))+, end $(($($end:tt)+))+) => {
+        asm!(
+            $(piece!(clear $($clear)+),)+
+            "mov {row}, [{task} + {left_row}]",
+            "2:",
+            "mov {a}, [{segment} + {segment_a}]",
+            "add {a}, [{task} + {task_a}]",
+            "mov {b}, [{segment} + {segment_b}]",
+            "add {b}, [{task} + {task_b}]",
+            "mov {units}, [{segment} + {segment_units}]",
+            "3:",
+            $(piece!($($step)+),)+
+            "add {a}, [{task} + {left_step}]",
+            "add {b}, [{task} + {right_step}]",
+            "sub {units}, [{task} + {depth}]",
+            "jnz 3b",
+            "add {segment}, {segment_size}",
+            "cmp {segment}, {end}",
+            "jne 2b",
+            "mov {at}, [{task} + {out}]",
+            "mov {row}, [{task} + {pitch}]",
+            $(piece!($($end)+),)+
+            "/* not of use in every tile: {left_tile} {panel} {below} */",
+            task = in(reg) $task,
+            segment = inout(reg) $segments.as_ptr_range().start => _,
+            end = in(reg) $segments.as_ptr_range().end,
+            line = in(reg) LINE,
+            a = out(reg) _,
+            b = out(reg) _,
+            units = out(reg) _,
+            row = out(reg) _,
+            at = out(reg) _,
+            segment_a = const offset_of!(Segment<Pair>, a),
+            segment_b = const offset_of!(Segment<Pair>, b),
+            segment_units = const offset_of!(Segment<Pair>, units),
+            segment_size = const size_of::<Segment<Pair>>(),
+            task_a = const offset_of!(Task, a),
+            task_b = const offset_of!(Task, b),
+            depth = const offset_of!(Task, shape.depth),
+            left_row = const offset_of!(Task, shape.left_row),
+            left_step = const offset_of!(Task, shape.left_step),
+            left_tile = const offset_of!(Task, shape.left_tile),
+            panel = const offset_of!(Task, shape.panel),
+            right_step = const offset_of!(Task, right_step),
+            out = const offset_of!(Task, out),
+            pitch = const offset_of!(Task, pitch),
+            below = const offset_of!(Task, below),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+impl Task {
+    /// Multiplies `high` left tiles (2 at most) by `wide` panels (2, or 4 with one left tile).
+    ///
+    /// # Safety
+    /// The thread's registers have the task's shape, there is a segment and none is empty, and all that they and the task
+    /// name can be read or, in `out`, written.
+    unsafe fn run(&self, segments: &[Segment<Pair>], [high, wide]: [usize; 2]) {
+        // SAFETY: the assembly reads the segments' units of `high` tiles and `wide` panels, and writes their sums.
+        unsafe {
+            match (high, wide) {
+                (2, 2) => assemble!(self, segments,
+                    clear (0) (1) (2) (3),
+                    step (right 6) (left 4) (add 0 4 6) (right next 7) (add 1 4 7) (left below 5) (add 2 5 6) (add 3 5 7),
+                    end (store 0 0) (store 1 1) (down) (store 2 0) (store 3 1)),
+                (2, 1) => assemble!(self, segments,
+                    clear (0) (1),
+                    step (right 6) (left 4) (add 0 4 6) (left below 5) (add 1 5 6),
+                    end (store 0 0) (down) (store 1 0)),
+                (1, 4) => assemble!(self, segments,
+                    clear (0) (1) (2) (3),
+                    step (left 4) (right 6) (add 0 4 6) (right next 7) (add 1 4 7) (right next 6) (add 2 4 6) (right next 7) (add 3 4 7),
+                    end (store 0 0) (store 1 1) (store 2 2) (store 3 3)),
+                (1, 3) => assemble!(self, segments,
+                    clear (0) (1) (2),
+                    step (left 4) (right 6) (add 0 4 6) (right next 7) (add 1 4 7) (right next 6) (add 2 4 6),
+                    end (store 0 0) (store 1 1) (store 2 2)),
+                (1, 2) => assemble!(self, segments,
+                    clear (0) (1),
+                    step (left 4) (right 6) (add 0 4 6) (right next 7) (add 1 4 7),
+                    end (store 0 0) (store 1 1)),
+                (1, 1) => {
+                    assemble!(self, segments, clear (0), step (left 4) (right 6) (add 0 4 6), end (store 0 0))
+                }
+                (high, wide) => unreachable!("no tile of {high} by {wide} registers"),
+            }
+        }
+    }
+}
+
+/// A configuration as the processor has it: `palette` 1, bytes a row and rows of each register.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Configuration {
+    palette: u8,
+    start: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// Gives the thread's registers the sizes of `tall` rows and `depth` units of K, unless they have them: sums are in registers
+/// 0 to 3, left tiles in 4 and 5, right ones in 6 and 7.
+///
+/// They keep them: giving registers back takes as long as three steps of a product, and costs the next one as much again.
+#[inline(always)]
+fn configure(tall: usize, depth: usize) {
+    let (line, left) = (LINE as u16, (depth * size_of::<Pair>()) as u16);
+    let (tall, depth) = (tall as u8, depth as u8);
+    let of = |[sums, left, right]: [u16; 3]| {
+        [sums, sums, sums, sums, left, left, right, right, 0, 0, 0, 0, 0, 0, 0, 0]
+    };
+    let wanted = Configuration {
+        palette: 1,
+        start: 0,
+        reserved: [0; 14],
+        row_bytes: of([line, left, line]),
+        rows: of([tall, tall, depth].map(u16::from)).map(|rows| rows as u8),
+    };
+    let mut found =
+        Configuration { palette: 0, start: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    // SAFETY: this code runs where the processor has tile registers and the system lets the process use them; the
+    // configuration is valid, and nothing but this module's assembly, which clears what it uses, relies on registers.
+    unsafe {
+        asm!("sttilecfg [{}]", in(reg) &mut found, options(nostack, preserves_flags));
+        if found != wanted {
+            asm!("ldtilecfg [{}]", in(reg) &wanted, options(nostack, preserves_flags, readonly));
+        }
+    }
+}
+
+/// Whether the processor has tile registers for bf16 and the system lets this process use them, which it is asked for.
+pub(crate) fn available() -> bool {
+    const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
+    let leaf = std::arch::x86_64::__cpuid_count(7, 0);
+    leaf.edx & TILE_AND_BF16 == TILE_AND_BF16 && permitted()
+}
+
+/// Linux gives a process room for tile registers in its threads' states when asked to.
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    // SAFETY: the call reads its two numbers and changes nothing that Rust knows of.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+/// Other systems are not known to.
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
+    false
+}
