@@ -249,18 +249,27 @@ pub(crate) struct Affine<'a, T> {
 impl<T: Number> Epilogue for Affine<'_, T> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
-        let bias = &self.bias[n..n + sums.len()];
-        sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+        let sums = sums.iter().zip(&self.bias[n..n + sums.len()]).map(|(sum, bias)| sum + bias);
         // SAFETY: `gemm` hands out each sum once.
         #[allow(unsafe_code)]
         unsafe {
-            if let Some(pre) = &self.pre {
-                write(pre.row(m, n, sums.len()), sums);
+            let out = self.out.row(m, n, sums.len());
+            // One loop each, for what is written and then read as another number of lanes waits for all writes before.
+            match (&self.pre, self.gelu) {
+                (Some(pre), _) => {
+                    let pre = pre.row(m, n, sums.len());
+                    for ((out, pre), sum) in out.iter_mut().zip(pre).zip(sums) {
+                        pre.write(T::nearest(sum));
+                        out.write(T::nearest(gelu(sum)));
+                    }
+                }
+                (None, true) => out.iter_mut().zip(sums).for_each(|(out, sum)| {
+                    out.write(T::nearest(gelu(sum)));
+                }),
+                (None, false) => out.iter_mut().zip(sums).for_each(|(out, sum)| {
+                    out.write(T::nearest(sum));
+                }),
             }
-            if self.gelu {
-                sums.iter_mut().for_each(|sum| *sum = gelu(*sum));
-            }
-            write(self.out.row(m, n, sums.len()), sums);
         }
     }
 }
@@ -277,13 +286,11 @@ impl Epilogue for AffineAdd<'_> {
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let start = m * self.bias.len() + n;
         let (bias, residual) = (&self.bias[n..n + sums.len()], &self.residual[start..start + sums.len()]);
-        for ((sum, bias), residual) in sums.iter_mut().zip(bias).zip(residual) {
-            *sum += bias + residual;
-        }
         // SAFETY: `gemm` hands out each sum once.
         #[allow(unsafe_code)]
-        unsafe {
-            write(self.out.row(m, n, sums.len()), sums);
+        let out = unsafe { self.out.row(m, n, sums.len()) };
+        for (((out, sum), bias), residual) in out.iter_mut().zip(sums).zip(bias).zip(residual) {
+            out.write(*sum + bias + residual);
         }
     }
 }

@@ -24,7 +24,7 @@ use self::strip::{Pictures, convolve};
 use crate::cpu::Cpu;
 use crate::gemm::{Epilogue, Out};
 use crate::linear::{Affine, column_sums};
-use crate::math::{Number, with_numbers, write};
+use crate::math::{Number, with_numbers};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
 
@@ -251,13 +251,11 @@ impl Epilogue for ScaledAdd<'_> {
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let start = m * self.bias.len() + n;
         let (bias, residual) = (&self.bias[n..n + sums.len()], &self.residual[start..start + sums.len()]);
-        for ((sum, bias), residual) in sums.iter_mut().zip(bias).zip(residual) {
-            *sum = residual + self.gain * (*sum + bias);
-        }
         // SAFETY: `convolve` hands out each sum once.
         #[allow(unsafe_code)]
-        unsafe {
-            write(self.out.row(m, n, sums.len()), sums);
+        let out = unsafe { self.out.row(m, n, sums.len()) };
+        for (((out, sum), bias), residual) in out.iter_mut().zip(sums).zip(bias).zip(residual) {
+            out.write(residual + self.gain * (*sum + bias));
         }
     }
 }
@@ -275,14 +273,15 @@ impl<T: Number> Epilogue for Masked<'_, T> {
         // SAFETY: `convolve` hands out each sum once.
         #[allow(unsafe_code)]
         let out = unsafe { self.out.row(m, n, sums.len()) };
-        if let Some(values) = self.values {
-            let values = &values[m * self.out.stride() + n..][..sums.len()];
-            for (sum, value) in sums.iter_mut().zip(values) {
-                *sum = if value.value() > 0.0 { *sum } else { 0.0 };
-            }
-        }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            out.write(T::nearest(self.gain * *sum));
+        let scaled = sums.iter().map(|sum| self.gain * sum);
+        let Some(values) = self.values else {
+            return out.iter_mut().zip(scaled).for_each(|(out, sum)| {
+                out.write(T::nearest(sum));
+            });
+        };
+        let values = &values[m * self.out.stride() + n..][..sums.len()];
+        for ((out, sum), value) in out.iter_mut().zip(scaled).zip(values) {
+            out.write(T::nearest(if value.value() > 0.0 { sum } else { 0.0 }));
         }
     }
 }

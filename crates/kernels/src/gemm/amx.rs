@@ -186,51 +186,57 @@ impl Shape {
         sink: &mut impl Sink,
     ) {
         configure(self.tall, self.depth);
-        let mut out = Tile::default();
         let tiles = rows / self.tall;
         let most = if tiles == 1 { Amx::WIDEST } else { 2 };
+        let (mut out, mut before) = (Tile::default(), None::<Place>);
         for panel in (0..panels).step_by(most) {
-            let wide = most.min(panels - panel);
             for tile in (0..tiles).step_by(2) {
-                let high = 2.min(tiles - tile);
-                let pitch = wide * LINE;
+                let (high, wide) = (2.min(tiles - tile), most.min(panels - panel));
                 let task = Task {
                     a: tile * self.left_tile,
                     b: panel * self.panel,
                     shape: *self,
                     right_step: self.depth * LINE,
-                    out: out.0.as_mut_ptr(),
-                    pitch,
-                    below: self.tall * pitch,
+                    size: [high, wide],
                 };
-                // SAFETY: the caller's promise; the thread's registers have this shape, and `out` holds the sums.
-                unsafe { task.run(segments, [high, wide]) };
-                for (row, sums) in out.0.chunks_exact_mut(wide * LANES).enumerate().take(high * self.tall) {
-                    sink.row(first + tile * self.tall + row, panel, sums);
+                let place =
+                    Place { row: first + tile * self.tall, panel, rows: high * self.tall, panels: wide };
+                // SAFETY: the caller's promise; the thread's registers have this shape.
+                unsafe {
+                    if let Some(before) = &before {
+                        before.store(self.tall, &mut out);
+                    }
+                    task.add_up(segments);
+                }
+                // The registers are being filled for as long as this takes.
+                if let Some(before) = before.replace(place) {
+                    before.hand(&mut out, sink);
                 }
             }
+        }
+        if let Some(before) = before {
+            // SAFETY: as above.
+            unsafe { before.store(self.tall, &mut out) };
+            before.hand(&mut out, sink);
         }
     }
 }
 
-/// One tile of sums as the assembly reads it; distances and offsets in bytes.
+/// Sums to be made: up to four registers of them, numbered row by row. Distances are in bytes.
 #[repr(C)]
 struct Task {
-    /// From a segment's start to the tile's rows.
+    /// From a segment's start to the rows.
     a: usize,
-    /// From a segment's start to the tile's panels.
+    /// From a segment's start to the panels.
     b: usize,
     shape: Shape,
     /// From a step's units of a panel to the next step's.
     right_step: usize,
-    out: *mut f32,
-    /// From a row of `out` to the next.
-    pitch: usize,
-    /// From the sums of a left tile to those of the one below.
-    below: usize,
+    /// Left tiles and panels.
+    size: [usize; 2],
 }
 
-/// Lines of assembly: the pieces that [`Task::run`] is put together from.
+/// Lines of assembly that [`Task::add_up`] is put together from; registers are named by their number.
 macro_rules! piece {
     (clear $sums:literal) => {
         concat!("tilezero tmm", $sums)
@@ -250,20 +256,13 @@ macro_rules! piece {
     (add $sums:literal $left:literal $right:literal) => {
         concat!("tdpbf16ps tmm", $sums, ", tmm", $left, ", tmm", $right)
     };
-    (store $sums:literal $column:literal) => {
-        concat!("tilestored [{at} + {row}*1 + 64*", $column, "], tmm", $sums)
-    };
-    (down) => {
-        "add {at}, [{task} + {below}]"
-    };
 }
 
-/// Runs a task: clears sums, adds the steps of all segments, stores the sums.
-macro_rules! assemble {
-    ($task:expr, $segments:expr, clear $(($($clear:tt)+))+, step $(($($step:tt)+))+, end $(($($end:tt)+))+) => {
+/// Clears sums and adds the steps of all segments to them.
+macro_rules! add_up {
+    ($task:expr, $segments:expr, clear $(($($clear:tt)+))+, step $(($($step:tt)+))+) => {
         asm!(
             $(piece!(clear $($clear)+),)+
-            "mov {row}, [{task} + {left_row}]",
             "2:",
             "mov {a}, [{segment} + {segment_a}]",
             "add {a}, [{task} + {task_a}]",
@@ -279,18 +278,15 @@ macro_rules! assemble {
             "add {segment}, {segment_size}",
             "cmp {segment}, {end}",
             "jne 2b",
-            "mov {at}, [{task} + {out}]",
-            "mov {row}, [{task} + {pitch}]",
-            $(piece!($($end)+),)+
-            "/* not of use in every tile: {left_tile} {panel} {below} */",
+            "/* not of use for every size: {left_tile} {panel} */",
             task = in(reg) $task,
             segment = inout(reg) $segments.as_ptr_range().start => _,
             end = in(reg) $segments.as_ptr_range().end,
+            row = in(reg) $task.shape.left_row,
             line = in(reg) LINE,
             a = out(reg) _,
             b = out(reg) _,
             units = out(reg) _,
-            row = out(reg) _,
             at = out(reg) _,
             segment_a = const offset_of!(Segment<Pair>, a),
             segment_b = const offset_of!(Segment<Pair>, b),
@@ -299,56 +295,109 @@ macro_rules! assemble {
             task_a = const offset_of!(Task, a),
             task_b = const offset_of!(Task, b),
             depth = const offset_of!(Task, shape.depth),
-            left_row = const offset_of!(Task, shape.left_row),
             left_step = const offset_of!(Task, shape.left_step),
             left_tile = const offset_of!(Task, shape.left_tile),
             panel = const offset_of!(Task, shape.panel),
             right_step = const offset_of!(Task, right_step),
-            out = const offset_of!(Task, out),
-            pitch = const offset_of!(Task, pitch),
-            below = const offset_of!(Task, below),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
+            options(nostack, readonly),
         )
     };
 }
 
 impl Task {
-    /// Multiplies `high` left tiles (2 at most) by `wide` panels (2, or 4 with one left tile).
+    /// Leaves the sums in registers 0 to 3.
     ///
     /// # Safety
-    /// The thread's registers have the task's shape, there is a segment and none is empty, and all that they and the task
-    /// name can be read or, in `out`, written.
-    unsafe fn run(&self, segments: &[Segment<Pair>], [high, wide]: [usize; 2]) {
-        // SAFETY: the assembly reads the segments' units of `high` tiles and `wide` panels, and writes their sums.
+    /// The thread's registers have the task's shape, there is a segment and none is empty, and all units that they and the
+    /// task name can be read.
+    #[rustfmt::skip]
+    #[inline(always)]
+    unsafe fn add_up(&self, segments: &[Segment<Pair>]) {
+        // SAFETY: the assembly reads the segments' units of so many left tiles and panels.
         unsafe {
-            match (high, wide) {
-                (2, 2) => assemble!(self, segments,
-                    clear (0) (1) (2) (3),
-                    step (right 6) (left 4) (add 0 4 6) (right next 7) (add 1 4 7) (left below 5) (add 2 5 6) (add 3 5 7),
-                    end (store 0 0) (store 1 1) (down) (store 2 0) (store 3 1)),
-                (2, 1) => assemble!(self, segments,
-                    clear (0) (1),
-                    step (right 6) (left 4) (add 0 4 6) (left below 5) (add 1 5 6),
-                    end (store 0 0) (down) (store 1 0)),
-                (1, 4) => assemble!(self, segments,
-                    clear (0) (1) (2) (3),
-                    step (left 4) (right 6) (add 0 4 6) (right next 7) (add 1 4 7) (right next 6) (add 2 4 6) (right next 7) (add 3 4 7),
-                    end (store 0 0) (store 1 1) (store 2 2) (store 3 3)),
-                (1, 3) => assemble!(self, segments,
-                    clear (0) (1) (2),
-                    step (left 4) (right 6) (add 0 4 6) (right next 7) (add 1 4 7) (right next 6) (add 2 4 6),
-                    end (store 0 0) (store 1 1) (store 2 2)),
-                (1, 2) => assemble!(self, segments,
-                    clear (0) (1),
-                    step (left 4) (right 6) (add 0 4 6) (right next 7) (add 1 4 7),
-                    end (store 0 0) (store 1 1)),
-                (1, 1) => {
-                    assemble!(self, segments, clear (0), step (left 4) (right 6) (add 0 4 6), end (store 0 0))
-                }
-                (high, wide) => unreachable!("no tile of {high} by {wide} registers"),
+            match self.size {
+                [2, 2] => add_up!(self, segments, clear (0) (1) (2) (3), step (right 6) (left 4) (add 0 4 6)
+                    (right next 7) (add 1 4 7) (left below 5) (add 2 5 6) (add 3 5 7)),
+                [2, 1] => add_up!(self, segments, clear (0) (1), step (right 6) (left 4) (add 0 4 6)
+                    (left below 5) (add 1 5 6)),
+                [1, 4] => add_up!(self, segments, clear (0) (1) (2) (3), step (left 4) (right 6) (add 0 4 6)
+                    (right next 7) (add 1 4 7) (right next 6) (add 2 4 6) (right next 7) (add 3 4 7)),
+                [1, 3] => add_up!(self, segments, clear (0) (1) (2), step (left 4) (right 6) (add 0 4 6)
+                    (right next 7) (add 1 4 7) (right next 6) (add 2 4 6)),
+                [1, 2] => add_up!(self, segments, clear (0) (1), step (left 4) (right 6) (add 0 4 6)
+                    (right next 7) (add 1 4 7)),
+                [1, 1] => add_up!(self, segments, clear (0), step (left 4) (right 6) (add 0 4 6)),
+                [high, wide] => unreachable!("no tile of {high} by {wide} registers"),
             }
+        }
+    }
+}
+
+/// Where sums belong.
+struct Place {
+    row: usize,
+    panel: usize,
+    rows: usize,
+    panels: usize,
+}
+
+impl Place {
+    /// Writes sums out of their registers, each `tall` rows.
+    ///
+    /// # Safety
+    /// The thread's registers have that many rows.
+    #[inline(always)]
+    unsafe fn store(&self, tall: usize, out: &mut Tile) {
+        let pitch = self.panels * LINE;
+        let below = out.0[self.panels * LANES * tall..].as_mut_ptr();
+        let out = out.0.as_mut_ptr();
+        macro_rules! store {
+            ($at:expr, $column:literal, $sums:literal) => {
+                asm!(
+                    concat!("tilestored [{at} + {pitch}*1 + 64*", $column, "], tmm", $sums),
+                    at = in(reg) $at,
+                    pitch = in(reg) pitch,
+                    options(nostack, preserves_flags),
+                )
+            };
+        }
+        // SAFETY: `out` holds the rows and panels. No code but this module's uses the registers: it is not compiled for
+        // processors that have them.
+        unsafe {
+            match [self.rows / tall, self.panels] {
+                [2, 2] => {
+                    store!(out, 0, 0);
+                    store!(out, 1, 1);
+                    store!(below, 0, 2);
+                    store!(below, 1, 3);
+                }
+                [2, _] => {
+                    store!(out, 0, 0);
+                    store!(below, 0, 1);
+                }
+                [_, panels] => {
+                    store!(out, 0, 0);
+                    if panels > 1 {
+                        store!(out, 1, 1);
+                    }
+                    if panels > 2 {
+                        store!(out, 2, 2);
+                    }
+                    if panels > 3 {
+                        store!(out, 3, 3);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands stored sums on.
+    #[inline(always)]
+    fn hand(&self, sums: &mut Tile, sink: &mut impl Sink) {
+        for (row, sums) in sums.0.chunks_exact_mut(self.panels * LANES).enumerate().take(self.rows) {
+            sink.row(self.row + row, self.panel, sums);
         }
     }
 }

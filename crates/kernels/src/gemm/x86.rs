@@ -150,23 +150,27 @@ pub(super) unsafe fn transpose(
             *line = _mm512_maskz_loadu_epi32(of(columns), source.add(row * stride).cast());
         }
         // Units of two rows, then of four, come together; then quarters of registers find their columns.
-        let pairs: [__m512i; SIDE] = std::array::from_fn(|i| {
-            let (above, below) = (lines[i & !1], lines[i | 1]);
-            if i & 1 == 0 { _mm512_unpacklo_epi32(above, below) } else { _mm512_unpackhi_epi32(above, below) }
-        });
-        let fours: [__m512i; SIDE] = std::array::from_fn(|i| {
-            let (above, below) = (pairs[i & !3 | i >> 1 & 1], pairs[i & !3 | i >> 1 & 1 | 2]);
-            if i & 1 == 0 { _mm512_unpacklo_epi64(above, below) } else { _mm512_unpackhi_epi64(above, below) }
-        });
+        let (mut pairs, mut fours) = (lines, lines);
+        for i in (0..SIDE).step_by(2) {
+            pairs[i] = _mm512_unpacklo_epi32(lines[i], lines[i + 1]);
+            pairs[i + 1] = _mm512_unpackhi_epi32(lines[i], lines[i + 1]);
+        }
+        for i in (0..SIDE).step_by(2) {
+            let upper = i & !3 | i >> 1 & 1;
+            fours[i] = _mm512_unpacklo_epi64(pairs[upper], pairs[upper + 2]);
+            fours[i + 1] = _mm512_unpackhi_epi64(pairs[upper], pairs[upper + 2]);
+        }
         for within in 0..4 {
-            let [a, b, c, d] = std::array::from_fn(|rows| fours[rows * 4 + within]);
-            let halves = [
-                [_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d)],
-                [_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d)],
+            let [a, b, c, d] = [fours[within], fours[within + 4], fours[within + 8], fours[within + 12]];
+            let (ab, cd) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d));
+            let (ab_high, cd_high) = (_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d));
+            let quarters = [
+                _mm512_shuffle_i32x4::<0x88>(ab, cd),
+                _mm512_shuffle_i32x4::<0xdd>(ab, cd),
+                _mm512_shuffle_i32x4::<0x88>(ab_high, cd_high),
+                _mm512_shuffle_i32x4::<0xdd>(ab_high, cd_high),
             ];
-            let even = halves.map(|[upper, lower]| _mm512_shuffle_i32x4::<0x88>(upper, lower));
-            let odd = halves.map(|[upper, lower]| _mm512_shuffle_i32x4::<0xdd>(upper, lower));
-            for (quarter, line) in [even[0], odd[0], even[1], odd[1]].into_iter().enumerate() {
+            for (quarter, line) in quarters.into_iter().enumerate() {
                 let column = quarter * 4 + within;
                 if column < columns {
                     _mm512_mask_storeu_epi32(out.add(column * rows).cast(), of(rows), line);
