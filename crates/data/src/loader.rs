@@ -56,9 +56,14 @@ pub fn below(rng: &mut impl Rng, n: u64) -> u64 {
     ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as u64
 }
 
+/// A number in `[0, 1)`, uniformly, of 24 bits.
+pub fn uniform(rng: &mut impl Rng) -> f32 {
+    below(rng, 1 << 24) as f32 / 16_777_216.0
+}
+
 /// Whether a draw of probability `p` comes up.
 pub fn chance(rng: &mut impl Rng, p: f32) -> bool {
-    (below(rng, 1 << 24) as f32) < p * 16_777_216.0
+    uniform(rng) < p
 }
 
 /// The item indices of training step `step`: epochs follow each other, each a fresh permutation of all items.

@@ -68,9 +68,9 @@ pub struct DataConfig {
     pub bpe_dropout: f32,
     /// Probability of training a picture without its caption, so that drawing can be guided.
     pub caption_drop: f32,
-    /// Probability that the prior reads, in place of a picture's token, the one that another picture has there; what it
-    /// predicts stays as it is (the paper: 0). Against learning a small set by heart from its first tokens instead of from
-    /// the words, and against being lost after one unlucky draw.
+    /// The most of a picture's tokens in whose place the prior reads what another picture has there: each stream draws its
+    /// share between 0 and this. What is predicted stays as it is (the paper: 0). Against learning a small set by heart from
+    /// its first tokens instead of from the words, and against being lost after one unlucky draw.
     pub token_noise: f32,
     /// Differently cropped encodings of each training picture (paper §B.2, Listing 2).
     pub copies: usize,

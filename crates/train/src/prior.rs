@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use image::RgbImage;
 use rand_chacha::rand_core::Rng;
-use tessera_data::loader::{below, chance};
+use tessera_data::loader::{below, chance, uniform};
 use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices, item_rng};
 use tessera_eval::{LabelledCodes, conditioning};
 use tessera_kernels::decode::Weights;
@@ -154,11 +154,12 @@ impl PriorTask<'_> {
         };
         let copy = below(&mut rng(Purpose::CopyChoice), self.codes.copies as u64) as usize;
         let codes = self.codes.tokens(item, copy).context("the code set is damaged")?;
-        let noise = self.config.data.token_noise;
+        let mut noise_rng = rng(Purpose::TokenNoise);
+        let noise = self.config.data.token_noise * uniform(&mut noise_rng);
         Ok(Example {
             text: caption_slots(&tokens, &self.config.prior).0,
             image: codes.iter().map(|&code| u32::from(code)).collect(),
-            seen: disturbed(codes, self.codes, noise, &mut rng(Purpose::TokenNoise))?,
+            seen: disturbed(codes, self.codes, noise, &mut noise_rng)?,
         })
     }
 }

@@ -136,7 +136,9 @@ impl<S: Micro<Unit: Unit>> Body for Job<'_, S> {
     fn run(self) {
         let Frame { k, channels, pitch } = self.frame;
         let pixels = (self.strip.rows.len() + k - 1) * pitch;
-        let panel = pixels / S::Unit::VALUES * LANES;
+        let of_strip = self.strip.rows.len() * pitch / S::Unit::VALUES;
+        let units = of_strip.next_multiple_of(S::DEEP); // those beyond the strip are 0 on the left
+        let panel = (pixels / S::Unit::VALUES + units - of_strip) * LANES;
         let framed = self.x.framed::<S::Unit>(self.strip, &self.frame);
         let framed = S::Unit::numbers(&framed);
         let mut right = Scratch::<S::Unit>::new(self.columns / LANES * panel);
@@ -145,17 +147,17 @@ impl<S: Micro<Unit: Unit>> Body for Job<'_, S> {
             let row = |pixel: usize| framed.slice(pixel * channels + i * LANES, columns);
             panel_across(row, columns, pixels, panel);
         }
-        let left = self.left();
+        let left = self.left(units);
         let n = self.channels.len();
         let strides = Strides { row: 1, step: n, panel };
         for (ky, sums) in self.sums.chunks_exact_mut((n * self.columns).max(1)).enumerate() {
             let segment = Segment {
                 a: left.as_ptr(),
                 b: right[ky * pitch / S::Unit::VALUES * LANES..].as_ptr(),
-                units: self.strip.rows.len() * pitch / S::Unit::VALUES,
+                units,
             };
             let sink = Added { sums, stride: self.columns };
-            // SAFETY: `left` holds the strip's pixels, `right` those and the rows that a filter reaches beyond.
+            // SAFETY: `left` holds so many units, `right` those and the rows that a filter reaches beyond.
             #[allow(unsafe_code)]
             unsafe {
                 S::product(n, self.columns / LANES, &[segment], strides, sink);
@@ -165,13 +167,14 @@ impl<S: Micro<Unit: Unit>> Body for Job<'_, S> {
 }
 
 impl<S: Micro<Unit: Unit>> Job<'_, S> {
-    /// The gradient of the strip at the frame's pitch: units of pixels, each of all channels of the job.
+    /// The gradient of the strip at the frame's pitch: `count` units of pixels, each of all channels of the job.
     #[inline(always)]
-    fn left(&self) -> Scratch<S::Unit> {
+    fn left(&self, count: usize) -> Scratch<S::Unit> {
         let [_, height, width, all] = self.gradient.shape;
         let (values, n) = (S::Unit::VALUES, self.channels.len());
         let row_units = self.frame.pitch / values * n;
-        let mut units = Scratch::new(self.strip.rows.len() * row_units);
+        let mut units = Scratch::new(count * n);
+        units[self.strip.rows.len() * row_units..].fill(S::Unit::default());
         for (y, row) in self.strip.rows.clone().zip(units.chunks_exact_mut(row_units.max(1))) {
             let pixel = |x: usize| -> Numbers<'_> {
                 let first = ((self.strip.picture * height + y) * width + x) * all;

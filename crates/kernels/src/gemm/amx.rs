@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::arch::asm;
-use std::mem::offset_of;
+use std::mem::{MaybeUninit, offset_of};
 
 use super::simd::{LANES, Pair, Simd};
 use super::tile::{Micro, Segment, Sink, Strides, Tile};
@@ -58,6 +58,7 @@ impl Simd for Amx {
 impl Micro for Amx {
     const BEST: [usize; 2] = [2 * SIDE, 2];
     const WIDEST: usize = 4;
+    const DEEP: usize = SIDE;
 
     #[inline(always)]
     unsafe fn product(
@@ -73,7 +74,7 @@ impl Micro for Amx {
         };
         let tall = rows.div_ceil(rows.div_ceil(SIDE).max(1)).max(1);
         let whole = rows / tall * tall;
-        let mut turned = Scratch::new(0);
+        let mut turned = None;
         for (rows, tall) in [(0..whole, tall), (whole..rows, rows - whole)] {
             if rows.is_empty() {
                 continue;
@@ -147,12 +148,12 @@ impl Shape {
         rows: usize,
         stride: usize,
         segments: &mut [Segment<Pair>],
-        turned: &mut Scratch<Pair>,
+        turned: &mut Option<Scratch<Pair>>,
     ) -> Shape {
         let Shape { tall, depth, .. } = self;
         assert_eq!(self.left_row, size_of::<Pair>(), "rows lie along K or across it");
         let units = segments.iter().map(|segment| segment.units).sum::<usize>();
-        *turned = Scratch::new(rows * units);
+        let turned = turned.insert(Scratch::new(rows * units));
         let mut before = 0;
         for segment in segments {
             for (row, tile) in (0..rows).step_by(tall).zip(turned.chunks_exact_mut(tall * units)) {
@@ -188,7 +189,7 @@ impl Shape {
         configure(self.tall, self.depth);
         let tiles = rows / self.tall;
         let most = if tiles == 1 { Amx::WIDEST } else { 2 };
-        let (mut out, mut before) = (Tile::default(), None::<Place>);
+        let (mut out, mut before) = (MaybeUninit::uninit(), None::<Place>);
         for panel in (0..panels).step_by(most) {
             for tile in (0..tiles).step_by(2) {
                 let (high, wide) = (2.min(tiles - tile), most.min(panels - panel));
@@ -203,21 +204,20 @@ impl Shape {
                     Place { row: first + tile * self.tall, panel, rows: high * self.tall, panels: wide };
                 // SAFETY: the caller's promise; the thread's registers have this shape.
                 unsafe {
-                    if let Some(before) = &before {
-                        before.store(self.tall, &mut out);
-                    }
+                    let finished =
+                        before.replace(place).map(|before| (before.store(self.tall, &mut out), before));
                     task.add_up(segments);
-                }
-                // The registers are being filled for as long as this takes.
-                if let Some(before) = before.replace(place) {
-                    before.hand(&mut out, sink);
+                    // The registers are being filled for as long as this takes.
+                    if let Some((sums, before)) = finished {
+                        before.hand(sums, sink);
+                    }
                 }
             }
         }
-        if let Some(before) = before {
+        if let Some(last) = before {
             // SAFETY: as above.
-            unsafe { before.store(self.tall, &mut out) };
-            before.hand(&mut out, sink);
+            let sums = unsafe { last.store(self.tall, &mut out) };
+            last.hand(sums, sink);
         }
     }
 }
@@ -344,15 +344,15 @@ struct Place {
 }
 
 impl Place {
-    /// Writes sums out of their registers, each `tall` rows.
+    /// Writes sums out of their registers, each `tall` rows, to the start of `out`.
     ///
     /// # Safety
     /// The thread's registers have that many rows.
     #[inline(always)]
-    unsafe fn store(&self, tall: usize, out: &mut Tile) {
+    unsafe fn store<'a>(&self, tall: usize, out: &'a mut MaybeUninit<Tile>) -> &'a mut [f32] {
         let pitch = self.panels * LINE;
-        let below = out.0[self.panels * LANES * tall..].as_mut_ptr();
-        let out = out.0.as_mut_ptr();
+        let out = out.as_mut_ptr().cast::<f32>();
+        let below = out.wrapping_byte_add(tall * pitch);
         macro_rules! store {
             ($at:expr, $column:literal, $sums:literal) => {
                 asm!(
@@ -363,8 +363,8 @@ impl Place {
                 )
             };
         }
-        // SAFETY: `out` holds the rows and panels. No code but this module's uses the registers: it is not compiled for
-        // processors that have them.
+        // SAFETY: `out` has room for the rows and panels, all of which are written. No code but this module's uses the
+        // registers: it is not compiled for processors that have them.
         unsafe {
             match [self.rows / tall, self.panels] {
                 [2, 2] => {
@@ -390,13 +390,14 @@ impl Place {
                     }
                 }
             }
+            std::slice::from_raw_parts_mut(out, self.rows * self.panels * LANES)
         }
     }
 
     /// Hands stored sums on.
     #[inline(always)]
-    fn hand(&self, sums: &mut Tile, sink: &mut impl Sink) {
-        for (row, sums) in sums.0.chunks_exact_mut(self.panels * LANES).enumerate().take(self.rows) {
+    fn hand(&self, sums: &mut [f32], sink: &mut impl Sink) {
+        for (row, sums) in sums.chunks_exact_mut(self.panels * LANES).enumerate() {
             sink.row(self.row + row, self.panel, sums);
         }
     }
@@ -463,4 +464,75 @@ fn permitted() -> bool {
 #[cfg(not(target_os = "linux"))]
 fn permitted() -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Isa;
+    use crate::gemm::{Numbers, Unit};
+    use crate::testing::{assert_close, noise};
+
+    /// Keeps sums where the product has them.
+    struct Keep<'a>(&'a mut [f32], usize);
+
+    impl Sink for Keep<'_> {
+        fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]) {
+            let start = row * self.1 + panel * LANES;
+            self.0[start..start + sums.len()].copy_from_slice(sums);
+        }
+    }
+
+    fn units(seed: u64, len: usize) -> Vec<Pair> {
+        let mut units = vec![0; len];
+        Pair::along(Numbers::F32(&noise(2 * len, seed)), &mut units);
+        units
+    }
+
+    /// `rows` by `panels` over stretches of K of these lengths, the left operand's rows along or across it.
+    fn product<S: Micro<Unit = Pair>>(
+        rows: usize,
+        panels: usize,
+        lengths: &[usize],
+        across: bool,
+    ) -> Vec<f32> {
+        let total: usize = lengths.iter().sum();
+        let (a, b) = (units(1, rows * total), units(2, panels * LANES * total));
+        let (row, step) = if across { (1, rows) } else { (total, 1) };
+        let mut first = 0;
+        let segment = |&units: &usize| {
+            let segment = Segment { a: a[first * step..].as_ptr(), b: b[first * LANES..].as_ptr(), units };
+            first += units;
+            segment
+        };
+        let segments: Vec<Segment<Pair>> = lengths.iter().map(segment).collect();
+        let mut sums = vec![f32::NAN; rows * panels * LANES];
+        // SAFETY: the processor has tile registers, or this is not called; `a` and `b` hold all units.
+        unsafe {
+            let strides = Strides { row, step, panel: total * LANES };
+            S::product(rows, panels, &segments, strides, Keep(&mut sums, panels * LANES));
+        }
+        sums
+    }
+
+    #[test]
+    fn tile_registers_give_the_products_of_vector_registers() {
+        if Isa::detect() != Isa::Amx {
+            return;
+        }
+        for rows in [1, 2, 15, 16, 17, 31, 32, 33, 47, 64, 71] {
+            for panels in 1..=5 {
+                for lengths in
+                    [&[16][..], &[1], &[17], &[40], &[192], &[24, 24, 24], &[8, 40], &[14, 14], &[5, 7]]
+                {
+                    for across in [false, true] {
+                        let tiles = product::<Amx>(rows, panels, lengths, across);
+                        let vectors = product::<Avx512Bf16>(rows, panels, lengths, across);
+                        let what = format!("{rows} rows, {panels} panels, {lengths:?}, across: {across}");
+                        assert_close(&what, &tiles, &vectors, 1e-5);
+                    }
+                }
+            }
+        }
+    }
 }

@@ -32,9 +32,11 @@ use crate::scratch::{Line, Scratch};
 /// Most units of K that are multiplied in one go: three panels of them stay in a core's second-level cache.
 const MAX_UNITS: usize = 2048;
 /// Bytes of the left operand that a thread packs at a time.
-const BLOCK_BYTES: usize = 256 << 10;
+const BLOCK_BYTES: usize = 512 << 10;
 /// Rows that a job's height is a multiple of: those of any tall tile.
 pub(crate) const ROWS: usize = 32;
+/// Jobs a thread, if the product is large enough: more would even out better, and pack the left operand more often.
+const JOBS: usize = 4;
 /// Panels that a job's width is a multiple of: those of any tall tile.
 const PANELS: usize = 6;
 /// Products smaller than this many multiplications stay on one thread.
@@ -214,12 +216,12 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// Enough jobs for the threads of any laptop, as large as caches allow; a function of the shape alone.
+    /// A few jobs a thread, as large as caches allow. Sums are the same however they are dealt out.
     fn new(m: usize, panels: usize, units: usize) -> Blocks {
-        const JOBS: usize = 16;
+        let jobs = JOBS * rayon::current_num_threads();
         let fit = BLOCK_BYTES / (4 * units.max(1));
-        let rows = fit.min(m.div_ceil(JOBS)).max(1).next_multiple_of(ROWS);
-        let wide = panels.div_ceil(JOBS.div_ceil(m.div_ceil(rows))).max(PANELS).next_multiple_of(PANELS);
+        let rows = fit.min(m.div_ceil(jobs)).max(1).next_multiple_of(ROWS);
+        let wide = panels.div_ceil(jobs.div_ceil(m.div_ceil(rows))).max(PANELS).next_multiple_of(PANELS);
         Blocks { m, panels, rows, wide }
     }
 

@@ -266,9 +266,8 @@ pub(crate) fn panel_across<'a, U: Unit>(
     k: usize,
     panel: &mut [U],
 ) {
-    if columns < LANES || panel.len() > k.div_ceil(U::VALUES) * LANES {
-        panel.fill(U::default());
-    }
+    let used = if columns < LANES { 0 } else { k.div_ceil(U::VALUES) * LANES };
+    panel[used..].fill(U::default());
     for (unit, first) in panel.chunks_exact_mut(LANES).zip((0..k).step_by(U::VALUES)) {
         U::across(row(first), (first + 1 < k).then(|| row(first + 1)), &mut unit[..columns]);
     }

@@ -64,6 +64,8 @@ pub(crate) trait Micro: Simd {
     const BEST: [usize; 2];
     /// Panels side by side in the widest tile: what few rows are multiplied with at a time.
     const WIDEST: usize;
+    /// Units of K that are multiplied at once: it is fastest at multiples of them.
+    const DEEP: usize;
 
     /// Multiplies `rows` rows by `panels` panels over all `segments`, tile by tile, into `sink`.
     ///
@@ -136,6 +138,7 @@ unsafe fn tile<S: Simd, const R: usize, const P: usize>(
 impl<S: Tiles> Micro for S {
     const BEST: [usize; 2] = [S::TILES[0].0, S::TILES[0].1];
     const WIDEST: usize = S::WIDTHS[0];
+    const DEEP: usize = 1;
 
     #[inline(always)]
     unsafe fn product(
