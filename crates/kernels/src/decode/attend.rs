@@ -1,15 +1,21 @@
 //! One query of each lane over its caption's states and its own.
+//!
+//! Lanes of one caption look at the same states of text, so a few of them are multiplied with those together.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::states::{States, Visible};
 use crate::attention::head::softmax_row;
 use crate::cpu::Body;
-use crate::gemm::{LANES, Micro, Numbers, Segment, Sink, Strides, Unit, with_micro};
+use crate::gemm::{LANES, Micro, Numbers, Out, Segment, Sink, Strides, Unit, with_micro};
 use crate::scratch::{Scratch, split};
 
 /// Lanes times heads below which one thread does all.
 const SERIAL: usize = 16;
+/// Most lanes of a job: the rows of a tall tile.
+const TOGETHER: usize = 8;
 
 /// Attention of lane `i`'s query over the states of owner `captions[i]` in `text` and of owner `i` in `own`:
 /// `queries` holds rows `stride` long that start with a query `[H · K]`, `out` is `[lanes, H · K]`.
@@ -27,118 +33,180 @@ pub fn attend(
     let fits = out.len() == lanes * n_heads * width
         && queries.len() >= lanes.saturating_sub(1) * stride + n_heads * width;
     assert!(fits, "attend: {} numbers of queries, {} of output, {lanes} lanes", queries.len(), out.len());
-    let job = |(i, out): (usize, &mut [f32])| {
-        let (lane, head) = (i / n_heads, i % n_heads);
-        let query = &queries[lane * stride + head * width..][..width];
-        let sources = [(text, captions[lane], text_visible), (own, lane, own_visible)];
-        with_micro!(own.cpu, S => own.cpu.isa().run(Query::<S> { query, sources, head, out, simd: std::marker::PhantomData }));
+    let groups = groups(captions);
+    let out = Out::new(out, n_heads * width);
+    let job = |i: usize| {
+        let (lanes, head) = (groups[i / n_heads].clone(), i % n_heads);
+        let caption = captions[lanes.start];
+        let (text, own) = ((text, text_visible), (own, own_visible));
+        with_micro!(own.0.cpu, S => {
+            let simd = std::marker::PhantomData;
+            own.0.cpu.isa().run(Queries::<S> { queries, stride, lanes, head, caption, text, own, out, simd });
+        });
     };
     match lanes * n_heads < SERIAL {
-        true => out.chunks_exact_mut(width).enumerate().for_each(job),
-        false => out.par_chunks_exact_mut(width).enumerate().for_each(job),
+        true => (0..groups.len() * n_heads).for_each(job),
+        false => (0..groups.len() * n_heads).into_par_iter().for_each(job),
     }
 }
 
-/// One head of one lane.
-struct Query<'a, S> {
-    query: &'a [f32],
-    /// Where states are, whose, and which are visible.
-    sources: [(&'a States, usize, &'a Visible); 2],
+/// Neighbouring lanes of one caption, a few at a time.
+fn groups(captions: &[usize]) -> Vec<Range<usize>> {
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    for lanes in captions.chunk_by(|a, b| a == b).flat_map(|same| same.chunks(TOGETHER)) {
+        let first = groups.last().map_or(0, |group| group.end);
+        groups.push(first..first + lanes.len());
+    }
+    groups
+}
+
+/// One head of some lanes of one caption.
+struct Queries<'a, S> {
+    queries: &'a [f32],
+    stride: usize,
+    lanes: Range<usize>,
     head: usize,
-    out: &'a mut [f32],
+    caption: usize,
+    text: (&'a States, &'a Visible),
+    own: (&'a States, &'a Visible),
+    out: Out<'a, f32>,
     simd: std::marker::PhantomData<S>,
 }
 
-impl<S: Micro<Unit: Unit>> Body for Query<'_, S> {
+impl<S: Micro<Unit: Unit>> Body for Queries<'_, S> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let width = self.query.len();
-        let [panels, row] =
-            [self.sources.iter().map(|source| source.2.panels()).sum(), width.div_ceil(S::Unit::VALUES)];
-        let wide = width.div_ceil(LANES) * LANES;
-        let mut units = Scratch::<S::Unit>::new(row + panels * LANES / S::Unit::VALUES);
-        let [query, weights] = split(&mut units, [row, panels * LANES / S::Unit::VALUES]);
-        let mut numbers = Scratch::<f32>::new(panels * LANES + wide);
-        let [scores, sums] = split(&mut numbers, [panels * LANES, wide]);
-        S::Unit::along(Numbers::F32(self.query), query);
-        let mut done = 0;
-        for (states, owner, visible) in self.sources {
-            let keys: &[S::Unit] = bytemuck::cast_slice(states.keys(owner, self.head));
-            for &(first, count) in &visible.runs {
-                let strides = Strides { row: 0, step: 1, panel: row * LANES };
-                let segment =
-                    Segment { a: query.as_ptr(), b: keys[first * strides.panel..].as_ptr(), units: row };
-                // SAFETY: the query is `row` units long, and so are the panels.
-                #[allow(unsafe_code)]
-                unsafe {
-                    S::product(1, count, &[segment], strides, Set(&mut scores[done..]));
-                }
-                done += count * LANES;
-            }
+        let (lanes, width) = (self.lanes.len(), self.own.0.width);
+        let text = self.text.1.panels() * LANES;
+        let [row, seen] = [width.div_ceil(S::Unit::VALUES), text + self.own.1.panels() * LANES];
+        let (weight_row, wide) = (seen / S::Unit::VALUES, width.next_multiple_of(LANES));
+        let mut units = Scratch::<S::Unit>::new(lanes * (row + weight_row));
+        let [queries, weights] = split(&mut units, [lanes * row, lanes * weight_row]);
+        let mut numbers = Scratch::<f32>::new(lanes * (seen + wide));
+        let [scores, sums] = split(&mut numbers, [lanes * seen, lanes * wide]);
+        for (lane, query) in self.lanes.clone().zip(queries.chunks_exact_mut(row)) {
+            let start = lane * self.stride + self.head * width;
+            S::Unit::along(Numbers::F32(&self.queries[start..start + width]), query);
         }
-        let scale = 1.0 / (width as f32).sqrt();
-        let total = self.softmax(scale, scores);
+        self.scores(self.text, self.caption, queries, scores, seen);
+        for (i, lane) in self.lanes.clone().enumerate() {
+            self.scores(self.own, lane, &queries[i * row..][..row], &mut scores[i * seen + text..], seen);
+        }
+        let mut totals = [0.0; TOGETHER];
+        for (total, scores) in totals.iter_mut().zip(scores.chunks_exact_mut(seen)) {
+            *total = self.softmax(1.0 / (width as f32).sqrt(), scores.split_at_mut(text));
+        }
         S::Unit::along(Numbers::F32(scores), weights);
         sums.fill(0.0);
-        let mut done = 0;
-        for (states, owner, visible) in self.sources {
-            let values: &[S::Unit] = bytemuck::cast_slice(states.values(owner, self.head));
-            let units = LANES / S::Unit::VALUES;
-            let strides = Strides { row: 0, step: 1, panel: states.panels * units * LANES };
-            for &(first, count) in &visible.runs {
-                let (a, b) = (weights[done * units..].as_ptr(), values[first * units * LANES..].as_ptr());
-                let segment = Segment { a, b, units: count * units };
-                // SAFETY: the weights cover the run's slots, and so do the values.
-                #[allow(unsafe_code)]
-                unsafe {
-                    S::product(1, wide / LANES, &[segment], strides, Add(sums));
-                }
-                done += count;
-            }
+        self.weigh(self.text, self.caption, weights, weight_row, sums);
+        for ((i, lane), sums) in self.lanes.clone().enumerate().zip(sums.chunks_exact_mut(wide)) {
+            let weights = &weights[i * weight_row + text / S::Unit::VALUES..(i + 1) * weight_row];
+            self.weigh(self.own, lane, weights, weight_row, sums);
         }
-        for (out, sum) in self.out.iter_mut().zip(sums) {
-            *out = *sum / total;
+        for ((lane, sums), total) in self.lanes.clone().zip(sums.chunks_exact(wide)).zip(totals) {
+            // SAFETY: the columns of this head in the rows of these lanes, each once.
+            #[allow(unsafe_code)]
+            let out = unsafe { self.out.row(lane, self.head * width, width) };
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum / total);
         }
     }
 }
 
-impl<S> Query<'_, S> {
+impl<S: Micro<Unit: Unit>> Queries<'_, S> {
+    /// Products of `queries` with the visible keys of `owner`, rows `stride` apart.
+    #[inline(always)]
+    fn scores(
+        &self,
+        (states, visible): (&States, &Visible),
+        owner: usize,
+        queries: &[S::Unit],
+        scores: &mut [f32],
+        stride: usize,
+    ) {
+        let row = states.width.div_ceil(S::Unit::VALUES);
+        let keys: &[S::Unit] = bytemuck::cast_slice(states.keys(owner, self.head));
+        let strides = Strides { row, step: 1, panel: row * LANES };
+        let mut done = 0;
+        for &(first, count) in &visible.runs {
+            let segment =
+                Segment { a: queries.as_ptr(), b: keys[first * strides.panel..].as_ptr(), units: row };
+            // SAFETY: queries are `row` units long, and so are the panels.
+            #[allow(unsafe_code)]
+            unsafe {
+                let sink = Set { numbers: &mut scores[done..], stride };
+                S::product(queries.len() / row, count, &[segment], strides, sink);
+            }
+            done += count * LANES;
+        }
+    }
+
+    /// Adds the visible values of `owner` to rows of `sums`, each by its `weights`, rows `stride` apart.
+    #[inline(always)]
+    fn weigh(
+        &self,
+        (states, visible): (&States, &Visible),
+        owner: usize,
+        weights: &[S::Unit],
+        stride: usize,
+        sums: &mut [f32],
+    ) {
+        let (units, wide) = (LANES / S::Unit::VALUES, states.width.next_multiple_of(LANES));
+        let rows = sums.len() / wide;
+        let values: &[S::Unit] = bytemuck::cast_slice(states.values(owner, self.head));
+        let strides = Strides { row: stride, step: 1, panel: states.panels * units * LANES };
+        let mut done = 0;
+        for &(first, count) in &visible.runs {
+            let (a, b) = (weights[done * units..].as_ptr(), values[first * units * LANES..].as_ptr());
+            let segment = Segment { a, b, units: count * units };
+            // SAFETY: each row of weights covers the run's slots, and so do the values.
+            #[allow(unsafe_code)]
+            unsafe {
+                let sink = Add { numbers: &mut *sums, stride: wide };
+                S::product(rows, wide / LANES, &[segment], strides, sink);
+            }
+            done += count;
+        }
+    }
+
     /// One softmax over both sources; returns what the weights are to be divided by.
     #[inline(always)]
-    fn softmax(&self, scale: f32, scores: &mut [f32]) -> f32 {
-        let [(_, _, text), (_, _, own)] = self.sources;
-        let (text_scores, own_scores) = scores.split_at_mut(text.panels() * LANES);
-        let (text_top, text_total) = softmax_row(&text.masks, scale, text_scores);
-        let (own_top, own_total) = softmax_row(&own.masks, scale, own_scores);
+    fn softmax(&self, scale: f32, (text, own): (&mut [f32], &mut [f32])) -> f32 {
+        let (text_top, text_total) = softmax_row(&self.text.1.masks, scale, text);
+        let (own_top, own_total) = softmax_row(&self.own.1.masks, scale, own);
         let top = text_top.max(own_top);
         let [text_factor, own_factor] = [text_top, own_top].map(|part| (part - top).exp());
-        text_scores.iter_mut().for_each(|weight| *weight *= text_factor);
-        own_scores.iter_mut().for_each(|weight| *weight *= own_factor);
+        text.iter_mut().for_each(|weight| *weight *= text_factor);
+        own.iter_mut().for_each(|weight| *weight *= own_factor);
         text_total * text_factor + own_total * own_factor
     }
 }
 
-/// Keeps sums, panel behind panel.
-struct Set<'a>(&'a mut [f32]);
+/// Keeps sums.
+struct Set<'a> {
+    numbers: &'a mut [f32],
+    stride: usize,
+}
 
 impl Sink for Set<'_> {
     #[inline(always)]
-    fn row(&mut self, _: usize, panel: usize, sums: &mut [f32]) {
-        self.0[panel * LANES..][..sums.len()].copy_from_slice(sums);
+    fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]) {
+        self.numbers[row * self.stride + panel * LANES..][..sums.len()].copy_from_slice(sums);
     }
 }
 
-/// Adds sums up, panel behind panel.
-struct Add<'a>(&'a mut [f32]);
+/// Adds sums up.
+struct Add<'a> {
+    numbers: &'a mut [f32],
+    stride: usize,
+}
 
 impl Sink for Add<'_> {
     #[inline(always)]
-    fn row(&mut self, _: usize, panel: usize, sums: &mut [f32]) {
-        for (number, sum) in self.0[panel * LANES..][..sums.len()].iter_mut().zip(sums) {
-            *number += *sum;
-        }
+    fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]) {
+        let numbers = &mut self.numbers[row * self.stride + panel * LANES..][..sums.len()];
+        numbers.iter_mut().zip(sums).for_each(|(number, sum)| *number += *sum);
     }
 }
 
@@ -161,6 +229,9 @@ mod tests {
         (0..query.len()).map(|i| mean(i) as f32).collect()
     }
 
+    /// Captions of lanes: one alone, two, then more than are multiplied together.
+    const LANES_OF: [usize; 13] = [1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
+
     #[test]
     fn a_query_sees_its_caption_and_its_own_visible_slots() {
         for (n_heads, width, texts, slots) in [(1, 3, 5, 1), (2, 20, 24, 40), (3, 16, 16, 33)] {
@@ -168,15 +239,16 @@ mod tests {
             let visible: Vec<usize> = (0..slots).filter(|slot| slot % 7 != 3).collect();
             for cpu in Cpu::all() {
                 let mut text = States::new(cpu, 2, [n_heads, width], texts);
-                let mut own = States::new(cpu, 3, [n_heads, width], slots);
+                let mut own = States::new(cpu, LANES_OF.len(), [n_heads, width], slots);
                 let state = |owner: usize, slot: usize, which: u64| {
                     noise(d, (owner * 100 + slot) as u64 * 10 + which)
                 };
                 (0..2)
                     .for_each(|o| (0..texts).for_each(|s| text.put(o, s, &state(o, s, 1), &state(o, s, 2))));
-                (0..3).for_each(|o| (0..slots).for_each(|s| own.put(o, s, &state(o, s, 3), &state(o, s, 4))));
-                let (queries, captions) = (noise(3 * d, 5), [1, 0, 1]);
-                let mut out = vec![0.0; 3 * d];
+                (0..LANES_OF.len())
+                    .for_each(|o| (0..slots).for_each(|s| own.put(o, s, &state(o, s, 3), &state(o, s, 4))));
+                let (queries, captions) = (noise(LANES_OF.len() * d, 5), LANES_OF);
+                let mut out = vec![0.0; LANES_OF.len() * d];
                 let text_visible = Visible::new(0..texts);
                 let own_visible = Visible::new(visible.clone());
                 attend(&queries, d, (&text, &captions, &text_visible), (&own, &own_visible), &mut out);

@@ -1,8 +1,13 @@
 //! Cached keys and values, laid out as the micro-kernel reads them, one slot a state.
 
+use rayon::prelude::*;
+
 use crate::attention::plan::runs;
 use crate::cpu::Cpu;
 use crate::gemm::{LANES, Numbers, Unit, with_micro};
+
+/// Owners whose states are written by one task: a few microseconds of work.
+const OWNERS: usize = 16;
 
 /// Keys and values of one layer for several owners (captions, or candidates).
 #[derive(Debug, Clone)]
@@ -59,24 +64,70 @@ impl States {
     /// # Panics
     /// If there is no such owner or slot, or the widths do not fit.
     pub fn put(&mut self, owner: usize, slot: usize, keys: &[f32], values: &[f32]) {
-        let d = self.n_heads * self.width;
-        assert!(
-            slot < self.panels * LANES && keys.len() == d && values.len() == d,
-            "slot {slot} of width {d}"
+        let place = self.place(slot);
+        let d = place.n_heads * place.width;
+        assert!(keys.len() == d && values.len() == d, "slot {slot} of width {d}");
+        let (key_units, value_units) = (place.n_heads * self.key_units(), place.n_heads * self.value_units());
+        place.put(
+            &mut self.keys[owner * key_units..][..key_units],
+            &mut self.values[owner * value_units..][..value_units],
+            keys,
+            values,
         );
-        let (key_units, value_units, steps) = (self.key_units(), self.value_units(), self.steps());
-        let row = self.width.div_ceil(steps);
-        for head in 0..self.n_heads {
-            let at = owner * self.n_heads + head;
-            let (key, value) =
-                (&keys[head * self.width..][..self.width], &values[head * self.width..][..self.width]);
-            let stored = &mut self.keys[at * key_units..][..key_units];
-            let panel = &mut stored[slot / LANES * row * LANES..][..row * LANES];
-            let columns = &mut self.values[at * value_units..][..value_units];
-            with_micro!(self.cpu, S => {
+    }
+
+    /// Writes the states of all owners in `slot`, from their rows `[3 · H · K]` of queries, keys and values.
+    ///
+    /// # Panics
+    /// If there is no such slot, or the widths do not fit.
+    pub fn put_all(&mut self, slot: usize, qkv: &[f32]) {
+        let place = self.place(slot);
+        let d = place.n_heads * place.width;
+        let (key_units, value_units) = (place.n_heads * self.key_units(), place.n_heads * self.value_units());
+        assert!(
+            qkv.len() * key_units == self.keys.len() * 3 * d,
+            "slot {slot} of width {d}: {} numbers",
+            qkv.len()
+        );
+        let owners =
+            self.keys.par_chunks_exact_mut(key_units).zip(self.values.par_chunks_exact_mut(value_units));
+        owners.zip(qkv.par_chunks_exact(3 * d)).with_min_len(OWNERS).for_each(|((keys, values), qkv)| {
+            place.put(keys, values, &qkv[d..2 * d], &qkv[2 * d..]);
+        });
+    }
+
+    fn place(&self, slot: usize) -> Place {
+        let States { cpu, n_heads, width, panels, .. } = *self;
+        assert!(slot < panels * LANES, "slot {slot} of {}", panels * LANES);
+        Place { cpu, n_heads, width, panels, slot }
+    }
+}
+
+/// Where a state goes.
+#[derive(Clone, Copy)]
+struct Place {
+    cpu: Cpu,
+    n_heads: usize,
+    width: usize,
+    panels: usize,
+    slot: usize,
+}
+
+impl Place {
+    /// Writes `key` and `value` `[H · K]` into their owner's panels.
+    fn put(&self, keys: &mut [u32], values: &mut [u32], key: &[f32], value: &[f32]) {
+        let Place { cpu, n_heads, width, panels, slot } = *self;
+        let of_head =
+            keys.chunks_exact_mut(keys.len() / n_heads).zip(values.chunks_exact_mut(values.len() / n_heads));
+        for ((keys, values), (key, value)) in
+            of_head.zip(key.chunks_exact(width).zip(value.chunks_exact(width)))
+        {
+            let panel_units = keys.len() / panels;
+            let panel = &mut keys[slot / LANES * panel_units..][..panel_units];
+            with_micro!(cpu, S => {
                 type U = <S as crate::gemm::Simd>::Unit;
                 put_key::<U>(bytemuck::cast_slice_mut(panel), slot % LANES, key);
-                put_value::<U>(bytemuck::cast_slice_mut(columns), self.panels * LANES / steps, slot, value);
+                put_value::<U>(bytemuck::cast_slice_mut(values), panels * LANES / U::VALUES, slot, value);
             });
         }
     }

@@ -15,6 +15,8 @@ use crate::scratch::Scratch;
 const TOP: f32 = 127.0;
 /// Units of K that are widened at a time, so that a group of panels stays in a core's second-level cache.
 const STRETCH: usize = 512;
+/// Rows of the left operand that a task packs.
+const ROWS: usize = 32;
 
 /// Each weight of `[k, n]` as the nearest of 255 even steps of its column, and the columns' steps.
 pub(crate) fn quantize(weight: &[f32], n: usize) -> (Vec<i8>, Vec<f32>) {
@@ -70,9 +72,9 @@ impl Int8Panels {
         let rows = match S::Unit::in_place(a.numbers) {
             Some(rows) if a.stride == units * S::Unit::VALUES => rows,
             _ => {
-                for (row, units) in packed.chunks_exact_mut(units.max(1)).enumerate() {
-                    S::Unit::along(a.numbers.slice(row * a.stride, self.k), units);
-                }
+                packed.par_chunks_mut(ROWS * units.max(1)).enumerate().for_each(|(i, packed)| {
+                    self.cpu.isa().run(PackRows { a, first: i * ROWS, k: self.k, packed });
+                });
                 &packed
             }
         };
@@ -85,6 +87,25 @@ impl Int8Panels {
         match m * self.n * self.k < SERIAL {
             true => (0..groups).for_each(job),
             false => (0..groups).into_par_iter().for_each(job),
+        }
+    }
+}
+
+/// Rows of the left operand as units along K.
+struct PackRows<'a, U> {
+    a: &'a Operand<'a>,
+    first: usize,
+    k: usize,
+    packed: &'a mut [U],
+}
+
+impl<U: Unit> Body for PackRows<'_, U> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (i, units) in self.packed.chunks_exact_mut(self.k.div_ceil(U::VALUES).max(1)).enumerate() {
+            U::along(self.a.numbers.slice((self.first + i) * self.a.stride, self.k), units);
         }
     }
 }

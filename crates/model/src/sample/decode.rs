@@ -52,6 +52,7 @@ pub struct Lanes {
     at: usize,
     /// States of the pictures so far, by layer.
     states: Vec<States>,
+    work: Work,
 }
 
 impl Lanes {
@@ -110,7 +111,8 @@ impl Decoder {
     pub fn start(&self, captions: Vec<usize>) -> Lanes {
         let slots = |layer: &Layer| layer.pattern.slots(self.config().grid);
         let states = |layer: &Layer| States::new(self.cpu, captions.len(), self.heads(), slots(layer));
-        Lanes { at: 0, states: self.layers.iter().map(states).collect(), captions }
+        let states = self.layers.iter().map(states).collect();
+        Lanes { at: 0, states, work: Work::new(captions.len(), self.config()), captions }
     }
 
     /// Heads, and the width of one.
@@ -123,16 +125,17 @@ impl Decoder {
     ///
     /// # Errors
     /// If there is not one known token a lane, or the pictures are complete.
-    pub fn step(&self, read: &Captions, lanes: &mut Lanes, previous: &[u32]) -> Result<Vec<f32>> {
+    pub fn step<'a>(&self, read: &Captions, lanes: &'a mut Lanes, previous: &[u32]) -> Result<&'a [f32]> {
         // Inside the pool, handing work to its threads costs a fraction of what it does from outside.
-        rayon::scope(|_| self.step_inside(read, lanes, previous))
+        rayon::scope(|_| self.step_inside(read, lanes, previous))?;
+        Ok(&lanes.work.logits)
     }
 
-    fn step_inside(&self, read: &Captions, lanes: &mut Lanes, previous: &[u32]) -> Result<Vec<f32>> {
-        let (config, n) = (self.config(), lanes.captions.len());
+    fn step_inside(&self, read: &Captions, lanes: &mut Lanes, previous: &[u32]) -> Result<()> {
+        let config = self.config();
         ensure!(lanes.at < config.image_len(), "a picture has {} tokens", config.image_len());
         let mut x = self.embed(lanes, previous)?;
-        let mut scratch = Work::new(n, config.d_model);
+        let work = &mut lanes.work;
         let text = Visible::new(0..config.text_len);
         let mut seen: Vec<(Pattern, Visible)> = Vec::new();
         for ((layer, text_states), states) in self.layers.iter().zip(&read.0).zip(&mut lanes.states) {
@@ -143,13 +146,12 @@ impl Decoder {
                 seen.iter().find(|(pattern, _)| *pattern == layer.pattern).context("just pushed")?;
             let slot = layer.pattern.slot(lanes.at, config.grid);
             let text = (text_states, lanes.captions.as_slice(), &text);
-            layer.step(self.cpu, &mut x, &mut scratch, text, (states, own, slot));
+            layer.step(self.cpu, &mut x, work, text, (states, own, slot));
         }
         lanes.at += 1;
-        self.norm.apply(self.cpu, &x, &mut scratch.normed);
-        let mut logits = vec![0.0; n * config.image_vocab];
-        self.head.apply(&scratch.normed, Finish::Set, &mut logits);
-        Ok(logits)
+        self.norm.apply(self.cpu, &x, &mut work.normed);
+        self.head.apply(&work.normed, Finish::Set, &mut work.logits);
+        Ok(())
     }
 
     /// Inputs `[lanes, D]`: the token before, or the start, plus the position.
@@ -183,12 +185,19 @@ struct Work {
     qkv: Vec<f32>,
     attended: Vec<f32>,
     hidden: Vec<f32>,
+    logits: Vec<f32>,
 }
 
 impl Work {
-    fn new(lanes: usize, d: usize) -> Work {
-        let rows = |width: usize| vec![0.0; lanes * width];
-        Work { normed: rows(d), qkv: rows(3 * d), attended: rows(d), hidden: rows(4 * d) }
+    fn new(lanes: usize, config: &PriorConfig) -> Work {
+        let (d, rows) = (config.d_model, |width: usize| vec![0.0; lanes * width]);
+        Work {
+            normed: rows(d),
+            qkv: rows(3 * d),
+            attended: rows(d),
+            hidden: rows(4 * d),
+            logits: rows(config.image_vocab),
+        }
     }
 }
 
@@ -218,9 +227,7 @@ impl Layer {
         self.attn_norm.apply(cpu, x, &mut work.normed);
         self.qkv.apply(&work.normed, Finish::Set, &mut work.qkv);
         let d = self.attn_norm.gain.len();
-        for (lane, qkv) in work.qkv.chunks_exact(3 * d).enumerate() {
-            states.put(lane, slot, &qkv[d..2 * d], &qkv[2 * d..]);
-        }
+        states.put_all(slot, &work.qkv);
         attend(&work.qkv, 3 * d, text, (states, visible), &mut work.attended);
         self.attn_out.apply(&work.attended, Finish::Add, x);
         self.mlp_norm.apply(cpu, x, &mut work.normed);

@@ -7,10 +7,10 @@ use super::Sampling;
 /// The paper samples at temperature 1 from everything; `top_k` and `top_p` restrict to the likeliest tokens first.
 /// Temperature 0 is the likeliest token.
 pub fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> u32 {
+    let top = top(logits);
     if sampling.temperature <= 0.0 {
-        return likeliest(logits, 1)[0];
+        return logits.iter().position(|logit| *logit == top).unwrap_or(0) as u32;
     }
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |&token: &u32| (f64::from(logits[token as usize] - top) / sampling.temperature).exp();
     let order = match (sampling.top_k, sampling.top_p) {
         (None, None) => (0..logits.len() as u32).collect(),
@@ -26,6 +26,15 @@ pub fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> u32 {
         }
     }
     order[order.len() - 1]
+}
+
+/// The largest logit; found lane by lane, so that the loop becomes vector code.
+fn top(logits: &[f32]) -> f32 {
+    let mut tops = [f32::NEG_INFINITY; 16];
+    for logits in logits.chunks(16) {
+        tops.iter_mut().zip(logits).for_each(|(top, &logit)| *top = if logit > *top { logit } else { *top });
+    }
+    tops.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// The `n` likeliest tokens (at least one), likeliest first; among equals the smaller comes first.

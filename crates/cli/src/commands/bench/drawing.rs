@@ -5,7 +5,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};
 use tessera_model::prior::{Pattern, Prior, PriorConfig};
-use tessera_model::{Decoder, Event, Request, Tessera};
+use tessera_model::sample::choose;
+use tessera_model::{Decoder, Event, Request, Sampling, Tessera};
 
 use super::Work;
 
@@ -25,15 +26,14 @@ pub fn decode(lanes: usize, grid: usize) -> Result<Work> {
     };
     let prior = Prior::new(&config, 1, &Device::flex()).with_pattern(Pattern::Causal);
     let decoder = Decoder::new(&prior, Weights::Int8)?;
+    let likeliest = Sampling { temperature: 0.0, ..Sampling::paper() };
     let run = move || {
         let captions = decoder.read(&[&[1, 2, 3]])?;
         let mut drawn = decoder.start(vec![0; lanes]);
         let mut tokens = Vec::new();
         for _ in 0..config.image_len() {
             let logits = decoder.step(&captions, &mut drawn, &tokens)?;
-            let likeliest =
-                |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap_or(0) as u32;
-            tokens = logits.chunks(config.image_vocab).map(likeliest).collect();
+            tokens = logits.chunks(config.image_vocab).map(|row| choose(row, &likeliest, 0.0)).collect();
         }
         Ok(())
     };
