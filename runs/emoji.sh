@@ -39,11 +39,15 @@ tessera data emoji --packages packages --out data --size 108
 # 3. The caption vocabulary (paper §2.2): byte-level BPE on the training captions. Seconds, so it is simply made again.
 tessera train bpe --config emoji --data data --run bpe
 
-# 4. Stage 1 (paper §2.1, §A): the dVAE learns to turn a picture into tokens and back, on pictures of 48 pixels, then, from
-#    those weights and with codes as hard as they get, on the model's 32. RUN/samples shows originals above reconstructions.
-train dvae dvae-48 --data data --set dvae.image_size=48 --set prior.grid=12
-train dvae dvae --data data --init dvae-48/dvae.tessera.safetensors --set train_dvae.steps=2000 \
-  --set train_dvae.lr_steps=2000 --set train_dvae.lr=5e-4 --set relax.tau_steps=1 --set relax.beta_steps=1
+# 4. Stage 1 (paper §2.1, §A): the dVAE learns to turn a picture into tokens and back, on pictures of 48 pixels; then it goes
+#    on from those weights with codes as hard as they get, on smaller pictures and on whole ones again (the first of these
+#    made an earlier model). RUN/samples shows originals above reconstructions.
+harder=(--set train_dvae.steps=2000 --set train_dvae.lr_steps=2000 --set train_dvae.lr=5e-4 --set relax.tau_steps=1
+  --set relax.beta_steps=1)
+train dvae dvae-soft --data data
+train dvae dvae-small --data data --init dvae-soft/dvae.tessera.safetensors "${harder[@]}" \
+  --set dvae.image_size=32 --set prior.grid=8
+train dvae dvae --data data --init dvae-small/dvae.tessera.safetensors "${harder[@]}"
 
 # 5. Pictures to tokens (paper §B.2). The folder also gets the dVAE that gives them their meaning; it is written last, so
 #    where it is, the codes are whole.
