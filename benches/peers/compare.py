@@ -102,12 +102,12 @@ class Ours:
         pass
 
 
-def measure(work: Work, program: Path, rounds: int, precisions: tuple[str, ...]) -> Answer:
+def measure(work: Work, program: Path, rounds: int, precisions: tuple[str, ...], references: bool) -> Answer:
     """`rounds` repetitions of `work` by every contender in turn, and what came of it."""
     runs: dict[Worker | Ours, list[Answer]] = {}
     failed: dict[str, str] = {}
     entrants = [("tessera", "")]
-    for group in (work.contenders, work.references):
+    for group in (work.contenders, work.references if references else {}):
         entrants += [(peer, each) for peer in group for each in group[peer] if each in precisions]
     for peer, precision in entrants:
         say(f"{work.name}: warming up {peer} {precision}")
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--tessera", type=Path, default=ROOT / "target/release/tessera", help="our program")
     parser.add_argument("--only", help="works to run, with commas between; all unless told otherwise")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-references", action="store_true", help="leave out what enters no ratio and takes longest")
     parser.add_argument(
         "--precision", choices=BOTH, help="of the peers; both unless told otherwise (bf16 takes hours without AVX-512)"
     )
@@ -201,7 +202,8 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])  # of everything that is started from here
     os.environ["OMP_NUM_THREADS"] = str(THREADS)
     for name in names:
-        results[name] = measure(WORKS[name], options.tessera, options.rounds, precisions)
+        references = not options.no_references
+        results[name] = measure(WORKS[name], options.tessera, options.rounds, precisions, references)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
         options.page.write_text(page.page(results))
 

@@ -25,11 +25,11 @@ const PURPOSE: u64 = u64::from_le_bytes(*b"drawings");
 
 /// How strongly drawing follows the words unless told otherwise: what evaluates best for the embedded model (its card
 /// has the figures). It takes a model that was trained with dropped captions, as all presets are.
-pub const DEFAULT_GUIDANCE: f64 = 3.0;
+pub const DEFAULT_GUIDANCE: f64 = 1.5;
 
 /// The share of the likeliest tokens that drawing chooses among unless told otherwise. By the figures in the card it
 /// neither helps nor harms; to the eye the drawings are cleaner.
-pub const DEFAULT_TOP_P: f64 = 0.9;
+pub const DEFAULT_TOP_P: f64 = 0.7;
 
 /// How tokens are picked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
