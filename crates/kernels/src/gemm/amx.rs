@@ -100,7 +100,7 @@ impl Micro for Amx {
 #[inline(always)]
 fn depth(segments: &[Segment<Pair>]) -> Option<usize> {
     let all = |depth: usize| segments.iter().all(|segment| segment.units.is_multiple_of(depth));
-    let empty = segments.iter().any(|segment| segment.units == 0);
+    let empty = segments.is_empty() || segments.iter().any(|segment| segment.units == 0);
     if empty { None } else { (MIN_DEPTH..=SIDE).rev().find(|&depth| all(depth)) }
 }
 

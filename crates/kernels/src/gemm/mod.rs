@@ -43,6 +43,8 @@ const PANELS: usize = 6;
 const SERIAL: usize = 1 << 17;
 
 /// What becomes of finished sums.
+///
+/// Must not multiply, nor wait for other jobs of the pool: the next sums may be on their way in the thread's registers.
 pub trait Epilogue: Sync {
     /// Takes row `m`, columns `n .. n + sums.len()`, and may spoil them; called once for each. Marked `#[inline(always)]`.
     fn take(&self, m: usize, n: usize, sums: &mut [f32]);

@@ -52,7 +52,8 @@ pub struct Strides {
 
 /// What becomes of finished tiles.
 ///
-/// A closure would do, were it sure to be inlined and so compiled for the processor's instructions.
+/// A closure would do, were it sure to be inlined and so compiled for the processor's instructions. Must not multiply, nor
+/// wait for other jobs of the pool: the next sums may be on their way in the thread's registers.
 pub(crate) trait Sink {
     /// Takes a row of a tile: which row, the tile's first panel, its sums. Marked `#[inline(always)]`.
     fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]);
