@@ -9,7 +9,7 @@ use super::pipeline::pipeline;
 use super::program::{Said, entries, folder, mistake, picture, succeed};
 
 /// Side of a picture in the preset `tiny`, enlarged four times as `draw` does.
-const CELL: u32 = 4 * 48;
+const CELL: u32 = 4 * 32;
 
 fn draw(dir: &Path, args: &[&str]) -> Said {
     succeed(dir, &[&["draw", "--model", &pipeline().model()], args].concat())
@@ -39,7 +39,7 @@ fn nine_pictures_in_a_grid_that_inspect_reads_back() {
     );
     assert_eq!(
         (&read["temperature"], &read["top_k"], &read["top_p"]),
-        (&0.5.into(), &20.into(), &0.9.into())
+        (&0.5.into(), &20.into(), &0.7.into())
     );
     assert_eq!(read["model"], pipeline().model());
     let table = succeed(dir.path(), &["inspect", "apple.png"]).stdout;
@@ -128,7 +128,7 @@ fn inspect_describes_a_model_and_refuses_the_rest() {
     let dir = folder();
     let json = succeed(dir.path(), &["inspect", &pipeline().model(), "--json"]).stdout;
     let read: Value = serde_json::from_str(&json).unwrap();
-    assert_eq!((&read["config"]["dvae"]["image_size"], &read["tokenizer"]), (&48.into(), &true.into()));
+    assert_eq!((&read["config"]["dvae"]["image_size"], &read["tokenizer"]), (&32.into(), &true.into()));
     assert!(read["prior_parameters"].as_u64().unwrap() > 100_000, "{json}");
 
     image::RgbImage::new(4, 4).save(dir.path().join("other.png")).unwrap();
