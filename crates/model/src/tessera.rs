@@ -23,7 +23,7 @@ use crate::weights::{HostTensor, ModelFile, import};
 ///     match event? {
 ///         Event::Tokens { done, total } => assert!(done <= total),
 ///         Event::Preview(growing) => assert_eq!(growing.len(), 2),
-///         Event::Picture(picture) => assert_eq!(picture.image.width(), 32), // picture.image.save("apple.png")?
+///         Event::Picture(picture) => assert_eq!(picture.image.width(), 48), // picture.image.save("apple.png")?
 ///     }
 /// }
 /// # Ok::<(), anyhow::Error>(())
