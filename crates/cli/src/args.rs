@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use tessera_kernels::Precision;
 
 /// Draws pictures from sentences, and trains the models that do: DALL·E of 2021, whole.
 #[derive(Parser)]
@@ -66,6 +67,16 @@ pub enum Numbers {
     Auto,
     F32,
     Bf16,
+}
+
+impl From<Numbers> for Precision {
+    fn from(numbers: Numbers) -> Precision {
+        match numbers {
+            Numbers::Auto => Precision::Auto,
+            Numbers::F32 => Precision::F32,
+            Numbers::Bf16 => Precision::Bf16,
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -291,6 +302,9 @@ pub struct EvalArgs {
     /// A model file; the embedded model if absent.
     #[arg(long)]
     pub model: Option<PathBuf>,
+    /// Numbers to multiply.
+    #[arg(long, value_enum, default_value_t = Numbers::Auto)]
+    pub precision: Numbers,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
+use tessera_model::Decoder;
 use tessera_model::prior::{Prior, Stream, caption_slots, image_nats};
 
 use crate::recon::mean_se;
@@ -56,13 +57,29 @@ pub struct Conditioning {
     pub loss: Conditions,
     /// Paired difference to the true caption's loss: how much the words matter.
     pub gap: Conditions,
+    /// What the rounded numbers of drawing change, if that was measured.
+    pub drawn: Option<Drawn>,
 }
 
-/// Scores `items` under each condition. Shuffles are rotations, so the result is a function of the items alone.
+/// Image loss under the true caption by the decoder, token by token, as pictures are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Drawn {
+    /// The loss.
+    pub loss: Figure,
+    /// Paired difference to the loss of the forward pass.
+    pub gap: Figure,
+}
+
+/// Scores `items` under each condition and, with a `decoder` of the prior, as pictures are drawn. Shuffles are rotations,
+/// so the result is a function of the items alone.
 ///
 /// # Errors
 /// If there are fewer than two items.
-pub fn conditioning(prior: &Prior, items: &[LabelledCodes]) -> Result<Conditioning> {
+pub fn conditioning(
+    prior: &Prior,
+    decoder: Option<&Decoder>,
+    items: &[LabelledCodes],
+) -> Result<Conditioning> {
     ensure!(items.len() >= 2, "{} pictures: wanted at least 2 to exchange captions", items.len());
     let own: Vec<usize> = (0..items.len()).collect();
     let caption = |index: usize| items[index].caption.as_slice();
@@ -71,6 +88,7 @@ pub fn conditioning(prior: &Prior, items: &[LabelledCodes]) -> Result<Conditioni
     let same_style = under(rotate_within_styles(items))?;
     let shuffled = under(rotate(&own))?;
     let none = losses(prior, items, |_| &[])?;
+    let drawn = decoder.map(|decoder| losses_as_drawn(decoder, items)).transpose()?;
     let figure = |values: &[f64]| {
         let (mean, se) = mean_se(values);
         Figure { mean, se }
@@ -85,7 +103,38 @@ pub fn conditioning(prior: &Prior, items: &[LabelledCodes]) -> Result<Conditioni
             none: figure(&none),
         },
         gap: Conditions { same_style: gap(&same_style), shuffled: gap(&shuffled), none: gap(&none) },
+        drawn: drawn.map(|drawn| Drawn { loss: figure(&drawn), gap: gap(&drawn) }),
     })
+}
+
+/// Mean image loss of each picture under its own caption, by the decoder.
+fn losses_as_drawn(decoder: &Decoder, items: &[LabelledCodes]) -> Result<Vec<f64>> {
+    let config = decoder.config();
+    let mut losses = Vec::new();
+    for batch in items.chunks(BATCH) {
+        let captions: Vec<&[u32]> = batch.iter().map(|item| item.caption.as_slice()).collect();
+        let read = decoder.read(&captions)?;
+        let mut lanes = decoder.start((0..batch.len()).collect());
+        let mut nats = vec![0.0; batch.len()];
+        let mut previous = Vec::new();
+        for at in 0..config.image_len() {
+            let logits = decoder.step(&read, &mut lanes, &previous)?;
+            previous = batch.iter().map(|item| item.codes[at]).collect();
+            for ((nats, row), &code) in nats.iter_mut().zip(logits.chunks(config.image_vocab)).zip(&previous)
+            {
+                *nats += surprise(row, code as usize) / config.image_len() as f64;
+            }
+        }
+        losses.extend(nats);
+    }
+    Ok(losses)
+}
+
+/// −ln of the softmax of `logits` at `index`.
+fn surprise(logits: &[f32], index: usize) -> f64 {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|logit| f64::from(logit - top).exp()).sum();
+    total.ln() - f64::from(logits[index] - top)
 }
 
 /// Mean image loss of each picture when picture `i` has caption `caption(i)`.

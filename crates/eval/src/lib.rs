@@ -6,7 +6,7 @@ mod curves;
 mod drawing;
 mod recon;
 
-pub use conditioning::{Conditioning, Conditions, Figure, LabelledCodes, conditioning};
+pub use conditioning::{Conditioning, Conditions, Drawn, Figure, LabelledCodes, conditioning};
 pub use curves::curves;
 pub use drawing::{DrawingReport, Subject, drawing};
 pub use recon::{Recon, recon};

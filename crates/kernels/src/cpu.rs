@@ -27,7 +27,7 @@ pub enum Precision {
 pub enum Isa {
     /// AVX-512 with bf16 products in tile registers.
     Amx,
-    /// AVX-512 with `vdpbf16ps`.
+    /// AVX-512 with `vdpbf16ps` and `vpdpbusd`.
     Avx512Bf16,
     /// AVX-512: F, BW, DQ and VL.
     Avx512,
@@ -143,7 +143,7 @@ mod x86 {
 
     use super::Body;
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,bmi2")]
     pub(super) fn avx512_bf16<B: Body>(body: B) -> B::Output {
         body.run()
     }
@@ -182,7 +182,7 @@ impl Isa {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
-        let bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
+        let bf16 = avx512 && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
         match (bf16 && amx::available(), bf16, avx512, avx2) {
             (true, ..) => Isa::Amx,
             (_, true, ..) => Isa::Avx512Bf16,

@@ -209,7 +209,7 @@ impl Task for PriorTask<'_> {
         if self.val.len() < 2 {
             return Ok(Vec::new());
         }
-        let figures = conditioning(model, &self.val)?;
+        let figures = conditioning(model, None, &self.val)?;
         Ok(vec![
             ("image_nats_per_token", figures.true_caption.mean),
             ("same_style_gap_nats", figures.gap.same_style.mean),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use burn::tensor::Device;
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,12 +10,13 @@ use tessera_data::{Dataset, Sample};
 use tessera_eval::{
     Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
 };
+use tessera_kernels::Cpu;
 use tessera_model::{Request, Sampling, Tessera};
 use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
 use super::draw::{check_writable, enlarge, meant};
 use super::{model_file, say};
-use crate::args::{Eval, EvalArgs};
+use crate::args::{Eval, EvalArgs, Numbers};
 
 /// Captions on a sheet of drawings.
 const SHEET_ROWS: usize = 20;
@@ -23,6 +24,14 @@ const SHEET_ROWS: usize = 20;
 const SHEET_SCALE: u32 = 2;
 
 pub fn run(eval: Eval) -> Result<()> {
+    let numbers = match &eval {
+        Eval::Recon(args) | Eval::Conditioning(args) | Eval::Drawing { common: args, .. } => args.precision,
+        Eval::Curves { .. } => Numbers::Auto,
+    };
+    Cpu::new(numbers.into()).map_err(Error::msg)?.scope(|| measure(eval))
+}
+
+fn measure(eval: Eval) -> Result<()> {
     match eval {
         Eval::Recon(args) => {
             let file = model_file(args.model.as_deref())?;
@@ -36,7 +45,8 @@ pub fn run(eval: Eval) -> Result<()> {
             let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
             let tessera = Tessera::new(&file, &Device::default())?;
             let items = held_out_codes(&held_out(&args)?, &tessera.dvae, config, &tessera.bpe)?;
-            report(&args, &conditioning(&tessera.prior, &items)?, conditioning_table)
+            let found = conditioning(&tessera.prior, Some(&tessera.decoder), &items)?;
+            report(&args, &found, conditioning_table)
         }
         Eval::Drawing { common, n, seed, sampling, sheet } => {
             let found = judge(&common, n, seed, meant(&sampling), sheet.as_deref())?;
@@ -119,14 +129,15 @@ fn conditioning_table(c: &Conditioning) -> String {
         let gap = gap.map_or(String::new(), |gap| format!("{:+.4} ± {:.4}", gap.mean, gap.se));
         format!("  {name:26} {:.4} ± {:.4}   {gap}", loss.mean, loss.se)
     };
-    [
+    let mut rows = vec![
         format!("image loss of {} held-out pictures, nats a token, and what wrong words add", c.pictures),
         row("true caption", c.true_caption, None),
         row("another of the same style", c.loss.same_style, Some(c.gap.same_style)),
         row("another of any style", c.loss.shuffled, Some(c.gap.shuffled)),
         row("no caption", c.loss.none, Some(c.gap.none)),
-    ]
-    .join("\n")
+    ];
+    rows.extend(c.drawn.map(|drawn| row("true caption, as drawn", drawn.loss, Some(drawn.gap))));
+    rows.join("\n")
 }
 
 fn drawing_table(d: &DrawingReport) -> String {

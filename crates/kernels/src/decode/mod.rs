@@ -90,9 +90,8 @@ impl PackedLinear {
             out.len()
         );
         let epilogue = Finished { bias: &self.bias, finish, out: Out::new(out, n) };
-        let x = Operand::along(Numbers::F32(x), k);
         match &self.weight {
-            Packed::Full(panels) => panels.multiply(rows, x, &epilogue),
+            Packed::Full(panels) => panels.multiply(rows, Operand::along(Numbers::F32(x), k), &epilogue),
             Packed::Int8(panels) => panels.multiply(rows, x, &epilogue),
         }
     }

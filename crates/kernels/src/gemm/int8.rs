@@ -1,22 +1,29 @@
-//! A right operand in 8 bits with a scale a column: for products of few rows, which reading the weights bounds.
+//! A right operand in 8 bits with a step a column: for drawing, where weights are read again for every token.
 //!
-//! Only the storage is 8 bits. Panels are widened into a core's cache just before they are multiplied: whole numbers up
-//! to 127 are exact in bf16 and f32 alike, and the scale is applied to the finished sums.
+//! On a processor that multiplies whole numbers (`vpdpbusd`, beside bf16), each row of the left operand is rounded to 255
+//! steps of its own and the sums are exact. Elsewhere panels are widened to f32 in a core's cache, just before they are
+//! multiplied. Steps are applied to finished sums.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Epilogue, Finish, LANES, Micro, Operand, SERIAL, Segment, Simd, Strides, Unit, with_micro};
+use super::{Epilogue, Finish, LANES, Micro, SERIAL, Segment, Strides, with_f32_micro};
 use crate::cpu::{Body, Cpu};
 use crate::scratch::Scratch;
 
 /// The largest code.
 const TOP: f32 = 127.0;
+/// What is added to a weight's code, so that it has no sign: whole numbers with a sign are multiplied by those without.
+const OFFSET: u8 = 128;
+/// Whole numbers that are multiplied at once.
+const QUAD: usize = 4;
+/// Most steps of K whose sums of whole numbers fit 32 bits.
+const MOST: usize = (i32::MAX / (255 * 127)) as usize;
 /// Units of K that are widened at a time, so that a group of panels stays in a core's second-level cache.
 const STRETCH: usize = 512;
-/// Rows of the left operand that a task packs.
-const ROWS: usize = 32;
+/// Rows of the left operand that a task rounds.
+const ROWS: usize = 8;
 
 /// Each weight of `[k, n]` as the nearest of 255 even steps of its column, and the columns' steps.
 pub(crate) fn quantize(weight: &[f32], n: usize) -> (Vec<i8>, Vec<f32>) {
@@ -34,31 +41,39 @@ pub(crate) struct Int8Panels {
     cpu: Cpu,
     n: usize,
     k: usize,
-    /// Panel, unit of K, column, value of the unit.
-    codes: Vec<i8>,
+    /// Panel, unit of K, column, value of the unit; [`OFFSET`] is added to each.
+    codes: Vec<u8>,
     steps: Vec<f32>,
 }
 
 impl Int8Panels {
     /// Rounds and packs `weight` `[k, n]`.
+    ///
+    /// # Panics
+    /// If K has more steps than sums have room for.
     pub(crate) fn new(cpu: Cpu, weight: &[f32], n: usize) -> Int8Panels {
         let k = weight.len() / n;
-        let values = with_micro!(cpu, S => <<S as Simd>::Unit as Unit>::VALUES);
+        assert!(k <= MOST, "8-bit weights of {k} rows: wanted at most {MOST}");
+        let values = if cpu.bf16() { QUAD } else { 1 };
         let (plain, steps) = quantize(weight, n);
         let units = k.div_ceil(values);
-        let mut codes = vec![0; n.div_ceil(LANES) * units * LANES * values];
+        let mut codes = vec![OFFSET; n.div_ceil(LANES) * units * LANES * values];
         for (i, row) in plain.chunks_exact(n).enumerate() {
             for (column, &code) in row.iter().enumerate() {
                 let unit = column / LANES * units + i / values;
-                codes[(unit * LANES + column % LANES) * values + i % values] = code;
+                codes[(unit * LANES + column % LANES) * values + i % values] = code as u8 ^ OFFSET;
             }
         }
         Int8Panels { cpu, n, k, codes, steps }
     }
 
-    /// `a` `[m, k]` times them, into `epilogue`.
-    pub(crate) fn multiply<E: Epilogue>(&self, m: usize, a: Operand, epilogue: &E) {
-        with_micro!(self.cpu, S => self.run::<S, E>(m, &a, epilogue));
+    /// Rows `a` `[m, k]` times them, into `epilogue`.
+    pub(crate) fn multiply<E: Epilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
+        match self.cpu.bf16() {
+            #[cfg(target_arch = "x86_64")]
+            true => self.rounded(m, a, epilogue),
+            _ => with_f32_micro!(self.cpu, S => self.widened::<S, E>(m, a, epilogue)),
+        }
     }
 
     /// Columns, and steps of K.
@@ -66,80 +81,148 @@ impl Int8Panels {
         [self.n, self.k]
     }
 
-    fn run<S: Micro<Unit: Unit>, E: Epilogue>(&self, m: usize, a: &Operand, epilogue: &E) {
-        let units = self.k.div_ceil(S::Unit::VALUES);
-        let mut packed = Scratch::<S::Unit>::new(m * units);
-        let rows = match S::Unit::in_place(a.numbers) {
-            Some(rows) if a.stride == units * S::Unit::VALUES => rows,
-            _ => {
-                packed.par_chunks_mut(ROWS * units.max(1)).enumerate().for_each(|(i, packed)| {
-                    self.cpu.isa().run(PackRows { a, first: i * ROWS, k: self.k, packed });
-                });
-                &packed
-            }
-        };
-        let wide = S::WIDEST;
-        let job = |i: usize| {
-            let panels = i * wide..((i + 1) * wide).min(self.n.div_ceil(LANES));
-            self.cpu.isa().run(Group::<S, E> { weights: self, rows, m, units, panels, epilogue });
-        };
-        let groups = self.n.div_ceil(wide * LANES);
+    /// With the rows rounded to whole numbers.
+    #[cfg(target_arch = "x86_64")]
+    fn rounded<E: Epilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
+        let row = (self.k.div_ceil(QUAD) * QUAD).max(1);
+        let mut codes = Scratch::<i8>::new(m * row);
+        let mut scales = Scratch::<RowScale>::new(m);
+        let rows = a.par_chunks((ROWS * self.k).max(1)).zip(codes.par_chunks_mut(ROWS * row));
+        rows.zip(scales.par_chunks_mut(ROWS)).for_each(|((a, codes), scales)| {
+            self.cpu.isa().run(RoundRows { a, k: self.k, codes, scales });
+        });
+        let (codes, scales) = (&codes, &scales);
+        self.groups(m, super::Vnni::WIDEST, |panels| {
+            self.cpu.isa().run(Whole { weights: self, codes, scales, m, panels, epilogue });
+        });
+    }
+
+    /// With the weights widened to f32.
+    fn widened<S: Micro<Unit = f32>, E: Epilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
+        self.groups(m, S::WIDEST, |panels| {
+            let simd = std::marker::PhantomData;
+            self.cpu.isa().run(Widened::<S, E> { weights: self, rows: a, m, panels, epilogue, simd });
+        });
+    }
+
+    /// Calls `job` for all panels, `wide` of them at a time.
+    fn groups(&self, m: usize, wide: usize, job: impl Fn(Range<usize>) + Sync) {
+        let panels = self.n.div_ceil(LANES);
+        let group = |i: usize| job(i * wide..((i + 1) * wide).min(panels));
         match m * self.n * self.k < SERIAL {
-            true => (0..groups).for_each(job),
-            false => (0..groups).into_par_iter().for_each(job),
+            true => (0..panels.div_ceil(wide)).for_each(group),
+            false => (0..panels.div_ceil(wide)).into_par_iter().for_each(group),
         }
     }
 }
 
-/// Rows of the left operand as units along K.
-struct PackRows<'a, U> {
-    a: &'a Operand<'a>,
-    first: usize,
-    k: usize,
-    packed: &'a mut [U],
+/// How a row's sums of whole numbers become its products.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+struct RowScale {
+    /// What the row's codes count.
+    step: f32,
+    /// What [`OFFSET`] added to each sum.
+    surplus: f32,
 }
 
-impl<U: Unit> Body for PackRows<'_, U> {
+/// Rows as the nearest whole numbers of steps, 255 of them to each row.
+struct RoundRows<'a> {
+    a: &'a [f32],
+    k: usize,
+    /// Rows of whole quads.
+    codes: &'a mut [i8],
+    scales: &'a mut [RowScale],
+}
+
+impl Body for RoundRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        for (i, units) in self.packed.chunks_exact_mut(self.k.div_ceil(U::VALUES).max(1)).enumerate() {
-            U::along(self.a.numbers.slice((self.first + i) * self.a.stride, self.k), units);
+        /// Added to a small number, it leaves the nearest whole one, ties to even, in the lowest bits.
+        const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
+        let row = self.codes.len() / self.scales.len();
+        for (i, scale) in self.scales.iter_mut().enumerate() {
+            let values = &self.a[i * self.k..(i + 1) * self.k];
+            let (codes, rest) = self.codes[i * row..(i + 1) * row].split_at_mut(self.k);
+            // As whole numbers, so that a NaN is the largest: it must come out again.
+            let top = values.iter().fold(0, |top, value| top.max(value.to_bits() & 0x7fff_ffff));
+            let top = f32::from_bits(top);
+            let inverse = if top > 0.0 { TOP / top } else { 0.0 };
+            let mut total = 0;
+            for (code, value) in codes.iter_mut().zip(values) {
+                *code = (value * inverse + ROUND).to_bits() as i8;
+                total += i32::from(*code);
+            }
+            rest.fill(0);
+            *scale = RowScale { step: top / TOP, surplus: (total * i32::from(OFFSET)) as f32 };
         }
     }
 }
 
-/// All rows times the panels of one tile's width.
-struct Group<'a, S: Micro, E> {
+/// Rounded rows times the panels of one tile's width.
+#[cfg(target_arch = "x86_64")]
+struct Whole<'a, E> {
     weights: &'a Int8Panels,
-    rows: &'a [S::Unit],
+    codes: &'a [i8],
+    scales: &'a [RowScale],
     m: usize,
-    /// Units of K.
-    units: usize,
     panels: Range<usize>,
     epilogue: &'a E,
 }
 
-impl<S: Micro<Unit: Unit>, E: Epilogue> Body for Group<'_, S, E> {
+#[cfg(target_arch = "x86_64")]
+impl<E: Epilogue> Body for Whole<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let (units, panels) = (self.units, self.panels.len());
-        let epilogue = Scaled { steps: &self.weights.steps, epilogue: self.epilogue };
+        let units = self.weights.k.div_ceil(QUAD);
+        let b = &self.weights.codes[self.panels.start * units * LANES * QUAD..];
+        let segment = Segment { a: self.codes.as_ptr().cast(), b: b.as_ptr().cast(), units };
+        let strides = Strides { row: units, step: 1, panel: units * LANES };
+        let epilogue =
+            Scaled { rows: Some(self.scales), steps: &self.weights.steps, epilogue: self.epilogue };
+        let first = [0, self.panels.start];
+        let sink = Finish { partial: None, last: true, first, n: self.weights.n, epilogue: &epilogue };
+        // SAFETY: there are `m` rows of `units` quads, and every panel holds as many units.
+        #[allow(unsafe_code)]
+        unsafe {
+            super::Vnni::product(self.m, self.panels.len(), &[segment], strides, sink);
+        }
+    }
+}
+
+/// Rows as they are times the panels of one tile's width.
+struct Widened<'a, S, E> {
+    weights: &'a Int8Panels,
+    rows: &'a [f32],
+    m: usize,
+    panels: Range<usize>,
+    epilogue: &'a E,
+    simd: std::marker::PhantomData<S>,
+}
+
+impl<S: Micro<Unit = f32>, E: Epilogue> Body for Widened<'_, S, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (units, panels) = (self.weights.k, self.panels.len());
+        let epilogue = Scaled { rows: None, steps: &self.weights.steps, epilogue: self.epilogue };
         let width = panels * LANES;
         let several = units > STRETCH;
         let mut sums = Scratch::<f32>::new(if several { self.m * width } else { 0 });
         sums.fill(0.0);
-        let mut packed = Scratch::<S::Unit>::new(STRETCH.min(units) * width);
+        let mut packed = Scratch::<f32>::new(STRETCH.min(units) * width);
         for first in (0..units.max(1)).step_by(STRETCH) {
             let stretch = STRETCH.min(units - first);
-            let of_unit = LANES * S::Unit::VALUES;
             for (panel, packed) in self.panels.clone().zip(packed.chunks_exact_mut((stretch * LANES).max(1)))
             {
-                let codes = &self.weights.codes[(panel * units + first) * of_unit..][..stretch * of_unit];
-                S::Unit::widen(codes, packed);
+                let codes = &self.weights.codes[(panel * units + first) * LANES..][..stretch * LANES];
+                let widen = |code: u8| f32::from(code) - f32::from(OFFSET);
+                packed.iter_mut().zip(codes).for_each(|(value, &code)| *value = widen(code));
             }
             let segment = Segment { a: self.rows[first..].as_ptr(), b: packed.as_ptr(), units: stretch };
             let strides = Strides { row: units, step: 1, panel: stretch * LANES };
@@ -159,8 +242,9 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Body for Group<'_, S, E> {
     }
 }
 
-/// Scales sums.
+/// Scales sums by their column's step and, where rows were rounded, by the row's.
 struct Scaled<'a, E> {
+    rows: Option<&'a [RowScale]>,
     steps: &'a [f32],
     epilogue: &'a E,
 }
@@ -169,7 +253,12 @@ impl<E: Epilogue> Epilogue for Scaled<'_, E> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let steps = &self.steps[n..n + sums.len()];
-        sums.iter_mut().zip(steps).for_each(|(sum, step)| *sum *= step);
+        match self.rows.map(|rows| rows[m]) {
+            None => sums.iter_mut().zip(steps).for_each(|(sum, step)| *sum *= step),
+            Some(row) => sums.iter_mut().zip(steps).for_each(|(sum, step)| {
+                *sum = (*sum - row.surplus) * (row.step * step);
+            }),
+        }
         self.epilogue.take(m, n, sums);
     }
 }

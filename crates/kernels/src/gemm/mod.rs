@@ -64,13 +64,23 @@ macro_rules! with_micro {
                 type $simd = $crate::gemm::Bf16;
                 $body
             }
+            _ => $crate::gemm::with_f32_micro!($cpu, $simd => $body),
+        }
+    };
+}
+pub(crate) use with_micro;
+
+/// Calls `$body` with `$simd` standing for the micro-kernel of f32 numbers that suits `$cpu`.
+macro_rules! with_f32_micro {
+    ($cpu:expr, $simd:ident => $body:expr) => {
+        match $cpu.isa() {
             #[cfg(target_arch = "x86_64")]
-            (_, $crate::cpu::Isa::Amx | $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Avx512) => {
+            $crate::cpu::Isa::Amx | $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Avx512 => {
                 type $simd = $crate::gemm::F32x512;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
-            (_, $crate::cpu::Isa::Avx2) => {
+            $crate::cpu::Isa::Avx2 => {
                 type $simd = $crate::gemm::F32x256;
                 $body
             }
@@ -81,11 +91,11 @@ macro_rules! with_micro {
         }
     };
 }
-pub(crate) use with_micro;
+pub(crate) use with_f32_micro;
 
 pub(crate) use simd::Portable as F32Portable;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2 as F32x256, Avx512 as F32x512, Avx512Bf16 as Bf16};
+pub(crate) use x86::{Avx2 as F32x256, Avx512 as F32x512, Avx512Bf16 as Bf16, Vnni};
 
 /// `a · b`, `[m, k]` by `[k, n]`, into `epilogue`.
 ///

@@ -81,9 +81,6 @@ pub trait Unit: Pod + Default + Send + Sync {
     /// Puts the number of step `step` of a unit (0 first) in its place.
     fn put(&mut self, step: usize, value: f32);
 
-    /// Units of neighbouring whole numbers.
-    fn widen(codes: &[i8], units: &mut [Self]);
-
     /// The unit with 0 for what is negative.
     fn relu(self) -> Self;
 
@@ -114,11 +111,6 @@ impl Unit for f32 {
 
     fn put(&mut self, _: usize, value: f32) {
         *self = value;
-    }
-
-    #[inline(always)]
-    fn widen(codes: &[i8], units: &mut [f32]) {
-        units.iter_mut().zip(codes).for_each(|(unit, &code)| *unit = f32::from(code));
     }
 
     #[inline(always)]
@@ -196,17 +188,6 @@ impl Unit for Pair {
     fn put(&mut self, step: usize, value: f32) {
         let bits = u32::from(narrow(value));
         *self = if step == 0 { *self & 0xffff_0000 | bits } else { *self & 0xffff | bits << 16 };
-    }
-
-    #[inline(always)]
-    fn widen(codes: &[i8], units: &mut [Pair]) {
-        // As one number of 16 bits, a pair is taken apart by shifts; byte by byte, the compiler shuffles.
-        let pairs: &[[u8; 2]] = bytemuck::cast_slice(codes);
-        for (unit, &pair) in units.iter_mut().zip(pairs) {
-            let pair = i32::from(i16::from_le_bytes(pair));
-            let [low, high] = [(pair << 24) >> 24, pair >> 8].map(|code| (code as f32).to_bits());
-            *unit = low >> 16 | high;
-        }
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ pub const LANES: usize = 16;
 
 /// Sixteen f32 sums and the units that are multiplied into them.
 ///
-/// K is counted in *units*: one f32, or a pair of bf16 that one instruction multiplies and sums.
+/// K is counted in *units*: one f32, or a pair of bf16 or four whole numbers that one instruction multiplies and sums.
 ///
 /// # Safety
 /// Every function needs a CPU with the instruction set, and is only fast when inlined into a function that enables it.
@@ -28,7 +28,7 @@ pub trait Simd: 'static {
     unsafe fn splat(p: *const Self::Unit) -> Self::Units;
     /// `sums + a · b`, a unit's values summed.
     unsafe fn multiply_add(sums: Self::Sums, a: Self::Units, b: Self::Units) -> Self::Sums;
-    /// Writes sixteen sums.
+    /// Writes sixteen sums, as f32.
     unsafe fn store(sums: Self::Sums, p: *mut f32);
     /// Asks for the cache line at `p`, which need not be valid.
     fn fetch(p: *const Self::Unit) {
@@ -38,6 +38,9 @@ pub trait Simd: 'static {
 
 /// A pair of bf16, the earlier one in the low half.
 pub type Pair = u32;
+
+/// Four whole numbers of 8 bits, the earliest one in the lowest.
+pub type Quad = u32;
 
 /// Plain Rust.
 pub struct Portable;

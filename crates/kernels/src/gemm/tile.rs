@@ -8,7 +8,7 @@
 
 use super::simd::{LANES, Portable, Simd};
 #[cfg(target_arch = "x86_64")]
-use super::x86::{Avx2, Avx512, Avx512Bf16};
+use super::x86::{Avx2, Avx512, Avx512Bf16, Vnni};
 use crate::cpu::{Body, Isa};
 
 /// Sums of the largest tile: 32 rows of 2 panels.
@@ -180,9 +180,9 @@ impl<S: Tiles> Micro for S {
 }
 
 macro_rules! micro {
-    ($simd:ident, tiles $tiles:expr, widths $widths:expr, $(($rows:literal, $panels:literal)),+) => {
+    ($simd:ident on $isa:ident, tiles $tiles:expr, widths $widths:expr, $(($rows:literal, $panels:literal)),+) => {
         impl Tiles for $simd {
-            const ISA: Isa = Isa::$simd;
+            const ISA: Isa = Isa::$isa;
             const TILES: &'static [(usize, usize)] = &$tiles;
             const WIDTHS: &'static [usize] = &$widths;
 
@@ -212,12 +212,15 @@ macro_rules! micro {
 }
 
 #[cfg(target_arch = "x86_64")]
-micro!(Avx512Bf16, tiles [(8, 3), (4, 3), (2, 6), (1, 6)], widths [6, 3, 2, 1],
+micro!(Avx512Bf16 on Avx512Bf16, tiles [(8, 3), (4, 3), (2, 6), (1, 6)], widths [6, 3, 2, 1],
     (2, 6), (1, 6), (8, 3), (4, 3), (2, 3), (1, 3), (8, 2), (4, 2), (2, 2), (1, 2), (8, 1), (4, 1), (2, 1), (1, 1));
 #[cfg(target_arch = "x86_64")]
-micro!(Avx512, tiles [(8, 3), (4, 3), (2, 6), (1, 6)], widths [6, 3, 2, 1],
+micro!(Vnni on Avx512Bf16, tiles [(8, 3), (4, 3), (2, 6), (1, 6)], widths [6, 3, 2, 1],
     (2, 6), (1, 6), (8, 3), (4, 3), (2, 3), (1, 3), (8, 2), (4, 2), (2, 2), (1, 2), (8, 1), (4, 1), (2, 1), (1, 1));
 #[cfg(target_arch = "x86_64")]
-micro!(Avx2, tiles [(4, 1), (2, 2), (1, 4)], widths [4, 2, 1],
+micro!(Avx512 on Avx512, tiles [(8, 3), (4, 3), (2, 6), (1, 6)], widths [6, 3, 2, 1],
+    (2, 6), (1, 6), (8, 3), (4, 3), (2, 3), (1, 3), (8, 2), (4, 2), (2, 2), (1, 2), (8, 1), (4, 1), (2, 1), (1, 1));
+#[cfg(target_arch = "x86_64")]
+micro!(Avx2 on Avx2, tiles [(4, 1), (2, 2), (1, 4)], widths [4, 2, 1],
     (1, 4), (2, 2), (1, 2), (4, 1), (2, 1), (1, 1));
-micro!(Portable, tiles [(2, 1), (1, 1)], widths [1], (2, 1), (1, 1));
+micro!(Portable on Portable, tiles [(2, 1), (1, 1)], widths [1], (2, 1), (1, 1));

@@ -4,14 +4,18 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Pair, Simd};
+use super::simd::{Pair, Quad, Simd};
 
 /// `vdpbf16ps`: bf16 products, summed in f32.
 pub struct Avx512Bf16;
+/// `vpdpbusd`: whole numbers of 8 bits, the right ones without a sign, summed in 32 bits. Part of every processor with
+/// `vdpbf16ps`.
+pub struct Vnni;
 /// 512-bit f32.
 pub struct Avx512;
 /// 256-bit f32, two registers for sixteen lanes.
 pub struct Avx2;
+
 impl Simd for Avx512Bf16 {
     type Unit = Pair;
     type Sums = __m512;
@@ -44,6 +48,42 @@ impl Simd for Avx512Bf16 {
 
     #[inline(always)]
     fn fetch(p: *const Pair) {
+        fetch(p);
+    }
+}
+
+impl Simd for Vnni {
+    type Unit = Quad;
+    type Sums = __m512i;
+    type Units = __m512i;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const Quad) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(p: *const Quad) -> __m512i {
+        unsafe { _mm512_set1_epi32(p.read_unaligned() as i32) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sums, b, a) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(sums: __m512i, p: *mut f32) {
+        unsafe { _mm512_storeu_ps(p, _mm512_cvtepi32_ps(sums)) }
+    }
+
+    #[inline(always)]
+    fn fetch(p: *const Quad) {
         fetch(p);
     }
 }
