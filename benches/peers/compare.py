@@ -4,13 +4,15 @@
 
 Each peer at each precision is a process of its own (`worker.py`) that is warmed up once. Then, for each round, every
 contender does one repetition; only one runs at a time, so that a busy minute of the machine falls on all of them. We
-take part through `tessera bench WORK --json`. Works that are not run again keep their results from the last time.
+take part through `tessera bench WORK --json`. Works that are not run again keep their results from the last time, and
+so do references that are left out.
 """
 
 import argparse
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -27,6 +29,7 @@ from works import BOTH, THREADS, WORKS, Work
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PACKAGES = ("torch", "dalle-pytorch", "min-dalle", "dall-e", "numpy")
+OUR_REPETITIONS = 5  # of ours in a round, in one process; their median is the round's figure
 Answer = dict[str, Any]
 
 
@@ -34,11 +37,30 @@ class Failed(Exception):
     """A contender cannot do the work; the text says why."""
 
 
+class Mismatch(Exception):
+    """A contender does another amount of the work, or counts it in another unit."""
+
+
+def check(work: Work, who: str, answer: Answer) -> Answer:
+    """`answer`, which must be of the amount and in the unit of `work`."""
+    amount = answer["rate"] * answer["seconds"]
+    if answer["unit"] != work.unit or not same(amount, work.count):
+        raise Mismatch(
+            f"{work.name}: {who} did {amount:.7g} in one repetition, in {answer['unit']}; "
+            f"wanted {work.count:.7g}, in {work.unit}"
+        )
+    return answer
+
+
+def same(amount: float, wanted: float) -> bool:
+    return math.isclose(amount, wanted, rel_tol=1e-6)
+
+
 class Worker:
     """A peer at one precision, waiting in its process between repetitions."""
 
     def __init__(self, work: Work, peer: str, precision: str):
-        self.peer, self.precision = peer, precision
+        self.work, self.peer, self.precision = work, peer, precision
         self.errors = tempfile.TemporaryFile("w+")
         command = [sys.executable, HERE / "worker.py", peer, work.name, precision]
         pipe = subprocess.PIPE
@@ -54,7 +76,7 @@ class Worker:
         if not line:
             self.errors.seek(0)
             raise Failed((self.errors.read().strip() or "it ended without a word").splitlines()[-1])
-        return json.loads(line)
+        return check(self.work, self.peer, json.loads(line))
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -62,7 +84,7 @@ class Worker:
 
 
 class Ours:
-    """Our own program; a process for each repetition."""
+    """Our own program; a process for each round."""
 
     peer, precision = "tessera", ""
 
@@ -70,21 +92,18 @@ class Ours:
         self.work, self.program = work, program.resolve()
         if not self.program.exists():
             raise Failed(f"{program} is not there")
-        if work.name == "draw-9":
-            self.draw()  # so that the program has been read from disk
+        # So that the program has been read from disk, and a wrong amount is seen before the peers take their time.
+        self.draw() if work.name == "draw-9" else self.bench(1)
 
     def once(self) -> Answer:
-        return self.draw() if self.work.name == "draw-9" else self.bench()
+        return self.draw() if self.work.name == "draw-9" else self.bench(OUR_REPETITIONS)
 
-    def bench(self) -> Answer:
-        done = subprocess.run([self.program, "bench", self.work.name, "--json"], capture_output=True, text=True)
+    def bench(self, repetitions: int) -> Answer:
+        command = [self.program, "bench", self.work.name, "--json", "--rounds", str(repetitions)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise Failed((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0])
-        answer = json.loads(done.stdout.splitlines()[-1])
-        rate = self.work.rate(answer["seconds"])
-        if answer["unit"] == f"{self.work.unit}/s" and not 0.98 < answer["rate"] / rate < 1.02:
-            raise Failed(f"another shape: {answer['rate']:.4g} {answer['unit']} would be {rate:.4g} at the shape here")
-        return answer
+        return check(self.work, "ours", json.loads(done.stdout.splitlines()[-1]))
 
     def draw(self) -> Answer:
         with tempfile.TemporaryDirectory() as folder:
@@ -106,6 +125,27 @@ def measure(work: Work, program: Path, rounds: int, precisions: tuple[str, ...],
     """`rounds` repetitions of `work` by every contender in turn, and what came of it."""
     runs: dict[Worker | Ours, list[Answer]] = {}
     failed: dict[str, str] = {}
+    try:
+        warm_up(work, program, precisions, references, runs, failed)
+        take_turns(work, rounds, runs, failed)
+    finally:
+        for contender in runs:
+            contender.close()
+    for name, reason in failed.items():
+        say(f"{work.name}: {name}: {reason}")
+    results = [summary(work, contender.peer, answers) for contender, answers in runs.items()]
+    return {"results": results, "failed": failed, "rounds": rounds, **stamp()}
+
+
+def warm_up(
+    work: Work,
+    program: Path,
+    precisions: tuple[str, ...],
+    references: bool,
+    runs: dict[Worker | Ours, list[Answer]],
+    failed: dict[str, str],
+) -> None:
+    """Enters all who take part into `runs`; who cannot goes to `failed`."""
     entrants = [("tessera", "")]
     for group in (work.contenders, work.references if references else {}):
         entrants += [(peer, each) for peer in group for each in group[peer] if each in precisions]
@@ -115,6 +155,10 @@ def measure(work: Work, program: Path, rounds: int, precisions: tuple[str, ...],
             runs[Ours(work, program) if peer == "tessera" else Worker(work, peer, precision)] = []
         except Failed as reason:
             failed[f"{peer} {precision}".strip()] = str(reason)
+
+
+def take_turns(work: Work, rounds: int, runs: dict[Worker | Ours, list[Answer]], failed: dict[str, str]) -> None:
+    """Adds an answer to each of `runs` in every round; who cannot go on moves to `failed`."""
     for number in range(rounds):
         for contender in list(runs):
             name = f"{contender.peer} {contender.precision}".strip()
@@ -126,12 +170,6 @@ def measure(work: Work, program: Path, rounds: int, precisions: tuple[str, ...],
             else:
                 runs[contender].append(answer)
                 say(f"{work.name}: round {number + 1}: {name} {answer['seconds']:.4g} s")
-    for contender in runs:
-        contender.close()
-    for name, reason in failed.items():
-        say(f"{work.name}: {name}: {reason}")
-    results = [summary(work, contender.peer, answers) for contender, answers in runs.items()]
-    return {"results": results, "failed": failed, "rounds": rounds, **stamp()}
 
 
 def summary(work: Work, peer: str, answers: list[Answer]) -> Answer:
@@ -144,7 +182,7 @@ def summary(work: Work, peer: str, answers: list[Answer]) -> Answer:
         "min": min(seconds),
         "max": max(seconds),
         "rate": work.rate(statistics.median(seconds)),
-        "unit": f"{work.unit}/s",
+        "unit": work.unit,
         "peak_rss_mib": max(answer["peak_rss_mib"] for answer in answers),
         "runs": seconds,
     }
@@ -155,7 +193,8 @@ def stamp() -> Answer:
     with open("/proc/cpuinfo") as lines:
         fields = (line.partition(":") for line in lines.read().split("\n\n")[0].splitlines())
     cpu = {name.strip(): value.strip() for name, _, value in fields}
-    features = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in cpu.get("flags", "").split()]
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+    features = [flag for flag in wanted if flag in cpu.get("flags", "").split()]
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {
         "date": datetime.date.today().isoformat(),
@@ -167,6 +206,24 @@ def stamp() -> Answer:
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def earlier_figures(path: Path) -> dict[str, Answer]:
+    """Those of works that still have the same amount."""
+    results: dict[str, Answer] = json.loads(path.read_text()) if path.exists() else {}
+    for name, each in list(results.items()):
+        amounts = [result["rate"] * result["seconds"] for result in each["results"]]
+        if name not in WORKS or not all(same(amount, WORKS[name].count) for amount in amounts):
+            say(f"{name}: the earlier figures are of another shape, and are left out")
+            del results[name]
+    return results
+
+
+def with_references(record: Answer, earlier: Answer) -> Answer:
+    """`record`, taken without references, and those of `earlier`; each says of which `run` it is."""
+    run = {field: value for field, value in earlier.items() if field not in ("results", "failed", "rounds")}
+    kept = [{"run": run, **result} for result in earlier["results"] if result["reference"]]
+    return {**record, "results": record["results"] + kept}
 
 
 def git(*arguments: str) -> str:
@@ -182,7 +239,11 @@ def main() -> None:
     parser.add_argument("--tessera", type=Path, default=ROOT / "target/release/tessera", help="our program")
     parser.add_argument("--only", help="works to run, with commas between; all unless told otherwise")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--no-references", action="store_true", help="leave out what enters no ratio and takes longest")
+    parser.add_argument(
+        "--no-references",
+        action="store_true",
+        help="leave out what enters no ratio and takes longest; its earlier figures are kept",
+    )
     parser.add_argument(
         "--precision", choices=BOTH, help="of the peers; both unless told otherwise (bf16 takes hours without AVX-512)"
     )
@@ -196,14 +257,17 @@ def main() -> None:
     if unknown:
         parser.error(f"no such work: {', '.join(unknown)}; there are {', '.join(WORKS)}")
     precisions = (options.precision,) if options.precision else BOTH
-    earlier = options.json or options.out
-    results: dict[str, Answer] = json.loads(earlier.read_text()) if earlier.exists() else {}
+    results = earlier_figures(options.json or options.out)
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])  # of everything that is started from here
     os.environ["OMP_NUM_THREADS"] = str(THREADS)
     for name in names:
         references = not options.no_references
-        results[name] = measure(WORKS[name], options.tessera, options.rounds, precisions, references)
+        try:
+            record = measure(WORKS[name], options.tessera, options.rounds, precisions, references)
+        except Mismatch as reason:
+            sys.exit(str(reason))
+        results[name] = record if references or name not in results else with_references(record, results[name])
         options.out.write_text(json.dumps(results, indent=1) + "\n")
         options.page.write_text(page.page(results))
 

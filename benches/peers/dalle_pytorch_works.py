@@ -18,7 +18,8 @@ stand_ins.install()
 
 from dalle_pytorch import DALLE, DiscreteVAE  # noqa: E402
 
-TEXT_VOCAB = 960  # with its 64 pad tokens and 3,072 image tokens a head of 4,096
+TEXT_VOCAB = 960  # with its pad tokens, one a text position, and as many image tokens as make a head of 4,096
+FILTER = 0.9  # it always filters: all but the likeliest tenth
 
 
 class Codes(DiscreteVAE):
@@ -40,16 +41,15 @@ class Cached(DALLE):
         return self(*args, cache=cache)
 
 
-def build(work: str, precision: str) -> tuple[Callable[[], None], float]:
-    """One repetition of `work`, and how many times it does it: not quite once when its square has other tokens."""
+def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
+    """One repetition of `work`, and how many times it does it."""
     match work:
         case "paper-step":
             return paper_step(precision), 1
         case "dvae-step":
             return dvae_step(precision), 1
         case _:
-            batch, length = works.decode_shape(work)
-            return decode(batch, length, precision), works.grid_side(length) ** 2 / works.drawn(length)
+            return decode(works.decode_shape(work), precision), 1
 
 
 def paper_step(precision: str) -> Callable[[], None]:
@@ -82,23 +82,23 @@ def dvae_step(precision: str) -> Callable[[], None]:
     return new_step(model, lambda: model(pixels, return_loss=True), precision)
 
 
-def decode(batch: int, length: int, precision: str) -> Callable[[], None]:
+def decode(shape: works.Shape, precision: str) -> Callable[[], None]:
     model = Cached(
         dim=works.GPT_WIDTH,
-        vae=Codes(works.grid_side(length), works.GPT_VOCAB - TEXT_VOCAB - works.PROMPT),
+        vae=Codes(shape.side, works.GPT_VOCAB - TEXT_VOCAB - shape.text),
         num_text_tokens=TEXT_VOCAB,
-        text_seq_len=works.PROMPT,
+        text_seq_len=shape.text,
         depth=works.GPT_LAYERS,
         heads=works.GPT_HEADS,
         shift_tokens=False,
         rotary_emb=False,
     )
     model = model.to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()
-    text = torch.randint(1, TEXT_VOCAB, (batch, works.PROMPT))
+    text = torch.randint(1, TEXT_VOCAB, (shape.lanes, shape.text))
 
     @torch.inference_mode()
     def draw() -> None:
-        codes = model.generate_images(text, use_cache=True, filter_thres=0.9)
-        assert codes.shape == (batch, works.grid_side(length) ** 2), codes.shape
+        codes = model.generate_images(text, use_cache=True, filter_thres=FILTER)
+        assert codes.shape == (shape.lanes, shape.drawn), codes.shape
 
     return draw

@@ -24,8 +24,9 @@ TEMPERATURE, TOP_K, GUIDANCE = 1, 256, 16  # its own defaults
 
 def build(work: str, precision: str) -> tuple[Callable[[], None], float]:
     """One repetition of `work`, and how many times it does it."""
-    batch, length = works.decode_shape(work)
-    assert works.drawn(length) == IMAGE_TOKEN_COUNT
+    shape = works.decode_shape(work)
+    batch = shape.lanes
+    assert (shape.text, shape.drawn) == (N_TEXT, IMAGE_TOKEN_COUNT), shape
     decoder = DalleBartDecoder(VOCAB, WIDTH, N_HEADS, GLU_WIDTH, N_LAYERS, device="cpu").eval()
     settings = torch.tensor([TEMPERATURE, TOP_K, GUIDANCE], dtype=torch.float32)
     text = torch.randn(2 * batch, N_TEXT, WIDTH)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from works import GROWTH, THREADS, WORKS, grid_side
+from works import GROWTH, GROWTH_LANES, THREADS, WORKS, Work, decode_shape
 
 Result = dict[str, Any]
 
@@ -10,25 +10,44 @@ HEAD = """\
 # Performance
 
 Every figure on this page is made by `make peers` ([how](../benches/peers/README.md)): the median of {rounds} or more
-repetitions, all contenders taking turns on {threads} threads. A ratio above 1 says how many times as fast we are as the
+rounds, all contenders taking turns on {threads} threads. A ratio above 1 says how many times as fast we are as the
 fastest peer at any precision.
 """
+
+GROWTH_HEAD = f"Tokens a second, {GROWTH_LANES} lanes, by the length of the stream.\n"
+DECODE = decode_shape("decode-64")
+
+
+def growth_shapes() -> str:
+    """Text and picture of each stream."""
+    return ", ".join(f"{text} + {side}² = {length:,}" for length, (text, side) in GROWTH.items())
+
 
 NOTES = f"""\
 ## What is compared
 
 - A peer's fastest precision counts, also where ours is more exact. `bf16` is autocast over f32 weights in training and
   weights held in bf16 for drawing; `f32` is f32 throughout, and ours names its own.
+- When **ours** draws (`decode-*`, `grow-*`, `draw-9`), the weights of its layers and its head are kept in 8 bits. Where
+  the processor multiplies whole numbers (AVX-512 VNNI beside bf16), activations are rounded to 8 bits for these
+  products too, with a scale for each row; elsewhere the weights are widened. What the peers multiply is bf16 or f32.
+- `decode-*` and `grow-*` are many pictures of one text. Our engine runs the text once, and all lanes share its states;
+  PyTorch written plainly and dalle-pytorch run it in every lane. In `decode-64` that is {DECODE.text} rows of text against
+  {DECODE.lanes * DECODE.text:,}: a feature of our engine, which the ratios contain.
+- Ours and PyTorch draw every token from the whole distribution. dalle-pytorch always filters, here to the likeliest
+  tenth, and min-dalle to the likeliest 256.
+- In a round a peer does a work once (a short one many times, and their mean counts). Ours does it five times, in a new
+  process, and their median counts.
 - **torch** is our architecture written plainly in PyTorch, with its fused attention and optimiser. `torch.compile` is
   the same through its compiler, which needs a C++ compiler and half a minute before the first step; that time is not
-  counted. On `decode-*` and `grow-*` it holds a cache allocated once and draws from the whole distribution.
+  counted. On `decode-*` and `grow-*` it holds a cache allocated once.
 - **dalle-pytorch** is lucidrains' package. In `paper-step` it computes its own row, column and 5×5 patterns where
   ours and PyTorch's are the paper's; its feed-forward is gated and a layer holds a third more weights; its loss
   computes one softmax over both vocabularies. When it draws, every layer has full attention, since its sparse patterns
   have no cache, and its VAE is left out. Version 1.6.6 loses its cache on the way when there is no guidance, and then
-  starts anew for every token; here it is handed on, so these figures are better than a user's. It draws square grids:
-  {", ".join(f"{grid_side(length)}² tokens for `grow-{length}`" for length in GROWTH[:3])}; it sits out the
-  longest, which would take it too long.
+  starts anew for every token; here it is handed on, so these figures are better than a user's. It draws only square
+  grids. So all contenders draw squares, and the text before them makes a stream as long as its name says:
+  {growth_shapes()}. dalle-pytorch sits out the longest, which would take it too long.
 - **dall-e** is OpenAI's package, which has no training code.
 - A *reference* has a shape of its own and enters no ratio: min-dalle's decoder, of the size of its mini model (12
   layers of width 1024 with cross-attention, two rows a picture), and dalle-pytorch's VAE (strided convolutions,
@@ -43,7 +62,7 @@ def page(results: dict[str, Result]) -> str:
     parts = [HEAD.format(rounds=min(each["rounds"] for each in known.values()), threads=THREADS), origin(known)]
     parts += ["## Speed\n", speed_table(known), "## Peak memory\n", "In MiB.\n", memory_table(known)]
     if any(name.startswith("grow-") for name in known):
-        parts += ["## Growth\n", "Tokens a second, 16 lanes, by the length of the stream.\n", growth_table(known)]
+        parts += ["## Growth\n", GROWTH_HEAD, growth_table(known)]
     parts += [NOTES, "## The works\n", *(f"- `{name}`: {WORKS[name].what}" for name in known)]
     missing = [f"- `{name}`, {who}: {why}" for name, each in known.items() for who, why in each["failed"].items()]
     if missing:
@@ -52,23 +71,30 @@ def page(results: dict[str, Result]) -> str:
 
 
 def origin(known: dict[str, Result]) -> str:
-    """Machine, versions, dates; works that were measured elsewhere or at another commit are named."""
+    """Machine, versions, dates; works and references that were measured elsewhere or at another commit are named."""
     alike: dict[str, list[str]] = {}
     for name, each in known.items():
-        versions = ", ".join(f"{package} {version}" for package, version in each["versions"].items())
-        where = (
-            f"{each['date']}, commit {each['commit']}; {each['cores']} cores of {each['cpu']}, {each['features']}, "
-            f"{each['memory_gib']} GiB; {versions}"
-        )
-        alike.setdefault(where, []).append(name)
+        alike.setdefault(run(each), []).append(f"`{name}`")
+        for other in {run(result["run"]) for result in each["results"] if "run" in result} - {run(each)}:
+            alike.setdefault(other, []).append(f"references of `{name}`")
     if len(alike) == 1:
         return f"Measured {next(iter(alike))}.\n"
-    return "".join(f"- `{'`, `'.join(names)}`: {where}.\n" for where, names in alike.items())
+    return "".join(f"- {', '.join(names)}: {where}.\n" for where, names in alike.items())
+
+
+def run(each: Result) -> str:
+    """When, at which commit and on what figures were taken."""
+    versions = ", ".join(f"{package} {version}" for package, version in each["versions"].items())
+    return (
+        f"{each['date']}, commit {each['commit']}; {each['cores']} cores of {each['cpu']}, {each['features']}, "
+        f"{each['memory_gib']} GiB; {versions}"
+    )
 
 
 def speed_table(known: dict[str, Result]) -> str:
     rows = []
     for name, each in known.items():
+        work = WORKS[name]
         ours, peers, references = split(each)
         best = min(peers, key=lambda result: result["seconds"], default=None)
         ratio = f"**{best['seconds'] / ours['seconds']:.2f}**" if ours and best else "–"
@@ -76,11 +102,11 @@ def speed_table(known: dict[str, Result]) -> str:
             (
                 f"`{name}`",
                 ratio,
-                f"{ours['precision']} {rate(ours)}".strip() if ours else "not measured",
-                f"{label(best)} {rate(best)}" if best else "–",
+                f"{ours['precision']} {rate(work, ours)}".strip() if ours else "not measured",
+                f"{label(best)} {rate(work, best)}" if best else "–",
                 " / ".join(spread(result) for result in (ours, best) if result) or "–",
-                "; ".join(f"{label(result)} {rate(result)}" for result in peers) or "–",
-                "; ".join(f"{label(result)} {rate(result)}" for result in references) or "–",
+                "; ".join(f"{label(result)} {rate(work, result)}" for result in peers) or "–",
+                "; ".join(f"{label(result)} {rate(work, result)}" for result in references) or "–",
             )
         )
     return table(("work", "ratio", "ours", "best peer", "spread", "all peers", "references"), rows)
@@ -120,9 +146,9 @@ def label(result: Result) -> str:
     return f"{result['peer']} {result['precision']}".strip()
 
 
-def rate(result: Result) -> str:
+def rate(work: Work, result: Result) -> str:
     digits = 0 if result["rate"] >= 100 else 1 if result["rate"] >= 10 else 2
-    return f"{result['rate']:,.{digits}f} {result['unit']} ({duration(result['seconds'])})"
+    return f"{result['rate']:,.{digits}f} {work.unit} ({duration(result['seconds'])})"
 
 
 def spread(result: Result) -> str:

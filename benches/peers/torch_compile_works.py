@@ -17,4 +17,4 @@ def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
         case "dvae-step":
             return torch_dvae.dvae_step(precision, compiled=True), 1
         case _:
-            return torch_gpt.decode(*works.decode_shape(work), precision, compiled=True), 1
+            return torch_gpt.decode(works.decode_shape(work), precision, compiled=True), 1

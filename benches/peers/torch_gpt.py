@@ -122,30 +122,32 @@ def gpt_step(precision: str, *, compiled: bool = False) -> Callable[[], None]:
     return new_step(model, lambda: F.cross_entropy(model(inputs).flatten(0, 1), targets), precision, compiled=compiled)
 
 
-def decode(batch: int, length: int, precision: str, *, compiled: bool = False) -> Callable[[], None]:
-    """Draw the rest of `length` tokens after a text.
+def decode(shape: works.Shape, precision: str, *, compiled: bool = False) -> Callable[[], None]:
+    """Draw all tokens after a text, which every lane reads for itself.
 
     oneDNN and the compiler both make a kernel for each new shape. So attention runs over a cache cut at the next
     multiple of `STRIDE` or, compiled, over all of it.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    length = shape.length
     model = Gpt(length).to(dtype).eval()
     step = torch.compile(model.step, options={"freezing": True}) if compiled else model.step
     stride = length if compiled else STRIDE
-    text = torch.randint(works.GPT_VOCAB, (batch, works.PROMPT))
-    lanes, head_width = batch * works.GPT_HEADS, works.GPT_WIDTH // works.GPT_HEADS
+    text = torch.randint(works.GPT_VOCAB, (shape.lanes, shape.text))
+    heads, head_width = shape.lanes * works.GPT_HEADS, works.GPT_WIDTH // works.GPT_HEADS
 
     def new_cache() -> tuple[Tensor, Tensor]:
-        return torch.zeros(lanes, head_width, length, dtype=dtype), torch.zeros(lanes, length, head_width, dtype=dtype)
+        return torch.zeros(heads, head_width, length, dtype=dtype), torch.zeros(heads, length, head_width, dtype=dtype)
 
     @torch.inference_mode()
     def draw() -> None:
         caches = [new_cache() for _ in range(works.GPT_LAYERS)]
-        token = model.read(text, caches)
-        for position in range(works.PROMPT, length - 1):
+        drawn = [model.read(text, caches)]
+        for position in range(shape.text, length - 1):
             wide = (position // stride + 1) * stride
             seen = [(keys[:, :, :wide], values[:, :wide]) for keys, values in caches]
-            token = step(token, seen, torch.tensor([position]))
+            drawn.append(step(drawn[-1], seen, torch.tensor([position])))
+        assert len(drawn) == shape.drawn, len(drawn)
 
     return draw
 

@@ -28,7 +28,7 @@ def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
         case "released-decoder":
             return torch_dvae.released_decoder(precision), 1
         case _:
-            return torch_gpt.decode(*works.decode_shape(work), precision), 1
+            return torch_gpt.decode(works.decode_shape(work), precision), 1
 
 
 def gemm(precision: str) -> Callable[[], None]:

@@ -15,7 +15,6 @@ CONV_BATCH, CONV_CHANNELS, CONV_SIDE = 8, 128, 32  # 3×3, 128→128 channels, f
 GPT_WIDTH, GPT_LAYERS, GPT_HEADS, GPT_VOCAB = 384, 6, 6, 4096
 GPT_BATCH, GPT_LENGTH = 8, 320
 GPT_PARAMETERS = 13_916_160
-PROMPT = 64  # text tokens before the first drawn one
 
 # The paper's stream: 256 text tokens, then a 32×32 grid.
 PAPER_BATCH, PAPER_TEXT, PAPER_GRID = 1, 256, 32
@@ -27,7 +26,10 @@ DVAE_VOCAB, DVAE_INIT, DVAE_BLOCKS = 8_192, 128, 2
 DVAE_BATCH, DVAE_SIDE, DVAE_WIDTH = 4, 128, 64
 RELEASED_WIDTH, RELEASED_GRID = 256, 32
 
-GROWTH = (320, 640, 1280, 2560)
+# Streams of `grow-LENGTH`: text tokens, and the side of the square of tokens that is drawn after them.
+GROWTH = {320: (64, 16), 640: (64, 24), 1280: (256, 32), 2560: (60, 50)}
+GROWTH_LANES = 16
+DECODE_STREAM = GROWTH[GPT_LENGTH]  # of `decode-BATCH`
 BOTH = ("f32", "bf16")
 COMPILED = {"torch.compile": ("bf16",)}
 
@@ -38,8 +40,8 @@ class Work:
 
     name: str
     what: str
-    count: float  # of `unit`s in one repetition
-    unit: str
+    count: float  # how much one repetition does of what `unit` counts in a second
+    unit: str  # as in `tessera bench WORK`
     contenders: dict[str, tuple[str, ...]]
     references: dict[str, tuple[str, ...]]
 
@@ -47,26 +49,43 @@ class Work:
         return self.count / seconds
 
 
-def drawn(length: int) -> int:
-    """Tokens drawn by one lane when the whole stream is `length` long."""
-    return length - PROMPT
+@dataclass(frozen=True)
+class Shape:
+    """What is drawn: `lanes` pictures of `side`×`side` tokens, each after `text` tokens."""
+
+    lanes: int
+    text: int
+    side: int
+
+    @property
+    def drawn(self) -> int:
+        """Tokens drawn by one lane."""
+        return self.side**2
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole stream."""
+        return self.text + self.drawn
 
 
-def grid_side(length: int) -> int:
-    """The square picture nearest to `drawn(length)` tokens, for a program that draws only squares."""
-    return round(drawn(length) ** 0.5)
-
-
-def decode_shape(name: str) -> tuple[int, int]:
-    """(batch, length of the stream) of `decode-BATCH` and `grow-LENGTH`."""
+def decode_shape(name: str) -> Shape:
+    """The shape of `decode-BATCH` and `grow-LENGTH`."""
     kind, number = name.split("-")
-    return (int(number), GPT_LENGTH) if kind == "decode" else (16, int(number))
+    if kind == "decode":
+        return Shape(int(number), *DECODE_STREAM)
+    shape = Shape(GROWTH_LANES, *GROWTH[int(number)])
+    assert shape.length == int(number), shape
+    return shape
 
 
 def decode_work(name: str, contenders: dict[str, tuple[str, ...]], references: dict[str, tuple[str, ...]]) -> Work:
-    batch, length = decode_shape(name)
-    what = f"draw {drawn(length)} tokens after {PROMPT} of text, {batch} lanes, with a key/value cache"
-    return Work(name, what, batch * drawn(length), "tok", contenders, references)
+    shape = decode_shape(name)
+    lanes = "1 lane" if shape.lanes == 1 else f"{shape.lanes} lanes"
+    what = (
+        f"draw {shape.side}×{shape.side} tokens after {shape.text} of text, a stream of {shape.length}, in {lanes}, "
+        "with a key/value cache"
+    )
+    return Work(name, what, shape.lanes * shape.drawn, "tokens/s", contenders, references)
 
 
 PAPER_LENGTH = PAPER_TEXT + PAPER_GRID**2
@@ -78,7 +97,7 @@ WORKS: dict[str, Work] = {
             "gemm",
             f"matrix product, {GEMM_SIDE}×{GEMM_SIDE}×{GEMM_SIDE}",
             2 * GEMM_SIDE**3 / 1e9,
-            "GFLOP",
+            "GFLOP/s",
             {"torch": BOTH},
             {},
         ),
@@ -87,7 +106,7 @@ WORKS: dict[str, Work] = {
             f"convolution 3×3, {CONV_CHANNELS}→{CONV_CHANNELS} channels, batch {CONV_BATCH}, "
             f"{CONV_SIDE}×{CONV_SIDE} pixels, forward and both gradients",
             3 * 2 * 9 * CONV_CHANNELS**2 * CONV_BATCH * CONV_SIDE**2 / 1e9,
-            "GFLOP",
+            "GFLOP/s",
             {"torch": BOTH},
             {},
         ),
@@ -95,7 +114,7 @@ WORKS: dict[str, Work] = {
             "gpt-step",
             f"training step of a GPT with {GPT_PARAMETERS:,} parameters, batch {GPT_BATCH}×{GPT_LENGTH}, AdamW",
             GPT_BATCH * GPT_LENGTH,
-            "tok",
+            "tokens/s",
             {"torch": BOTH, **COMPILED},
             {},
         ),
@@ -104,7 +123,7 @@ WORKS: dict[str, Work] = {
             f"training step on the paper's stream, {PAPER_TEXT} text and {PAPER_GRID}×{PAPER_GRID} image tokens, "
             f"{PAPER_LAYERS} layers of width {PAPER_WIDTH}, batch {PAPER_BATCH}, AdamW",
             PAPER_BATCH * PAPER_LENGTH,
-            "tok",
+            "tokens/s",
             {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH},
             {},
         ),
@@ -113,7 +132,7 @@ WORKS: dict[str, Work] = {
             f"training step of the released dVAE at width {DVAE_WIDTH}, batch {DVAE_BATCH}, "
             f"{DVAE_SIDE}×{DVAE_SIDE} pixels, AdamW",
             DVAE_BATCH,
-            "image",
+            "pictures/s",
             {"torch": BOTH, **COMPILED},
             {"dalle-pytorch": BOTH},
         ),
@@ -124,7 +143,7 @@ WORKS: dict[str, Work] = {
             "released-decoder",
             f"{RELEASED_GRID}×{RELEASED_GRID} tokens to 256×256 pixels with the released decoder",
             1,
-            "image",
+            "pictures/s",
             {"torch": BOTH, "dall-e": BOTH},
             {},
         ),
@@ -132,6 +151,13 @@ WORKS: dict[str, Work] = {
         decode_work("grow-640", {"torch": BOTH, "dalle-pytorch": BOTH}, {}),
         decode_work("grow-1280", {"torch": BOTH, "dalle-pytorch": BOTH}, {}),
         decode_work("grow-2560", {"torch": BOTH}, {}),  # too long for the other
-        Work("draw-9", "nine drawings of a red apple, the whole process with its embedded model", 9, "image", {}, {}),
+        Work(
+            "draw-9",
+            "nine drawings of a red apple, the whole process with its embedded model",
+            9,
+            "pictures/s",
+            {},
+            {},
+        ),
     )
 }

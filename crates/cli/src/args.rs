@@ -47,7 +47,7 @@ pub enum Command {
 
 #[derive(ClapArgs)]
 pub struct Bench {
-    /// Works to time; all of them if none is named.
+    /// Works to time; all but the long `grow-*` if none is named.
     #[arg(value_name = "WORK")]
     pub works: Vec<String>,
     /// One JSON object a work instead of a table.

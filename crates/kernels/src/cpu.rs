@@ -54,7 +54,11 @@ impl Cpu {
     /// # Errors
     /// If bf16 was asked for and the processor cannot multiply it.
     pub fn new(precision: Precision) -> Result<Cpu, String> {
-        let isa = Isa::detect();
+        Cpu::on(Isa::detect(), precision)
+    }
+
+    /// The choice on a processor whose best is `isa`.
+    fn on(isa: Isa, precision: Precision) -> Result<Cpu, String> {
         match (precision, isa) {
             (Precision::F32, _) => Ok(Cpu { isa, bf16: false }),
             _ if isa.has_bf16() => Ok(Cpu { isa, bf16: true }),
@@ -249,3 +253,21 @@ macro_rules! vectorized {
     };
 }
 pub(crate) use vectorized;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_is_chosen_or_refused_by_what_the_processor_has() {
+        for isa in [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable] {
+            let has = isa.has_bf16();
+            assert_eq!(Cpu::on(isa, Precision::Auto), Ok(Cpu { isa, bf16: has }));
+            assert_eq!(Cpu::on(isa, Precision::F32), Ok(Cpu { isa, bf16: false }));
+            match Cpu::on(isa, Precision::Bf16) {
+                Ok(cpu) => assert!(has && cpu.bf16()),
+                Err(reason) => assert!(!has && reason.contains(&isa.to_string()), "{reason}"),
+            }
+        }
+    }
+}

@@ -1,17 +1,18 @@
 //! The operations that drawing and training spend their time in, written for the processor.
 //!
-//! Every public operation takes and gives Burn tensors and has two bodies: kernels for tensors in the processor's
-//! memory, and a composition of Burn's own operations for any other device. The second is also the reference: a test
-//! holds each kernel equal to it, forward and gradient.
+//! Every operation that training differentiates takes and gives Burn tensors and has two bodies: kernels for tensors in
+//! the processor's memory, and a composition of Burn's own operations for any other device. The second is also the
+//! reference: a test holds each kernel equal to it, forward and gradient. Drawing ([`decode`]), the optimiser and noise
+//! work on plain arrays.
 
 mod adamw;
 mod attention;
 mod conv;
-pub mod cpu;
+mod cpu;
 mod cross_entropy;
 pub mod decode;
 mod dot;
-pub mod gemm;
+mod gemm;
 mod gumbel;
 mod linear;
 mod math;

@@ -63,6 +63,10 @@ pub fn linear_add<const D: usize>(
     residual: Tensor<D>,
 ) -> Tensor<D> {
     check(x.dims().as_slice(), w.dims(), b.dims());
+    let mut wanted = x.dims();
+    wanted[D - 1] = b.dims()[0];
+    let got = residual.dims();
+    assert!(got == wanted, "linear_add: a residual of {got:?}, wanted {wanted:?}");
     let inputs =
         (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone()), Input::new(residual.clone()));
     match inputs {
@@ -96,7 +100,7 @@ fn check(x: &[usize], [d_in, d_out]: [usize; 2], [bias]: [usize; 1]) {
     let last = x.last().copied().unwrap_or(0);
     assert!(
         last == d_in && bias == d_out,
-        "linear: x {x:?}, weight [{d_in}, {d_out}], bias [{bias}] do not fit"
+        "linear: x {x:?} and bias [{bias}], wanted [.., {d_in}] and [{d_out}] for a weight [{d_in}, {d_out}]"
     );
 }
 
@@ -436,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "do not fit")]
+    #[should_panic(expected = "wanted [.., 5]")]
     fn shapes_that_do_not_fit_are_named() {
         linear(leaf([3, 4], 1), leaf([5, 6], 2), leaf([6], 3), Activation::None);
     }

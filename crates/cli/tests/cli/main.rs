@@ -4,6 +4,8 @@
 //! Drawing needs a model; `pipeline` trains one on `fixtures/emoji`, once for all tests.
 
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod config;
 #[cfg(test)]
 mod data;

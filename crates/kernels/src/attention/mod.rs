@@ -31,8 +31,8 @@ use head::{Backward, Forward, Head, Layout};
 pub fn pattern_attention(qkv: Tensor<3>, n_heads: usize, plan: &Arc<Plan>) -> Tensor<3> {
     let [b, t, width] = qkv.dims();
     assert!(
-        t == plan.len() && n_heads > 0 && width.is_multiple_of(3 * n_heads),
-        "pattern_attention: qkv [{b}, {t}, {width}], {n_heads} heads and a plan of {} positions do not fit",
+        t == plan.len() && n_heads > 0 && width > 0 && width.is_multiple_of(3 * n_heads),
+        "pattern_attention: qkv [{b}, {t}, {width}], wanted [.., {}, a multiple of 3 · {n_heads} heads]",
         plan.len()
     );
     match Input::new(qkv.clone()) {

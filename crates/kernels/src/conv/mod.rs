@@ -101,7 +101,7 @@ fn check(x: [usize; 4], w: [usize; 4], [bias]: [usize; 1]) {
     let [n_out, n_in, k, _] = w;
     assert!(
         x[3] == n_in && bias == n_out && w[3] == k && k % 2 == 1,
-        "conv2d: x {x:?}, weight {w:?}, bias [{bias}] do not fit (wanted [B, H, W, C], [N, C, k, k] with k odd, [N])"
+        "conv2d: x {x:?}, weight {w:?}, bias [{bias}] do not fit: wanted [B, H, W, C], [N, C, k, k] with k odd, [N]"
     );
 }
 

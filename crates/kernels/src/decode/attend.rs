@@ -33,6 +33,12 @@ pub fn attend(
     let fits = out.len() == lanes * n_heads * width
         && queries.len() >= lanes.saturating_sub(1) * stride + n_heads * width;
     assert!(fits, "attend: {} numbers of queries, {} of output, {lanes} lanes", queries.len(), out.len());
+    let kind = |states: &States| (states.cpu, states.n_heads, states.width);
+    assert!(kind(text) == kind(own), "attend: states of text {:?}, of pictures {:?}", kind(text), kind(own));
+    for (name, states, visible) in [("text", text, text_visible), ("picture", own, own_visible)] {
+        let (wanted, got) = (visible.panels_reached(), states.panels);
+        assert!(got >= wanted, "attend: {got} panels of {name} states, wanted {wanted} to see its slots");
+    }
     let groups = groups(captions);
     let out = Out::new(out, n_heads * width);
     let job = |i: usize| {

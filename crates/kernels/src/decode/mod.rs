@@ -126,8 +126,12 @@ impl Epilogue for Finished<'_> {
 /// If the sizes do not fit.
 pub fn normalise(cpu: Cpu, x: &[f32], gain: &[f32], bias: &[f32], epsilon: f32, out: &mut [f32]) {
     let d = gain.len();
-    let fits = x.len().is_multiple_of(d) && [bias.len(), out.len()] == [d, x.len()];
-    assert!(fits, "normalise: {} numbers, {d} gains, {} biases", x.len(), bias.len());
+    let (n, sizes) = (x.len(), [bias.len(), out.len()]);
+    let fits = d > 0 && n.is_multiple_of(d) && sizes == [d, n];
+    assert!(
+        fits,
+        "normalise: {sizes:?} biases and outputs, wanted [{d}, {n}]; and {n} numbers, wanted rows of {d}"
+    );
     normalise_rows(cpu.isa(), x, gain, bias, epsilon, out);
 }
 

@@ -171,6 +171,11 @@ impl Visible {
         Visible { runs: runs(&panels), masks }
     }
 
+    /// Panels up to the last visible one.
+    pub(super) fn panels_reached(&self) -> usize {
+        self.runs.last().map_or(0, |&(first, count)| first + count)
+    }
+
     /// Panels in all runs.
     pub(super) fn panels(&self) -> usize {
         self.masks.len()

@@ -31,26 +31,31 @@ impl Simd for Amx {
 
     #[inline(always)]
     unsafe fn zero() -> Self::Sums {
+        // SAFETY: the caller\'s promise.
         unsafe { Avx512Bf16::zero() }
     }
 
     #[inline(always)]
     unsafe fn load(p: *const Pair) -> Self::Units {
+        // SAFETY: the caller\'s promise.
         unsafe { Avx512Bf16::load(p) }
     }
 
     #[inline(always)]
     unsafe fn splat(p: *const Pair) -> Self::Units {
+        // SAFETY: the caller\'s promise.
         unsafe { Avx512Bf16::splat(p) }
     }
 
     #[inline(always)]
     unsafe fn multiply_add(sums: Self::Sums, a: Self::Units, b: Self::Units) -> Self::Sums {
+        // SAFETY: the caller\'s promise.
         unsafe { Avx512Bf16::multiply_add(sums, a, b) }
     }
 
     #[inline(always)]
     unsafe fn store(sums: Self::Sums, p: *mut f32) {
+        // SAFETY: the caller\'s promise.
         unsafe { Avx512Bf16::store(sums, p) }
     }
 }

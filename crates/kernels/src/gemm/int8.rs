@@ -262,3 +262,68 @@ impl<E: Epilogue> Epilogue for Scaled<'_, E> {
         self.epilogue.take(m, n, sums);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gemm::Out;
+    use crate::testing::noise;
+
+    /// Keeps sums as they are.
+    struct Keep<'a>(Out<'a, f32>);
+
+    impl Epilogue for Keep<'_> {
+        #[inline(always)]
+        fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
+            // SAFETY: each sum comes once.
+            #[allow(unsafe_code)]
+            unsafe { self.0.row(m, n, sums.len()) }.copy_from_slice(sums);
+        }
+    }
+
+    fn product(cpu: Cpu, [m, n]: [usize; 2], a: &[f32], weight: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; m * n];
+        Int8Panels::new(cpu, weight, n).multiply(m, a, &Keep(Out::new(&mut out, n)));
+        out
+    }
+
+    /// The nearest of 255 even steps, and its number.
+    fn nearest(values: &[f32]) -> (Vec<f64>, f64) {
+        let step = values.iter().fold(0.0_f64, |top, value| top.max(f64::from(value.abs()))) / 127.0;
+        let code = |value: &f32| if step > 0.0 { (f64::from(*value) / step).round() } else { 0.0 };
+        (values.iter().map(code).collect(), step)
+    }
+
+    #[test]
+    fn rows_are_rounded_where_whole_numbers_are_multiplied_and_only_there() {
+        for [m, n, k] in [[1, 1, 1], [2, 16, 4], [3, 97, 7], [9, 130, 65], [17, 33, 1030]] {
+            let (a, weight) = (noise(m * k, 1), noise(k * n, 2));
+            let (weights, steps) = quantize(&weight, n);
+            for cpu in Cpu::all() {
+                let got = product(cpu, [m, n], &a, &weight);
+                for (row, got) in a.chunks(k).zip(got.chunks(n)) {
+                    let exact = || (row.iter().copied().map(f64::from).collect(), 1.0);
+                    let (codes, step) = if cpu.bf16() { nearest(row) } else { exact() };
+                    for (column, got) in got.iter().enumerate() {
+                        let products = codes.iter().zip(weights.iter().skip(column).step_by(n));
+                        let sum: f64 = products.map(|(code, &weight)| code * f64::from(weight)).sum();
+                        let wanted = sum * step * f64::from(steps[column]);
+                        // One code in thousands lies between two others and is rounded the other way in f32.
+                        let allowed = 1e-4 * (k as f64).sqrt() + step * 0.02;
+                        assert!((f64::from(*got) - wanted).abs() < allowed, "{cpu}: {got}, wanted {wanted}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_none_and_zeros_stay_zeros() {
+        for cpu in Cpu::all() {
+            let got = product(cpu, [3, 1], &[f32::NAN, 1.0, 0.0, 0.0, 1.0, 2.0], &[1.0, 2.0]);
+            assert!(got[0].is_nan(), "{cpu}: {got:?}");
+            assert_eq!(got[1], 0.0);
+            assert!((got[2] - 5.0).abs() < 0.05, "{cpu}: {got:?}");
+        }
+    }
+}

@@ -300,6 +300,9 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Job<'_, S, E> {
     #[inline(always)]
     fn in_place(&self, k: &Range<usize>) -> Option<(&[S::Unit], usize, usize)> {
         let (values, a) = (S::Unit::VALUES, self.a);
+        if k.is_empty() {
+            return None; // then there need not be a number at all
+        }
         let units = S::Unit::in_place(a.numbers)?;
         let even = [a.stride, k.start, k.len()].into_iter().all(|n| n.is_multiple_of(values));
         match a.along_k {

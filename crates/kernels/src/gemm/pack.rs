@@ -23,11 +23,6 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    /// Whether there are none.
-    pub fn is_empty(self) -> bool {
-        self.len() == 0
-    }
-
     /// `len` numbers from `start`.
     #[inline(always)]
     pub fn slice(self, start: usize, len: usize) -> Numbers<'a> {

@@ -1,6 +1,7 @@
 //! Sixteen f32 lanes: what the micro-kernel is written in. Plain Rust is here, [`super::x86`] has the instruction sets.
 
-#![allow(unsafe_code)]
+// What a function needs is its caller's promise, stated where it is declared, and covers its whole body.
+#![allow(unsafe_code, unsafe_op_in_unsafe_fn)]
 
 /// Columns of a panel: the f32 lanes of the widest register.
 pub const LANES: usize = 16;
@@ -57,12 +58,12 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; LANES] {
-        unsafe { p.cast::<[f32; LANES]>().read_unaligned() }
+        p.cast::<[f32; LANES]>().read_unaligned()
     }
 
     #[inline(always)]
     unsafe fn splat(p: *const f32) -> [f32; LANES] {
-        [unsafe { p.read_unaligned() }; LANES]
+        [p.read_unaligned(); LANES]
     }
 
     #[inline(always)]
@@ -72,6 +73,6 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn store(sums: [f32; LANES], p: *mut f32) {
-        unsafe { p.cast::<[f32; LANES]>().write_unaligned(sums) }
+        p.cast::<[f32; LANES]>().write_unaligned(sums)
     }
 }

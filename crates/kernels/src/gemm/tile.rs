@@ -126,8 +126,9 @@ unsafe fn tile<S: Simd, const R: usize, const P: usize>(
                         *sum = S::multiply_add(*sum, left, right);
                     }
                 }
-                a = a.add(strides.step);
-                b = b.add(LANES);
+                // Past the last unit they point to nothing, and are not read.
+                a = a.wrapping_add(strides.step);
+                b = b.wrapping_add(LANES);
             }
         }
         for (i, &sum) in sums.as_flattened().iter().enumerate() {
@@ -164,8 +165,8 @@ impl<S: Tiles> Micro for S {
                 // SAFETY: the caller's promise.
                 unsafe {
                     for (moved, segment) in moved.iter_mut().zip(segments) {
-                        moved.a = segment.a.add(row * strides.row);
-                        moved.b = segment.b.add(panel * strides.panel);
+                        moved.a = segment.a.wrapping_add(row * strides.row);
+                        moved.b = segment.b.wrapping_add(panel * strides.panel);
                     }
                     S::multiply(tall, wide, &moved, strides, &mut tile);
                 }

@@ -1,6 +1,7 @@
 //! Sixteen f32 lanes on the instruction sets of x86.
 
-#![allow(unsafe_code)]
+// What a function needs is its caller's promise, stated where it is declared, and covers its whole body.
+#![allow(unsafe_code, unsafe_op_in_unsafe_fn)]
 
 use std::arch::x86_64::*;
 
@@ -23,27 +24,27 @@ impl Simd for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
-        unsafe { _mm512_setzero_ps() }
+        _mm512_setzero_ps()
     }
 
     #[inline(always)]
     unsafe fn load(p: *const Pair) -> __m512bh {
-        unsafe { std::mem::transmute(_mm512_loadu_si512(p.cast())) }
+        std::mem::transmute(_mm512_loadu_si512(p.cast()))
     }
 
     #[inline(always)]
     unsafe fn splat(p: *const Pair) -> __m512bh {
-        unsafe { std::mem::transmute(_mm512_set1_epi32(p.read_unaligned() as i32)) }
+        std::mem::transmute(_mm512_set1_epi32(p.read_unaligned() as i32))
     }
 
     #[inline(always)]
     unsafe fn multiply_add(sums: __m512, a: __m512bh, b: __m512bh) -> __m512 {
-        unsafe { _mm512_dpbf16_ps(sums, a, b) }
+        _mm512_dpbf16_ps(sums, a, b)
     }
 
     #[inline(always)]
     unsafe fn store(sums: __m512, p: *mut f32) {
-        unsafe { _mm512_storeu_ps(p, sums) }
+        _mm512_storeu_ps(p, sums)
     }
 
     #[inline(always)]
@@ -59,27 +60,27 @@ impl Simd for Vnni {
 
     #[inline(always)]
     unsafe fn zero() -> __m512i {
-        unsafe { _mm512_setzero_si512() }
+        _mm512_setzero_si512()
     }
 
     #[inline(always)]
     unsafe fn load(p: *const Quad) -> __m512i {
-        unsafe { _mm512_loadu_si512(p.cast()) }
+        _mm512_loadu_si512(p.cast())
     }
 
     #[inline(always)]
     unsafe fn splat(p: *const Quad) -> __m512i {
-        unsafe { _mm512_set1_epi32(p.read_unaligned() as i32) }
+        _mm512_set1_epi32(p.read_unaligned() as i32)
     }
 
     #[inline(always)]
     unsafe fn multiply_add(sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sums, b, a) }
+        _mm512_dpbusd_epi32(sums, b, a)
     }
 
     #[inline(always)]
     unsafe fn store(sums: __m512i, p: *mut f32) {
-        unsafe { _mm512_storeu_ps(p, _mm512_cvtepi32_ps(sums)) }
+        _mm512_storeu_ps(p, _mm512_cvtepi32_ps(sums))
     }
 
     #[inline(always)]
@@ -95,27 +96,27 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
-        unsafe { _mm512_setzero_ps() }
+        _mm512_setzero_ps()
     }
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(p) }
+        _mm512_loadu_ps(p)
     }
 
     #[inline(always)]
     unsafe fn splat(p: *const f32) -> __m512 {
-        unsafe { _mm512_set1_ps(p.read_unaligned()) }
+        _mm512_set1_ps(p.read_unaligned())
     }
 
     #[inline(always)]
     unsafe fn multiply_add(sums: __m512, a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, sums) }
+        _mm512_fmadd_ps(a, b, sums)
     }
 
     #[inline(always)]
     unsafe fn store(sums: __m512, p: *mut f32) {
-        unsafe { _mm512_storeu_ps(p, sums) }
+        _mm512_storeu_ps(p, sums)
     }
 
     #[inline(always)]
@@ -131,30 +132,28 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn zero() -> [__m256; 2] {
-        unsafe { [_mm256_setzero_ps(); 2] }
+        [_mm256_setzero_ps(); 2]
     }
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> [__m256; 2] {
-        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+        [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))]
     }
 
     #[inline(always)]
     unsafe fn splat(p: *const f32) -> [__m256; 2] {
-        unsafe { [_mm256_set1_ps(p.read_unaligned()); 2] }
+        [_mm256_set1_ps(p.read_unaligned()); 2]
     }
 
     #[inline(always)]
     unsafe fn multiply_add(sums: [__m256; 2], a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
-        unsafe { [_mm256_fmadd_ps(a[0], b[0], sums[0]), _mm256_fmadd_ps(a[1], b[1], sums[1])] }
+        [_mm256_fmadd_ps(a[0], b[0], sums[0]), _mm256_fmadd_ps(a[1], b[1], sums[1])]
     }
 
     #[inline(always)]
     unsafe fn store(sums: [__m256; 2], p: *mut f32) {
-        unsafe {
-            _mm256_storeu_ps(p, sums[0]);
-            _mm256_storeu_ps(p.add(8), sums[1]);
-        }
+        _mm256_storeu_ps(p, sums[0]);
+        _mm256_storeu_ps(p.add(8), sums[1]);
     }
 
     #[inline(always)]
@@ -184,37 +183,35 @@ pub(super) unsafe fn transpose(
 ) {
     const SIDE: usize = 16;
     let of = |n: usize| (0xffff_u32 >> (SIDE - n)) as u16;
-    unsafe {
-        let mut lines = [_mm512_setzero_si512(); SIDE];
-        for (row, line) in lines.iter_mut().enumerate().take(rows) {
-            *line = _mm512_maskz_loadu_epi32(of(columns), source.add(row * stride).cast());
-        }
-        // Units of two rows, then of four, come together; then quarters of registers find their columns.
-        let (mut pairs, mut fours) = (lines, lines);
-        for i in (0..SIDE).step_by(2) {
-            pairs[i] = _mm512_unpacklo_epi32(lines[i], lines[i + 1]);
-            pairs[i + 1] = _mm512_unpackhi_epi32(lines[i], lines[i + 1]);
-        }
-        for i in (0..SIDE).step_by(2) {
-            let upper = i & !3 | i >> 1 & 1;
-            fours[i] = _mm512_unpacklo_epi64(pairs[upper], pairs[upper + 2]);
-            fours[i + 1] = _mm512_unpackhi_epi64(pairs[upper], pairs[upper + 2]);
-        }
-        for within in 0..4 {
-            let [a, b, c, d] = [fours[within], fours[within + 4], fours[within + 8], fours[within + 12]];
-            let (ab, cd) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d));
-            let (ab_high, cd_high) = (_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d));
-            let quarters = [
-                _mm512_shuffle_i32x4::<0x88>(ab, cd),
-                _mm512_shuffle_i32x4::<0xdd>(ab, cd),
-                _mm512_shuffle_i32x4::<0x88>(ab_high, cd_high),
-                _mm512_shuffle_i32x4::<0xdd>(ab_high, cd_high),
-            ];
-            for (quarter, line) in quarters.into_iter().enumerate() {
-                let column = quarter * 4 + within;
-                if column < columns {
-                    _mm512_mask_storeu_epi32(out.add(column * rows).cast(), of(rows), line);
-                }
+    let mut lines = [_mm512_setzero_si512(); SIDE];
+    for (row, line) in lines.iter_mut().enumerate().take(rows) {
+        *line = _mm512_maskz_loadu_epi32(of(columns), source.add(row * stride).cast());
+    }
+    // Units of two rows, then of four, come together; then quarters of registers find their columns.
+    let (mut pairs, mut fours) = (lines, lines);
+    for i in (0..SIDE).step_by(2) {
+        pairs[i] = _mm512_unpacklo_epi32(lines[i], lines[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi32(lines[i], lines[i + 1]);
+    }
+    for i in (0..SIDE).step_by(2) {
+        let upper = i & !3 | i >> 1 & 1;
+        fours[i] = _mm512_unpacklo_epi64(pairs[upper], pairs[upper + 2]);
+        fours[i + 1] = _mm512_unpackhi_epi64(pairs[upper], pairs[upper + 2]);
+    }
+    for within in 0..4 {
+        let [a, b, c, d] = [fours[within], fours[within + 4], fours[within + 8], fours[within + 12]];
+        let (ab, cd) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d));
+        let (ab_high, cd_high) = (_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d));
+        let quarters = [
+            _mm512_shuffle_i32x4::<0x88>(ab, cd),
+            _mm512_shuffle_i32x4::<0xdd>(ab, cd),
+            _mm512_shuffle_i32x4::<0x88>(ab_high, cd_high),
+            _mm512_shuffle_i32x4::<0xdd>(ab_high, cd_high),
+        ];
+        for (quarter, line) in quarters.into_iter().enumerate() {
+            let column = quarter * 4 + within;
+            if column < columns {
+                _mm512_mask_storeu_epi32(out.add(column * rows).cast(), of(rows), line);
             }
         }
     }

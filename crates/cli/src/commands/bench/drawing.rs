@@ -1,21 +1,25 @@
 //! Drawing: tokens, and pixels of tokens.
 
 use anyhow::Result;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
+use tessera_data::{Purpose, item_rng, loader::uniform};
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};
+use tessera_model::nn::Init;
 use tessera_model::prior::{Pattern, Prior, PriorConfig};
 use tessera_model::sample::choose;
 use tessera_model::{Decoder, Event, Request, Sampling, Tessera};
 
-use super::Work;
+use super::{Work, count};
 
-/// All tokens of `lanes` pictures of `grid` × `grid`, behind 64 text positions: 6 layers of width 384 with 6 heads that
-/// attend to everything before, 4096 codes. The likeliest token is drawn, so that only the model is timed.
-/// Weights are kept in 8 bits, as `draw` keeps them.
-pub fn decode(lanes: usize, grid: usize) -> Result<Work> {
+/// All tokens of `lanes` pictures of `grid` × `grid`, behind `text_len` text positions: 6 layers of width 384 with 6 heads
+/// that attend to everything before, 4096 codes. Tokens are drawn from the whole distribution, all lanes at once, as `draw`
+/// does; weights are kept in 8 bits, as `draw` keeps them. The text runs once for all lanes.
+pub fn decode(lanes: usize, text_len: usize, grid: usize) -> Result<Work> {
     let config = PriorConfig {
-        text_len: 64,
+        text_len,
         text_vocab: 4096,
         grid,
         image_vocab: 4096,
@@ -24,20 +28,46 @@ pub fn decode(lanes: usize, grid: usize) -> Result<Work> {
         n_heads: 6,
         conv_kernel: 3,
     };
-    let prior = Prior::new(&config, 1, &Device::flex()).with_pattern(Pattern::Causal);
-    let decoder = Decoder::new(&prior, Weights::Int8)?;
-    let likeliest = Sampling { temperature: 0.0, ..Sampling::paper() };
+    let device = Device::flex();
+    let prior = Prior::new(&config, 1, &device).with_pattern(Pattern::Causal);
+    let prior = prior.map(&mut DrawHead { config: &config, init: Init::new(2, &device) });
+    let weights = Weights::Int8;
+    let decoder = Decoder::new(&prior, weights)?;
+    let (drawn, vocab) = (lanes * config.image_len(), config.image_vocab);
+    // Each weight of the layers and the head is multiplied once for a token that is drawn; the text is not counted.
+    let products = count::layers(config.n_layers, config.d_model) + config.d_model * vocab;
+    let gflop = Some(2e-9 * (drawn * products) as f64);
     let run = move || {
         let captions = decoder.read(&[&[1, 2, 3]])?;
-        let mut drawn = decoder.start(vec![0; lanes]);
+        let mut state = decoder.start(vec![0; lanes]);
         let mut tokens = Vec::new();
-        for _ in 0..config.image_len() {
-            let logits = decoder.step(&captions, &mut drawn, &tokens)?;
-            tokens = logits.chunks(config.image_vocab).map(|row| choose(row, &likeliest, 0.0)).collect();
+        for at in 0..config.image_len() {
+            let logits = decoder.step(&captions, &mut state, &tokens)?;
+            tokens = logits.par_chunks(vocab).enumerate().map(|(lane, row)| sample(row, at, lane)).collect();
         }
         Ok(())
     };
-    Ok(Work { run: Box::new(run), amount: (lanes * grid * grid) as f64, unit: "tokens/s", gflop: None })
+    Ok(Work { run: Box::new(run), amount: drawn as f64, unit: "tokens/s", gflop, weights })
+}
+
+/// Gives the head over picture tokens weights like any others. A new prior has zeros there, which make all tokens alike and
+/// sampling cheaper than it is.
+struct DrawHead<'a> {
+    config: &'a PriorConfig,
+    init: Init<'a>,
+}
+
+impl ModuleMapper for DrawHead<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let is_head = param.dims()[..] == [self.config.d_model, self.config.image_vocab];
+        if is_head { self.init.normal(param.dims(), 0.02) } else { param }
+    }
+}
+
+/// The token of `lane` at place `at`, from the whole distribution.
+fn sample(logits: &[f32], at: usize, lane: usize) -> u32 {
+    let mut rng = item_rng(1, Purpose::Sample, at as u64, lane as u64);
+    choose(logits, &Sampling::paper(), f64::from(uniform(&mut rng)))
 }
 
 /// 32 × 32 tokens to 256 × 256 pixels, by a decoder of the released size.
@@ -59,7 +89,9 @@ pub fn released_decoder() -> Result<Work> {
         DvaeDecoder::forward_codes(&decoder, tokens.clone()).into_data();
         Ok(())
     };
-    Ok(Work { run: Box::new(run), amount: 1.0, unit: "pictures/s", gflop: None })
+    let [_, convolutions] = count::decoder(&config); // the first looks its codes up
+    let (gflop, weights) = (Some(2e-9 * convolutions as f64), Weights::Full);
+    Ok(Work { run: Box::new(run), amount: 1.0, unit: "pictures/s", gflop, weights })
 }
 
 /// Nine pictures by the embedded model, reading it included.
@@ -75,5 +107,6 @@ pub fn draw_9() -> Result<Work> {
         }
         Ok(())
     };
-    Ok(Work { run: Box::new(run), amount: 9.0, unit: "pictures/s", gflop: None })
+    let weights = Weights::Int8; // of the prior, which `Tessera` keeps so
+    Ok(Work { run: Box::new(run), amount: 9.0, unit: "pictures/s", gflop: None, weights })
 }

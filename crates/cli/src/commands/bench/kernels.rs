@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use tessera_kernels::decode::Weights;
 use tessera_kernels::{Activation, Cpu, First, Output, conv2d, dot, linear};
 
 use super::Work;
@@ -14,7 +15,7 @@ pub fn gemm() -> Result<Work> {
         linear(x.clone(), w.clone(), b.clone(), Activation::None);
         Ok(())
     };
-    Ok(Work { run: Box::new(run), amount: 1.0, unit: "products/s", gflop: Some(2e-9 * (N * N * N) as f64) })
+    Ok(arithmetic(run, 2e-9 * (N * N * N) as f64))
 }
 
 /// A 3×3 convolution of 128 to 128 channels on 8 pictures of 32 × 32 pixels, with the gradients of both inputs from that of
@@ -34,7 +35,13 @@ pub fn conv() -> Result<Work> {
         Ok(())
     };
     let products = 9 * CHANNELS * CHANNELS * BATCH * SIDE * SIDE;
-    Ok(Work { run: Box::new(run), amount: 1.0, unit: "passes/s", gflop: Some(6e-9 * products as f64) })
+    Ok(arithmetic(run, 6e-9 * products as f64))
+}
+
+/// A work whose amount is its arithmetic.
+fn arithmetic(run: impl FnMut() -> Result<()> + 'static, gflop: f64) -> Work {
+    let (unit, weights) = ("GFLOP/s", Weights::Full);
+    Work { run: Box::new(run), amount: gflop, unit, gflop: Some(gflop), weights }
 }
 
 fn noise<const D: usize>(shape: [usize; D], seed: usize) -> Tensor<D> {

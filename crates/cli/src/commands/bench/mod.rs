@@ -1,5 +1,6 @@
 //! `tessera bench`: works that the side-by-side comparison with other programs times too, by the same names.
 
+mod count;
 mod drawing;
 mod kernels;
 mod training;
@@ -9,7 +10,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use tessera_kernels::{Cpu, Precision, peak_gflops};
+use tessera_kernels::decode::Weights;
+use tessera_kernels::{Cpu, peak_gflops};
 
 use super::say;
 use crate::args::{Bench, Numbers};
@@ -18,11 +20,13 @@ use crate::args::{Bench, Numbers};
 struct Work {
     /// Does it once.
     run: Box<dyn FnMut() -> Result<()>>,
-    /// How much of `unit` one run does.
+    /// How much one run does of what `unit` counts in a second.
     amount: f64,
     unit: &'static str,
     /// Arithmetic of one run in 10⁹ operations, where it is plain to count.
     gflop: Option<f64>,
+    /// What weights are kept as.
+    weights: Weights,
 }
 
 /// A work's name, and how it is set up.
@@ -34,16 +38,19 @@ const WORKS: [Entry; 14] = [
     ("gpt-step", training::gpt_step),
     ("paper-step", training::paper_step),
     ("dvae-step", training::dvae_step),
-    ("decode-1", || drawing::decode(1, 16)),
-    ("decode-16", || drawing::decode(16, 16)),
-    ("decode-64", || drawing::decode(64, 16)),
-    ("grow-320", || drawing::decode(16, 16)),
-    ("grow-640", || drawing::decode(16, 24)),
-    ("grow-1280", || drawing::decode(16, 32)),
-    ("grow-2560", || drawing::decode(16, 50)),
+    ("decode-1", || drawing::decode(1, 64, 16)),
+    ("decode-16", || drawing::decode(16, 64, 16)),
+    ("decode-64", || drawing::decode(64, 64, 16)),
+    ("grow-320", || drawing::decode(16, 64, 16)),
+    ("grow-640", || drawing::decode(16, 64, 24)),
+    ("grow-1280", || drawing::decode(16, 256, 32)),
+    ("grow-2560", || drawing::decode(16, 60, 50)),
     ("released-decoder", drawing::released_decoder),
     ("draw-9", drawing::draw_9),
 ];
+
+/// How the names begin of works that are done only when they are named, since the longest takes minutes.
+const ON_DEMAND: &str = "grow-";
 
 /// What is printed of a work.
 #[derive(Serialize)]
@@ -56,7 +63,8 @@ struct Figures {
     rate: f64,
     unit: &'static str,
     gflops: Option<f64>,
-    /// What the processor's multipliers were measured to do on all threads.
+    /// What the processor's multipliers were measured to do on all threads, in bf16 or f32. Products of whole numbers
+    /// have a higher peak.
     peak_gflops: f64,
     precision: String,
     threads: usize,
@@ -68,11 +76,7 @@ pub fn run(args: &Bench) -> Result<()> {
     for name in &args.works {
         find(name)?;
     }
-    let cpu = Cpu::new(match args.precision {
-        Numbers::Auto => Precision::Auto,
-        Numbers::F32 => Precision::F32,
-        Numbers::Bf16 => Precision::Bf16,
-    });
+    let cpu = Cpu::new(args.precision.into());
     let cpu = cpu.map_err(anyhow::Error::msg)?;
     match args.works.as_slice() {
         [one] => cpu.scope(|| time(one, find(one)?, args, cpu)),
@@ -84,7 +88,8 @@ pub fn run(args: &Bench) -> Result<()> {
                     peak_gflops(cpu)
                 ))?;
             }
-            each(WORKS.iter().map(|(name, _)| *name), args)
+            let names = WORKS.iter().map(|(name, _)| *name);
+            each(names.filter(|name| !name.starts_with(ON_DEMAND)), args)
         }
         several => each(several.iter().map(String::as_str), args),
     }
@@ -138,13 +143,23 @@ fn time(name: &str, work: fn() -> Result<Work>, args: &Bench, cpu: Cpu) -> Resul
         unit: work.unit,
         gflops: work.gflop.map(|gflop| gflop / median),
         peak_gflops: peak_gflops(cpu),
-        precision: cpu.to_string(),
+        precision: numbers(cpu, work.weights),
         threads: rayon::current_num_threads(),
         peak_rss_mib: peak_rss_mib(),
     };
     match args.json {
         true => say(serde_json::to_string(&figures)?),
         false => say(line(&figures)),
+    }
+}
+
+/// The numbers that are multiplied. Beside bf16, weights in 8 bits are multiplied by rows that are rounded to 8 bits too;
+/// elsewhere they are widened.
+fn numbers(cpu: Cpu, weights: Weights) -> String {
+    match (weights, cpu.bf16()) {
+        (Weights::Full, _) => cpu.to_string(),
+        (Weights::Int8, true) => format!("int8 weights and activations, {cpu}"),
+        (Weights::Int8, false) => format!("int8 weights, {cpu}"),
     }
 }
 

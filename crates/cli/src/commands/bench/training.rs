@@ -7,13 +7,14 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use image::RgbImage;
 use tessera_data::{Purpose, item_rng};
+use tessera_kernels::decode::Weights;
 use tessera_kernels::{Plan, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, map_pixels};
 use tessera_model::nn::{Init, LayerNorm};
 use tessera_model::prior::{Activations, Block, Prior, PriorConfig, PriorGradients, Stream};
 use tessera_train::{Config, FitConfig, Gradient, Loss, Metrics, Task, Trainer, differentiate};
 
-use super::Work;
+use super::{Work, count};
 
 /// A task with one batch.
 struct Fixed<M, F> {
@@ -48,14 +49,15 @@ fn step<M: Module + Sync + 'static>(
     gradient: impl Fn(&M) -> Result<Gradient> + Sync + 'static,
     amount: usize,
     unit: &'static str,
-    gflop: Option<f64>,
+    gflop: f64,
 ) -> Result<Work> {
     // They live as long as the process, which does this work only.
     let task = Box::leak(Box::new(Fixed { gradient, model: std::marker::PhantomData }));
     let config: &'static FitConfig = Box::leak(Box::new(settings()?));
     let mut trainer = Trainer::new(task, model, config, None)?;
     let run = move || trainer.step().map(drop);
-    Ok(Work { run: Box::new(run), amount: amount as f64, unit, gflop })
+    let (amount, gflop, weights) = (amount as f64, Some(gflop), Weights::Full);
+    Ok(Work { run: Box::new(run), amount, unit, gflop, weights })
 }
 
 /// A loss without figures.
@@ -78,10 +80,10 @@ pub fn gpt_step() -> Result<Work> {
     let plan = Arc::new(Plan::new((0..Gpt::LEN).collect(), |query, key| key <= query));
     let tokens: Vec<u32> = (0..BATCH * Gpt::LEN).map(|i| (i * 7919 % Gpt::VOCAB) as u32).collect();
     // Each weight of a product is multiplied once forward and twice backward; attention is not counted.
-    let products = 6 * 12 * Gpt::D * Gpt::D + Gpt::D * Gpt::VOCAB;
+    let products = count::layers(Gpt::LAYERS, Gpt::D) + Gpt::D * Gpt::VOCAB;
     let gflop = 6e-9 * (BATCH * Gpt::LEN * products) as f64;
     let gradient = move |model: &Gpt| differentiate(model, |model| alone(model.loss(&tokens, &plan)));
-    step(model, gradient, BATCH * Gpt::LEN, "tokens/s", Some(gflop))
+    step(model, gradient, BATCH * Gpt::LEN, "tokens/s", gflop)
 }
 
 /// A causal language model with learned positions and an untied head without bias.
@@ -98,10 +100,11 @@ impl Gpt {
     const LEN: usize = 320;
     const VOCAB: usize = 4096;
     const D: usize = 384;
+    const LAYERS: usize = 6;
 
     fn new() -> Gpt {
         let mut config = sizes();
-        (config.d_model, config.n_layers, config.n_heads) = (Self::D, 6, 6);
+        (config.d_model, config.n_layers, config.n_heads) = (Self::D, Self::LAYERS, 6);
         let device = Device::flex();
         let mut init = Init::new(1, &device);
         Gpt {
@@ -134,12 +137,17 @@ pub fn paper_step() -> Result<Work> {
     let image = (0..config.image_len()).map(|i| (i * 7919 % config.image_vocab) as u32).collect();
     let stream = Stream::new(1, text, image, &config)?;
     let amount = config.stream_len();
+    // As in `gpt_step`; each position goes through one of the two heads.
+    let heads =
+        config.text_len * (config.text_vocab + config.text_len) + config.image_len() * config.image_vocab;
+    let products = amount * count::layers(config.n_layers, config.d_model) + heads * config.d_model;
+    let gflop = 6e-9 * products as f64;
     let gradient = move |model: &Prior| {
         let PriorGradients { loss, gradients } = model.gradients(&stream, Activations::Keep)?;
         let (loss, figures) = alone(loss.loss).values();
         Ok(Gradient { values: gradients, loss, figures })
     };
-    step(Prior::new(&config, 1, &Device::flex()), gradient, amount, "tokens/s", None)
+    step(Prior::new(&config, 1, &Device::flex()), gradient, amount, "tokens/s", gflop)
 }
 
 /// Training on 4 pictures of 128 × 128 by the released architecture, a quarter as wide.
@@ -168,7 +176,11 @@ pub fn dvae_step() -> Result<Work> {
         let codes = gumbel_softmax(logits.clone(), noise, 1.0);
         alone(elbo(x, model.decoder.forward(codes), logits, 6.6, min_log_b).loss)
     };
-    step(model, move |model: &Dvae| differentiate(model, &loss), BATCH, "pictures/s", None)
+    // Convolutions, once forward and twice backward; the pictures need no gradient.
+    let ([first, encoder], decoder) = (count::encoder(&config), count::decoder(&config));
+    let products = 4 * first + 6 * (encoder + decoder[0] + decoder[1]);
+    let gflop = 1e-9 * (BATCH * products) as f64;
+    step(model, move |model: &Dvae| differentiate(model, &loss), BATCH, "pictures/s", gflop)
 }
 
 /// The paper's stream and vocabularies on a small transformer.

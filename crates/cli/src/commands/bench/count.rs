@@ -1,0 +1,82 @@
+//! Multiplications by weights, counted from a model's sizes: two operations each forward, four more backward.
+//!
+//! Nothing else is counted: no attention over keys and values, no norms, losses or optimiser.
+
+use tessera_model::dvae::DvaeConfig;
+
+/// Sides of the four kernels of a block in the dVAE's encoder; the decoder's mirror them (paper §A.1).
+const ENCODER: [usize; 4] = [3, 3, 3, 1];
+const DECODER: [usize; 4] = [1, 3, 3, 3];
+
+/// Of one position in `n_layers` layers of width `d`: 3 D² into attention, D² out of it, and an MLP of 2 · 4 D².
+pub fn layers(n_layers: usize, d: usize) -> usize {
+    12 * n_layers * d * d
+}
+
+/// Of one picture in the dVAE's encoder: in its first convolution, and in the others.
+pub fn encoder(config: &DvaeConfig) -> [usize; 2] {
+    let (side, grid, n_hid) = (config.image_size, config.grid(), config.n_hid);
+    let groups = (0..config.groups).map(|group| [side >> group, n_hid << group]);
+    let output = grid * grid * (n_hid << (config.groups - 1)) * config.vocab;
+    [side * side * 7 * 7 * 3 * n_hid, blocks(config, n_hid, groups, ENCODER) + output]
+}
+
+/// Of one picture in the dVAE's decoder: in its first convolution, and in the others.
+pub fn decoder(config: &DvaeConfig) -> [usize; 2] {
+    let (side, grid, n_hid, n_init) = (config.image_size, config.grid(), config.n_hid, config.n_init);
+    let groups = (0..config.groups).map(|group| [grid << group, n_hid << (config.groups - 1 - group)]);
+    let output = side * side * n_hid * 6;
+    [grid * grid * config.vocab * n_init, blocks(config, n_init, groups, DECODER) + output]
+}
+
+/// Of the blocks of groups, each given by its side in cells and its channels.
+fn blocks(
+    config: &DvaeConfig,
+    mut n_in: usize,
+    groups: impl Iterator<Item = [usize; 2]>,
+    kernels: [usize; 4],
+) -> usize {
+    let mut sum = 0;
+    for [side, n_out] in groups {
+        for _ in 0..config.blocks_per_group {
+            sum += side * side * block([std::mem::replace(&mut n_in, n_out), n_out], kernels);
+        }
+    }
+    sum
+}
+
+/// Of one cell in a block: its four convolutions, and a fifth where the number of channels changes.
+fn block([n_in, n_out]: [usize; 2], kernels: [usize; 4]) -> usize {
+    let hidden = n_out / 4;
+    let widths = [[n_in, hidden], [hidden, hidden], [hidden, hidden], [hidden, n_out]];
+    let path = kernels.iter().zip(widths).map(|(k, [before, after])| k * k * before * after);
+    path.sum::<usize>() + if n_in == n_out { 0 } else { n_in * n_out }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(image_size: usize, n_hid: usize) -> DvaeConfig {
+        let (groups, blocks_per_group, n_init, vocab, min_log_b) = (4, 2, 128, 8192, -3.0);
+        DvaeConfig { image_size, groups, blocks_per_group, n_hid, n_init, vocab, min_log_b }
+    }
+
+    /// As PyTorch counts them, with `benches/peers` on the path:
+    ///
+    /// ```python
+    /// from torch.utils.flop_counter import FlopCounterMode
+    /// with FlopCounterMode(display=False) as counter:
+    ///     torch_dvae.Dvae(64).encoder(torch.rand(1, 3, 128, 128))
+    ///     # or: .decoder(torch.rand(1, 8192, 16, 16))
+    ///     # or: torch_dvae.Decoder(256).from_tokens(torch.zeros(1, 32, 32, dtype=torch.long))
+    /// counter.get_total_flops()
+    /// ```
+    #[test]
+    fn the_dvae_has_as_many_operations_as_another_program_counts() {
+        let twice = |[first, others]: [usize; 2]| 2 * (first + others);
+        assert_eq!(twice(encoder(&config(128, 64))), 6_096_420_864);
+        assert_eq!(twice(decoder(&config(128, 64))), 5_356_126_208);
+        assert_eq!(2 * decoder(&config(256, 256))[1], 305_815_093_248);
+    }
+}

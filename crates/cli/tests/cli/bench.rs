@@ -1,0 +1,34 @@
+//! `tessera bench`: the fields that `benches/peers` reads, and the names that it knows.
+
+use serde_json::Value;
+
+use super::program::{folder, mistake, succeed};
+
+const FIELDS: [&str; 10] =
+    ["work", "seconds", "min", "max", "rate", "unit", "gflops", "precision", "threads", "peak_rss_mib"];
+
+#[test]
+fn a_work_is_one_json_object_with_all_fields() {
+    let said = succeed(folder().path(), &["bench", "gemm", "--rounds", "1", "--json"]);
+    assert_eq!(said.stdout.lines().count(), 1, "{}", said.stdout);
+    let figures: Value = serde_json::from_str(&said.stdout).unwrap();
+    for field in FIELDS {
+        assert!(figures.get(field).is_some(), "no {field} in {figures}");
+    }
+    assert_eq!((&figures["work"], &figures["unit"]), (&"gemm".into(), &"GFLOP/s".into()));
+    // What is counted is arithmetic, so the rate is that of the arithmetic.
+    assert_eq!(figures["rate"], figures["gflops"]);
+    let [seconds, min, max] = ["seconds", "min", "max"].map(|field| figures[field].as_f64().unwrap());
+    assert!(0.0 < seconds && min == seconds && max == seconds, "one round: {figures}");
+}
+
+#[test]
+fn an_unknown_work_is_refused_with_the_names_of_all() {
+    let error = mistake(folder().path(), &["bench", "gem"]);
+    assert!(error.contains("no work is called \"gem\"; there are gemm, conv, "), "{error}");
+    for name in
+        ["gpt-step", "paper-step", "dvae-step", "decode-16", "grow-2560", "released-decoder", "draw-9"]
+    {
+        assert!(error.contains(name), "no {name} in {error}");
+    }
+}
