@@ -154,18 +154,19 @@ impl PriorTask<'_> {
         };
         let copy = below(&mut rng(Purpose::CopyChoice), self.codes.copies as u64) as usize;
         let codes = self.codes.tokens(item, copy).context("the code set is damaged")?;
-        let mut noise_rng = rng(Purpose::TokenNoise);
-        let noise = self.config.data.token_noise * uniform(&mut noise_rng);
+        let noise = self.config.data.token_noise;
         Ok(Example {
             text: caption_slots(&tokens, &self.config.prior).0,
             image: codes.iter().map(|&code| u32::from(code)).collect(),
-            seen: disturbed(codes, self.codes, noise, &mut noise_rng)?,
+            seen: disturbed(codes, self.codes, noise, &mut rng(Purpose::TokenNoise))?,
         })
     }
 }
 
-/// `codes`, each with probability `noise` that of some picture of `set` in the same place.
-fn disturbed(codes: &[u16], set: &CodeSet, noise: f32, rng: &mut impl Rng) -> Result<Vec<u32>> {
+/// `codes`, each with some probability that of any picture of `set` in the same place; the probability, at most `most`,
+/// is drawn first.
+fn disturbed(codes: &[u16], set: &CodeSet, most: f32, rng: &mut impl Rng) -> Result<Vec<u32>> {
+    let noise = most * uniform(rng);
     let token = |(place, &code): (usize, &u16)| {
         if !chance(rng, noise) {
             return Ok(u32::from(code));
@@ -246,19 +247,23 @@ mod tests {
             concept: String::new(),
             style: String::new(),
         };
-        // Three pictures of four tokens; those of place p are p, 10 + p and 20 + p.
-        let codes = (0..3u16).flat_map(|picture| (0..4).map(move |place| 10 * picture + place)).collect();
+        // Three pictures of 64 tokens; those of place p are p, 64 + p and 128 + p.
+        let codes = (0..3u16).flat_map(|picture| (0..64).map(move |place| 64 * picture + place)).collect();
         let items = vec![item(), item(), item()];
-        let set = CodeSet { grid: 2, vocab: 64, copies: 1, codes, items, dvae: String::new() };
+        let set = CodeSet { grid: 8, vocab: 192, copies: 1, codes, items, dvae: String::new() };
         let own = set.tokens(1, 0).unwrap();
-        let read = |noise, index| {
-            disturbed(own, &set, noise, &mut item_rng(0, Purpose::TokenNoise, 0, index)).unwrap()
+        let read = |most, index| {
+            disturbed(own, &set, most, &mut item_rng(0, Purpose::TokenNoise, 0, index)).unwrap()
         };
-        assert_eq!(read(0.0, 0), [10, 11, 12, 13]);
-        let disturbed: Vec<Vec<u32>> = (0..1000).map(|index| read(0.3, index)).collect();
-        assert!(disturbed.iter().all(|read| read.iter().zip(0..).all(|(token, place)| token % 10 == place)));
-        // Of the tokens that are drawn anew, a third comes out as it was.
-        let changed = disturbed.iter().flatten().filter(|&&token| token / 10 != 1).count();
-        assert!((700..900).contains(&changed), "{changed} of 4000 differ, wanted about 800");
+        assert!(read(0.0, 0).iter().zip(own).all(|(token, &own)| *token == u32::from(own)));
+        let streams: Vec<Vec<u32>> = (0..1000).map(|index| read(0.6, index)).collect();
+        assert!(streams.iter().all(|read| read.iter().zip(0..).all(|(token, place)| token % 64 == place)));
+        // Of the tokens that are drawn anew, a third comes out as it was: up to 26 of 64 differ, evenly spread.
+        let differ = |read: &Vec<u32>| read.iter().filter(|&&token| token / 64 != 1).count();
+        let mut differing: Vec<usize> = streams.iter().map(differ).collect();
+        differing.sort_unstable();
+        let [few, middle, many] = [100, 500, 900].map(|rank| differing[rank]);
+        let spread = (1..5).contains(&few) && (11..15).contains(&middle) && (20..27).contains(&many);
+        assert!(spread, "{few}, {middle} and {many} of 64 differ in the 10th, 50th and 90th of 100 streams");
     }
 }
