@@ -36,8 +36,8 @@ NOTES = f"""\
   {DECODE.lanes * DECODE.text:,}: a feature of our engine, which the ratios contain.
 - Ours and PyTorch draw every token from the whole distribution. dalle-pytorch always filters, here to the likeliest
   tenth, and min-dalle to the likeliest 256.
-- In a round a peer does a work once (a short one many times, and their mean counts). Ours does it five times, in a new
-  process, and their median counts.
+- In a round a peer does a work once (a short one many times, and their mean counts). Ours does it five times in a new
+  process, and their median counts (once, if that takes more than three seconds).
 - **torch** is our architecture written plainly in PyTorch, with its fused attention and optimiser. `torch.compile` is
   the same through its compiler, which needs a C++ compiler and half a minute before the first step; that time is not
   counted. On `decode-*` and `grow-*` it holds a cache allocated once.
@@ -47,7 +47,8 @@ NOTES = f"""\
   have no cache, and its VAE is left out. Version 1.6.6 loses its cache on the way when there is no guidance, and then
   starts anew for every token; here it is handed on, so these figures are better than a user's. It draws only square
   grids. So all contenders draw squares, and the text before them makes a stream as long as its name says:
-  {growth_shapes()}. dalle-pytorch sits out the longest, which would take it too long.
+  {growth_shapes()}. From `grow-1280` on the peers' f32 sits out, and
+  from the longest dalle-pytorch too: they would take an hour.
 - **dall-e** is OpenAI's package, which has no training code.
 - A *reference* has a shape of its own and enters no ratio: min-dalle's decoder, of the size of its mini model (12
   layers of width 1024 with cross-attention, two rows a picture), and dalle-pytorch's VAE (strided convolutions,
