@@ -1,109 +1,329 @@
 //! Every kernel, forward and with its gradients, at the shapes of a small transformer and a small dVAE:
 //! `cargo bench -p tessera-kernels`.
 //!
-//! Criterion's elements are floating-point operations, so `Gelem/s` is GFLOP/s, to be read beside the peak that is
-//! printed first; for kernels that memory bounds they are bytes, so it prints GB/s.
+//! Rates are of the arithmetic that a kernel is for, in GFLOP/s, or, where memory bounds it, of the bytes that it cannot
+//! but read and write, in GB/s. Beside them stands their share of what the processor reached just before: of its peak, or
+//! of what arrays too large for a cache allow. More than all of it are bytes that a cache holds, or products of whole
+//! numbers.
 
 #![allow(missing_docs)] // criterion's macros make public items
 
+use std::cell::Cell;
+use std::hint::black_box;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Tensor, TensorData};
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use rayon::prelude::*;
+use tessera_kernels::decode::{Finish, PackedLinear, States, Visible, Weights, attend};
 use tessera_kernels::{
-    Activation, AdamW, Cpu, First, Output, Plan, Precision, conv2d, cross_entropy, gumbel_softmax,
-    kl_to_uniform, layer_norm, linear, max_pool2, pattern_attention, peak_gflops, upsample2,
+    Activation, AdamW, Cpu, First, Output, Plan, Precision, approach, conv2d, conv2d_add, cross_entropy, dot,
+    gumbel, gumbel_softmax, kl_to_uniform, layer_norm, linear, linear_add, linear_f32, max_pool2,
+    pattern_attention, peak_gflops, sum_of_squares, upsample2,
 };
 
-/// Rows: 8 streams of 320 positions.
-const ROWS: usize = 2560;
+/// Positions of text.
+const TEXT: usize = 64;
+/// Side of the grid of codes.
+const GRID: usize = 16;
+/// Positions of a stream.
+const T: usize = TEXT + GRID * GRID;
+/// Streams.
+const B: usize = 8;
+/// Rows of all streams.
+const ROWS: usize = B * T;
 /// Width.
 const D: usize = 384;
+/// Heads.
+const HEADS: usize = 6;
 /// Vocabulary.
 const V: usize = 4096;
 
+/// What one call does.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Multiplications and additions.
+    Flop(usize),
+    /// Bytes read and written.
+    Bytes(usize),
+}
+
+impl Work {
+    /// What `cpu` can do of it in a nanosecond.
+    fn limit(self, cpu: Cpu) -> f64 {
+        match self {
+            Work::Flop(_) => peak_gflops(cpu),
+            Work::Bytes(_) => bandwidth(),
+        }
+    }
+
+    fn throughput(self) -> Throughput {
+        match self {
+            Work::Flop(n) => Throughput::Elements(n as u64),
+            Work::Bytes(n) => Throughput::BytesDecimal(n as u64),
+        }
+    }
+}
+
+/// 10⁹ bytes a second that all threads read and write: `a += b`, the best of five tries.
+fn bandwidth() -> f64 {
+    const N: usize = 1 << 24;
+    const PART: usize = 1 << 14;
+    let [mut a, b] = [0.0_f32, 1.0].map(|value| vec![value; N]);
+    let mut seconds = f64::INFINITY;
+    for _ in 0..5 {
+        let start = Instant::now();
+        let parts = a.par_chunks_mut(PART).zip(b.par_chunks(PART));
+        parts.for_each(|(a, b)| a.iter_mut().zip(b).for_each(|(a, b)| *a += b));
+        black_box(&mut a);
+        seconds = seconds.min(start.elapsed().as_secs_f64());
+    }
+    (3 * size_of::<f32>() * N) as f64 / seconds / 1e9
+}
+
+thread_local! {
+    /// The [`Work::limit`] of what is being timed.
+    static LIMIT: Cell<f64> = const { Cell::new(f64::NAN) };
+}
+
+/// Wall time, with rates beside their limit.
+struct Rates;
+
+impl Measurement for Rates {
+    type Intermediate = Instant;
+    type Value = Duration;
+
+    fn start(&self) -> Instant {
+        WallTime.start()
+    }
+
+    fn end(&self, start: Instant) -> Duration {
+        WallTime.end(start)
+    }
+
+    fn add(&self, a: &Duration, b: &Duration) -> Duration {
+        *a + *b
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        WallTime.to_f64(value)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        self
+    }
+}
+
+impl ValueFormatter for Rates {
+    fn scale_values(&self, typical: f64, values: &mut [f64]) -> &'static str {
+        WallTime.formatter().scale_values(typical, values)
+    }
+
+    fn scale_throughputs(&self, _: f64, work: &Throughput, values: &mut [f64]) -> &'static str {
+        let (n, unit) = match *work {
+            Throughput::Elements(n) => (n, "GFLOP/s"),
+            Throughput::BytesDecimal(n) => (n, "GB/s"),
+            _ => unreachable!("works are counted in operations or bytes"),
+        };
+        values.iter_mut().for_each(|nanoseconds| *nanoseconds = n as f64 / *nanoseconds);
+        unit
+    }
+
+    fn scale_for_machines(&self, values: &mut [f64]) -> &'static str {
+        WallTime.formatter().scale_for_machines(values)
+    }
+
+    fn format_throughput(&self, work: &Throughput, nanoseconds: f64) -> String {
+        let mut rate = [nanoseconds];
+        let unit = self.scale_throughputs(nanoseconds, work, &mut rate);
+        format!("{:.1} {unit} ({:.0}%)", rate[0], 100.0 * rate[0] / LIMIT.get())
+    }
+}
+
+fn time<T>(
+    c: &mut Criterion<Rates>,
+    cpu: Cpu,
+    [group, name]: [&str; 2],
+    work: Work,
+    mut body: impl FnMut() -> T,
+) {
+    LIMIT.set(work.limit(cpu));
+    let mut group = c.benchmark_group(group);
+    group.sample_size(20).throughput(work.throughput());
+    group.bench_function(name, |b| b.iter(|| cpu.scope(&mut body)));
+    group.finish();
+}
+
+/// A kernel, forward alone and with its gradients from that of its output. How that is handed to the graph, by a
+/// product with it, takes time but does not count.
+fn both<const N: usize>(
+    c: &mut Criterion<Rates>,
+    cpu: Cpu,
+    name: &str,
+    [forward, all]: [Work; 2],
+    body: impl Fn() -> Tensor<N>,
+) {
+    time(c, cpu, [name, "forward"], forward, &body);
+    let toward = cpu.scope(&body).without_autodiff();
+    time(c, cpu, [name, "with gradients"], all, || dot(body(), toward.clone()).backward());
+}
+
+/// A kernel that multiplies, on each kind of number; its gradients are twice the work.
+fn product<const N: usize>(c: &mut Criterion<Rates>, name: &str, flop: usize, body: impl Fn() -> Tensor<N>) {
+    for cpu in kinds() {
+        both(c, cpu, &format!("{name}, {cpu}"), [Work::Flop(flop), Work::Flop(3 * flop)], &body);
+    }
+}
+
+/// A kernel that memory bounds: bytes forward, and with its gradients.
+fn stream<const N: usize>(
+    c: &mut Criterion<Rates>,
+    name: &str,
+    bytes: [usize; 2],
+    body: impl Fn() -> Tensor<N>,
+) {
+    both(c, Cpu::current(), name, bytes.map(Work::Bytes), body);
+}
+
+/// A pass over arrays.
+fn pass<T>(c: &mut Criterion<Rates>, name: &str, bytes: usize, body: impl FnMut() -> T) {
+    time(c, Cpu::current(), [name, "pass"], Work::Bytes(bytes), body);
+}
+
+/// The processor's best with each kind of number.
+fn kinds() -> Vec<Cpu> {
+    let kind = |precision| Cpu::new(precision).expect("every processor has both");
+    let mut kinds = [Precision::F32, Precision::Auto].map(kind).to_vec();
+    kinds.dedup();
+    kinds
+}
+
+fn values(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i * 7919 % 1013) as f32 / 1013.0 - 0.5).collect()
+}
+
 fn leaf<const N: usize>(shape: [usize; N]) -> Tensor<N> {
-    let values = (0..shape.iter().product()).map(|i: usize| (i * 7919 % 1013) as f32 / 1013.0 - 0.5);
-    let values = TensorData::new(values.collect::<Vec<f32>>(), shape);
+    let values = TensorData::new(values(shape.iter().product()), shape);
     Tensor::from_data(values, &Device::flex().autodiff()).require_grad()
 }
 
-/// A kernel, forward alone and with its gradients, which are twice the work, on each kind of number.
-fn kernel<const N: usize>(c: &mut Criterion, name: &str, work: Throughput, body: impl Fn() -> Tensor<N>) {
-    let times = |n: u64| match work {
-        Throughput::Elements(work) => Throughput::Elements(work * n),
-        Throughput::Bytes(work) => Throughput::Bytes(work * n),
-        _ => unreachable!("works are counted in operations or bytes"),
-    };
-    for precision in [Precision::F32, Precision::Auto] {
-        let cpu = Cpu::new(precision).expect("both are on every processor");
-        let mut group = c.benchmark_group(format!("{name}, {cpu}"));
-        group.sample_size(20).throughput(times(1));
-        group.bench_function("forward", |b| b.iter(|| cpu.scope(&body)));
-        group.throughput(times(3));
-        group.bench_function("with gradients", |b| b.iter(|| cpu.scope(|| body().sum().backward())));
-        group.finish();
-    }
-}
-
-fn peak(_: &mut Criterion) {
+fn limits(_: &mut Criterion<Rates>) {
     for cpu in Cpu::all() {
-        println!("measured peak, {cpu}: {:.0} GF/s", peak_gflops(cpu));
+        println!("measured peak, {cpu}: {:.0} GFLOP/s", peak_gflops(cpu));
+    }
+    println!("measured bandwidth: {:.1} GB/s", bandwidth());
+}
+
+fn transformer(c: &mut Criterion<Rates>) {
+    let (x, b, wide) = (leaf([ROWS, D]), leaf([D]), leaf([4 * D]));
+    let (up, down, inner) = (leaf([D, 4 * D]), leaf([4 * D, D]), leaf([ROWS, 4 * D]));
+    let mlp = 2 * ROWS * D * 4 * D;
+    product(c, "linear", mlp, || linear(x.clone(), up.clone(), wide.clone(), Activation::None));
+    product(c, "linear + GELU", mlp, || linear(x.clone(), up.clone(), wide.clone(), Activation::Gelu));
+    product(c, "linear + residual", mlp, || linear_add(inner.clone(), down.clone(), b.clone(), x.clone()));
+    let (head, bias) = (leaf([D, V]), leaf([V]));
+    let logits = 2 * ROWS * D * V;
+    product(c, "linear in f32", logits, || linear_f32(x.clone(), head.clone(), bias.clone()));
+    let targets: Vec<u32> = (0..ROWS).map(|row| (row * 7919 % V) as u32).collect();
+    let plain = [&x, &head].map(|tensor| tensor.clone().without_autodiff());
+    let plain_bias = bias.clone().without_autodiff();
+    for cpu in kinds() {
+        let name = format!("cross-entropy, {cpu}");
+        // The loss of leaves makes their gradients on the way.
+        time(c, cpu, [&name, "forward"], Work::Flop(logits), || {
+            cross_entropy(plain[0].clone(), plain[1].clone(), plain_bias.clone(), &targets)
+        });
+        time(c, cpu, [&name, "with gradients"], Work::Flop(3 * logits), || {
+            cross_entropy(x.clone(), head.clone(), bias.clone(), &targets).backward()
+        });
+    }
+    for cpu in kinds() {
+        let out = if cpu.bf16() { 2 } else { 4 };
+        let bytes = [4 + out, (4 + out) + (4 + out + 4)].map(|bytes| Work::Bytes(ROWS * D * bytes));
+        both(c, cpu, &format!("layer norm, {cpu}"), bytes, || {
+            layer_norm(x.clone(), b.clone(), b.clone(), 1e-5)
+        });
+    }
+    let toward = leaf([ROWS, 4 * D]);
+    pass(c, "dot", 2 * 4 * ROWS * 4 * D, || dot(inner.clone(), toward.clone()));
+}
+
+/// A pattern of attention among the cells of the grid (paper §B.1).
+struct Pattern {
+    name: &'static str,
+    /// Whether a cell sees the one so many cells before it.
+    sees: fn(usize) -> bool,
+    /// The cell at each place of the working order.
+    cell: fn(usize) -> usize,
+}
+
+const PATTERNS: [Pattern; 4] = [
+    Pattern { name: "causal", sees: |_| true, cell: |place| place },
+    Pattern { name: "row", sees: |back| back <= GRID, cell: |place| place },
+    Pattern {
+        name: "column",
+        sees: |back| back.is_multiple_of(GRID),
+        cell: |place| place % GRID * GRID + place / GRID,
+    },
+    Pattern {
+        name: "convolutional",
+        sees: |back| (0..=3).any(|rows| back.abs_diff(rows * GRID) <= 3), // 7 × 7
+        cell: |place| place,
+    },
+];
+
+/// Arithmetic is that of the pairs of which one sees the other.
+fn attention(c: &mut Criterion<Rates>) {
+    let qkv = leaf([B, T, 3 * D]);
+    for Pattern { name, sees, cell } in PATTERNS {
+        let sees = |query: usize, key: usize| key <= query && (key < TEXT || sees(query - key));
+        let pairs = (0..T).map(|query| (0..T).filter(|&key| sees(query, key)).count()).sum::<usize>();
+        let order = (0..TEXT).chain((0..GRID * GRID).map(|place| TEXT + cell(place))).collect();
+        let plan = Arc::new(Plan::new(order, sees));
+        let flop = 2 * 2 * B * pairs * D;
+        product(c, &format!("{name} attention"), flop, || pattern_attention(qkv.clone(), HEADS, &plan));
     }
 }
 
-fn product(m: usize, n: usize, k: usize) -> Throughput {
-    Throughput::Elements(2 * (m * n * k) as u64)
-}
-
-/// One array of `values` f32 read, another written.
-fn in_and_out(values: usize) -> Throughput {
-    Throughput::Bytes(8 * values as u64)
-}
-
-fn transformer(c: &mut Criterion) {
-    let (x, b, wide) = (leaf([ROWS, D]), leaf([D]), leaf([4 * D]));
-    let w = leaf([D, 4 * D]);
-    kernel(c, "linear", product(ROWS, 4 * D, D), || {
-        linear(x.clone(), w.clone(), wide.clone(), Activation::None)
-    });
-    kernel(c, "linear + GELU", product(ROWS, 4 * D, D), || {
-        linear(x.clone(), w.clone(), wide.clone(), Activation::Gelu)
-    });
-    kernel(c, "layer norm", in_and_out(ROWS * D), || layer_norm(x.clone(), b.clone(), b.clone(), 1e-5));
-    let plan = Arc::new(Plan::new((0..320).collect(), |query, key| key <= query));
-    let qkv = leaf([8, 320, 3 * D]);
-    let pairs = 8 * 320 * 320 / 2;
-    kernel(c, "causal attention", product(2, pairs, D), || pattern_attention(qkv.clone(), 6, &plan));
-    let (head, bias) = (leaf([D, V]), leaf([V]));
-    let targets: Vec<u32> = (0..ROWS).map(|row| (row * 7919 % V) as u32).collect();
-    kernel(c, "cross-entropy", product(ROWS, V, D), || {
-        cross_entropy(x.clone(), head.clone(), bias.clone(), &targets)
-    });
-}
-
-fn dvae(c: &mut Criterion) {
+fn dvae(c: &mut Criterion<Rates>) {
     const CHANNELS: usize = 128;
     const PIXELS: usize = 8 * 32 * 32;
-    let pictures = leaf([8, 32, 32, CHANNELS]);
+    const N: usize = PIXELS * CHANNELS;
+    let (pictures, b) = (leaf([8, 32, 32, CHANNELS]), leaf([CHANNELS]));
+    let filters = |k: usize| leaf([CHANNELS, CHANNELS, k, k]);
+    let flop = |k: usize| 2 * k * k * N * CHANNELS;
     for k in [1, 3, 7] {
-        let (w, b) = (leaf([CHANNELS, CHANNELS, k, k]), leaf([CHANNELS]));
-        kernel(c, &format!("convolution {k}×{k}"), product(PIXELS, CHANNELS, k * k * CHANNELS), || {
+        let w = filters(k);
+        product(c, &format!("convolution {k}×{k}"), flop(k), || {
             conv2d(pictures.clone(), w.clone(), b.clone(), First::Relu, Output::F32)
         });
     }
-    kernel(c, "max-pool", Throughput::Bytes(5 * (PIXELS * CHANNELS) as u64), || max_pool2(pictures.clone()));
-    kernel(c, "upsample", Throughput::Bytes(20 * (PIXELS * CHANNELS) as u64), || upsample2(pictures.clone()));
-    let (logits, noise) = (leaf([PIXELS / 16, V]), leaf([PIXELS / 16, V]));
-    kernel(c, "Gumbel softmax", Throughput::Bytes(12 * (PIXELS / 16 * V) as u64), || {
-        gumbel_softmax(logits.clone(), noise.clone(), 0.5)
+    let (w, residual) = (filters(3), leaf([8, 32, 32, CHANNELS]));
+    product(c, "convolution 3×3 + residual", flop(3), || {
+        conv2d_add(pictures.clone(), w.clone(), b.clone(), residual.clone(), 0.3)
     });
-    kernel(c, "KL to uniform", Throughput::Bytes(4 * (PIXELS / 16 * V) as u64), || {
-        kl_to_uniform(logits.clone())
-    });
+    // Of four values read one is written; the gradient reads both sizes and writes the large one.
+    stream(c, "max-pool", [5 * N, 5 * N + 9 * N], || max_pool2(pictures.clone()));
+    stream(c, "upsample", [20 * N, 2 * 20 * N], || upsample2(pictures.clone()));
 }
 
-fn optimiser(c: &mut Criterion) {
+fn codes(c: &mut Criterion<Rates>) {
+    const ROWS: usize = 512;
+    const N: usize = ROWS * V;
+    let (logits, noise) = (leaf([ROWS, V]), leaf([ROWS, V]));
+    stream(c, "Gumbel softmax", [12 * N, 2 * 12 * N], || gumbel_softmax(logits.clone(), noise.clone(), 0.5));
+    stream(c, "KL to uniform", [4 * N, 4 * N + 8 * N], || kl_to_uniform(logits.clone()));
+    let bits: Vec<u32> = (0..N as u32).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
+    pass(c, "Gumbel noise", 8 * N, || gumbel(&bits));
+}
+
+fn optimiser(c: &mut Criterion<Rates>) {
     const N: usize = 1 << 24;
     let [mut w, g, mut m, mut v] = [1.0, 0.1, 0.0, 0.0].map(|value| vec![value; N]);
     let adam = AdamW {
@@ -115,11 +335,43 @@ fn optimiser(c: &mut Criterion) {
         shrink: 1.0,
         epsilon: 1e-8,
     };
-    let mut group = c.benchmark_group("AdamW");
-    group.throughput(Throughput::Bytes(7 * 4 * N as u64)); // four arrays read, three written
-    group.bench_function("update", |b| b.iter(|| adam.update(&mut w, &g, &mut m, &mut v)));
-    group.finish();
+    pass(c, "AdamW", 7 * 4 * N, || adam.update(&mut w, &g, &mut m, &mut v)); // four arrays read, three written
+    pass(c, "sum of squares", 4 * N, || sum_of_squares(&g));
+    pass(c, "moving average", 3 * 4 * N, || approach(&mut w, &g, 1e-3));
 }
 
-criterion_group!(benches, peak, transformer, dvae, optimiser);
+/// One token of each of some lanes: a map of their rows, and a query of each over the states before it.
+fn decoding(c: &mut Criterion<Rates>) {
+    const LANES: usize = 64;
+    let (weight, x) = (values(D * 4 * D), values(LANES * D));
+    for cpu in kinds() {
+        let map = PackedLinear::new(cpu, &weight, values(4 * D), Weights::Int8);
+        for rows in [1, 16, LANES] {
+            let (name, work) = match rows {
+                1 => ("1 row".into(), Work::Bytes(D * 4 * D)), // it waits for the weights
+                _ => (format!("{rows} rows"), Work::Flop(2 * rows * D * 4 * D)),
+            };
+            let (x, mut out) = (&x[..rows * D], vec![0.0; rows * 4 * D]);
+            let group = format!("packed map in 8 bits, {cpu}");
+            time(c, cpu, [&group, &name], work, || map.apply(x, Finish::Set, &mut out));
+        }
+        let [mut text, mut own] = [(1, TEXT), (LANES, GRID * GRID)]
+            .map(|(owners, slots)| States::new(cpu, owners, [HEADS, D / HEADS], slots));
+        let qkv = values(LANES * 3 * D);
+        (0..TEXT).for_each(|slot| text.put_all(slot, &qkv[..3 * D]));
+        (0..GRID * GRID).for_each(|slot| own.put_all(slot, &qkv));
+        let [text_sees, own_sees] = [TEXT, GRID * GRID].map(|slots| Visible::new(0..slots));
+        let mut out = vec![0.0; LANES * D];
+        let bytes = 2 * LANES * GRID * GRID * D * if cpu.bf16() { 2 } else { 4 }; // the text's states stay in a cache
+        let (text, own) = ((&text, &[0; LANES][..], &text_sees), (&own, &own_sees));
+        let names = [&format!("attention of one query, {cpu}"), "64 lanes"];
+        time(c, cpu, names, Work::Bytes(bytes), || attend(&qkv, 3 * D, text, own, &mut out));
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(Rates);
+    targets = limits, transformer, attention, dvae, codes, optimiser, decoding
+}
 criterion_main!(benches);

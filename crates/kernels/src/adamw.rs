@@ -34,7 +34,8 @@ impl AdamW {
     /// If the lengths differ.
     pub fn update(&self, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         let n = w.len();
-        assert!([g.len(), m.len(), v.len()] == [n; 3], "adamw: {n} weights, {} gradients", g.len());
+        let lengths = [g.len(), m.len(), v.len()];
+        assert!(lengths == [n; 3], "adamw: {lengths:?} gradients, means and variances, wanted {n} each");
         let isa = Cpu::current().isa();
         let parts = w.par_chunks_mut(PART).zip(g.par_chunks(PART));
         let moments = m.par_chunks_mut(PART).zip(v.par_chunks_mut(PART));
@@ -87,40 +88,56 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, noise};
 
+    const ADAM: AdamW = AdamW {
+        gradient_scale: 0.5,
+        beta1: 0.9,
+        beta2: 0.96,
+        step: 0.1,
+        inverse_variance: 3.0,
+        shrink: 0.99,
+        epsilon: 1e-8,
+    };
+
     #[test]
     fn an_update_is_its_formula_on_every_processor() {
         let n = 2 * PART + 13;
-        let adam = AdamW {
-            gradient_scale: 0.5,
-            beta1: 0.9,
-            beta2: 0.96,
-            step: 0.1,
-            inverse_variance: 3.0,
-            shrink: 0.99,
-            epsilon: 1e-8,
-        };
         let [w, g, m] = [1, 2, 3].map(|seed| noise(n, seed));
         let v: Vec<f32> = noise(n, 4).into_iter().map(|v| v * v).collect();
         let wanted = |i: usize| {
             let g = f64::from(g[i]) * 0.5;
             let (m, v) = (0.9 * f64::from(m[i]) + 0.1 * g, 0.96 * f64::from(v[i]) + 0.04 * g * g);
-            (0.99 * f64::from(w[i]) - 0.1 * m / ((v * 3.0).sqrt() + 1e-8)) as f32
+            [0.99 * f64::from(w[i]) - 0.1 * m / ((v * 3.0).sqrt() + 1e-8), m, v].map(|value| value as f32)
         };
-        let wanted: Vec<f32> = (0..n).map(wanted).collect();
+        let wanted: Vec<[f32; 3]> = (0..n).map(wanted).collect();
         for cpu in Cpu::all() {
             let (mut w, mut m, mut v) = (w.clone(), m.clone(), v.clone());
-            cpu.scope(|| adam.update(&mut w, &g, &mut m, &mut v));
-            assert_close(&cpu.to_string(), &w, &wanted, 1e-5);
+            cpu.scope(|| ADAM.update(&mut w, &g, &mut m, &mut v));
+            for (i, (name, got)) in [("weights", w), ("mean", m), ("variance", v)].into_iter().enumerate() {
+                let wanted: Vec<f32> = wanted.iter().map(|all| all[i]).collect();
+                assert_close(&format!("{name}, {cpu}"), &got, &wanted, 1e-5);
+            }
         }
     }
 
     #[test]
-    fn squares_and_averages() {
-        let values = noise(PART + 7, 1);
-        let wanted: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
-        assert!((sum_of_squares(&values) / wanted - 1.0).abs() < 1e-6);
-        let mut a = vec![1.0, 3.0];
-        approach(&mut a, &[2.0, 1.0], 0.25);
-        assert_eq!(a, [1.25, 2.5]);
+    fn squares_and_averages_are_their_formulas_on_every_processor() {
+        let [a, b] = [1, 2].map(|seed| noise(2 * PART + 7, seed));
+        let square: f64 = a.iter().map(|&value| f64::from(value).powi(2)).sum();
+        let nearer: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + 0.25 * (b - a)).collect();
+        for cpu in Cpu::all() {
+            cpu.scope(|| {
+                assert!((sum_of_squares(&a) / square - 1.0).abs() < 1e-6, "{cpu}");
+                assert_eq!(sum_of_squares(&[]), 0.0);
+                let mut a = a.clone();
+                approach(&mut a, &b, 0.25);
+                assert!(a == nearer, "{cpu}");
+            });
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "[3, 3, 2] gradients, means and variances, wanted 3 each")]
+    fn lengths_that_differ_are_named() {
+        ADAM.update(&mut [0.0; 3], &[0.0; 3], &mut [0.0; 3], &mut [0.0; 2]);
     }
 }

@@ -202,10 +202,12 @@ impl Isa {
     #[allow(unsafe_code)]
     pub fn run<B: Body>(self, body: B) -> B::Output {
         debug_assert!(self >= Isa::detect(), "{self} is not on this processor");
-        // SAFETY: a `Cpu` is only made with a set that `detect` found, or one that the found set includes.
         match self {
+            // SAFETY: a `Cpu` is only made with a set that `detect` found, or one that the found set includes.
             Isa::Amx | Isa::Avx512Bf16 => unsafe { x86::avx512_bf16(body) },
+            // SAFETY: as above.
             Isa::Avx512 => unsafe { x86::avx512(body) },
+            // SAFETY: as above.
             Isa::Avx2 => unsafe { x86::avx2(body) },
             Isa::Portable => body.run(),
         }

@@ -47,7 +47,8 @@ fn check(x: &Tensor<2>, w: &Tensor<2>, b: &Tensor<1>, targets: &[u32]) {
     let ([rows, d], [d_in, v], [biases]) = (x.dims(), w.dims(), b.dims());
     assert!(
         d == d_in && v == biases && rows == targets.len() && rows > 0,
-        "cross_entropy: x [{rows}, {d}], weight [{d_in}, {v}], bias [{biases}] and {} targets do not fit",
+        "cross_entropy: x [{rows}, {d}], bias [{biases}] and {} targets; for a weight [{d_in}, {v}] wanted x [.., {d_in}] \
+         with a row or more, bias [{v}] and a target for each row",
         targets.len()
     );
     let largest = targets.iter().max().copied().unwrap_or(0);

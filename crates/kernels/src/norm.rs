@@ -26,8 +26,8 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, bias: Tensor<1>
     let d = x.dims()[D - 1];
     let [gains, biases] = [gain.dims()[0], bias.dims()[0]];
     assert!(
-        gains == d && biases == d,
-        "layer_norm: {d} values a row, {gains} gains, {biases} biases do not fit"
+        d > 0 && gains == d && biases == d,
+        "layer_norm: {gains} gains and {biases} biases, wanted one for each of {d} values a row, at least one"
     );
     match (Input::new(x.clone()), Input::new(gain.clone()), Input::new(bias.clone())) {
         (Some(x), Some(gain), Some(bias)) => {

@@ -1,133 +1,375 @@
-//! Every kernel held equal to its reference at shapes drawn by chance, and alone at shapes of nothing.
+//! Every kernel held equal to its reference at shapes drawn by chance, those of nothing among them, from f32 and, where
+//! it may be given, bf16; shapes that do not fit refused; and the number of threads without a say.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::testing::{assert_close, grad, hold_equal, leaf, tolerance, values};
+use burn::tensor::{FloatDType, Tensor};
+use rayon::ThreadPoolBuilder;
+
+use crate::decode::{Finish, PackedLinear, States, Visible, Weights, attend, int8_rounded};
+use crate::testing::{
+    F32, F32_AND_BF16, Leaves, assert_close, constant, hold, leaf, noise, outcome, tolerance, values,
+};
 use crate::{
-    Activation, Cpu, First, Output, Plan, conv2d, conv2d_reference, cross_entropy, cross_entropy_reference,
-    gumbel_softmax, layer_norm, layer_norm_reference, linear, linear_reference, max_pool2, pattern_attention,
-    pattern_attention_reference, upsample2,
+    Activation, Cpu, First, Output, Plan, conv2d, conv2d_add, conv2d_reference, cross_entropy,
+    cross_entropy_reference, dot, dot_reference, gumbel_softmax, gumbel_softmax_reference, kl_to_uniform,
+    kl_to_uniform_reference, layer_norm, layer_norm_reference, linear, linear_add, linear_f32,
+    linear_reference, max_pool2, max_pool2_reference, pattern_attention, pattern_attention_reference,
+    upsample2, upsample2_reference,
 };
 
-/// Sizes at which tiles, panels, pairs and blocks end, one more, one less, and primes.
-const SIZES: [usize; 14] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 47, 48, 49, 67];
+/// Nothing, and sizes at which tiles, panels, pairs and blocks end, one more, one less, and primes.
+const SIZES: [usize; 15] = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 47, 48, 49, 67];
+/// Shapes that a kernel is tried at.
+const ROUNDS: usize = 20;
 
 /// Draws from a list, a function of the seed.
-struct Draws(u64);
+struct Draws {
+    state: u64,
+    /// Which of a shape's sizes is nothing, if it has so many.
+    nothing: usize,
+}
 
 impl Draws {
     fn of(&mut self, sizes: &[usize]) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        sizes[(self.0 >> 33) as usize % sizes.len()]
+        self.state =
+            self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        sizes[(self.state >> 33) as usize % sizes.len()]
     }
 
     fn shape<const N: usize>(&mut self) -> [usize; N] {
-        std::array::from_fn(|_| self.of(&SIZES))
+        std::array::from_fn(|i| if i == self.nothing { 0 } else { self.of(&SIZES) })
+    }
+
+    /// Sizes of what may not be empty.
+    fn some<const N: usize>(&mut self) -> [usize; N] {
+        std::array::from_fn(|_| self.of(&SIZES[1..]))
+    }
+}
+
+/// Calls `body` for each shape. In the last of them each size is nothing once: by then working memory holds what others
+/// left there.
+fn rounds(seed: u64, body: impl Fn(&mut Draws)) {
+    let mut draws = Draws { state: seed, nothing: ROUNDS };
+    for nothing in (0..ROUNDS).rev() {
+        draws.nothing = nothing;
+        body(&mut draws);
     }
 }
 
 #[test]
 fn linear_maps_of_any_shape() {
-    let mut draws = Draws(1);
-    for _ in 0..20 {
-        let [rows, d_in, d_out] = draws.shape();
-        hold_equal(
-            || (leaf([rows, d_in], 1), leaf([d_in, d_out], 2), leaf([d_out], 3)),
-            |(x, w, b)| linear(x.clone(), w.clone(), b.clone(), Activation::Gelu),
-            |(x, w, b)| linear_reference(x.clone(), w.clone(), b.clone(), Activation::Gelu),
-            |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+    let any = |[rows, d_in, d_out]: [usize; 3]| {
+        let leaves = || (leaf([rows, d_in], 1), leaf([d_in, d_out], 2), leaf([d_out], 3));
+        for activation in [Activation::None, Activation::Gelu] {
+            hold(
+                F32_AND_BF16,
+                leaves,
+                |(x, w, b), kind| linear(x.cast(kind), w, b, activation),
+                |(x, w, b)| linear_reference(x, w, b, activation),
+            );
+        }
+        hold(
+            F32_AND_BF16,
+            leaves,
+            |(x, w, b), kind| linear_f32(x.cast(kind), w, b),
+            |(x, w, b)| linear_reference(x, w, b, Activation::None),
         );
-    }
+        hold(
+            F32_AND_BF16,
+            || (leaf([rows, d_in], 1), leaf([d_in, d_out], 2), leaf([d_out], 3), leaf([rows, d_out], 4)),
+            |(x, w, b, residual), kind| linear_add(x.cast(kind), w, b, residual),
+            |(x, w, b, residual)| residual + linear_reference(x, w, b, Activation::None),
+        );
+    };
+    any([0, 67, 5]); // the weight's gradient is a product over no rows, of more columns than a block
+    rounds(1, |draws| any(draws.shape()));
 }
 
 #[test]
 fn convolutions_of_any_shape() {
-    let mut draws = Draws(2);
-    for _ in 0..20 {
+    rounds(2, |draws| {
         let [height, width, n_in, n_out] = draws.shape();
-        let [batch, k] = [draws.of(&[1, 2, 3]), draws.of(&[1, 3, 5, 7])];
-        hold_equal(
-            || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
-            |(x, w, b)| conv2d(x.clone(), w.clone(), b.clone(), First::Relu, Output::Kernel),
-            |(x, w, b)| conv2d_reference(x.clone(), w.clone(), b.clone(), First::Relu),
-            |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+        let [batch, k] = [draws.of(&[0, 1, 2, 3]), draws.of(&[1, 3, 5, 7])];
+        let [x, residual] = [[batch, height, width, n_in], [batch, height, width, n_out]];
+        for output in [Output::Kernel, Output::F32, Output::Exact] {
+            hold(
+                F32_AND_BF16,
+                || (leaf(x, 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
+                |(x, w, b), kind| conv2d(x.cast(kind), w, b, First::Relu, output),
+                |(x, w, b)| conv2d_reference(x, w, b, First::Relu),
+            );
+        }
+        hold(
+            F32_AND_BF16,
+            || (leaf(x, 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3), leaf(residual, 4)),
+            |(x, w, b, residual), kind| conv2d_add(x.cast(kind), w, b, residual, 0.3),
+            |(x, w, b, residual)| residual + conv2d_reference(x, w, b, First::Relu) * 0.3,
         );
-    }
+    });
 }
 
 #[test]
 fn layer_norms_and_losses_of_any_shape() {
-    let mut draws = Draws(3);
-    for _ in 0..20 {
-        let [rows, d, v] = draws.shape();
-        let d = d + 2; // two values alone become ±1, and their gradient is rounding
-        hold_equal(
-            || (leaf([rows, d], 1), leaf([d], 2), leaf([d], 3)),
-            |(x, gain, bias)| layer_norm(x.clone(), gain.clone(), bias.clone(), 1e-5),
-            |(x, gain, bias)| layer_norm_reference(x.clone(), gain.clone(), bias.clone(), 1e-5),
-            |(x, gain, bias), g| vec![grad(x, g), grad(gain, g), grad(bias, g)],
+    rounds(3, |draws| {
+        let [rows, d] = draws.shape();
+        let wide = d + 3; // two values alone become ±1, and their gradient is rounding
+        hold(
+            F32,
+            || (leaf([rows, wide], 1), leaf([wide], 2), leaf([wide], 3)),
+            |(x, gain, bias), _| layer_norm(x, gain, bias, 1e-5),
+            |(x, gain, bias)| layer_norm_reference(x, gain, bias, 1e-5),
         );
+        let [rows, more] = draws.some();
+        let v = more + 2; // the gradients of two codes cancel, and may leave rounding
         let targets: Vec<u32> = (0..rows).map(|row| (row * 7919 % v) as u32).collect();
-        hold_equal(
+        hold(
+            F32_AND_BF16,
             || (leaf([rows, d], 1), leaf([d, v], 2), leaf([v], 3)),
-            |(x, w, b)| cross_entropy(x.clone(), w.clone(), b.clone(), &targets),
-            |(x, w, b)| cross_entropy_reference(x.clone(), w.clone(), b.clone(), &targets),
-            |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+            |(x, w, b), kind| cross_entropy(x.cast(kind), w, b, &targets),
+            |(x, w, b)| cross_entropy_reference(x, w, b, &targets),
         );
-    }
+    });
 }
 
 #[test]
 fn attention_of_any_shape_and_pattern() {
-    let mut draws = Draws(4);
-    for round in 0..20 {
-        let [t, width] = draws.shape();
-        let [batch, heads, stride] = [draws.of(&[1, 2]), draws.of(&[1, 2, 5]), draws.of(&[1, 2, 3, 11])];
+    rounds(4, |draws| {
+        let ([t], [width]) = (draws.shape(), draws.some());
+        let [batch, heads, stride] = [draws.of(&[0, 1, 2]), draws.of(&[1, 2, 5]), draws.of(&[1, 2, 3, 11])];
         let sees = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(stride);
-        let order = if round % 2 == 0 { (0..t).collect() } else { (0..t).rev().collect() };
+        let order = if stride < 3 { (0..t).collect() } else { (0..t).rev().collect() };
         let plan = Arc::new(Plan::new(order, sees));
-        hold_equal(
-            || leaf([batch, t, 3 * heads * width], 1),
-            |qkv| pattern_attention(qkv.clone(), heads, &plan),
-            |qkv| pattern_attention_reference(qkv.clone(), heads, &plan),
-            |qkv, g| vec![grad(qkv, g)],
+        hold(
+            F32_AND_BF16,
+            || (leaf([batch, t, 3 * heads * width], 1),),
+            |(qkv,), kind| pattern_attention(qkv.cast(kind), heads, &plan),
+            |(qkv,)| pattern_attention_reference(qkv, heads, &plan),
         );
-    }
+    });
 }
 
 #[test]
-fn shapes_of_nothing_give_nothing_and_sums_of_nothing_give_the_bias() {
+fn pictures_and_codes_of_any_shape() {
+    rounds(5, |draws| {
+        let [batch, height, width, channels] = draws.shape();
+        let [large, small] = [[batch, 2 * height, 2 * width, channels], [batch, height, width, channels]];
+        hold(F32, || (leaf(large, 1),), |(x,), _| max_pool2(x), |(x,)| max_pool2_reference(x));
+        hold(F32, || (leaf(small, 1),), |(x,), _| upsample2(x), |(x,)| upsample2_reference(x));
+        let [rows, v] = draws.shape();
+        hold(
+            F32,
+            || (leaf([rows, v], 1), leaf([rows, v], 2)),
+            |(logits, noise), _| gumbel_softmax(logits, noise, 0.3),
+            |(logits, noise)| gumbel_softmax_reference(logits, noise, 0.3),
+        );
+        hold(
+            F32_AND_BF16,
+            || (leaf([rows, v], 1), leaf([rows, v], 2)), // with sums that are not near 0
+            |(a, b), kind| dot((a + 2.0).cast(kind), (b + 2.0).cast(kind)),
+            |(a, b)| dot_reference(a + 2.0, b + 2.0),
+        );
+        let shape: [usize; 2] = draws.some();
+        hold(
+            F32,
+            || (leaf(shape, 1),),
+            |(logits,), _| kl_to_uniform(logits * 3.0),
+            |(logits,)| kl_to_uniform_reference(logits * 3.0),
+        );
+    });
+}
+
+#[test]
+fn packed_maps_of_any_shape() {
+    rounds(6, |draws| {
+        let ([rows, d_in], [d_out]) = (draws.shape(), draws.some());
+        let [x, weight, bias] =
+            [(rows * d_in, 1), (d_in * d_out, 2), (d_out, 3)].map(|(n, seed)| noise(n, seed));
+        for (kept, weights) in
+            [(Weights::Full, weight.clone()), (Weights::Int8, int8_rounded(&weight, d_out))]
+        {
+            let w = constant(weights, [d_in, d_out]);
+            let wanted = linear_reference(leaf([rows, d_in], 1), w, leaf([d_out], 3), Activation::None);
+            let wanted = values(wanted.without_autodiff());
+            for cpu in Cpu::all() {
+                let mut got = noise(rows * d_out, 4);
+                let map = PackedLinear::new(cpu, &weight, bias.clone(), kept);
+                map.apply(&x, Finish::Set, &mut got);
+                let what = format!("{kept:?} [{rows}, {d_in}] to {d_out}, {cpu}");
+                assert_close(&what, &got, &wanted, tolerance(cpu));
+                map.apply(&x, Finish::Add, &mut got);
+                let twice: Vec<f32> = wanted.iter().map(|value| 2.0 * value).collect();
+                assert_close(&what, &got, &twice, tolerance(cpu));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_decoder_s_query_of_any_shape_is_the_last_one_of_attention() {
+    rounds(7, |draws| {
+        let ([texts], [lanes, width, slots]) = (draws.shape(), draws.some());
+        let [heads, stride] = [draws.of(&[1, 2, 5]), draws.of(&[1, 2, 3, 11])];
+        let (t, d) = (texts + slots, heads * width);
+        let visible = |slot: usize| (slots - 1 - slot).is_multiple_of(stride);
+        let captions: Vec<usize> = (0..lanes).map(|lane| lane / 3 % 2).collect();
+        let state = |owner: usize, slot: usize| noise(3 * d, (1 + 1000 * owner + slot) as u64);
+        let own = |lane: usize, slot: usize| state(2 + lane, slot);
+
+        let sees = |query: usize, key: usize| query == key || key < texts || visible(key - texts);
+        let plan = Plan::new((0..t).collect(), sees);
+        let stream = |lane: usize| {
+            let text = (0..texts).flat_map(|slot| state(captions[lane], slot)).collect::<Vec<f32>>();
+            [text, (0..slots).flat_map(|slot| own(lane, slot)).collect()].concat()
+        };
+        let qkv = constant((0..lanes).flat_map(stream).collect(), [lanes, t, 3 * d]);
+        let all = values(pattern_attention_reference(qkv, heads, &plan).without_autodiff());
+        let wanted: Vec<f32> = all.chunks(t * d).flat_map(|lane| lane[(t - 1) * d..].to_vec()).collect();
+
+        for cpu in Cpu::all() {
+            let mut text = States::new(cpu, 2, [heads, width], texts);
+            for (caption, slot) in (0..2).flat_map(|caption| (0..texts).map(move |slot| (caption, slot))) {
+                let qkv = state(caption, slot);
+                text.put(caption, slot, &qkv[d..2 * d], &qkv[2 * d..]);
+            }
+            let mut pictures = States::new(cpu, lanes, [heads, width], slots);
+            let rows = |slot: usize| (0..lanes).flat_map(|lane| own(lane, slot)).collect::<Vec<f32>>();
+            (0..slots).for_each(|slot| pictures.put_all(slot, &rows(slot)));
+            let (text_visible, own_visible) =
+                (Visible::new(0..texts), Visible::new((0..slots).filter(|&slot| visible(slot))));
+            let mut got = vec![0.0; lanes * d];
+            let (queries, text) = (rows(slots - 1), (&text, &captions[..], &text_visible));
+            attend(&queries, 3 * d, text, (&pictures, &own_visible), &mut got);
+            let what = format!("{lanes} lanes, {texts} + {slots} states, {heads} × {width}, {cpu}");
+            assert_close(&what, &got, &wanted, tolerance(cpu));
+        }
+    });
+}
+
+#[test]
+fn outputs_of_nothing_have_a_shape_nevertheless() {
     for cpu in Cpu::all() {
         cpu.scope(|| {
-            for [rows, d_in, d_out] in [[0, 4, 3], [4, 3, 0], [0, 0, 0], [4, 0, 3]] {
-                let (x, w, b) = (leaf([rows, d_in], 1), leaf([d_in, d_out], 2), leaf([d_out], 3));
-                let y = linear(x, w, b.clone(), Activation::None);
-                assert_eq!(y.dims(), [rows, d_out]);
-                let wanted = values(b).repeat(rows);
-                assert_close(
-                    &cpu.to_string(),
-                    &values(y.clone().without_autodiff()),
-                    &wanted,
-                    tolerance(cpu),
-                );
-                y.sum().backward();
-            }
-            for [batch, height, n_in, n_out] in [[0, 4, 3, 2], [1, 0, 3, 2], [1, 4, 3, 0], [1, 4, 0, 2]] {
-                let (x, w) = (leaf([batch, height, 5, n_in], 1), leaf([n_out, n_in, 3, 3], 2));
-                let b = leaf([n_out], 3);
-                let y = conv2d(x, w, b.clone(), First::Relu, Output::F32);
-                assert_eq!(y.dims(), [batch, height, 5, n_out]);
-                let wanted = values(b).repeat(batch * height * 5);
-                assert_eq!(values(y.clone().without_autodiff()), wanted, "{cpu}");
-                y.sum().backward();
-            }
-            let nothing = || leaf([0, 4, 4, 3], 1);
-            assert_eq!(max_pool2(nothing()).dims(), [0, 2, 2, 3]);
-            assert_eq!(upsample2(nothing()).dims(), [0, 8, 8, 3]);
-            assert_eq!(gumbel_softmax(nothing(), nothing(), 1.0).dims(), [0, 4, 4, 3]);
+            let pictures = |channels: usize| leaf([0, 4, 6, channels], 1);
+            let linear = |rows: usize, d_out: usize| {
+                linear(leaf([rows, 4], 1), leaf([4, d_out], 2), leaf([d_out], 3), Activation::None)
+            };
+            assert_eq!([linear(0, 3).dims(), linear(5, 0).dims()], [[0, 3], [5, 0]]);
+            let filters = (leaf([2, 3, 3, 3], 2), leaf([2], 3));
+            let y = conv2d(pictures(3), filters.0, filters.1, First::Relu, Output::Kernel);
+            assert_eq!(y.dims(), [0, 4, 6, 2]);
+            assert_eq!(max_pool2(pictures(3)).dims(), [0, 2, 3, 3]);
+            assert_eq!(upsample2(pictures(3)).dims(), [0, 8, 12, 3]);
+            assert_eq!(gumbel_softmax(pictures(3), pictures(3), 1.0).dims(), [0, 4, 6, 3]);
             assert_eq!(layer_norm(leaf([0, 5], 1), leaf([5], 2), leaf([5], 3), 1e-5).dims(), [0, 5]);
             let plan = Arc::new(Plan::new((0..3).collect(), |query, key| key <= query));
             assert_eq!(pattern_attention(leaf([0, 3, 12], 1), 2, &plan).dims(), [0, 3, 4]);
         });
     }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
+    let x = || leaf([3, 4], 1);
+    let plan = |len: usize| Arc::new(Plan::new((0..len).collect(), |query, key| key <= query));
+    let packed = |bias: Vec<f32>| PackedLinear::new(Cpu::current(), &[1.0; 12], bias, Weights::Int8);
+    let refused: [(&dyn Fn(), [&str; 2]); 17] = [
+        (&|| drop(linear(x(), leaf([5, 6], 2), leaf([6], 3), Activation::None)), ["[3, 4]", "[.., 5]"]),
+        (&|| drop(linear_f32(x(), leaf([4, 6], 2), leaf([7], 3))), ["[7]", "[6]"]),
+        (&|| drop(linear_add(x(), leaf([4, 6], 2), leaf([6], 3), x())), ["[3, 4]", "[3, 6]"]),
+        (
+            &|| {
+                drop(conv2d(
+                    leaf([1, 2, 2, 3], 1),
+                    leaf([5, 3, 2, 2], 2),
+                    leaf([5], 3),
+                    First::Relu,
+                    Output::F32,
+                ))
+            },
+            ["[5, 3, 2, 2]", "k odd"],
+        ),
+        (
+            &|| {
+                let [x, residual] = [leaf([1, 2, 2, 3], 1), leaf([1, 2, 2, 3], 4)];
+                drop(conv2d_add(x, leaf([5, 3, 1, 1], 2), leaf([5], 3), residual, 1.0));
+            },
+            ["[1, 2, 2, 3]", "[1, 2, 2, 5]"],
+        ),
+        (
+            &|| drop(layer_norm(leaf([3, 0], 1), leaf([0], 2), leaf([0], 3), 1e-5)),
+            ["0 gains", "at least one"],
+        ),
+        (&|| drop(layer_norm(x(), leaf([5], 2), leaf([4], 3), 1e-5)), ["5 gains", "each of 4"]),
+        (
+            &|| drop(cross_entropy(leaf([0, 4], 1), leaf([4, 6], 2), leaf([6], 3), &[])),
+            ["[0, 4]", "a row or more"],
+        ),
+        (&|| drop(cross_entropy(x(), leaf([4, 0], 2), leaf([0], 3), &[0; 3])), ["target 0", "less than 0"]),
+        (&|| drop(pattern_attention(leaf([1, 3, 6], 1), 0, &plan(3))), ["[1, 3, 6]", "0 heads"]),
+        (&|| drop(pattern_attention(leaf([1, 3, 0], 1), 1, &plan(3))), ["[1, 3, 0]", "a multiple of 3"]),
+        (&|| drop(pattern_attention(leaf([1, 3, 6], 1), 1, &plan(4))), ["[1, 3, 6]", "[.., 4,"]),
+        (&|| drop(max_pool2(leaf([1, 3, 2, 1], 1))), ["3×2", "even sides"]),
+        (&|| drop(gumbel_softmax(x(), leaf([3, 5], 2), 1.0)), ["[3, 4]", "[3, 5]"]),
+        (&|| drop(dot(x(), x().cast(FloatDType::BF16))), ["F32", "BF16"]),
+        (&|| drop(packed(Vec::new())), ["12 weights", "0 biases"]),
+        (
+            &|| packed(vec![0.0; 3]).apply(&[0.0; 5], Finish::Set, &mut [0.0; 3]),
+            ["[4, 3]", "5 numbers into 3"],
+        ),
+    ];
+    for (body, words) in refused {
+        let panic = catch_unwind(AssertUnwindSafe(body)).expect_err("a refusal");
+        let said = panic.downcast::<String>().expect("a message with numbers");
+        assert!(words.iter().all(|word| said.contains(word)), "{said}: wanted {words:?} in it");
+    }
+}
+
+/// Asserts that the output of `kernel` and all gradients are the same to the last bit in pools of 1, 2 and 5 threads.
+fn hold_same_in_any_pool<const D: usize, L: Leaves>(
+    name: &str,
+    leaves: impl Fn() -> L + Sync,
+    kernel: impl Fn(L) -> Tensor<D> + Sync,
+) {
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
+    for cpu in Cpu::all() {
+        let run = || cpu.scope(|| outcome(&leaves(), |leaves| kernel(leaves.clone()), L::gradients));
+        let [one, two, five] = [1, 2, 5].map(|threads| {
+            let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            pool.install(run).into_iter().map(bits).collect::<Vec<_>>()
+        });
+        assert!(one == two && one == five, "{name}, {cpu}: results depend on the number of threads");
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    hold_same_in_any_pool(
+        "linear",
+        || (leaf([200, 130], 1), leaf([130, 150], 2), leaf([150], 3)),
+        |(x, w, b)| linear(x, w, b, Activation::Gelu),
+    );
+    hold_same_in_any_pool(
+        "conv2d",
+        || (leaf([3, 20, 17, 20], 1), leaf([34, 20, 3, 3], 2), leaf([34], 3)),
+        |(x, w, b)| conv2d(x, w, b, First::Relu, Output::Kernel),
+    );
+    let plan = Arc::new(Plan::new((0..150).collect(), |query, key| key <= query));
+    hold_same_in_any_pool(
+        "attention",
+        || (leaf([2, 150, 3 * 3 * 20], 1),),
+        |(qkv,)| pattern_attention(qkv, 3, &plan),
+    );
+    hold_same_in_any_pool(
+        "layer norm",
+        || (leaf([300, 70], 1), leaf([70], 2), leaf([70], 3)),
+        |(x, gain, bias)| layer_norm(x, gain, bias, 1e-5),
+    );
+    let targets: Vec<u32> = (0..300).map(|row| row * 7919 % 8000).collect(); // logits in two chunks
+    hold_same_in_any_pool(
+        "cross-entropy",
+        || (leaf([300, 16], 1), leaf([16, 8000], 2), leaf([8000], 3)),
+        |(x, w, b)| cross_entropy(x, w, b, &targets),
+    );
 }

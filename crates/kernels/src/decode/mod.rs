@@ -62,7 +62,7 @@ impl PackedLinear {
         let n = bias.len();
         assert!(
             n > 0 && weight.len().is_multiple_of(n),
-            "{} weights and {n} biases do not fit",
+            "{} weights and {n} biases, wanted at least one bias and as many weights in each row",
             weight.len()
         );
         let operand = Operand::across(Numbers::F32(weight), n);
@@ -85,7 +85,7 @@ impl PackedLinear {
         let rows = out.len() / n;
         assert!(
             out.len() == rows * n && x.len() == rows * k,
-            "a packed [{k}, {n}] map of {} numbers into {}",
+            "a packed [{k}, {n}] map of {} numbers into {}, wanted rows of {k} and {n}",
             x.len(),
             out.len()
         );

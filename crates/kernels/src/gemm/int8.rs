@@ -87,9 +87,9 @@ impl Int8Panels {
         let row = (self.k.div_ceil(QUAD) * QUAD).max(1);
         let mut codes = Scratch::<i8>::new(m * row);
         let mut scales = Scratch::<RowScale>::new(m);
-        let rows = a.par_chunks((ROWS * self.k).max(1)).zip(codes.par_chunks_mut(ROWS * row));
-        rows.zip(scales.par_chunks_mut(ROWS)).for_each(|((a, codes), scales)| {
-            self.cpu.isa().run(RoundRows { a, k: self.k, codes, scales });
+        let rows = codes.par_chunks_mut(ROWS * row).zip(scales.par_chunks_mut(ROWS)).enumerate();
+        rows.for_each(|(i, (codes, scales))| {
+            self.cpu.isa().run(RoundRows { a: &a[i * ROWS * self.k..], k: self.k, codes, scales });
         });
         let (codes, scales) = (&codes, &scales);
         self.groups(m, super::Vnni::WIDEST, |panels| {
@@ -296,13 +296,13 @@ mod tests {
 
     #[test]
     fn rows_are_rounded_where_whole_numbers_are_multiplied_and_only_there() {
-        for [m, n, k] in [[1, 1, 1], [2, 16, 4], [3, 97, 7], [9, 130, 65], [17, 33, 1030]] {
+        for [m, n, k] in [[1, 1, 1], [9, 3, 0], [2, 16, 4], [3, 97, 7], [9, 130, 65], [17, 33, 1030]] {
             let (a, weight) = (noise(m * k, 1), noise(k * n, 2));
             let (weights, steps) = quantize(&weight, n);
             for cpu in Cpu::all() {
                 let got = product(cpu, [m, n], &a, &weight);
-                for (row, got) in a.chunks(k).zip(got.chunks(n)) {
-                    let exact = || (row.iter().copied().map(f64::from).collect(), 1.0);
+                for (row, got) in (0..m).map(|i| (&a[i * k..(i + 1) * k], &got[i * n..(i + 1) * n])) {
+                    let exact = || (row.iter().copied().map(f64::from).collect::<Vec<f64>>(), 1.0);
                     let (codes, step) = if cpu.bf16() { nearest(row) } else { exact() };
                     for (column, got) in got.iter().enumerate() {
                         let products = codes.iter().zip(weights.iter().skip(column).step_by(n));
