@@ -56,12 +56,15 @@ if [ ! -e codes/dvae.tessera.safetensors ]; then
 fi
 
 # 6. Stage 2 (paper §2.2, §B): the transformer learns captions and tokens as one stream. This is the long one.
-#    WORK/prior/samples shows drawings of held-out captions as it goes.
+#    WORK/prior/samples shows drawings of held-out captions as it goes. It had not learnt all there was to learn, so it goes
+#    on from those weights, with the larger steps of a schedule that is left before its end.
 train prior prior --data codes --bpe bpe/tokenizer.json
+train prior longer --data codes --bpe bpe/tokenizer.json --init prior/model.tessera.safetensors \
+  --set train_prior.lr=6e-4 --set train_prior.steps=18400 --set train_prior.lr_steps=21000
 
 # 7. Small enough to live inside the program: the prior's matrices in 8 bits.
 model=emoji.tessera.safetensors
-tessera pack prior/model.tessera.safetensors --out "$model"
+tessera pack longer/model.tessera.safetensors --out "$model"
 
 # 8. How good is it, on combinations it has not seen? What the tokens keep of a picture, what the words add, and how often a
 #    drawing is nearest to the picture it should be.
