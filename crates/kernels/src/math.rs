@@ -112,14 +112,20 @@ pub(crate) fn ln(x: f32) -> f32 {
     f + small + e * 0.693_359_4
 }
 
-/// `ln Σ e^value`
+/// The largest value; found lane by lane, so that the loop becomes vector code.
 #[inline(always)]
-pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
+pub fn largest(values: &[f32]) -> f32 {
     let mut tops = [f32::NEG_INFINITY; 16];
     for values in values.chunks(16) {
         tops.iter_mut().zip(values).for_each(|(top, &value)| *top = if value > *top { value } else { *top });
     }
-    let top = tops.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    tops.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// `ln Σ e^value`
+#[inline(always)]
+pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
+    let top = largest(values);
     top + sum(values, |value| exp(value - top)).ln()
 }
 

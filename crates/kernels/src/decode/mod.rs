@@ -9,9 +9,11 @@ mod states;
 pub use attend::attend;
 pub use states::{States, Visible};
 
+pub use crate::math::largest;
+
 use crate::cpu::{Cpu, vectorized};
 use crate::gemm::{Epilogue, Int8Panels, Numbers, Operand, Out, Panels, quantize};
-use crate::math::gelu;
+use crate::math::{exp, gelu};
 use crate::norm::moments;
 
 /// A linear map whose weights are packed.
@@ -133,6 +135,20 @@ pub fn normalise(cpu: Cpu, x: &[f32], gain: &[f32], bias: &[f32], epsilon: f32, 
         "normalise: {sizes:?} biases and outputs, wanted [{d}, {n}]; and {n} numbers, wanted rows of {d}"
     );
     normalise_rows(cpu.isa(), x, gain, bias, epsilon, out);
+}
+
+/// `e^((logit − the largest) / temperature)` of each logit: the softmax before it is divided by its sum.
+pub fn softmax_weights(logits: &[f32], temperature: f32) -> Vec<f32> {
+    let mut weights = logits.to_vec();
+    exponentials(Cpu::current().isa(), 1.0 / temperature, &mut weights);
+    weights
+}
+
+vectorized! {
+    fn exponentials(scale: f32, values: &mut [f32]) {
+        let top = largest(values);
+        values.iter_mut().for_each(|value| *value = exp((*value - top) * scale));
+    }
 }
 
 vectorized! {

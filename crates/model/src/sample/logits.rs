@@ -1,40 +1,60 @@
 //! One token from a row of logits, on the host: temperature, top-k, top-p, then the inverse of the distribution function.
 
+use tessera_kernels::decode::{largest, softmax_weights};
+
 use super::Sampling;
+
+/// Weights that are summed together on the way to the one that is picked.
+const BLOCK: usize = 64;
 
 /// The token that the uniform number `u` in [0, 1) picks from `logits`.
 ///
 /// The paper samples at temperature 1 from everything; `top_k` and `top_p` restrict to the likeliest tokens first.
 /// Temperature 0 is the likeliest token.
 pub fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> u32 {
-    let top = top(logits);
-    if sampling.temperature <= 0.0 {
+    let temperature = sampling.temperature as f32;
+    if temperature < f32::MIN_POSITIVE {
+        let top = largest(logits);
         return logits.iter().position(|logit| *logit == top).unwrap_or(0) as u32;
     }
-    let weight = |&token: &u32| (f64::from(logits[token as usize] - top) / sampling.temperature).exp();
+    let weights = softmax_weights(logits, temperature);
     let order = match (sampling.top_k, sampling.top_p) {
-        (None, None) => (0..logits.len() as u32).collect(),
+        (None, None) => return pick(&weights, u) as u32,
         (top_k, None) => likeliest(logits, top_k.unwrap_or(logits.len())),
-        (top_k, Some(top_p)) => nucleus(logits, top_k.unwrap_or(logits.len()), top_p, weight),
+        (top_k, Some(top_p)) => nucleus(logits, top_k.unwrap_or(logits.len()), top_p, &weights),
     };
-    let weights: Vec<f64> = order.iter().map(weight).collect();
-    let mut left = u * weights.iter().sum::<f64>();
-    for (token, weight) in order.iter().zip(&weights) {
-        left -= weight;
-        if left < 0.0 {
-            return *token;
-        }
-    }
-    order[order.len() - 1]
+    let weights: Vec<f32> = order.iter().map(|&token| weights[token as usize]).collect();
+    order[pick(&weights, u)]
 }
 
-/// The largest logit; found lane by lane, so that the loop becomes vector code.
-fn top(logits: &[f32]) -> f32 {
-    let mut tops = [f32::NEG_INFINITY; 16];
-    for logits in logits.chunks(16) {
-        tops.iter_mut().zip(logits).for_each(|(top, &logit)| *top = if logit > *top { logit } else { *top });
+/// The index that `u` in [0, 1) picks, each as often as its weight says: first its block, then the one within.
+fn pick(weights: &[f32], u: f64) -> usize {
+    let sums: Vec<f64> = weights.chunks(BLOCK).map(sum).collect();
+    let (block, left) = passed(sums.iter().copied(), u * sums.iter().sum::<f64>());
+    let first = block * BLOCK;
+    let block = &weights[first..weights.len().min(first + BLOCK)];
+    first + passed(block.iter().copied().map(f64::from), left).0
+}
+
+/// Where `left` is used up, the last place at the latest, and what of it had come there.
+fn passed(weights: impl ExactSizeIterator<Item = f64>, mut left: f64) -> (usize, f64) {
+    let last = weights.len().saturating_sub(1);
+    for (i, weight) in weights.enumerate() {
+        if left < weight || i == last {
+            return (i, left);
+        }
+        left -= weight;
     }
-    tops.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    (0, left)
+}
+
+/// A block's sum; made lane by lane, so that the loop becomes vector code.
+fn sum(weights: &[f32]) -> f64 {
+    let mut lanes = [0.0_f32; 16];
+    for weights in weights.chunks(16) {
+        lanes.iter_mut().zip(weights).for_each(|(lane, weight)| *lane += weight);
+    }
+    lanes.into_iter().map(f64::from).sum()
 }
 
 /// The `n` likeliest tokens (at least one), likeliest first; among equals the smaller comes first.
@@ -51,10 +71,11 @@ fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
 }
 
 /// The fewest of the `top_k` likeliest tokens that hold the share `top_p` of their weight; at least one.
-fn nucleus(logits: &[f32], top_k: usize, top_p: f64, weight: impl Fn(&u32) -> f64) -> Vec<u32> {
+fn nucleus(logits: &[f32], top_k: usize, top_p: f64, weights: &[f32]) -> Vec<u32> {
+    let weight = |token: &u32| f64::from(weights[*token as usize]);
     let all =
         if top_k < logits.len() { likeliest(logits, top_k) } else { (0..logits.len() as u32).collect() };
-    let wanted = top_p * all.iter().map(&weight).sum::<f64>();
+    let wanted = top_p * all.iter().map(weight).sum::<f64>();
     let mut tried = 64;
     loop {
         let mut order = likeliest(logits, tried.min(all.len()));
@@ -97,5 +118,18 @@ mod tests {
         assert_eq!(draw(Sampling { top_k: Some(2), ..Sampling::paper() })[..1], [0]);
         assert_eq!(draw(Sampling { top_p: Some(0.6), ..Sampling::paper() }), [0, 10_000, 0, 0]);
         assert_eq!(draw(Sampling { temperature: 0.0, ..Sampling::paper() }), [0, 10_000, 0, 0]);
+    }
+
+    #[test]
+    fn long_rows_are_drawn_from_as_their_weights_say() {
+        let logits: Vec<f32> = (0..1000).map(|i| ((i * 37 % 101) as f32 * 0.9).sin() * 3.0).collect();
+        let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+        let mut below = 0.0;
+        for (token, &logit) in logits.iter().enumerate() {
+            let middle = (below + 0.5 * f64::from(logit).exp()) / total;
+            assert_eq!(choose(&logits, &Sampling::paper(), middle), token as u32);
+            below += f64::from(logit).exp();
+        }
+        assert_eq!(choose(&logits, &Sampling::paper(), 1.0 - 1e-16), 999);
     }
 }
