@@ -274,7 +274,12 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
     let x = || leaf([3, 4], 1);
     let plan = |len: usize| Arc::new(Plan::new((0..len).collect(), |query, key| key <= query));
     let packed = |bias: Vec<f32>| PackedLinear::new(Cpu::current(), &[1.0; 12], bias, Weights::Int8);
-    let refused: [(&dyn Fn(), [&str; 2]); 17] = [
+    let look = |own_width: usize, seen: usize| {
+        let [text, own] = [4, own_width].map(|width| States::new(Cpu::current(), 1, [1, width], 16));
+        let (text, own) = ((&text, &[0][..], &Visible::new(0..1)), (&own, &Visible::new(0..seen)));
+        attend(&[0.0; 8], 8, text, own, &mut vec![0.0; own_width]);
+    };
+    let refused: [(&dyn Fn(), [&str; 2]); 20] = [
         (&|| drop(linear(x(), leaf([5, 6], 2), leaf([6], 3), Activation::None)), ["[3, 4]", "[.., 5]"]),
         (&|| drop(linear_f32(x(), leaf([4, 6], 2), leaf([7], 3))), ["[7]", "[6]"]),
         (&|| drop(linear_add(x(), leaf([4, 6], 2), leaf([6], 3), x())), ["[3, 4]", "[3, 6]"]),
@@ -318,6 +323,9 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
             &|| packed(vec![0.0; 3]).apply(&[0.0; 5], Finish::Set, &mut [0.0; 3]),
             ["[4, 3]", "5 numbers into 3"],
         ),
+        (&|| drop(States::new(Cpu::current(), 1, [2, 0], 4)), ["2 heads of width 0", "at least 1"]),
+        (&|| look(4, 40), ["1 panels of picture states", "wanted 3"]),
+        (&|| look(8, 1), ["1, 4)", "1, 8)"]),
     ];
     for (body, words) in refused {
         let panic = catch_unwind(AssertUnwindSafe(body)).expect_err("a refusal");

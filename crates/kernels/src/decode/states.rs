@@ -26,7 +26,14 @@ pub struct States {
 
 impl States {
     /// Room for `slots` states of each owner, all zero.
+    ///
+    /// # Panics
+    /// If there are no heads, or they have no width.
     pub fn new(cpu: Cpu, owners: usize, [n_heads, width]: [usize; 2], slots: usize) -> States {
+        assert!(
+            n_heads > 0 && width > 0,
+            "states of {n_heads} heads of width {width}, wanted at least 1 of each"
+        );
         let panels = slots.div_ceil(LANES);
         let mut states = States { cpu, n_heads, width, panels, keys: Vec::new(), values: Vec::new() };
         states.keys = vec![0; owners * n_heads * states.key_units()];

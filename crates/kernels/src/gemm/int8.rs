@@ -1,8 +1,8 @@
 //! A right operand in 8 bits with a step a column: for drawing, where weights are read again for every token.
 //!
 //! On a processor that multiplies whole numbers (`vpdpbusd`, beside bf16), each row of the left operand is rounded to 255
-//! steps of its own and the sums are exact. Elsewhere panels are widened to f32 in a core's cache, just before they are
-//! multiplied. Steps are applied to finished sums.
+//! steps of its own; sums are whole numbers, exact until they become f32. Elsewhere panels are widened to f32 in a core's
+//! cache, just before they are multiplied. Steps are applied to finished sums.
 
 use std::ops::Range;
 
