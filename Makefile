@@ -19,8 +19,8 @@ $(PEERS_VENV)/installed: benches/peers/requirements.txt
 	touch $@
 
 # Two minutes. valgrind has no AVX-512, so what it sees are the AVX2 and the portable kernels. Left out are the tests that
-# time the processor or run through a million numbers.
+# time the processor, run through a million numbers, or convolve at twenty random shapes, which takes longer than all others.
 memcheck:
 	cargo test --release --package tessera-kernels --lib \
 	  --config "target.'cfg(unix)'.runner = ['valgrind', '--quiet', '--error-exitcode=9']" \
-	  -- --test-threads=1 --skip peak --skip math
+	  -- --test-threads=1 --skip peak --skip math --skip convolutions_of_any_shape
