@@ -1,7 +1,11 @@
 //! Weights outside a tensor engine: as named host arrays, and in files.
 
 mod file;
+mod openai_dvae;
 mod params;
+mod pickle;
+mod torch_file;
 
 pub use file::{ModelConfig, ModelFile, Storage};
+pub use openai_dvae::read_openai_dvae;
 pub use params::{Collected, HostTensor, export, gradients, import};

@@ -64,9 +64,22 @@ impl Collected {
     /// # Errors
     /// If a gradient is not f32.
     pub fn take(&mut self, part: &impl Module, gradients: &mut Gradients) -> Result<()> {
-        let mut take = TakeGradients { gradients, taken: &mut self.by_id, error: None };
+        self.visit(part, gradients, None).map(drop)
+    }
+
+    /// The same, divided by `scale`. Whether all of them are finite.
+    ///
+    /// # Errors
+    /// If a gradient is not f32.
+    pub fn take_scaled(&mut self, part: &impl Module, gradients: &mut Gradients, scale: f32) -> Result<bool> {
+        self.visit(part, gradients, Some(scale))
+    }
+
+    fn visit(&mut self, part: &impl Module, gradients: &mut Gradients, scale: Option<f32>) -> Result<bool> {
+        let mut take = TakeGradients { gradients, scale, taken: &mut self.by_id, finite: true, error: None };
         part.visit(&mut take);
-        take.error.map_or(Ok(()), Err)
+        let finite = take.finite;
+        take.error.map_or(Ok(finite), Err)
     }
 
     /// The gradients in the order of [`export`] of the whole model; zeros where there is none.
@@ -142,6 +155,9 @@ impl ModuleMapper for Import<'_> {
 
 struct TakeGradients<'a> {
     gradients: &'a mut Gradients,
+    /// What they are divided by, and then looked at.
+    scale: Option<f32>,
+    finite: bool,
     taken: &'a mut HashMap<ParamId, Vec<f32>>,
     error: Option<anyhow::Error>,
 }
@@ -152,7 +168,11 @@ impl ModuleVisitor for TakeGradients<'_> {
             return;
         };
         match gradient.into_data().try_to_vec::<f32>() {
-            Ok(values) => {
+            Ok(mut values) => {
+                if let Some(scale) = self.scale {
+                    values.par_iter_mut().for_each(|value| *value /= scale);
+                    self.finite &= values.par_iter().all(|value| value.is_finite());
+                }
                 self.taken.insert(param.id, values);
             }
             Err(error) => self.error = Some(anyhow::anyhow!("gradient is not f32: {error:?}")),

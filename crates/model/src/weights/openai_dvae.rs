@@ -1,0 +1,164 @@
+//! OpenAI's released dVAE: `encoder.pkl` and `decoder.pkl`, two pickled modules, as a model file.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{HostTensor, ModelConfig, ModelFile, torch_file};
+use crate::dvae::DvaeConfig;
+
+/// The model in the bytes of the two files. Sizes are read off the weights' shapes; pictures have 32 × 32 tokens, as released.
+///
+/// # Errors
+/// If a file is damaged, holds something else, or the two do not belong together.
+pub fn read_openai_dvae(encoder: &[u8], decoder: &[u8]) -> Result<ModelFile> {
+    let encoder = part(encoder, "encoder").context("the encoder's file")?;
+    let decoder = part(decoder, "decoder").context("the decoder's file")?;
+    let config = config(&encoder, &decoder)?;
+    config.check()?;
+    let dvae = [encoder, decoder].concat();
+    Ok(ModelFile { config: ModelConfig { dvae: Some(config), prior: None }, dvae, ..ModelFile::default() })
+}
+
+/// The weights of a file by our names.
+fn part(bytes: &[u8], part: &str) -> Result<Vec<HostTensor>> {
+    let renamed = |tensor: HostTensor| {
+        let name = our_name(&tensor.name)
+            .with_context(|| format!("the weight {} is of another model", tensor.name))?;
+        Ok(HostTensor { name: format!("{part}.{name}"), ..tensor })
+    };
+    torch_file::read(bytes)?.into_iter().map(renamed).collect()
+}
+
+/// `blocks.group_2.block_1.res_path.conv_3.w` → `groups.1.0.conv_3.weight`
+fn our_name(theirs: &str) -> Option<String> {
+    let (path, kind) = theirs.strip_prefix("blocks.")?.rsplit_once('.')?;
+    let kind = match kind {
+        "w" => "weight",
+        "b" => "bias",
+        _ => return None,
+    };
+    let parts: Vec<&str> = path.split('.').collect();
+    let from_one =
+        |part: &str, prefix: &str| part.strip_prefix(prefix)?.parse::<usize>().ok()?.checked_sub(1);
+    match parts[..] {
+        ["input"] => Some(format!("input.{kind}")),
+        ["output", "conv"] => Some(format!("output.{kind}")),
+        [group, block, ref rest @ ..] => {
+            let conv = match rest {
+                ["id_path"] => "id_path",
+                ["res_path", conv] => conv,
+                _ => return None,
+            };
+            let [group, block] = [from_one(group, "group_")?, from_one(block, "block_")?];
+            Some(format!("groups.{group}.{block}.{conv}.{kind}"))
+        }
+        _ => None,
+    }
+}
+
+/// Tokens along one side of a released picture.
+const GRID: usize = 32;
+
+fn config(encoder: &[HostTensor], decoder: &[HostTensor]) -> Result<DvaeConfig> {
+    let shapes: HashMap<&str, &[usize]> =
+        encoder.iter().chain(decoder).map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())).collect();
+    let shape = |name: &str| match shapes.get(name) {
+        Some([a, b, c, d]) => Ok([*a, *b, *c, *d]),
+        Some(other) => bail!("{name} has the shape {other:?}; wanted four sizes"),
+        None => bail!("{name} is missing"),
+    };
+    let has = |name: String| shapes.contains_key(name.as_str());
+    let groups = (0..).take_while(|group| has(format!("encoder.groups.{group}.0.conv_1.weight"))).count();
+    let blocks_per_group =
+        (0..).take_while(|block| has(format!("encoder.groups.0.{block}.conv_1.weight"))).count();
+    ensure!(groups > 0 && blocks_per_group > 0, "the encoder has no blocks");
+    let [n_hid, ..] = shape("encoder.input.weight")?;
+    let [vocab, ..] = shape("encoder.output.weight")?;
+    let [n_init, codes, ..] = shape("decoder.input.weight")?;
+    ensure!(
+        vocab == codes,
+        "the encoder has {vocab} codes and the decoder {codes}: they do not belong together"
+    );
+    Ok(DvaeConfig {
+        image_size: GRID << (groups - 1),
+        groups,
+        blocks_per_group,
+        n_hid,
+        n_init,
+        vocab,
+        min_log_b: f64::from(f32::MIN),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Tensor, TensorData};
+    use safetensors::SafeTensors;
+    use tessera_kernels::{Cpu, Precision};
+
+    use super::*;
+
+    #[test]
+    fn names_are_translated() {
+        for (theirs, ours) in [
+            ("blocks.input.w", "input.weight"),
+            ("blocks.output.conv.b", "output.bias"),
+            ("blocks.group_1.block_2.res_path.conv_4.w", "groups.0.1.conv_4.weight"),
+            ("blocks.group_4.block_1.id_path.b", "groups.3.0.id_path.bias"),
+        ] {
+            assert_eq!(our_name(theirs).as_deref(), Some(ours));
+        }
+        for other in
+            ["blocks.group_0.block_1.id_path.b", "input.w", "blocks.input.weight", "blocks.group_1.w"]
+        {
+            assert_eq!(our_name(other), None, "{other}");
+        }
+    }
+
+    /// Made by `fixtures/golden/make.py` with OpenAI's package: the encoder in the one container, the decoder in the other.
+    #[test]
+    fn openais_encoder_and_decoder_give_what_they_give_in_pytorch() {
+        let read = |name: &str| {
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/golden/");
+            std::fs::read(format!("{path}{name}")).unwrap()
+        };
+        let (encoder, decoder, golden) =
+            (read("encoder.pkl"), read("decoder.pkl"), read("openai.safetensors"));
+        let file = read_openai_dvae(&encoder, &decoder).unwrap();
+        let golden = SafeTensors::deserialize(&golden).unwrap();
+        let floats = |name: &str| -> Vec<f32> {
+            golden
+                .tensor(name)
+                .unwrap()
+                .data()
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect()
+        };
+        let close = |what: &str, got: Vec<f32>, wanted: Vec<f32>| {
+            assert_eq!(got.len(), wanted.len(), "{what}");
+            let off = got.iter().zip(&wanted).map(|(got, wanted)| (got - wanted).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-4, "{what} is off by {off}");
+        };
+        let device = Device::default();
+        Cpu::new(Precision::F32).unwrap().scope(|| {
+            let dvae = file.dvae(&device).unwrap();
+            let x: Tensor<4> = Tensor::from_data(TensorData::new(floats("x"), [1, 3, 32, 32]), &device);
+            let logits = dvae.encoder.forward(x); // channels last
+            let values = |tensor: Tensor<4>| tensor.into_data().try_to_vec::<f32>().unwrap();
+            close("logits", values(logits.clone().permute([0, 3, 1, 2])), floats("logits"));
+            let stats = dvae.decoder.forward_codes(logits.argmax(3).squeeze_dim(3));
+            close("likelihood", values(stats), floats("stats"));
+        });
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let error = |bytes: &[u8]| format!("{:#}", read_openai_dvae(bytes, bytes).unwrap_err());
+        assert!(error(b"hello").contains("no file of PyTorch"));
+        assert!(error(b"PK\x03\x04").contains("damaged ZIP"));
+    }
+}

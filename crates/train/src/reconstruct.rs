@@ -1,0 +1,54 @@
+//! A picture through its tokens and back: what stage 1 keeps of it (paper §2.1, figure 1).
+
+use anyhow::{Result, ensure};
+use burn::tensor::{Int, Tensor, TensorData};
+use image::RgbImage;
+use tessera_data::picture::{Filter, Square, resize};
+use tessera_model::dvae::{Dvae, DvaeConfig};
+
+use crate::picture::{from_floats, to_floats};
+
+/// What became of a picture.
+pub struct Reconstruction {
+    /// The middle square at the model's size: what the encoder saw.
+    pub original: RgbImage,
+    /// What the decoder made of the tokens.
+    pub restored: RgbImage,
+    /// Rows of tokens.
+    pub tokens: Vec<Vec<u32>>,
+    /// Peak signal to noise between the two; infinite if they are the same.
+    pub psnr_db: f64,
+}
+
+/// Encodes the middle square of `image`, scaled to the model's size as OpenAI's notebook does (Lanczos), and decodes it.
+///
+/// # Errors
+/// If the picture is smaller than the model's.
+pub fn reconstruct(dvae: &Dvae, config: &DvaeConfig, image: &RgbImage) -> Result<Reconstruction> {
+    let side = config.image_size as u32;
+    let (width, height) = image.dimensions();
+    ensure!(
+        width.min(height) >= side,
+        "a picture of {width}x{height} pixels; wanted at least {side} on its short side"
+    );
+    let original = resize(image, Square::centre(image), side, Filter::Lanczos)?;
+    let shape = [1, 3, config.image_size, config.image_size];
+    let x: Tensor<4> = Tensor::from_data(TensorData::new(to_floats(&original), shape), &dvae.device());
+    let codes: Tensor<3, Int> = dvae.encode(x);
+    let flat: Vec<u32> = codes.to_data().iter::<i64>().map(|code| code as u32).collect();
+    let restored = dvae.decode(codes).into_data();
+    let restored = restored.try_to_vec::<f32>().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    let restored = from_floats(&restored, side);
+    Ok(Reconstruction {
+        tokens: flat.chunks(config.grid()).map(<[u32]>::to_vec).collect(),
+        psnr_db: psnr_db(&original, &restored),
+        original,
+        restored,
+    })
+}
+
+fn psnr_db(a: &RgbImage, b: &RgbImage) -> f64 {
+    let squares = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+    let mean = squares.sum::<f64>() / a.as_raw().len() as f64;
+    10.0 * (255.0_f64.powi(2) / mean).log10()
+}
