@@ -32,6 +32,8 @@ pub enum Purpose {
     Split = 10,
     /// Which tokens are read as another picture's.
     TokenNoise = 11,
+    /// The relaxation's noise when it is validated, the same each time.
+    ValidationGumbel = 12,
 }
 
 /// The generator of one item's draws for one purpose. The four numbers are its key, so streams never overlap.

@@ -9,4 +9,4 @@ mod recon;
 pub use conditioning::{Conditioning, Conditions, Drawn, Figure, LabelledCodes, conditioning};
 pub use curves::curves;
 pub use drawing::{DrawingReport, Subject, drawing};
-pub use recon::{Recon, recon};
+pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};

@@ -334,6 +334,7 @@ fn optimiser(c: &mut Criterion<Rates>) {
         inverse_variance: 1.0,
         shrink: 1.0,
         epsilon: 1e-8,
+        variance_clip: 5.0,
     };
     pass(c, "AdamW", 7 * 4 * N, || adam.update(&mut w, &g, &mut m, &mut v)); // four arrays read, three written
     pass(c, "sum of squares", 4 * N, || sum_of_squares(&g));

@@ -25,10 +25,12 @@ pub struct AdamW {
     pub shrink: f32,
     /// Added to the root of the variance.
     pub epsilon: f32,
+    /// The largest running variance (paper §B.2); infinite for no bound.
+    pub variance_clip: f32,
 }
 
 impl AdamW {
-    /// `m = β₁ m + (1-β₁) g; v = β₂ v + (1-β₂) g²; w = shrink · w - step · m / (√(v / correction) + ε)`
+    /// `m = β₁ m + (1-β₁) g; v = min(β₂ v + (1-β₂) g², clip); w = shrink · w - step · m / (√(v / correction) + ε)`
     ///
     /// # Panics
     /// If the lengths differ.
@@ -48,7 +50,7 @@ vectorized! {
         for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * adam.gradient_scale;
             *m = adam.beta1 * *m + (1.0 - adam.beta1) * g;
-            *v = adam.beta2 * *v + (1.0 - adam.beta2) * g * g;
+            *v = (adam.beta2 * *v + (1.0 - adam.beta2) * g * g).min(adam.variance_clip);
             *w = adam.shrink * *w - adam.step * *m / ((*v * adam.inverse_variance).sqrt() + adam.epsilon);
         }
     }
@@ -96,6 +98,7 @@ mod tests {
         inverse_variance: 3.0,
         shrink: 0.99,
         epsilon: 1e-8,
+        variance_clip: 0.5,
     };
 
     #[test]
@@ -105,7 +108,8 @@ mod tests {
         let v: Vec<f32> = noise(n, 4).into_iter().map(|v| v * v).collect();
         let wanted = |i: usize| {
             let g = f64::from(g[i]) * 0.5;
-            let (m, v) = (0.9 * f64::from(m[i]) + 0.1 * g, 0.96 * f64::from(v[i]) + 0.04 * g * g);
+            let m = 0.9 * f64::from(m[i]) + 0.1 * g;
+            let v = (0.96 * f64::from(v[i]) + 0.04 * g * g).min(0.5);
             [0.99 * f64::from(w[i]) - 0.1 * m / ((v * 3.0).sqrt() + 1e-8), m, v].map(|value| value as f32)
         };
         let wanted: Vec<[f32; 3]> = (0..n).map(wanted).collect();

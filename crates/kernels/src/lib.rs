@@ -24,6 +24,8 @@ mod pool;
 mod scratch;
 #[cfg(test)]
 mod shapes;
+mod small_float;
+mod stored;
 #[cfg(test)]
 mod testing;
 
@@ -38,3 +40,5 @@ pub use linear::{Activation, linear, linear_add, linear_f32, linear_reference};
 pub use norm::{layer_norm, layer_norm_reference};
 pub use peak::peak_gflops;
 pub use pool::{max_pool2, max_pool2_reference, upsample2, upsample2_reference};
+pub use small_float::SmallFloat;
+pub use stored::{stored, stored_reference};

@@ -7,15 +7,23 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tessera_data::Augment;
-use tessera_kernels::{Cpu, Precision};
+use tessera_kernels::{Cpu, Precision, SmallFloat};
 use tessera_model::dvae::DvaeConfig;
+use tessera_model::nn::Kept;
 use tessera_model::prior::{Activations, PriorConfig};
 use toml::{Table, Value};
 
+use crate::optim::Moments;
+use crate::precision::Scaling;
+use crate::schedule::Schedule;
+
 /// The presets inside the program.
-const PRESETS: [(&str, &str); 2] = [
+const PRESETS: [(&str, &str); 5] = [
     ("tiny", include_str!("../../../configs/tiny.toml")),
     ("emoji", include_str!("../../../configs/emoji.toml")),
+    ("paper", include_str!("../../../configs/paper.toml")),
+    ("5.6b", include_str!("../../../configs/5.6b.toml")),
+    ("2.8b", include_str!("../../../configs/2.8b.toml")),
 ];
 
 /// Everything that training needs to know.
@@ -47,6 +55,32 @@ pub struct ChainConfig {
     /// `keep` keeps what happens inside resblocks for the backward pass; `recompute` computes it again: less memory, a
     /// third more work, the same gradients.
     pub activations: Activations,
+    /// With numbers of 16 bits: whether each `resblock` has a gradient scale of its own, as in the paper, or all share a
+    /// `global` one.
+    pub scaling: Scaling,
+}
+
+/// What numbers are stored as in training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// As the kernels have them.
+    Full,
+    /// 5 bits of exponent, 10 of significand.
+    F16,
+    /// 8 bits of exponent, 7 of significand.
+    Bf16,
+}
+
+impl Storage {
+    /// The same for a model.
+    pub fn kept(self) -> Kept {
+        match self {
+            Storage::Full => Kept::Full,
+            Storage::F16 => Kept::Small(SmallFloat::F16),
+            Storage::Bf16 => Kept::Small(SmallFloat::Bf16),
+        }
+    }
 }
 
 /// How the processor is used.
@@ -86,11 +120,13 @@ pub struct FitConfig {
     pub batch: usize,
     /// Parts of a batch, run one after another, so that a batch need not fit in memory at once.
     pub micro_batches: usize,
+    /// How the step size falls.
+    pub schedule: Schedule,
     /// Largest step size.
     pub lr: f64,
-    /// Step size from `lr_steps` on.
+    /// Smallest step size; with `cosine` that from `lr_steps` on.
     pub lr_end: f64,
-    /// Updates over which the step size falls, by a cosine.
+    /// Updates over which `cosine` falls.
     pub lr_steps: u64,
     /// Updates over which the step size rises from 0, linearly.
     pub warmup: u64,
@@ -102,6 +138,14 @@ pub struct FitConfig {
     pub weight_decay: f64,
     /// Largest global norm of the gradient.
     pub clip: f64,
+    /// Largest running variance (paper §B.2: 5); `inf` for no bound.
+    pub variance_clip: f64,
+    /// What activations, weights where they are used, and their gradients are stored as: `full` as the kernels have them;
+    /// `f16`, the paper's, and `bf16` are emulated in f32, and gradients are then scaled (paper §D). The residual stream, what
+    /// is next to codes, gains, biases, embeddings and heads keep 32 bits.
+    pub storage: Storage,
+    /// What the optimiser's moments are stored as: `full` or, for the matrices of a prior's layers, the paper's 16 bits, `small`.
+    pub moments: Moments,
     /// Decay of the weights' moving average.
     pub ema: f64,
     /// Updates between two averagings.
@@ -134,7 +178,7 @@ impl Config {
     /// # Errors
     /// An unknown preset, file or key, a value of the wrong type, or sizes that do not fit each other.
     pub fn resolve(name: &str, sets: &[String]) -> Result<Config> {
-        let mut table = match preset(name) {
+        let mut table = match preset(name, 0) {
             Some(table) => table?,
             None => read_file(Path::new(name))?,
         };
@@ -162,7 +206,6 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        self.cpu()?;
         self.dvae.check()?;
         self.prior.check()?;
         for (name, fit) in [("train_dvae", &self.train_dvae), ("train_prior", &self.train_prior)] {
@@ -178,11 +221,17 @@ impl Config {
                 ("beta1", fit.beta1, 0.0..=0.999_999),
                 ("beta2", fit.beta2, 0.0..=0.999_999),
                 ("weight_decay", fit.weight_decay, 0.0..=10.0),
-                ("clip", fit.clip, f64::MIN_POSITIVE..=f64::MAX),
+                ("clip", fit.clip, f64::MIN_POSITIVE..=f64::INFINITY),
+                ("variance_clip", fit.variance_clip, f64::MIN_POSITIVE..=f64::INFINITY),
                 ("ema", fit.ema, 0.0..=1.0),
             ] {
                 in_range(&format!("{name}.{key}"), value, range)?;
             }
+            ensure!(
+                fit.storage == Storage::Full || self.cpu.precision == Precision::F32,
+                "{name}.storage = {:?} is emulated in f32: wanted cpu.precision = \"f32\"",
+                fit.storage
+            );
             ensure!(fit.steps >= 1, "{name}.steps = 0: wanted at least 1");
             let periods = [fit.ema_every, fit.eval_every, fit.checkpoint_every, fit.log_every];
             ensure!(periods.iter().all(|&p| p > 0), "{name}: every `*_every` wants at least 1");
@@ -210,26 +259,40 @@ fn in_range(key: &str, value: f64, range: std::ops::RangeInclusive<f64>) -> Resu
     Ok(())
 }
 
-fn preset(name: &str) -> Option<Result<Table>> {
+/// Bases of bases that a file may have.
+const DEEPEST: usize = 4;
+
+fn preset(name: &str, depth: usize) -> Option<Result<Table>> {
     let (_, text) = PRESETS.iter().find(|(preset, _)| *preset == name)?;
-    Some(text.parse().with_context(|| format!("preset {name}")))
+    Some(over_its_base(text, None, depth).with_context(|| format!("preset {name}")))
 }
 
 fn read_file(path: &Path) -> Result<Table> {
-    let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
+    let shown = path.display();
     let text = std::fs::read_to_string(path).with_context(|| {
-        format!("config {}: neither a preset ({}) nor a readable file", path.display(), names.join(", "))
+        format!("config {shown}: neither a preset ({}) nor a readable file", preset_names())
     })?;
-    let mut differences: Table = text.parse().with_context(|| format!("config {}", path.display()))?;
-    let base = match differences.remove("preset") {
-        Some(Value::String(base)) => base,
-        Some(other) => bail!("preset = {other}: wanted one of {}", names.join(", ")),
-        None => "emoji".to_string(),
+    over_its_base(&text, Some("emoji"), 0).with_context(|| format!("config {shown}"))
+}
+
+/// The table in `text`, laid over the preset that it names as its base; without a name over `usual`, if there is one.
+fn over_its_base(text: &str, usual: Option<&str>, depth: usize) -> Result<Table> {
+    let mut differences: Table = text.parse()?;
+    let base = match (differences.remove("preset"), usual) {
+        (Some(Value::String(base)), _) => base,
+        (Some(other), _) => bail!("preset = {other}: wanted one of {}", preset_names()),
+        (None, Some(usual)) => usual.to_string(),
+        (None, None) => return Ok(differences),
     };
-    let mut table =
-        preset(&base).with_context(|| format!("preset {base:?}: wanted one of {}", names.join(", ")))??;
+    ensure!(depth < DEEPEST, "presets name each other as their base");
+    let wanted = || format!("preset {base:?}: wanted one of {}", preset_names());
+    let mut table = preset(&base, depth + 1).with_context(wanted)??;
     merge(&mut table, differences, "")?;
     Ok(table)
+}
+
+fn preset_names() -> String {
+    PRESETS.map(|(name, _)| name).join(", ")
 }
 
 /// Lays `differences` over `table`; only keys that exist may change.
@@ -333,6 +396,7 @@ mod tests {
         assert!(error("train_dvae.lr=nan").contains("train_dvae.lr = NaN: wanted"));
         assert!(error("data.bpe_dropout=7").contains("data.bpe_dropout = 7"));
         assert!(error("relax.tau_end=0").contains("relax.tau_end = 0"));
+        assert!(error("train_prior.storage='f16'").contains("wanted cpu.precision"));
         assert!(error("train_prior.steps=0").contains("wanted at least 1"));
         assert!(error("dvae.vocab=32").contains("prior.image_vocab = 64: the dVAE makes"));
     }

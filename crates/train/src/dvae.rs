@@ -7,14 +7,16 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use tessera_data::{Augment, Dataset, Purpose, Sample, augment, batch_indices, item_rng};
-use tessera_eval::recon;
+use tessera_eval::{recon, relaxation_gap};
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, map_pixels};
+use tessera_model::nn::Kept;
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 
-use crate::config::Config;
+use crate::config::{Config, Storage};
 use crate::fit::{Gradient, Loss, Outcome, Task, differentiate, fit};
 use crate::log::Metrics;
 use crate::picture::{from_floats, grid, to_floats};
+use crate::precision::{Scales, Scaling};
 use crate::run_dir::{RunDir, RunOptions};
 use crate::schedule::cosine;
 
@@ -57,6 +59,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, stop: &Ato
         }
         None => Dvae::new(&config.dvae, seed, &task.device),
     };
+    let model = model.stored(config.train_dvae.storage.kept());
     let run = RunDir::start(options, "dvae", &format!("data {}{named}", dataset.fingerprint()), config)?;
     let (model, outcome) = fit(&task, model, &config.train_dvae, &run, stop)?;
     let file = ModelFile {
@@ -86,6 +89,11 @@ pub(crate) fn centre(sample: &Sample, side: u32) -> Result<Vec<f32>> {
 }
 
 impl DvaeTask<'_> {
+    /// Temperature of update `step`.
+    fn tau(&self, step: u64) -> f64 {
+        cosine(1.0, self.config.relax.tau_end, step, self.config.relax.tau_steps)
+    }
+
     fn pictures(&self, values: Vec<f32>, n: usize) -> Tensor<4> {
         let side = self.config.dvae.image_size;
         Tensor::from_data(TensorData::new(values, [n, 3, side, side]), &self.device)
@@ -115,13 +123,24 @@ impl Task for DvaeTask<'_> {
         Ok((pictures, noise))
     }
 
-    fn gradient(&self, model: &Dvae, (pictures, noise): Self::Batch, step: u64) -> Result<Gradient> {
+    /// One for the whole graph (paper §A.2).
+    fn scales(&self, _: &Dvae) -> Option<Scales> {
+        (self.config.train_dvae.storage != Storage::Full).then(|| Scales::new(Scaling::Global, 1, 1))
+    }
+
+    fn gradient(
+        &self,
+        model: &Dvae,
+        (pictures, noise): Self::Batch,
+        step: u64,
+        scales: Option<&[f32]>,
+    ) -> Result<Gradient> {
         let relax = &self.config.relax;
         let share = self.config.train_dvae.batch / self.config.train_dvae.micro_batches;
         let beta = cosine(0.0, relax.beta, step, relax.beta_steps);
-        let tau = cosine(1.0, relax.tau_end, step, relax.tau_steps);
+        let tau = self.tau(step);
         let x = map_pixels(self.pictures(pictures, share)).autodiff();
-        differentiate(model, |model| {
+        differentiate(model, scales, |model| {
             let logits = model.encoder.forward(x.clone());
             let noise = Tensor::from_data(TensorData::new(noise, logits.dims()), &self.device).autodiff();
             let codes = gumbel_softmax(logits.clone(), noise, tau);
@@ -132,10 +151,17 @@ impl Task for DvaeTask<'_> {
         })
     }
 
-    fn validate(&self, model: &Dvae, _step: u64) -> Result<Metrics> {
+    fn validate(&self, model: &Dvae, step: u64) -> Result<Metrics> {
         ensure!(!self.val.is_empty(), "no pictures to validate on");
-        let recon = recon(model, &self.config.dvae, &self.val, &self.device);
+        let model = &model.clone().stored(Kept::Full);
+        let config = &self.config.dvae;
+        let recon = recon(model, config, &self.val, &self.device);
+        let cells = config.vocab * config.grid() * config.grid();
+        let noise = |i| gumbel_noise(cells, &mut item_rng(self.seed, Purpose::ValidationGumbel, 0, i as u64));
+        let gap = relaxation_gap(model, config, &self.val, noise, self.tau(step));
         Ok(vec![
+            ("relaxed_elbo_nats_per_value", gap.relaxed_elbo_nats_per_value),
+            ("sampled_elbo_nats_per_value", gap.sampled_elbo_nats_per_value),
             ("psnr_db", recon.psnr_db),
             ("elbo_nats_per_value", recon.elbo_nats_per_value),
             ("kl_nats_per_token", recon.kl_nats_per_token),

@@ -2,22 +2,24 @@
 //!
 //! A step: micro-batches are drawn and differentiated one after another, their gradients averaged, clipped, given to
 //! AdamW; the weights' moving average follows. Weights live on the host between steps; every random draw is a function
-//! of the seed and the step, so a run that was stopped continues to the same bits.
+//! of the seed and the step, so a run that was stopped continues to the same bits. With 16-bit gradients an update in which
+//! one was not finite is skipped, and the scales follow (paper §D.1).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use image::RgbImage;
-use tessera_kernels::{Cpu, approach};
+use tessera_kernels::{Cpu, approach, sum_of_squares};
 use tessera_model::weights::{HostTensor, export, gradients, import};
 
 use crate::config::FitConfig;
 use crate::log::{Log, Metrics};
-use crate::optim::{AdamW, average};
+use crate::optim::{self, AdamW, Moments};
+use crate::precision::Scales;
 use crate::run_dir::RunDir;
-use crate::schedule::warmup_cosine;
+use crate::schedule::{Plateau, Schedule, cosine, rise};
 
 /// What the loop trains: where batches come from, what is minimised, how it is judged.
 pub trait Task: Sync {
@@ -28,8 +30,19 @@ pub trait Task: Sync {
 
     /// Part `part` of the batch of update `step`; a pure function of both.
     fn batch(&self, step: u64, part: usize) -> Result<Self::Batch>;
-    /// The gradient of a micro-batch's loss, by [`differentiate`] or by a backward pass of the model's own.
-    fn gradient(&self, model: &Self::Model, batch: Self::Batch, step: u64) -> Result<Gradient>;
+    /// The first gradient scales, for a model whose gradients are stored in 16 bits.
+    fn scales(&self, _: &Self::Model) -> Option<Scales> {
+        None
+    }
+    /// The gradient of a micro-batch's loss, by [`differentiate`] or by a backward pass of the model's own, which is given the
+    /// scales if there are any.
+    fn gradient(
+        &self,
+        model: &Self::Model,
+        batch: Self::Batch,
+        step: u64,
+        scales: Option<&[f32]>,
+    ) -> Result<Gradient>;
     /// Figures on held-out data.
     fn validate(&self, model: &Self::Model, step: u64) -> Result<Metrics>;
     /// A picture that shows how far the model is.
@@ -60,17 +73,31 @@ pub struct Gradient {
     pub loss: f64,
     /// Figures to log.
     pub figures: Metrics,
+    /// Resblocks in which something is not finite, the one that was met first before the others.
+    pub overflowed: Vec<usize>,
 }
 
-/// The gradient of `loss` by one backward pass over its whole graph.
+/// The gradient of `loss` by one backward pass over its whole graph, on the way multiplied by a scale if there is one; the
+/// whole graph is one resblock then (paper §A.2: ordinary loss scaling).
 ///
 /// # Errors
 /// If a gradient is not f32.
-pub fn differentiate<M: Module>(model: &M, loss: impl FnOnce(&M) -> Loss) -> Result<Gradient> {
+pub fn differentiate<M: Module>(
+    model: &M,
+    scales: Option<&[f32]>,
+    loss: impl FnOnce(&M) -> Loss,
+) -> Result<Gradient> {
     let model = model.clone().train();
     let loss = loss(&model);
     let (value, figures) = loss.values();
-    Ok(Gradient { values: gradients(&model, loss.total.backward())?, loss: value, figures })
+    let Some(&scale) = scales.and_then(<[f32]>::first) else {
+        let values = gradients(&model, loss.total.backward())?;
+        return Ok(Gradient { values, loss: value, figures, overflowed: Vec::new() });
+    };
+    let mut values = gradients(&model, (loss.total * scale).backward())?;
+    let finite = values.iter().all(|values| sum_of_squares(values).is_finite());
+    values.iter_mut().flatten().for_each(|value| *value /= scale);
+    Ok(Gradient { values, loss: value, figures, overflowed: if finite { Vec::new() } else { vec![0] } })
 }
 
 /// All that changes from step to step, and all that a checkpoint holds.
@@ -84,11 +111,16 @@ pub struct State {
     pub average: Vec<HostTensor>,
     /// The optimiser's moments.
     pub adam: AdamW,
+    /// How the training loss has fallen.
+    pub plateau: Plateau,
+    /// Gradient scales, where gradients have 16 bits.
+    pub scales: Option<Scales>,
 }
 
 impl State {
-    fn new(weights: Vec<HostTensor>) -> State {
-        State { step: 0, average: weights.clone(), adam: AdamW::new(&weights), weights }
+    fn new(weights: Vec<HostTensor>, moments: Moments, scales: Option<Scales>) -> State {
+        let (average, adam) = (weights.clone(), AdamW::new(&weights, moments));
+        State { step: 0, weights, average, adam, plateau: Plateau::default(), scales }
     }
 }
 
@@ -115,10 +147,15 @@ pub fn fit<T: Task>(
     let mut trainer = Trainer::new(task, model, config, run.newest_checkpoint()?)?;
     let mut log = Log::open(run.path(), trainer.state.step, config.steps)?;
     while trainer.state.step < config.steps {
-        let figures = trainer.step()?;
+        let figures = trainer.step().or_else(|error| {
+            run.write_checkpoint(&trainer.state)?; // of the last update that counted
+            Err(error)
+        })?;
         let step = trainer.state.step;
         log.train(step, &figures, config)?;
-
+        if let Some(scales) = &trainer.state.scales {
+            log.scales(step, scales.log2(), config)?;
+        }
         let last = step == config.steps;
         if last || step.is_multiple_of(config.eval_every) {
             let averaged = trainer.averaged()?;
@@ -149,30 +186,49 @@ pub struct Trainer<'a, T: Task> {
 impl<'a, T: Task> Trainer<'a, T> {
     /// Starts from `state`, or from the weights of `model`.
     pub fn new(task: &'a T, model: T::Model, config: &'a FitConfig, state: Option<State>) -> Result<Self> {
-        let state = state.unwrap_or_else(|| State::new(export(&model)));
+        let state = match state {
+            Some(state) => state,
+            None => State::new(export(&model), config.moments, task.scales(&model)),
+        };
         let model = import(model, &state.weights).context("the checkpoint is of another model")?;
         Ok(Trainer { task, model, config, cpu: Cpu::current(), state })
     }
 
-    /// One update; returns figures to log.
+    /// One update; returns figures to log, or none if the update was skipped because a 16-bit gradient was not finite.
     ///
     /// # Errors
-    /// If a loss or gradient is not finite.
+    /// If a loss or gradient of 32 bits is not finite, or too many updates in a row were skipped.
     pub fn step(&mut self) -> Result<Metrics> {
         let (step, config, state) = (self.state.step, self.config, &mut self.state);
-        let (gradients, mut figures) =
-            batch_gradients(self.task, &self.model, step, config.micro_batches, self.cpu)?;
-        let lr = warmup_cosine(config.lr, config.lr_end, step, config.lr_steps, config.warmup);
-        let norm = state.adam.update(&mut state.weights, &gradients, config, step, lr);
+        let scales = state.scales.as_ref().map(Scales::values);
+        let part = |part| micro_batch(self.task, &self.model, [step, part], scales.as_deref());
+        // The average follows what this update starts from while the gradient is computed: nobody waits for it (paper §B.2).
+        let (average, weights) = (&mut state.average, &state.weights);
+        let (gradient, ()) = rayon::join(
+            || mean_gradient(config.micro_batches, self.cpu, part),
+            || self.cpu.scope(|| follow(average, weights, config, step)),
+        );
+        let Gradient { values: gradients, mut figures, overflowed, .. } = gradient?;
+        if let Some(scales) = &mut state.scales
+            && !scales.follow(step, &overflowed)?
+        {
+            state.step += 1;
+            return Ok(Metrics::new());
+        }
+        let fall = match config.schedule {
+            Schedule::Cosine => cosine(config.lr, config.lr_end, step, config.lr_steps),
+            Schedule::Plateau => config.lr * state.plateau.factor(),
+        };
+        let lr = rise(step, config.warmup) * fall;
+        state.plateau.follow(figures[0].1, config.eval_every, config.lr_end / config.lr);
+        let norm = state.adam.update(&mut state.weights, &gradients, config, lr);
         ensure!(
             norm.is_finite(),
-            "step {step}: the gradient is not finite; try a smaller lr ({})",
+            "step {step}: the gradient is not finite, first at {}; try a smaller lr ({})",
+            culprit(&state.weights, &gradients),
             config.lr
         );
         state.step += 1;
-        if state.step.is_multiple_of(config.ema_every) {
-            average(&mut state.average, &state.weights, config.ema, state.step / config.ema_every);
-        }
         self.model = import(self.model.clone(), &state.weights)?;
         figures.extend([("lr", lr), ("gradient_norm", norm)]);
         Ok(figures)
@@ -184,39 +240,61 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 }
 
-/// The mean gradient of a batch in the order of `export`, and its mean figures.
-fn batch_gradients<T: Task>(
-    task: &T,
-    model: &T::Model,
-    step: u64,
-    parts: usize,
-    cpu: Cpu,
-) -> Result<(Vec<Vec<f32>>, Metrics)> {
-    // Inside the pool, handing work to its threads costs a fraction of what it does from outside.
-    let part = |part| rayon::scope(|_| cpu.scope(|| micro_batch(task, model, step, part)));
-    let (mut mean, mut figures) = part(0)?;
-    for i in 1..parts {
-        let (gradients, part_figures) = part(i)?;
-        let share = 1.0 / (i + 1) as f32;
-        mean.iter_mut().zip(gradients).for_each(|(mean, gradient)| approach(mean, &gradient, share));
-        for (mean, part) in figures.iter_mut().zip(part_figures) {
-            mean.1 += f64::from(share) * (part.1 - mean.1);
-        }
+/// Every `ema_every` updates: the average follows the weights.
+fn follow(average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig, step: u64) {
+    if step > 0 && step.is_multiple_of(config.ema_every) {
+        optim::average(average, weights, config.ema, step / config.ema_every);
     }
-    Ok((mean, figures))
 }
 
+/// The last weight whose gradient is not finite: the backward pass meets it first.
+fn culprit<'a>(weights: &'a [HostTensor], gradients: &[Vec<f32>]) -> &'a str {
+    let broken = |gradient: &[f32]| !gradient.iter().all(|value| value.is_finite());
+    let mut pairs = weights.iter().zip(gradients).rev();
+    pairs.find(|(_, gradient)| broken(gradient)).map_or("none", |(weight, _)| &weight.name)
+}
+
+/// The mean of the gradients of `parts` micro-batches, with their mean figures.
+fn mean_gradient(parts: usize, cpu: Cpu, part: impl Fn(u64) -> Result<Gradient> + Sync) -> Result<Gradient> {
+    // Inside the pool, handing work to its threads costs a fraction of what it does from outside.
+    let part = |i: usize| rayon::scope(|_| cpu.scope(|| part(i as u64)));
+    let mut mean = part(0)?;
+    for i in 1..parts {
+        let next = part(i)?;
+        let share = 1.0 / (i + 1) as f32;
+        mean.values.iter_mut().zip(next.values).for_each(|(mean, next)| approach(mean, &next, share));
+        for (mean, next) in mean.figures.iter_mut().zip(next.figures) {
+            mean.1 += f64::from(share) * (next.1 - mean.1);
+        }
+        mean.overflowed.extend(next.overflowed);
+    }
+    Ok(mean)
+}
+
+/// The gradient of one part of a batch; its loss is the first figure.
 fn micro_batch<T: Task>(
     task: &T,
     model: &T::Model,
-    step: u64,
-    part: usize,
-) -> Result<(Vec<Vec<f32>>, Metrics)> {
-    let gradient = task.gradient(model, task.batch(step, part)?, step)?;
-    ensure!(gradient.loss.is_finite(), "step {step}: the loss is {}; try a smaller lr", gradient.loss);
-    let mut figures = vec![("loss", gradient.loss)];
-    figures.extend(gradient.figures);
-    Ok((gradient.values, figures))
+    [step, part]: [u64; 2],
+    scales: Option<&[f32]>,
+) -> Result<Gradient> {
+    let mut gradient = task.gradient(model, task.batch(step, part as usize)?, step, scales)?;
+    match (gradient.loss.is_finite(), scales) {
+        (true, _) => {}
+        // Numbers of 16 bits have overflowed on the way forward: as bad as a gradient that is not finite.
+        (false, Some(scales)) => gradient.overflowed.extend(0..scales.len()),
+        (false, None) => {
+            let first = |i: &usize| {
+                format!(
+                    "; resblock {i} (from 0, attention and MLP in turn) is the first whose output is not finite"
+                )
+            };
+            let place = gradient.overflowed.first().map_or(String::new(), first);
+            bail!("step {step}: the loss is {}{place}; try a smaller lr", gradient.loss)
+        }
+    }
+    gradient.figures.insert(0, ("loss", gradient.loss));
+    Ok(gradient)
 }
 
 #[cfg(test)]
@@ -246,12 +324,12 @@ mod tests {
             Ok((0..8).map(|i| ((step * 16 + part as u64 * 8 + i) as f32 * 0.7).sin()).collect())
         }
 
-        fn gradient(&self, model: &Linear, x: Vec<f32>, _: u64) -> Result<Gradient> {
+        fn gradient(&self, model: &Linear, x: Vec<f32>, _: u64, _: Option<&[f32]>) -> Result<Gradient> {
             let y: Vec<f32> = x.chunks(2).map(|x| x[0] + 2.0 * x[1] + 3.0).collect();
             let device = Device::default();
             let x: Tensor<2> = Tensor::from_data(TensorData::new(x, [4, 2]), &device).autodiff();
             let y: Tensor<2> = Tensor::from_data(TensorData::new(y, [4, 1]), &device).autodiff();
-            differentiate(model, |model| {
+            differentiate(model, None, |model| {
                 let total = (model.forward(x) - y).powf_scalar(2.0).mean();
                 Loss { figures: vec![("twice", total.clone() * 2.0)], total }
             })

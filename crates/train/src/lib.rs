@@ -2,24 +2,32 @@
 
 mod bpe;
 mod config;
+pub mod dist;
 mod dvae;
 mod encode;
 mod events;
 mod fit;
+#[cfg(test)]
+mod golden;
 mod log;
 mod optim;
 mod picture;
+mod precision;
 mod prior;
+mod reconstruct;
 mod run_dir;
 mod schedule;
 
 pub use bpe::train_bpe;
-pub use config::{Config, DataConfig, FitConfig, RelaxConfig};
+pub use config::{ChainConfig, Config, DataConfig, FitConfig, RelaxConfig, Storage};
 pub use dvae::train_dvae;
 pub use encode::{encode, held_out_codes, held_out_pictures, held_out_subjects};
 pub use fit::{Gradient, Loss, Outcome, Task, Trainer, differentiate};
 pub use log::Metrics;
+pub use optim::Moments;
 pub use picture::grid;
+pub use precision::{Scales, Scaling};
 pub use prior::train_prior;
+pub use reconstruct::{Reconstruction, reconstruct};
 pub use run_dir::RunOptions;
-pub use schedule::{cosine, warmup_cosine};
+pub use schedule::{Plateau, Schedule, cosine, rise};

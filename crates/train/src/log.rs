@@ -26,6 +26,7 @@ pub struct Log {
     /// Sums of the training figures since the last line, and how many.
     sums: Metrics,
     n_sums: u32,
+    n_skipped: u32,
 }
 
 impl Log {
@@ -47,26 +48,43 @@ impl Log {
             first_step: step,
             sums: Vec::new(),
             n_sums: 0,
+            n_skipped: 0,
         })
     }
 
-    /// Counts a training step; every `log_every` steps writes the figures' means.
+    /// Counts a training step, without figures one that was skipped; every `log_every` steps writes the figures' means.
     pub fn train(&mut self, step: u64, figures: &[(&'static str, f64)], config: &FitConfig) -> Result<()> {
-        match self.sums.is_empty() {
-            true => self.sums = figures.to_vec(),
-            false => self.sums.iter_mut().zip(figures).for_each(|(sum, figure)| sum.1 += figure.1),
+        match (figures.is_empty(), self.sums.is_empty()) {
+            (true, _) => self.n_skipped += 1,
+            (_, true) => self.sums = figures.to_vec(),
+            (_, false) => self.sums.iter_mut().zip(figures).for_each(|(sum, figure)| sum.1 += figure.1),
         }
-        self.n_sums += 1;
+        self.n_sums += u32::from(!figures.is_empty());
         self.bar.set_position(step);
         if !step.is_multiple_of(config.log_every) {
             return Ok(());
         }
         let n = f64::from(std::mem::take(&mut self.n_sums));
+        let skipped = std::mem::take(&mut self.n_skipped);
         let mut means: Metrics = self.sums.drain(..).map(|(name, sum)| (name, sum / n)).collect();
         let seconds = self.started.elapsed().as_secs_f64();
         means.push(("pictures_per_second", (step - self.first_step) as f64 * config.batch as f64 / seconds));
-        self.bar.set_message(format!("loss {:.4}", means[0].1));
+        if skipped > 0 {
+            means.push(("updates_skipped", f64::from(skipped)));
+        }
+        if means[0].0 == "loss" {
+            self.bar.set_message(format!("loss {:.4}", means[0].1));
+        }
         self.write("train", step, &means)
+    }
+
+    /// Every `log_every` steps writes the binary logarithms of the gradient scales, first resblock first.
+    pub fn scales(&mut self, step: u64, log2: &[f64], config: &FitConfig) -> Result<()> {
+        if step.is_multiple_of(config.log_every) {
+            writeln!(self.metrics, "{}", json!({ "split": "scales", "step": step, "log2": log2 }))?;
+            self.metrics.flush()?;
+        }
+        Ok(())
     }
 
     /// Writes figures on held-out data.

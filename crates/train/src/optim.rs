@@ -1,6 +1,8 @@
 //! AdamW on host arrays (paper §A.2, §B.2) with global-norm clipping, and the moving average of the weights.
 
-use tessera_kernels::{approach, sum_of_squares};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use tessera_kernels::{SmallFloat, approach, sum_of_squares};
 use tessera_model::weights::HostTensor;
 
 use crate::config::FitConfig;
@@ -12,30 +14,99 @@ const EPSILON: f32 = 1e-8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
     /// First moments.
-    pub mean: Vec<Vec<f32>>,
+    pub mean: Vec<Moment>,
     /// Second moments.
-    pub variance: Vec<Vec<f32>>,
+    pub variance: Vec<Moment>,
+    /// Updates done; those that were skipped do not count.
+    pub updates: u64,
+}
+
+/// A running mean or variance of one parameter.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Moment {
+    /// In 32 bits.
+    Full(Vec<f32>),
+    /// In 16 bits (paper §D.2).
+    Small(SmallFloat, Vec<u16>),
+}
+
+/// What the moments of the layers' matrices are stored as; gains, biases, embeddings and heads keep 32 bits (paper §D.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Moments {
+    /// 32 bits.
+    Full,
+    /// The paper's: means in 1-6-9, variances in 0-6-10.
+    Small,
+}
+
+impl Moment {
+    fn zeros(len: usize, format: Option<SmallFloat>) -> Moment {
+        match format {
+            None => Moment::Full(vec![0.0; len]),
+            Some(format) => Moment::Small(format, vec![format.encode(0.0); len]),
+        }
+    }
+
+    /// How many numbers it has.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Moment::Full(values) => values.len(),
+            Moment::Small(_, codes) => codes.len(),
+        }
+    }
+
+    /// The numbers.
+    pub fn values(&self) -> Vec<f32> {
+        match self {
+            Moment::Full(values) => values.clone(),
+            Moment::Small(format, codes) => codes.par_iter().map(|&code| format.decode(code)).collect(),
+        }
+    }
+
+    /// Lets `change` change the numbers; those too large for the format become its largest.
+    fn with<T>(&mut self, change: impl FnOnce(&mut [f32]) -> T) -> T {
+        let mut values = match self {
+            Moment::Full(values) => return change(values),
+            Moment::Small(..) => self.values(),
+        };
+        let result = change(&mut values);
+        if let Moment::Small(format, codes) = self {
+            let new = values.par_iter().map(|&value| format.encode(value.min(format.largest())));
+            codes.par_iter_mut().zip(new).for_each(|(code, new)| *code = new);
+        }
+        result
+    }
 }
 
 impl AdamW {
     /// Zero moments for `weights`.
-    pub fn new(weights: &[HostTensor]) -> AdamW {
-        let zeros: Vec<Vec<f32>> = weights.iter().map(|w| vec![0.0; w.values.len()]).collect();
-        AdamW { mean: zeros.clone(), variance: zeros }
+    pub fn new(weights: &[HostTensor], moments: Moments) -> AdamW {
+        let zeros = |format: SmallFloat| {
+            let small = |weight: &HostTensor| moments == Moments::Small && in_layers(weight);
+            let zeros =
+                |weight: &HostTensor| Moment::zeros(weight.values.len(), small(weight).then_some(format));
+            weights.iter().map(zeros).collect()
+        };
+        AdamW { mean: zeros(SmallFloat::OneSixNine), variance: zeros(SmallFloat::ZeroSixTen), updates: 0 }
     }
 
-    /// Update number `step` (from 0) with step size `lr`, gradients first scaled to a global norm of at most
-    /// `config.clip`. Returns the norm before.
+    /// An update with step size `lr`, gradients first scaled to a global norm of at most
+    /// `config.clip`. Returns the norm before; if it is not finite, nothing was changed.
     pub fn update(
         &mut self,
         weights: &mut [HostTensor],
         gradients: &[Vec<f32>],
         config: &FitConfig,
-        step: u64,
         lr: f64,
     ) -> f64 {
         let norm = gradients.iter().map(|g| sum_of_squares(g)).sum::<f64>().sqrt();
-        let correction = |beta: f64| 1.0 - beta.powi(i32::try_from(step + 1).unwrap_or(i32::MAX));
+        if !norm.is_finite() {
+            return norm;
+        }
+        self.updates += 1;
+        let updates = i32::try_from(self.updates).unwrap_or(i32::MAX);
+        let correction = |beta: f64| 1.0 - beta.powi(updates);
         let moments = self.mean.iter_mut().zip(&mut self.variance);
         for ((weight, gradient), (mean, variance)) in weights.iter_mut().zip(gradients).zip(moments) {
             let update = tessera_kernels::AdamW {
@@ -46,11 +117,19 @@ impl AdamW {
                 inverse_variance: (1.0 / correction(config.beta2)) as f32,
                 shrink: if decays(weight) { 1.0 - (lr * config.weight_decay) as f32 } else { 1.0 },
                 epsilon: EPSILON,
+                variance_clip: config.variance_clip as f32,
             };
-            update.update(&mut weight.values, gradient, mean, variance);
+            mean.with(|mean| {
+                variance.with(|variance| update.update(&mut weight.values, gradient, mean, variance));
+            });
         }
         norm
     }
+}
+
+/// Whether `weight` is a matrix of a prior's layers.
+fn in_layers(weight: &HostTensor) -> bool {
+    weight.shape.len() >= 2 && weight.name.starts_with("blocks.")
 }
 
 /// Gains, biases and embeddings are not decayed; the paper does not say, and decay would only shrink their scale.
@@ -81,10 +160,10 @@ mod tests {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
         (config.beta1, config.beta2, config.weight_decay, config.clip) = (0.9, 0.99, 0.5, 10.0);
         let mut w = weights("x");
-        let mut adam = AdamW::new(&w);
-        adam.update(&mut w, &[vec![0.5, -1.0]], &config, 0, 0.1);
+        let mut adam = AdamW::new(&w, Moments::Full);
+        adam.update(&mut w, &[vec![0.5, -1.0]], &config, 0.1);
         assert!((w[0].values[0] - 0.85).abs() < 1e-5 && (w[0].values[1] + 1.8).abs() < 1e-5);
-        adam.update(&mut w, &[vec![0.25, 2.0]], &config, 1, 0.1);
+        adam.update(&mut w, &[vec![0.25, 2.0]], &config, 0.1);
         // 0.85 · 0.95 − 0.1 · (0.07 / 0.19) / √(0.0031 / 0.0199), and −1.8 · 0.95 − 0.1 · (0.11 / 0.19) / √(0.0499 / 0.0199)
         assert!((w[0].values[0] - 0.714_155).abs() < 1e-5, "{}", w[0].values[0]);
         assert!((w[0].values[1] + 1.746_561).abs() < 1e-5, "{}", w[0].values[1]);
@@ -103,13 +182,48 @@ mod tests {
         config.clip = 1.0;
         let moments = |gradient: [f32; 2]| {
             let mut w = weights("x");
-            let mut adam = AdamW::new(&w);
-            let norm = adam.update(&mut w, &[gradient.to_vec()], &config, 0, 0.1);
+            let mut adam = AdamW::new(&w, Moments::Full);
+            let norm = adam.update(&mut w, &[gradient.to_vec()], &config, 0.1);
             (norm, adam)
         };
         let (long, shortened) = moments([3.0, 4.0]);
         let (short, kept) = moments([0.6, 0.8]);
         assert!((long - 5.0).abs() < 1e-6 && (short - 1.0).abs() < 1e-6);
-        assert!((shortened.mean[0][0] - kept.mean[0][0]).abs() < 1e-6);
+        let first = |adam: AdamW| adam.mean[0].values()[0];
+        assert!((first(shortened) - first(kept)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn small_moments_follow_the_full_ones_and_only_in_layers() {
+        let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
+        (config.clip, config.variance_clip) = (1e9, 5.0);
+        let of = |moments, name: &str| {
+            let mut w = weights(name);
+            let mut adam = AdamW::new(&w, moments);
+            for step in 0..100 {
+                let gradient = [(step as f32).sin() * 1e-3, 100.0];
+                adam.update(&mut w, &[gradient.to_vec()], &config, 1e-3);
+            }
+            (w[0].values.clone(), adam)
+        };
+        let (wanted, full) = of(Moments::Full, "blocks.0.qkv.weight");
+        let (got, small) = of(Moments::Small, "blocks.0.qkv.weight");
+        assert!(matches!(small.mean[0], Moment::Small(SmallFloat::OneSixNine, _)));
+        assert!(matches!(small.variance[0], Moment::Small(SmallFloat::ZeroSixTen, _)));
+        assert!((wanted[0] - got[0]).abs() < 1e-3, "{} instead of {}", got[0], wanted[0]);
+        assert_eq!(small.variance[0].values()[1], 5.0); // clipped by value
+        assert_eq!(small.mean[0].values()[1], SmallFloat::OneSixNine.largest());
+        assert!(full.mean[0].values()[1] > 99.0);
+        assert!(matches!(of(Moments::Small, "embed.text").1.mean[0], Moment::Full(_)));
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        let config = Config::resolve("tiny", &[]).unwrap().train_prior;
+        let mut w = weights("x");
+        let mut adam = AdamW::new(&w, Moments::Full);
+        let before = (w.clone(), adam.clone());
+        assert!(!adam.update(&mut w, &[vec![f32::NAN, 1.0]], &config, 0.1).is_finite());
+        assert!(before == (w, adam));
     }
 }

@@ -12,16 +12,17 @@ use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices, item_rng};
 use tessera_eval::{LabelledCodes, conditioning};
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::Dvae;
-use tessera_model::prior::{Prior, PriorGradients, Stream, caption_slots};
+use tessera_model::prior::{Doors, Prior, PriorGradients, Stream, caption_slots};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 use tessera_model::{Decoder, Drawing, Event, Request};
 use tessera_text::{Bpe, normalise};
 
-use crate::config::Config;
+use crate::config::{Config, Storage};
 use crate::encode::DVAE_FILE;
 use crate::fit::{Gradient, Loss, Outcome, Task, fit};
 use crate::log::Metrics;
 use crate::picture::grid;
+use crate::precision::Scales;
 use crate::run_dir::{RunDir, RunOptions};
 
 /// Held-out captions that are drawn at each validation, and drawings of each.
@@ -196,14 +197,22 @@ impl Task for PriorTask<'_> {
         Stream::new(share, text, image, &self.config.prior)?.seeing(seen, &self.config.prior)
     }
 
-    fn gradient(&self, model: &Prior, batch: Stream, _step: u64) -> Result<Gradient> {
-        let PriorGradients { loss, gradients } = model.gradients(&batch, self.config.chain.activations)?;
+    fn scales(&self, model: &Prior) -> Option<Scales> {
+        let scaled = self.config.train_prior.storage != Storage::Full;
+        scaled.then(|| Scales::new(self.config.chain.scaling, model.n_resblocks(), 1))
+    }
+
+    fn gradient(&self, model: &Prior, batch: Stream, _step: u64, scales: Option<&[f32]>) -> Result<Gradient> {
+        let storage = self.config.train_prior.storage.kept();
+        let doors = scales.map_or(Doors::Open, |scales| Doors::Scaled { storage, scales });
+        let PriorGradients { loss, gradients, overflowed } =
+            model.gradients(&batch, self.config.chain.activations, doors)?;
         let figures = vec![
             ("text_nats_per_token", loss.text_per_token),
             ("image_nats_per_token", loss.image_per_token),
         ];
         let (loss, figures) = Loss { total: loss.loss, figures }.values();
-        Ok(Gradient { values: gradients, loss, figures })
+        Ok(Gradient { values: gradients, loss, figures, overflowed })
     }
 
     fn validate(&self, model: &Prior, _step: u64) -> Result<Metrics> {

@@ -11,15 +11,17 @@ use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tessera_data::atomic;
-use tessera_kernels::Cpu;
+use tessera_kernels::{Cpu, SmallFloat};
 use tessera_model::weights::{HostTensor, ModelFile};
 
 use crate::config::Config;
 use crate::fit::State;
-use crate::optim::AdamW;
+use crate::optim::{AdamW, Moment};
 
 /// Checkpoints that stay.
 const KEEP: usize = 2;
+/// Of checkpoints: 2 has gradient scales, plateaus and moments of 16 bits.
+const FORMAT: u64 = 2;
 /// The file in a checkpoint.
 const STATE_FILE: &str = "state.safetensors";
 
@@ -125,7 +127,7 @@ impl RunDir {
         }
         ensure!(
             folders.is_empty(),
-            "no checkpoint in {} is whole; choose another --run",
+            "none of the checkpoints in {} can be read, for the reasons above; choose another --run",
             self.path.display()
         );
         Ok(None)
@@ -170,65 +172,150 @@ fn first_difference<'a>(saved: &'a str, config: &'a str) -> Option<(&'a str, &'a
     Some(differs.unwrap_or(("a different number of keys", "the rest")))
 }
 
+/// What a tensor's numbers are, and they.
+type Bytes<'a> = (Dtype, &'a [u8]);
+
 fn state_bytes(state: &State) -> Result<Vec<u8>> {
     let weights = state.weights.iter().map(|w| (&w.name, &w.shape));
     let weights: Vec<(&String, &Vec<usize>)> = weights.collect();
-    let groups: [(&str, Vec<&[f32]>); 4] = [
-        ("weight", state.weights.iter().map(|w| w.values.as_slice()).collect()),
-        ("average", state.average.iter().map(|w| w.values.as_slice()).collect()),
-        ("mean", state.adam.mean.iter().map(Vec::as_slice).collect()),
-        ("variance", state.adam.variance.iter().map(Vec::as_slice).collect()),
+    let groups: [(&str, Vec<Bytes>); 4] = [
+        ("weight", state.weights.iter().map(weight_bytes).collect()),
+        ("average", state.average.iter().map(weight_bytes).collect()),
+        ("mean", state.adam.mean.iter().map(moment_bytes).collect()),
+        ("variance", state.adam.variance.iter().map(moment_bytes).collect()),
     ];
     let mut views = Vec::new();
     for (group, values) in &groups {
-        for ((index, (name, shape)), values) in weights.iter().enumerate().zip(values) {
-            let view = TensorView::new(Dtype::F32, (*shape).clone(), bytemuck::cast_slice(values))?;
+        for ((index, (name, shape)), (dtype, bytes)) in weights.iter().enumerate().zip(values) {
+            let view = TensorView::new(*dtype, (*shape).clone(), bytes)?;
             views.push((format!("{group}/{index:04}/{name}"), view));
         }
     }
-    let meta = HashMap::from([("step".to_string(), state.step.to_string())]);
+    let mut meta = vec![
+        ("format", FORMAT.to_string()),
+        ("step", state.step.to_string()),
+        ("updates", state.adam.updates.to_string()),
+        ("plateau", serde_json::to_string(&state.plateau)?),
+    ];
+    if let Some(scales) = &state.scales {
+        meta.push(("scales", serde_json::to_string(scales)?));
+    }
+    let meta = HashMap::from_iter(meta.into_iter().map(|(key, value)| (key.to_string(), value)));
     Ok(safetensors::serialize(views, Some(meta))?)
+}
+
+fn weight_bytes(weight: &HostTensor) -> Bytes<'_> {
+    (Dtype::F32, bytemuck::cast_slice(&weight.values))
+}
+
+fn moment_bytes(moment: &Moment) -> Bytes<'_> {
+    match moment {
+        Moment::Full(values) => (Dtype::F32, bytemuck::cast_slice(values)),
+        Moment::Small(_, codes) => (Dtype::U16, bytemuck::cast_slice(codes)),
+    }
 }
 
 fn read_state(path: &Path) -> Result<State> {
     let bytes = fs::read(path)?;
     let (_, header) = SafeTensors::read_metadata(&bytes)?;
-    let step = header.metadata().as_ref().and_then(|meta| meta.get("step")?.parse().ok());
-    let step = step.context("the checkpoint has no step number")?;
+    let meta = |key: &str| header.metadata().as_ref().and_then(|meta| meta.get(key));
+    let number = |key: &str| meta(key).map(|number| number.parse::<u64>()).transpose();
+    let format = number("format")?.unwrap_or(1);
+    ensure!(
+        format <= FORMAT,
+        "a checkpoint of format {format}; this program reads up to {FORMAT}: update it"
+    );
+    let step = number("step")?.context("the checkpoint has no step number")?;
+    let plateau = meta("plateau").map(|json| serde_json::from_str(json)).transpose()?.unwrap_or_default();
+    let scales = meta("scales").map(|json| serde_json::from_str(json)).transpose()?;
     let tensors = SafeTensors::deserialize(&bytes)?;
-    let mut names = tensors.names();
-    names.sort();
-    let mut groups: HashMap<&str, Vec<HostTensor>> = HashMap::new();
-    for full in names {
-        let mut parts = full.splitn(3, '/');
-        let (Some(group), Some(_), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
-            bail!("unexpected tensor {full}");
+    let weights = |group| -> Result<Vec<HostTensor>> {
+        let tensor = |(name, view): (String, TensorView)| {
+            Ok(HostTensor { name, shape: view.shape().to_vec(), values: floats(&view)? })
         };
-        let view = tensors.tensor(full)?;
-        let values =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let tensor = HostTensor { name: name.to_string(), shape: view.shape().to_vec(), values };
-        groups.entry(group).or_default().push(tensor);
-    }
-    let mut take = |group: &str| groups.remove(group).with_context(|| format!("no tensors of {group}"));
-    let values = |tensors: Vec<HostTensor>| tensors.into_iter().map(|t| t.values).collect();
-    Ok(State {
+        of_group(&tensors, group)?.into_iter().map(tensor).collect()
+    };
+    let moments = |group, format| -> Result<Vec<Moment>> {
+        let moment = |(_, view): (String, TensorView)| match view.dtype() {
+            Dtype::U16 => Ok(Moment::Small(format, words(&view))),
+            _ => Ok(Moment::Full(floats(&view)?)),
+        };
+        of_group(&tensors, group)?.into_iter().map(moment).collect()
+    };
+    let state = State {
         step,
-        weights: take("weight")?,
-        average: take("average")?,
-        adam: AdamW { mean: values(take("mean")?), variance: values(take("variance")?) },
-    })
+        weights: weights("weight")?,
+        average: weights("average")?,
+        adam: AdamW {
+            mean: moments("mean", SmallFloat::OneSixNine)?,
+            variance: moments("variance", SmallFloat::ZeroSixTen)?,
+            updates: number("updates")?.unwrap_or(step), // of format 1, which skipped none
+        },
+        plateau,
+        scales,
+    };
+    check(&state)?;
+    Ok(state)
+}
+
+/// Everything is there for each weight.
+fn check(state: &State) -> Result<()> {
+    let lens = |moments: &[Moment]| moments.iter().map(Moment::len).collect::<Vec<_>>();
+    let weights: Vec<usize> = state.weights.iter().map(|weight| weight.values.len()).collect();
+    let average: Vec<usize> = state.average.iter().map(|weight| weight.values.len()).collect();
+    ensure!(
+        [average, lens(&state.adam.mean), lens(&state.adam.variance)].iter().all(|lens| *lens == weights),
+        "the checkpoint's weights, averages and moments do not fit each other"
+    );
+    Ok(())
+}
+
+/// The tensors `GROUP/INDEX/NAME` by index, and their names.
+fn of_group<'a>(tensors: &'a SafeTensors, group: &str) -> Result<Vec<(String, TensorView<'a>)>> {
+    let mut names: Vec<&str> = tensors.names();
+    names.retain(|name| name.split('/').next() == Some(group));
+    names.sort_unstable();
+    ensure!(!names.is_empty(), "no tensors of {group}");
+    let named = |full: &str| {
+        let name = full.splitn(3, '/').nth(2).with_context(|| format!("unexpected tensor {full}"))?;
+        Ok((name.to_string(), tensors.tensor(full)?))
+    };
+    names.into_iter().map(named).collect()
+}
+
+fn floats(view: &TensorView) -> Result<Vec<f32>> {
+    ensure!(view.dtype() == Dtype::F32, "a tensor of {:?}: wanted F32", view.dtype());
+    Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
+
+fn words(view: &TensorView) -> Vec<u16> {
+    view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::precision::{Scales, Scaling};
+    use crate::schedule::Plateau;
 
     fn state(step: u64) -> State {
         let weight =
             |v: f32| vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![v, 1.0 / 3.0] }];
-        let adam = AdamW { mean: vec![vec![0.1, 0.2]], variance: vec![vec![0.3, 0.4]] };
-        State { step, weights: weight(1.0), average: weight(2.0), adam }
+        let adam = AdamW {
+            mean: vec![Moment::Small(SmallFloat::OneSixNine, vec![1, 2])],
+            variance: vec![Moment::Full(vec![0.3, 0.4])],
+            updates: step / 2,
+        };
+        let mut scales = Scales::new(Scaling::Resblock, 3, 1);
+        scales.follow(7, &[1]).unwrap();
+        State {
+            step,
+            weights: weight(1.0),
+            average: weight(2.0),
+            adam,
+            plateau: Plateau::default(),
+            scales: Some(scales),
+        }
     }
 
     #[test]
@@ -247,7 +334,20 @@ mod tests {
         damage(1_000_000);
         assert_eq!(run.newest_checkpoint().unwrap(), Some(state(999_999)));
         damage(999_999);
-        assert!(run.newest_checkpoint().unwrap_err().to_string().contains("is whole"));
+        assert!(run.newest_checkpoint().unwrap_err().to_string().contains("can be read"));
+    }
+
+    #[test]
+    fn checkpoints_of_a_later_format_or_in_parts_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("state.safetensors");
+        let bytes = state_bytes(&state(5)).unwrap();
+        let at = bytes.windows(12).position(|window| window == b"\"format\":\"2\"").unwrap();
+        fs::write(&file, [&bytes[..at + 10], b"3", &bytes[at + 11..]].concat()).unwrap();
+        assert!(read_state(&file).unwrap_err().to_string().contains("format 3; this program reads up to 2"));
+        let mut other = state(5);
+        other.adam.mean = vec![Moment::Full(vec![0.1])];
+        assert!(check(&other).unwrap_err().to_string().contains("do not fit each other"));
     }
 
     #[test]

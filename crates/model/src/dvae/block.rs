@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use tessera_kernels::Output;
 
 use super::DvaeConfig;
-use crate::nn::{Conv2d, Init};
+use crate::nn::{Conv2d, Init, Kept};
 
 /// One bottleneck block; the hidden width is a quarter of the output's.
 #[derive(Module, Debug)]
@@ -38,6 +38,11 @@ impl ResBlock {
             conv_4: Conv2d::new(init, [n_hid, n_out], k4),
             post_gain: config.post_gain(),
         }
+    }
+
+    pub(super) fn store(&mut self, storage: Kept) {
+        let convs = [&mut self.conv_1, &mut self.conv_2, &mut self.conv_3, &mut self.conv_4];
+        convs.into_iter().chain(&mut self.id_path).for_each(|conv| conv.storage = storage);
     }
 
     /// `[B, S, S, n_in]` → `[B, S, S, n_out]`, both in f32.

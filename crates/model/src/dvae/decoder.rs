@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor};
 use tessera_kernels::{Output, upsample2};
 
 use super::{DvaeConfig, ResBlock};
-use crate::nn::{Conv2d, Init};
+use crate::nn::{Conv2d, Init, Kept};
 
 /// Sides of a block's four kernels.
 pub(super) const KERNELS: [usize; 4] = [1, 3, 3, 3];
@@ -34,6 +34,12 @@ impl Decoder {
             })
             .collect();
         Decoder { input, groups, output: Conv2d::new(init, [n_in, 6], 1) }
+    }
+
+    /// All but the first convolution, which keeps 32 bits (paper §A.1).
+    pub(super) fn store(&mut self, storage: Kept) {
+        self.output.storage = storage;
+        self.groups.iter_mut().flatten().for_each(|block| block.store(storage));
     }
 
     /// Relaxed one-hot `[B, G, G, V]` → `[B, 6, S, S]`: three means, then three ln b. The first convolution multiplies

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 use tessera_kernels::{Output, max_pool2};
 
 use super::{DvaeConfig, ResBlock};
-use crate::nn::{Conv2d, Init};
+use crate::nn::{Conv2d, Init, Kept};
 
 /// Sides of a block's four kernels.
 pub(super) const KERNELS: [usize; 4] = [3, 3, 3, 1];
@@ -33,6 +33,12 @@ impl Encoder {
             })
             .collect();
         Encoder { input, groups, output: Conv2d::new(init, [n_in, config.vocab], 1) }
+    }
+
+    /// All but the last convolution, which keeps 32 bits (paper §A.1).
+    pub(super) fn store(&mut self, storage: Kept) {
+        self.input.storage = storage;
+        self.groups.iter_mut().flatten().for_each(|block| block.store(storage));
     }
 
     /// Where the weights are.

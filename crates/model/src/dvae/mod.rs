@@ -23,7 +23,7 @@ pub use pixels::{EPS, map_pixels, unmap_pixels};
 pub use relax::gumbel_noise;
 pub use tessera_kernels::{gumbel_softmax, kl_to_uniform};
 
-use crate::nn::Init;
+use crate::nn::{Init, Kept};
 
 /// Sizes of a dVAE; the paper's in brackets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,6 +136,14 @@ impl Dvae {
     pub fn new(config: &DvaeConfig, seed: u64, device: &Device) -> Dvae {
         let mut init = Init::new(seed, device);
         Dvae { encoder: Encoder::new(config, &mut init), decoder: Decoder::new(config, &mut init) }
+    }
+
+    /// The dVAE with what it computes in training stored as `storage` says, but for the convolutions next to the codes, which
+    /// keep 32 bits (paper §A.1).
+    pub fn stored(mut self, storage: Kept) -> Dvae {
+        self.encoder.store(storage);
+        self.decoder.store(storage);
+        self
     }
 
     /// Where the weights are.

@@ -6,7 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use tessera_kernels::{First, Output, conv2d, conv2d_add};
 
-use super::Init;
+use super::{Init, Kept};
 
 /// A "same" convolution with bias.
 #[derive(Module, Debug)]
@@ -15,27 +15,39 @@ pub struct Conv2d {
     pub weight: Param<Tensor<4>>,
     /// `[c_out]`
     pub bias: Param<Tensor<1>>,
+    /// What weights, output and their gradients are stored as.
+    #[module(skip)]
+    pub storage: Kept,
 }
 
 impl Conv2d {
     /// Weights N(0, 1/√(c_in k²)), bias 0 (the released code's initialisation). `k` must be odd.
     pub fn new(init: &mut Init, [c_in, c_out]: [usize; 2], k: usize) -> Conv2d {
         let std = 1.0 / ((c_in * k * k) as f64).sqrt();
-        Conv2d { weight: init.normal([c_out, c_in, k, k], std), bias: init.zeros([c_out]) }
+        let weight = init.normal([c_out, c_in, k, k], std);
+        Conv2d { weight, bias: init.zeros([c_out]), storage: Kept::Full }
     }
 
     /// `conv(x)`: `[B, S, S, c_in]` → `[B, S, S, c_out]`
     pub fn forward(&self, x: Tensor<4>, output: Output) -> Tensor<4> {
-        conv2d(x, self.weight.val(), self.bias.val(), First::Nothing, output)
+        self.convolve(x, First::Nothing, output)
     }
 
     /// `conv(relu(x))`
     pub fn after_relu(&self, x: Tensor<4>, output: Output) -> Tensor<4> {
-        conv2d(x, self.weight.val(), self.bias.val(), First::Relu, output)
+        self.convolve(x, First::Relu, output)
+    }
+
+    fn convolve(&self, x: Tensor<4>, first: First, output: Output) -> Tensor<4> {
+        let weight = self.storage.keep(self.weight.val());
+        self.storage.keep(conv2d(x, weight, self.bias.val(), first, output))
     }
 
     /// `residual + gain · conv(relu(x))` in f32.
     pub fn add_to(&self, residual: Tensor<4>, x: Tensor<4>, gain: f64) -> Tensor<4> {
-        conv2d_add(x, self.weight.val(), self.bias.val(), residual, gain)
+        match self.storage {
+            Kept::Full => conv2d_add(x, self.weight.val(), self.bias.val(), residual, gain),
+            Kept::Small(_) => residual + self.after_relu(x, Output::F32) * gain,
+        }
     }
 }

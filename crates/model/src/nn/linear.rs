@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, TensorData};
 use tessera_kernels::decode::int8_rounded;
 use tessera_kernels::{Activation, linear, linear_add, linear_f32};
 
-use super::Init;
+use super::{Init, Kept};
 
 /// An affine map of the last dimension.
 #[derive(Module, Debug)]
@@ -30,6 +30,11 @@ impl Linear {
     /// `activation(x W + b)` for the next kernel, in its kind of number.
     pub fn activated<const D: usize>(&self, x: Tensor<D>, activation: Activation) -> Tensor<D> {
         linear(x, self.weight.val(), self.bias.val(), activation)
+    }
+
+    /// `activation(x W + b)` of weights that are stored as `storage` says.
+    pub fn stored<const D: usize>(&self, x: Tensor<D>, activation: Activation, storage: Kept) -> Tensor<D> {
+        linear(x, storage.keep(self.weight.val()), self.bias.val(), activation)
     }
 
     /// The map with its weights as 8 bits for each output keep them.

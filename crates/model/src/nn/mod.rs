@@ -4,10 +4,12 @@
 
 mod conv;
 mod init;
+mod kept;
 mod linear;
 mod norm;
 
 pub use conv::Conv2d;
 pub use init::Init;
+pub use kept::Kept;
 pub use linear::Linear;
 pub use norm::LayerNorm;

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use tessera_kernels::{Activation, Plan, pattern_attention};
 
 use super::{Pattern, PriorConfig};
-use crate::nn::{Init, LayerNorm, Linear};
+use crate::nn::{Init, Kept, LayerNorm, Linear};
 
 /// `h += attention(norm(h)); h += mlp(norm(h))`
 #[derive(Module, Debug)]
@@ -37,7 +37,7 @@ impl Block {
             mlp_norm: LayerNorm::new(init, d),
             mlp_in: Linear::new(init, [d, 4 * d], std(d)),
             mlp_out: Linear::new(init, [4 * d, d], std(4 * d) * residual),
-            pattern: Pattern::of_layer(layer, config.n_layers, config.conv_kernel),
+            pattern: Pattern::of_layer(layer, config),
             n_heads: config.n_heads,
         }
     }
@@ -73,6 +73,21 @@ impl Block {
         let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None);
         let attended = pattern_attention(qkv.clone(), self.n_heads, plan);
         (self.attn_out.add_to(x, attended), qkv)
+    }
+
+    /// What the attention resblock adds to `x`, its numbers stored as `storage` says.
+    pub(super) fn attention_branch(&self, x: Tensor<3>, plan: &Arc<Plan>, storage: Kept) -> Tensor<3> {
+        let h = storage.keep(self.attn_norm.forward(x));
+        let qkv = storage.keep(self.qkv.stored(h, Activation::None, storage));
+        let attended = storage.keep(pattern_attention(qkv, self.n_heads, plan));
+        storage.keep(self.attn_out.stored(attended, Activation::None, storage))
+    }
+
+    /// What the MLP resblock adds to `x`, its numbers stored as `storage` says.
+    pub(super) fn mlp_branch(&self, x: Tensor<3>, storage: Kept) -> Tensor<3> {
+        let h = storage.keep(self.mlp_norm.forward(x));
+        let h = storage.keep(self.mlp_in.stored(h, Activation::Gelu, storage));
+        storage.keep(self.mlp_out.stored(h, Activation::None, storage))
     }
 
     /// The MLP resblock, `x + mlp(norm(x))`.

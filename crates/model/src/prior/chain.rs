@@ -3,6 +3,9 @@
 //! Each resblock is differentiated by itself, from the gradient of what leaves it to that of what enters it. Its graph is
 //! kept from the forward pass or, to save memory, made again from its input when its turn comes (activation
 //! checkpointing): that is the only difference between the two settings, and the gradients are the same.
+//!
+//! With 16-bit numbers inside resblocks, a gradient goes through a door at each of them ([`Doors::Scaled`], paper §D.1): the
+//! residual stream carries it in 32 bits, and only what goes through a resblock's branch is scaled and rounded.
 
 use anyhow::{Context, Result};
 use burn::module::Module;
@@ -11,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tessera_kernels::dot;
 
 use super::{Prior, PriorLoss, Stream};
+use crate::nn::Kept;
 use crate::weights::Collected;
 
 /// What the forward pass keeps for the backward pass.
@@ -23,12 +27,30 @@ pub enum Activations {
     Recompute,
 }
 
+/// How gradients pass resblocks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Doors<'a> {
+    /// As they are.
+    Open,
+    /// Multiplied by the resblock's scale and stored before they go through its branch; what leaves it is stored, freed of
+    /// what is not finite, and divided again.
+    Scaled {
+        /// Of all that is inside.
+        storage: Kept,
+        /// One for each resblock.
+        scales: &'a [f32],
+    },
+}
+
 /// The loss of a batch and its gradient.
 pub struct PriorGradients {
     /// The loss and its parts.
     pub loss: PriorLoss,
     /// The gradient of each parameter, in the order of [`crate::weights::export`].
     pub gradients: Vec<Vec<f32>>,
+    /// Resblocks, counted from 0, where something was not finite, in the order in which it was met. If the loss is not: the
+    /// first whose output is not. At doors that are not open: all with a parameter gradient that is not.
+    pub overflowed: Vec<usize>,
 }
 
 /// What the forward pass leaves of a resblock.
@@ -49,7 +71,12 @@ impl Prior {
     ///
     /// # Errors
     /// If a gradient is not f32.
-    pub fn gradients(&self, stream: &Stream, activations: Activations) -> Result<PriorGradients> {
+    pub fn gradients(
+        &self,
+        stream: &Stream,
+        activations: Activations,
+        doors: Doors<'_>,
+    ) -> Result<PriorGradients> {
         let tracked = self.clone().train();
         let mut collected = Collected::default();
         let embedded = tracked.embed.forward(stream);
@@ -57,16 +84,21 @@ impl Prior {
         let mut links = Vec::new();
         for i in 0..self.n_resblocks() {
             let input = x.clone();
-            let kept = (activations == Activations::Keep).then(|| tracked.graph(i, input.clone()));
-            x = match &kept {
+            let kept = (activations == Activations::Keep).then(|| tracked.graph(i, input.clone(), doors));
+            let output = match &kept {
                 Some(graph) => graph.output.clone().without_autodiff(),
-                None => self.resblock(i, x),
+                None => self.through(i, x.clone(), doors),
+            };
+            x = match doors {
+                Doors::Open => output,
+                Doors::Scaled { .. } => x + output,
             };
             links.push(Link { input, kept });
         }
 
         let leaf = leaf(x);
         let loss = tracked.loss_of_states(leaf.clone(), stream);
+        let mut overflowed = broken(&loss, &links, &leaf);
         let mut gradients = loss.loss.backward();
         collected.take(&tracked.norm, &mut gradients)?;
         collected.take(&tracked.text_head, &mut gradients)?;
@@ -75,33 +107,68 @@ impl Prior {
         let mut toward = enters(leaf, &mut gradients)?;
 
         for (i, link) in links.into_iter().enumerate().rev() {
-            let Graph { leaf, output } = link.kept.unwrap_or_else(|| tracked.graph(i, link.input));
-            let mut gradients = dot(output, toward).backward();
-            collected.take(&tracked.blocks[i / 2], &mut gradients)?;
-            toward = enters(leaf, &mut gradients)?;
+            let Graph { leaf, output } = link.kept.unwrap_or_else(|| tracked.graph(i, link.input, doors));
+            let block = &tracked.blocks[i / 2];
+            toward = match doors {
+                Doors::Open => {
+                    let mut gradients = dot(output, toward).backward();
+                    collected.take(block, &mut gradients)?;
+                    enters(leaf, &mut gradients)?
+                }
+                Doors::Scaled { storage, scales } => {
+                    // What is too large is infinite here, so that the gradients of parameters show it.
+                    let entering = storage.keep(toward.clone() * scales[i]);
+                    let mut gradients = dot(output, entering).backward();
+                    if !collected.take_scaled(block, &mut gradients, scales[i])? {
+                        overflowed.push(i); // again, if it was the first on the way forward
+                    }
+                    let leaving = storage.keep(enters(leaf, &mut gradients)?);
+                    toward + finite(leaving) / scales[i]
+                }
+            };
         }
         collected.take(&tracked.embed, &mut dot(embedded, toward).backward())?;
-        Ok(PriorGradients { loss, gradients: collected.in_order(self) })
+        Ok(PriorGradients { loss, gradients: collected.in_order(self), overflowed })
     }
 
-    fn n_resblocks(&self) -> usize {
+    /// Attention and MLP resblocks, together.
+    pub fn n_resblocks(&self) -> usize {
         2 * self.blocks.len()
     }
 
-    /// Resblock `i`: attention and MLP in turn. `[B, T, D]` → `[B, T, D]`
-    fn resblock(&self, i: usize, x: Tensor<3>) -> Tensor<3> {
+    /// Resblock `i`, attention and MLP in turn, or through doors that are not open what it adds. `[B, T, D]` → `[B, T, D]`
+    fn through(&self, i: usize, x: Tensor<3>, doors: Doors<'_>) -> Tensor<3> {
         let block = &self.blocks[i / 2];
         let [_, t, _] = x.dims();
-        match i % 2 {
-            0 => block.attention(x, &self.plan(block.pattern, t)),
-            _ => block.mlp(x),
+        let plan = || self.plan(block.pattern, t);
+        match (i % 2, doors) {
+            (0, Doors::Open) => block.attention(x, &plan()),
+            (_, Doors::Open) => block.mlp(x),
+            (0, Doors::Scaled { storage, .. }) => block.attention_branch(x, &plan(), storage),
+            (_, Doors::Scaled { storage, .. }) => block.mlp_branch(x, storage),
         }
     }
 
-    fn graph(&self, i: usize, input: Tensor<3>) -> Graph {
+    fn graph(&self, i: usize, input: Tensor<3>, doors: Doors<'_>) -> Graph {
         let leaf = leaf(input);
-        Graph { output: self.resblock(i, leaf.clone()), leaf }
+        Graph { output: self.through(i, leaf.clone(), doors), leaf }
     }
+}
+
+/// If the loss is not finite: the first resblock whose output is not; `end` is that of the last.
+fn broken(loss: &PriorLoss, links: &[Link], end: &Tensor<3>) -> Vec<usize> {
+    let whole = |x: &Tensor<3>| x.clone().without_autodiff().is_finite().all().into_scalar::<bool>();
+    if loss.loss.clone().without_autodiff().into_scalar::<f32>().is_finite() {
+        return Vec::new();
+    }
+    let outputs = links.iter().skip(1).map(|link| &link.input).chain([end]);
+    outputs.enumerate().find(|(_, x)| !whole(x)).map(|(i, _)| i).into_iter().collect()
+}
+
+/// `x` with 0 for what is not finite, so that one resblock's overflow is not also that of all before it (§D.1).
+fn finite(x: Tensor<3>) -> Tensor<3> {
+    let bad = x.clone().is_finite().bool_not();
+    x.mask_fill(bad, 0.0)
 }
 
 /// The start of a graph.

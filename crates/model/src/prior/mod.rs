@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use tessera_kernels::{Plan, cross_entropy};
 
 pub use block::Block;
-pub use chain::{Activations, PriorGradients};
+pub use chain::{Activations, Doors, PriorGradients};
 pub use embed::Embedding;
 pub use loss::{PriorLoss, image_nats, weighted_cross_entropy};
-pub use pattern::Pattern;
+pub use pattern::{Pattern, Wrap};
 pub use stream::{Stream, caption_slots};
 
 use crate::nn::{Init, LayerNorm, Linear};
@@ -45,6 +45,9 @@ pub struct PriorConfig {
     pub n_heads: usize,
     /// Side of the last layer's convolutional attention window (11).
     pub conv_kernel: usize,
+    /// What that window does at the end of a row.
+    #[serde(default)]
+    pub conv_wrap: Wrap,
 }
 
 impl PriorConfig {

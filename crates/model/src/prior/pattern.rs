@@ -2,6 +2,7 @@
 //!
 //! The kernels' plans are derived from [`Pattern::sees`], and nothing else knows the layout.
 
+use serde::{Deserialize, Serialize};
 use tessera_kernels::Plan;
 
 use super::PriorConfig;
@@ -15,20 +16,36 @@ pub enum Pattern {
     Row,
     /// Itself and the states above it.
     Column,
-    /// The causal half of a `kernel` × `kernel` neighbourhood, as flat raster offsets that wrap over row ends.
+    /// The causal half of a `kernel` × `kernel` neighbourhood.
     Conv {
         /// Side of the neighbourhood, odd.
         kernel: usize,
+        /// What lies beyond the end of a row.
+        wrap: Wrap,
     },
+}
+
+/// Two readings of "wrap-around" at the end of a row (paper §B.1, figure 11 and its caption), which the text does not decide.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wrap {
+    /// Flat raster offsets: beyond the end of a row comes the next row, as in the row pattern, whose extent the paper draws so.
+    /// The default, because one rule then serves both patterns and a mask is the same for all queries but for its place.
+    #[default]
+    Flat,
+    /// Columns count modulo the grid's side: beyond the end of a row comes its own beginning.
+    Columns,
 }
 
 impl Pattern {
     /// The paper's layout: the last layer convolutional, every fourth from the second a column, the rest rows.
     ///
     /// `layer` counts from 1. At 64 layers: 47 row, 16 column, 1 convolutional.
-    pub fn of_layer(layer: usize, n_layers: usize, kernel: usize) -> Pattern {
+    pub fn of_layer(layer: usize, config: &PriorConfig) -> Pattern {
         match layer {
-            _ if layer == n_layers => Pattern::Conv { kernel },
+            _ if layer == config.n_layers => {
+                Pattern::Conv { kernel: config.conv_kernel, wrap: config.conv_wrap }
+            }
             _ if layer % 4 == 2 => Pattern::Column,
             _ => Pattern::Row,
         }
@@ -44,9 +61,13 @@ impl Pattern {
             Pattern::Causal => true,
             Pattern::Row => offset <= grid,
             Pattern::Column => offset.is_multiple_of(grid),
-            Pattern::Conv { kernel } => {
+            Pattern::Conv { kernel, wrap: Wrap::Flat } => {
                 let half = kernel / 2;
                 (0..=half).any(|rows| offset.abs_diff(rows * grid) <= half)
+            }
+            Pattern::Conv { kernel, wrap: Wrap::Columns } => {
+                let (half, columns) = (kernel / 2, (query % grid).abs_diff(key % grid));
+                query / grid - key / grid <= half && columns.min(grid - columns) <= half
             }
         }
     }
@@ -57,7 +78,8 @@ impl Pattern {
         let reach = match self {
             Pattern::Causal | Pattern::Column => cells,
             Pattern::Row => grid,
-            Pattern::Conv { kernel } => kernel / 2 * (grid + 1),
+            Pattern::Conv { kernel, wrap: Wrap::Flat } => kernel / 2 * (grid + 1),
+            Pattern::Conv { kernel, wrap: Wrap::Columns } => kernel / 2 * grid + grid - 1,
         };
         cells.min(reach + 1)
     }
@@ -101,7 +123,8 @@ mod tests {
     #[test]
     fn what_a_query_sees_is_still_kept_in_slots_of_its_own() {
         let grid = 6;
-        for pattern in [Pattern::Causal, Pattern::Row, Pattern::Column, Pattern::Conv { kernel: 5 }] {
+        let conv = [Wrap::Flat, Wrap::Columns].map(|wrap| Pattern::Conv { kernel: 5, wrap });
+        for pattern in [Pattern::Causal, Pattern::Row, Pattern::Column].into_iter().chain(conv) {
             let mut kept = vec![usize::MAX; pattern.slots(grid)];
             for query in 0..grid * grid {
                 kept[pattern.slot(query, grid)] = query;
@@ -183,7 +206,16 @@ mod tests {
 ........###.##..
 .........###.##.
 ..........###.##";
-        assert_eq!(drawing(Pattern::Conv { kernel: 3 }), drawn);
+        assert_eq!(drawing(Pattern::Conv { kernel: 3, wrap: Wrap::Flat }), drawn);
+    }
+
+    #[test]
+    fn conv_3_over_columns_reaches_around_the_ends_of_its_rows() {
+        let pattern = Pattern::Conv { kernel: 3, wrap: Wrap::Columns };
+        let keys = |query| (0..16).filter(|&key| pattern.sees_image(query, key, 4)).collect::<Vec<_>>();
+        assert_eq!(keys(5), [0, 1, 2, 4, 5]); // in the middle as flat offsets
+        assert_eq!(keys(8), [4, 5, 7, 8]); // the first of a row: the last of the row above
+        assert_eq!(keys(11), [4, 6, 7, 8, 10, 11]); // the last: the first of its own row and of the row above
     }
 
     #[test]
@@ -196,13 +228,22 @@ mod tests {
 
     #[test]
     fn sixty_four_layers_hold_47_rows_16_columns_1_conv() {
-        let layers: Vec<Pattern> = (1..=64).map(|i| Pattern::of_layer(i, 64, 11)).collect();
+        let config = PriorConfig {
+            text_len: 256,
+            text_vocab: 16_384,
+            grid: 32,
+            image_vocab: 8192,
+            d_model: 3968,
+            n_layers: 64,
+            n_heads: 62,
+            conv_kernel: 11,
+            conv_wrap: Wrap::Flat,
+        };
+        let layers: Vec<Pattern> = (1..=64).map(|i| Pattern::of_layer(i, &config)).collect();
         let count = |p| layers.iter().filter(|&&layer| layer == p).count();
         assert_eq!(layers[..4], [Pattern::Row, Pattern::Column, Pattern::Row, Pattern::Row]);
-        assert_eq!(
-            [count(Pattern::Row), count(Pattern::Column), count(Pattern::Conv { kernel: 11 })],
-            [47, 16, 1]
-        );
+        let conv = Pattern::Conv { kernel: 11, wrap: Wrap::Flat };
+        assert_eq!([count(Pattern::Row), count(Pattern::Column), count(conv)], [47, 16, 1]);
         let keys = (0..1024).filter(|&k| layers[63].sees_image(1000, k, 32)).count();
         assert_eq!(keys, 61);
     }

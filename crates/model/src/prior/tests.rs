@@ -2,10 +2,11 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use tessera_kernels::Cpu;
+use tessera_kernels::{Cpu, SmallFloat};
 
 use super::*;
 use crate::finite_differences::{Tolerance, check, exactly, stirred};
+use crate::nn::Kept;
 
 fn config() -> PriorConfig {
     PriorConfig {
@@ -17,6 +18,7 @@ fn config() -> PriorConfig {
         n_layers: 4,
         n_heads: 2,
         conv_kernel: 3,
+        conv_wrap: Wrap::Flat,
     }
 }
 
@@ -76,6 +78,7 @@ fn the_papers_prior_has_twelve_billion_parameters() {
         n_layers: 64,
         n_heads: 62,
         conv_kernel: 11,
+        conv_wrap: Wrap::Flat,
     };
     let billions = paper.n_parameters() as f64 / 1e9;
     assert!((12.0..12.5).contains(&billions), "{billions}");
@@ -161,10 +164,53 @@ fn the_chain_gives_the_gradient_of_the_whole_graph() {
             let loss = train.loss(&stream).loss;
             let wanted = crate::weights::gradients(&train, loss.clone().backward()).unwrap();
             for activations in [Activations::Keep, Activations::Recompute] {
-                let got = prior.gradients(&stream, activations).unwrap();
+                let got = prior.gradients(&stream, activations, Doors::Open).unwrap();
                 assert_eq!(floats(got.loss.loss), floats(loss.clone()));
                 assert_eq!(got.gradients, wanted, "{cpu}, {activations:?}");
             }
         });
     }
+}
+
+/// Gradients of the small prior through doors with `scales`, and those through open ones.
+fn through_doors(storage: Kept, scales: &[f32]) -> [PriorGradients; 2] {
+    let (prior, stream) = (prior(), stream());
+    let of = |doors| prior.gradients(&stream, Activations::Keep, doors).unwrap();
+    [of(Doors::Scaled { storage, scales }), of(Doors::Open)]
+}
+
+#[test]
+fn in_32_bits_no_scale_changes_a_gradient() {
+    exactly(|| {
+        let scales: Vec<f32> = (0..prior().n_resblocks()).map(|i| (i as f32 * 3.0 - 4.0).exp2()).collect();
+        let [scaled, open] = through_doors(Kept::Full, &scales);
+        assert!(scaled.overflowed.is_empty());
+        for (scaled, open) in scaled.gradients.iter().zip(&open.gradients) {
+            let size = open.iter().fold(0.0_f32, |size, value| size.max(value.abs()));
+            assert!(
+                scaled.iter().zip(open).all(|(a, b)| (a - b).abs() <= 1e-4 * size),
+                "{scaled:?}\n{open:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn an_overflow_in_16_bits_stays_in_its_resblock() {
+    exactly(|| {
+        let n = prior().n_resblocks();
+        for over in 0..n {
+            let scales: Vec<f32> = (0..n).map(|i| if i == over { 1e30 } else { 256.0 }).collect();
+            let [scaled, open] = through_doors(Kept::Small(SmallFloat::F16), &scales);
+            assert_eq!(scaled.overflowed, [over]);
+            // The gradient of the embeddings has come through all resblocks.
+            let size = |of: &PriorGradients| of.gradients[0].iter().map(|value| value * value).sum::<f32>();
+            assert!(
+                size(&scaled).is_finite() && size(&scaled) > 0.0,
+                "{} without, {} with",
+                size(&open),
+                size(&scaled)
+            );
+        }
+    });
 }

@@ -8,7 +8,7 @@ use tessera_kernels::decode::Weights;
 use super::*;
 use crate::dvae::{Dvae, DvaeConfig};
 use crate::finite_differences::stirred;
-use crate::prior::{Prior, PriorConfig, Stream, caption_slots};
+use crate::prior::{Prior, PriorConfig, Stream, Wrap, caption_slots};
 
 fn model() -> (Prior, Dvae) {
     let dvae = DvaeConfig {
@@ -29,6 +29,7 @@ fn model() -> (Prior, Dvae) {
         n_layers: 3,
         n_heads: 2,
         conv_kernel: 3,
+        conv_wrap: Wrap::Flat,
     };
     let device = Device::default();
     (stirred(Prior::new(&prior, 1, &device), 0.4), Dvae::new(&dvae, 2, &device))

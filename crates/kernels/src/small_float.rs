@@ -1,0 +1,215 @@
+//! Numbers of 16 bits as the paper stores them (§2.4, §D): f16, bf16, and two with six bits of exponent.
+//!
+//! `1-6-9` (bits of sign, exponent and significand) holds running means and error buffers, `0-6-10` running variances. In
+//! both the exponent's bias is 59 and its top code is kept for what is not finite: the largest number of `1-6-9` is then
+//! 15.984, "slightly less than 16" (§D), and the smallest normal one 2⁻⁵⁸. The paper states neither bias nor rounding; ours
+//! is to the nearest, ties to even.
+
+use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
+
+/// What the 16 bits of a number mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SmallFloat {
+    /// IEEE's: 5 bits of exponent, 10 of significand.
+    #[serde(rename = "f16")]
+    F16,
+    /// 8 bits of exponent, 7 of significand: the upper half of an f32.
+    #[serde(rename = "bf16")]
+    Bf16,
+    /// A sign, 6 bits of exponent, 9 of significand.
+    #[serde(rename = "1-6-9")]
+    OneSixNine,
+    /// No sign, 6 bits of exponent, 10 of significand.
+    #[serde(rename = "0-6-10")]
+    ZeroSixTen,
+}
+
+/// Bias of six bits of exponent.
+const BIAS: u32 = 59;
+/// Six bits of exponent of what is not finite.
+const TOP: u32 = 63;
+/// Bits of an f32's significand, and its bias.
+const F32_SIGNIFICAND: u32 = 23;
+const F32_BIAS: u32 = 127;
+
+impl SmallFloat {
+    /// The code of the nearest number, ties to even. What is too large becomes infinite; what is negative becomes no number
+    /// where there is no sign.
+    #[inline]
+    pub fn encode(self, value: f32) -> u16 {
+        match self {
+            SmallFloat::F16 => f16::from_f32(value).to_bits(),
+            SmallFloat::Bf16 => bf16::from_f32(value).to_bits(),
+            SmallFloat::OneSixNine => u16::from(value.is_sign_negative()) << 15 | encode_six(value.abs(), 9),
+            SmallFloat::ZeroSixTen if value < 0.0 => encode_six(f32::NAN, 10),
+            SmallFloat::ZeroSixTen => encode_six(value.abs(), 10), // −0 is 0
+        }
+    }
+
+    /// The number that `code` stands for, exactly.
+    #[inline]
+    pub fn decode(self, code: u16) -> f32 {
+        match self {
+            SmallFloat::F16 => f16::from_bits(code).to_f32(),
+            SmallFloat::Bf16 => bf16::from_bits(code).to_f32(),
+            SmallFloat::OneSixNine => {
+                decode_six(code & 0x7fff, 9).copysign(if code >> 15 == 1 { -1.0 } else { 1.0 })
+            }
+            SmallFloat::ZeroSixTen => decode_six(code, 10),
+        }
+    }
+
+    /// The nearest number that can be stored.
+    #[inline]
+    pub fn round(self, value: f32) -> f32 {
+        self.decode(self.encode(value))
+    }
+
+    /// The largest finite number.
+    pub fn largest(self) -> f32 {
+        match self {
+            SmallFloat::F16 => f16::MAX.to_f32(),
+            SmallFloat::Bf16 => bf16::MAX.to_f32(),
+            SmallFloat::OneSixNine => decode_six((TOP << 9) as u16 - 1, 9),
+            SmallFloat::ZeroSixTen => decode_six((TOP << 10) as u16 - 1, 10),
+        }
+    }
+
+    /// The smallest number above 0.
+    pub fn smallest(self) -> f32 {
+        self.decode(1)
+    }
+
+    /// The nearest finite number that can be stored: what would be infinite becomes the largest (§E.2, step 4). NaN stays.
+    #[inline]
+    pub fn clamp(self, value: f32) -> f32 {
+        self.round(value.clamp(-self.largest(), self.largest()))
+    }
+}
+
+/// The code of `magnitude`, which has no sign, with `significand` bits of significand.
+#[inline]
+fn encode_six(magnitude: f32, significand: u32) -> u16 {
+    let infinite = TOP << significand;
+    if magnitude.is_nan() {
+        return (infinite | 1 << (significand - 1)) as u16;
+    }
+    let bits = magnitude.to_bits();
+    // The f32's exponent under our bias; a number with none of at least 1 is subnormal, counted in the smallest steps.
+    let exponent = (bits >> F32_SIGNIFICAND) as i32 + BIAS as i32 - F32_BIAS as i32;
+    let drop = F32_SIGNIFICAND - significand;
+    let code = if exponent >= 1 {
+        let rebiased = bits - ((F32_BIAS - BIAS) << F32_SIGNIFICAND);
+        shift_right_to_even(rebiased, drop)
+    } else {
+        let one = 1 << F32_SIGNIFICAND;
+        shift_right_to_even(bits & (one - 1) | one, drop + exponent.abs_diff(1))
+    };
+    code.min(infinite) as u16
+}
+
+/// `value / 2^by`, to the nearest whole number, ties to even.
+#[inline]
+fn shift_right_to_even(value: u32, by: u32) -> u32 {
+    if by > 25 {
+        return 0; // of 24 bits less than half is left
+    }
+    let odd = value >> by & 1;
+    (value + (1 << (by - 1)) - 1 + odd) >> by
+}
+
+#[inline]
+fn decode_six(code: u16, significand: u32) -> f32 {
+    let (exponent, fraction) = (u32::from(code) >> significand, u32::from(code) & ((1 << significand) - 1));
+    match exponent {
+        0 => fraction as f32 * exp2(1 - BIAS as i32 - significand as i32),
+        TOP if fraction == 0 => f32::INFINITY,
+        TOP => f32::NAN,
+        _ => f32::from_bits(
+            (exponent + F32_BIAS - BIAS) << F32_SIGNIFICAND | fraction << (F32_SIGNIFICAND - significand),
+        ),
+    }
+}
+
+/// 2 to the power of an exponent in the range of normal f32.
+#[inline]
+fn exp2(exponent: i32) -> f32 {
+    f32::from_bits(((exponent + F32_BIAS as i32) as u32) << F32_SIGNIFICAND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [SmallFloat; 4] =
+        [SmallFloat::F16, SmallFloat::Bf16, SmallFloat::OneSixNine, SmallFloat::ZeroSixTen];
+
+    #[test]
+    fn every_code_survives_the_round_trip() {
+        for format in ALL {
+            for code in 0..=u16::MAX {
+                let value = format.decode(code);
+                match value.is_nan() {
+                    true => assert!(format.decode(format.encode(value)).is_nan(), "{format:?} {code:04x}"),
+                    false => assert_eq!(format.encode(value), code, "{format:?} {code:04x} is {value}"),
+                }
+            }
+        }
+    }
+
+    /// Between two neighbouring numbers, what is nearer wins, and the even code where both are as near.
+    #[test]
+    fn every_gap_is_rounded_to_the_nearest_and_ties_to_even() {
+        for format in ALL {
+            for code in 0..u16::MAX {
+                let [low, high] = [code, code + 1].map(|code| f64::from(format.decode(code)));
+                if !(low >= 0.0 && high.is_finite() && high > low) {
+                    continue; // negative, not finite, or from the largest to −0
+                }
+                let near = |share: f64| format.encode((low + share * (high - low)) as f32);
+                assert_eq!(near(0.4), code, "{format:?} above {low}");
+                assert_eq!(near(0.6), code + 1, "{format:?} below {high}");
+                assert_eq!(near(0.5), code + code % 2, "{format:?} between {low} and {high}");
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_are_those_of_the_paper() {
+        let of_mean = SmallFloat::OneSixNine;
+        assert_eq!(of_mean.largest(), 15.984_375); // "slightly less than 16"
+        assert_eq!(of_mean.smallest(), 2.0_f32.powi(-67));
+        assert_eq!(of_mean.round(-3.5e-18_f32).signum(), -1.0);
+        let of_variance = SmallFloat::ZeroSixTen;
+        assert_eq!(of_variance.largest(), 15.992_187_5); // variances are clipped at 5
+        assert_eq!(of_variance.smallest(), 2.0_f32.powi(-68));
+        assert_eq!(of_variance.round(5.0), 5.0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_infinite_unless_it_is_clamped_and_never_changes_its_sign() {
+        let half_a_step = 2.0_f32.powi(-7);
+        assert_eq!(SmallFloat::OneSixNine.round(15.984_375 + 0.99 * half_a_step), 15.984_375);
+        assert_eq!(SmallFloat::OneSixNine.round(16.0), f32::INFINITY);
+        assert_eq!(SmallFloat::OneSixNine.round(-1e30), f32::NEG_INFINITY);
+        assert_eq!(SmallFloat::OneSixNine.clamp(f32::NEG_INFINITY), -15.984_375);
+        assert!(SmallFloat::OneSixNine.clamp(f32::NAN).is_nan());
+        assert_eq!(SmallFloat::OneSixNine.round(1e-30), 0.0);
+        assert!(SmallFloat::OneSixNine.round(-1e-30).is_sign_negative());
+        assert!(SmallFloat::ZeroSixTen.round(-1.0).is_nan());
+        assert_eq!(SmallFloat::ZeroSixTen.round(-0.0), 0.0);
+    }
+
+    #[test]
+    fn normal_numbers_are_off_by_at_most_half_a_step() {
+        for (format, bits) in [(SmallFloat::OneSixNine, 9), (SmallFloat::ZeroSixTen, 10)] {
+            let mut value = 2.0_f32.powi(-58);
+            while value < format.largest() {
+                let error = (format.round(value) - value).abs() / value;
+                assert!(error <= 2.0_f32.powi(-bits - 1), "{format:?}: {value} is off by {error}");
+                value *= 1.003_7;
+            }
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! What training a prior takes on many devices, by the paper's arithmetic (§2.4, §2.5, §D, §E): memory, traffic, time.
+//!
+//! A machine holds one replica; each parameter is split over its devices. Layers' matrices have 16 bits in the paper's
+//! formats, and all else 32. Nothing is allocated.
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+use tessera_model::prior::PriorConfig;
+
+/// Bytes of a number.
+const SMALL: f64 = 2.0;
+const FULL: f64 = 4.0;
+/// Numbers a resblock of attention and one of the MLP keep for their backward pass, in widths of the stream a position: norm,
+/// queries, keys, values, attended, output; norm, hidden before and after its activation, output.
+const INSIDE: [f64; 2] = [6.0, 10.0];
+
+/// The machines.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Cluster {
+    /// Devices in all.
+    pub gpus: usize,
+    /// Devices of a machine, which hold one replica together.
+    pub per_machine: usize,
+    /// Memory of a device in bytes.
+    pub memory_bytes: f64,
+    /// Peak arithmetic of a device in 16 bits, operations a second.
+    pub peak_flops: f64,
+    /// Share of the peak that training reaches.
+    pub mfu: f64,
+}
+
+/// What is trained, and how gradients travel.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Training {
+    /// Streams an update, over all devices.
+    pub batch: usize,
+    /// Updates.
+    pub steps: u64,
+    /// Rank of PowerSGD over all devices of a machine.
+    pub rank: usize,
+}
+
+/// Bytes on one device.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Memory {
+    /// Its part of the weights.
+    pub weights: f64,
+    /// Of AdamW's moments.
+    pub moments: f64,
+    /// Of the gradients: error buffers, which also add gradients up, and those in 32 bits.
+    pub gradients: f64,
+    /// The weights of the layer at work and the next, whole, and the gradient of one.
+    pub gathered: f64,
+    /// Inputs of all resblocks, the insides of one layer, and the logits.
+    pub activations: f64,
+    /// All of these.
+    pub total: f64,
+}
+
+/// Bytes that one device sends in an update.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Traffic {
+    /// Gathering weights within the machine, forward and backward.
+    pub all_gather: f64,
+    /// Summing gradients within the machine.
+    pub reduce_scatter: f64,
+    /// Summing them over machines as they are.
+    pub all_reduce: f64,
+    /// The same as PowerSGD's factors; what is not compressed included.
+    pub all_reduce_compressed: f64,
+}
+
+/// The plan.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Plan {
+    /// Weights of the prior.
+    pub parameters: u128,
+    /// Those in the layers' matrices.
+    pub matrix_parameters: u128,
+    /// All weights in 16 bits, in bytes: the paper's 24 GB.
+    pub weight_bytes: f64,
+    /// Memory of a device as in the paper: everything split, insides computed again.
+    pub memory: Memory,
+    /// The same with the insides of all resblocks kept.
+    pub memory_kept: Memory,
+    /// The same without splitting, everything on each device.
+    pub memory_whole: Memory,
+    /// Whether the first fits.
+    pub fits: bool,
+    /// Traffic of a device.
+    pub traffic: Traffic,
+    /// Share of the matrices' all-reduce that PowerSGD saves: 1 − r (m + 2) / (2 d m) for m devices a machine.
+    pub compression: f64,
+    /// Operations of an update, forward, backward and what is computed again; products with weights only.
+    pub flops_per_step: f64,
+    /// Days of all updates.
+    pub days: f64,
+}
+
+/// The paper's rank for a width (table 1), or about a quarter of the width.
+pub fn usual_rank(d_model: usize) -> usize {
+    match d_model {
+        1920 => 512,
+        2688 => 640,
+        3968 => 896,
+        d => (d / 4).max(1),
+    }
+}
+
+/// Plans training of `config`.
+///
+/// # Errors
+/// If the numbers of devices, the batch or the rank do not fit each other.
+pub fn plan(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Result<Plan> {
+    check(config, training, cluster)?;
+    let (d, layers, m) = (config.d_model as f64, config.n_layers as f64, cluster.per_machine as f64);
+    let parameters = config.n_parameters();
+    let matrix = 12.0 * d * d * layers;
+    let other = parameters as f64 - matrix;
+    let machines = cluster.gpus as f64 / m;
+    let memory = |split: f64, kept: bool| {
+        let streams = training.batch as f64 / cluster.gpus as f64;
+        Memory::new(config, [matrix, other], split, streams, kept)
+    };
+    let split = memory(m, false);
+    let factors = layers * factors(d, m, training.rank as f64);
+    // A ring sends each number twice, but for the part that stays.
+    let ring = 2.0 * (machines - 1.0) / machines;
+    let inside = (m - 1.0) / m * (matrix * SMALL + other * FULL);
+    let flops_per_step = flops(config, training.batch as f64);
+    let seconds = flops_per_step / (cluster.gpus as f64 * cluster.peak_flops * cluster.mfu);
+    Ok(Plan {
+        parameters,
+        matrix_parameters: matrix as u128,
+        weight_bytes: parameters as f64 * SMALL,
+        memory: split,
+        memory_kept: memory(m, true),
+        memory_whole: memory(1.0, false),
+        fits: split.total <= cluster.memory_bytes,
+        traffic: Traffic {
+            all_gather: 2.0 * inside,
+            reduce_scatter: inside,
+            all_reduce: ring * (matrix * SMALL + other * FULL) / m,
+            all_reduce_compressed: ring * (factors * SMALL + other * FULL / m),
+        },
+        compression: 1.0 - factors / (matrix / m),
+        flops_per_step,
+        days: seconds * training.steps as f64 / 86_400.0,
+    })
+}
+
+fn check(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Result<()> {
+    config.check()?;
+    let Cluster { gpus, per_machine, .. } = *cluster;
+    ensure!(
+        per_machine > 0 && gpus > 0 && gpus.is_multiple_of(per_machine),
+        "{gpus} GPUs: wanted a multiple of the {per_machine} of a machine"
+    );
+    ensure!(
+        config.d_model.is_multiple_of(per_machine),
+        "a width of {} is not split evenly by {per_machine} GPUs",
+        config.d_model
+    );
+    ensure!(
+        training.batch >= gpus,
+        "a batch of {}: wanted at least one stream for each of {gpus} GPUs",
+        training.batch
+    );
+    ensure!(
+        training.rank > 0 && training.rank <= config.d_model,
+        "rank {}: wanted 1 to {}, the width",
+        training.rank,
+        config.d_model
+    );
+    Ok(())
+}
+
+impl Memory {
+    /// With everything split `split` ways, `streams` on the device, and the insides of resblocks `kept` or not.
+    fn new(config: &PriorConfig, [matrix, other]: [f64; 2], split: f64, streams: f64, kept: bool) -> Memory {
+        let (d, layers) = (config.d_model as f64, config.n_layers as f64);
+        let positions = streams * config.stream_len() as f64;
+        let layer = 12.0 * d * d * SMALL;
+        let inside = positions * d * SMALL * INSIDE.iter().sum::<f64>();
+        let vocab = [config.text_vocab + config.text_len, config.image_vocab].map(|size| size as f64);
+        let logits =
+            streams * FULL * (config.text_len as f64 * vocab[0] + config.image_len() as f64 * vocab[1]);
+        let weights = (matrix * SMALL + other * FULL) / split;
+        let moments = 2.0 * weights;
+        let gradients = weights;
+        let gathered = if split > 1.0 { 3.0 * layer } else { layer };
+        let insides = if kept { layers * inside } else { inside };
+        let activations = 2.0 * layers * positions * d * FULL + insides + logits;
+        let total = weights + moments + gradients + gathered + activations;
+        Memory { weights, moments, gradients, gathered, activations, total }
+    }
+}
+
+/// Numbers in PowerSGD's two factors of a layer's gradients on one of `m` devices (table 2).
+fn factors(d: f64, m: f64, rank: f64) -> f64 {
+    let left = 5.0 * d * rank * m + 4.0 * d * rank;
+    let right = d * rank * m + 8.0 * d * rank;
+    (left + right) / (m * m)
+}
+
+/// Two operations a weight and position forward, four backward; a layer's forward pass is made twice.
+fn flops(config: &PriorConfig, streams: f64) -> f64 {
+    let (d, layers) = (config.d_model as f64, config.n_layers as f64);
+    let layers = 8.0 * 12.0 * d * d * layers * config.stream_len() as f64;
+    let text = config.text_len as f64 * (config.text_vocab + config.text_len) as f64;
+    let image = config.image_len() as f64 * config.image_vocab as f64;
+    streams * (layers + 6.0 * d * (text + image))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn paper(sets: &[&str]) -> PriorConfig {
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        Config::resolve("paper", &sets).unwrap().prior
+    }
+
+    const CLUSTER: Cluster = Cluster {
+        gpus: 1024,
+        per_machine: 8,
+        memory_bytes: 16.0 * (1_u64 << 30) as f64,
+        peak_flops: 125e12,
+        mfu: 0.3,
+    };
+
+    fn training(rank: usize) -> Training {
+        Training { batch: 1024, steps: 430_000, rank }
+    }
+
+    #[test]
+    fn the_papers_arithmetic() {
+        let config = paper(&[]);
+        let plan = plan(&config, &training(usual_rank(config.d_model)), &CLUSTER).unwrap();
+        assert!((12.0e9..12.4e9).contains(&(plan.parameters as f64)), "{}", plan.parameters);
+        assert!((24e9..25e9).contains(&plan.weight_bytes)); // "24 GB": more than a device of 16 holds
+        assert!((plan.compression - 0.86).abs() < 0.005, "{}", plan.compression);
+        assert!(plan.fits && plan.memory_whole.total > CLUSTER.memory_bytes, "{:?}", plan.memory);
+        assert!(plan.memory_kept.total > plan.memory.total);
+    }
+
+    #[test]
+    fn compression_of_the_papers_three_sizes() {
+        for (sets, size, compression) in [
+            (["prior.d_model=1920", "prior.n_heads=30"], 2.8e9, 0.83),
+            (["prior.d_model=2688", "prior.n_heads=42"], 5.6e9, 0.85),
+            (["prior.d_model=3968", "prior.n_heads=62"], 12.0e9, 0.86),
+        ] {
+            let config = paper(&sets);
+            let rank = usual_rank(config.d_model);
+            let plan = plan(&config, &training(rank), &CLUSTER).unwrap();
+            assert!((plan.compression - compression).abs() < 0.006, "{}", plan.compression);
+            let formula = 1.0 - 5.0 * rank as f64 / (8.0 * config.d_model as f64);
+            assert!((plan.compression - formula).abs() < 1e-12);
+            assert!((plan.matrix_parameters as f64 / size - 1.0).abs() < 0.02, "{}", plan.matrix_parameters);
+        }
+    }
+
+    /// The factors of each shard, counted one matrix after another, are what the formula says.
+    #[test]
+    fn the_formula_counts_what_is_sent() {
+        let (d, m, rank) = (64_usize, 8_usize, 16_usize);
+        let r = rank / m;
+        let shard = |rows: usize, columns: usize| rows * r + r * columns;
+        let counted = 4 * shard(d, d / m) + shard(d, 4 * d / m) + shard(4 * d / m, d);
+        assert_eq!(factors(d as f64, m as f64, rank as f64), counted as f64);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let error = |training: Training, cluster: Cluster| {
+            plan(&paper(&[]), &training, &cluster).unwrap_err().to_string()
+        };
+        assert!(error(training(896), Cluster { gpus: 1020, ..CLUSTER }).contains("a multiple of the 8"));
+        assert!(error(training(4000), CLUSTER).contains("rank 4000: wanted 1 to 3968"));
+        assert!(error(Training { batch: 512, ..training(896) }, CLUSTER).contains("a batch of 512"));
+    }
+}

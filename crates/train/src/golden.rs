@@ -1,0 +1,157 @@
+//! Ten steps of training against PyTorch's, from the same weights on the same data and noise (`fixtures/golden/make.py`).
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::SafeTensors;
+use tessera_kernels::{Cpu, Precision};
+use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_softmax, map_pixels};
+use tessera_model::prior::{Activations, Doors, Prior, PriorConfig, Stream, Wrap};
+use tessera_model::weights::{HostTensor, export, import};
+
+use crate::config::{Config, FitConfig};
+use crate::fit::{Gradient, Loss, differentiate};
+use crate::optim::{AdamW, Moments};
+
+/// How far a loss, and how far a weight at the end, may be from PyTorch's.
+const LOSS: f64 = 1e-4;
+const WEIGHT: f32 = 1e-3;
+
+/// A file of golden numbers.
+struct Golden(Vec<u8>);
+
+impl Golden {
+    fn read(name: &str) -> Golden {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/golden").join(name);
+        Golden(std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+    }
+
+    /// Words of the tensor `name`, each of four bytes.
+    fn words<T>(&self, name: &str, of: fn([u8; 4]) -> T) -> Vec<T> {
+        let tensors = SafeTensors::deserialize(&self.0).unwrap();
+        let view = tensors.tensor(name).unwrap();
+        view.data().as_chunks::<4>().0.iter().map(|bytes| of(*bytes)).collect()
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        self.words(name, f32::from_le_bytes)
+    }
+
+    /// Row `step` of the tensor `name`.
+    fn step<T: Clone>(&self, values: &[T], step: usize) -> Vec<T> {
+        let row = values.len() / self.floats("losses").len();
+        values[step * row..(step + 1) * row].to_vec()
+    }
+
+    /// The weights `when.NAME` in the order and with the shapes of `of`.
+    fn weights(&self, when: &str, of: &[HostTensor]) -> Vec<HostTensor> {
+        let golden = |weight: &HostTensor| HostTensor {
+            values: self.floats(&format!("{when}.{}", weight.name)),
+            ..weight.clone()
+        };
+        of.iter().map(golden).collect()
+    }
+}
+
+/// Runs the steps with `gradient` and holds losses and weights to the golden ones.
+fn follow<M: burn::module::Module>(
+    golden: &Golden,
+    model: M,
+    config: &FitConfig,
+    gradient: impl Fn(&M, usize) -> Gradient,
+) {
+    let mut weights = golden.weights("before", &export(&model));
+    let mut model = import(model, &weights).unwrap();
+    let mut adam = AdamW::new(&weights, Moments::Full);
+    for (step, wanted) in golden.floats("losses").into_iter().enumerate() {
+        let found = gradient(&model, step);
+        assert!(
+            (found.loss - f64::from(wanted)).abs() < LOSS,
+            "step {step}: loss {}, wanted {wanted}",
+            found.loss
+        );
+        adam.update(&mut weights, &found.values, config, config.lr);
+        model = import(model, &weights).unwrap();
+    }
+    for (got, wanted) in weights.iter().zip(golden.weights("after", &weights)) {
+        let off = got.values.iter().zip(&wanted.values).map(|(got, wanted)| (got - wanted).abs());
+        let off = off.enumerate().filter(|(i, _)| !is_bias_of_keys(got, *i)).map(|(_, off)| off);
+        let off = off.fold(0.0, f32::max);
+        assert!(off < WEIGHT, "{}: off by {off}", got.name);
+    }
+}
+
+/// A bias of keys adds the same to all of a query's scores, so the softmax and the loss do not depend on it: its gradient is
+/// what rounding leaves, and Adam makes whole steps of that.
+fn is_bias_of_keys(weight: &HostTensor, i: usize) -> bool {
+    let third = weight.values.len() / 3;
+    weight.name.ends_with("qkv.bias") && (third..2 * third).contains(&i)
+}
+
+fn settings(beta2: f64, weight_decay: f64, clip: f64, variance_clip: f64) -> FitConfig {
+    let tiny = Config::resolve("tiny", &[]).unwrap().train_prior;
+    FitConfig { lr: 1e-3, beta1: 0.9, beta2, weight_decay, clip, variance_clip, ..tiny }
+}
+
+fn exactly(body: impl FnOnce()) {
+    Cpu::new(Precision::F32).unwrap().scope(body);
+}
+
+#[test]
+fn ten_steps_of_a_prior_are_those_of_pytorch() {
+    let golden = Golden::read("prior.safetensors");
+    let config = PriorConfig {
+        text_len: 5,
+        text_vocab: 11,
+        grid: 4,
+        image_vocab: 13,
+        d_model: 24,
+        n_layers: 5,
+        n_heads: 3,
+        conv_kernel: 3,
+        conv_wrap: Wrap::Flat,
+    };
+    let ids = |name: &str| golden.words(name, u32::from_le_bytes);
+    let (text, image) = (ids("text"), ids("image"));
+    let gradient = |prior: &Prior, step: usize| {
+        let stream = Stream::new(3, golden.step(&text, step), golden.step(&image, step), &config).unwrap();
+        let found = prior.gradients(&stream, Activations::Recompute, Doors::Open).unwrap();
+        let (loss, figures) = Loss { total: found.loss.loss, figures: Vec::new() }.values();
+        Gradient { values: found.gradients, loss, figures, overflowed: Vec::new() }
+    };
+    exactly(|| {
+        let prior = Prior::new(&config, 0, &Device::default());
+        follow(&golden, prior, &settings(0.96, 4.5e-2, 4.0, 5.0), gradient);
+    });
+}
+
+#[test]
+fn ten_steps_of_a_dvae_are_those_of_pytorch() {
+    let golden = Golden::read("dvae.safetensors");
+    let config = DvaeConfig {
+        image_size: 8,
+        groups: 2,
+        blocks_per_group: 1,
+        n_hid: 8,
+        n_init: 5,
+        vocab: 7,
+        min_log_b: -20.0,
+    };
+    let (pictures, noise) = (golden.floats("pictures"), golden.floats("gumbel"));
+    let device = Device::default();
+    let tensor = |values, shape| -> Tensor<4> { Tensor::from_data(TensorData::new(values, shape), &device) };
+    let gradient = |dvae: &Dvae, step: usize| {
+        let x = map_pixels(tensor(golden.step(&pictures, step), [2, 3, 8, 8])).autodiff();
+        let noise = tensor(golden.step(&noise, step), [2, 4, 4, 7]).autodiff();
+        differentiate(dvae, None, |dvae| {
+            let logits = dvae.encoder.forward(x.clone());
+            let stats = dvae.decoder.forward(gumbel_softmax(logits.clone(), noise, 0.7));
+            Loss { total: elbo(x, stats, logits, 1.5, config.min_log_b).loss, figures: Vec::new() }
+        })
+        .unwrap()
+    };
+    exactly(|| {
+        let dvae = Dvae::new(&config, 0, &device);
+        follow(&golden, dvae, &settings(0.999, 1e-4, f64::INFINITY, f64::INFINITY), gradient);
+    });
+}
