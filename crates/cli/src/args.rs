@@ -43,6 +43,69 @@ pub enum Command {
     Eval(Eval),
     /// Measure this machine: how fast it trains and draws.
     Bench(Bench),
+    /// Make a model file of published weights.
+    #[command(subcommand)]
+    Convert(Convert),
+    /// Put a picture through a dVAE's tokens and back.
+    Reconstruct(Reconstruct),
+    /// Work out what training a prior takes on many GPUs: memory, traffic, time.
+    Plan(PlanArgs),
+}
+
+#[derive(Subcommand)]
+pub enum Convert {
+    /// OpenAI's released dVAE.
+    OpenaiDvae {
+        /// `encoder.pkl`, as published; it is read, not run.
+        encoder: PathBuf,
+        /// `decoder.pkl`
+        decoder: PathBuf,
+        /// The model file.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+#[derive(ClapArgs)]
+pub struct Reconstruct {
+    /// A PNG, JPEG or WebP picture; its middle square is used.
+    pub image: PathBuf,
+    /// A model file; the embedded model if absent.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// The original beside its reconstruction.
+    #[arg(long, default_value = "reconstruction.png")]
+    pub out: PathBuf,
+    /// Print JSON, with the tokens.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub settings: Settings,
+    /// GPUs in all.
+    #[arg(long)]
+    pub gpus: usize,
+    /// Memory of a GPU, as in 16GiB or 80GB.
+    #[arg(long)]
+    pub gpu_mem: String,
+    /// GPUs of a machine, over which parameters are split.
+    #[arg(long, default_value_t = 8)]
+    pub gpus_per_machine: usize,
+    /// Rank of PowerSGD over a machine's GPUs; the paper's for its widths, else a quarter of the width.
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// Peak of a GPU in 16 bits, in 10¹² operations a second; 125 is that of the paper's V100.
+    #[arg(long, default_value_t = 125.0)]
+    pub peak_tflops: f64,
+    /// Share of the peak that training reaches.
+    #[arg(long, default_value_t = 0.3)]
+    pub mfu: f64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(ClapArgs)]
@@ -161,7 +224,7 @@ pub enum TrainTask {
 /// Which settings.
 #[derive(ClapArgs)]
 pub struct Settings {
-    /// A preset (tiny, emoji) or a TOML file of differences to one.
+    /// A preset (tiny, emoji, paper) or a TOML file of differences to one.
     #[arg(long, default_value = "emoji")]
     pub config: String,
     /// Change one value, as in `--set prior.n_layers=12`; may be repeated.

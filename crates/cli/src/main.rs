@@ -66,6 +66,9 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Eval(eval) => commands::eval::run(eval),
         Command::Bench(bench) => commands::bench::run(&bench),
+        Command::Convert(convert) => commands::convert::run(convert),
+        Command::Reconstruct(args) => commands::convert::reconstruct_picture(&args),
+        Command::Plan(plan) => commands::plan::run(&plan),
     }
 }
 

@@ -1,10 +1,12 @@
 //! What each command means.
 
 pub mod bench;
+pub mod convert;
 pub mod data;
 pub mod draw;
 pub mod eval;
 pub mod inspect;
+pub mod plan;
 pub mod train;
 
 use std::fmt::Display;

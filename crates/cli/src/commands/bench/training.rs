@@ -11,7 +11,7 @@ use tessera_kernels::decode::Weights;
 use tessera_kernels::{Plan, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, map_pixels};
 use tessera_model::nn::{Init, LayerNorm};
-use tessera_model::prior::{Activations, Block, Prior, PriorConfig, PriorGradients, Stream};
+use tessera_model::prior::{Activations, Block, Doors, Prior, PriorConfig, PriorGradients, Stream, Wrap};
 use tessera_train::{Config, FitConfig, Gradient, Loss, Metrics, Task, Trainer, differentiate};
 
 use super::{Work, count};
@@ -30,7 +30,7 @@ impl<M: Module + Sync, F: Fn(&M) -> Result<Gradient> + Sync> Task for Fixed<M, F
         Ok(())
     }
 
-    fn gradient(&self, model: &M, (): (), _: u64) -> Result<Gradient> {
+    fn gradient(&self, model: &M, (): (), _: u64, _: Option<&[f32]>) -> Result<Gradient> {
         (self.gradient)(model)
     }
 
@@ -82,7 +82,7 @@ pub fn gpt_step() -> Result<Work> {
     // Each weight of a product is multiplied once forward and twice backward; attention is not counted.
     let products = count::layers(Gpt::LAYERS, Gpt::D) + Gpt::D * Gpt::VOCAB;
     let gflop = 6e-9 * (BATCH * Gpt::LEN * products) as f64;
-    let gradient = move |model: &Gpt| differentiate(model, |model| alone(model.loss(&tokens, &plan)));
+    let gradient = move |model: &Gpt| differentiate(model, None, |model| alone(model.loss(&tokens, &plan)));
     step(model, gradient, BATCH * Gpt::LEN, "tokens/s", gflop)
 }
 
@@ -143,9 +143,10 @@ pub fn paper_step() -> Result<Work> {
     let products = amount * count::layers(config.n_layers, config.d_model) + heads * config.d_model;
     let gflop = 6e-9 * products as f64;
     let gradient = move |model: &Prior| {
-        let PriorGradients { loss, gradients } = model.gradients(&stream, Activations::Keep)?;
+        let PriorGradients { loss, gradients, .. } =
+            model.gradients(&stream, Activations::Keep, Doors::Open)?;
         let (loss, figures) = alone(loss.loss).values();
-        Ok(Gradient { values: gradients, loss, figures })
+        Ok(Gradient { values: gradients, loss, figures, overflowed: Vec::new() })
     };
     step(Prior::new(&config, 1, &Device::flex()), gradient, amount, "tokens/s", gflop)
 }
@@ -180,7 +181,7 @@ pub fn dvae_step() -> Result<Work> {
     let ([first, encoder], decoder) = (count::encoder(&config), count::decoder(&config));
     let products = 4 * first + 6 * (encoder + decoder[0] + decoder[1]);
     let gflop = 1e-9 * (BATCH * products) as f64;
-    step(model, move |model: &Dvae| differentiate(model, &loss), BATCH, "pictures/s", gflop)
+    step(model, move |model: &Dvae| differentiate(model, None, &loss), BATCH, "pictures/s", gflop)
 }
 
 /// The paper's stream and vocabularies on a small transformer.
@@ -194,5 +195,6 @@ fn sizes() -> PriorConfig {
         n_layers: 8,
         n_heads: 8,
         conv_kernel: 11,
+        conv_wrap: Wrap::Flat,
     }
 }

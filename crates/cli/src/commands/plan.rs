@@ -1,0 +1,92 @@
+//! `tessera plan`: what training a config would take on many devices.
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use tessera_train::Config;
+use tessera_train::dist::plan::{Cluster, Memory, Plan, Training, plan, usual_rank};
+
+use super::say;
+use crate::args::PlanArgs;
+
+pub fn run(args: &PlanArgs) -> Result<()> {
+    let config = Config::resolve(&args.settings.config, &args.settings.sets)?;
+    let cluster = Cluster {
+        gpus: args.gpus,
+        per_machine: args.gpus_per_machine,
+        memory_bytes: bytes(&args.gpu_mem)?,
+        peak_flops: args.peak_tflops * 1e12,
+        mfu: args.mfu,
+    };
+    let fit = &config.train_prior;
+    let rank = args.rank.unwrap_or_else(|| usual_rank(config.prior.d_model));
+    let training = Training { batch: fit.batch, steps: fit.steps, rank };
+    let found = plan(&config.prior, &training, &cluster)?;
+    if args.json {
+        let mut value = serde_json::to_value(found)?;
+        value["cluster"] = serde_json::to_value(cluster)?;
+        value["training"] = json!(training);
+        return say(value);
+    }
+    say(table(&found, &training, &cluster))
+}
+
+/// `16GiB`, `80GB` and the like.
+fn bytes(text: &str) -> Result<f64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale = match unit {
+        "GiB" => (1_u64 << 30) as f64,
+        "MiB" => (1_u64 << 20) as f64,
+        "GB" => 1e9,
+        "MB" => 1e6,
+        _ => f64::NAN,
+    };
+    let value = number.parse::<f64>().map_or(f64::NAN, |number| number * scale);
+    (value > 0.0)
+        .then_some(value)
+        .with_context(|| format!("--gpu-mem {text}: wanted a size such as 16GiB or 80GB"))
+}
+
+fn table(plan: &Plan, training: &Training, cluster: &Cluster) -> String {
+    let gb = |bytes: f64| format!("{:10.2} GB", bytes / 1e9);
+    let rows = |name: &str, pick: fn(&Memory) -> f64| {
+        let [split, kept, whole] = [&plan.memory, &plan.memory_kept, &plan.memory_whole].map(pick).map(gb);
+        format!("  {name:22}{split}{kept}{whole}")
+    };
+    let verdict = match plan.fits {
+        true => "fits",
+        false => "does not fit",
+    };
+    [
+        format!("parameters              {:10.3e}, {} of weights in 16 bits", plan.parameters as f64, gb(plan.weight_bytes).trim()),
+        String::new(),
+        format!("on each of {} GPUs, {} to a machine", cluster.gpus, cluster.per_machine),
+        format!("  {:22}{:>13}{:>13}{:>13}", "", "split", "kept", "whole"),
+        rows("weights", |memory| memory.weights),
+        rows("moments", |memory| memory.moments),
+        rows("gradients", |memory| memory.gradients),
+        rows("gathered layers", |memory| memory.gathered),
+        rows("activations", |memory| memory.activations),
+        rows("total", |memory| memory.total),
+        format!("  split: everything over a machine's GPUs, the insides of resblocks computed again ({verdict} {})", gb(cluster.memory_bytes).trim()),
+        "  kept: the same with all insides kept; whole: everything on each GPU".to_string(),
+        String::new(),
+        "sent by each GPU in an update".to_string(),
+        format!("  {:32}{}", "all-gather of weights", gb(plan.traffic.all_gather)),
+        format!("  {:32}{}", "reduce-scatter of gradients", gb(plan.traffic.reduce_scatter)),
+        format!("  {:32}{}", "all-reduce of gradients", gb(plan.traffic.all_reduce)),
+        format!("  {:32}{}", format!("the same by PowerSGD, rank {}", training.rank), gb(plan.traffic.all_reduce_compressed)),
+        format!("  compression of the layers       {:10.1} %", 100.0 * plan.compression),
+        String::new(),
+        format!(
+            "{:.3e} operations an update of {} streams; {} updates at {:.0} % of {:.0} TFLOP/s: {:.1} days",
+            plan.flops_per_step,
+            training.batch,
+            training.steps,
+            100.0 * cluster.mfu,
+            cluster.peak_flops / 1e12,
+            plan.days
+        ),
+    ]
+    .join("\n")
+}
