@@ -344,11 +344,12 @@ pub enum Eval {
         #[arg(long, value_name = "FILE.png")]
         sheet: Option<PathBuf>,
     },
-    /// The training curves of a run, as an SVG picture.
+    /// The training curves of a run, or of several to compare, as an SVG picture.
     Curves {
-        /// Folder of the run.
-        run: PathBuf,
-        /// Draw only this metric; may be repeated.
+        /// Folders of runs.
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<PathBuf>,
+        /// Draw only this metric; may be repeated. What each resblock has its own of is drawn only if it is named.
         #[arg(long = "metric", value_name = "NAME")]
         metrics: Vec<String>,
         /// The picture file.

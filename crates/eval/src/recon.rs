@@ -144,6 +144,31 @@ mod tests {
     }
 
     #[test]
+    fn the_relaxed_bound_meets_the_sampled_one_as_the_temperature_falls() {
+        let config = DvaeConfig {
+            image_size: 8,
+            groups: 2,
+            blocks_per_group: 1,
+            n_hid: 4,
+            n_init: 8,
+            vocab: 6,
+            min_log_b: -3.0,
+        };
+        let dvae = Dvae::new(&config, 3, &burn::tensor::Device::default());
+        let pictures: Vec<Vec<f32>> =
+            (0..40).map(|p| (0..192).map(|i| ((p * 192 + i) % 17) as f32 / 17.0).collect()).collect();
+        let noise =
+            |p: usize| -> Vec<f32> { (0..96).map(|i| ((p * 96 + i) as f32 * 7.7).sin() * 2.0).collect() };
+        let gap = |tau| {
+            let RelaxationGap { relaxed_elbo_nats_per_value: relaxed, sampled_elbo_nats_per_value: sampled } =
+                relaxation_gap(&dvae, &config, &pictures, noise, tau);
+            (relaxed - sampled).abs()
+        };
+        let [wide, narrow, none] = [1.0, 0.0625, 1e-4].map(gap);
+        assert!(wide > 2.0 * narrow && narrow > none && none < 1e-5, "{wide}, {narrow}, {none}");
+    }
+
+    #[test]
     fn standard_error_of_a_known_sample() {
         let (mean, se) = mean_se(&[1.0, 2.0, 3.0, 4.0]);
         assert!((mean - 2.5).abs() < 1e-12);

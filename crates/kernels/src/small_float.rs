@@ -1,4 +1,5 @@
-//! Numbers of 16 bits as the paper stores them (§2.4, §D): f16, bf16, and two with six bits of exponent.
+//! Numbers of 16 bits as the paper stores them (§2.4, §D): f16, bf16, and two with six bits of exponent; and one with three,
+//! to show at a small size what a large model does to five (`docs/precision.md`).
 //!
 //! `1-6-9` (bits of sign, exponent and significand) holds running means and error buffers, `0-6-10` running variances. In
 //! both the exponent's bias is 59 and its top code is kept for what is not finite: the largest number of `1-6-9` is then
@@ -23,12 +24,22 @@ pub enum SmallFloat {
     /// No sign, 6 bits of exponent, 10 of significand.
     #[serde(rename = "0-6-10")]
     ZeroSixTen,
+    /// A sign, 3 bits of exponent, 12 of significand: IEEE's kind, with far less room than f16.
+    #[serde(rename = "1-3-12")]
+    OneThreeTwelve,
 }
 
-/// Bias of six bits of exponent.
-const BIAS: u32 = 59;
-/// Six bits of exponent of what is not finite.
-const TOP: u32 = 63;
+/// A number without its sign: how many bits it has of significand, its exponent's bias, and the exponent of what is not finite.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    significand: u32,
+    bias: u32,
+    top: u32,
+}
+
+const SIX_NINE: Layout = Layout { significand: 9, bias: 59, top: 63 };
+const SIX_TEN: Layout = Layout { significand: 10, bias: 59, top: 63 };
+const THREE_TWELVE: Layout = Layout { significand: 12, bias: 3, top: 7 };
 /// Bits of an f32's significand, and its bias.
 const F32_SIGNIFICAND: u32 = 23;
 const F32_BIAS: u32 = 127;
@@ -41,9 +52,10 @@ impl SmallFloat {
         match self {
             SmallFloat::F16 => f16::from_f32(value).to_bits(),
             SmallFloat::Bf16 => bf16::from_f32(value).to_bits(),
-            SmallFloat::OneSixNine => u16::from(value.is_sign_negative()) << 15 | encode_six(value.abs(), 9),
-            SmallFloat::ZeroSixTen if value < 0.0 => encode_six(f32::NAN, 10),
-            SmallFloat::ZeroSixTen => encode_six(value.abs(), 10), // −0 is 0
+            SmallFloat::OneSixNine => SIX_NINE.encode_signed(value),
+            SmallFloat::OneThreeTwelve => THREE_TWELVE.encode_signed(value),
+            SmallFloat::ZeroSixTen if value < 0.0 => SIX_TEN.encode(f32::NAN),
+            SmallFloat::ZeroSixTen => SIX_TEN.encode(value.abs()), // −0 is 0
         }
     }
 
@@ -53,10 +65,9 @@ impl SmallFloat {
         match self {
             SmallFloat::F16 => f16::from_bits(code).to_f32(),
             SmallFloat::Bf16 => bf16::from_bits(code).to_f32(),
-            SmallFloat::OneSixNine => {
-                decode_six(code & 0x7fff, 9).copysign(if code >> 15 == 1 { -1.0 } else { 1.0 })
-            }
-            SmallFloat::ZeroSixTen => decode_six(code, 10),
+            SmallFloat::OneSixNine => SIX_NINE.decode_signed(code),
+            SmallFloat::OneThreeTwelve => THREE_TWELVE.decode_signed(code),
+            SmallFloat::ZeroSixTen => SIX_TEN.decode(code),
         }
     }
 
@@ -71,14 +82,25 @@ impl SmallFloat {
         match self {
             SmallFloat::F16 => f16::MAX.to_f32(),
             SmallFloat::Bf16 => bf16::MAX.to_f32(),
-            SmallFloat::OneSixNine => decode_six((TOP << 9) as u16 - 1, 9),
-            SmallFloat::ZeroSixTen => decode_six((TOP << 10) as u16 - 1, 10),
+            SmallFloat::OneSixNine => SIX_NINE.largest(),
+            SmallFloat::OneThreeTwelve => THREE_TWELVE.largest(),
+            SmallFloat::ZeroSixTen => SIX_TEN.largest(),
         }
     }
 
     /// The smallest number above 0.
     pub fn smallest(self) -> f32 {
         self.decode(1)
+    }
+
+    /// Bits of significand.
+    pub fn significand(self) -> u32 {
+        match self {
+            SmallFloat::Bf16 => 7,
+            SmallFloat::F16 | SmallFloat::ZeroSixTen => 10,
+            SmallFloat::OneSixNine => 9,
+            SmallFloat::OneThreeTwelve => 12,
+        }
     }
 
     /// The nearest finite number that can be stored: what would be infinite becomes the largest (§E.2, step 4). NaN stays.
@@ -88,25 +110,57 @@ impl SmallFloat {
     }
 }
 
-/// The code of `magnitude`, which has no sign, with `significand` bits of significand.
-#[inline]
-fn encode_six(magnitude: f32, significand: u32) -> u16 {
-    let infinite = TOP << significand;
-    if magnitude.is_nan() {
-        return (infinite | 1 << (significand - 1)) as u16;
+impl Layout {
+    #[inline]
+    fn encode_signed(self, value: f32) -> u16 {
+        u16::from(value.is_sign_negative()) << 15 | self.encode(value.abs())
     }
-    let bits = magnitude.to_bits();
-    // The f32's exponent under our bias; a number with none of at least 1 is subnormal, counted in the smallest steps.
-    let exponent = (bits >> F32_SIGNIFICAND) as i32 + BIAS as i32 - F32_BIAS as i32;
-    let drop = F32_SIGNIFICAND - significand;
-    let code = if exponent >= 1 {
-        let rebiased = bits - ((F32_BIAS - BIAS) << F32_SIGNIFICAND);
-        shift_right_to_even(rebiased, drop)
-    } else {
-        let one = 1 << F32_SIGNIFICAND;
-        shift_right_to_even(bits & (one - 1) | one, drop + exponent.abs_diff(1))
-    };
-    code.min(infinite) as u16
+
+    /// The code of `magnitude`, which has no sign.
+    #[inline]
+    fn encode(self, magnitude: f32) -> u16 {
+        let Layout { significand, bias, top } = self;
+        let infinite = top << significand;
+        if magnitude.is_nan() {
+            return (infinite | 1 << (significand - 1)) as u16;
+        }
+        let bits = magnitude.to_bits();
+        // The f32's exponent under our bias; a number with none of at least 1 is subnormal, counted in the smallest steps.
+        let exponent = (bits >> F32_SIGNIFICAND) as i32 + bias as i32 - F32_BIAS as i32;
+        let drop = F32_SIGNIFICAND - significand;
+        let code = if exponent >= 1 {
+            let rebiased = bits - ((F32_BIAS - bias) << F32_SIGNIFICAND);
+            shift_right_to_even(rebiased, drop)
+        } else {
+            let one = 1 << F32_SIGNIFICAND;
+            shift_right_to_even(bits & (one - 1) | one, drop + exponent.abs_diff(1))
+        };
+        code.min(infinite) as u16
+    }
+
+    #[inline]
+    fn decode_signed(self, code: u16) -> f32 {
+        self.decode(code & 0x7fff).copysign(if code >> 15 == 1 { -1.0 } else { 1.0 })
+    }
+
+    #[inline]
+    fn decode(self, code: u16) -> f32 {
+        let Layout { significand, bias, top } = self;
+        let (exponent, fraction) =
+            (u32::from(code) >> significand, u32::from(code) & ((1 << significand) - 1));
+        match exponent {
+            0 => fraction as f32 * exp2(1 - bias as i32 - significand as i32),
+            _ if exponent == top && fraction == 0 => f32::INFINITY,
+            _ if exponent == top => f32::NAN,
+            _ => f32::from_bits(
+                (exponent + F32_BIAS - bias) << F32_SIGNIFICAND | fraction << (F32_SIGNIFICAND - significand),
+            ),
+        }
+    }
+
+    fn largest(self) -> f32 {
+        self.decode((self.top << self.significand) as u16 - 1)
+    }
 }
 
 /// `value / 2^by`, to the nearest whole number, ties to even.
@@ -119,19 +173,6 @@ fn shift_right_to_even(value: u32, by: u32) -> u32 {
     (value + (1 << (by - 1)) - 1 + odd) >> by
 }
 
-#[inline]
-fn decode_six(code: u16, significand: u32) -> f32 {
-    let (exponent, fraction) = (u32::from(code) >> significand, u32::from(code) & ((1 << significand) - 1));
-    match exponent {
-        0 => fraction as f32 * exp2(1 - BIAS as i32 - significand as i32),
-        TOP if fraction == 0 => f32::INFINITY,
-        TOP => f32::NAN,
-        _ => f32::from_bits(
-            (exponent + F32_BIAS - BIAS) << F32_SIGNIFICAND | fraction << (F32_SIGNIFICAND - significand),
-        ),
-    }
-}
-
 /// 2 to the power of an exponent in the range of normal f32.
 #[inline]
 fn exp2(exponent: i32) -> f32 {
@@ -142,8 +183,9 @@ fn exp2(exponent: i32) -> f32 {
 mod tests {
     use super::*;
 
-    const ALL: [SmallFloat; 4] =
-        [SmallFloat::F16, SmallFloat::Bf16, SmallFloat::OneSixNine, SmallFloat::ZeroSixTen];
+    use SmallFloat::{Bf16, F16, OneSixNine, OneThreeTwelve, ZeroSixTen};
+
+    const ALL: [SmallFloat; 5] = [F16, Bf16, OneSixNine, ZeroSixTen, OneThreeTwelve];
 
     #[test]
     fn every_code_survives_the_round_trip() {
@@ -185,6 +227,14 @@ mod tests {
         assert_eq!(of_variance.largest(), 15.992_187_5); // variances are clipped at 5
         assert_eq!(of_variance.smallest(), 2.0_f32.powi(-68));
         assert_eq!(of_variance.round(5.0), 5.0);
+        assert_eq!(
+            [OneThreeTwelve.largest(), OneThreeTwelve.smallest()],
+            [16.0 - 2.0_f32.powi(-9), 2.0_f32.powi(-14)]
+        );
+        for format in ALL {
+            let one_and = format.decode(format.encode(1.0) + 1);
+            assert_eq!(one_and, 1.0 + 2.0_f32.powi(-(format.significand() as i32)), "{format:?}");
+        }
     }
 
     #[test]

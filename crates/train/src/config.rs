@@ -58,6 +58,12 @@ pub struct ChainConfig {
     /// With numbers of 16 bits: whether each `resblock` has a gradient scale of its own, as in the paper, or all share a
     /// `global` one.
     pub scaling: Scaling,
+    /// Binary logarithm of the first gradient scales (paper §D.1: 13).
+    pub scale_first: f64,
+    /// Updates without an overflow that double a gradient scale (paper §D.1: 1000).
+    pub scale_doubling: u64,
+    /// Updates within which a gradient scale is lowered once at most (paper §D.1: 125).
+    pub scale_rest: u64,
 }
 
 /// What numbers are stored as in training.
@@ -70,16 +76,25 @@ pub enum Storage {
     F16,
     /// 8 bits of exponent, 7 of significand.
     Bf16,
+    /// 3 bits of exponent, 12 of significand: for experiments (`docs/precision.md`).
+    #[serde(rename = "1-3-12")]
+    OneThreeTwelve,
 }
 
 impl Storage {
+    /// The format, if there is one of 16 bits.
+    pub fn format(self) -> Option<SmallFloat> {
+        match self {
+            Storage::Full => None,
+            Storage::F16 => Some(SmallFloat::F16),
+            Storage::Bf16 => Some(SmallFloat::Bf16),
+            Storage::OneThreeTwelve => Some(SmallFloat::OneThreeTwelve),
+        }
+    }
+
     /// The same for a model.
     pub fn kept(self) -> Kept {
-        match self {
-            Storage::Full => Kept::Full,
-            Storage::F16 => Kept::Small(SmallFloat::F16),
-            Storage::Bf16 => Kept::Small(SmallFloat::Bf16),
-        }
+        self.format().map_or(Kept::Full, Kept::Small)
     }
 }
 
@@ -236,6 +251,12 @@ impl Config {
             let periods = [fit.ema_every, fit.eval_every, fit.checkpoint_every, fit.log_every];
             ensure!(periods.iter().all(|&p| p > 0), "{name}: every `*_every` wants at least 1");
         }
+        let ChainConfig { scale_doubling, scale_rest, .. } = self.chain;
+        ensure!(
+            scale_doubling >= 1 && scale_rest >= 1,
+            "chain.scale_doubling = {scale_doubling}, chain.scale_rest = {scale_rest}: wanted at least 1"
+        );
+        in_range("chain.scale_first", self.chain.scale_first, -100.0..=100.0)?;
         ensure!(self.data.copies >= 1, "data.copies = 0: wanted at least 1");
         in_range("data.bpe_dropout", self.data.bpe_dropout.into(), 0.0..=1.0)?;
         in_range("data.caption_drop", self.data.caption_drop.into(), 0.0..=1.0)?;

@@ -12,11 +12,11 @@ use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, 
 use tessera_model::nn::Kept;
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 
-use crate::config::{Config, Storage};
+use crate::config::Config;
 use crate::fit::{Gradient, Loss, Outcome, Task, differentiate, fit};
 use crate::log::Metrics;
 use crate::picture::{from_floats, grid, to_floats};
-use crate::precision::{Scales, Scaling};
+use crate::precision::{Rules, Scales, Scaling};
 use crate::run_dir::{RunDir, RunOptions};
 use crate::schedule::cosine;
 
@@ -125,7 +125,8 @@ impl Task for DvaeTask<'_> {
 
     /// One for the whole graph (paper §A.2).
     fn scales(&self, _: &Dvae) -> Option<Scales> {
-        (self.config.train_dvae.storage != Storage::Full).then(|| Scales::new(Scaling::Global, 1, 1))
+        let format = self.config.train_dvae.storage.format()?;
+        Some(Scales::new(Rules::paper(Scaling::Global), 1, format, 1))
     }
 
     fn gradient(

@@ -75,6 +75,15 @@ pub struct Gradient {
     pub figures: Metrics,
     /// Resblocks in which something is not finite, the one that was met first before the others.
     pub overflowed: Vec<usize>,
+    /// Sizes of the gradients toward resblocks, as binary logarithms; empty where they are not scaled.
+    pub entering: Vec<f64>,
+}
+
+impl Gradient {
+    /// One in which everything is finite.
+    pub fn new(values: Vec<Vec<f32>>, loss: f64, figures: Metrics) -> Gradient {
+        Gradient { values, loss, figures, overflowed: Vec::new(), entering: Vec::new() }
+    }
 }
 
 /// The gradient of `loss` by one backward pass over its whole graph, on the way multiplied by a scale if there is one; the
@@ -91,13 +100,13 @@ pub fn differentiate<M: Module>(
     let loss = loss(&model);
     let (value, figures) = loss.values();
     let Some(&scale) = scales.and_then(<[f32]>::first) else {
-        let values = gradients(&model, loss.total.backward())?;
-        return Ok(Gradient { values, loss: value, figures, overflowed: Vec::new() });
+        return Ok(Gradient::new(gradients(&model, loss.total.backward())?, value, figures));
     };
     let mut values = gradients(&model, (loss.total * scale).backward())?;
     let finite = values.iter().all(|values| sum_of_squares(values).is_finite());
     values.iter_mut().flatten().for_each(|value| *value /= scale);
-    Ok(Gradient { values, loss: value, figures, overflowed: if finite { Vec::new() } else { vec![0] } })
+    let overflowed = if finite { Vec::new() } else { vec![0] };
+    Ok(Gradient { overflowed, ..Gradient::new(values, value, figures) })
 }
 
 /// All that changes from step to step, and all that a checkpoint holds.
@@ -154,7 +163,7 @@ pub fn fit<T: Task>(
         let step = trainer.state.step;
         log.train(step, &figures, config)?;
         if let Some(scales) = &trainer.state.scales {
-            log.scales(step, scales.log2(), config)?;
+            log.scales(step, scales.log2(), &trainer.entering, config)?;
         }
         let last = step == config.steps;
         if last || step.is_multiple_of(config.eval_every) {
@@ -181,6 +190,8 @@ pub struct Trainer<'a, T: Task> {
     cpu: Cpu,
     /// What the last step left.
     pub state: State,
+    /// Of its gradient.
+    entering: Vec<f64>,
 }
 
 impl<'a, T: Task> Trainer<'a, T> {
@@ -191,7 +202,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             None => State::new(export(&model), config.moments, task.scales(&model)),
         };
         let model = import(model, &state.weights).context("the checkpoint is of another model")?;
-        Ok(Trainer { task, model, config, cpu: Cpu::current(), state })
+        Ok(Trainer { task, model, config, cpu: Cpu::current(), state, entering: Vec::new() })
     }
 
     /// One update; returns figures to log, or none if the update was skipped because a 16-bit gradient was not finite.
@@ -208,7 +219,8 @@ impl<'a, T: Task> Trainer<'a, T> {
             || mean_gradient(config.micro_batches, self.cpu, part),
             || self.cpu.scope(|| follow(average, weights, config, step)),
         );
-        let Gradient { values: gradients, mut figures, overflowed, .. } = gradient?;
+        let Gradient { values: gradients, mut figures, overflowed, entering, .. } = gradient?;
+        self.entering = entering;
         if let Some(scales) = &mut state.scales
             && !scales.follow(step, &overflowed)?
         {
@@ -302,10 +314,12 @@ mod tests {
     use std::path::Path;
 
     use burn::tensor::{Device, TensorData};
+    use tessera_kernels::SmallFloat;
     use tessera_model::nn::{Init, Linear};
 
     use super::*;
     use crate::config::Config;
+    use crate::precision::{Rules, Scaling};
 
     /// Learns `y = x · [1, 2]ᵀ + 3`; asks to stop after `stop_after` steps.
     struct Line<'a> {
@@ -378,6 +392,78 @@ mod tests {
         let lines = std::fs::read_to_string(halved.join("metrics.jsonl")).unwrap();
         assert_eq!(lines.lines().filter(|line| line.contains("\"val\"")).count(), 3);
         assert!(halved.join("samples/step_000100.png").exists());
+    }
+
+    /// Gradients of four resblocks, of which two overflow in the updates that `overflows` says.
+    struct Overflowing(fn(u64) -> bool);
+
+    impl Task for Overflowing {
+        type Model = Linear;
+        type Batch = ();
+
+        fn batch(&self, _: u64, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn scales(&self, _: &Linear) -> Option<Scales> {
+            let rules = Rules { rest: 2, ..Rules::paper(Scaling::Resblock) };
+            Some(Scales::new(rules, 4, SmallFloat::F16, 1))
+        }
+
+        fn gradient(&self, model: &Linear, (): (), step: u64, _: Option<&[f32]>) -> Result<Gradient> {
+            let over = (self.0)(step);
+            let value = if over { f32::INFINITY } else { 1.0 };
+            let values = export(model).iter().map(|weight| vec![value; weight.values.len()]).collect();
+            let overflowed = if over { vec![2, 0] } else { Vec::new() };
+            Ok(Gradient { overflowed, ..Gradient::new(values, 1.0, Vec::new()) })
+        }
+
+        fn validate(&self, _: &Linear, _: u64) -> Result<Metrics> {
+            Ok(Metrics::new())
+        }
+
+        fn picture(&self, _: &Linear) -> Result<RgbImage> {
+            Ok(RgbImage::new(2, 2))
+        }
+    }
+
+    fn linear() -> Linear {
+        Linear::new(&mut Init::new(1, &Device::default()), [2, 1], 0.1)
+    }
+
+    #[test]
+    fn an_update_with_an_overflow_is_skipped_whole() {
+        let (task, config) = (Overflowing(|step| step == 3), config());
+        let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
+        (0..3).for_each(|_| assert!(!trainer.step().unwrap().is_empty()));
+        let before = trainer.state.clone();
+        assert!(trainer.step().unwrap().is_empty());
+        let after = trainer.state.clone();
+        assert_eq!((after.step, after.adam.updates), (4, 3));
+        assert_eq!((&after.weights, &after.adam), (&before.weights, &before.adam));
+        let [now, then] = [&after, &before].map(|state| state.scales.as_ref().unwrap().log2().to_vec());
+        assert!(now[0] < then[0] && now[1] > then[1] && now[2] < then[2] && now[3] > then[3], "{now:?}");
+        trainer.step().unwrap();
+        assert_ne!(trainer.state.weights, before.weights);
+    }
+
+    #[test]
+    fn a_run_whose_updates_are_all_skipped_saves_and_says_where_it_began() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(&dir.path().join("run"), "c = 1\n", false).unwrap();
+        let task = Overflowing(|step| step >= 5);
+        let error = fit(&task, linear(), &config(), &run, &AtomicBool::new(false)).err().unwrap().to_string();
+        assert!(error.contains("16 updates in a row") && error.contains("resblock 2 of 4"), "{error}");
+        let saved = run.newest_checkpoint().unwrap().unwrap();
+        assert_eq!((saved.step, saved.adam.updates), (20, 5));
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_names_its_weight() {
+        let weights = export(&linear());
+        let gradients = [vec![1.0, f32::NAN], vec![0.0]];
+        assert_eq!(culprit(&weights, &gradients), weights[0].name);
+        assert_eq!(culprit(&weights, &[vec![f32::NAN, 1.0], vec![f32::INFINITY]]), weights[1].name);
     }
 
     #[test]

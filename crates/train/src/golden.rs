@@ -117,7 +117,7 @@ fn ten_steps_of_a_prior_are_those_of_pytorch() {
         let stream = Stream::new(3, golden.step(&text, step), golden.step(&image, step), &config).unwrap();
         let found = prior.gradients(&stream, Activations::Recompute, Doors::Open).unwrap();
         let (loss, figures) = Loss { total: found.loss.loss, figures: Vec::new() }.values();
-        Gradient { values: found.gradients, loss, figures, overflowed: Vec::new() }
+        Gradient::new(found.gradients, loss, figures)
     };
     exactly(|| {
         let prior = Prior::new(&config, 0, &Device::default());

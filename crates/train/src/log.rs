@@ -78,10 +78,19 @@ impl Log {
         self.write("train", step, &means)
     }
 
-    /// Every `log_every` steps writes the binary logarithms of the gradient scales, first resblock first.
-    pub fn scales(&mut self, step: u64, log2: &[f64], config: &FitConfig) -> Result<()> {
+    /// Every `log_every` steps writes the gradient scales and the sizes of the gradients toward resblocks, both as binary
+    /// logarithms, first resblock first.
+    pub fn scales(&mut self, step: u64, scales: &[f64], entering: &[f64], config: &FitConfig) -> Result<()> {
         if step.is_multiple_of(config.log_every) {
-            writeln!(self.metrics, "{}", json!({ "split": "scales", "step": step, "log2": log2 }))?;
+            let [scales, entering] =
+                [scales, entering].map(|all| all.iter().map(|x| (x * 1e3).round() / 1e3));
+            let line = json!({
+                "split": "resblocks",
+                "step": step,
+                "scale_log2": scales.collect::<Vec<_>>(),
+                "gradient_log2": entering.collect::<Vec<_>>(),
+            });
+            writeln!(self.metrics, "{line}")?;
             self.metrics.flush()?;
         }
         Ok(())

@@ -5,18 +5,14 @@
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use tessera_kernels::SmallFloat;
 
-/// Clean updates that double a scale (§D.1).
-const DOUBLING: f64 = 1000.0;
 /// What a scale is divided by when its resblock overflows (§D.1): √2, as a binary logarithm.
 const DROP: f64 = 0.5;
-/// Updates within which a scale is divided once at most (§D.1).
-const DROP_EVERY: u64 = 125;
-/// Updates skipped in a row after which something else must be wrong: scales have fallen to a sixteenth by then.
-const MOST_SKIPPED: u64 = 8 * DROP_EVERY;
-/// Bounds and start of a scale for each replica, as binary logarithms (§D.1).
+/// Drops in a row after which something else must be wrong: scales have fallen to a sixteenth by then.
+const MOST_DROPS: u64 = 8;
+/// Bounds of a scale for each replica, as binary logarithms (§D.1).
 const LOWEST: f64 = 7.0;
-const FIRST: f64 = 13.0;
 const HIGHEST: f64 = 24.0;
 
 /// Who shares a scale.
@@ -29,30 +25,52 @@ pub enum Scaling {
     Global,
 }
 
+/// How scales rise and fall.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Rules {
+    /// Who shares a scale.
+    pub scaling: Scaling,
+    /// Binary logarithm of the first scales.
+    pub first: f64,
+    /// Clean updates that double a scale.
+    pub doubling: u64,
+    /// Updates within which a scale is divided once at most.
+    pub rest: u64,
+}
+
+impl Rules {
+    /// The paper's (§D.1).
+    pub fn paper(scaling: Scaling) -> Rules {
+        Rules { scaling, first: 13.0, doubling: 1000, rest: 125 }
+    }
+}
+
 /// The scales of all resblocks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scales {
-    scaling: Scaling,
+    rules: Rules,
+    /// What bounds are relative to, as a binary logarithm.
+    unit: f64,
     /// Binary logarithms, first resblock first.
     log2: Vec<f64>,
     /// The update at which each was last divided.
     dropped: Vec<Option<u64>>,
-    /// Data-parallel replicas: the loss is divided by the whole batch, so scales carry their number.
-    replicas: u64,
     /// Updates skipped since the last that counted, and where the first of them was met.
     skipped: u64,
     began: Option<usize>,
 }
 
 impl Scales {
-    /// The first scales of `n_resblocks` resblocks: 2¹³ for each of `replicas`.
-    pub fn new(scaling: Scaling, n_resblocks: usize, replicas: u64) -> Scales {
-        let first = FIRST + (replicas as f64).log2();
+    /// The first scales of `n_resblocks` resblocks, times the number of `replicas`, since the loss is divided by the whole batch,
+    /// and divided by what `format` has less room above 1 than f16.
+    pub fn new(rules: Rules, n_resblocks: usize, format: SmallFloat, replicas: u64) -> Scales {
+        let room = f64::from(format.largest() / SmallFloat::F16.largest()).log2().round().min(0.0);
+        let unit = (replicas as f64).log2() + room;
         Scales {
-            scaling,
-            log2: vec![first; n_resblocks],
+            rules,
+            unit,
+            log2: vec![rules.first + unit; n_resblocks],
             dropped: vec![None; n_resblocks],
-            replicas,
             skipped: 0,
             began: None,
         }
@@ -74,20 +92,20 @@ impl Scales {
     /// # Errors
     /// If so many updates in a row were skipped that smaller scales do not help; names the resblocks.
     pub fn follow(&mut self, step: u64, overflowed: &[usize]) -> Result<bool> {
-        let bounds = (self.replicas as f64).log2();
+        let Rules { scaling, doubling, rest, .. } = self.rules;
         for i in 0..self.log2.len() {
-            let over = match self.scaling {
+            let over = match scaling {
                 Scaling::Resblock => overflowed.contains(&i),
                 Scaling::Global => !overflowed.is_empty(),
             };
-            let rested = self.dropped[i].is_none_or(|last| step >= last + DROP_EVERY);
+            let rested = self.dropped[i].is_none_or(|last| step >= last + rest);
             if !over {
-                self.log2[i] += 1.0 / DOUBLING;
+                self.log2[i] += 1.0 / doubling as f64;
             } else if rested {
                 self.log2[i] -= DROP;
                 self.dropped[i] = Some(step);
             }
-            self.log2[i] = self.log2[i].clamp(LOWEST + bounds, HIGHEST + bounds);
+            self.log2[i] = self.log2[i].clamp(LOWEST + self.unit, HIGHEST + self.unit);
         }
         if overflowed.is_empty() {
             self.skipped = 0;
@@ -98,7 +116,7 @@ impl Scales {
         }
         self.skipped += 1;
         ensure!(
-            self.skipped < MOST_SKIPPED,
+            self.skipped < MOST_DROPS * rest,
             "step {step}: {} updates in a row were skipped, since gradients were not finite{}; try a smaller lr",
             self.skipped,
             self.beginning()
@@ -119,19 +137,26 @@ impl Scales {
 mod tests {
     use super::*;
 
+    fn new(n_resblocks: usize, replicas: u64) -> Scales {
+        Scales::new(Rules::paper(Scaling::Resblock), n_resblocks, SmallFloat::F16, replicas)
+    }
+
     fn log2(scales: &Scales) -> Vec<f64> {
         scales.log2().to_vec()
     }
 
     #[test]
     fn scales_start_at_two_to_the_13_for_each_replica() {
-        assert_eq!(Scales::new(Scaling::Resblock, 2, 1).values(), [8192.0, 8192.0]);
-        assert_eq!(Scales::new(Scaling::Resblock, 1, 1024).log2(), [23.0]);
+        assert_eq!(new(2, 1).values(), [8192.0, 8192.0]);
+        assert_eq!(new(1, 1024).log2(), [23.0]);
+        let rules = Rules::paper(Scaling::Resblock);
+        assert_eq!(Scales::new(rules, 1, SmallFloat::Bf16, 1).log2(), [13.0]); // room enough
+        assert_eq!(Scales::new(rules, 1, SmallFloat::OneThreeTwelve, 1).log2(), [1.0]); // 2¹² less
     }
 
     #[test]
     fn a_thousand_clean_updates_double_a_scale_and_an_overflow_divides_only_its_own() {
-        let mut scales = Scales::new(Scaling::Resblock, 3, 1);
+        let mut scales = new(3, 1);
         (0..1000).for_each(|step| assert!(scales.follow(step, &[]).unwrap()));
         assert!(log2(&scales).iter().all(|log2| (log2 - 14.0).abs() < 1e-9));
         assert!(!scales.follow(1000, &[1]).unwrap());
@@ -142,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_scale_is_divided_once_in_125_updates_and_all_such_updates_are_skipped() {
-        let mut scales = Scales::new(Scaling::Resblock, 1, 1);
+        let mut scales = new(1, 1);
         (0..125).for_each(|step| assert!(!scales.follow(step, &[0]).unwrap()));
         assert_eq!(log2(&scales), [12.5]);
         scales.follow(125, &[0]).unwrap();
@@ -151,32 +176,28 @@ mod tests {
 
     #[test]
     fn scales_stay_within_their_bounds() {
-        let mut scales = Scales::new(Scaling::Resblock, 2, 4);
+        let mut scales = new(2, 4);
         // The second overflows in 124 of 125 updates.
         let overflowed = |step: u64| if step % 125 == 1 { [].as_slice() } else { &[1] };
         for step in 0..40_000 {
             assert_eq!(scales.follow(step, overflowed(step)).unwrap(), step % 125 == 1);
         }
         let [highest, lowest] = [26.0, 9.0];
-        assert!(
-            log2(&scales)[1] - lowest <= 1.0 / DOUBLING && log2(&scales)[0] == highest,
-            "{:?}",
-            log2(&scales)
-        );
+        assert!(log2(&scales)[1] - lowest <= 1e-3 && log2(&scales)[0] == highest, "{:?}", log2(&scales));
     }
 
     #[test]
     fn when_smaller_scales_do_not_help_the_run_ends_and_names_the_resblock() {
-        let mut scales = Scales::new(Scaling::Resblock, 8, 1);
+        let mut scales = new(8, 1);
         let mut skip = |step| scales.follow(step, if step == 0 { &[5, 3] } else { &[0, 1, 2, 3, 4, 5] });
-        (0..MOST_SKIPPED - 1).for_each(|step| assert!(!skip(step).unwrap()));
-        let error = skip(MOST_SKIPPED).unwrap_err().to_string();
+        (0..999).for_each(|step| assert!(!skip(step).unwrap()));
+        let error = skip(1000).unwrap_err().to_string();
         assert!(error.contains("first in resblock 5 of 8"), "{error}");
     }
 
     #[test]
     fn one_scale_for_all_falls_for_all() {
-        let mut scales = Scales::new(Scaling::Global, 3, 1);
+        let mut scales = Scales::new(Rules::paper(Scaling::Global), 3, SmallFloat::F16, 1);
         scales.follow(0, &[2]).unwrap();
         assert_eq!(log2(&scales), [12.5; 3]);
     }

@@ -17,12 +17,12 @@ use tessera_model::weights::{ModelConfig, ModelFile, export};
 use tessera_model::{Decoder, Drawing, Event, Request};
 use tessera_text::{Bpe, normalise};
 
-use crate::config::{Config, Storage};
+use crate::config::Config;
 use crate::encode::DVAE_FILE;
 use crate::fit::{Gradient, Loss, Outcome, Task, fit};
 use crate::log::Metrics;
 use crate::picture::grid;
-use crate::precision::Scales;
+use crate::precision::{Rules, Scales};
 use crate::run_dir::{RunDir, RunOptions};
 
 /// Held-out captions that are drawn at each validation, and drawings of each.
@@ -198,21 +198,28 @@ impl Task for PriorTask<'_> {
     }
 
     fn scales(&self, model: &Prior) -> Option<Scales> {
-        let scaled = self.config.train_prior.storage != Storage::Full;
-        scaled.then(|| Scales::new(self.config.chain.scaling, model.n_resblocks(), 1))
+        let format = self.config.train_prior.storage.format()?;
+        let chain = &self.config.chain;
+        let rules = Rules {
+            scaling: chain.scaling,
+            first: chain.scale_first,
+            doubling: chain.scale_doubling,
+            rest: chain.scale_rest,
+        };
+        Some(Scales::new(rules, model.n_resblocks(), format, 1))
     }
 
     fn gradient(&self, model: &Prior, batch: Stream, _step: u64, scales: Option<&[f32]>) -> Result<Gradient> {
         let storage = self.config.train_prior.storage.kept();
         let doors = scales.map_or(Doors::Open, |scales| Doors::Scaled { storage, scales });
-        let PriorGradients { loss, gradients, overflowed } =
+        let PriorGradients { loss, gradients, overflowed, entering } =
             model.gradients(&batch, self.config.chain.activations, doors)?;
         let figures = vec![
             ("text_nats_per_token", loss.text_per_token),
             ("image_nats_per_token", loss.image_per_token),
         ];
         let (loss, figures) = Loss { total: loss.loss, figures }.values();
-        Ok(Gradient { values: gradients, loss, figures, overflowed })
+        Ok(Gradient { values: gradients, loss, figures, overflowed, entering })
     }
 
     fn validate(&self, model: &Prior, _step: u64) -> Result<Metrics> {

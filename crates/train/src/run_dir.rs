@@ -295,7 +295,7 @@ fn words(view: &TensorView) -> Vec<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::precision::{Scales, Scaling};
+    use crate::precision::{Rules, Scales, Scaling};
     use crate::schedule::Plateau;
 
     fn state(step: u64) -> State {
@@ -306,7 +306,7 @@ mod tests {
             variance: vec![Moment::Full(vec![0.3, 0.4])],
             updates: step / 2,
         };
-        let mut scales = Scales::new(Scaling::Resblock, 3, 1);
+        let mut scales = Scales::new(Rules::paper(Scaling::Resblock), 3, SmallFloat::F16, 1);
         scales.follow(7, &[1]).unwrap();
         State {
             step,

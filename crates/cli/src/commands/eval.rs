@@ -52,8 +52,8 @@ fn measure(eval: Eval) -> Result<()> {
             let found = judge(&common, n, seed, meant(&sampling), sheet.as_deref())?;
             report(&common, &found, drawing_table)
         }
-        Eval::Curves { run, metrics, out } => {
-            std::fs::write(&out, curves(&run, &metrics)?)
+        Eval::Curves { runs, metrics, out } => {
+            std::fs::write(&out, curves(&runs, &metrics)?)
                 .with_context(|| format!("cannot write {}; choose another --out", out.display()))?;
             say(out.display())
         }

@@ -1,6 +1,6 @@
 //! `tessera plan`: what training a config would take on many devices.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tessera_train::Config;
 use tessera_train::dist::plan::{Cluster, Memory, Plan, Training, plan, usual_rank};
@@ -17,6 +17,10 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         peak_flops: args.peak_tflops * 1e12,
         mfu: args.mfu,
     };
+    for (flag, value) in [("mfu", args.mfu), ("peak-tflops", args.peak_tflops)] {
+        ensure!(value > 0.0 && value.is_finite(), "--{flag} {value}: wanted more than 0");
+    }
+    ensure!(args.mfu <= 1.0, "--mfu {}: wanted a share of the peak, at most 1", args.mfu);
     let fit = &config.train_prior;
     let rank = args.rank.unwrap_or_else(|| usual_rank(config.prior.d_model));
     let training = Training { batch: fit.batch, steps: fit.steps, rank };

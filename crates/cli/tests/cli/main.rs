@@ -17,6 +17,10 @@ mod interrupt;
 #[cfg(test)]
 mod pipeline;
 #[cfg(test)]
+mod plan;
+#[cfg(test)]
 mod program;
+#[cfg(test)]
+mod published;
 #[cfg(test)]
 mod tidy;

@@ -51,6 +51,9 @@ pub struct PriorGradients {
     /// Resblocks, counted from 0, where something was not finite, in the order in which it was met. If the loss is not: the
     /// first whose output is not. At doors that are not open: all with a parameter gradient that is not.
     pub overflowed: Vec<usize>,
+    /// At doors that are not open: the size of the gradient toward each resblock, before it is scaled, as the binary logarithm
+    /// of its root mean square.
+    pub entering: Vec<f64>,
 }
 
 /// What the forward pass leaves of a resblock.
@@ -99,6 +102,7 @@ impl Prior {
         let leaf = leaf(x);
         let loss = tracked.loss_of_states(leaf.clone(), stream);
         let mut overflowed = broken(&loss, &links, &leaf);
+        let mut entering = Vec::new();
         let mut gradients = loss.loss.backward();
         collected.take(&tracked.norm, &mut gradients)?;
         collected.take(&tracked.text_head, &mut gradients)?;
@@ -116,6 +120,7 @@ impl Prior {
                     enters(leaf, &mut gradients)?
                 }
                 Doors::Scaled { storage, scales } => {
+                    entering.push(log2_rms(&toward));
                     // What is too large is infinite here, so that the gradients of parameters show it.
                     let entering = storage.keep(toward.clone() * scales[i]);
                     let mut gradients = dot(output, entering).backward();
@@ -128,7 +133,8 @@ impl Prior {
             };
         }
         collected.take(&tracked.embed, &mut dot(embedded, toward).backward())?;
-        Ok(PriorGradients { loss, gradients: collected.in_order(self), overflowed })
+        entering.reverse();
+        Ok(PriorGradients { loss, gradients: collected.in_order(self), overflowed, entering })
     }
 
     /// Attention and MLP resblocks, together.
@@ -153,6 +159,10 @@ impl Prior {
         let leaf = leaf(input);
         Graph { output: self.through(i, leaf.clone(), doors), leaf }
     }
+}
+
+fn log2_rms(x: &Tensor<3>) -> f64 {
+    0.5 * x.clone().powf_scalar(2.0).mean().into_scalar::<f64>().log2()
 }
 
 /// If the loss is not finite: the first resblock whose output is not; `end` is that of the last.

@@ -196,6 +196,20 @@ fn in_32_bits_no_scale_changes_a_gradient() {
 }
 
 #[test]
+fn the_first_resblock_whose_output_is_not_finite_is_named() {
+    for (broken, name) in [(1, "blocks.0.mlp_out.bias"), (4, "blocks.2.attn_out.bias")] {
+        let mut weights = crate::weights::export(&prior());
+        let bias = weights.iter_mut().find(|weight| weight.name == name).unwrap();
+        bias.values[0] = f32::NAN;
+        let prior = crate::weights::import(prior(), &weights).unwrap();
+        for doors in [Doors::Open, Doors::Scaled { storage: Kept::Full, scales: &[1.0; 8] }] {
+            let found = prior.gradients(&stream(), Activations::Recompute, doors).unwrap();
+            assert_eq!(found.overflowed.first(), Some(&broken), "{doors:?}");
+        }
+    }
+}
+
+#[test]
 fn an_overflow_in_16_bits_stays_in_its_resblock() {
     exactly(|| {
         let n = prior().n_resblocks();

@@ -146,7 +146,7 @@ pub fn paper_step() -> Result<Work> {
         let PriorGradients { loss, gradients, .. } =
             model.gradients(&stream, Activations::Keep, Doors::Open)?;
         let (loss, figures) = alone(loss.loss).values();
-        Ok(Gradient { values: gradients, loss, figures, overflowed: Vec::new() })
+        Ok(Gradient::new(gradients, loss, figures))
     };
     step(Prior::new(&config, 1, &Device::flex()), gradient, amount, "tokens/s", gflop)
 }

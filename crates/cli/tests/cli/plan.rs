@@ -1,0 +1,51 @@
+//! `tessera plan`: the paper's arithmetic (§2.4, §2.5, §E).
+
+use serde_json::Value;
+
+use super::program::{folder, mistake, succeed};
+
+const PAPER: [&str; 7] = ["plan", "--config", "paper", "--gpus", "1024", "--gpu-mem", "16GiB"];
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&succeed(folder().path(), &[args, &["--json"]].concat()).stdout).unwrap()
+}
+
+#[test]
+fn the_papers_plan_has_its_figures() {
+    let plan = json(&PAPER);
+    let parameters = plan["parameters"].as_f64().unwrap();
+    assert!((12.0e9..12.4e9).contains(&parameters), "{parameters}");
+    assert!((24e9..25e9).contains(&plan["weight_bytes"].as_f64().unwrap()));
+    assert!((plan["compression"].as_f64().unwrap() - 0.86).abs() < 0.005);
+    assert_eq!(plan["fits"], true);
+    let table = succeed(folder().path(), &PAPER).stdout;
+    for part in
+        ["1.2", "e10", "24.", "activations", "all-gather", "reduce-scatter", "PowerSGD, rank 896", "days"]
+    {
+        assert!(table.contains(part), "no {part:?} in\n{table}");
+    }
+}
+
+#[test]
+fn the_smaller_presets_have_the_papers_sizes() {
+    for (preset, billions, rank) in [("2.8b", 2.8, 512), ("5.6b", 5.6, 640)] {
+        let plan = json(&[&["plan", "--config", preset], &PAPER[3..]].concat());
+        let layers = plan["matrix_parameters"].as_f64().unwrap() / 1e9;
+        assert!((layers - billions).abs() < 0.1, "{preset}: {layers}");
+        assert_eq!(plan["training"]["rank"], rank);
+    }
+}
+
+#[test]
+fn a_plan_without_sense_is_a_mistake() {
+    let error = |more: &[&str]| mistake(folder().path(), &[&["plan", "--config", "paper"], more].concat());
+    assert!(error(&["--gpus", "1020", "--gpu-mem", "16GiB"]).contains("wanted a multiple of the 8"));
+    assert!(error(&["--gpus", "1024", "--gpu-mem", "16"]).contains("wanted a size such as 16GiB"));
+    assert!(error(&["--gpus", "0", "--gpu-mem", "16GiB"]).contains("0 GPUs"));
+    assert!(error(&["--gpus", "1024", "--gpu-mem", "16GiB", "--rank", "5000"]).contains("rank 5000"));
+    assert!(error(&["--gpus", "1024", "--gpu-mem", "16GiB", "--mfu", "0"]).contains("--mfu 0"));
+    assert!(
+        error(&["--gpus", "1024", "--gpu-mem", "16GiB", "--peak-tflops", "nan"])
+            .contains("--peak-tflops NaN")
+    );
+}

@@ -1,0 +1,70 @@
+//! Published weights, and pictures through any dVAE: `tessera convert`, `tessera reconstruct`.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::pipeline::pipeline;
+use super::program::{entries, folder, mistake, picture, succeed};
+
+/// A file that `fixtures/golden/make.py` made.
+fn golden(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/golden").join(name).display().to_string()
+}
+
+/// A picture of `side` pixels in two colours, at `dir/name`.
+fn two_colours(dir: &Path, name: &str, [width, height]: [u32; 2]) {
+    let colour = |x, _| if x < width / 2 { image::Rgb([200, 30, 30]) } else { image::Rgb([20, 160, 60]) };
+    image::RgbImage::from_fn(width, height, colour).save(dir.join(name)).unwrap();
+}
+
+#[test]
+fn openais_files_become_a_model_that_reconstructs() {
+    let dir = folder();
+    let [encoder, decoder] = ["encoder.pkl", "decoder.pkl"].map(golden);
+    let said = succeed(dir.path(), &["convert", "openai-dvae", &encoder, &decoder, "--out", "d.safetensors"]);
+    assert!(said.stdout.contains("weights in d.safetensors"));
+    let inspected = succeed(dir.path(), &["inspect", "d.safetensors", "--json"]).stdout;
+    assert!(inspected.contains("\"vocab\":24") && inspected.contains("\"image_size\":256"), "{inspected}");
+    two_colours(dir.path(), "in.png", [300, 260]);
+    succeed(dir.path(), &["reconstruct", "in.png", "--model", "d.safetensors", "--out", "out.png"]);
+    assert_eq!(picture(dir.path(), "out.png").height(), 256);
+}
+
+#[test]
+fn a_picture_is_beside_its_reconstruction_and_its_tokens_are_a_grid() {
+    let dir = folder();
+    two_colours(dir.path(), "in.png", [40, 36]);
+    let model = pipeline().model();
+    let said =
+        succeed(dir.path(), &["reconstruct", "in.png", "--model", &model, "--out", "out.png", "--json"]);
+    let json: Value = serde_json::from_str(&said.stdout).unwrap();
+    let rows: Vec<Vec<u64>> = serde_json::from_value(json["tokens"].clone()).unwrap();
+    assert!(rows.len() == 8 && rows.iter().all(|row| row.len() == 8 && row.iter().all(|&code| code < 64)));
+    assert!(json["psnr_db"].as_f64().unwrap() > 3.0);
+    let sheet = picture(dir.path(), "out.png");
+    assert!(sheet.width() >= 64 && sheet.height() == 32, "{:?}", sheet.dimensions());
+    assert!(sheet.get_pixel(2, 16).0[0] > 180, "the original is on the left");
+    // Without a model, the embedded one.
+    two_colours(dir.path(), "large.png", [60, 60]);
+    succeed(dir.path(), &["reconstruct", "large.png", "--out", "embedded.png"]);
+    assert_eq!(picture(dir.path(), "embedded.png").height(), 48);
+}
+
+#[test]
+fn other_files_and_pictures_too_small_are_mistakes_and_leave_nothing() {
+    let dir = folder();
+    std::fs::write(dir.path().join("text.pkl"), "hello").unwrap();
+    two_colours(dir.path(), "small.png", [20, 90]);
+    let before = entries(dir.path());
+    let [encoder, decoder] = ["encoder.pkl", "decoder.pkl"].map(golden);
+    let convert =
+        |a: &str, b: &str| mistake(dir.path(), &["convert", "openai-dvae", a, b, "--out", "d.safetensors"]);
+    assert!(convert("none.pkl", &decoder).contains("cannot read none.pkl"));
+    assert!(convert("text.pkl", &decoder).contains("no file of PyTorch"));
+    assert!(convert(&decoder, &encoder).contains("encoder"));
+    let reconstruct = |name: &str| mistake(dir.path(), &["reconstruct", name, "--out", "out.png"]);
+    assert!(reconstruct("small.png").contains("20x90 pixels; wanted at least 48"));
+    assert!(reconstruct("text.pkl").contains("text.pkl"));
+    assert_eq!(entries(dir.path()), before);
+}
