@@ -1,12 +1,16 @@
 //! Tensors in, numbers and plots out: how good a dVAE's reconstructions are, how much a prior listens to words, and
 //! whether drawings look like what they were asked for.
 
+mod blur;
 mod conditioning;
 mod curves;
 mod drawing;
+mod frechet;
 mod recon;
 
+pub use blur::blur;
 pub use conditioning::{Conditioning, Conditions, Drawn, Figure, LabelledCodes, conditioning};
 pub use curves::curves;
 pub use drawing::{DrawingReport, Subject, drawing};
+pub use frechet::{Gaussian, frechet_distance};
 pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};

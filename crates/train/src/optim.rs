@@ -1,10 +1,10 @@
 //! AdamW on host arrays (paper §A.2, §B.2) with global-norm clipping, and the moving average of the weights.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use tessera_kernels::{SmallFloat, approach, sum_of_squares};
 use tessera_model::weights::HostTensor;
 
+use crate::buffer::Buffer;
 use crate::config::FitConfig;
 
 /// Added to the root of the running variance.
@@ -14,20 +14,11 @@ const EPSILON: f32 = 1e-8;
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
     /// First moments.
-    pub mean: Vec<Moment>,
+    pub mean: Vec<Buffer>,
     /// Second moments.
-    pub variance: Vec<Moment>,
+    pub variance: Vec<Buffer>,
     /// Updates done; those that were skipped do not count.
     pub updates: u64,
-}
-
-/// A running mean or variance of one parameter.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Moment {
-    /// In 32 bits.
-    Full(Vec<f32>),
-    /// In 16 bits (paper §D.2).
-    Small(SmallFloat, Vec<u16>),
 }
 
 /// What the moments of the layers' matrices are stored as; gains, biases, embeddings and heads keep 32 bits (paper §D.2).
@@ -40,52 +31,14 @@ pub enum Moments {
     Small,
 }
 
-impl Moment {
-    fn zeros(len: usize, format: Option<SmallFloat>) -> Moment {
-        match format {
-            None => Moment::Full(vec![0.0; len]),
-            Some(format) => Moment::Small(format, vec![format.encode(0.0); len]),
-        }
-    }
-
-    /// How many numbers it has.
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Moment::Full(values) => values.len(),
-            Moment::Small(_, codes) => codes.len(),
-        }
-    }
-
-    /// The numbers.
-    pub fn values(&self) -> Vec<f32> {
-        match self {
-            Moment::Full(values) => values.clone(),
-            Moment::Small(format, codes) => codes.par_iter().map(|&code| format.decode(code)).collect(),
-        }
-    }
-
-    /// Lets `change` change the numbers; those too large for the format become its largest.
-    fn with<T>(&mut self, change: impl FnOnce(&mut [f32]) -> T) -> T {
-        let mut values = match self {
-            Moment::Full(values) => return change(values),
-            Moment::Small(..) => self.values(),
-        };
-        let result = change(&mut values);
-        if let Moment::Small(format, codes) = self {
-            let new = values.par_iter().map(|&value| format.encode(value.min(format.largest())));
-            codes.par_iter_mut().zip(new).for_each(|(code, new)| *code = new);
-        }
-        result
-    }
-}
-
 impl AdamW {
     /// Zero moments for `weights`.
     pub fn new(weights: &[HostTensor], moments: Moments) -> AdamW {
         let zeros = |format: SmallFloat| {
             let small = |weight: &HostTensor| moments == Moments::Small && in_layers(weight);
-            let zeros =
-                |weight: &HostTensor| Moment::zeros(weight.values.len(), small(weight).then_some(format));
+            let zeros = |weight: &HostTensor| {
+                Buffer::new(vec![0.0; weight.values.len()], small(weight).then_some(format))
+            };
             weights.iter().map(zeros).collect()
         };
         AdamW { mean: zeros(SmallFloat::OneSixNine), variance: zeros(SmallFloat::ZeroSixTen), updates: 0 }
@@ -119,8 +72,8 @@ impl AdamW {
                 epsilon: EPSILON,
                 variance_clip: config.variance_clip as f32,
             };
-            mean.with(|mean| {
-                variance.with(|variance| update.update(&mut weight.values, gradient, mean, variance));
+            mean.change(|mean| {
+                variance.change(|variance| update.update(&mut weight.values, gradient, mean, variance));
             });
         }
         norm
@@ -208,13 +161,13 @@ mod tests {
         };
         let (wanted, full) = of(Moments::Full, "blocks.0.qkv.weight");
         let (got, small) = of(Moments::Small, "blocks.0.qkv.weight");
-        assert!(matches!(small.mean[0], Moment::Small(SmallFloat::OneSixNine, _)));
-        assert!(matches!(small.variance[0], Moment::Small(SmallFloat::ZeroSixTen, _)));
+        assert!(matches!(small.mean[0], Buffer::Small(SmallFloat::OneSixNine, _)));
+        assert!(matches!(small.variance[0], Buffer::Small(SmallFloat::ZeroSixTen, _)));
         assert!((wanted[0] - got[0]).abs() < 1e-3, "{} instead of {}", got[0], wanted[0]);
         assert_eq!(small.variance[0].values()[1], 5.0); // clipped by value
         assert_eq!(small.mean[0].values()[1], SmallFloat::OneSixNine.largest());
         assert!(full.mean[0].values()[1] > 99.0);
-        assert!(matches!(of(Moments::Small, "embed.text").1.mean[0], Moment::Full(_)));
+        assert!(matches!(of(Moments::Small, "embed.text").1.mean[0], Buffer::Full(_)));
     }
 
     #[test]

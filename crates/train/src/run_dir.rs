@@ -14,9 +14,10 @@ use tessera_data::atomic;
 use tessera_kernels::{Cpu, SmallFloat};
 use tessera_model::weights::{HostTensor, ModelFile};
 
+use crate::buffer::Buffer;
 use crate::config::Config;
 use crate::fit::State;
-use crate::optim::{AdamW, Moment};
+use crate::optim::AdamW;
 
 /// Checkpoints that stay.
 const KEEP: usize = 2;
@@ -208,10 +209,10 @@ fn weight_bytes(weight: &HostTensor) -> Bytes<'_> {
     (Dtype::F32, bytemuck::cast_slice(&weight.values))
 }
 
-fn moment_bytes(moment: &Moment) -> Bytes<'_> {
+fn moment_bytes(moment: &Buffer) -> Bytes<'_> {
     match moment {
-        Moment::Full(values) => (Dtype::F32, bytemuck::cast_slice(values)),
-        Moment::Small(_, codes) => (Dtype::U16, bytemuck::cast_slice(codes)),
+        Buffer::Full(values) => (Dtype::F32, bytemuck::cast_slice(values)),
+        Buffer::Small(_, codes) => (Dtype::U16, bytemuck::cast_slice(codes)),
     }
 }
 
@@ -235,10 +236,10 @@ fn read_state(path: &Path) -> Result<State> {
         };
         of_group(&tensors, group)?.into_iter().map(tensor).collect()
     };
-    let moments = |group, format| -> Result<Vec<Moment>> {
+    let moments = |group, format| -> Result<Vec<Buffer>> {
         let moment = |(_, view): (String, TensorView)| match view.dtype() {
-            Dtype::U16 => Ok(Moment::Small(format, words(&view))),
-            _ => Ok(Moment::Full(floats(&view)?)),
+            Dtype::U16 => Ok(Buffer::Small(format, words(&view))),
+            _ => Ok(Buffer::Full(floats(&view)?)),
         };
         of_group(&tensors, group)?.into_iter().map(moment).collect()
     };
@@ -260,7 +261,7 @@ fn read_state(path: &Path) -> Result<State> {
 
 /// Everything is there for each weight.
 fn check(state: &State) -> Result<()> {
-    let lens = |moments: &[Moment]| moments.iter().map(Moment::len).collect::<Vec<_>>();
+    let lens = |moments: &[Buffer]| moments.iter().map(Buffer::size).collect::<Vec<_>>();
     let weights: Vec<usize> = state.weights.iter().map(|weight| weight.values.len()).collect();
     let average: Vec<usize> = state.average.iter().map(|weight| weight.values.len()).collect();
     ensure!(
@@ -302,8 +303,8 @@ mod tests {
         let weight =
             |v: f32| vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![v, 1.0 / 3.0] }];
         let adam = AdamW {
-            mean: vec![Moment::Small(SmallFloat::OneSixNine, vec![1, 2])],
-            variance: vec![Moment::Full(vec![0.3, 0.4])],
+            mean: vec![Buffer::Small(SmallFloat::OneSixNine, vec![1, 2])],
+            variance: vec![Buffer::Full(vec![0.3, 0.4])],
             updates: step / 2,
         };
         let mut scales = Scales::new(Rules::paper(Scaling::Resblock), 3, SmallFloat::F16, 1);
@@ -346,7 +347,7 @@ mod tests {
         fs::write(&file, [&bytes[..at + 10], b"3", &bytes[at + 11..]].concat()).unwrap();
         assert!(read_state(&file).unwrap_err().to_string().contains("format 3; this program reads up to 2"));
         let mut other = state(5);
-        other.adam.mean = vec![Moment::Full(vec![0.1])];
+        other.adam.mean = vec![Buffer::Full(vec![0.1])];
         assert!(check(&other).unwrap_err().to_string().contains("do not fit each other"));
     }
 

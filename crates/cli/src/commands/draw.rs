@@ -49,8 +49,14 @@ pub fn run(args: &Draw) -> Result<()> {
             eprintln!("warning: the prompt is too long; the model reads only up to: …{:?}", tail(&read.text));
         }
         parameters.prompts.push(read.text);
-        let request =
-            Request { prompt: prompt.clone(), n: args.n, seed, sampling: sampling.clone(), previews: false };
+        let request = Request {
+            prompt: prompt.clone(),
+            n: args.n,
+            seed,
+            sampling: sampling.clone(),
+            previews: false,
+            ..Request::default()
+        };
         pictures.extend(draw(&tessera, request)?);
     }
     save(args, &pictures, &parameters)

@@ -22,7 +22,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     }
     ensure!(args.mfu <= 1.0, "--mfu {}: wanted a share of the peak, at most 1", args.mfu);
     let fit = &config.train_prior;
-    let rank = args.rank.unwrap_or_else(|| usual_rank(config.prior.d_model));
+    let rank = args.rank.unwrap_or_else(|| usual_rank(config.prior.d_model, args.gpus_per_machine));
     let training = Training { batch: fit.batch, steps: fit.steps, rank };
     let found = plan(&config.prior, &training, &cluster)?;
     if args.json {

@@ -32,3 +32,15 @@ fn an_unknown_work_is_refused_with_the_names_of_all() {
         assert!(error.contains(name), "no {name} in {error}");
     }
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn recomputing_activations_takes_less_memory_the_deeper_the_prior() {
+    let peak = |work: &str| {
+        let said = succeed(folder().path(), &["bench", work, "--rounds", "1", "--json"]);
+        serde_json::from_str::<Value>(&said.stdout).unwrap()["peak_rss_mib"].as_f64().unwrap()
+    };
+    let saved = |depth| peak(&format!("depth-{depth}-keep")) - peak(&format!("depth-{depth}-recompute"));
+    let [shallow, deep] = [8, 16].map(saved);
+    assert!(shallow > 10.0 && deep > 1.5 * shallow, "{shallow} MiB saved at 8 layers, {deep} at 16");
+}

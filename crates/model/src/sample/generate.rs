@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::choose;
 use super::decode::{Captions, Decoder, Lanes};
 use crate::dvae::Dvae;
+use crate::prior::PriorConfig;
 
 /// Most candidates that step together.
 const LANES: usize = 64;
@@ -68,13 +69,17 @@ pub struct Request {
     pub seed: u64,
     /// How tokens are picked.
     pub sampling: Sampling,
+    /// Tokens that are given, by position in raster order, and not drawn: a picture prompt (paper §3.3) is the tokens of the top
+    /// rows. Empty, or one entry for each position.
+    pub given: Vec<Option<u32>>,
     /// Whether to decode and yield the pictures so far after every row of cells.
     pub previews: bool,
 }
 
 impl Default for Request {
     fn default() -> Request {
-        Request { prompt: String::new(), n: 1, seed: 0, sampling: Sampling::default(), previews: true }
+        let sampling = Sampling::default();
+        Request { prompt: String::new(), n: 1, seed: 0, sampling, given: Vec::new(), previews: true }
     }
 }
 
@@ -142,7 +147,7 @@ impl<'a> Drawing<'a> {
     /// Starts to draw `request.n` pictures of the caption whose BPE tokens are `caption`.
     ///
     /// # Errors
-    /// If a sampling parameter is out of range or `n` is 0.
+    /// If a sampling parameter is out of range, `n` is 0, or the given tokens do not fit the model.
     pub fn new(
         decoder: &'a Decoder,
         dvae: &'a Dvae,
@@ -151,6 +156,7 @@ impl<'a> Drawing<'a> {
     ) -> Result<Drawing<'a>> {
         request.sampling.check()?;
         ensure!(request.n > 0, "0 pictures: wanted at least 1");
+        check_given(&request.given, decoder.config())?;
         let captions: &[&[u32]] = if guided(&request) { &[caption, &[]] } else { &[caption] };
         let captions = decoder.read(captions)?;
         let (first, lanes, tokens) = (0, decoder.start(Vec::new()), Vec::new());
@@ -183,7 +189,11 @@ impl<'a> Drawing<'a> {
         let logits = self.decoder.step(&self.captions, &mut self.lanes, &last)?;
         let (with, without) = logits.split_at(self.tokens.len() * vocab);
         let (request, first) = (&self.request, self.first as u64);
+        let given = request.given.get(at).copied().flatten();
         self.tokens.par_iter_mut().enumerate().for_each(|(lane, tokens)| {
+            if let Some(token) = given {
+                return tokens.push(token);
+            }
             let row = lane * vocab..(lane + 1) * vocab;
             let u = unit(request.seed, first + lane as u64, at as u64);
             tokens.push(match guided(request) {
@@ -254,6 +264,18 @@ impl Iterator for Drawing<'_> {
             }
         }
     }
+}
+
+fn check_given(given: &[Option<u32>], config: &PriorConfig) -> Result<()> {
+    let (len, vocab) = (config.image_len(), config.image_vocab);
+    ensure!(
+        given.is_empty() || given.len() == len,
+        "{} given tokens: wanted none, or one entry for each of {len} positions",
+        given.len()
+    );
+    let foreign = given.iter().flatten().find(|&&token| token as usize >= vocab);
+    ensure!(foreign.is_none(), "given token {foreign:?}: wanted one of {vocab} codes");
+    Ok(())
 }
 
 fn guided(request: &Request) -> bool {

@@ -134,6 +134,28 @@ fn decoded(
     logits
 }
 
+/// Of a picture whose upper half is given, all is as when the whole was drawn: the same states, the same numbers.
+#[test]
+fn given_tokens_are_kept_and_the_rest_is_drawn_behind_them() {
+    let whole = draw(request(3, 5));
+    let given: Vec<Option<u32>> =
+        whole[1].tokens.iter().enumerate().map(|(at, &token)| (at < 8).then_some(token)).collect();
+    let halves = draw(Request { given: given.clone(), ..request(3, 5) });
+    assert!(halves.iter().all(|picture| picture.tokens[..8] == whole[1].tokens[..8]));
+    assert_eq!(halves[1].tokens, whole[1].tokens);
+    assert_ne!(halves[0].tokens[8..], halves[1].tokens[8..]);
+    // In the middle, too.
+    let island = (0..16).map(|at| (at == 6).then_some(11)).collect();
+    assert!(draw(Request { given: island, ..request(3, 5) }).iter().all(|picture| picture.tokens[6] == 11));
+}
+
+#[test]
+fn the_paper_samples_at_temperature_1_and_so_do_we() {
+    assert_eq!([Sampling::paper().temperature, Sampling::default().temperature], [1.0, 1.0]);
+    let paper = Sampling::paper();
+    assert_eq!((paper.top_k, paper.top_p, paper.guidance), (None, None, 1.0));
+}
+
 #[test]
 fn events_come_in_order() {
     let (prior, dvae) = model();
@@ -170,4 +192,10 @@ fn bad_settings_are_refused() {
     assert!(error(Sampling { top_p: Some(1.5), ..default() }, 1).contains("top-p 1.5"));
     assert!(error(Sampling { top_k: Some(0), ..default() }, 1).contains("top-k 0"));
     assert!(error(Sampling { guidance: f64::NAN, ..default() }, 1).contains("guidance"));
+    let given = |given: Vec<Option<u32>>| {
+        let request = Request { given, ..Request::default() };
+        Drawing::new(&decoder, &dvae, &[], request).err().unwrap().to_string()
+    };
+    assert!(given(vec![None; 15]).contains("15 given tokens: wanted none, or one entry for each of 16"));
+    assert!(given(vec![Some(12); 16]).contains("wanted one of 12 codes"));
 }

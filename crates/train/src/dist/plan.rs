@@ -7,6 +7,8 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 use tessera_model::prior::PriorConfig;
 
+use super::powersgd::floats_sent;
+
 /// Bytes of a number.
 const SMALL: f64 = 2.0;
 const FULL: f64 = 4.0;
@@ -97,14 +99,15 @@ pub struct Plan {
     pub days: f64,
 }
 
-/// The paper's rank for a width (table 1), or about a quarter of the width.
-pub fn usual_rank(d_model: usize) -> usize {
-    match d_model {
+/// The paper's rank for a width (table 1), or about a quarter of the width; the same on each device of a machine.
+pub fn usual_rank(d_model: usize, per_machine: usize) -> usize {
+    let rank = match d_model {
         1920 => 512,
         2688 => 640,
         3968 => 896,
-        d => (d / 4).max(1),
-    }
+        d => d / 4,
+    };
+    (rank / per_machine.max(1)).max(1) * per_machine
 }
 
 /// Plans training of `config`.
@@ -123,7 +126,7 @@ pub fn plan(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Res
         Memory::new(config, [matrix, other], split, streams, kept)
     };
     let split = memory(m, false);
-    let factors = layers * factors(d, m, training.rank as f64);
+    let factors = layers * factors(config.d_model, cluster.per_machine, training.rank) as f64;
     // A ring sends each number twice, but for the part that stays.
     let ring = 2.0 * (machines - 1.0) / machines;
     let inside = (m - 1.0) / m * (matrix * SMALL + other * FULL);
@@ -167,8 +170,8 @@ fn check(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Result
         training.batch
     );
     ensure!(
-        training.rank > 0 && training.rank <= config.d_model,
-        "rank {}: wanted 1 to {}, the width",
+        training.rank > 0 && training.rank <= config.d_model && training.rank.is_multiple_of(per_machine),
+        "rank {}: wanted a multiple of the {per_machine} GPUs of a machine, at most the width, {}",
         training.rank,
         config.d_model
     );
@@ -196,11 +199,13 @@ impl Memory {
     }
 }
 
-/// Numbers in PowerSGD's two factors of a layer's gradients on one of `m` devices (table 2).
-fn factors(d: f64, m: f64, rank: f64) -> f64 {
-    let left = 5.0 * d * rank * m + 4.0 * d * rank;
-    let right = d * rank * m + 8.0 * d * rank;
-    (left + right) / (m * m)
+/// Numbers in PowerSGD's two factors of a layer's gradients on one of `m` devices (table 2): each device factors its part of
+/// each matrix by itself, with its part of the rank.
+fn factors(d: usize, m: usize, rank: usize) -> usize {
+    let part = d / m;
+    let attention = [[d, part]; 4];
+    let mlp = [[d, 4 * part], [4 * part, d]];
+    attention.into_iter().chain(mlp).map(|shape| floats_sent(shape, rank / m)).sum()
 }
 
 /// Two operations a weight and position forward, four backward; a layer's forward pass is made twice.
@@ -237,7 +242,7 @@ mod tests {
     #[test]
     fn the_papers_arithmetic() {
         let config = paper(&[]);
-        let plan = plan(&config, &training(usual_rank(config.d_model)), &CLUSTER).unwrap();
+        let plan = plan(&config, &training(usual_rank(config.d_model, 8)), &CLUSTER).unwrap();
         assert!((12.0e9..12.4e9).contains(&(plan.parameters as f64)), "{}", plan.parameters);
         assert!((24e9..25e9).contains(&plan.weight_bytes)); // "24 GB": more than a device of 16 holds
         assert!((plan.compression - 0.86).abs() < 0.005, "{}", plan.compression);
@@ -253,7 +258,7 @@ mod tests {
             (["prior.d_model=3968", "prior.n_heads=62"], 12.0e9, 0.86),
         ] {
             let config = paper(&sets);
-            let rank = usual_rank(config.d_model);
+            let rank = usual_rank(config.d_model, 8);
             let plan = plan(&config, &training(rank), &CLUSTER).unwrap();
             assert!((plan.compression - compression).abs() < 0.006, "{}", plan.compression);
             let formula = 1.0 - 5.0 * rank as f64 / (8.0 * config.d_model as f64);
@@ -262,14 +267,13 @@ mod tests {
         }
     }
 
-    /// The factors of each shard, counted one matrix after another, are what the formula says.
+    /// Table 2's last line: (5drm + 4dr) / m² and (drm + 8dr) / m² numbers in the two factors.
     #[test]
-    fn the_formula_counts_what_is_sent() {
-        let (d, m, rank) = (64_usize, 8_usize, 16_usize);
-        let r = rank / m;
-        let shard = |rows: usize, columns: usize| rows * r + r * columns;
-        let counted = 4 * shard(d, d / m) + shard(d, 4 * d / m) + shard(4 * d / m, d);
-        assert_eq!(factors(d as f64, m as f64, rank as f64), counted as f64);
+    fn what_is_counted_is_the_papers_table() {
+        for (d, m, r) in [(3968, 8, 896), (64, 4, 16)] {
+            let table = (5 * d * r * m + 4 * d * r + d * r * m + 8 * d * r) / (m * m);
+            assert_eq!(factors(d, m, r), table);
+        }
     }
 
     #[test]
@@ -278,7 +282,7 @@ mod tests {
             plan(&paper(&[]), &training, &cluster).unwrap_err().to_string()
         };
         assert!(error(training(896), Cluster { gpus: 1020, ..CLUSTER }).contains("a multiple of the 8"));
-        assert!(error(training(4000), CLUSTER).contains("rank 4000: wanted 1 to 3968"));
+        assert!(error(training(4000), CLUSTER).contains("rank 4000: wanted a multiple of the 8"));
         assert!(error(Training { batch: 512, ..training(896) }, CLUSTER).contains("a batch of 512"));
     }
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tessera_kernels::decode::Weights;
 use tessera_kernels::{Cpu, peak_gflops};
+use tessera_model::prior::Activations;
 
 use super::say;
 use crate::args::{Bench, Numbers};
@@ -32,7 +33,7 @@ struct Work {
 /// A work's name, and how it is set up.
 type Entry = (&'static str, fn() -> Result<Work>);
 
-const WORKS: [Entry; 14] = [
+const WORKS: [Entry; 22] = [
     ("gemm", kernels::gemm),
     ("conv", kernels::conv),
     ("gpt-step", training::gpt_step),
@@ -45,12 +46,20 @@ const WORKS: [Entry; 14] = [
     ("grow-640", || drawing::decode(16, 64, 24)),
     ("grow-1280", || drawing::decode(16, 256, 32)),
     ("grow-2560", || drawing::decode(16, 60, 50)),
+    ("depth-8-keep", || training::depth(8, Activations::Keep)),
+    ("depth-16-keep", || training::depth(16, Activations::Keep)),
+    ("depth-32-keep", || training::depth(32, Activations::Keep)),
+    ("depth-64-keep", || training::depth(64, Activations::Keep)),
+    ("depth-8-recompute", || training::depth(8, Activations::Recompute)),
+    ("depth-16-recompute", || training::depth(16, Activations::Recompute)),
+    ("depth-32-recompute", || training::depth(32, Activations::Recompute)),
+    ("depth-64-recompute", || training::depth(64, Activations::Recompute)),
     ("released-decoder", drawing::released_decoder),
     ("draw-9", drawing::draw_9),
 ];
 
 /// How the names begin of works that are done only when they are named, since the longest takes minutes.
-const ON_DEMAND: &str = "grow-";
+const ON_DEMAND: [&str; 2] = ["grow-", "depth-"];
 
 /// What is printed of a work.
 #[derive(Serialize)]
@@ -89,7 +98,8 @@ pub fn run(args: &Bench) -> Result<()> {
                 ))?;
             }
             let names = WORKS.iter().map(|(name, _)| *name);
-            each(names.filter(|name| !name.starts_with(ON_DEMAND)), args)
+            let on_demand = |name: &str| ON_DEMAND.iter().any(|prefix| name.starts_with(prefix));
+            each(names.filter(|name| !on_demand(name)), args)
         }
         several => each(several.iter().map(String::as_str), args),
     }

@@ -132,7 +132,15 @@ impl Gpt {
 
 /// Training on one stream of the paper's length: 256 text and 1024 picture tokens.
 pub fn paper_step() -> Result<Work> {
-    let config = sizes();
+    stream_step(sizes(), Activations::Keep)
+}
+
+/// The same in a deep and narrow prior, to see what the insides of its resblocks take when they are kept, and when not.
+pub fn depth(n_layers: usize, activations: Activations) -> Result<Work> {
+    stream_step(PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, activations)
+}
+
+fn stream_step(config: PriorConfig, activations: Activations) -> Result<Work> {
     let text = (0..config.text_len).map(|i| (i * 7919 % config.text_vocab) as u32).collect();
     let image = (0..config.image_len()).map(|i| (i * 7919 % config.image_vocab) as u32).collect();
     let stream = Stream::new(1, text, image, &config)?;
@@ -143,8 +151,7 @@ pub fn paper_step() -> Result<Work> {
     let products = amount * count::layers(config.n_layers, config.d_model) + heads * config.d_model;
     let gflop = 6e-9 * products as f64;
     let gradient = move |model: &Prior| {
-        let PriorGradients { loss, gradients, .. } =
-            model.gradients(&stream, Activations::Keep, Doors::Open)?;
+        let PriorGradients { loss, gradients, .. } = model.gradients(&stream, activations, Doors::Open)?;
         let (loss, figures) = alone(loss.loss).values();
         Ok(Gradient::new(gradients, loss, figures))
     };
