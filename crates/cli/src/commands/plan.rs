@@ -62,7 +62,12 @@ fn table(plan: &Plan, training: &Training, cluster: &Cluster) -> String {
         false => "does not fit",
     };
     [
-        format!("parameters              {:10.3e}, {} of weights in 16 bits", plan.parameters as f64, gb(plan.weight_bytes).trim()),
+        format!(
+            "parameters            {:10.2}e9, {:.2}e9 of them in the layers' matrices; {} in 16 bits",
+            plan.parameters as f64 / 1e9,
+            plan.matrix_parameters as f64 / 1e9,
+            gb(plan.weight_bytes).trim()
+        ),
         String::new(),
         format!("on each of {} GPUs, {} to a machine", cluster.gpus, cluster.per_machine),
         format!("  {:22}{:>13}{:>13}{:>13}", "", "split", "kept", "whole"),

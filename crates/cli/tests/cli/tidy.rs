@@ -134,3 +134,32 @@ fn nothing_is_left_to_do() {
         }
     }
 }
+
+/// The rows of `ARCHITECTURE.md`'s table of tests that begin with a number, each with the names it has in backticks.
+fn checklist() -> Vec<(usize, Vec<String>)> {
+    let page = fs::read_to_string(crates().join("../ARCHITECTURE.md")).unwrap();
+    let rows = page.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| ")?.split(" | ");
+        let number = cells.next()?.split_once(". ")?.0.parse().ok()?;
+        let names = cells.next()?.split('`').skip(1).step_by(2).map(str::to_string).collect();
+        Some((number, names))
+    });
+    rows.collect()
+}
+
+#[test]
+fn every_named_test_exists() {
+    let texts: Vec<String> =
+        sources(&crates()).iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    let rows = checklist();
+    assert_eq!(rows.iter().map(|(number, _)| *number).collect::<Vec<_>>(), (1..=13).collect::<Vec<_>>());
+    for (number, names) in rows {
+        assert!(!names.is_empty(), "line {number} names no test");
+        for name in names {
+            let test = format!("#[test]\n    fn {name}(");
+            let outer = format!("#[test]\nfn {name}(");
+            let exists = texts.iter().any(|text| text.contains(&test) || text.contains(&outer));
+            assert!(exists, "line {number}: there is no test {name}");
+        }
+    }
+}

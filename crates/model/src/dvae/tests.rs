@@ -53,6 +53,25 @@ fn the_released_architecture_has_the_released_parameter_counts() {
     assert_eq!((released.grid(), released.values_per_token()), (32, 192));
 }
 
+/// The released code's: N(0, 1/√(c_in k²)), biases 0.
+#[test]
+fn first_weights_have_the_released_deviations() {
+    let dvae = Dvae::new(&DvaeConfig { n_hid: 32, n_init: 16, vocab: 40, ..config() }, 5, &Device::default());
+    for weight in crate::weights::export(&dvae) {
+        let n = weight.values.len() as f64;
+        let std = (weight.values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / n).sqrt();
+        let wanted = match weight.shape[..] {
+            [_, c_in, k, _] => 1.0 / ((c_in * k * k) as f64).sqrt(),
+            _ => 0.0,
+        };
+        assert!(
+            (std - wanted).abs() <= wanted * 5.0 / (2.0 * n).sqrt(),
+            "{}: {std}, wanted {wanted}",
+            weight.name
+        );
+    }
+}
+
 #[test]
 fn looking_a_code_up_equals_the_convolution_over_its_one_hot() {
     let dvae = Dvae::new(&config(), 0, &Device::default());

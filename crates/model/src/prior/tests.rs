@@ -95,6 +95,34 @@ fn every_token_of_the_longest_caption_is_read() {
     assert_eq!(caption_slots(&[1, 2, 3], &config()).1, 1);
 }
 
+/// Child et al. 2019 §5-6, on which the paper builds (§B.1).
+#[test]
+fn first_weights_have_the_deviations_of_sparse_transformers() {
+    let config = PriorConfig { d_model: 64, text_vocab: 400, grid: 16, image_vocab: 300, ..config() };
+    let prior = Prior::new(&config, 5, &Device::default());
+    let residual = 1.0 / (2.0 * config.n_layers as f64).sqrt();
+    for weight in crate::weights::export(&prior) {
+        let n = weight.values.len() as f64;
+        let std = (weight.values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / n).sqrt();
+        let name = weight.name.rsplit_once("blocks.").map_or(&*weight.name, |(_, rest)| &rest[2..]);
+        let wanted = match name {
+            "embed.text" | "embed.text_position" | "embed.image" => 0.125 / 8.0,
+            "embed.row" | "embed.column" => 0.125 / 128_f64.sqrt(),
+            "qkv.weight" | "mlp_in.weight" => 0.125 / 8.0,
+            "attn_out.weight" => 0.125 / 8.0 * residual,
+            "mlp_out.weight" => 0.125 / 16.0 * residual,
+            gain if gain.ends_with("gain") => 1.0,
+            _ => 0.0, // biases and heads
+        };
+        // Five deviations of what is estimated from as many numbers.
+        assert!(
+            (std - wanted).abs() <= wanted * 5.0 / (2.0 * n).sqrt(),
+            "{}: {std}, wanted {wanted}",
+            weight.name
+        );
+    }
+}
+
 #[test]
 fn zero_heads_start_at_the_uniform_loss() {
     let loss = Prior::new(&config(), 1, &Device::default()).loss(&stream());
