@@ -57,16 +57,20 @@ pub fn curves(runs: &[PathBuf], wanted: &[String]) -> Result<String> {
         let path = run.join("metrics.jsonl");
         let text =
             std::fs::read_to_string(&path).with_context(|| format!("no metrics at {}", path.display()))?;
-        read(&text, &name_of(run, runs.len()), wanted, &mut panels);
+        read(&text, &name_of(run, runs), wanted, &mut panels);
     }
     ensure!(!panels.is_empty(), "the runs hold none of the metrics {}", wanted.join(", "));
     draw(&panels).map_err(|error| anyhow!("cannot draw the curves: {error}"))
 }
 
-/// What a run is called among others; nothing if it is alone.
-fn name_of(run: &Path, runs: usize) -> String {
-    let name = run.file_name().map(|name| name.to_string_lossy().into_owned());
-    if runs > 1 { name.unwrap_or_default() } else { String::new() }
+/// What a run is called among others: its folder's name, or all of its path if another is called so too. Nothing if it is alone.
+fn name_of(run: &Path, runs: &[PathBuf]) -> String {
+    let namesakes = runs.iter().filter(|other| other.file_name() == run.file_name()).count();
+    match (runs.len(), namesakes, run.file_name()) {
+        (1, ..) => String::new(),
+        (_, 1, Some(name)) => name.to_string_lossy().into_owned(),
+        _ => run.display().to_string(),
+    }
 }
 
 fn read(text: &str, run: &str, wanted: &[String], panels: &mut Panels) {
@@ -80,14 +84,17 @@ fn read(text: &str, run: &str, wanted: &[String], panels: &mut Panels) {
             let named = wanted.contains(name);
             match value {
                 Value::Number(value) if named || wanted.is_empty() => {
-                    let point = (step, value.as_f64().unwrap_or(f64::NAN));
+                    let point = (step, value.as_f64().unwrap_or_default());
                     panels.entry(name.clone()).or_default().push(format!("{run} {split}").trim(), point);
                 }
                 Value::Array(values) if named => {
                     let panel = panels.entry(format!("{name}, {run}").trim_end_matches(", ").to_string());
                     let panel = panel.or_default();
-                    for (i, value) in values.iter().enumerate() {
-                        panel.push(&i.to_string(), (step, value.as_f64().unwrap_or(f64::NAN)));
+                    // What is not finite is `null`: the gradient of a resblock that has none.
+                    for (i, value) in
+                        values.iter().enumerate().filter_map(|(i, value)| Some((i, value.as_f64()?)))
+                    {
+                        panel.push(&i.to_string(), (step, value));
                     }
                 }
                 _ => {}
@@ -150,10 +157,9 @@ fn rainbow(share: f64) -> RGBColor {
     RGBColor(red, green, blue)
 }
 
-/// Smallest and largest finite value, apart.
+/// Smallest and largest value, apart.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let finite = values.filter(|value| value.is_finite());
-    let (low, high) = finite.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+    let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
     let pad = ((high - low) * 0.05).max(1e-6);
     (low - pad, high + pad)
 }
@@ -173,6 +179,13 @@ mod tests {
         assert_eq!(panels["loss"].0, [("train".to_string(), vec![(1.0, 2.5)])]);
         let svg = draw(&panels).unwrap();
         assert!(svg.contains("psnr db") && svg.ends_with("</svg>\n"));
+    }
+
+    #[test]
+    fn runs_of_the_same_name_are_told_apart_by_their_paths() {
+        let runs = ["a/prior", "b/prior", "b/other"].map(PathBuf::from);
+        assert_eq!(runs.each_ref().map(|run| name_of(run, &runs)), ["a/prior", "b/prior", "other"]);
+        assert_eq!(name_of(&runs[0], &runs[..1]), "");
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Buffer {
         };
         let result = change(&mut values);
         if let Buffer::Small(format, codes) = self {
-            let new = values.par_iter().map(|&value| format.encode(value.min(format.largest())));
+            let new = values.par_iter().map(|&value| format.encode(format.clamp(value)));
             codes.par_iter_mut().zip(new).for_each(|(code, new)| *code = new);
         }
         result

@@ -165,6 +165,8 @@ pub struct FitConfig {
     pub ema: f64,
     /// Updates between two averagings.
     pub ema_every: u64,
+    /// Whether early averages follow faster; not in the paper.
+    pub ema_rise: bool,
     /// Updates between two validations with sample pictures.
     pub eval_every: u64,
     /// Updates between two checkpoints.

@@ -75,7 +75,7 @@ pub struct Gradient {
     pub figures: Metrics,
     /// Resblocks in which something is not finite, the one that was met first before the others.
     pub overflowed: Vec<usize>,
-    /// Sizes of the gradients toward resblocks, as binary logarithms; empty where they are not scaled.
+    /// Sizes of the gradients toward resblocks, as binary logarithms, of the first micro-batch; empty where they are not scaled.
     pub entering: Vec<f64>,
 }
 
@@ -156,9 +156,9 @@ pub fn fit<T: Task>(
     let mut trainer = Trainer::new(task, model, config, run.newest_checkpoint()?)?;
     let mut log = Log::open(run.path(), trainer.state.step, config.steps)?;
     while trainer.state.step < config.steps {
-        let figures = trainer.step().or_else(|error| {
-            run.write_checkpoint(&trainer.state)?; // of the last update that counted
-            Err(error)
+        let figures = trainer.step().map_err(|error| match run.write_checkpoint(&trainer.state) {
+            Ok(()) => error,
+            Err(unsaved) => error.context(format!("nothing was saved: {unsaved:#}")),
         })?;
         let step = trainer.state.step;
         log.train(step, &figures, config)?;
@@ -197,10 +197,18 @@ pub struct Trainer<'a, T: Task> {
 impl<'a, T: Task> Trainer<'a, T> {
     /// Starts from `state`, or from the weights of `model`.
     pub fn new(task: &'a T, model: T::Model, config: &'a FitConfig, state: Option<State>) -> Result<Self> {
+        let scales = task.scales(&model);
         let state = match state {
             Some(state) => state,
-            None => State::new(export(&model), config.moments, task.scales(&model)),
+            None => State::new(export(&model), config.moments, scales.clone()),
         };
+        let count = |scales: &Option<Scales>| scales.as_ref().map(|scales| scales.log2().len());
+        ensure!(
+            count(&state.scales) == count(&scales),
+            "the checkpoint has gradient scales of {:?} resblocks, wanted {:?}",
+            count(&state.scales),
+            count(&scales)
+        );
         let model = import(model, &state.weights).context("the checkpoint is of another model")?;
         Ok(Trainer { task, model, config, cpu: Cpu::current(), state, entering: Vec::new() })
     }
@@ -255,7 +263,7 @@ impl<'a, T: Task> Trainer<'a, T> {
 /// Every `ema_every` updates: the average follows the weights.
 fn follow(average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig, step: u64) {
     if step > 0 && step.is_multiple_of(config.ema_every) {
-        optim::average(average, weights, config.ema, step / config.ema_every);
+        optim::average(average, weights, config, step / config.ema_every);
     }
 }
 
@@ -456,6 +464,42 @@ mod tests {
         assert!(error.contains("16 updates in a row") && error.contains("resblock 2 of 4"), "{error}");
         let saved = run.newest_checkpoint().unwrap().unwrap();
         assert_eq!((saved.step, saved.adam.updates), (20, 5));
+    }
+
+    #[test]
+    fn the_average_follows_every_25_updates_and_not_between() {
+        let config = FitConfig { ema: 0.9, ema_every: 25, ema_rise: false, ..config() };
+        let task = Overflowing(|_| false);
+        let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
+        let first = trainer.state.average[0].values[0];
+        (0..25).for_each(|_| drop(trainer.step().unwrap()));
+        assert_eq!(trainer.state.average[0].values[0], first);
+        let weight = trainer.state.weights[0].values[0]; // what update 25 starts from
+        (0..20).for_each(|_| drop(trainer.step().unwrap()));
+        let wanted = 0.9 * first + 0.1 * weight;
+        assert!((trainer.state.average[0].values[0] - wanted).abs() < 1e-6 && first != weight);
+    }
+
+    /// The loss of `Overflowing` stays at 1, so that windows of 10 updates are soon all alike.
+    #[test]
+    fn on_a_plateau_the_step_is_halved_and_a_resumed_run_halves_at_the_same_update() {
+        let mut config = FitConfig { schedule: Schedule::Plateau, eval_every: 10, ..config() };
+        (config.lr, config.lr_end, config.warmup) = (0.4, 0.1, 1);
+        let task = Overflowing(|_| false);
+        let steps = |trainer: &mut Trainer<Overflowing>, n| -> Vec<f64> {
+            let lr = |figures: Metrics| figures.iter().find(|(name, _)| *name == "lr").unwrap().1;
+            (0..n).map(|_| lr(trainer.step().unwrap())).collect()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(&dir.path().join("run"), "c = 1\n", false).unwrap();
+        let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
+        let mut lrs = steps(&mut trainer, 65);
+        run.write_checkpoint(&trainer.state).unwrap();
+        let mut resumed = Trainer::new(&task, linear(), &config, run.newest_checkpoint().unwrap()).unwrap();
+        lrs.extend(steps(&mut resumed, 85));
+        let wanted = |update: usize| [0.4, 0.2, 0.1, 0.1, 0.1][update.saturating_sub(10) / 30];
+        (0..150)
+            .for_each(|update| assert!((lrs[update] - wanted(update)).abs() < 1e-12, "{update}: {lrs:?}"));
     }
 
     #[test]

@@ -90,10 +90,11 @@ fn decays(weight: &HostTensor) -> bool {
     weight.shape.len() >= 2 && !weight.name.starts_with("embed.")
 }
 
-/// `average += (1 - decay) (weights - average)`. Early averages follow faster, so that they forget the initial weights:
-/// after `n` averagings the decay is at most `(1 + n) / (10 + n)`.
-pub fn average(average: &mut [HostTensor], weights: &[HostTensor], decay: f64, n: u64) {
-    let decay = decay.min((1 + n) as f64 / (10 + n) as f64) as f32;
+/// `average += (1 - decay) (weights - average)` of averaging number `n`, from 1. With `ema_rise` early averages follow faster, so
+/// that they forget the first weights: the decay is at most `(1 + n) / (10 + n)`.
+pub fn average(average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig, n: u64) {
+    let most = if config.ema_rise { (1 + n) as f64 / (10 + n) as f64 } else { 1.0 };
+    let decay = config.ema.min(most) as f32;
     for (average, weight) in average.iter_mut().zip(weights) {
         approach(&mut average.values, &weight.values, 1.0 - decay);
     }
@@ -154,7 +155,7 @@ mod tests {
             let mut w = weights(name);
             let mut adam = AdamW::new(&w, moments);
             for step in 0..100 {
-                let gradient = [(step as f32).sin() * 1e-3, 100.0];
+                let gradient = [(step as f32).sin() * 1e-3, -100.0];
                 adam.update(&mut w, &[gradient.to_vec()], &config, 1e-3);
             }
             (w[0].values.clone(), adam)
@@ -165,9 +166,24 @@ mod tests {
         assert!(matches!(small.variance[0], Buffer::Small(SmallFloat::ZeroSixTen, _)));
         assert!((wanted[0] - got[0]).abs() < 1e-3, "{} instead of {}", got[0], wanted[0]);
         assert_eq!(small.variance[0].values()[1], 5.0); // clipped by value
-        assert_eq!(small.mean[0].values()[1], SmallFloat::OneSixNine.largest());
-        assert!(full.mean[0].values()[1] > 99.0);
+        assert_eq!(small.mean[0].values()[1], -SmallFloat::OneSixNine.largest());
+        assert!(full.mean[0].values()[1] < -99.0);
         assert!(matches!(of(Moments::Small, "embed.text").1.mean[0], Buffer::Full(_)));
+    }
+
+    #[test]
+    fn an_average_decays_as_said_and_with_a_rise_early_ones_faster() {
+        let mut config = Config::resolve("paper", &[]).unwrap().train_prior;
+        let after = |config: &FitConfig, n| {
+            let mut mean = weights("x");
+            let followed = vec![HostTensor { values: vec![2.0, 0.0], ..mean[0].clone() }];
+            average(&mut mean, &followed, config, n);
+            mean[0].values.clone()
+        };
+        assert!((after(&config, 1)[0] - 1.01).abs() < 1e-6 && (after(&config, 1)[1] + 1.98).abs() < 1e-6);
+        config.ema_rise = true;
+        assert!((after(&config, 1)[0] - (1.0 + 9.0 / 11.0)).abs() < 1e-6);
+        assert!((after(&config, 10_000)[0] - 1.01).abs() < 1e-6);
     }
 
     #[test]

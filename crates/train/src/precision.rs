@@ -3,7 +3,7 @@
 //! Each resblock multiplies the gradient that enters it by a scale of its own, and divides what leaves it. A scale grows slowly
 //! while all gradients are finite; where one is not, that scale alone shrinks, and the update is skipped.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tessera_kernels::SmallFloat;
 
@@ -115,12 +115,14 @@ impl Scales {
             self.began = overflowed.first().copied();
         }
         self.skipped += 1;
-        ensure!(
-            self.skipped < MOST_DROPS * rest,
-            "step {step}: {} updates in a row were skipped, since gradients were not finite{}; try a smaller lr",
-            self.skipped,
-            self.beginning()
-        );
+        if self.skipped >= MOST_DROPS * rest {
+            let skipped = std::mem::take(&mut self.skipped); // whoever goes on from here has as many again
+            bail!(
+                "step {step}: {skipped} updates in a row were skipped, since gradients were not finite{}; \
+                 try a smaller lr, in another --run",
+                self.beginning()
+            );
+        }
         Ok(false)
     }
 
@@ -182,8 +184,8 @@ mod tests {
         for step in 0..40_000 {
             assert_eq!(scales.follow(step, overflowed(step)).unwrap(), step % 125 == 1);
         }
-        let [highest, lowest] = [26.0, 9.0];
-        assert!(log2(&scales)[1] - lowest <= 1e-3 && log2(&scales)[0] == highest, "{:?}", log2(&scales));
+        let [first, second] = log2(&scales)[..] else { panic!("two scales") };
+        assert!(first == 26.0 && (9.0..=9.001).contains(&second), "{first}, {second}");
     }
 
     #[test]

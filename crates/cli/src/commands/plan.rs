@@ -63,7 +63,7 @@ fn table(plan: &Plan, training: &Training, cluster: &Cluster) -> String {
     };
     [
         format!(
-            "parameters            {:10.2}e9, {:.2}e9 of them in the layers' matrices; {} in 16 bits",
+            "parameters            {:10.2}e9, {:.2}e9 of them in the layers' matrices, which are what the paper counts; {} in 16 bits",
             plan.parameters as f64 / 1e9,
             plan.matrix_parameters as f64 / 1e9,
             gb(plan.weight_bytes).trim()
@@ -75,6 +75,7 @@ fn table(plan: &Plan, training: &Training, cluster: &Cluster) -> String {
         rows("moments", |memory| memory.moments),
         rows("gradients", |memory| memory.gradients),
         rows("gathered layers", |memory| memory.gathered),
+        rows("factors of gradients", |memory| memory.factors),
         rows("activations", |memory| memory.activations),
         rows("total", |memory| memory.total),
         format!("  split: everything over a machine's GPUs, the insides of resblocks computed again ({verdict} {})", gb(cluster.memory_bytes).trim()),
@@ -88,9 +89,10 @@ fn table(plan: &Plan, training: &Training, cluster: &Cluster) -> String {
         format!("  compression of the layers       {:10.1} %", 100.0 * plan.compression),
         String::new(),
         format!(
-            "{:.3e} operations an update of {} streams; {} updates at {:.0} % of {:.0} TFLOP/s: {:.1} days",
+            "{:.3e} operations an update of {} streams, and {:.3e} made again; {} updates at {:.0} % of {:.0} TFLOP/s: {:.1} days",
             plan.flops_per_step,
             training.batch,
+            plan.recomputed_flops_per_step,
             training.steps,
             100.0 * cluster.mfu,
             cluster.peak_flops / 1e12,

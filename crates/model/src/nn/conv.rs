@@ -15,7 +15,7 @@ pub struct Conv2d {
     pub weight: Param<Tensor<4>>,
     /// `[c_out]`
     pub bias: Param<Tensor<1>>,
-    /// What weights, output and their gradients are stored as.
+    /// What input, weights, output and their gradients are stored as.
     #[module(skip)]
     pub storage: Kept,
 }
@@ -40,7 +40,7 @@ impl Conv2d {
 
     fn convolve(&self, x: Tensor<4>, first: First, output: Output) -> Tensor<4> {
         let weight = self.storage.keep(self.weight.val());
-        self.storage.keep(conv2d(x, weight, self.bias.val(), first, output))
+        self.storage.keep(conv2d(self.storage.keep(x), weight, self.bias.val(), first, output))
     }
 
     /// `residual + gain · conv(relu(x))` in f32.

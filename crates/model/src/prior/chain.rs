@@ -121,10 +121,11 @@ impl Prior {
                 }
                 Doors::Scaled { storage, scales } => {
                     entering.push(log2_rms(&toward));
-                    // What is too large is infinite here, so that the gradients of parameters show it.
-                    let entering = storage.keep(toward.clone() * scales[i]);
-                    let mut gradients = dot(output, entering).backward();
-                    if !collected.take_scaled(block, &mut gradients, scales[i])? {
+                    // A filter before and one behind the branch (§D.1); what the first takes away must not go unseen.
+                    let scaled = storage.keep(toward.clone() * scales[i]);
+                    let whole = is_finite(&scaled);
+                    let mut gradients = dot(output, finite(scaled)).backward();
+                    if !(collected.take_scaled(block, &mut gradients, scales[i])? && whole) {
                         overflowed.push(i); // again, if it was the first on the way forward
                     }
                     let leaving = storage.keep(enters(leaf, &mut gradients)?);
@@ -167,12 +168,15 @@ fn log2_rms(x: &Tensor<3>) -> f64 {
 
 /// If the loss is not finite: the first resblock whose output is not; `end` is that of the last.
 fn broken(loss: &PriorLoss, links: &[Link], end: &Tensor<3>) -> Vec<usize> {
-    let whole = |x: &Tensor<3>| x.clone().without_autodiff().is_finite().all().into_scalar::<bool>();
     if loss.loss.clone().without_autodiff().into_scalar::<f32>().is_finite() {
         return Vec::new();
     }
     let outputs = links.iter().skip(1).map(|link| &link.input).chain([end]);
-    outputs.enumerate().find(|(_, x)| !whole(x)).map(|(i, _)| i).into_iter().collect()
+    outputs.enumerate().find(|(_, x)| !is_finite(x)).map(|(i, _)| i).into_iter().collect()
+}
+
+fn is_finite(x: &Tensor<3>) -> bool {
+    x.clone().without_autodiff().is_finite().all().into_scalar::<bool>()
 }
 
 /// `x` with 0 for what is not finite, so that one resblock's overflow is not also that of all before it (§D.1).

@@ -92,7 +92,21 @@ impl PriorConfig {
             self.d_model,
             self.n_heads
         );
-        ensure!(self.conv_kernel % 2 == 1, "prior.conv_kernel = {}: wanted an odd number", self.conv_kernel);
+        for (name, size, most) in [
+            ("text_len", self.text_len, 1 << 16),
+            ("text_vocab", self.text_vocab, 1 << 24),
+            ("image_vocab", self.image_vocab, 1 << 24),
+            ("d_model", self.d_model, 1 << 20),
+            ("n_layers", self.n_layers, 1 << 16),
+        ] {
+            ensure!(size <= most, "prior.{name} = {size}: wanted at most {most}");
+        }
+        let whole = 2 * self.grid + 1; // the whole grid from anywhere
+        ensure!(
+            self.conv_kernel % 2 == 1 && self.conv_kernel <= whole,
+            "prior.conv_kernel = {}: wanted an odd number up to {whole}",
+            self.conv_kernel
+        );
         Ok(())
     }
 }

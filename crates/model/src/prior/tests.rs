@@ -237,6 +237,31 @@ fn the_first_resblock_whose_output_is_not_finite_is_named() {
     }
 }
 
+/// The argument for scales of their own (paper §2.4), in one step: what one resblock needs, another cannot bear.
+#[test]
+fn an_underflow_in_16_bits_stays_in_its_resblock() {
+    exactly(|| {
+        let n = prior().n_resblocks();
+        let lost = |scales: &[f32]| -> Vec<bool> {
+            let [scaled, _] = through_doors(Kept::Small(SmallFloat::F16), scales);
+            let weights = crate::weights::export(&prior());
+            let of = |name: &str| {
+                let at = weights.iter().position(|weight| weight.name == name).unwrap();
+                scaled.gradients[at].iter().all(|&value| value == 0.0)
+            };
+            let names = ["attn_out.weight", "mlp_out.weight"];
+            (0..n).map(|i| of(&format!("blocks.{}.{}", i / 2, names[i % 2]))).collect()
+        };
+        let small = 2.0_f32.powi(-24);
+        assert_eq!(lost(&vec![256.0; n]), vec![false; n]);
+        assert_eq!(lost(&vec![small; n]), vec![true; n]);
+        for under in 0..n {
+            let scales: Vec<f32> = (0..n).map(|i| if i == under { small } else { 256.0 }).collect();
+            assert_eq!(lost(&scales), (0..n).map(|i| i == under).collect::<Vec<_>>());
+        }
+    });
+}
+
 #[test]
 fn an_overflow_in_16_bits_stays_in_its_resblock() {
     exactly(|| {

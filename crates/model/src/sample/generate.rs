@@ -3,7 +3,7 @@
 //! The caption is run once and shared by all candidates. Rows of the decoder and pictures of the dVAE do not depend on each other, so the same
 //! candidate has the same bits whatever `n` is.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
 use rand_chacha::ChaCha8Rng;
@@ -273,9 +273,10 @@ fn check_given(given: &[Option<u32>], config: &PriorConfig) -> Result<()> {
         "{} given tokens: wanted none, or one entry for each of {len} positions",
         given.len()
     );
-    let foreign = given.iter().flatten().find(|&&token| token as usize >= vocab);
-    ensure!(foreign.is_none(), "given token {foreign:?}: wanted one of {vocab} codes");
-    Ok(())
+    match given.iter().flatten().find(|&&token| token as usize >= vocab) {
+        Some(token) => bail!("given token {token}: wanted one of {vocab} codes"),
+        None => Ok(()),
+    }
 }
 
 fn guided(request: &Request) -> bool {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::Device;
 
 use super::{HostTensor, ModelConfig, ModelFile, torch_file};
 use crate::dvae::DvaeConfig;
@@ -17,7 +18,13 @@ pub fn read_openai_dvae(encoder: &[u8], decoder: &[u8]) -> Result<ModelFile> {
     let config = config(&encoder, &decoder)?;
     config.check()?;
     let dvae = [encoder, decoder].concat();
-    Ok(ModelFile { config: ModelConfig { dvae: Some(config), prior: None }, dvae, ..ModelFile::default() })
+    let found: u128 = dvae.iter().map(|tensor| tensor.values.len() as u128).sum();
+    let wanted: u128 = config.n_parameters().iter().sum();
+    ensure!(found == wanted, "{found} weights; a dVAE of these sizes has {wanted}");
+    let config = ModelConfig { dvae: Some(config), prior: None };
+    let file = ModelFile { config, dvae, ..ModelFile::default() };
+    file.dvae(&Device::default()).context("the weights are not those of a dVAE")?;
+    Ok(file)
 }
 
 /// The weights of a file by our names.
@@ -72,7 +79,10 @@ fn config(encoder: &[HostTensor], decoder: &[HostTensor]) -> Result<DvaeConfig> 
     let groups = (0..).take_while(|group| has(format!("encoder.groups.{group}.0.conv_1.weight"))).count();
     let blocks_per_group =
         (0..).take_while(|block| has(format!("encoder.groups.0.{block}.conv_1.weight"))).count();
-    ensure!(groups > 0 && blocks_per_group > 0, "the encoder has no blocks");
+    ensure!(
+        (1..=8).contains(&groups) && blocks_per_group > 0,
+        "{groups} groups of {blocks_per_group} blocks"
+    );
     let [n_hid, ..] = shape("encoder.input.weight")?;
     let [vocab, ..] = shape("encoder.output.weight")?;
     let [n_init, codes, ..] = shape("decoder.input.weight")?;
@@ -93,7 +103,7 @@ fn config(encoder: &[HostTensor], decoder: &[HostTensor]) -> Result<DvaeConfig> 
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Tensor, TensorData};
+    use burn::tensor::{Tensor, TensorData};
     use safetensors::SafeTensors;
     use tessera_kernels::{Cpu, Precision};
 
@@ -153,6 +163,19 @@ mod tests {
             let stats = dvae.decoder.forward_codes(logits.argmax(3).squeeze_dim(3));
             close("likelihood", values(stats), floats("stats"));
         });
+    }
+
+    #[test]
+    fn weights_that_are_missing_or_too_many_are_noticed() {
+        let read = |name: &str| {
+            std::fs::read(format!("{}/../../fixtures/golden/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+        };
+        let [encoder, decoder] = ["encoder.pkl", "decoder.pkl"].map(read);
+        // A block by a name that is no block's, as long as the right one.
+        let at = decoder.windows(7).position(|window| window == b"block_2").unwrap();
+        let other = [&decoder[..at], b"block_9", &decoder[at + 7..]].concat();
+        let error = format!("{:#}", read_openai_dvae(&encoder, &other).unwrap_err());
+        assert!(error.contains("not those of a dVAE"), "{error}");
     }
 
     #[test]

@@ -29,8 +29,18 @@ pub fn read(bytes: &[u8]) -> Result<Vec<HostTensor>> {
     };
     let views = views(&root)?;
     ensure!(!views.is_empty(), "the file holds no tensors");
+    // Tensors may share a storage, and a model's do now and then; not so that they need several times the file.
+    let numbers = views.iter().map(View::len).try_fold(0_usize, |sum, len| sum.checked_add(len?));
+    let most = bytes.len().saturating_mul(MOST_SHARING);
+    ensure!(
+        numbers.is_some_and(|numbers| numbers <= most),
+        "the tensors are many times larger than the file"
+    );
     views.into_iter().map(|view| view.read(&storages)).collect()
 }
+
+/// How many numbers a file's tensors may have for each of its bytes.
+const MOST_SHARING: usize = 2;
 
 /// Bytes of storages by their keys.
 type Storages = HashMap<String, Vec<u8>>;
@@ -38,21 +48,23 @@ type Storages = HashMap<String, Vec<u8>>;
 fn zipped(bytes: &[u8]) -> Result<(Value, Storages)> {
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).context("a damaged ZIP archive")?;
     let (mut root, mut storages) = (None, Storages::new());
+    // An archive of PyTorch is not compressed: its entries together are no larger than the file.
+    let mut left = bytes.len() as u64;
     for i in 0..archive.len() {
         let entry = archive.by_index(i)?;
         let name = entry.name()?.to_string();
+        let part = match name.rsplit_once('/') {
+            Some((_, part @ "data.pkl")) => part,
+            Some((folder, key)) if folder.ends_with("/data") => key,
+            _ => continue,
+        };
         let mut content = Vec::new();
-        // An archive of PyTorch is not compressed: no entry is larger than the file.
-        entry
-            .take(bytes.len() as u64)
-            .read_to_end(&mut content)
-            .with_context(|| format!("cannot read {name} of the archive"))?;
-        match name.rsplit_once('/') {
-            Some((_, "data.pkl")) => root = Some(pickle::read(&content)?.0),
-            Some((folder, key)) if folder.ends_with("/data") => {
-                drop(storages.insert(key.to_string(), content))
-            }
-            _ => {}
+        let read = entry.take(left + 1).read_to_end(&mut content);
+        read.with_context(|| format!("cannot read {name} of the archive"))?;
+        left = left.checked_sub(content.len() as u64).context("the archive unpacks to more than it holds")?;
+        match part {
+            "data.pkl" => root = Some(pickle::read(&content)?.0),
+            key => drop(storages.insert(key.to_string(), content)),
         }
     }
     Ok((root.context("a ZIP archive without data.pkl: no file of PyTorch")?, storages))
@@ -152,23 +164,41 @@ impl View {
         })
     }
 
+    /// How many numbers it has, if that can be counted.
+    fn len(&self) -> Option<usize> {
+        self.shape.iter().try_fold(1_usize, |len, &size| len.checked_mul(size))
+    }
+
+    /// How many numbers of its storage it reaches over.
+    fn reach(&self) -> Option<usize> {
+        let steps = self
+            .shape
+            .iter()
+            .zip(&self.strides)
+            .map(|(size, stride)| size.checked_sub(1)?.checked_mul(*stride));
+        steps.chain([Some(1)]).try_fold(self.offset, |sum, step| sum.checked_add(step?))
+    }
+
     fn read(self, storages: &Storages) -> Result<HostTensor> {
-        let name = &self.name;
+        let (name, width) = (&self.name, self.numbers.width());
         let storage = storages
             .get(&self.storage)
             .with_context(|| format!("{name}: storage {} is missing", self.storage))?;
         ensure!(self.shape.len() == self.strides.len(), "{name}: {:?} by {:?}", self.shape, self.strides);
-        let len = self.shape.iter().try_fold(1_usize, |len, &size| len.checked_mul(size));
-        let len = len.filter(|&len| len <= storage.len()).with_context(|| {
-            format!("{name}: a shape of {:?} in a storage of {} bytes", self.shape, storage.len())
-        })?;
+        let len = self.len().unwrap_or(usize::MAX);
+        let reach = if len == 0 { Some(0) } else { self.reach() };
+        ensure!(
+            reach.and_then(|reach| reach.checked_mul(width)).is_some_and(|bytes| bytes <= storage.len()),
+            "{name}: a shape of {:?} in a storage of {} bytes",
+            self.shape,
+            storage.len()
+        );
         let mut values = Vec::with_capacity(len);
         let mut index = vec![0; self.shape.len()];
         for _ in 0..len {
-            let steps = index.iter().zip(&self.strides).map(|(i, stride)| i * stride);
-            let at = (self.offset + steps.sum::<usize>()) * self.numbers.width();
-            let bytes = storage.get(at..at + self.numbers.width());
-            values.push(self.numbers.read(bytes.with_context(|| format!("{name}: the file is cut short"))?));
+            let steps: usize = index.iter().zip(&self.strides).map(|(i, stride)| i * stride).sum();
+            let at = (self.offset + steps) * width;
+            values.push(self.numbers.read(&storage[at..at + width]));
             for (i, size) in index.iter_mut().zip(&self.shape).rev() {
                 *i += 1;
                 if *i < *size {
@@ -184,7 +214,7 @@ impl View {
 /// All tensors of a module, or of a dictionary of them.
 fn views(root: &Value) -> Result<Vec<View>> {
     let mut collector = Collector { views: Vec::new(), visits: 0 };
-    collector.collect(root, "")?;
+    collector.collect(root, "", 0)?;
     Ok(collector.views)
 }
 
@@ -198,10 +228,10 @@ struct Collector {
 }
 
 impl Collector {
-    fn collect(&mut self, value: &Value, path: &str) -> Result<()> {
+    fn collect(&mut self, value: &Value, path: &str, depth: usize) -> Result<()> {
         self.visits += 1;
         ensure!(
-            path.matches('.').count() < DEEPEST && self.visits < MOST_VISITS,
+            depth < DEEPEST && self.visits < MOST_VISITS,
             "modules lie deeper in each other than in any model"
         );
         match value {
@@ -211,30 +241,94 @@ impl Collector {
                 }
                 "torch._utils _rebuild_parameter" => {
                     let args = call.args.elements();
-                    self.collect(args.first().context("a parameter without a tensor")?, path)?;
+                    self.collect(args.first().context("a parameter without a tensor")?, path, depth + 1)?;
                 }
-                "collections OrderedDict" => self.entries(&value.entries(), path)?,
+                "collections OrderedDict" => self.entries(&value.entries(), path, depth)?,
                 _ => {
                     let state = call.state.borrow();
                     for part in ["_parameters", "_buffers", "_modules"] {
                         let entries = state.get(part).map(|part| part.entries()).unwrap_or_default();
-                        self.entries(&entries, path)?;
+                        self.entries(&entries, path, depth)?;
                     }
                 }
             },
-            Value::Dict(_) => self.entries(&value.entries(), path)?,
+            Value::Dict(_) => self.entries(&value.entries(), path, depth)?,
             _ => {}
         }
         Ok(())
     }
 
-    fn entries(&mut self, entries: &[(Value, Value)], path: &str) -> Result<()> {
+    fn entries(&mut self, entries: &[(Value, Value)], path: &str, depth: usize) -> Result<()> {
         for (name, value) in entries {
             if let Some(name) = name.as_str() {
                 let dot = if path.is_empty() { "" } else { "." };
-                self.collect(value, &format!("{path}{dot}{name}"))?;
+                self.collect(value, &format!("{path}{dot}{name}"), depth + 1)?;
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file from before PyTorch 1.6 whose object is the pickle `object`, with one storage `0` of `numbers`.
+    fn file(object: &[u8], numbers: &[f32]) -> Vec<u8> {
+        let empty: &[u8] = b"\x80\x02}.";
+        let keys: &[u8] = b"\x80\x02]X\x01\x00\x00\x000a.";
+        let count = (numbers.len() as u64).to_le_bytes();
+        let content: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        [OLD, empty, empty, object, keys, &count, &content].concat()
+    }
+
+    /// A dictionary of `names`, each the same tensor at `offset` with one `size` and `stride` (numbers of one byte each).
+    fn tensors(names: &[&str], [offset, size, stride]: [u8; 3]) -> Vec<u8> {
+        let mut object =
+            b"\x80\x02}ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n\
+            X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04NtQ"
+                .to_vec();
+        object.extend([b'K', offset, b'K', size, 0x85, b'K', stride, 0x85, b't', b'R', b'q', 1, b'0']);
+        for name in names {
+            object.extend([b'X', name.len() as u8, 0, 0, 0]);
+            object.extend(name.bytes());
+            object.extend([b'h', 1, b's']);
+        }
+        object.push(b'.');
+        object
+    }
+
+    fn error(object: &[u8]) -> String {
+        format!("{:#}", read(&file(object, &[1.0, 2.0, 3.0, 4.0])).unwrap_err())
+    }
+
+    #[test]
+    fn a_tensor_is_read_by_its_offset_size_and_stride() {
+        let read = |layout| read(&file(&tensors(&["w"], layout), &[1.0, 2.0, 3.0, 4.0])).unwrap();
+        assert_eq!(
+            (&*read([0, 4, 1])[0].name, &read([0, 4, 1])[0].values[..]),
+            ("w", &[1.0, 2.0, 3.0, 4.0][..])
+        );
+        assert_eq!(read([1, 2, 2])[0].values, [2.0, 4.0]);
+        assert_eq!(read([2, 3, 0])[0].values, [3.0, 3.0, 3.0]);
+    }
+
+    #[test]
+    fn tensors_that_reach_beyond_their_storage_or_the_file_are_refused() {
+        assert!(error(&tensors(&["w"], [0, 5, 1])).contains("w: a shape of [5] in a storage of 16 bytes"));
+        assert!(error(&tensors(&["w"], [3, 2, 1])).contains("in a storage of 16 bytes"));
+        assert!(error(&tensors(&["w"], [0, 2, 200])).contains("in a storage of 16 bytes"));
+        let names: Vec<String> = (0..100).map(|i| i.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert!(error(&tensors(&names, [0, 255, 0])).contains("many times larger than the file"));
+    }
+
+    #[test]
+    fn what_holds_itself_is_refused() {
+        // d = {}; d[""] = d
+        assert!(error(b"\x80\x02}q\x00X\x00\x00\x00\x00h\x00s.").contains("deeper in each other"));
+        // args = []; p = _rebuild_parameter(args); args.append(p)
+        let parameter = b"\x80\x02ctorch._utils\n_rebuild_parameter\n]q\x00Rq\x01h\x00h\x01a0.";
+        assert!(error(parameter).contains("deeper in each other"));
     }
 }

@@ -51,8 +51,10 @@ pub struct Memory {
     pub moments: f64,
     /// Of the gradients: error buffers, which also add gradients up, and those in 32 bits.
     pub gradients: f64,
-    /// The weights of the layer at work and the next, whole, and the gradient of one.
+    /// The weights of the resblock at work and the next, whole, and the gradient of one.
     pub gathered: f64,
+    /// PowerSGD's factors of all gradients, and the matrices that it draws once.
+    pub factors: f64,
     /// Inputs of all resblocks, the insides of one layer, and the logits.
     pub activations: f64,
     /// All of these.
@@ -93,9 +95,11 @@ pub struct Plan {
     pub traffic: Traffic,
     /// Share of the matrices' all-reduce that PowerSGD saves: 1 − r (m + 2) / (2 d m) for m devices a machine.
     pub compression: f64,
-    /// Operations of an update, forward, backward and what is computed again; products with weights only.
+    /// Operations of an update, forward and backward; products with weights only.
     pub flops_per_step: f64,
-    /// Days of all updates.
+    /// Those of forward passes that are made again, beside them.
+    pub recomputed_flops_per_step: f64,
+    /// Days of all updates, if `mfu` of the peak goes into the first.
     pub days: f64,
 }
 
@@ -123,14 +127,14 @@ pub fn plan(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Res
     let machines = cluster.gpus as f64 / m;
     let memory = |split: f64, kept: bool| {
         let streams = training.batch as f64 / cluster.gpus as f64;
-        Memory::new(config, [matrix, other], split, streams, kept)
+        Memory::new(config, [matrix, other], split, streams, kept).with_factors(config, training.rank, split)
     };
     let split = memory(m, false);
     let factors = layers * factors(config.d_model, cluster.per_machine, training.rank) as f64;
     // A ring sends each number twice, but for the part that stays.
     let ring = 2.0 * (machines - 1.0) / machines;
     let inside = (m - 1.0) / m * (matrix * SMALL + other * FULL);
-    let flops_per_step = flops(config, training.batch as f64);
+    let [flops_per_step, recomputed_flops_per_step] = flops(config, training.batch as f64);
     let seconds = flops_per_step / (cluster.gpus as f64 * cluster.peak_flops * cluster.mfu);
     Ok(Plan {
         parameters,
@@ -148,6 +152,7 @@ pub fn plan(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Res
         },
         compression: 1.0 - factors / (matrix / m),
         flops_per_step,
+        recomputed_flops_per_step,
         days: seconds * training.steps as f64 / 86_400.0,
     })
 }
@@ -191,11 +196,20 @@ impl Memory {
         let weights = (matrix * SMALL + other * FULL) / split;
         let moments = 2.0 * weights;
         let gradients = weights;
-        let gathered = if split > 1.0 { 3.0 * layer } else { layer };
+        // Of a layer's 12 D² weights, 8 D² are the MLP's.
+        let gathered = if split > 1.0 { 5.0 / 3.0 * layer } else { 2.0 / 3.0 * layer };
         let insides = if kept { layers * inside } else { inside };
         let activations = 2.0 * layers * positions * d * FULL + insides + logits;
         let total = weights + moments + gradients + gathered + activations;
-        Memory { weights, moments, gradients, gathered, activations, total }
+        Memory { weights, moments, gradients, gathered, factors: 0.0, activations, total }
+    }
+
+    /// With PowerSGD's factors beside it, of what the device holds a part of. A drawn matrix is as long as the longer side.
+    fn with_factors(self, config: &PriorConfig, rank: usize, split: f64) -> Memory {
+        let (m, d) = (split as usize, config.d_model);
+        let drawn = 6 * d * (rank / m);
+        let factors = SMALL * (config.n_layers * (factors(d, m, rank) + drawn)) as f64;
+        Memory { factors, total: self.total + factors, ..self }
     }
 }
 
@@ -208,13 +222,13 @@ fn factors(d: usize, m: usize, rank: usize) -> usize {
     attention.into_iter().chain(mlp).map(|shape| floats_sent(shape, rank / m)).sum()
 }
 
-/// Two operations a weight and position forward, four backward; a layer's forward pass is made twice.
-fn flops(config: &PriorConfig, streams: f64) -> f64 {
+/// Two operations a weight and position forward, four backward; and two where a layer's forward pass is made again.
+fn flops(config: &PriorConfig, streams: f64) -> [f64; 2] {
     let (d, layers) = (config.d_model as f64, config.n_layers as f64);
-    let layers = 8.0 * 12.0 * d * d * layers * config.stream_len() as f64;
+    let layers = 12.0 * d * d * layers * config.stream_len() as f64;
     let text = config.text_len as f64 * (config.text_vocab + config.text_len) as f64;
     let image = config.image_len() as f64 * config.image_vocab as f64;
-    streams * (layers + 6.0 * d * (text + image))
+    [streams * 6.0 * (layers + d * (text + image)), streams * 2.0 * layers]
 }
 
 #[cfg(test)]
