@@ -163,6 +163,10 @@ impl Task for DvaeTask<'_> {
         Ok(vec![
             ("relaxed_elbo_nats_per_value", gap.relaxed_elbo_nats_per_value),
             ("sampled_elbo_nats_per_value", gap.sampled_elbo_nats_per_value),
+            (
+                "relaxation_gap_nats_per_value",
+                gap.relaxed_elbo_nats_per_value - gap.sampled_elbo_nats_per_value,
+            ),
             ("psnr_db", recon.psnr_db),
             ("elbo_nats_per_value", recon.elbo_nats_per_value),
             ("kl_nats_per_token", recon.kl_nats_per_token),

@@ -213,6 +213,54 @@ fn a_run_starts_from_the_weights_of_a_model() {
     );
 }
 
+/// In the paper's 16 bits: f16 inside resblocks, a scale for each, moments in 1-6-9 and 0-6-10.
+#[test]
+fn a_run_in_16_bits_continues_from_an_older_checkpoint_to_the_same_bits() {
+    let pipeline = pipeline();
+    let dir = folder();
+    let path = |name: &str| arg(&pipeline.dir.join(name)).to_string();
+    let (codes, bpe) = (path("codes"), path("bpe/tokenizer.json"));
+    let mut train =
+        vec!["train", "prior", "--config", "tiny", "--data", &codes, "--bpe", &bpe, "--run", "run"];
+    for set in [
+        "cpu.precision='f32'",
+        "train_prior.storage='f16'",
+        "train_prior.moments='small'",
+        "train_prior.variance_clip=5.0",
+        "train_prior.schedule='plateau'",
+        "train_prior.steps=6",
+        "train_prior.checkpoint_every=3",
+        "train_prior.log_every=1",
+    ] {
+        train.extend(["--set", set]);
+    }
+    succeed(dir.path(), &train);
+    let run = dir.path().join("run");
+    let model = || fs::read(run.join("model.tessera.safetensors")).unwrap();
+    let whole = model();
+    let lines = metrics(&run);
+    let of_resblocks: Vec<&Value> = lines.iter().filter(|line| line["split"] == "resblocks").collect();
+    assert_eq!(of_resblocks.len(), 6);
+    let scales = of_resblocks[5]["scale_log2"].as_array().unwrap();
+    assert!(scales.len() == 8 && scales.iter().all(|log2| *log2 == 13.006), "{scales:?}");
+    assert_eq!(of_resblocks[5]["gradient_log2"].as_array().unwrap().len(), 8);
+
+    fs::remove_dir_all(run.join("checkpoints/step_000006")).unwrap();
+    train.push("--resume");
+    succeed(dir.path(), &train);
+    assert!(model() == whole, "a resumed run has another model");
+}
+
+#[test]
+fn the_dvae_is_validated_by_its_relaxed_and_its_sampled_bound() {
+    let lines = metrics(&pipeline().dir.join("dvae"));
+    let last = lines.iter().rfind(|line| line["split"] == "val").unwrap();
+    let [relaxed, sampled] =
+        ["relaxed", "sampled"].map(|bound| last[format!("{bound}_elbo_nats_per_value")].as_f64().unwrap());
+    // At the last temperature, 1/16.
+    assert!(relaxed != sampled && (relaxed - sampled).abs() < 0.05, "{relaxed}, {sampled}");
+}
+
 #[test]
 fn a_model_of_another_kind_is_no_start() {
     let pipeline = pipeline();
