@@ -42,5 +42,5 @@ fn recomputing_activations_takes_less_memory_the_deeper_the_prior() {
     };
     let saved = |depth| peak(&format!("depth-{depth}-keep")) - peak(&format!("depth-{depth}-recompute"));
     let [shallow, deep] = [8, 16].map(saved);
-    assert!(shallow > 10.0 && deep > 1.5 * shallow, "{shallow} MiB saved at 8 layers, {deep} at 16");
+    assert!(deep > 20.0 && deep > shallow + 10.0, "{shallow} MiB saved at 8 layers, {deep} at 16");
 }
