@@ -4,7 +4,7 @@
 #
 #   runs/precision.sh WORK
 #
-# WORK is the folder in which runs/emoji.sh has made `codes` and `bpe`. About an hour on two cores; where it is stopped, it
+# WORK is the folder in which runs/emoji.sh has made `codes` and `bpe`. About an hour and a half on two cores; where it is stopped, it
 # goes on when called again.
 set -euo pipefail
 tessera=$(cd "$(dirname "$0")/.." && pwd)/target/release/tessera
@@ -32,14 +32,30 @@ run f32
 run f16-resblock --set 'train_prior.storage="f16"'
 run f16-global   --set 'train_prior.storage="f16"' --set 'chain.scaling="global"'
 
+# Two more seeds, shorter, to see how far runs are apart that differ in nothing else.
+for seed in 1 2; do
+  short=(--seed "$seed" --set train_prior.steps=600 --set train_prior.eval_every=600)
+  run "f32-s$seed" "${short[@]}"
+  run "f16-resblock-s$seed" "${short[@]}" --set 'train_prior.storage="f16"'
+done
+
 # 3. Three bits of exponent. Scales begin near what the first gradients bear, and may fall every 5 updates: gradients grow by
 #    2^10 within the first hundreds, for which the paper's 125 would be too slow in so short a run.
 three=(--set 'train_prior.storage="1-3-12"' --set chain.scale_first=22.0 --set chain.scale_rest=5)
 run three-resblock "${three[@]}"
 run three-global   "${three[@]}" --set 'chain.scaling="global"'
 
-# 4. The plots.
-curves() { out=$1; shift; "$tessera" eval curves "$@" --out "$out"; }
-curves precision-three.svg deep/f32 deep/three-resblock deep/three-global --metric loss --metric image_nats_per_token
-curves precision-f16.svg deep/f32 deep/f16-resblock deep/f16-global --metric loss --metric image_nats_per_token
+# 4. The relaxed and the sampled bound of a dVAE while its temperature falls.
+[ -e deep/dvae/dvae.tessera.safetensors ] || "$tessera" train dvae --config emoji --data data --run deep/dvae \
+  --set train_dvae.steps=2600 --set train_dvae.eval_every=100
+
+# 5. The plots.
+curves() { "$tessera" eval curves --out "$@"; }
+curves precision-three.svg deep/f32 deep/three-resblock deep/three-global --metric loss
+curves precision-f16.svg deep/f32 deep/f16-resblock deep/f16-global --metric loss
 curves precision-scales.svg deep/three-resblock deep/three-global --metric scale_log2 --metric gradient_log2
+curves relaxation.svg deep/dvae --metric relaxation_gap_nats_per_value --metric relaxed_elbo_nats_per_value \
+  --metric sampled_elbo_nats_per_value --metric psnr_db
+
+# 6. What keeping activations takes, by depth.
+"$tessera" bench depth-{8,16,32,64}-{keep,recompute} --rounds 3

@@ -41,6 +41,7 @@ fn recomputing_activations_takes_less_memory_the_deeper_the_prior() {
         serde_json::from_str::<Value>(&said.stdout).unwrap()["peak_rss_mib"].as_f64().unwrap()
     };
     let saved = |depth| peak(&format!("depth-{depth}-keep")) - peak(&format!("depth-{depth}-recompute"));
-    let [shallow, deep] = [8, 16].map(saved);
-    assert!(deep > 20.0 && deep > shallow + 10.0, "{shallow} MiB saved at 8 layers, {deep} at 16");
+    // With few layers the peak is that of the heads.
+    let [shallow, deep] = [8, 32].map(saved);
+    assert!(deep > 60.0 && deep > shallow + 40.0, "{shallow} MiB saved at 8 layers, {deep} at 32");
 }
