@@ -76,6 +76,9 @@ pub struct Reconstruct {
     /// The original beside its reconstruction.
     #[arg(long, default_value = "reconstruction.png")]
     pub out: PathBuf,
+    /// Enlarge each picture this many times.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub scale: u32,
     /// Print JSON, with the tokens.
     #[arg(long)]
     pub json: bool,

@@ -7,7 +7,7 @@ use tessera_data::picture::decode;
 use tessera_model::weights::read_openai_dvae;
 use tessera_train::{grid, reconstruct};
 
-use super::draw::check_writable;
+use super::draw::{check_writable, enlarge};
 use super::{model_file, say};
 use crate::args::{Convert, Reconstruct};
 
@@ -34,9 +34,8 @@ pub fn reconstruct_picture(args: &Reconstruct) -> Result<()> {
     let bytes = std::fs::read(&args.image).with_context(|| format!("cannot read {shown}"))?;
     let image = decode(&bytes).with_context(|| shown.to_string())?;
     let found = reconstruct(&dvae, config, &image).with_context(|| shown.to_string())?;
-    grid(&[found.original, found.restored], 2)
-        .save(&args.out)
-        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    let sheet = [found.original, found.restored].map(|picture| enlarge(&picture, args.scale));
+    grid(&sheet, 2).save(&args.out).with_context(|| format!("cannot write {}", args.out.display()))?;
     match args.json {
         true => say(json!({ "psnr_db": found.psnr_db, "grid": config.grid(), "tokens": found.tokens })),
         false => say(format_args!(

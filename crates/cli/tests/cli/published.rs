@@ -27,7 +27,10 @@ fn openais_files_become_a_model_that_reconstructs() {
     let inspected = succeed(dir.path(), &["inspect", "d.safetensors", "--json"]).stdout;
     assert!(inspected.contains("\"vocab\":24") && inspected.contains("\"image_size\":256"), "{inspected}");
     two_colours(dir.path(), "in.png", [300, 260]);
-    succeed(dir.path(), &["reconstruct", "in.png", "--model", "d.safetensors", "--out", "out.png"]);
+    succeed(
+        dir.path(),
+        &["reconstruct", "in.png", "--model", "d.safetensors", "--out", "out.png", "--scale", "1"],
+    );
     assert_eq!(picture(dir.path(), "out.png").height(), 256);
 }
 
@@ -43,12 +46,12 @@ fn a_picture_is_beside_its_reconstruction_and_its_tokens_are_a_grid() {
     assert!(rows.len() == 8 && rows.iter().all(|row| row.len() == 8 && row.iter().all(|&code| code < 64)));
     assert!(json["psnr_db"].as_f64().unwrap() > 3.0);
     let sheet = picture(dir.path(), "out.png");
-    assert!(sheet.width() >= 64 && sheet.height() == 32, "{:?}", sheet.dimensions());
-    assert!(sheet.get_pixel(2, 16).0[0] > 180, "the original is on the left");
+    assert!(sheet.width() >= 256 && sheet.height() == 128, "{:?}", sheet.dimensions());
+    assert!(sheet.get_pixel(8, 64).0[0] > 180, "the original is on the left");
     // Without a model, the embedded one.
     two_colours(dir.path(), "large.png", [60, 60]);
     succeed(dir.path(), &["reconstruct", "large.png", "--out", "embedded.png"]);
-    assert_eq!(picture(dir.path(), "embedded.png").height(), 48);
+    assert_eq!(picture(dir.path(), "embedded.png").height(), 192);
 }
 
 #[test]
