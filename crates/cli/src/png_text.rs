@@ -27,7 +27,7 @@ pub struct Parameters {
     /// How tokens were picked.
     #[serde(flatten)]
     pub sampling: Sampling,
-    /// The model file, or `embedded`.
+    /// The model file's name, or `embedded`.
     pub model: String,
 }
 

@@ -37,7 +37,11 @@ pub fn run(args: &Draw) -> Result<()> {
         n: args.n,
         seed,
         sampling: sampling.clone(),
-        model: args.model.as_ref().map_or("embedded".into(), |path| path.display().to_string()),
+        // Its name alone: where it lies is nobody's business who gets the picture.
+        model: match args.model.as_ref().and_then(|path| path.file_name()) {
+            Some(name) => name.to_string_lossy().into_owned(),
+            None => "embedded".into(),
+        },
     };
     if Cpu::current().isa() == Isa::Portable {
         eprintln!("this processor has neither AVX2 nor AVX-512: computing without them, which is slower");

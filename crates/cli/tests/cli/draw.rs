@@ -41,7 +41,7 @@ fn nine_pictures_in_a_grid_that_inspect_reads_back() {
         (&read["temperature"], &read["top_k"], &read["top_p"]),
         (&0.5.into(), &20.into(), &0.7.into())
     );
-    assert_eq!(read["model"], pipeline().model());
+    assert_eq!(read["model"], "model.tessera.safetensors"); // and not where it lies
     let table = succeed(dir.path(), &["inspect", "apple.png"]).stdout;
     assert!(table.lines().any(|line| line.starts_with("prompts") && line.contains("a red apple")), "{table}");
 }
