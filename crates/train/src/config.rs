@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use tessera_data::Augment;
 use tessera_kernels::{Cpu, Precision, SmallFloat};
 use tessera_model::dvae::DvaeConfig;
-use tessera_model::nn::Kept;
 use tessera_model::prior::{Activations, PriorConfig};
 use toml::{Table, Value};
 
@@ -90,11 +89,6 @@ impl Storage {
             Storage::Bf16 => Some(SmallFloat::Bf16),
             Storage::OneThreeTwelve => Some(SmallFloat::OneThreeTwelve),
         }
-    }
-
-    /// The same for a model.
-    pub fn kept(self) -> Kept {
-        self.format().map_or(Kept::Full, Kept::Small)
     }
 }
 

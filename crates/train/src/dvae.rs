@@ -9,7 +9,6 @@ use image::RgbImage;
 use tessera_data::{Augment, Dataset, Purpose, Sample, augment, batch_indices, item_rng};
 use tessera_eval::{recon, relaxation_gap};
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, map_pixels};
-use tessera_model::nn::Kept;
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 
 use crate::config::Config;
@@ -59,7 +58,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, stop: &Ato
         }
         None => Dvae::new(&config.dvae, seed, &task.device),
     };
-    let model = model.stored(config.train_dvae.storage.kept());
+    let model = model.stored(config.train_dvae.storage.format());
     let run = RunDir::start(options, "dvae", &format!("data {}{named}", dataset.fingerprint()), config)?;
     let (model, outcome) = fit(&task, model, &config.train_dvae, &run, stop)?;
     let file = ModelFile {
@@ -154,7 +153,7 @@ impl Task for DvaeTask<'_> {
 
     fn validate(&self, model: &Dvae, step: u64) -> Result<Metrics> {
         ensure!(!self.val.is_empty(), "no pictures to validate on");
-        let model = &model.clone().stored(Kept::Full);
+        let model = &model.clone().stored(None);
         let config = &self.config.dvae;
         let recon = recon(model, config, &self.val, &self.device);
         let cells = config.vocab * config.grid() * config.grid();

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use tessera_kernels::{Cpu, Precision};
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_softmax, map_pixels};
-use tessera_model::prior::{Activations, Doors, Prior, PriorConfig, Stream, Wrap};
+use tessera_model::prior::{Activations, Prior, PriorConfig, Stream, Wrap};
 use tessera_model::weights::{HostTensor, export, import};
 
 use crate::config::{Config, FitConfig};
@@ -115,7 +115,7 @@ fn ten_steps_of_a_prior_are_those_of_pytorch() {
     let (text, image) = (ids("text"), ids("image"));
     let gradient = |prior: &Prior, step: usize| {
         let stream = Stream::new(3, golden.step(&text, step), golden.step(&image, step), &config).unwrap();
-        let found = prior.gradients(&stream, Activations::Recompute, Doors::Open).unwrap();
+        let found = prior.gradients(&stream, Activations::Recompute, None).unwrap();
         let (loss, figures) = Loss { total: found.loss.loss, figures: Vec::new() }.values();
         Gradient::new(found.gradients, loss, figures)
     };

@@ -12,7 +12,7 @@ use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices, item_rng};
 use tessera_eval::{LabelledCodes, conditioning};
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::Dvae;
-use tessera_model::prior::{Doors, Prior, PriorGradients, Stream, caption_slots};
+use tessera_model::prior::{MixedPrecision, Prior, PriorGradients, Stream, caption_slots};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 use tessera_model::{Decoder, Drawing, Event, Request};
 use tessera_text::{Bpe, normalise};
@@ -210,10 +210,10 @@ impl Task for PriorTask<'_> {
     }
 
     fn gradient(&self, model: &Prior, batch: Stream, _step: u64, scales: Option<&[f32]>) -> Result<Gradient> {
-        let storage = self.config.train_prior.storage.kept();
-        let doors = scales.map_or(Doors::Open, |scales| Doors::Scaled { storage, scales });
+        let storage = self.config.train_prior.storage.format();
+        let mixed = scales.map(|scales| MixedPrecision { storage, scales });
         let PriorGradients { loss, gradients, overflowed, entering } =
-            model.gradients(&batch, self.config.chain.activations, doors)?;
+            model.gradients(&batch, self.config.chain.activations, mixed)?;
         let figures = vec![
             ("text_nats_per_token", loss.text_per_token),
             ("image_nats_per_token", loss.image_per_token),

@@ -4,10 +4,10 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use tessera_kernels::Output;
+use tessera_kernels::{Output, SmallFloat};
 
 use super::DvaeConfig;
-use crate::nn::{Conv2d, Init, Kept};
+use crate::nn::{Conv2d, Init};
 
 /// One bottleneck block; the hidden width is a quarter of the output's.
 #[derive(Module, Debug)]
@@ -40,7 +40,7 @@ impl ResBlock {
         }
     }
 
-    pub(super) fn store(&mut self, storage: Kept) {
+    pub(super) fn store(&mut self, storage: Option<SmallFloat>) {
         let convs = [&mut self.conv_1, &mut self.conv_2, &mut self.conv_3, &mut self.conv_4];
         convs.into_iter().chain(&mut self.id_path).for_each(|conv| conv.storage = storage);
     }

@@ -3,10 +3,10 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
-use tessera_kernels::{Output, upsample2};
+use tessera_kernels::{Output, SmallFloat, upsample2};
 
 use super::{DvaeConfig, ResBlock};
-use crate::nn::{Conv2d, Init, Kept};
+use crate::nn::{Conv2d, Init};
 
 /// Sides of a block's four kernels.
 pub(super) const KERNELS: [usize; 4] = [1, 3, 3, 3];
@@ -37,7 +37,7 @@ impl Decoder {
     }
 
     /// All but the first convolution, which keeps 32 bits (paper §A.1).
-    pub(super) fn store(&mut self, storage: Kept) {
+    pub(super) fn store(&mut self, storage: Option<SmallFloat>) {
         self.output.storage = storage;
         self.groups.iter_mut().flatten().for_each(|block| block.store(storage));
     }

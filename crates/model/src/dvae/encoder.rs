@@ -2,10 +2,10 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use tessera_kernels::{Output, max_pool2};
+use tessera_kernels::{Output, SmallFloat, max_pool2};
 
 use super::{DvaeConfig, ResBlock};
-use crate::nn::{Conv2d, Init, Kept};
+use crate::nn::{Conv2d, Init};
 
 /// Sides of a block's four kernels.
 pub(super) const KERNELS: [usize; 4] = [3, 3, 3, 1];
@@ -36,7 +36,7 @@ impl Encoder {
     }
 
     /// All but the last convolution, which keeps 32 bits (paper §A.1).
-    pub(super) fn store(&mut self, storage: Kept) {
+    pub(super) fn store(&mut self, storage: Option<SmallFloat>) {
         self.input.storage = storage;
         self.groups.iter_mut().flatten().for_each(|block| block.store(storage));
     }

@@ -14,6 +14,7 @@ use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
+use tessera_kernels::SmallFloat;
 
 pub use block::ResBlock;
 pub use decoder::Decoder;
@@ -23,7 +24,7 @@ pub use pixels::{EPS, map_pixels, unmap_pixels};
 pub use relax::gumbel_noise;
 pub use tessera_kernels::{gumbel_softmax, kl_to_uniform};
 
-use crate::nn::{Init, Kept};
+use crate::nn::Init;
 
 /// Sizes of a dVAE; the paper's in brackets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -140,7 +141,7 @@ impl Dvae {
 
     /// The dVAE with what it computes in training stored as `storage` says, but for the convolutions next to the codes, which
     /// keep 32 bits (paper §A.1).
-    pub fn stored(mut self, storage: Kept) -> Dvae {
+    pub fn stored(mut self, storage: Option<SmallFloat>) -> Dvae {
         self.encoder.store(storage);
         self.decoder.store(storage);
         self

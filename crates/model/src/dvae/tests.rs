@@ -88,7 +88,7 @@ fn looking_a_code_up_equals_the_convolution_over_its_one_hot() {
 
 #[test]
 fn in_16_bits_a_scaled_gradient_is_near_that_in_32_and_the_codes_keep_32() {
-    let gradient = |storage: Kept, scale: f32| {
+    let gradient = |storage: Option<SmallFloat>, scale: f32| {
         let dvae = Dvae::new(&config(), 0, &Device::default()).stored(storage).train();
         let x = map_pixels(tensor([1, 3, 8, 8], |i| (i % 7) as f32 / 7.0)).autodiff();
         let logits = dvae.encoder.forward(x.clone());
@@ -98,13 +98,13 @@ fn in_16_bits_a_scaled_gradient_is_near_that_in_32_and_the_codes_keep_32() {
         (values.concat().iter().map(|value| value / scale).collect::<Vec<f32>>(), floats(logits))
     };
     exactly(|| {
-        let half = Kept::Small(tessera_kernels::SmallFloat::F16);
-        let ((wanted, _), (got, logits)) = (gradient(Kept::Full, 1.0), gradient(half, 1024.0));
+        let half = Some(SmallFloat::F16);
+        let ((wanted, _), (got, logits)) = (gradient(None, 1.0), gradient(half, 1024.0));
         let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
         let off: Vec<f32> = got.iter().zip(&wanted).map(|(got, wanted)| got - wanted).collect();
         let share = norm(&off) / norm(&wanted);
         assert!(share > 0.0 && share < 0.01, "off by {share} of its length");
-        let rounded = |value: &f32| tessera_kernels::SmallFloat::F16.round(*value) == *value;
+        let rounded = |value: &f32| SmallFloat::F16.round(*value) == *value;
         assert!(!logits.iter().all(rounded), "logits lost bits");
         assert!(gradient(half, 1e30).0.iter().any(|value| !value.is_finite()));
     });

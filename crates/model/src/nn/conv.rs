@@ -4,9 +4,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use tessera_kernels::{First, Output, conv2d, conv2d_add};
+use tessera_kernels::{First, Output, SmallFloat, conv2d, conv2d_add};
 
-use super::{Init, Kept};
+use super::{Init, stored};
 
 /// A "same" convolution with bias.
 #[derive(Module, Debug)]
@@ -17,7 +17,7 @@ pub struct Conv2d {
     pub bias: Param<Tensor<1>>,
     /// What input, weights, output and their gradients are stored as.
     #[module(skip)]
-    pub storage: Kept,
+    pub storage: Option<SmallFloat>,
 }
 
 impl Conv2d {
@@ -25,7 +25,7 @@ impl Conv2d {
     pub fn new(init: &mut Init, [c_in, c_out]: [usize; 2], k: usize) -> Conv2d {
         let std = 1.0 / ((c_in * k * k) as f64).sqrt();
         let weight = init.normal([c_out, c_in, k, k], std);
-        Conv2d { weight, bias: init.zeros([c_out]), storage: Kept::Full }
+        Conv2d { weight, bias: init.zeros([c_out]), storage: None }
     }
 
     /// `conv(x)`: `[B, S, S, c_in]` → `[B, S, S, c_out]`
@@ -39,15 +39,15 @@ impl Conv2d {
     }
 
     fn convolve(&self, x: Tensor<4>, first: First, output: Output) -> Tensor<4> {
-        let weight = self.storage.keep(self.weight.val());
-        self.storage.keep(conv2d(self.storage.keep(x), weight, self.bias.val(), first, output))
+        let weight = stored(self.weight.val(), self.storage);
+        stored(conv2d(stored(x, self.storage), weight, self.bias.val(), first, output), self.storage)
     }
 
     /// `residual + gain · conv(relu(x))` in f32.
     pub fn add_to(&self, residual: Tensor<4>, x: Tensor<4>, gain: f64) -> Tensor<4> {
         match self.storage {
-            Kept::Full => conv2d_add(x, self.weight.val(), self.bias.val(), residual, gain),
-            Kept::Small(_) => residual + self.after_relu(x, Output::F32) * gain,
+            None => conv2d_add(x, self.weight.val(), self.bias.val(), residual, gain),
+            Some(_) => residual + self.after_relu(x, Output::F32) * gain,
         }
     }
 }

@@ -3,9 +3,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use tessera_kernels::decode::int8_rounded;
-use tessera_kernels::{Activation, linear, linear_add, linear_f32};
+use tessera_kernels::{Activation, SmallFloat, linear, linear_add, linear_f32};
 
-use super::{Init, Kept};
+use super::{Init, stored};
 
 /// An affine map of the last dimension.
 #[derive(Module, Debug)]
@@ -33,8 +33,13 @@ impl Linear {
     }
 
     /// `activation(x W + b)` of weights that are stored as `storage` says.
-    pub fn stored<const D: usize>(&self, x: Tensor<D>, activation: Activation, storage: Kept) -> Tensor<D> {
-        linear(x, storage.keep(self.weight.val()), self.bias.val(), activation)
+    pub fn stored<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        activation: Activation,
+        storage: Option<SmallFloat>,
+    ) -> Tensor<D> {
+        linear(x, stored(self.weight.val(), storage), self.bias.val(), activation)
     }
 
     /// The map with its weights as 8 bits for each output keep them.

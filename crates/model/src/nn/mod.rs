@@ -4,12 +4,12 @@
 
 mod conv;
 mod init;
-mod kept;
 mod linear;
 mod norm;
+mod stored;
 
 pub use conv::Conv2d;
 pub use init::Init;
-pub use kept::Kept;
 pub use linear::Linear;
 pub use norm::LayerNorm;
+pub use stored::stored;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use tessera_kernels::{Activation, Plan, pattern_attention};
+use tessera_kernels::{Activation, Plan, SmallFloat, pattern_attention};
 
 use super::{Pattern, PriorConfig};
-use crate::nn::{Init, Kept, LayerNorm, Linear};
+use crate::nn::{Init, LayerNorm, Linear, stored};
 
 /// `h += attention(norm(h)); h += mlp(norm(h))`
 #[derive(Module, Debug)]
@@ -76,18 +76,23 @@ impl Block {
     }
 
     /// What the attention resblock adds to `x`, its numbers stored as `storage` says.
-    pub(super) fn attention_branch(&self, x: Tensor<3>, plan: &Arc<Plan>, storage: Kept) -> Tensor<3> {
-        let h = storage.keep(self.attn_norm.forward(x));
-        let qkv = storage.keep(self.qkv.stored(h, Activation::None, storage));
-        let attended = storage.keep(pattern_attention(qkv, self.n_heads, plan));
-        storage.keep(self.attn_out.stored(attended, Activation::None, storage))
+    pub(super) fn attention_branch(
+        &self,
+        x: Tensor<3>,
+        plan: &Arc<Plan>,
+        storage: Option<SmallFloat>,
+    ) -> Tensor<3> {
+        let h = stored(self.attn_norm.forward(x), storage);
+        let qkv = stored(self.qkv.stored(h, Activation::None, storage), storage);
+        let attended = stored(pattern_attention(qkv, self.n_heads, plan), storage);
+        stored(self.attn_out.stored(attended, Activation::None, storage), storage)
     }
 
     /// What the MLP resblock adds to `x`, its numbers stored as `storage` says.
-    pub(super) fn mlp_branch(&self, x: Tensor<3>, storage: Kept) -> Tensor<3> {
-        let h = storage.keep(self.mlp_norm.forward(x));
-        let h = storage.keep(self.mlp_in.stored(h, Activation::Gelu, storage));
-        storage.keep(self.mlp_out.stored(h, Activation::None, storage))
+    pub(super) fn mlp_branch(&self, x: Tensor<3>, storage: Option<SmallFloat>) -> Tensor<3> {
+        let h = stored(self.mlp_norm.forward(x), storage);
+        let h = stored(self.mlp_in.stored(h, Activation::Gelu, storage), storage);
+        stored(self.mlp_out.stored(h, Activation::None, storage), storage)
     }
 
     /// The MLP resblock, `x + mlp(norm(x))`.

@@ -4,17 +4,17 @@
 //! kept from the forward pass or, to save memory, made again from its input when its turn comes (activation
 //! checkpointing): that is the only difference between the two settings, and the gradients are the same.
 //!
-//! With 16-bit numbers inside resblocks, a gradient goes through a door at each of them ([`Doors::Scaled`], paper §D.1): the
-//! residual stream carries it in 32 bits, and only what goes through a resblock's branch is scaled and rounded.
+//! In mixed precision the residual stream carries the gradient in 32 bits, and what goes through a resblock's branch is scaled
+//! and stored at its door (paper §D.1).
 
 use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
-use tessera_kernels::dot;
+use tessera_kernels::{SmallFloat, dot};
 
 use super::{Prior, PriorLoss, Stream};
-use crate::nn::Kept;
+use crate::nn::stored;
 use crate::weights::Collected;
 
 /// What the forward pass keeps for the backward pass.
@@ -27,19 +27,14 @@ pub enum Activations {
     Recompute,
 }
 
-/// How gradients pass resblocks.
+/// Numbers of 16 bits inside resblocks. A gradient is multiplied by the resblock's scale and stored before it goes through the
+/// branch; what leaves it is stored, freed of what is not finite, and divided again.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Doors<'a> {
-    /// As they are.
-    Open,
-    /// Multiplied by the resblock's scale and stored before they go through its branch; what leaves it is stored, freed of
-    /// what is not finite, and divided again.
-    Scaled {
-        /// Of all that is inside.
-        storage: Kept,
-        /// One for each resblock.
-        scales: &'a [f32],
-    },
+pub struct MixedPrecision<'a> {
+    /// What activations, weights and their gradients are stored as; 32 bits if nothing is named.
+    pub storage: Option<SmallFloat>,
+    /// One for each resblock.
+    pub scales: &'a [f32],
 }
 
 /// The loss of a batch and its gradient.
@@ -49,9 +44,9 @@ pub struct PriorGradients {
     /// The gradient of each parameter, in the order of [`crate::weights::export`].
     pub gradients: Vec<Vec<f32>>,
     /// Resblocks, counted from 0, where something was not finite, in the order in which it was met. If the loss is not: the
-    /// first whose output is not. At doors that are not open: all with a parameter gradient that is not.
+    /// first whose output is not. In mixed precision: all with a gradient that is not.
     pub overflowed: Vec<usize>,
-    /// At doors that are not open: the size of the gradient toward each resblock, before it is scaled, as the binary logarithm
+    /// In mixed precision: the size of the gradient toward each resblock, before it is scaled, as the binary logarithm
     /// of its root mean square.
     pub entering: Vec<f64>,
 }
@@ -78,7 +73,7 @@ impl Prior {
         &self,
         stream: &Stream,
         activations: Activations,
-        doors: Doors<'_>,
+        mixed: Option<MixedPrecision<'_>>,
     ) -> Result<PriorGradients> {
         let tracked = self.clone().train();
         let mut collected = Collected::default();
@@ -87,15 +82,12 @@ impl Prior {
         let mut links = Vec::new();
         for i in 0..self.n_resblocks() {
             let input = x.clone();
-            let kept = (activations == Activations::Keep).then(|| tracked.graph(i, input.clone(), doors));
+            let kept = (activations == Activations::Keep).then(|| tracked.graph(i, input.clone(), mixed));
             let output = match &kept {
                 Some(graph) => graph.output.clone().without_autodiff(),
-                None => self.through(i, x.clone(), doors),
+                None => self.through(i, x.clone(), mixed),
             };
-            x = match doors {
-                Doors::Open => output,
-                Doors::Scaled { .. } => x + output,
-            };
+            x = if mixed.is_some() { x + output } else { output };
             links.push(Link { input, kept });
         }
 
@@ -111,27 +103,24 @@ impl Prior {
         let mut toward = enters(leaf, &mut gradients)?;
 
         for (i, link) in links.into_iter().enumerate().rev() {
-            let Graph { leaf, output } = link.kept.unwrap_or_else(|| tracked.graph(i, link.input, doors));
+            let Graph { leaf, output } = link.kept.unwrap_or_else(|| tracked.graph(i, link.input, mixed));
             let block = &tracked.blocks[i / 2];
-            toward = match doors {
-                Doors::Open => {
-                    let mut gradients = dot(output, toward).backward();
-                    collected.take(block, &mut gradients)?;
-                    enters(leaf, &mut gradients)?
-                }
-                Doors::Scaled { storage, scales } => {
-                    entering.push(log2_rms(&toward));
-                    // A filter before and one behind the branch (§D.1); what the first takes away must not go unseen.
-                    let scaled = storage.keep(toward.clone() * scales[i]);
-                    let whole = is_finite(&scaled);
-                    let mut gradients = dot(output, finite(scaled)).backward();
-                    if !(collected.take_scaled(block, &mut gradients, scales[i])? && whole) {
-                        overflowed.push(i); // again, if it was the first on the way forward
-                    }
-                    let leaving = storage.keep(enters(leaf, &mut gradients)?);
-                    toward + finite(leaving) / scales[i]
-                }
+            let Some(MixedPrecision { storage, scales }) = mixed else {
+                let mut gradients = dot(output, toward).backward();
+                collected.take(block, &mut gradients)?;
+                toward = enters(leaf, &mut gradients)?;
+                continue;
             };
+            entering.push(log2_rms(&toward));
+            // A filter before and one behind the branch (§D.1); what the first takes away must not go unseen.
+            let scaled = stored(toward.clone() * scales[i], storage);
+            let whole = is_finite(&scaled);
+            let mut gradients = dot(output, finite(scaled)).backward();
+            if !(collected.take_scaled(block, &mut gradients, scales[i])? && whole) {
+                overflowed.push(i); // again, if it was the first on the way forward
+            }
+            let leaving = stored(enters(leaf, &mut gradients)?, storage);
+            toward = toward + finite(leaving) / scales[i];
         }
         collected.take(&tracked.embed, &mut dot(embedded, toward).backward())?;
         entering.reverse();
@@ -143,22 +132,22 @@ impl Prior {
         2 * self.blocks.len()
     }
 
-    /// Resblock `i`, attention and MLP in turn, or through doors that are not open what it adds. `[B, T, D]` → `[B, T, D]`
-    fn through(&self, i: usize, x: Tensor<3>, doors: Doors<'_>) -> Tensor<3> {
+    /// Resblock `i`, attention and MLP in turn, or in mixed precision what it adds. `[B, T, D]` → `[B, T, D]`
+    fn through(&self, i: usize, x: Tensor<3>, mixed: Option<MixedPrecision<'_>>) -> Tensor<3> {
         let block = &self.blocks[i / 2];
         let [_, t, _] = x.dims();
         let plan = || self.plan(block.pattern, t);
-        match (i % 2, doors) {
-            (0, Doors::Open) => block.attention(x, &plan()),
-            (_, Doors::Open) => block.mlp(x),
-            (0, Doors::Scaled { storage, .. }) => block.attention_branch(x, &plan(), storage),
-            (_, Doors::Scaled { storage, .. }) => block.mlp_branch(x, storage),
+        match (i % 2, mixed) {
+            (0, None) => block.attention(x, &plan()),
+            (_, None) => block.mlp(x),
+            (0, Some(mixed)) => block.attention_branch(x, &plan(), mixed.storage),
+            (_, Some(mixed)) => block.mlp_branch(x, mixed.storage),
         }
     }
 
-    fn graph(&self, i: usize, input: Tensor<3>, doors: Doors<'_>) -> Graph {
+    fn graph(&self, i: usize, input: Tensor<3>, mixed: Option<MixedPrecision<'_>>) -> Graph {
         let leaf = leaf(input);
-        Graph { output: self.through(i, leaf.clone(), doors), leaf }
+        Graph { output: self.through(i, leaf.clone(), mixed), leaf }
     }
 }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tessera_kernels::{Plan, cross_entropy};
 
 pub use block::Block;
-pub use chain::{Activations, Doors, PriorGradients};
+pub use chain::{Activations, MixedPrecision, PriorGradients};
 pub use embed::Embedding;
 pub use loss::{PriorLoss, image_nats, weighted_cross_entropy};
 pub use pattern::{Pattern, Wrap};

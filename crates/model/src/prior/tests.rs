@@ -6,7 +6,6 @@ use tessera_kernels::{Cpu, SmallFloat};
 
 use super::*;
 use crate::finite_differences::{Tolerance, check, exactly, stirred};
-use crate::nn::Kept;
 
 fn config() -> PriorConfig {
     PriorConfig {
@@ -192,7 +191,7 @@ fn the_chain_gives_the_gradient_of_the_whole_graph() {
             let loss = train.loss(&stream).loss;
             let wanted = crate::weights::gradients(&train, loss.clone().backward()).unwrap();
             for activations in [Activations::Keep, Activations::Recompute] {
-                let got = prior.gradients(&stream, activations, Doors::Open).unwrap();
+                let got = prior.gradients(&stream, activations, None).unwrap();
                 assert_eq!(floats(got.loss.loss), floats(loss.clone()));
                 assert_eq!(got.gradients, wanted, "{cpu}, {activations:?}");
             }
@@ -200,18 +199,18 @@ fn the_chain_gives_the_gradient_of_the_whole_graph() {
     }
 }
 
-/// Gradients of the small prior through doors with `scales`, and those through open ones.
-fn through_doors(storage: Kept, scales: &[f32]) -> [PriorGradients; 2] {
+/// Gradients of the small prior in mixed precision with `scales`, and plain ones.
+fn mixed_and_plain(storage: Option<SmallFloat>, scales: &[f32]) -> [PriorGradients; 2] {
     let (prior, stream) = (prior(), stream());
-    let of = |doors| prior.gradients(&stream, Activations::Keep, doors).unwrap();
-    [of(Doors::Scaled { storage, scales }), of(Doors::Open)]
+    let of = |mixed| prior.gradients(&stream, Activations::Keep, mixed).unwrap();
+    [of(Some(MixedPrecision { storage, scales })), of(None)]
 }
 
 #[test]
 fn in_32_bits_no_scale_changes_a_gradient() {
     exactly(|| {
         let scales: Vec<f32> = (0..prior().n_resblocks()).map(|i| (i as f32 * 3.0 - 4.0).exp2()).collect();
-        let [scaled, open] = through_doors(Kept::Full, &scales);
+        let [scaled, open] = mixed_and_plain(None, &scales);
         assert!(scaled.overflowed.is_empty());
         for (scaled, open) in scaled.gradients.iter().zip(&open.gradients) {
             let size = open.iter().fold(0.0_f32, |size, value| size.max(value.abs()));
@@ -225,18 +224,18 @@ fn in_32_bits_no_scale_changes_a_gradient() {
 
 #[test]
 fn the_first_resblock_whose_output_is_not_finite_is_named() {
-    let first = |name: &str, doors| {
+    let first = |name: &str, mixed| {
         let mut weights = crate::weights::export(&prior());
         let bias = weights.iter_mut().find(|weight| weight.name == name).unwrap();
         bias.values[0] = f32::NAN;
         let prior = crate::weights::import(prior(), &weights).unwrap();
-        let found = prior.gradients(&stream(), Activations::Recompute, doors).unwrap();
+        let found = prior.gradients(&stream(), Activations::Recompute, mixed).unwrap();
         found.overflowed.first().copied()
     };
     exactly(|| {
-        for doors in [Doors::Open, Doors::Scaled { storage: Kept::Full, scales: &[1.0; 8] }] {
-            assert_eq!(first("blocks.0.mlp_out.bias", doors), Some(1), "{doors:?}");
-            assert_eq!(first("blocks.2.attn_out.bias", doors), Some(4), "{doors:?}");
+        for mixed in [None, Some(MixedPrecision { storage: None, scales: &[1.0; 8] })] {
+            assert_eq!(first("blocks.0.mlp_out.bias", mixed), Some(1), "{mixed:?}");
+            assert_eq!(first("blocks.2.attn_out.bias", mixed), Some(4), "{mixed:?}");
         }
     });
 }
@@ -247,7 +246,7 @@ fn an_underflow_in_16_bits_stays_in_its_resblock() {
     exactly(|| {
         let n = prior().n_resblocks();
         let lost = |scales: &[f32]| -> Vec<bool> {
-            let [scaled, _] = through_doors(Kept::Small(SmallFloat::F16), scales);
+            let [scaled, _] = mixed_and_plain(Some(SmallFloat::F16), scales);
             let weights = crate::weights::export(&prior());
             let of = |name: &str| {
                 let at = weights.iter().position(|weight| weight.name == name).unwrap();
@@ -272,7 +271,7 @@ fn an_overflow_in_16_bits_stays_in_its_resblock() {
         let n = prior().n_resblocks();
         for over in 0..n {
             let scales: Vec<f32> = (0..n).map(|i| if i == over { 1e30 } else { 256.0 }).collect();
-            let [scaled, open] = through_doors(Kept::Small(SmallFloat::F16), &scales);
+            let [scaled, open] = mixed_and_plain(Some(SmallFloat::F16), &scales);
             assert_eq!(scaled.overflowed, [over]);
             // The gradient of the embeddings has come through all resblocks.
             let size = |of: &PriorGradients| of.gradients[0].iter().map(|value| value * value).sum::<f32>();

@@ -11,7 +11,7 @@ use tessera_kernels::decode::Weights;
 use tessera_kernels::{Plan, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, map_pixels};
 use tessera_model::nn::{Init, LayerNorm};
-use tessera_model::prior::{Activations, Block, Doors, Prior, PriorConfig, PriorGradients, Stream, Wrap};
+use tessera_model::prior::{Activations, Block, Prior, PriorConfig, PriorGradients, Stream, Wrap};
 use tessera_train::{Config, FitConfig, Gradient, Loss, Metrics, Task, Trainer, differentiate};
 
 use super::{Work, count};
@@ -151,7 +151,7 @@ fn stream_step(config: PriorConfig, activations: Activations) -> Result<Work> {
     let products = amount * count::layers(config.n_layers, config.d_model) + heads * config.d_model;
     let gflop = 6e-9 * products as f64;
     let gradient = move |model: &Prior| {
-        let PriorGradients { loss, gradients, .. } = model.gradients(&stream, activations, Doors::Open)?;
+        let PriorGradients { loss, gradients, .. } = model.gradients(&stream, activations, None)?;
         let (loss, figures) = alone(loss.loss).values();
         Ok(Gradient::new(gradients, loss, figures))
     };
