@@ -12,7 +12,8 @@ use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, 
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 
 use crate::config::Config;
-use crate::fit::{Gradient, Loss, Outcome, Task, differentiate, fit};
+use crate::fit::{Outcome, Task, fit};
+use crate::gradient::{Gradient, Loss, differentiate};
 use crate::log::Metrics;
 use crate::picture::{from_floats, grid, to_floats};
 use crate::precision::{Rules, Scales, Scaling};

@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
-use burn::tensor::Tensor;
 use image::RgbImage;
-use tessera_kernels::{Cpu, approach, sum_of_squares};
-use tessera_model::weights::{HostTensor, export, gradients, import};
+use tessera_kernels::Cpu;
+use tessera_model::weights::{HostTensor, export, import};
 
 use crate::config::FitConfig;
+use crate::gradient::{Gradient, mean_gradient};
 use crate::log::{Log, Metrics};
 use crate::optim::{self, AdamW, Moments};
 use crate::precision::Scales;
 use crate::run_dir::RunDir;
-use crate::schedule::{Plateau, Schedule, cosine, rise};
+use crate::schedule::{Plateau, learning_rate};
 
 /// What the loop trains: where batches come from, what is minimised, how it is judged.
 pub trait Task: Sync {
@@ -34,7 +34,7 @@ pub trait Task: Sync {
     fn scales(&self, _: &Self::Model) -> Option<Scales> {
         None
     }
-    /// The gradient of a micro-batch's loss, by [`differentiate`] or by a backward pass of the model's own, which is given the
+    /// The gradient of a micro-batch's loss, by [`differentiate`](crate::differentiate) or by a backward pass of the model's own, which is given the
     /// scales if there are any.
     fn gradient(
         &self,
@@ -47,66 +47,6 @@ pub trait Task: Sync {
     fn validate(&self, model: &Self::Model, step: u64) -> Result<Metrics>;
     /// A picture that shows how far the model is.
     fn picture(&self, model: &Self::Model) -> Result<RgbImage>;
-}
-
-/// A loss to differentiate and figures beside it.
-pub struct Loss {
-    /// `[1]`
-    pub total: Tensor<1>,
-    /// Name and value, `[1]` each.
-    pub figures: Vec<(&'static str, Tensor<1>)>,
-}
-
-impl Loss {
-    /// The loss and the figures as numbers.
-    pub fn values(&self) -> (f64, Metrics) {
-        let value = |x: &Tensor<1>| x.clone().without_autodiff().into_scalar::<f64>();
-        (value(&self.total), self.figures.iter().map(|(name, figure)| (*name, value(figure))).collect())
-    }
-}
-
-/// A loss's gradient.
-pub struct Gradient {
-    /// That of each parameter, in the order of `export`.
-    pub values: Vec<Vec<f32>>,
-    /// The loss.
-    pub loss: f64,
-    /// Figures to log.
-    pub figures: Metrics,
-    /// Resblocks in which something is not finite, the one that was met first before the others.
-    pub overflowed: Vec<usize>,
-    /// Sizes of the gradients toward resblocks, as binary logarithms, of the first micro-batch; empty where they are not scaled.
-    pub entering: Vec<f64>,
-}
-
-impl Gradient {
-    /// One in which everything is finite.
-    pub fn new(values: Vec<Vec<f32>>, loss: f64, figures: Metrics) -> Gradient {
-        Gradient { values, loss, figures, overflowed: Vec::new(), entering: Vec::new() }
-    }
-}
-
-/// The gradient of `loss` by one backward pass over its whole graph, on the way multiplied by a scale if there is one; the
-/// whole graph is one resblock then (paper §A.2: ordinary loss scaling).
-///
-/// # Errors
-/// If a gradient is not f32.
-pub fn differentiate<M: Module>(
-    model: &M,
-    scales: Option<&[f32]>,
-    loss: impl FnOnce(&M) -> Loss,
-) -> Result<Gradient> {
-    let model = model.clone().train();
-    let loss = loss(&model);
-    let (value, figures) = loss.values();
-    let Some(&scale) = scales.and_then(<[f32]>::first) else {
-        return Ok(Gradient::new(gradients(&model, loss.total.backward())?, value, figures));
-    };
-    let mut values = gradients(&model, (loss.total * scale).backward())?;
-    let finite = values.iter().all(|values| sum_of_squares(values).is_finite());
-    values.iter_mut().flatten().for_each(|value| *value /= scale);
-    let overflowed = if finite { Vec::new() } else { vec![0] };
-    Ok(Gradient { overflowed, ..Gradient::new(values, value, figures) })
 }
 
 /// All that changes from step to step, and all that a checkpoint holds.
@@ -227,29 +167,26 @@ impl<'a, T: Task> Trainer<'a, T> {
             || mean_gradient(config.micro_batches, self.cpu, part),
             || self.cpu.scope(|| follow(average, weights, config, step)),
         );
-        let Gradient { values: gradients, mut figures, overflowed, entering, .. } = gradient?;
-        self.entering = entering;
+        let gradient = gradient?;
+        self.entering.clone_from(&gradient.entering);
         if let Some(scales) = &mut state.scales
-            && !scales.follow(step, &overflowed)?
+            && !scales.follow(step, &gradient.overflowed, gradient.is_finite())?
         {
             state.step += 1;
             return Ok(Metrics::new());
         }
-        let fall = match config.schedule {
-            Schedule::Cosine => cosine(config.lr, config.lr_end, step, config.lr_steps),
-            Schedule::Plateau => config.lr * state.plateau.factor(),
-        };
-        let lr = rise(step, config.warmup) * fall;
-        state.plateau.follow(figures[0].1, config.eval_every, config.lr_end / config.lr);
-        let norm = state.adam.update(&mut state.weights, &gradients, config, lr);
+        let lr = learning_rate(config, step, &state.plateau);
+        let norm = state.adam.update(&mut state.weights, &gradient.values, config, lr);
         ensure!(
             norm.is_finite(),
             "step {step}: the gradient is not finite, first at {}; try a smaller lr ({})",
-            culprit(&state.weights, &gradients),
+            gradient.culprit(&state.weights),
             config.lr
         );
+        state.plateau.follow(gradient.loss, config.eval_every, config.lr_end / config.lr);
         state.step += 1;
         self.model = import(self.model.clone(), &state.weights)?;
+        let mut figures = gradient.figures;
         figures.extend([("lr", lr), ("gradient_norm", norm)]);
         Ok(figures)
     }
@@ -265,30 +202,6 @@ fn follow(average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig
     if step > 0 && step.is_multiple_of(config.ema_every) {
         optim::average(average, weights, config, step / config.ema_every);
     }
-}
-
-/// The last weight whose gradient is not finite: the backward pass meets it first.
-fn culprit<'a>(weights: &'a [HostTensor], gradients: &[Vec<f32>]) -> &'a str {
-    let broken = |gradient: &[f32]| !gradient.iter().all(|value| value.is_finite());
-    let mut pairs = weights.iter().zip(gradients).rev();
-    pairs.find(|(_, gradient)| broken(gradient)).map_or("none", |(weight, _)| &weight.name)
-}
-
-/// The mean of the gradients of `parts` micro-batches, with their mean figures.
-fn mean_gradient(parts: usize, cpu: Cpu, part: impl Fn(u64) -> Result<Gradient> + Sync) -> Result<Gradient> {
-    // Inside the pool, handing work to its threads costs a fraction of what it does from outside.
-    let part = |i: usize| rayon::scope(|_| cpu.scope(|| part(i as u64)));
-    let mut mean = part(0)?;
-    for i in 1..parts {
-        let next = part(i)?;
-        let share = 1.0 / (i + 1) as f32;
-        mean.values.iter_mut().zip(next.values).for_each(|(mean, next)| approach(mean, &next, share));
-        for (mean, next) in mean.figures.iter_mut().zip(next.figures) {
-            mean.1 += f64::from(share) * (next.1 - mean.1);
-        }
-        mean.overflowed.extend(next.overflowed);
-    }
-    Ok(mean)
 }
 
 /// The gradient of one part of a batch; its loss is the first figure.
@@ -321,13 +234,15 @@ fn micro_batch<T: Task>(
 mod tests {
     use std::path::Path;
 
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::{Device, Tensor, TensorData};
     use tessera_kernels::SmallFloat;
     use tessera_model::nn::{Init, Linear};
 
     use super::*;
     use crate::config::Config;
+    use crate::gradient::{Loss, differentiate};
     use crate::precision::{Rules, Scaling};
+    use crate::schedule::Schedule;
 
     /// Learns `y = x · [1, 2]ᵀ + 3`; asks to stop after `stop_after` steps.
     struct Line<'a> {
@@ -505,9 +420,9 @@ mod tests {
     #[test]
     fn a_gradient_that_is_not_finite_names_its_weight() {
         let weights = export(&linear());
-        let gradients = [vec![1.0, f32::NAN], vec![0.0]];
-        assert_eq!(culprit(&weights, &gradients), weights[0].name);
-        assert_eq!(culprit(&weights, &[vec![f32::NAN, 1.0], vec![f32::INFINITY]]), weights[1].name);
+        let culprit = |values| Gradient::new(values, 0.0, Vec::new()).culprit(&weights).to_string();
+        assert_eq!(culprit(vec![vec![1.0, f32::NAN], vec![0.0]]), weights[0].name);
+        assert_eq!(culprit(vec![vec![f32::NAN, 1.0], vec![f32::INFINITY]]), weights[1].name);
     }
 
     #[test]

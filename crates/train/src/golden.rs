@@ -10,7 +10,7 @@ use tessera_model::prior::{Activations, Prior, PriorConfig, Stream, Wrap};
 use tessera_model::weights::{HostTensor, export, import};
 
 use crate::config::{Config, FitConfig};
-use crate::fit::{Gradient, Loss, differentiate};
+use crate::gradient::{Gradient, Loss, differentiate};
 use crate::optim::{AdamW, Moments};
 
 /// How far a loss, and how far a weight at the end, may be from PyTorch's.

@@ -10,6 +10,7 @@ mod events;
 mod fit;
 #[cfg(test)]
 mod golden;
+mod gradient;
 mod log;
 mod optim;
 mod picture;
@@ -23,7 +24,8 @@ pub use bpe::train_bpe;
 pub use config::{ChainConfig, Config, DataConfig, FitConfig, RelaxConfig, Storage};
 pub use dvae::train_dvae;
 pub use encode::{encode, held_out_codes, held_out_pictures, held_out_subjects};
-pub use fit::{Gradient, Loss, Outcome, Task, Trainer, differentiate};
+pub use fit::{Outcome, Task, Trainer};
+pub use gradient::{Gradient, Loss, differentiate};
 pub use log::Metrics;
 pub use optim::Moments;
 pub use picture::grid;

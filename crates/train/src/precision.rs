@@ -86,12 +86,13 @@ impl Scales {
         &self.log2
     }
 
-    /// Follows update `step`, in which the parameter gradients of the resblocks of `overflowed` were not finite, the one that
-    /// was met first before the others. Whether the update counts: it is skipped if there was any.
+    /// Follows update `step`, in which gradients of the resblocks of `overflowed` were not finite, the one that was met first
+    /// before the others; `finite` says whether all gradients were, those outside of resblocks included. Whether the update
+    /// counts: it is skipped if any was not.
     ///
     /// # Errors
     /// If so many updates in a row were skipped that smaller scales do not help; names the resblocks.
-    pub fn follow(&mut self, step: u64, overflowed: &[usize]) -> Result<bool> {
+    pub fn follow(&mut self, step: u64, overflowed: &[usize], finite: bool) -> Result<bool> {
         let Rules { scaling, doubling, rest, .. } = self.rules;
         for i in 0..self.log2.len() {
             let over = match scaling {
@@ -107,7 +108,7 @@ impl Scales {
             }
             self.log2[i] = self.log2[i].clamp(LOWEST + self.unit, HIGHEST + self.unit);
         }
-        if overflowed.is_empty() {
+        if overflowed.is_empty() && finite {
             self.skipped = 0;
             return Ok(true);
         }
@@ -143,6 +144,10 @@ mod tests {
         Scales::new(Rules::paper(Scaling::Resblock), n_resblocks, SmallFloat::F16, replicas)
     }
 
+    fn follow(scales: &mut Scales, step: u64, overflowed: &[usize]) -> Result<bool> {
+        scales.follow(step, overflowed, overflowed.is_empty())
+    }
+
     fn log2(scales: &Scales) -> Vec<f64> {
         scales.log2().to_vec()
     }
@@ -159,9 +164,9 @@ mod tests {
     #[test]
     fn a_thousand_clean_updates_double_a_scale_and_an_overflow_divides_only_its_own() {
         let mut scales = new(3, 1);
-        (0..1000).for_each(|step| assert!(scales.follow(step, &[]).unwrap()));
+        (0..1000).for_each(|step| assert!(follow(&mut scales, step, &[]).unwrap()));
         assert!(log2(&scales).iter().all(|log2| (log2 - 14.0).abs() < 1e-9));
-        assert!(!scales.follow(1000, &[1]).unwrap());
+        assert!(!follow(&mut scales, 1000, &[1]).unwrap());
         let after = log2(&scales);
         assert!((after[0] - 14.001).abs() < 1e-9 && (after[1] - 13.5).abs() < 1e-9);
         assert_eq!(after[0], after[2]);
@@ -170,9 +175,9 @@ mod tests {
     #[test]
     fn a_scale_is_divided_once_in_125_updates_and_all_such_updates_are_skipped() {
         let mut scales = new(1, 1);
-        (0..125).for_each(|step| assert!(!scales.follow(step, &[0]).unwrap()));
+        (0..125).for_each(|step| assert!(!follow(&mut scales, step, &[0]).unwrap()));
         assert_eq!(log2(&scales), [12.5]);
-        scales.follow(125, &[0]).unwrap();
+        follow(&mut scales, 125, &[0]).unwrap();
         assert_eq!(log2(&scales), [12.0]);
     }
 
@@ -182,7 +187,7 @@ mod tests {
         // The second overflows in 124 of 125 updates.
         let overflowed = |step: u64| if step % 125 == 1 { [].as_slice() } else { &[1] };
         for step in 0..40_000 {
-            assert_eq!(scales.follow(step, overflowed(step)).unwrap(), step % 125 == 1);
+            assert_eq!(follow(&mut scales, step, overflowed(step)).unwrap(), step % 125 == 1);
         }
         let [first, second] = log2(&scales)[..] else { panic!("two scales") };
         assert!(first == 26.0 && (9.0..=9.001).contains(&second), "{first}, {second}");
@@ -191,7 +196,8 @@ mod tests {
     #[test]
     fn when_smaller_scales_do_not_help_the_run_ends_and_names_the_resblock() {
         let mut scales = new(8, 1);
-        let mut skip = |step| scales.follow(step, if step == 0 { &[5, 3] } else { &[0, 1, 2, 3, 4, 5] });
+        let mut skip =
+            |step| follow(&mut scales, step, if step == 0 { &[5, 3] } else { &[0, 1, 2, 3, 4, 5] });
         (0..999).for_each(|step| assert!(!skip(step).unwrap()));
         let error = skip(1000).unwrap_err().to_string();
         assert!(error.contains("first in resblock 5 of 8"), "{error}");
@@ -200,7 +206,16 @@ mod tests {
     #[test]
     fn one_scale_for_all_falls_for_all() {
         let mut scales = Scales::new(Rules::paper(Scaling::Global), 3, SmallFloat::F16, 1);
-        scales.follow(0, &[2]).unwrap();
+        follow(&mut scales, 0, &[2]).unwrap();
         assert_eq!(log2(&scales), [12.5; 3]);
+    }
+
+    #[test]
+    fn a_gradient_outside_of_resblocks_that_is_not_finite_skips_the_update_and_drops_no_scale() {
+        let mut scales = new(2, 1);
+        assert!(!scales.follow(0, &[], false).unwrap());
+        assert!(log2(&scales).iter().all(|log2| *log2 > 13.0));
+        (1..999).for_each(|step| assert!(!scales.follow(step, &[], false).unwrap()));
+        assert!(scales.follow(999, &[], false).unwrap_err().to_string().contains("1000 updates in a row"));
     }
 }

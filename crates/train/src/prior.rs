@@ -19,7 +19,8 @@ use tessera_text::{Bpe, normalise};
 
 use crate::config::Config;
 use crate::encode::DVAE_FILE;
-use crate::fit::{Gradient, Loss, Outcome, Task, fit};
+use crate::fit::{Outcome, Task, fit};
+use crate::gradient::{Gradient, Loss};
 use crate::log::Metrics;
 use crate::picture::grid;
 use crate::precision::{Rules, Scales};

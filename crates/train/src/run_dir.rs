@@ -307,7 +307,7 @@ mod tests {
         let mut plateau = Plateau::default();
         (0..7).for_each(|i| plateau.follow(2.0 + 1e-9 * f64::from(i), 2, 0.1));
         let mut scales = Scales::new(Rules::paper(Scaling::Resblock), 3, SmallFloat::F16, 1);
-        (0..1000).for_each(|step| drop(scales.follow(step, &[1][..usize::from(step % 300 == 7)])));
+        (0..1000).for_each(|step| drop(scales.follow(step, &[1][..usize::from(step % 300 == 7)], true)));
         State { step, weights: weight(1.0), average: weight(2.0), adam, plateau, scales: Some(scales) }
     }
 

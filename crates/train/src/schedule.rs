@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::FitConfig;
+
 /// From `start` to `end` over `steps` updates by half a cosine, then `end`.
 pub fn cosine(start: f64, end: f64, step: u64, steps: u64) -> f64 {
     let progress = (step as f64 / steps.max(1) as f64).min(1.0);
@@ -21,6 +23,15 @@ pub enum Schedule {
     Cosine,
     /// By half each time that the training loss has stopped falling, down to `lr_end` ([`Plateau`]).
     Plateau,
+}
+
+/// The step size of update `step`.
+pub fn learning_rate(config: &FitConfig, step: u64, plateau: &Plateau) -> f64 {
+    let fallen = match config.schedule {
+        Schedule::Cosine => cosine(config.lr, config.lr_end, step, config.lr_steps),
+        Schedule::Plateau => config.lr * plateau.factor(),
+    };
+    rise(step, config.warmup) * fallen
 }
 
 /// Share by which a loss has to be below the best before to count as falling.
