@@ -67,7 +67,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Eval(eval) => commands::eval::run(eval),
         Command::Bench(bench) => commands::bench::run(&bench),
         Command::Convert(convert) => commands::convert::run(convert),
-        Command::Reconstruct(args) => commands::convert::reconstruct_picture(&args),
+        Command::Reconstruct(args) => commands::reconstruct::run(&args),
         Command::Plan(plan) => commands::plan::run(&plan),
     }
 }

@@ -1,5 +1,6 @@
 //! The Fréchet distance between two sets of feature vectors, each taken as a Gaussian (Heusel et al. 2017; the FID of paper §3
-//! when the features are Inception's). Whoever reports it says whose features they are.
+//! when the features are Inception's, of which there are several). A set knows whose features it holds: a distance is worth
+//! nothing without.
 
 use anyhow::{Result, anyhow, ensure};
 use faer::{Mat, Side};
@@ -7,6 +8,7 @@ use faer::{Mat, Side};
 /// Mean and covariance of feature vectors, gathered one at a time.
 #[derive(Debug, Clone)]
 pub struct Gaussian {
+    features: String,
     n: usize,
     /// The first vector, subtracted from all, so that sums stay small.
     origin: Vec<f64>,
@@ -16,9 +18,20 @@ pub struct Gaussian {
 }
 
 impl Gaussian {
-    /// Of no vectors of `d` features.
-    pub fn new(d: usize) -> Gaussian {
-        Gaussian { n: 0, origin: vec![0.0; d], sum: vec![0.0; d], products: Mat::zeros(d, d) }
+    /// Of no vectors of `d` features, which `features` names: a network, its weights, a layer.
+    pub fn new(features: &str, d: usize) -> Gaussian {
+        Gaussian {
+            features: features.to_string(),
+            n: 0,
+            origin: vec![0.0; d],
+            sum: vec![0.0; d],
+            products: Mat::zeros(d, d),
+        }
+    }
+
+    /// Whose features they are, to be reported beside every distance.
+    pub fn features(&self) -> &str {
+        &self.features
     }
 
     /// Adds a vector.
@@ -60,10 +73,11 @@ impl Gaussian {
 /// `|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁^½ Σ₂ Σ₁^½)^½)`
 ///
 /// # Errors
-/// If a set has fewer than two vectors, or the numbers of features differ.
+/// If a set has fewer than two vectors, or the sets have other features.
 pub fn frechet_distance(a: &Gaussian, b: &Gaussian) -> Result<f64> {
     ensure!(a.n > 1 && b.n > 1, "{} and {} feature vectors; wanted at least 2", a.n, b.n);
     ensure!(a.sum.len() == b.sum.len(), "{} features and {}", a.sum.len(), b.sum.len());
+    ensure!(a.features == b.features, "features of {} and of {} have no distance", a.features, b.features);
     let apart: f64 = a.mean().iter().zip(b.mean()).map(|(a, b)| (a - b).powi(2)).sum();
     let (first, second) = (a.covariance(), b.covariance());
     // The singular values of Σ₁^½ Σ₂^½ are the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, but exact also where those are 0.
@@ -96,7 +110,7 @@ mod tests {
 
     /// `n` vectors of `d` features, spread and moved.
     fn set(n: usize, d: usize, spread: f32, moved: f32) -> Gaussian {
-        let mut gaussian = Gaussian::new(d);
+        let mut gaussian = Gaussian::new("noise", d);
         for i in 0..n {
             let noise = |j: usize| ((i * d + j) as f32 * 12.9898).sin() * 43_758.547 % 1.0;
             let feature = |j: usize| noise(j) * spread * (j + 1) as f32 + moved;
@@ -126,11 +140,27 @@ mod tests {
         assert!((spread / wanted - 1.0).abs() < 1e-5, "{spread}, wanted {wanted}");
     }
 
+    /// Inception's weights of 2015 and torchvision's give other distances (paper §3, by DM-GAN's code).
+    #[test]
+    fn a_set_says_whose_features_it_holds_and_is_compared_with_no_others() {
+        let [old, new] =
+            ["pt_inception-2015-12-05, pool 3", "torchvision's Inception v3, pool 3"].map(|features| {
+                let mut set = Gaussian::new(features, 1);
+                [0.0, 1.0].iter().for_each(|&value| set.push(&[value]).unwrap());
+                set
+            });
+        assert_eq!(old.features(), "pt_inception-2015-12-05, pool 3");
+        let error = frechet_distance(&old, &new).unwrap_err().to_string();
+        assert!(error.contains("2015-12-05") && error.contains("torchvision"), "{error}");
+    }
+
     #[test]
     fn sets_that_do_not_fit_are_refused() {
         let error = |a: &Gaussian, b: &Gaussian| frechet_distance(a, b).unwrap_err().to_string();
         assert!(error(&set(1, 4, 1.0, 0.0), &set(9, 4, 1.0, 0.0)).contains("wanted at least 2"));
         assert!(error(&set(9, 4, 1.0, 0.0), &set(9, 5, 1.0, 0.0)).contains("4 features and 5"));
-        assert!(Gaussian::new(2).push(&[1.0]).is_err() && Gaussian::new(1).push(&[f32::NAN]).is_err());
+        assert!(
+            Gaussian::new("", 2).push(&[1.0]).is_err() && Gaussian::new("", 1).push(&[f32::NAN]).is_err()
+        );
     }
 }

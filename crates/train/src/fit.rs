@@ -417,6 +417,52 @@ mod tests {
             .for_each(|update| assert!((lrs[update] - wanted(update)).abs() < 1e-12, "{update}: {lrs:?}"));
     }
 
+    /// A loss that is none, which resblock 3 was the first to show.
+    struct Broken;
+
+    impl Task for Broken {
+        type Model = Linear;
+        type Batch = ();
+
+        fn batch(&self, _: u64, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn gradient(&self, _: &Linear, (): (), _: u64, _: Option<&[f32]>) -> Result<Gradient> {
+            Ok(Gradient { overflowed: vec![3], ..Gradient::new(Vec::new(), f64::NAN, Vec::new()) })
+        }
+
+        fn validate(&self, _: &Linear, _: u64) -> Result<Metrics> {
+            Ok(Metrics::new())
+        }
+
+        fn picture(&self, _: &Linear) -> Result<RgbImage> {
+            Ok(RgbImage::new(2, 2))
+        }
+    }
+
+    #[test]
+    fn a_loss_that_is_none_names_the_first_resblock_and_leaves_a_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(&dir.path().join("run"), "c = 1\n", false).unwrap();
+        let error =
+            fit(&Broken, linear(), &config(), &run, &AtomicBool::new(false)).err().unwrap().to_string();
+        assert!(error.contains("the loss is NaN; resblock 3"), "{error}");
+        assert_eq!(run.newest_checkpoint().unwrap().unwrap().step, 0);
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_shape_or_kind_is_refused() {
+        let config = config();
+        let of_scaled = Trainer::new(&Overflowing(|_| false), linear(), &config, None).unwrap().state;
+        let error = Trainer::new(&Broken, linear(), &config, Some(of_scaled)).err().unwrap().to_string();
+        assert!(error.contains("gradient scales of Some(4) resblocks, wanted None"), "{error}");
+        let wide = Linear::new(&mut Init::new(1, &Device::default()), [3, 1], 0.1);
+        let of_wide = Trainer::new(&Broken, wide, &config, None).unwrap().state;
+        let error = Trainer::new(&Broken, linear(), &config, Some(of_wide)).err().unwrap();
+        assert!(format!("{error:#}").contains("the checkpoint is of another model"), "{error:#}");
+    }
+
     #[test]
     fn a_gradient_that_is_not_finite_names_its_weight() {
         let weights = export(&linear());

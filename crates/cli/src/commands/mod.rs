@@ -7,6 +7,7 @@ pub mod draw;
 pub mod eval;
 pub mod inspect;
 pub mod plan;
+pub mod reconstruct;
 pub mod train;
 
 use std::fmt::Display;

@@ -63,10 +63,13 @@ fn table(plan: &Plan, training: &Training, cluster: &Cluster) -> String {
     };
     [
         format!(
-            "parameters            {:10.2}e9, {:.2}e9 of them in the layers' matrices, which are what the paper counts; {} in 16 bits",
+            "parameters            {:10.2}e9, {} in 16 bits",
             plan.parameters as f64 / 1e9,
-            plan.matrix_parameters as f64 / 1e9,
             gb(plan.weight_bytes).trim()
+        ),
+        format!(
+            "                      {:10.2}e9 of them in the layers' matrices, which are what the paper counts",
+            plan.matrix_parameters as f64 / 1e9
         ),
         String::new(),
         format!("on each of {} GPUs, {} to a machine", cluster.gpus, cluster.per_machine),
@@ -89,14 +92,15 @@ fn table(plan: &Plan, training: &Training, cluster: &Cluster) -> String {
         format!("  compression of the layers       {:10.1} %", 100.0 * plan.compression),
         String::new(),
         format!(
-            "{:.3e} operations an update of {} streams, and {:.3e} made again; {} updates at {:.0} % of {:.0} TFLOP/s: {:.1} days",
-            plan.flops_per_step,
-            training.batch,
-            plan.recomputed_flops_per_step,
+            "{:.3e} operations an update of {} streams, and {:.3e} made again",
+            plan.flops_per_step, training.batch, plan.recomputed_flops_per_step
+        ),
+        format!(
+            "{:.1} days for {} updates at {:.0} % of {:.0} TFLOP/s",
+            plan.days,
             training.steps,
             100.0 * cluster.mfu,
-            cluster.peak_flops / 1e12,
-            plan.days
+            cluster.peak_flops / 1e12
         ),
     ]
     .join("\n")

@@ -110,6 +110,25 @@ fn in_16_bits_a_scaled_gradient_is_near_that_in_32_and_the_codes_keep_32() {
     });
 }
 
+/// Of what is stored in 16 bits, the gradient has 16 bits too.
+#[test]
+fn gradients_of_the_convolutions_next_to_the_codes_keep_32_bits_and_those_of_the_others_do_not() {
+    let dvae = Dvae::new(&config(), 0, &Device::default()).stored(Some(SmallFloat::F16)).train();
+    exactly(|| {
+        let x = map_pixels(tensor([1, 3, 8, 8], |i| (i % 7) as f32 / 7.0)).autodiff();
+        let logits = dvae.encoder.forward(x.clone());
+        let stats = dvae.decoder.forward(burn::tensor::activation::softmax(logits.clone(), 3));
+        let loss = elbo(x, stats, logits, 1.0, -3.0).loss;
+        let gradients = crate::weights::gradients(&dvae, (loss * 1024.0).backward()).unwrap();
+        for (weight, gradient) in crate::weights::export(&dvae).iter().zip(gradients) {
+            let small = gradient.iter().all(|&value| SmallFloat::F16.round(value) == value);
+            let next_to_codes = ["encoder.output.weight", "decoder.input.weight"].contains(&&*weight.name);
+            let matrix = weight.shape.len() == 4;
+            assert!(!matrix || small != next_to_codes, "{}: in 16 bits: {small}", weight.name);
+        }
+    });
+}
+
 #[test]
 fn phi_and_its_inverse() {
     let x = tensor([256], |i| i as f32 / 255.0);
