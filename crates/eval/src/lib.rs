@@ -5,12 +5,16 @@ mod blur;
 mod conditioning;
 mod curves;
 mod drawing;
+mod features;
 mod frechet;
 mod recon;
+mod report;
 
 pub use blur::blur;
 pub use conditioning::{Conditioning, Conditions, Drawn, Figure, LabelledCodes, conditioning};
 pub use curves::curves;
 pub use drawing::{DrawingReport, Subject, drawing};
+pub use features::{Features, Seen};
 pub use frechet::{Gaussian, frechet_distance};
 pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};
+pub use report::Report;
