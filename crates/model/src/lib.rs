@@ -7,6 +7,7 @@ pub mod dvae;
 mod finite_differences;
 pub mod nn;
 pub mod prior;
+pub mod rerank;
 pub mod sample;
 mod tessera;
 pub mod weights;

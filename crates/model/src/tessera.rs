@@ -10,7 +10,7 @@ use tessera_text::{Bpe, Prompt};
 use crate::dvae::Dvae;
 use crate::prior::Prior;
 use crate::sample::{Decoder, Drawing, Request};
-use crate::weights::{HostTensor, ModelFile, import};
+use crate::weights::{ModelFile, check_count, import};
 
 /// dVAE, tokenizer and prior of one model file.
 ///
@@ -125,11 +125,4 @@ impl ModelFile {
         check_count("prior", config.n_parameters(), &self.prior)?;
         import(Prior::new(config, 0, device), &self.prior).context("prior")
     }
-}
-
-/// Before anything is allocated: a config asks for as many weights as the file holds.
-fn check_count(part: &str, wanted: u128, tensors: &[HostTensor]) -> Result<()> {
-    let got: u128 = tensors.iter().map(|tensor| tensor.values.len() as u128).sum();
-    ensure!(got == wanted, "the {part}'s config asks for {wanted} weights; the file holds {got}");
-    Ok(())
 }

@@ -3,7 +3,9 @@
 //! Everything here is text in, integers out; no tensor library is visible from this crate.
 
 mod bpe;
+mod clip;
 mod normalise;
 
 pub use bpe::Bpe;
+pub use clip::clean_for_clip;
 pub use normalise::{MAX_PROMPT_CHARS, Prompt, normalise};

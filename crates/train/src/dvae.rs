@@ -63,7 +63,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, stop: &Ato
     let run = RunDir::start(options, "dvae", &format!("data {}{named}", dataset.fingerprint()), config)?;
     let (model, outcome) = fit(&task, model, &config.train_dvae, &run, stop)?;
     let file = ModelFile {
-        config: ModelConfig { dvae: Some(config.dvae.clone()), prior: None },
+        config: ModelConfig { dvae: Some(config.dvae.clone()), ..ModelConfig::default() },
         dvae: export(&model),
         ..ModelFile::default()
     };

@@ -82,7 +82,11 @@ pub fn train_prior(
     let run = RunDir::start(options, "prior", &inputs, config)?;
     let (model, outcome) = fit(&task, model, &config.train_prior, &run, stop)?;
     let file = ModelFile {
-        config: ModelConfig { dvae: dvae_file.config.dvae.clone(), prior: Some(config.prior.clone()) },
+        config: ModelConfig {
+            dvae: dvae_file.config.dvae.clone(),
+            prior: Some(config.prior.clone()),
+            ..ModelConfig::default()
+        },
         tokenizer: Some(json),
         dvae: dvae_file.dvae,
         prior: export(&model),

@@ -1,8 +1,8 @@
 //! A model is one file: `*.tessera.safetensors`, weights in f16, its config and tokenizer in the metadata.
 //!
-//! The parts (dVAE, tokenizer, prior) are optional, so that each training stage writes the same kind of file. Weights
-//! are computed on in f32; the prior's matrices may be stored in 8 bits, 32 values sharing a scale, to halve a file
-//! that is shipped.
+//! The parts (dVAE, tokenizer, prior, contrastive model) are optional, so that each training stage writes the same kind of
+//! file. Weights are computed on in f32; the matrices of the prior and of the contrastive model may be stored in 8 bits, 32
+//! values sharing a scale, to halve a file that is shipped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::HostTensor;
 use crate::dvae::DvaeConfig;
 use crate::prior::PriorConfig;
+use crate::rerank::ClipConfig;
 
 /// Version of the file's layout; a reader refuses others.
 const FORMAT: u32 = 1;
@@ -30,7 +31,7 @@ const BLOCK: usize = 32;
 /// Ends the name of a tensor of scales.
 const SCALES: &str = "#scales";
 
-/// How a file stores the prior's matrices; everything else is f16.
+/// How a file stores the matrices of the prior and of the contrastive model; everything else is f16.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Storage {
     /// Half precision.
@@ -58,6 +59,9 @@ pub struct ModelConfig {
     /// The transformer.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub prior: Option<PriorConfig>,
+    /// The contrastive model.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rerank: Option<ClipConfig>,
 }
 
 /// A model as a file holds it.
@@ -71,7 +75,9 @@ pub struct ModelFile {
     pub dvae: Vec<HostTensor>,
     /// Weights of the prior; empty if there is none.
     pub prior: Vec<HostTensor>,
-    /// How the prior's matrices are stored.
+    /// Weights of the contrastive model; empty if there is none.
+    pub rerank: Vec<HostTensor>,
+    /// How the matrices of the prior and of the contrastive model are stored.
     pub storage: Storage,
     /// Settings and facts of the training that made it, for people: name → text.
     pub notes: BTreeMap<String, String>,
@@ -117,6 +123,7 @@ impl ModelFile {
             match part {
                 "dvae" => file.dvae.push(tensor),
                 "prior" => file.prior.push(tensor),
+                "rerank" => file.rerank.push(tensor),
                 _ => bail!("weight {full} belongs to no part of a model"),
             }
         }
@@ -133,10 +140,10 @@ impl ModelFile {
         };
         let meta = HashMap::from([(HEADER_KEY.to_string(), serde_json::to_string(&header)?)]);
         let mut encoded: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-        for (part, tensors) in [("dvae", &self.dvae), ("prior", &self.prior)] {
+        for (part, tensors) in [("dvae", &self.dvae), ("prior", &self.prior), ("rerank", &self.rerank)] {
             for tensor in tensors {
                 let name = format!("{part}.{}", tensor.name);
-                if part == "prior" && self.storage == Storage::Int8 && tensor.shape.len() > 1 {
+                if part != "dvae" && self.storage == Storage::Int8 && tensor.shape.len() > 1 {
                     let (bytes, scales) = quantize(&tensor.values);
                     encoded.push((
                         format!("{name}{SCALES}"),

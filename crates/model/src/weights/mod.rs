@@ -8,4 +8,5 @@ mod torch_file;
 
 pub use file::{ModelConfig, ModelFile, Storage};
 pub use openai_dvae::read_openai_dvae;
+pub(crate) use params::check_count;
 pub use params::{Collected, HostTensor, export, gradients, import};

@@ -21,7 +21,7 @@ pub fn read_openai_dvae(encoder: &[u8], decoder: &[u8]) -> Result<ModelFile> {
     let found: u128 = dvae.iter().map(|tensor| tensor.values.len() as u128).sum();
     let wanted: u128 = config.n_parameters().iter().sum();
     ensure!(found == wanted, "{found} weights; a dVAE of these sizes has {wanted}");
-    let config = ModelConfig { dvae: Some(config), prior: None };
+    let config = ModelConfig { dvae: Some(config), ..ModelConfig::default() };
     let file = ModelFile { config, dvae, ..ModelFile::default() };
     file.dvae(&Device::default()).context("the weights are not those of a dVAE")?;
     Ok(file)

@@ -42,6 +42,13 @@ pub fn import<M: Module>(module: M, tensors: &[HostTensor]) -> Result<M> {
     Ok(module)
 }
 
+/// Before anything is allocated: a config asks for as many weights as the file holds.
+pub(crate) fn check_count(part: &str, wanted: u128, tensors: &[HostTensor]) -> Result<()> {
+    let got: u128 = tensors.iter().map(|tensor| tensor.values.len() as u128).sum();
+    ensure!(got == wanted, "the {part}'s config asks for {wanted} weights; the file holds {got}");
+    Ok(())
+}
+
 /// Takes the gradients of all parameters out of `gradients`, in the order of [`export`]; zeros where there is none.
 ///
 /// # Errors

@@ -1,0 +1,72 @@
+//! The image tower: a vision transformer over patches and a class token, whose last state is the picture's.
+
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use tessera_kernels::{Plan, layer_norm_reference, linear_f32};
+
+use super::block::Block;
+use super::{ClipConfig, TowerConfig};
+use crate::nn::{Init, LayerNorm};
+
+/// Patches `[B, n, 3·P²]` → embeddings `[B, E]`, not yet of unit length.
+#[derive(Module, Debug)]
+pub struct ImageTower {
+    /// `[3·P², D]`: a convolution that steps from patch to patch, without a bias; rows by channel, then row, then column.
+    pub(crate) patch: Param<Tensor<2>>,
+    /// `[D]`
+    pub(crate) class: Param<Tensor<1>>,
+    /// `[1 + n, D]`
+    pub(crate) positions: Param<Tensor<2>>,
+    pub(crate) norm_in: LayerNorm,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) norm_out: LayerNorm,
+    /// `[D, E]`
+    pub(crate) projection: Param<Tensor<2>>,
+    #[module(skip)]
+    plan: Arc<Plan>,
+}
+
+impl ImageTower {
+    /// CLIP's first weights: class, positions and projection N(0, 1/√D).
+    pub(super) fn new(config: &ClipConfig, init: &mut Init) -> ImageTower {
+        let TowerConfig { width: d, n_layers, .. } = config.image;
+        let std = 1.0 / (d as f64).sqrt();
+        let inputs = 3 * config.patch * config.patch;
+        let len = 1 + config.n_patches();
+        ImageTower {
+            // The variance of PyTorch's first weights of a convolution, which CLIP leaves as they are.
+            patch: init.normal([inputs, d], 1.0 / (3.0 * inputs as f64).sqrt()),
+            class: init.normal([d], std),
+            positions: init.normal([len, d], std),
+            norm_in: LayerNorm::new(init, d),
+            blocks: (0..n_layers).map(|_| Block::new(&config.image, config.gelu, init)).collect(),
+            norm_out: LayerNorm::new(init, d),
+            projection: init.normal([d, config.embed], std),
+            plan: Arc::new(Plan::new((0..len).collect(), |_, _| true)),
+        }
+    }
+
+    /// `[B, n, 3·P²]` → `[B, E]`
+    pub(super) fn forward(&self, patches: Tensor<3>) -> Tensor<2> {
+        let [b, _, _] = patches.dims();
+        let [d] = self.class.dims();
+        let nothing = Tensor::zeros([d], &patches.device());
+        let patches = linear_f32(patches, self.patch.val(), nothing); // [B, n, D]
+        let class = self.class.val().reshape([1, 1, d]).expand([b, 1, d]);
+        let x = Tensor::cat(vec![class, patches], 1) + self.positions.val().unsqueeze(); // [B, 1 + n, D]
+        // Here the norm begins the residual stream, which has 32 bits.
+        let x = layer_norm_reference(x, self.norm_in.gain.val(), self.norm_in.bias.val(), LayerNorm::EPSILON);
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, &self.plan));
+        let class = x.narrow(1, 0, 1).reshape([b, d]);
+        project(self.norm_out.forward(class), &self.projection)
+    }
+}
+
+/// `x W` in f32: `[B, D]` → `[B, E]`
+pub(super) fn project(x: Tensor<2>, projection: &Param<Tensor<2>>) -> Tensor<2> {
+    let [_, e] = projection.dims();
+    let nothing = Tensor::zeros([e], &projection.val().device());
+    linear_f32(x, projection.val(), nothing)
+}

@@ -1,0 +1,116 @@
+//! A contrastive model with its tokenizer: pictures and sentences in, how well they fit out.
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::{Device, Tensor, TensorData};
+use image::RgbImage;
+use tessera_text::{Bpe, normalise};
+
+use super::{Cleaning, Clip, patches};
+use crate::weights::{ModelFile, check_count, import};
+
+/// Pictures and captions that are embedded at once.
+const BATCH: usize = 32;
+
+/// Scores pictures by a sentence.
+pub struct Reranker {
+    /// The two towers.
+    pub clip: Clip,
+    /// What captions are cut by.
+    pub bpe: Bpe,
+}
+
+/// A caption's embedding and what of it was not read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReadCaption {
+    /// `[E]`, of unit length.
+    pub embedding: Vec<f32>,
+    /// Tokens behind the text tower's last position.
+    pub dropped_tokens: usize,
+}
+
+impl Reranker {
+    /// The contrastive model of a file.
+    ///
+    /// # Errors
+    /// If it holds none, no tokenizer, or the two do not fit each other.
+    pub fn new(file: &ModelFile, device: &Device) -> Result<Reranker> {
+        let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
+        let reranker = Reranker { clip: file.clip(device)?, bpe: Bpe::from_json(tokenizer)? };
+        let (words, vocab) = (reranker.bpe.vocab_size(), reranker.clip.config().text_vocab);
+        // CLIP's vocabulary lists its two marks among its tokens, ours does not.
+        let marks = if reranker.clip.config().cleaning == Cleaning::Clip { 0 } else { 2 };
+        ensure!(
+            words + marks <= vocab,
+            "the tokenizer has {words} tokens, the text tower {vocab} with two marks"
+        );
+        Ok(reranker)
+    }
+
+    /// The tokens of a caption, cleaned as the model was trained.
+    pub fn tokens(&self, caption: &str) -> Result<Vec<u32>> {
+        match self.clip.config().cleaning {
+            Cleaning::Tessera => self.bpe.encode(&normalise(caption)),
+            Cleaning::Clip => self.bpe.encode(&tessera_text::clean_for_clip(caption)),
+        }
+    }
+
+    /// Embeddings of captions; a caption that is too long is cut.
+    pub fn captions<S: AsRef<str>>(&self, captions: &[S]) -> Result<Vec<ReadCaption>> {
+        let mut read = Vec::with_capacity(captions.len());
+        for batch in captions.chunks(BATCH) {
+            let slots = batch.iter().map(|caption| Ok(self.clip.slots(&self.tokens(caption.as_ref())?)));
+            let slots = slots.collect::<Result<Vec<_>>>()?;
+            let ids: Vec<u32> = slots.iter().flat_map(|(ids, _)| ids.iter().copied()).collect();
+            let rows = rows(self.clip.embed_texts(&ids))?;
+            read.extend(
+                rows.into_iter()
+                    .zip(slots)
+                    .map(|(embedding, (_, dropped_tokens))| ReadCaption { embedding, dropped_tokens }),
+            );
+        }
+        Ok(read)
+    }
+
+    /// Embeddings of pictures of any sizes, `[E]` each, of unit length.
+    pub fn pictures(&self, pictures: &[RgbImage]) -> Result<Vec<Vec<f32>>> {
+        let config = self.clip.config();
+        let mut embeddings = Vec::with_capacity(pictures.len());
+        for batch in pictures.chunks(BATCH) {
+            let shape = [batch.len(), config.n_patches(), 3 * config.patch * config.patch];
+            let data = TensorData::new(patches(batch, config), shape);
+            let x: Tensor<3> = Tensor::from_data(data, &self.clip.device());
+            embeddings.extend(rows(self.clip.embed_images(x))?);
+        }
+        Ok(embeddings)
+    }
+}
+
+/// `[B, E]` as rows on the host.
+fn rows(x: Tensor<2>) -> Result<Vec<Vec<f32>>> {
+    let [_, e] = x.dims();
+    let values: Vec<f32> = x.into_data().iter().collect();
+    ensure!(
+        values.iter().all(|value| value.is_finite()),
+        "an embedding is not finite; are the weights damaged?"
+    );
+    Ok(values.chunks(e).map(<[f32]>::to_vec).collect())
+}
+
+/// The cosine of two embeddings of unit length.
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+impl ModelFile {
+    /// The contrastive model of the file.
+    pub fn clip(&self, device: &Device) -> Result<Clip> {
+        let config = self
+            .config
+            .rerank
+            .as_ref()
+            .context("the file holds no contrastive model; was it made by `train rerank`?")?;
+        config.check()?;
+        check_count("contrastive model", config.n_parameters(), &self.rerank)?;
+        import(Clip::new(config, 0, device), &self.rerank).context("contrastive model")
+    }
+}
