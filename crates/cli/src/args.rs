@@ -222,6 +222,14 @@ pub enum TrainTask {
         #[arg(long)]
         bpe: PathBuf,
     },
+    /// The contrastive model that ranks drawings, from a data set.
+    Rerank {
+        #[command(flatten)]
+        common: Common,
+        /// The tokenizer that `train bpe` wrote.
+        #[arg(long)]
+        bpe: PathBuf,
+    },
 }
 
 /// Which settings.

@@ -10,6 +10,7 @@ use tessera_data::Augment;
 use tessera_kernels::{Cpu, Precision, SmallFloat};
 use tessera_model::dvae::DvaeConfig;
 use tessera_model::prior::{Activations, PriorConfig};
+use tessera_model::rerank::ClipConfig;
 use toml::{Table, Value};
 
 use crate::optim::Moments;
@@ -43,6 +44,10 @@ pub struct Config {
     pub train_prior: FitConfig,
     /// How the prior's chain of resblocks is run in training.
     pub chain: ChainConfig,
+    /// Architecture of the contrastive model.
+    pub rerank: ClipConfig,
+    /// Training of the contrastive model.
+    pub train_rerank: FitConfig,
     /// How the processor is used.
     pub cpu: CpuConfig,
 }
@@ -143,6 +148,8 @@ pub struct FitConfig {
     pub beta1: f64,
     /// AdamW's β₂.
     pub beta2: f64,
+    /// AdamW's ε, added to the root of the running variance.
+    pub epsilon: f64,
     /// AdamW's decoupled weight decay; gains, biases and embeddings are left out.
     pub weight_decay: f64,
     /// Largest global norm of the gradient.
@@ -219,7 +226,12 @@ impl Config {
     fn check(&self) -> Result<()> {
         self.dvae.check()?;
         self.prior.check()?;
-        for (name, fit) in [("train_dvae", &self.train_dvae), ("train_prior", &self.train_prior)] {
+        self.rerank.check()?;
+        for (name, fit) in [
+            ("train_dvae", &self.train_dvae),
+            ("train_prior", &self.train_prior),
+            ("train_rerank", &self.train_rerank),
+        ] {
             ensure!(
                 fit.micro_batches >= 1 && fit.batch.is_multiple_of(fit.micro_batches) && fit.batch > 0,
                 "{name}.batch = {}: wanted a multiple of {name}.micro_batches = {}",
@@ -231,6 +243,7 @@ impl Config {
                 ("lr_end", fit.lr_end, 0.0..=10.0),
                 ("beta1", fit.beta1, 0.0..=0.999_999),
                 ("beta2", fit.beta2, 0.0..=0.999_999),
+                ("epsilon", fit.epsilon, 0.0..=1.0),
                 ("weight_decay", fit.weight_decay, 0.0..=10.0),
                 ("clip", fit.clip, f64::MIN_POSITIVE..=f64::INFINITY),
                 ("variance_clip", fit.variance_clip, f64::MIN_POSITIVE..=f64::INFINITY),
@@ -253,6 +266,10 @@ impl Config {
             "chain.scale_doubling = {scale_doubling}, chain.scale_rest = {scale_rest}: wanted at least 1"
         );
         in_range("chain.scale_first", self.chain.scale_first, -100.0..=100.0)?;
+        ensure!(
+            self.train_rerank.storage == Storage::Full,
+            "train_rerank.storage: the contrastive model is trained in full numbers only; wanted \"full\""
+        );
         ensure!(self.data.copies >= 1, "data.copies = 0: wanted at least 1");
         in_range("data.bpe_dropout", self.data.bpe_dropout.into(), 0.0..=1.0)?;
         in_range("data.caption_drop", self.data.caption_drop.into(), 0.0..=1.0)?;

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use image::RgbImage;
 use tessera_kernels::Cpu;
@@ -43,6 +43,19 @@ pub trait Task: Sync {
         step: u64,
         scales: Option<&[f32]>,
     ) -> Result<Gradient>;
+    /// The gradient of the batch of update `step`, in `parts`: the mean of its micro-batches' gradients, unless a loss compares all
+    /// items of a batch with each other.
+    fn batch_gradient(
+        &self,
+        model: &Self::Model,
+        step: u64,
+        parts: usize,
+        scales: Option<&[f32]>,
+    ) -> Result<Gradient> {
+        mean_gradient(parts, |part| self.gradient(model, self.batch(step, part)?, step, scales))
+    }
+    /// Bounds on weights, laid on after each update.
+    fn constrain(&self, _: &mut [HostTensor]) {}
     /// Figures on held-out data.
     fn validate(&self, model: &Self::Model, step: u64) -> Result<Metrics>;
     /// A picture that shows how far the model is.
@@ -160,14 +173,17 @@ impl<'a, T: Task> Trainer<'a, T> {
     pub fn step(&mut self) -> Result<Metrics> {
         let (step, config, state) = (self.state.step, self.config, &mut self.state);
         let scales = state.scales.as_ref().map(Scales::values);
-        let part = |part| micro_batch(self.task, &self.model, [step, part], scales.as_deref());
         // The average follows what this update starts from while the gradient is computed: nobody waits for it (paper §B.2).
         let (average, weights) = (&mut state.average, &state.weights);
         let (gradient, ()) = rayon::join(
-            || mean_gradient(config.micro_batches, self.cpu, part),
+            || {
+                self.cpu.scope(|| {
+                    self.task.batch_gradient(&self.model, step, config.micro_batches, scales.as_deref())
+                })
+            },
             || self.cpu.scope(|| follow(average, weights, config, step)),
         );
-        let gradient = gradient?;
+        let gradient = checked(gradient?, step, scales.as_ref().map_or(0, Vec::len))?;
         self.entering.clone_from(&gradient.entering);
         if let Some(scales) = &mut state.scales
             && !scales.follow(step, &gradient.overflowed, gradient.is_finite())?
@@ -177,6 +193,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         let lr = learning_rate(config, step, &state.plateau);
         let norm = state.adam.update(&mut state.weights, &gradient.values, config, lr);
+        self.task.constrain(&mut state.weights);
         ensure!(
             norm.is_finite(),
             "step {step}: the gradient is not finite, first at {}; try a smaller lr ({})",
@@ -204,27 +221,19 @@ fn follow(average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig
     }
 }
 
-/// The gradient of one part of a batch; its loss is the first figure.
-fn micro_batch<T: Task>(
-    task: &T,
-    model: &T::Model,
-    [step, part]: [u64; 2],
-    scales: Option<&[f32]>,
-) -> Result<Gradient> {
-    let mut gradient = task.gradient(model, task.batch(step, part as usize)?, step, scales)?;
-    match (gradient.loss.is_finite(), scales) {
-        (true, _) => {}
-        // Numbers of 16 bits have overflowed on the way forward: as bad as a gradient that is not finite.
-        (false, Some(scales)) => gradient.overflowed.extend(0..scales.len()),
-        (false, None) => {
-            let first = |i: &usize| {
-                format!(
-                    "; resblock {i} (from 0, attention and MLP in turn) is the first whose output is not finite"
-                )
-            };
-            let place = gradient.overflowed.first().map_or(String::new(), first);
-            bail!("step {step}: the loss is {}{place}; try a smaller lr", gradient.loss)
-        }
+/// `gradient` with its loss as the first figure. A loss that is not finite ends the run, but for numbers of 16 bits, with scales for `n_scales` resblocks: there all
+/// have overflowed.
+fn checked(mut gradient: Gradient, step: u64, n_scales: usize) -> Result<Gradient> {
+    if !gradient.loss.is_finite() {
+        // Numbers of 16 bits that overflow on the way forward are as bad as a gradient that is not finite.
+        gradient.overflowed.extend(0..n_scales);
+        let first = |i: &usize| {
+            format!(
+                "; resblock {i} (from 0, attention and MLP in turn) is the first whose output is not finite"
+            )
+        };
+        let place = gradient.overflowed.first().map_or(String::new(), first);
+        ensure!(n_scales > 0, "step {step}: the loss is {}{place}; try a smaller lr", gradient.loss);
     }
     gradient.figures.insert(0, ("loss", gradient.loss));
     Ok(gradient)

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use tessera_kernels::{Cpu, approach, sum_of_squares};
+use tessera_kernels::{approach, sum_of_squares};
 use tessera_model::weights::{HostTensor, gradients};
 
 use crate::log::Metrics;
@@ -82,13 +82,7 @@ pub fn differentiate<M: Module>(
 }
 
 /// The mean of the gradients of `parts` micro-batches, with their mean figures.
-pub(crate) fn mean_gradient(
-    parts: usize,
-    cpu: Cpu,
-    part: impl Fn(u64) -> Result<Gradient> + Sync,
-) -> Result<Gradient> {
-    // Inside the pool, handing work to its threads costs a fraction of what it does from outside.
-    let part = |i: usize| rayon::scope(|_| cpu.scope(|| part(i as u64)));
+pub(crate) fn mean_gradient(parts: usize, part: impl Fn(usize) -> Result<Gradient>) -> Result<Gradient> {
     let mut mean = part(0)?;
     for i in 1..parts {
         let next = part(i)?;

@@ -17,6 +17,7 @@ mod picture;
 mod precision;
 mod prior;
 mod reconstruct;
+mod rerank;
 mod run_dir;
 mod schedule;
 
@@ -32,5 +33,6 @@ pub use picture::grid;
 pub use precision::{Scales, Scaling};
 pub use prior::train_prior;
 pub use reconstruct::{Reconstruction, reconstruct};
+pub use rerank::train_rerank;
 pub use run_dir::RunOptions;
 pub use schedule::{Plateau, Schedule, cosine, rise};

@@ -7,9 +7,6 @@ use tessera_model::weights::HostTensor;
 use crate::buffer::Buffer;
 use crate::config::FitConfig;
 
-/// Added to the root of the running variance.
-const EPSILON: f32 = 1e-8;
-
 /// Running mean and variance of each parameter, in the parameters' order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
@@ -69,7 +66,7 @@ impl AdamW {
                 step: (lr / correction(config.beta1)) as f32,
                 inverse_variance: (1.0 / correction(config.beta2)) as f32,
                 shrink: if decays(weight) { 1.0 - (lr * config.weight_decay) as f32 } else { 1.0 },
-                epsilon: EPSILON,
+                epsilon: config.epsilon as f32,
                 variance_clip: config.variance_clip as f32,
             };
             mean.change(|mean| {

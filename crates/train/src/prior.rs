@@ -24,6 +24,7 @@ use crate::gradient::{Gradient, Loss};
 use crate::log::Metrics;
 use crate::picture::grid;
 use crate::precision::{Rules, Scales};
+use crate::rerank::read_tokenizer;
 use crate::run_dir::{RunDir, RunOptions};
 
 /// Held-out captions that are drawn at each validation, and drawings of each.
@@ -50,10 +51,7 @@ pub fn train_prior(
     options: &RunOptions,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
-    let json = std::fs::read_to_string(bpe_file).with_context(|| {
-        format!("no tokenizer at {}; make one with `tessera train bpe`", bpe_file.display())
-    })?;
-    let bpe = Bpe::from_json(&json)?;
+    let (bpe, json) = read_tokenizer(bpe_file)?;
     let codes = CodeSet::read(&data.join(Split::Train.name()))?;
     let val = labelled_codes(&CodeSet::read(&data.join(Split::Val.name()))?, &bpe)?;
     let dvae_file = ModelFile::read(&data.join(DVAE_FILE))?;

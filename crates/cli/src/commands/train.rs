@@ -27,6 +27,11 @@ pub fn run(task: TrainTask) -> Result<()> {
             let train = || tessera_train::train_prior(&config, &common.data, &bpe, &options(&common), &stop);
             report(config.cpu()?.scope(train)?, &common.run)
         }
+        TrainTask::Rerank { common, bpe } => {
+            let (config, stop) = (resolve(&common.settings)?, stop_on_ctrl_c()?);
+            let train = || tessera_train::train_rerank(&config, &common.data, &bpe, &options(&common), &stop);
+            report(config.cpu()?.scope(train)?, &common.run)
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use image_tower::ImageTower;
 pub use loss::{ContrastiveLoss, contrastive, unit_rows};
 pub use preprocess::{patches, square};
-pub use reranker::{ReadCaption, Reranker};
+pub use reranker::{ReadCaption, Reranker, cosine};
 pub use text_tower::TextTower;
 
 use crate::nn::Init;
@@ -92,6 +92,17 @@ impl ClipConfig {
         self.context - 2
     }
 
+    /// The ids of a caption between its marks, zeros behind them, and how many of its tokens did not fit.
+    pub fn slots(&self, tokens: &[u32]) -> (Vec<u32>, usize) {
+        let kept = tokens.len().min(self.max_caption());
+        let [begin, end] = [2, 1].map(|back| (self.text_vocab - back) as u32);
+        let mut ids = vec![begin];
+        ids.extend(&tokens[..kept]);
+        ids.push(end);
+        ids.resize(self.context, 0);
+        (ids, tokens.len() - kept)
+    }
+
     /// Number of weights, counted without building them.
     pub fn n_parameters(&self) -> u128 {
         let size = |size: usize| size as u128;
@@ -137,6 +148,9 @@ impl ClipConfig {
     }
 }
 
+/// The name of its weight that holds the temperature.
+pub const LOG_SCALE: &str = "log_scale";
+
 /// The largest temperature, `exp` of which multiplies the cosines: 100.
 pub const MAX_LOG_SCALE: f32 = 4.605_170_2;
 
@@ -176,7 +190,7 @@ impl Clip {
         unit_rows(self.image.forward(patches))
     }
 
-    /// Captions, `context` ids each (of [`Clip::slots`]) → embeddings `[B, E]` of unit length.
+    /// Captions, `context` ids each (of [`ClipConfig::slots`]) → embeddings `[B, E]` of unit length.
     pub fn embed_texts(&self, ids: &[u32]) -> Tensor<2> {
         unit_rows(self.text.forward(ids))
     }
@@ -184,17 +198,6 @@ impl Clip {
     /// What multiplies cosines, `[1]`; at most 100.
     pub fn scale(&self) -> Tensor<1> {
         self.log_scale.val().exp()
-    }
-
-    /// The ids of a caption between its marks, zeros behind them, and how many of its tokens did not fit.
-    pub fn slots(&self, tokens: &[u32]) -> (Vec<u32>, usize) {
-        let kept = tokens.len().min(self.config.max_caption());
-        let [begin, end] = [2, 1].map(|back| (self.config.text_vocab - back) as u32);
-        let mut ids = vec![begin];
-        ids.extend(&tokens[..kept]);
-        ids.push(end);
-        ids.resize(self.config.context, 0);
-        (ids, tokens.len() - kept)
     }
 }
 

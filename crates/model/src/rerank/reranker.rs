@@ -58,7 +58,8 @@ impl Reranker {
     pub fn captions<S: AsRef<str>>(&self, captions: &[S]) -> Result<Vec<ReadCaption>> {
         let mut read = Vec::with_capacity(captions.len());
         for batch in captions.chunks(BATCH) {
-            let slots = batch.iter().map(|caption| Ok(self.clip.slots(&self.tokens(caption.as_ref())?)));
+            let slots =
+                batch.iter().map(|caption| Ok(self.clip.config().slots(&self.tokens(caption.as_ref())?)));
             let slots = slots.collect::<Result<Vec<_>>>()?;
             let ids: Vec<u32> = slots.iter().flat_map(|(ids, _)| ids.iter().copied()).collect();
             let rows = rows(self.clip.embed_texts(&ids))?;
@@ -97,7 +98,7 @@ fn rows(x: Tensor<2>) -> Result<Vec<Vec<f32>>> {
 }
 
 /// The cosine of two embeddings of unit length.
-pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f32 {
+pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 

@@ -1,0 +1,270 @@
+//! `train rerank`: the contrastive model that ranks drawings (paper §2.6; Radford et al. 2021), on pictures and captions.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, ensure};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor, TensorData};
+use image::RgbImage;
+use rayon::prelude::*;
+use tessera_data::loader::below;
+use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, item_rng};
+use tessera_kernels::dot;
+use tessera_model::rerank::{
+    Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine, patches,
+};
+use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, gradients};
+use tessera_text::{Bpe, normalise};
+
+use crate::config::Config;
+use crate::dvae::open_dataset;
+use crate::fit::{Outcome, Task, fit};
+use crate::gradient::{Gradient, Loss, differentiate};
+use crate::log::Metrics;
+use crate::picture::grid;
+use crate::run_dir::{RunDir, RunOptions};
+
+/// The file that a run writes.
+const FILE: &str = "rerank.tessera.safetensors";
+
+/// Held-out captions of the sample sheet, and pictures that are shown beside each.
+const SHOWN: [usize; 2] = [12, 8];
+
+/// Held-out pairs among which retrieval is measured, so that figures of sets of other sizes can be compared.
+const AMONG: usize = 100;
+
+struct RerankTask<'a> {
+    config: &'a Config,
+    seed: u64,
+    bpe: &'a Bpe,
+    train: &'a [Sample],
+    /// Held-out pictures at the model's size with their first captions.
+    val: Vec<(RgbImage, String)>,
+}
+
+/// Trains a contrastive model on the data set at `data` with the tokenizer in `bpe_file`; writes
+/// `RUN/rerank.tessera.safetensors` when it finishes or is stopped.
+///
+/// # Errors
+/// If the tokenizer and the config disagree on sizes.
+pub fn train_rerank(
+    config: &Config,
+    data: &Path,
+    bpe_file: &Path,
+    options: &RunOptions,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    let (bpe, json) = read_tokenizer(bpe_file)?;
+    let (words, vocab) = (bpe.vocab_size(), config.rerank.text_vocab);
+    ensure!(
+        words + 2 <= vocab,
+        "the tokenizer has {words} tokens; rerank.text_vocab is {vocab} with two marks"
+    );
+    let dataset = open_dataset(data)?;
+    let val = dataset.val.iter().map(|sample| pair(sample, config.rerank.image_size as u32));
+    let val = val.collect::<Result<Vec<_>>>()?;
+    let task = RerankTask { config, seed: options.seed, bpe: &bpe, train: &dataset.train, val };
+    let device = Device::default();
+    let (initial, named) = options.initial()?;
+    let model = match initial {
+        Some(file) => {
+            let theirs = file.config.rerank.as_ref();
+            ensure!(
+                theirs == Some(&config.rerank),
+                "--init holds a contrastive model of {theirs:?}, wanted {:?}",
+                config.rerank
+            );
+            ensure!(file.tokenizer.as_ref() == Some(&json), "--init was trained with another tokenizer");
+            file.clip(&device)?
+        }
+        None => Clip::new(&config.rerank, options.seed, &device),
+    };
+    let inputs =
+        format!("data {}, tokenizer {:08x}{named}", dataset.fingerprint(), crc32c::crc32c(json.as_bytes()));
+    let run = RunDir::start(options, "rerank", &inputs, config)?;
+    let (model, outcome) = fit(&task, model, &config.train_rerank, &run, stop)?;
+    let file = ModelFile {
+        config: ModelConfig { rerank: Some(config.rerank.clone()), ..ModelConfig::default() },
+        tokenizer: Some(json),
+        rerank: export(&model),
+        ..ModelFile::default()
+    };
+    file.write(&run.path().join(FILE))?;
+    Ok(outcome)
+}
+
+/// The tokenizer in a file and its JSON.
+pub(crate) fn read_tokenizer(path: &Path) -> Result<(Bpe, String)> {
+    let json = std::fs::read_to_string(path)
+        .with_context(|| format!("no tokenizer at {}; make one with `tessera train bpe`", path.display()))?;
+    Ok((Bpe::from_json(&json)?, json))
+}
+
+/// The middle of a picture at side `side`, and its first caption.
+fn pair(sample: &Sample, side: u32) -> Result<(RgbImage, String)> {
+    let mut unused = item_rng(0, Purpose::Augment, 0, 0);
+    let image = augment(&sample.image, side, Augment::CentreOnly, &mut unused)
+        .with_context(|| format!("picture {}", sample.key))?;
+    Ok((image, sample.captions.first().context("a picture has no caption")?.clone()))
+}
+
+/// Pictures and captions, pair by pair.
+struct Pairs {
+    /// `[B, n, 3·P²]`
+    patches: Tensor<3>,
+    /// `[B, context]`, flat.
+    captions: Vec<u32>,
+}
+
+impl RerankTask<'_> {
+    /// Picture `item`, cropped, and the slots of one of its captions.
+    fn example(&self, item: usize, step: u64, slot: u64) -> Result<(RgbImage, Vec<u32>)> {
+        let rng = |purpose| item_rng(self.seed, purpose, step, slot);
+        let sample = &self.train[item];
+        let side = self.config.rerank.image_size as u32;
+        let image = augment(&sample.image, side, Augment::Stage2, &mut rng(Purpose::Augment))?;
+        let caption = below(&mut rng(Purpose::CaptionChoice), sample.captions.len() as u64) as usize;
+        let caption = sample.captions.get(caption).context("a picture has no caption")?;
+        let dropout = self.config.data.bpe_dropout;
+        let tokens =
+            self.bpe.encode_with_dropout(&normalise(caption), dropout, &mut rng(Purpose::BpeDropout))?;
+        Ok((image, self.config.rerank.slots(&tokens).0))
+    }
+
+    /// Of pictures and of their captions, of unit length.
+    fn embeddings(&self, model: &Clip, pairs: &[&(RgbImage, String)]) -> Result<(Rows, Rows)> {
+        let reranker = Reranker { clip: model.clone(), bpe: self.bpe.clone() };
+        let (pictures, captions): (Vec<RgbImage>, Vec<&str>) =
+            pairs.iter().map(|(picture, caption)| (picture.clone(), caption.as_str())).unzip();
+        let texts = reranker.captions(&captions)?.into_iter().map(|read| read.embedding).collect();
+        Ok((reranker.pictures(&pictures)?, texts))
+    }
+}
+
+/// Embeddings, one a row.
+type Rows = Vec<Vec<f32>>;
+
+fn loss_of(loss: ContrastiveLoss) -> Loss {
+    let figures =
+        vec![("image_to_text_nats", loss.image_to_text), ("text_to_image_nats", loss.text_to_image)];
+    Loss { total: loss.loss, figures }
+}
+
+/// `picture` with a border, red if it is marked.
+fn framed(picture: &RgbImage, marked: bool) -> RgbImage {
+    let colour = if marked { [220, 40, 40] } else { [255; 3] };
+    let mut frame = RgbImage::from_pixel(picture.width() + 4, picture.height() + 4, image::Rgb(colour));
+    image::imageops::replace(&mut frame, picture, 2, 2);
+    frame
+}
+
+fn recall(images: &Rows, texts: &Rows) -> Metrics {
+    let n = images.len();
+    let rank = |query: &Vec<f32>, keys: &Rows, right: usize| {
+        let own = cosine(query, &keys[right]);
+        keys.iter().enumerate().filter(|(i, key)| *i != right && cosine(query, key) >= own).count()
+    };
+    let share = |k: usize, queries: &Rows, keys: &Rows| {
+        (0..n).filter(|&i| rank(&queries[i], keys, i) < k).count() as f64 / n as f64
+    };
+    vec![
+        ("image_to_text_recall_at_1", share(1, images, texts)),
+        ("image_to_text_recall_at_5", share(5, images, texts)),
+        ("image_to_text_recall_at_10", share(10, images, texts)),
+        ("text_to_image_recall_at_1", share(1, texts, images)),
+        ("text_to_image_recall_at_5", share(5, texts, images)),
+        ("text_to_image_recall_at_10", share(10, texts, images)),
+    ]
+}
+
+impl Task for RerankTask<'_> {
+    type Model = Clip;
+    type Batch = Pairs;
+
+    fn batch(&self, step: u64, part: usize) -> Result<Pairs> {
+        let (config, clip) = (&self.config.train_rerank, &self.config.rerank);
+        let share = config.batch / config.micro_batches;
+        let indices = batch_indices(self.train.len(), config.batch, step, self.seed);
+        let slots: Vec<usize> = (part * share..(part + 1) * share).collect();
+        let examples = slots.par_iter().map(|&slot| self.example(indices[slot], step, slot as u64));
+        let (pictures, captions): (Vec<RgbImage>, Vec<Vec<u32>>) =
+            examples.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let shape = [share, clip.n_patches(), 3 * clip.patch * clip.patch];
+        let data = TensorData::new(patches(&pictures, clip), shape);
+        Ok(Pairs { patches: Tensor::from_data(data, &Device::default()), captions: captions.concat() })
+    }
+
+    /// Of a batch whose pairs are compared with each other alone.
+    fn gradient(&self, model: &Clip, pairs: Pairs, _: u64, _: Option<&[f32]>) -> Result<Gradient> {
+        differentiate(model, None, |model| {
+            let images = model.embed_images(pairs.patches.autodiff());
+            loss_of(contrastive(images, model.embed_texts(&pairs.captions), model.scale()))
+        })
+    }
+
+    /// Every picture is compared with every caption of the whole batch, whatever its parts are: first all are embedded, then the
+    /// loss is differentiated toward the embeddings, and each part once more embedded and differentiated from there.
+    fn batch_gradient(&self, model: &Clip, step: u64, parts: usize, _: Option<&[f32]>) -> Result<Gradient> {
+        if parts == 1 {
+            return self.gradient(model, self.batch(step, 0)?, step, None);
+        }
+        let (mut images, mut texts) = (Vec::new(), Vec::new());
+        for part in 0..parts {
+            let pairs = self.batch(step, part)?;
+            images.push(model.embed_images(pairs.patches));
+            texts.push(model.embed_texts(&pairs.captions));
+        }
+        let share = self.config.train_rerank.batch / parts;
+        let [images, texts] = [images, texts].map(|all| Tensor::cat(all, 0).autodiff().require_grad());
+        let tracked = model.clone().train();
+        let loss = loss_of(contrastive(images.clone(), texts.clone(), tracked.scale()));
+        let (value, figures) = loss.values();
+        let mut backward = loss.total.backward();
+        let mut toward = |leaf: Tensor<2>| leaf.grad_remove(&mut backward).context("no gradient");
+        let (images, texts) = (toward(images)?, toward(texts)?);
+        let mut sum = gradients(&tracked, backward)?; // of the temperature alone
+        for part in 0..parts {
+            let pairs = self.batch(step, part)?;
+            let rows = |all: &Tensor<2>| all.clone().narrow(0, part * share, share);
+            let through = dot(tracked.embed_images(pairs.patches.autodiff()), rows(&images))
+                + dot(tracked.embed_texts(&pairs.captions), rows(&texts));
+            let values = gradients(&tracked, through.backward())?;
+            sum.iter_mut().flatten().zip(values.iter().flatten()).for_each(|(sum, value)| *sum += value);
+        }
+        Ok(Gradient::new(sum, value, figures))
+    }
+
+    /// CLIP's bound on the temperature.
+    fn constrain(&self, weights: &mut [HostTensor]) {
+        for weight in weights.iter_mut().filter(|weight| weight.name == LOG_SCALE) {
+            weight.values.iter_mut().for_each(|value| *value = value.clamp(0.0, MAX_LOG_SCALE));
+        }
+    }
+
+    fn validate(&self, model: &Clip, _: u64) -> Result<Metrics> {
+        if self.val.len() < 2 {
+            return Ok(Vec::new());
+        }
+        let every = (self.val.len() / AMONG).max(1);
+        let among: Vec<&(RgbImage, String)> = self.val.iter().step_by(every).take(AMONG).collect();
+        let (images, texts) = self.embeddings(model, &among)?;
+        Ok(recall(&images, &texts))
+    }
+
+    /// Held-out captions, each with the pictures that the model finds the likest, best first; a frame is around the right one.
+    fn picture(&self, model: &Clip) -> Result<RgbImage> {
+        let [captions, pictures] = SHOWN;
+        let among: Vec<&(RgbImage, String)> = self.val.iter().collect();
+        let (images, texts) = self.embeddings(model, &among)?;
+        let mut cells = Vec::new();
+        for row in (0..among.len()).step_by(among.len().div_ceil(captions).max(1)) {
+            let score = |i: usize| cosine(&images[i], &texts[row]);
+            let mut order: Vec<usize> = (0..among.len()).collect();
+            order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
+            let best = order.iter().take(pictures);
+            cells.extend(best.map(|&i| framed(&among[i].0, i == row)));
+        }
+        Ok(grid(&cells, pictures))
+    }
+}
