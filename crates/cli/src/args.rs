@@ -28,10 +28,13 @@ pub enum Command {
     Encode(Encode),
     /// Draw pictures of a sentence.
     Draw(Draw),
-    /// Store a model's prior in 8 bits, for shipping.
+    /// Store a model in 8 bits, for shipping, with a reranker if one is named.
     Pack {
         /// The model file.
         model: PathBuf,
+        /// A file of `train rerank` whose contrastive model goes into the new file.
+        #[arg(long, value_name = "FILE")]
+        rerank: Option<PathBuf>,
         /// The smaller model file.
         #[arg(long)]
         out: PathBuf,
@@ -286,9 +289,21 @@ pub struct Draw {
     /// What to draw; each further prompt gets a row of its own.
     #[arg(required = true, value_name = "PROMPT")]
     pub prompts: Vec<String>,
-    /// Number of pictures of each prompt.
-    #[arg(short, long = "number", default_value_t = 9)]
-    pub n: usize,
+    /// Draw N pictures of each prompt and show them as they come, instead of the best of more.
+    #[arg(short, long = "number", value_name = "N", conflicts_with_all = ["best", "of"])]
+    pub n: Option<usize>,
+    /// Show the K pictures that fit the prompt best, best first; 9 if the model has a reranker.
+    #[arg(long, value_name = "K")]
+    pub best: Option<usize>,
+    /// Choose them from N candidates; 4 K unless told otherwise.
+    #[arg(long, value_name = "N")]
+    pub of: Option<usize>,
+    /// Write under each picture how well it fits: the cosine of the reranker's embeddings.
+    #[arg(long)]
+    pub scores: bool,
+    /// A model file whose reranker chooses, instead of the model's own; `train rerank` and `convert clip` make one.
+    #[arg(long, value_name = "FILE")]
+    pub rerank: Option<PathBuf>,
     /// The same seed gives the same pictures; drawn at random if absent.
     #[arg(long)]
     pub seed: Option<u64>,

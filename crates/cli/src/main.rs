@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod digits;
 mod png_text;
 
 use std::io;
@@ -61,7 +62,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Data(source) => commands::data::run(source),
         Command::Train(task) => commands::train::run(task),
         Command::Encode(encode) => commands::train::encode(&encode),
-        Command::Pack { model, out } => commands::train::pack(&model, &out),
+        Command::Pack { model, rerank, out } => commands::train::pack(&model, rerank.as_deref(), &out),
         Command::Draw(draw) => commands::draw::run(&draw),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Eval(eval) => commands::eval::run(eval),

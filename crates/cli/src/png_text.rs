@@ -22,6 +22,15 @@ pub struct Parameters {
     pub prompts: Vec<String>,
     /// Number of pictures of each.
     pub n: usize,
+    /// Number of candidates that they are the best of, best first, if they were ranked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub of: Option<usize>,
+    /// The score of each picture, prompt by prompt: cosines.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub scores: Vec<f32>,
+    /// The file whose reranker ranked them, if it is not the model's own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reranker: Option<String>,
     /// The seed.
     pub seed: u64,
     /// How tokens were picked.

@@ -9,10 +9,11 @@ use tessera_text::{Bpe, Prompt};
 
 use crate::dvae::Dvae;
 use crate::prior::Prior;
-use crate::sample::{Decoder, Drawing, Request};
+use crate::rerank::Reranker;
+use crate::sample::{Decoder, Drawing, Ranking, Request};
 use crate::weights::{ModelFile, check_count, import};
 
-/// dVAE, tokenizer and prior of one model file.
+/// dVAE, tokenizer, prior and perhaps reranker of one model file.
 ///
 /// ```
 /// use tessera_model::{Event, Request, Tessera};
@@ -37,6 +38,8 @@ pub struct Tessera {
     pub bpe: Bpe,
     /// The prior, packed for drawing.
     pub decoder: Decoder,
+    /// Ranks what is drawn, if the model has one.
+    pub reranker: Option<Reranker>,
 }
 
 /// A caption as the model will read it, and what was lost on the way.
@@ -70,7 +73,8 @@ impl Tessera {
         let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
         let (dvae, prior) = (file.dvae(device)?, file.prior(device)?.in_int8());
         let decoder = Decoder::new(&prior, Weights::Int8)?;
-        let tessera = Tessera { dvae, prior, bpe: Bpe::from_json(tokenizer)?, decoder };
+        let reranker = file.config.rerank.as_ref().map(|_| Reranker::new(file, device)).transpose()?;
+        let tessera = Tessera { dvae, prior, bpe: Bpe::from_json(tokenizer)?, decoder, reranker };
         if let (Some(dvae), Some(prior)) = (&file.config.dvae, &file.config.prior) {
             ensure!(
                 (dvae.vocab, dvae.grid()) == (prior.image_vocab, prior.grid),
@@ -102,9 +106,18 @@ impl Tessera {
     }
 
     /// Draws; the pictures come as events. A prompt that is too long is cut as [`Tessera::read_prompt`] tells.
+    ///
+    /// # Errors
+    /// If the request is none, or wants the best of a model that has no reranker.
     pub fn draw(&self, request: Request) -> Result<Drawing<'_>> {
         let prompt = self.read_prompt(&request.prompt)?;
-        Drawing::new(&self.decoder, &self.dvae, &prompt.tokens, request)
+        let Some(best) = request.best else {
+            return Drawing::new(&self.decoder, &self.dvae, &prompt.tokens, request);
+        };
+        let reranker = self.reranker.as_ref().context("the model has no reranker to choose the best with")?;
+        ensure!(best <= request.n, "the best {best} of {}: wanted no more than are drawn", request.n);
+        let ranking = Ranking::new(reranker, &request.prompt, best)?;
+        Ok(Drawing::new(&self.decoder, &self.dvae, &prompt.tokens, request)?.ranked(ranking))
     }
 }
 

@@ -9,39 +9,88 @@ use image::imageops::FilterType;
 use image::{DynamicImage, RgbImage, imageops};
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_kernels::{Cpu, Isa};
-use tessera_model::{Event, Request, Sampling, Tessera};
+use tessera_model::rerank::Reranker;
+use tessera_model::weights::ModelFile;
+use tessera_model::{Event, Picture, Request, Sampling, Tessera};
 use tessera_train::grid;
 
 use super::{model_file, say};
 use crate::args::{self, Draw};
+use crate::digits::labelled;
 use crate::png_text::{Parameters, write_png};
 
 /// Most pictures of one call: a limit against slips of the finger.
 const MAX_PICTURES: usize = 4096;
 
+/// Pictures that are shown of a prompt unless told otherwise.
+const SHOWN: usize = 9;
+/// Candidates for each of them.
+const CANDIDATES: usize = 4;
+
+/// How many pictures of each prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    shown: usize,
+    /// What they are the best of, if they are ranked.
+    of: Option<usize>,
+}
+
+impl Count {
+    /// What the flags mean for a model that has a reranker, or has none.
+    fn new(args: &Draw, has_reranker: bool) -> Result<Count> {
+        let count = match (args.n, args.best, args.of) {
+            (Some(n), _, _) => Count { shown: n, of: None },
+            (None, None, None) if !has_reranker => Count { shown: SHOWN, of: None },
+            (None, best, of) => {
+                let shown = best.unwrap_or(SHOWN.min(of.unwrap_or(SHOWN)));
+                Count { shown, of: Some(of.unwrap_or(shown.saturating_mul(CANDIDATES))) }
+            }
+        };
+        let flag = match (args.n, args.best, args.of) {
+            (Some(n), _, _) => format!("-n {n}"),
+            (None, _, _) => format!("--best {} --of {}", count.shown, count.drawn()),
+        };
+        ensure!(
+            count.shown > 0 && count.drawn().saturating_mul(args.prompts.len()) <= MAX_PICTURES,
+            "{flag}: wanted 1 to {MAX_PICTURES} pictures in all"
+        );
+        ensure!(count.shown <= count.drawn(), "{flag}: wanted no more than are drawn");
+        ensure!(
+            count.of.is_none() || has_reranker,
+            "{flag}: the model has no reranker; name one with --rerank, or draw with -n"
+        );
+        ensure!(
+            count.of.is_some() || !args.scores,
+            "--scores: only ranked pictures have scores; use --best and --of"
+        );
+        Ok(count)
+    }
+
+    fn drawn(self) -> usize {
+        self.of.unwrap_or(self.shown)
+    }
+}
+
 pub fn run(args: &Draw) -> Result<()> {
-    let pictures = args.n.saturating_mul(args.prompts.len());
-    ensure!(
-        args.n > 0 && pictures <= MAX_PICTURES,
-        "-n {}: wanted 1 to {MAX_PICTURES} pictures in all",
-        args.n
-    );
     ensure!((1..=64).contains(&args.scale), "--scale {}: wanted 1 to 64", args.scale);
     check_writable(&args.out)?;
     let seed = args.seed.unwrap_or_else(clock_seed);
-    let tessera = Tessera::new(&model_file(args.model.as_deref())?, &Default::default())?;
-    let sampling = meant(&args.sampling);
+    let mut tessera = Tessera::new(&model_file(args.model.as_deref())?, &Default::default())?;
+    if let Some(path) = &args.rerank {
+        let reranker = Reranker::new(&ModelFile::read(path)?, &Default::default());
+        tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
+    }
+    let count = Count::new(args, tessera.reranker.is_some())?;
     let mut parameters = Parameters {
         program: format!("tessera {}", env!("CARGO_PKG_VERSION")),
         prompts: Vec::new(),
-        n: args.n,
+        n: count.shown,
+        of: count.of,
+        scores: Vec::new(),
+        reranker: args.rerank.as_deref().map(name),
         seed,
-        sampling: sampling.clone(),
-        // Its name alone: where it lies is nobody's business who gets the picture.
-        model: match args.model.as_ref().and_then(|path| path.file_name()) {
-            Some(name) => name.to_string_lossy().into_owned(),
-            None => "embedded".into(),
-        },
+        sampling: meant(&args.sampling),
+        model: args.model.as_deref().map_or("embedded".into(), name),
     };
     if Cpu::current().isa() == Isa::Portable {
         eprintln!("this processor has neither AVX2 nor AVX-512: computing without them, which is slower");
@@ -52,18 +101,33 @@ pub fn run(args: &Draw) -> Result<()> {
         if read.truncated {
             eprintln!("warning: the prompt is too long; the model reads only up to: …{:?}", tail(&read.text));
         }
+        if let (Some(_), Some(reranker)) = (count.of, &tessera.reranker) {
+            let dropped = reranker.captions(&[prompt])?[0].dropped_tokens;
+            if dropped > 0 {
+                eprintln!(
+                    "warning: the prompt is too long; the reranker does not read its last {dropped} tokens"
+                );
+            }
+        }
         parameters.prompts.push(read.text);
         let request = Request {
             prompt: prompt.clone(),
-            n: args.n,
+            n: count.drawn(),
+            best: count.of.map(|_| count.shown),
             seed,
-            sampling: sampling.clone(),
+            sampling: parameters.sampling.clone(),
             previews: false,
             ..Request::default()
         };
         pictures.extend(draw(&tessera, request)?);
     }
+    parameters.scores = pictures.iter().filter_map(|picture| picture.score).collect();
     save(args, &pictures, &parameters)
+}
+
+/// A file's name alone: where it lies is nobody's business who gets the picture.
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The sampling flags as the model takes them.
@@ -73,7 +137,7 @@ pub fn meant(flags: &args::Sampling) -> Sampling {
 }
 
 /// Runs the request behind a bar.
-fn draw(tessera: &Tessera, request: Request) -> Result<Vec<RgbImage>> {
+fn draw(tessera: &Tessera, request: Request) -> Result<Vec<Picture>> {
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} tokens {per_sec} eta {eta}")?);
     let mut pictures = Vec::new();
@@ -84,17 +148,24 @@ fn draw(tessera: &Tessera, request: Request) -> Result<Vec<RgbImage>> {
                 bar.set_position(done as u64);
             }
             Event::Preview(_) => {}
-            Event::Picture(picture) => pictures.push(picture.image),
+            Event::Picture(picture) => pictures.push(picture),
         }
     }
     bar.finish_and_clear();
     Ok(pictures)
 }
 
-fn save(args: &Draw, pictures: &[RgbImage], parameters: &Parameters) -> Result<()> {
-    let large: Vec<RgbImage> = pictures.iter().map(|picture| enlarge(picture, args.scale)).collect();
-    let square = (args.n as f64).sqrt().ceil() as usize;
-    let sheet = grid(&large, if args.prompts.len() == 1 { square } else { args.n });
+fn save(args: &Draw, pictures: &[Picture], parameters: &Parameters) -> Result<()> {
+    let cell = |picture: &Picture| {
+        let large = enlarge(&picture.image, args.scale);
+        match picture.score {
+            Some(score) if args.scores => labelled(&large, &format!("{score:.3}")),
+            _ => large,
+        }
+    };
+    let large: Vec<RgbImage> = pictures.iter().map(cell).collect();
+    let square = (parameters.n as f64).sqrt().ceil() as usize;
+    let sheet = grid(&large, if args.prompts.len() == 1 { square } else { parameters.n });
     if args.separate {
         for (index, picture) in large.iter().enumerate() {
             write_png(&numbered(&args.out, index + 1), picture, parameters)?;

@@ -43,6 +43,7 @@ fn describe(file: &ModelFile) -> Result<Value> {
     let mut value = json!({
         "dvae_parameters": count(&file.dvae),
         "prior_parameters": count(&file.prior),
+        "reranker_parameters": count(&file.rerank),
         "tokenizer": file.tokenizer.is_some(),
         "notes": file.notes,
     });

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tessera_model::weights::{ModelFile, Storage};
 use tessera_train::{Config, Outcome, RunOptions};
 
@@ -75,10 +75,23 @@ fn report(outcome: Outcome, run: &Path) -> Result<()> {
 }
 
 /// `tessera pack`
-pub fn pack(model: &Path, out: &Path) -> Result<()> {
-    let before = ModelFile::read(model)?;
-    let after = ModelFile { storage: Storage::Int8, ..before };
-    after.write(out)?;
+pub fn pack(model: &Path, rerank: Option<&Path>, out: &Path) -> Result<()> {
+    let mut file = ModelFile { storage: Storage::Int8, ..ModelFile::read(model)? };
+    if let Some(path) = rerank {
+        let theirs = ModelFile::read(path)?;
+        let shown = path.display();
+        ensure!(
+            theirs.config.rerank.is_some(),
+            "{shown} holds no contrastive model; `train rerank` makes one"
+        );
+        ensure!(
+            theirs.tokenizer == file.tokenizer,
+            "{shown} was trained with another tokenizer than {}; give both the same --bpe",
+            model.display()
+        );
+        (file.config.rerank, file.rerank) = (theirs.config.rerank, theirs.rerank);
+    }
+    file.write(out)?;
     let bytes = |path: &Path| std::fs::metadata(path).map(|meta| meta.len() as f64 / 1e6);
     say(format_args!("{:.1} MB to {:.1} MB: {}", bytes(model)?, bytes(out)?, out.display()))
 }

@@ -11,8 +11,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::choose;
 use super::decode::{Captions, Decoder, Lanes};
+use super::{Ranking, choose};
 use crate::dvae::Dvae;
 use crate::prior::PriorConfig;
 
@@ -63,8 +63,11 @@ impl Sampling {
 pub struct Request {
     /// The caption.
     pub prompt: String,
-    /// Number of pictures.
+    /// Number of pictures that are drawn.
     pub n: usize,
+    /// Of those only so many are yielded, at the end and best first, by the model's own reranker (paper §2.6); all of them as they
+    /// come if absent.
+    pub best: Option<usize>,
     /// The same seed gives the same pictures.
     pub seed: u64,
     /// How tokens are picked.
@@ -79,7 +82,8 @@ pub struct Request {
 impl Default for Request {
     fn default() -> Request {
         let sampling = Sampling::default();
-        Request { prompt: String::new(), n: 1, seed: 0, sampling, given: Vec::new(), previews: true }
+        let given = Vec::new();
+        Request { prompt: String::new(), n: 1, best: None, seed: 0, sampling, given, previews: true }
     }
 }
 
@@ -109,6 +113,8 @@ pub struct Picture {
     pub tokens: Vec<u32>,
     /// Its pixels.
     pub image: RgbImage,
+    /// How well it fits the caption, if pictures are ranked: a cosine.
+    pub score: Option<f32>,
 }
 
 /// What happens while drawing.
@@ -141,6 +147,8 @@ pub struct Drawing<'a> {
     /// The group's tokens so far, `[lane][position]`.
     tokens: Vec<Vec<u32>>,
     queue: std::collections::VecDeque<Event>,
+    /// Where finished pictures go instead of the queue.
+    ranking: Option<Ranking<'a>>,
 }
 
 impl<'a> Drawing<'a> {
@@ -161,9 +169,15 @@ impl<'a> Drawing<'a> {
         let captions = decoder.read(captions)?;
         let (first, lanes, tokens) = (0, decoder.start(Vec::new()), Vec::new());
         let queue = std::collections::VecDeque::new();
-        let mut drawing = Drawing { decoder, dvae, request, captions, first, lanes, tokens, queue };
+        let mut drawing =
+            Drawing { decoder, dvae, request, captions, first, lanes, tokens, queue, ranking: None };
         drawing.start_group();
         Ok(drawing)
+    }
+
+    /// Yields only the pictures that `ranking` keeps, at the end, best first.
+    pub fn ranked(self, ranking: Ranking<'a>) -> Drawing<'a> {
+        Drawing { ranking: Some(ranking), ..self }
     }
 
     fn start_group(&mut self) {
@@ -212,8 +226,15 @@ impl<'a> Drawing<'a> {
         self.queue.push_back(Event::Tokens { done: self.first * image_len + done * self.live(), total });
         if done == image_len {
             let pictures = self.pictures(grid)?;
-            self.queue.extend(pictures.into_iter().map(Event::Picture));
             self.first += self.live();
+            let finished = match &mut self.ranking {
+                None => pictures,
+                Some(ranking) => {
+                    ranking.add(pictures)?;
+                    if self.first < self.request.n { Vec::new() } else { ranking.take() }
+                }
+            };
+            self.queue.extend(finished.into_iter().map(Event::Picture));
             if self.first < self.request.n {
                 self.start_group();
             }
@@ -240,7 +261,7 @@ impl<'a> Drawing<'a> {
         let lanes = images.into_iter().zip(&self.tokens).enumerate();
         let picture = |(lane, (mut image, tokens)): (usize, (RgbImage, &Vec<u32>))| {
             whiten_from_row(&mut image, drawn / grid, grid);
-            Picture { index: self.first + lane, tokens: tokens.clone(), image }
+            Picture { index: self.first + lane, tokens: tokens.clone(), image, score: None }
         };
         Ok(lanes.map(picture).collect())
     }

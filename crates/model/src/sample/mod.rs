@@ -5,10 +5,12 @@
 mod decode;
 mod generate;
 mod logits;
+mod rank;
 
 pub use decode::{Captions, Decoder, Lanes};
 pub use generate::{DEFAULT_GUIDANCE, DEFAULT_TOP_P, Drawing, Event, Picture, Request, Sampling};
 pub use logits::choose;
+pub use rank::Ranking;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Drawing against its promises: the same bits whatever the number of pictures or threads, and the order of events.
 
 use burn::tensor::Device;
+use tessera_text::Bpe;
 
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
@@ -9,6 +10,7 @@ use super::*;
 use crate::dvae::{Dvae, DvaeConfig};
 use crate::finite_differences::stirred;
 use crate::prior::{Prior, PriorConfig, Stream, Wrap, caption_slots};
+use crate::rerank::{Cleaning, Clip, ClipConfig, Gelu, Reranker, TowerConfig, cosine};
 
 fn model() -> (Prior, Dvae) {
     let dvae = DvaeConfig {
@@ -198,4 +200,56 @@ fn bad_settings_are_refused() {
     };
     assert!(given(vec![None; 15]).contains("15 given tokens: wanted none, or one entry for each of 16"));
     assert!(given(vec![Some(12); 16]).contains("wanted one of 12 codes"));
+}
+
+/// A contrastive model that has learnt nothing, whose scores are as good as any for an order.
+fn reranker() -> Reranker {
+    let tower = |width| TowerConfig { width, n_layers: 1, n_heads: 1 };
+    let config = ClipConfig {
+        image_size: 8,
+        patch: 4,
+        image: tower(16),
+        context: 8,
+        text_vocab: 300,
+        text: tower(16),
+        embed: 8,
+        gelu: Gelu::Quick,
+        cleaning: Cleaning::Tessera,
+        mean: [0.5; 3],
+        deviation: [0.25; 3],
+    };
+    let bpe = Bpe::train(["a red apple"].iter(), 256).unwrap();
+    Reranker { clip: stirred(Clip::new(&config, 3, &Device::default()), 0.4), bpe }
+}
+
+fn ranked(request: Request, keep: usize) -> Vec<Picture> {
+    let ((prior, dvae), reranker) = (model(), reranker());
+    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
+    let ranking = Ranking::new(&reranker, "a red apple", keep).unwrap();
+    let drawing = Drawing::new(&decoder, &dvae, &[1, 2], request).unwrap().ranked(ranking);
+    let picture = |event| match event {
+        Ok(Event::Picture(picture)) => Some(picture),
+        Ok(_) => None,
+        Err(error) => panic!("{error}"),
+    };
+    drawing.filter_map(picture).collect()
+}
+
+#[test]
+fn the_best_come_first_and_are_those_of_all_candidates() {
+    let all = ranked(request(135, 5), 135); // three groups of lanes
+    let score = |picture: &Picture| picture.score.unwrap();
+    assert!(all.windows(2).all(|pair| score(&pair[0]) >= score(&pair[1])));
+    assert!(score(&all[0]) > score(&all[134]));
+    let mut drawn = draw(request(135, 5));
+    drawn.sort_by_key(|picture| all.iter().position(|ranked| ranked.index == picture.index));
+    assert!(same(&all, &drawn));
+    let best = ranked(request(135, 5), 7);
+    assert_eq!(best.len(), 7);
+    assert!(same(&best, &all[..7]));
+    // The score of a picture is that of its embedding, and does not depend on what it came with.
+    let reranker = reranker();
+    let caption = reranker.captions(&["a red apple"]).unwrap().remove(0).embedding;
+    let alone = reranker.pictures(&[all[3].image.clone()]).unwrap().remove(0);
+    assert_eq!(cosine(&alone, &caption), score(&all[3]));
 }
