@@ -268,3 +268,55 @@ impl Task for RerankTask<'_> {
         Ok(grid(&cells, pictures))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tessera_data::Dataset;
+    use tessera_kernels::{Cpu, Precision};
+
+    use super::*;
+
+    fn config(parts: usize) -> Config {
+        let sets = ["train_rerank.batch=12".to_string(), format!("train_rerank.micro_batches={parts}")];
+        Config::resolve("tiny", &sets).unwrap()
+    }
+
+    fn with_task<T>(config: &Config, body: impl FnOnce(&RerankTask, &Clip) -> T) -> T {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
+        let train = Dataset::open(&dir).unwrap().train;
+        let captions = train.iter().flat_map(|sample| sample.captions.clone());
+        let bpe = Bpe::train(captions.collect::<Vec<_>>().iter(), 400).unwrap();
+        let task = RerankTask { config, seed: 3, bpe: &bpe, train: &train, val: Vec::new() };
+        body(&task, &Clip::new(&config.rerank, 1, &Device::default()))
+    }
+
+    #[test]
+    fn a_batch_in_parts_has_the_gradient_of_the_whole() {
+        Cpu::new(Precision::F32).unwrap().scope(|| {
+            let of =
+                |parts| with_task(&config(parts), |task, model| task.batch_gradient(model, 5, parts, None));
+            let (whole, parts) = (of(1).unwrap(), of(4).unwrap());
+            assert!((whole.loss - parts.loss).abs() < 1e-5, "{} and {}", whole.loss, parts.loss);
+            for (whole, parts) in whole.values.iter().zip(&parts.values) {
+                let largest = whole.iter().fold(1e-6_f32, |most, value| most.max(value.abs()));
+                let off = whole.iter().zip(parts).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+                assert!(off < 1e-3 * largest, "off by {off} where the largest is {largest}");
+            }
+            // Parts that see no more than their own pairs would have another loss: ln 3 instead of ln 12 at first.
+            assert!(whole.loss > 2.0, "{}", whole.loss);
+        });
+    }
+
+    #[test]
+    fn the_temperature_is_bounded() {
+        with_task(&config(1), |task, model| {
+            let mut weights = export(model);
+            let at = weights.iter().position(|weight| weight.name == LOG_SCALE).unwrap();
+            for (set, wanted) in [(9.0, MAX_LOG_SCALE), (3.0, 3.0), (-1.0, 0.0)] {
+                weights[at].values[0] = set;
+                task.constrain(&mut weights);
+                assert_eq!(weights[at].values[0], wanted);
+            }
+        });
+    }
+}

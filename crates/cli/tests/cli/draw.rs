@@ -64,6 +64,44 @@ fn a_seed_gives_the_same_pictures_whatever_their_number() {
 }
 
 #[test]
+fn the_best_of_many_come_first_with_their_scores() {
+    let (dir, reranker) = (folder(), pipeline().reranker());
+    let ranked = |best: &str, of: &str, out: &str| {
+        let rerank = ["--rerank", &reranker, "--best", best, "--of", of, "--seed", "3", "--out", out];
+        draw(dir.path(), &[&["a red apple", "--scores"], &rerank[..]].concat());
+        let json = succeed(dir.path(), &["inspect", out, "--json"]).stdout;
+        serde_json::from_str::<Value>(&json).unwrap()
+    };
+    let (all, few) = (ranked("8", "8", "all.png"), ranked("3", "8", "few.png"));
+    let scores = |read: &Value| -> Vec<f64> {
+        read["scores"].as_array().unwrap().iter().map(|score| score.as_f64().unwrap()).collect()
+    };
+    assert!(scores(&all).windows(2).all(|pair| pair[0] >= pair[1]), "{:?}", scores(&all));
+    assert_eq!(scores(&few), scores(&all)[..3]);
+    assert_eq!((&few["n"], &few["of"]), (&3.into(), &8.into()));
+    assert_eq!(few["reranker"], "rerank.tessera.safetensors");
+    // Two columns of pictures with a strip below each.
+    let sheet = picture(dir.path(), "few.png");
+    assert_eq!(sheet.dimensions(), (2 * CELL + 2, 2 * (CELL + 18) + 2));
+}
+
+#[test]
+fn ranking_asks_for_what_it_needs() {
+    let reranker = pipeline().reranker();
+    for (args, wanted) in [
+        (&["--best", "2"][..], "the model has no reranker; name one with --rerank, or draw with -n"),
+        (&["--scores"], "only ranked pictures have scores"),
+        (&["--rerank", &reranker, "--best", "9", "--of", "4"], "wanted no more than are drawn"),
+        (&["--rerank", &reranker, "--best", "0"], "wanted 1 to"),
+        (&["--rerank", "none.safetensors"], "cannot read the model file none.safetensors"),
+        (&["--rerank", &pipeline().model()], "holds no contrastive model"),
+    ] {
+        let error = draw_mistake(&[&["a cat"], args].concat());
+        assert!(error.contains(wanted), "{args:?}: {error}");
+    }
+}
+
+#[test]
 fn any_prompt_draws() {
     let dir = folder();
     for prompt in ["", "   ", "🍎", "红苹果", "\u{202e}a\u{7}b\n", "'\"; $(ls) %s \\"] {

@@ -11,16 +11,21 @@ use super::program::{arg, entries, fixture, folder, mistake, picture, succeed};
 
 /// What the training commands leave behind.
 pub struct Pipeline {
-    /// Runs `bpe`, `dvae` and `prior`, and `codes`.
+    /// Runs `bpe`, `dvae`, `prior` and `rerank`, and `codes`.
     pub dir: PathBuf,
     /// Held while the tests run, so that a second run of them waits instead of tearing the folder down.
     _lock: File,
 }
 
 impl Pipeline {
-    /// The whole model.
+    /// dVAE, tokenizer and prior.
     pub fn model(&self) -> String {
         arg(&self.dir.join("prior/model.tessera.safetensors")).to_string()
+    }
+
+    /// The contrastive model.
+    pub fn reranker(&self) -> String {
+        arg(&self.dir.join("rerank/rerank.tessera.safetensors")).to_string()
     }
 }
 
@@ -52,6 +57,7 @@ fn train(dir: &Path) {
     run(&["train", "dvae", "--data", &data, "--run", "dvae"]);
     run(&["encode", "--data", &data, "--dvae", "dvae/dvae.tessera.safetensors", "--out", "codes"]);
     run(&["train", "prior", "--data", "codes", "--bpe", "bpe/tokenizer.json", "--run", "prior"]);
+    run(&["train", "rerank", "--data", &data, "--bpe", "bpe/tokenizer.json", "--run", "rerank"]);
     assert!(begun.elapsed() < LIMIT, "the pipeline took {:?}", begun.elapsed());
 }
 
@@ -76,7 +82,11 @@ fn every_command_leaves_what_it_says() {
     let codes =
         ["dvae.tessera.safetensors", "train.jsonl", "train.safetensors", "val.jsonl", "val.safetensors"];
     assert_eq!(entries(&dir.join("codes")), codes);
-    for (run, model) in [("dvae", "dvae.tessera.safetensors"), ("prior", "model.tessera.safetensors")] {
+    for (run, model) in [
+        ("dvae", "dvae.tessera.safetensors"),
+        ("prior", "model.tessera.safetensors"),
+        ("rerank", "rerank.tessera.safetensors"),
+    ] {
         let run = dir.join(run);
         let names = entries(&run);
         for name in ["config.toml", "metrics.jsonl", "samples", "checkpoints", model] {
@@ -104,6 +114,31 @@ fn a_packed_model_is_half_the_size_and_draws() {
 }
 
 #[test]
+fn a_reranker_is_packed_with_the_model_that_has_its_tokenizer() {
+    let (pipeline, dir) = (pipeline(), folder());
+    let pack = ["pack", &pipeline.model(), "--out", "whole.safetensors", "--rerank"];
+    succeed(dir.path(), &[&pack[..], &[&pipeline.reranker()]].concat());
+    let json = succeed(dir.path(), &["inspect", "whole.safetensors", "--json"]).stdout;
+    let read: Value = serde_json::from_str(&json).unwrap();
+    assert!(read["reranker_parameters"].as_u64().unwrap() > 10_000, "{json}");
+    // Best of more is then what is drawn unless told otherwise.
+    succeed(dir.path(), &["draw", "a red apple", "--seed", "1", "--model", "whole.safetensors"]);
+    let json = succeed(dir.path(), &["inspect", "drawing.png", "--json"]).stdout;
+    let read: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&read["n"], &read["of"]), (&9.into(), &36.into()));
+
+    let error = mistake(dir.path(), &[&pack[..], &[&pipeline.model()]].concat());
+    assert!(error.contains("holds no contrastive model; `train rerank` makes one"), "{error}");
+    let other = ["train", "bpe", "--data", &fixture(), "--run", "bpe", "--config", "tiny"];
+    succeed(dir.path(), &[&other[..], &["--set", "prior.text_vocab=300"]].concat());
+    let train = ["train", "rerank", "--data", &fixture(), "--bpe", "bpe/tokenizer.json", "--run", "other"];
+    let short = ["--config", "tiny", "--set", "train_rerank.steps=1", "--set", "train_rerank.batch=4"];
+    succeed(dir.path(), &[&train[..], &short].concat());
+    let error = mistake(dir.path(), &[&pack[..], &["other/rerank.tessera.safetensors"]].concat());
+    assert!(error.contains("was trained with another tokenizer"), "{error}");
+}
+
+#[test]
 fn the_judge_refuses_styles_with_too_few_pictures() {
     let (data, model) = (fixture(), pipeline().model());
     let error = mistake(folder().path(), &["eval", "drawing", "--data", &data, "--model", &model]);
@@ -112,7 +147,7 @@ fn the_judge_refuses_styles_with_too_few_pictures() {
 
 #[test]
 fn losses_are_finite_and_fall() {
-    for run in ["dvae", "prior"] {
+    for run in ["dvae", "prior", "rerank"] {
         let lines = metrics(&pipeline().dir.join(run));
         let train: Vec<f64> = lines
             .iter()
