@@ -370,6 +370,73 @@ pub enum Eval {
         #[arg(long, value_name = "FILE.png")]
         sheet: Option<PathBuf>,
     },
+    /// How often a held-out caption finds its picture among 100, and the other way round, by the contrastive model.
+    Retrieval {
+        /// A data set; only its held-out part is used.
+        #[arg(long)]
+        data: PathBuf,
+        #[command(flatten)]
+        network: Network,
+    },
+    /// FID: the Fréchet distance of two sets of pictures.
+    Fid(Pair),
+    /// KID: a distance that small sets do not bias.
+    Kid(Pair),
+    /// CMMD: another such distance, of embeddings of unit length.
+    Cmmd(Pair),
+    /// Precision and recall: how many pictures of each set lie among those of the other.
+    PrecisionRecall(Pair),
+    /// IS: how sure a network is of each picture's class, and how many classes there are.
+    Is {
+        /// A folder of pictures or a data set.
+        dir: PathBuf,
+        #[command(flatten)]
+        network: Network,
+    },
+    /// CLIP-score: how well pictures fit their captions. Each NAME.png has a NAME.txt beside it with the caption in its first line.
+    ClipScore {
+        /// A folder of pictures with captions, or a data set.
+        dir: PathBuf,
+        #[command(flatten)]
+        network: Network,
+    },
+    /// FID and IS of ever more blurred pictures, both sets blurred (the paper's figure 9), with a plot.
+    Blur {
+        #[command(flatten)]
+        pair: Pair,
+        /// Standard deviations of the blur in pixels.
+        #[arg(long, value_delimiter = ',', default_values_t = [0.0, 1.0, 2.0, 4.0, 8.0])]
+        radii: Vec<f32>,
+        /// The plot.
+        #[arg(long, default_value = "blur.svg")]
+        out: PathBuf,
+    },
+    /// The training pictures that held-out ones are nearest to, by the contrastive model: the closest pairs as a sheet.
+    Overlap {
+        /// A data set.
+        #[arg(long)]
+        data: PathBuf,
+        #[command(flatten)]
+        network: Network,
+        /// Pairs at least as close as this cosine count as the same picture.
+        #[arg(long, default_value_t = 0.95)]
+        threshold: f32,
+        /// Also FID and KID of these pictures to the held-out ones, with and without those that overlap.
+        #[arg(long, value_name = "DIR")]
+        fake: Option<PathBuf>,
+        /// The sheet.
+        #[arg(long, default_value = "overlap.png")]
+        out: PathBuf,
+    },
+    /// The best of 1, 2, 4 … N candidates of each caption (the paper's figure 9c): drawn, measured by another contrastive
+    /// model than the one that ranks, and plotted. Interrupted, it goes on.
+    RerankCurve {
+        #[command(flatten)]
+        drawn: Drawn,
+        /// The plot.
+        #[arg(long, default_value = "rerank-curve.svg")]
+        out: PathBuf,
+    },
     /// The training curves of a run, or of several to compare, as an SVG picture.
     Curves {
         /// Folders of runs.
@@ -382,6 +449,69 @@ pub enum Eval {
         #[arg(long, default_value = "curves.svg")]
         out: PathBuf,
     },
+}
+
+/// Which network looks at pictures.
+#[derive(ClapArgs)]
+pub struct Network {
+    /// Weights of an Inception v3: those of 2015 that FID is usually measured by, or torchvision's, as in the paper.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rerank", "classes"])]
+    pub inception: Option<PathBuf>,
+    /// A model file whose contrastive model looks; that of the embedded model if no network is named.
+    #[arg(long, value_name = "FILE")]
+    pub rerank: Option<PathBuf>,
+    /// Captions that are the classes of a contrastive model's IS, a line each.
+    #[arg(long, value_name = "FILE")]
+    pub classes: Option<PathBuf>,
+    /// Folder in which what was seen is kept, so that an interrupted measurement goes on, and the next need not look again.
+    #[arg(long, value_name = "DIR")]
+    pub work: Option<PathBuf>,
+    /// Numbers to multiply.
+    #[arg(long, value_enum, default_value_t = Numbers::Auto)]
+    pub precision: Numbers,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs)]
+pub struct Pair {
+    /// A folder of real pictures, or a data set.
+    pub real: PathBuf,
+    /// A folder of pictures to measure, or a data set.
+    pub fake: PathBuf,
+    #[command(flatten)]
+    pub network: Network,
+}
+
+/// What is drawn and measured.
+#[derive(ClapArgs)]
+pub struct Drawn {
+    /// A data set: its held-out captions are drawn, and its pictures are what drawings are measured against.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Folder for the drawings.
+    #[arg(long)]
+    pub drawings: PathBuf,
+    /// Most candidates of a caption.
+    #[arg(long, default_value_t = 32)]
+    pub of: usize,
+    /// Captions that are drawn, evenly chosen; all held-out ones if absent.
+    #[arg(long)]
+    pub captions: Option<usize>,
+    /// The model file that draws and ranks; the embedded model if absent.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// A model file whose contrastive model judges. It must be another than the one that ranks, or it would praise itself.
+    #[arg(long, value_name = "FILE")]
+    pub judge: PathBuf,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(ClapArgs)]

@@ -18,6 +18,8 @@ pub trait Features: Sync {
     fn name(&self) -> String;
     /// `D`, numbers a picture.
     fn dims(&self) -> usize;
+    /// `C`, classes that it has scores of.
+    fn classes(&self) -> usize;
     /// Looks at `pictures`, which may have any sizes: each is brought to the network's own by the network's own rule.
     fn see(&self, pictures: &[RgbImage]) -> Result<Seen>;
 }

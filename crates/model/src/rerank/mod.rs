@@ -187,7 +187,12 @@ impl Clip {
 
     /// Patches `[B, n, 3·P²]` (of [`patches`]) → embeddings `[B, E]` of unit length.
     pub fn embed_images(&self, patches: Tensor<3>) -> Tensor<2> {
-        unit_rows(self.image.forward(patches))
+        unit_rows(self.image_states(patches))
+    }
+
+    /// The same before they are given unit length.
+    pub fn image_states(&self, patches: Tensor<3>) -> Tensor<2> {
+        self.image.forward(patches)
     }
 
     /// Captions, `context` ids each (of [`ClipConfig::slots`]) → embeddings `[B, E]` of unit length.

@@ -6,7 +6,7 @@ use image::RgbImage;
 use tessera_text::{Bpe, normalise};
 
 use super::{Cleaning, Clip, patches};
-use crate::weights::{ModelFile, check_count, import};
+use crate::weights::{ModelFile, check_count, export, import};
 
 /// Pictures and captions that are embedded at once.
 const BATCH: usize = 32;
@@ -74,15 +74,38 @@ impl Reranker {
 
     /// Embeddings of pictures of any sizes, `[E]` each, of unit length.
     pub fn pictures(&self, pictures: &[RgbImage]) -> Result<Vec<Vec<f32>>> {
+        self.each(pictures, |patches| self.clip.embed_images(patches))
+    }
+
+    /// The same before they are given unit length, `[B, E]`.
+    pub fn states(&self, pictures: &[RgbImage]) -> Result<Vec<f32>> {
+        Ok(self.each(pictures, |patches| self.clip.image_states(patches))?.concat())
+    }
+
+    fn each(&self, pictures: &[RgbImage], embed: impl Fn(Tensor<3>) -> Tensor<2>) -> Result<Vec<Vec<f32>>> {
         let config = self.clip.config();
         let mut embeddings = Vec::with_capacity(pictures.len());
         for batch in pictures.chunks(BATCH) {
             let shape = [batch.len(), config.n_patches(), 3 * config.patch * config.patch];
             let data = TensorData::new(patches(batch, config), shape);
-            let x: Tensor<3> = Tensor::from_data(data, &self.clip.device());
-            embeddings.extend(rows(self.clip.embed_images(x))?);
+            embeddings.extend(rows(embed(Tensor::from_data(data, &self.clip.device())))?);
         }
         Ok(embeddings)
+    }
+
+    /// What cosines are multiplied by in training.
+    pub fn scale(&self) -> f32 {
+        self.clip.scale().into_scalar::<f32>()
+    }
+
+    /// A short name of the weights: figures by another model's features are other figures.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = crc32fast::Hasher::new();
+        for weight in export(&self.clip) {
+            hasher.update(weight.name.as_bytes());
+            weight.values.iter().for_each(|value| hasher.update(&value.to_le_bytes()));
+        }
+        format!("{:08x}", hasher.finalize())
     }
 }
 

@@ -84,6 +84,15 @@ fn a_caption_ends_at_its_mark_and_nothing_behind_it_is_seen() {
 }
 
 #[test]
+fn a_caption_does_not_depend_on_longer_ones_beside_it() {
+    let clip = clip();
+    let ids = |tokens: &[u32]| small().slots(tokens).0;
+    let alone = values(clip.embed_texts(&ids(&[3])));
+    let beside = values(clip.embed_texts(&[ids(&[3]), ids(&[1, 5, 9, 2, 6])].concat()));
+    assert_eq!(alone, beside[..16]);
+}
+
+#[test]
 fn the_first_weights_are_clips() {
     let config = ClipConfig { text_vocab: 2000, ..small() };
     let clip = Clip::new(&config, 1, &Device::default());

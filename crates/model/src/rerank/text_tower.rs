@@ -22,8 +22,6 @@ pub struct TextTower {
     pub(crate) norm_out: LayerNorm,
     /// `[D, E]`
     pub(crate) projection: Param<Tensor<2>>,
-    #[module(skip)]
-    plan: Arc<Plan>,
 }
 
 impl TextTower {
@@ -36,25 +34,28 @@ impl TextTower {
             blocks: (0..n_layers).map(|_| Block::new(&config.text, config.gelu, init)).collect(),
             norm_out: LayerNorm::new(init, d),
             projection: init.normal([d, config.embed], 1.0 / (d as f64).sqrt()),
-            plan: Arc::new(Plan::new((0..config.context).collect(), |query, key| key <= query)),
         }
     }
 
-    /// Rows of `context` ids, each with its end mark, the largest id, somewhere (what is behind it is not seen) → `[B, E]`
+    /// Rows of `context` ids, each with its end mark, the largest id, somewhere (what is behind it is not seen) → `[B, E]`. Positions behind
+    /// the last of all marks are left out: most captions are much shorter than the context.
     pub(super) fn forward(&self, ids: &[u32]) -> Tensor<2> {
-        let ([_, d], [t, _]) = (self.tokens.dims(), self.positions.dims());
-        let b = ids.len() / t;
-        let device = self.tokens.val().device();
-        let indices = |values: Vec<i32>| -> Tensor<1, Int> {
-            let n = values.len();
-            Tensor::from_data(TensorData::new(values, [n]), &device)
-        };
-        let x = self.tokens.val().select(0, indices(ids.iter().map(|&id| id as i32).collect()));
-        let x = x.reshape([b, t, d]) + self.positions.val().unsqueeze(); // [B, T, D]
-        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, &self.plan));
-        let ends = ids.chunks(t).enumerate().map(|(row, ids)| (row * t + end(ids)) as i32).collect();
-        let x = x.reshape([b * t, d]).select(0, indices(ends)); // [B, D]
+        let ([_, d], [context, _]) = (self.tokens.dims(), self.positions.dims());
+        let ends: Vec<usize> = ids.chunks(context).map(end).collect();
+        let (b, t) = (ends.len(), ends.iter().max().map_or(1, |last| last + 1));
+        let read = ids.chunks(context).flat_map(|ids| &ids[..t]).map(|&id| id as i32).collect();
+        let positions = self.positions.val().narrow(0, 0, t).unsqueeze();
+        let x = self.tokens.val().select(0, self.indices(read)).reshape([b, t, d]) + positions; // [B, T, D]
+        let plan = Arc::new(Plan::new((0..t).collect(), |query, key| key <= query));
+        let x = self.blocks.iter().fold(x, |x, block| block.forward(x, &plan));
+        let ends = ends.iter().enumerate().map(|(row, end)| (row * t + end) as i32).collect();
+        let x = x.reshape([b * t, d]).select(0, self.indices(ends)); // [B, D]
         project(self.norm_out.forward(x), &self.projection)
+    }
+
+    fn indices(&self, values: Vec<i32>) -> Tensor<1, Int> {
+        let n = values.len();
+        Tensor::from_data(TensorData::new(values, [n]), &self.tokens.val().device())
     }
 }
 

@@ -1,0 +1,127 @@
+//! Drawings of many captions, in folders: what sets of pictures are measured on. Interrupted, it goes on with the next caption.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use image::{ImageFormat, RgbImage};
+use serde::{Deserialize, Serialize};
+use tessera_model::{Event, Picture, Request, Sampling, Tessera};
+
+/// The file that says what a folder's pictures were drawn with.
+const RECORD: &str = "drawn.json";
+
+/// What is drawn of each caption.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draws {
+    /// Of the first `k` candidates the best is kept, for each of these `k`, rising. One candidate needs no reranker.
+    pub best_of: Vec<usize>,
+    /// The same seed gives the same pictures; each caption has candidates of its own.
+    pub seed: u64,
+    /// How tokens are picked.
+    pub sampling: Sampling,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Record {
+    model: String,
+    reranker: Option<String>,
+    seed: u64,
+    sampling: Sampling,
+    best_of: Vec<usize>,
+    captions: Vec<String>,
+}
+
+/// Draws each of `captions` into `out/best-of-K/NNNNN.png`, for each K of `draws`; `drawn` hears how many captions are done. `model` names the
+/// model whose drawings they are.
+///
+/// # Errors
+/// If `out` holds drawings of something else, the model cannot rank although it is asked to, or a file cannot be written.
+pub fn draw_each(
+    (tessera, model): (&Tessera, &str),
+    captions: &[String],
+    draws: &Draws,
+    out: &Path,
+    mut drawn: impl FnMut(usize),
+) -> Result<()> {
+    let last = *draws.best_of.last().context("no number of candidates")?;
+    ensure!(draws.best_of.is_sorted() && draws.best_of[0] > 0, "best of {:?}: wanted rising numbers", draws.best_of);
+    begin(tessera, model, captions, draws, out)?;
+    for (index, caption) in captions.iter().enumerate() {
+        if !path(out, last, index).exists() {
+            let request = Request {
+                prompt: caption.clone(),
+                n: last,
+                best: (last > 1).then_some(last),
+                seed: draws.seed.wrapping_add(index as u64 * SEEDS_APART),
+                sampling: draws.sampling.clone(),
+                previews: false,
+                ..Request::default()
+            };
+            let ranked = pictures(tessera, request)?;
+            for &k in &draws.best_of {
+                let best = ranked.iter().find(|picture| picture.index < k).context("no picture")?;
+                write(&path(out, k, index), &best.image)?;
+            }
+        }
+        drawn(index + 1);
+    }
+    Ok(())
+}
+
+/// Between the seeds of two captions, so that their candidates have nothing in common.
+const SEEDS_APART: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The folder of the best of `k`.
+pub fn best_of(out: &Path, k: usize) -> PathBuf {
+    out.join(format!("best-of-{k:03}"))
+}
+
+fn path(out: &Path, k: usize, index: usize) -> PathBuf {
+    best_of(out, k).join(format!("{index:05}.png"))
+}
+
+/// Makes the folders and writes what they are for, or sees that they are for the same.
+fn begin(tessera: &Tessera, model: &str, captions: &[String], draws: &Draws, out: &Path) -> Result<()> {
+    let record = Record {
+        model: model.to_string(),
+        reranker: tessera.reranker.as_ref().map(|reranker| reranker.fingerprint()),
+        seed: draws.seed,
+        sampling: draws.sampling.clone(),
+        best_of: draws.best_of.clone(),
+        captions: captions.to_vec(),
+    };
+    for &k in &draws.best_of {
+        let folder = best_of(out, k);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    let file = out.join(RECORD);
+    match fs::read_to_string(&file) {
+        Err(_) => Ok(fs::write(&file, serde_json::to_string_pretty(&record)?)?),
+        Ok(text) => {
+            let found: Record =
+                serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
+            let shown = out.display();
+            ensure!(found == record, "{shown} holds drawings by another model, seed or captions; choose another folder");
+            Ok(())
+        }
+    }
+}
+
+fn pictures(tessera: &Tessera, request: Request) -> Result<Vec<Picture>> {
+    let mut pictures = Vec::new();
+    for event in tessera.draw(request)? {
+        if let Event::Picture(picture) = event? {
+            pictures.push(picture);
+        }
+    }
+    Ok(pictures)
+}
+
+/// Whole or not at all.
+fn write(path: &Path, picture: &RgbImage) -> Result<()> {
+    let part = path.with_extension("part");
+    let written = picture.save_with_format(&part, ImageFormat::Png).map_err(anyhow::Error::from);
+    let written = written.and_then(|()| Ok(fs::rename(&part, path)?));
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
