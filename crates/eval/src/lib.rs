@@ -9,6 +9,8 @@ mod features;
 mod frechet;
 mod recon;
 mod report;
+mod retrieval;
+mod vectors;
 
 pub use blur::blur;
 pub use conditioning::{Conditioning, Conditions, Drawn, Figure, LabelledCodes, conditioning};
@@ -18,3 +20,5 @@ pub use features::{Features, Seen};
 pub use frechet::{Gaussian, frechet_distance};
 pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};
 pub use report::Report;
+pub use retrieval::{Recall, r_precision, recall_at, retrieval};
+pub use vectors::Vectors;
