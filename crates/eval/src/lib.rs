@@ -17,7 +17,7 @@ pub use conditioning::{Conditioning, Conditions, Drawn, Figure, LabelledCodes, c
 pub use curves::curves;
 pub use drawing::{DrawingReport, Subject, drawing};
 pub use features::{Features, Seen};
-pub use frechet::{Gaussian, frechet_distance};
+pub use frechet::{Gaussian, fid, frechet_distance};
 pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};
 pub use report::Report;
 pub use retrieval::{Recall, r_precision, recall_at, retrieval};
