@@ -2,6 +2,7 @@
 //! whether drawings look like what they were asked for.
 
 mod blur;
+mod clip_score;
 mod cmmd;
 mod conditioning;
 mod curves;
@@ -10,6 +11,7 @@ mod features;
 mod frechet;
 mod inception_score;
 mod kid;
+mod overlap;
 mod precision_recall;
 mod recon;
 mod report;
@@ -17,6 +19,7 @@ mod retrieval;
 mod vectors;
 
 pub use blur::blur;
+pub use clip_score::clip_score;
 pub use cmmd::cmmd;
 pub use conditioning::{Conditioning, Conditions, Drawn, Figure, LabelledCodes, conditioning};
 pub use curves::curves;
@@ -25,6 +28,7 @@ pub use features::{Features, Seen};
 pub use frechet::{Gaussian, fid, frechet_distance};
 pub use inception_score::InceptionScore;
 pub use kid::kid;
+pub use overlap::{Overlap, OverlapSearch, split_by_overlap};
 pub use precision_recall::precision_recall;
 pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};
 pub use report::Report;
