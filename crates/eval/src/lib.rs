@@ -2,19 +2,35 @@
 //! whether drawings look like what they were asked for.
 
 mod blur;
+mod clip_score;
+mod cmmd;
 mod conditioning;
 mod curves;
 mod drawing;
 mod features;
 mod frechet;
+mod inception_score;
+mod kid;
+mod overlap;
+mod precision_recall;
 mod recon;
 mod report;
+mod retrieval;
+mod vectors;
 
 pub use blur::blur;
+pub use clip_score::clip_score;
+pub use cmmd::cmmd;
 pub use conditioning::{Conditioning, Conditions, Drawn, Figure, LabelledCodes, conditioning};
 pub use curves::curves;
 pub use drawing::{DrawingReport, Subject, drawing};
 pub use features::{Features, Seen};
-pub use frechet::{Gaussian, frechet_distance};
+pub use frechet::{Gaussian, fid, frechet_distance};
+pub use inception_score::InceptionScore;
+pub use kid::kid;
+pub use overlap::{Overlap, OverlapSearch, split_by_overlap};
+pub use precision_recall::precision_recall;
 pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};
 pub use report::Report;
+pub use retrieval::{Recall, r_precision, recall_at, retrieval};
+pub use vectors::Vectors;
