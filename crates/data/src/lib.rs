@@ -12,6 +12,7 @@ pub mod codes;
 pub mod dataset;
 pub mod loader;
 pub mod picture;
+pub mod pictures;
 pub mod shard;
 pub mod sources;
 
@@ -19,4 +20,5 @@ pub use augment::{Augment, augment};
 pub use codes::{CodeItem, CodeSet};
 pub use dataset::Dataset;
 pub use loader::{Purpose, batch_indices, item_rng};
+pub use pictures::{Captioned, Pictures};
 pub use shard::{Meta, Sample, Skipped, Split};

@@ -34,6 +34,8 @@ pub enum Purpose {
     TokenNoise = 11,
     /// The relaxation's noise when it is validated, the same each time.
     ValidationGumbel = 12,
+    /// Which pictures of a set make a subset that is measured.
+    Subset = 13,
 }
 
 /// The generator of one item's draws for one purpose. The four numbers are its key, so streams never overlap.

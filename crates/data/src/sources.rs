@@ -15,6 +15,7 @@ use crate::shard::Split;
 
 pub use emoji::{EmojiOptions, Style, World, build_emoji};
 pub use folder::build_folder;
+pub(crate) use folder::list_files;
 
 /// What a source wrote, and what it left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -45,7 +45,11 @@ pub fn draw_each(
     mut drawn: impl FnMut(usize),
 ) -> Result<()> {
     let last = *draws.best_of.last().context("no number of candidates")?;
-    ensure!(draws.best_of.is_sorted() && draws.best_of[0] > 0, "best of {:?}: wanted rising numbers", draws.best_of);
+    ensure!(
+        draws.best_of.is_sorted() && draws.best_of[0] > 0,
+        "best of {:?}: wanted rising numbers",
+        draws.best_of
+    );
     begin(tessera, model, captions, draws, out)?;
     for (index, caption) in captions.iter().enumerate() {
         if !path(out, last, index).exists() {
@@ -102,7 +106,10 @@ fn begin(tessera: &Tessera, model: &str, captions: &[String], draws: &Draws, out
             let found: Record =
                 serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
             let shown = out.display();
-            ensure!(found == record, "{shown} holds drawings by another model, seed or captions; choose another folder");
+            ensure!(
+                found == record,
+                "{shown} holds drawings by another model, seed or captions; choose another folder"
+            );
             Ok(())
         }
     }
@@ -124,4 +131,14 @@ fn write(path: &Path, picture: &RgbImage) -> Result<()> {
     let written = picture.save_with_format(&part, ImageFormat::Png).map_err(anyhow::Error::from);
     let written = written.and_then(|()| Ok(fs::rename(&part, path)?));
     written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The first `n` pictures of such a folder, in the order of their captions.
+pub fn pictures_in(folder: &Path, n: usize) -> impl Iterator<Item = Result<RgbImage>> + '_ {
+    (0..n).map(move |index| {
+        let file = folder.join(format!("{index:05}.png"));
+        let picture =
+            image::open(&file).with_context(|| format!("no whole drawing at {}", file.display()))?;
+        Ok(picture.into_rgb8())
+    })
 }

@@ -45,11 +45,17 @@ impl Features for Embedding<'_> {
         let features = self.reranker.states(pictures)?;
         let logits = features.chunks(dims).flat_map(|row| {
             let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-            let cosine = move |class: &Vec<f32>| row.iter().zip(class).map(|(a, b)| a * b).sum::<f32>() / length;
+            let cosine =
+                move |class: &Vec<f32>| row.iter().zip(class).map(|(a, b)| a * b).sum::<f32>() / length;
             self.classes.iter().map(move |class| scale * cosine(class))
         });
         let logits: Vec<f32> = logits.collect();
-        ensure!(features.len() == pictures.len() * dims, "{} features for {} pictures", features.len(), pictures.len());
+        ensure!(
+            features.len() == pictures.len() * dims,
+            "{} features for {} pictures",
+            features.len(),
+            pictures.len()
+        );
         Ok(Seen { features, logits })
     }
 }

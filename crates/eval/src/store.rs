@@ -10,8 +10,7 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use crate::features::{Features, Seen};
-use crate::frechet::Gaussian;
-use crate::vectors::Vectors;
+use crate::{Gaussian, InceptionScore, Report, Vectors};
 
 /// Pictures that a network is shown together.
 const BATCH: usize = 32;
@@ -64,7 +63,10 @@ impl Store {
         } else {
             let mut found = vec![0; line.len()];
             file.read_exact(&mut found)?;
-            ensure!(found == line.as_bytes(), "a file of features holds something else; choose another --work");
+            ensure!(
+                found == line.as_bytes(),
+                "a file of features holds something else; choose another --work"
+            );
         }
         let row = header.row() as u64;
         let len = size.saturating_sub(begin) / row;
@@ -106,7 +108,8 @@ impl Store {
             let mut bytes = Vec::with_capacity(batch.len() * self.header.row());
             for i in 0..batch.len() {
                 let row = |all: &[f32], width: usize| all[i * width..(i + 1) * width].to_vec();
-                for value in row(&features, self.header.dims).iter().chain(&row(&logits, self.header.classes)) {
+                for value in row(&features, self.header.dims).iter().chain(&row(&logits, self.header.classes))
+                {
                     bytes.extend(value.to_le_bytes());
                 }
             }
@@ -141,6 +144,17 @@ impl Store {
         let mut gaussian = Gaussian::new(&self.header.network, self.header.dims);
         self.read(|seen| gaussian.push_all(&seen.features))?;
         Ok(gaussian)
+    }
+
+    /// The inception score of the classes, if the network knows any.
+    pub fn inception_score(&self) -> Result<Option<Report>> {
+        if self.header.classes < 2 || self.len < InceptionScore::SPLITS {
+            return Ok(None);
+        }
+        let Header { network, classes, .. } = &self.header;
+        let mut score = InceptionScore::new(network, self.len, *classes, InceptionScore::SPLITS)?;
+        self.read(|seen| score.push_all(&seen.logits))?;
+        score.report().map(Some)
     }
 
     /// The features themselves, in memory.

@@ -10,6 +10,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use tessera_data::loader::below;
 use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, item_rng};
+use tessera_eval::recall_at;
 use tessera_kernels::dot;
 use tessera_model::rerank::{
     Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine, patches,
@@ -151,31 +152,16 @@ fn loss_of(loss: ContrastiveLoss) -> Loss {
     Loss { total: loss.loss, figures }
 }
 
+fn triple(values: &[f64]) -> Result<[f64; 3]> {
+    values.try_into().context("recall at three ranks")
+}
+
 /// `picture` with a border, red if it is marked.
 fn framed(picture: &RgbImage, marked: bool) -> RgbImage {
     let colour = if marked { [220, 40, 40] } else { [255; 3] };
     let mut frame = RgbImage::from_pixel(picture.width() + 4, picture.height() + 4, image::Rgb(colour));
     image::imageops::replace(&mut frame, picture, 2, 2);
     frame
-}
-
-fn recall(images: &Rows, texts: &Rows) -> Metrics {
-    let n = images.len();
-    let rank = |query: &Vec<f32>, keys: &Rows, right: usize| {
-        let own = cosine(query, &keys[right]);
-        keys.iter().enumerate().filter(|(i, key)| *i != right && cosine(query, key) >= own).count()
-    };
-    let share = |k: usize, queries: &Rows, keys: &Rows| {
-        (0..n).filter(|&i| rank(&queries[i], keys, i) < k).count() as f64 / n as f64
-    };
-    vec![
-        ("image_to_text_recall_at_1", share(1, images, texts)),
-        ("image_to_text_recall_at_5", share(5, images, texts)),
-        ("image_to_text_recall_at_10", share(10, images, texts)),
-        ("text_to_image_recall_at_1", share(1, texts, images)),
-        ("text_to_image_recall_at_5", share(5, texts, images)),
-        ("text_to_image_recall_at_10", share(10, texts, images)),
-    ]
 }
 
 impl Task for RerankTask<'_> {
@@ -249,7 +235,16 @@ impl Task for RerankTask<'_> {
         let every = (self.val.len() / AMONG).max(1);
         let among: Vec<&(RgbImage, String)> = self.val.iter().step_by(every).take(AMONG).collect();
         let (images, texts) = self.embeddings(model, &among)?;
-        Ok(recall(&images, &texts))
+        let found = recall_at(&images.concat(), &texts.concat(), model.config().embed, &[1, 5, 10])?;
+        let ([i1, i5, i10], [t1, t5, t10]) = (triple(&found.text_of_image)?, triple(&found.image_of_text)?);
+        Ok(vec![
+            ("image_to_text_recall_at_1", i1),
+            ("image_to_text_recall_at_5", i5),
+            ("image_to_text_recall_at_10", i10),
+            ("text_to_image_recall_at_1", t1),
+            ("text_to_image_recall_at_5", t5),
+            ("text_to_image_recall_at_10", t10),
+        ])
     }
 
     /// Held-out captions, each with the pictures that the model finds the likest, best first; a frame is around the right one.

@@ -167,7 +167,8 @@ fn find_pairs(dir: &Path) -> Result<(Vec<Pair>, Skipped)> {
 }
 
 /// All files under `dir`; links to folders are not followed, so that there is no going round in circles.
-fn list_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// All files under `dir` that are not hidden.
+pub(crate) fn list_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let context = || format!("cannot read the folder {}", dir.display());
     for entry in fs::read_dir(dir).with_context(context)? {
         let entry = entry.with_context(context)?;

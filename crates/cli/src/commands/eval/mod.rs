@@ -1,5 +1,8 @@
 //! `tessera eval`: a table for people, JSON for programs.
 
+mod curve;
+mod sets;
+
 use std::path::Path;
 
 use anyhow::{Context, Error, Result, bail};
@@ -26,7 +29,15 @@ const SHEET_SCALE: u32 = 2;
 pub fn run(eval: Eval) -> Result<()> {
     let numbers = match &eval {
         Eval::Recon(args) | Eval::Conditioning(args) | Eval::Drawing { common: args, .. } => args.precision,
-        Eval::Curves { .. } => Numbers::Auto,
+        Eval::Fid(pair) | Eval::Kid(pair) | Eval::Cmmd(pair) | Eval::PrecisionRecall(pair) => {
+            pair.network.precision
+        }
+        Eval::Blur { pair, .. } => pair.network.precision,
+        Eval::Retrieval { network, .. }
+        | Eval::Is { network, .. }
+        | Eval::ClipScore { network, .. }
+        | Eval::Overlap { network, .. } => network.precision,
+        Eval::Curves { .. } | Eval::RerankCurve { .. } => Numbers::Auto,
     };
     Cpu::new(numbers.into()).map_err(Error::msg)?.scope(|| measure(eval))
 }
@@ -52,6 +63,18 @@ fn measure(eval: Eval) -> Result<()> {
             let found = judge(&common, n, seed, meant(&sampling), sheet.as_deref())?;
             report(&common, &found, drawing_table)
         }
+        Eval::Retrieval { data, network } => sets::measure_retrieval(&data, &network),
+        Eval::Fid(pair) => sets::measure_fid(&pair),
+        Eval::Kid(pair) => sets::measure_kid(&pair),
+        Eval::Cmmd(pair) => sets::measure_cmmd(&pair),
+        Eval::PrecisionRecall(pair) => sets::measure_precision_recall(&pair),
+        Eval::Is { dir, network } => sets::measure_is(&dir, &network),
+        Eval::ClipScore { dir, network } => sets::measure_clip_score(&dir, &network),
+        Eval::Blur { pair, radii, out } => sets::measure_blur(&pair, &radii, &out),
+        Eval::Overlap { data, network, threshold, fake, out } => {
+            sets::measure_overlap(&data, &network, threshold, fake.as_deref(), &out)
+        }
+        Eval::RerankCurve { drawn, out } => curve::run(&drawn, &out),
         Eval::Curves { runs, metrics, out } => {
             std::fs::write(&out, curves(&runs, &metrics)?)
                 .with_context(|| format!("cannot write {}; choose another --out", out.display()))?;
@@ -61,9 +84,13 @@ fn measure(eval: Eval) -> Result<()> {
 }
 
 fn held_out(args: &EvalArgs) -> Result<Vec<Sample>> {
-    let dataset = Dataset::open(&args.data)?;
+    held_out_of(&args.data)
+}
+
+fn held_out_of(data: &Path) -> Result<Vec<Sample>> {
+    let dataset = Dataset::open(data)?;
     match dataset.val.is_empty() {
-        true => bail!("{} holds out no pictures; make the data set with --holdout 5", args.data.display()),
+        true => bail!("{} holds out no pictures; make the data set with --holdout 5", data.display()),
         false => Ok(dataset.val),
     }
 }

@@ -1,0 +1,153 @@
+//! The pictures of a folder, one after another, for measurements: files in any depth of folders, or the tars of a data set.
+//!
+//! Nothing but a few pictures is in memory at a time. Their order is that of their names, so that a measurement which was interrupted
+//! can go on behind those that it has seen.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use image::RgbImage;
+use rayon::prelude::*;
+
+use crate::picture::decode;
+use crate::shard::{Split, caption_lines, read_shards};
+use crate::sources::list_files;
+
+/// Files that are decoded together.
+const BATCH: usize = 64;
+/// The largest picture file that is read.
+const MAX_IMAGE_BYTES: u64 = 256 << 20;
+
+/// A set of pictures that is read as it is asked for.
+#[derive(Debug, Clone)]
+pub struct Pictures {
+    path: PathBuf,
+    kind: Kind,
+    /// Files that are no pictures.
+    other_files: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Files(Vec<PathBuf>),
+    /// Folders of tars.
+    Shards(Vec<PathBuf>),
+}
+
+/// A picture and, where there is one, its first caption: the first line of the `.txt` beside the file.
+#[derive(Debug, Clone)]
+pub struct Captioned {
+    /// Pixels.
+    pub image: RgbImage,
+    /// What it shows.
+    pub caption: Option<String>,
+}
+
+impl Pictures {
+    /// The pictures under `path`: a folder of PNG, JPEG or WebP files, a data set with its splits `train` and `val`, or one such split.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn open(path: &Path) -> Result<Pictures> {
+        let shown = path.display();
+        ensure!(path.is_dir(), "{shown} is no folder; wanted one of pictures, or a data set");
+        let splits = Split::ALL.map(|split| path.join(split.name()));
+        let has_tars = |dir: &Path| dir.is_dir() && read_shards(dir).is_ok();
+        let shards: Vec<PathBuf> =
+            [path.to_path_buf()].into_iter().chain(splits).filter(|dir| has_tars(dir)).collect();
+        if !shards.is_empty() {
+            return Ok(Pictures { path: path.into(), kind: Kind::Shards(shards), other_files: 0 });
+        }
+        let mut files = Vec::new();
+        list_files(path, &mut files)?;
+        files.sort();
+        let (files, others): (Vec<PathBuf>, Vec<PathBuf>) =
+            files.into_iter().partition(|file| is_picture(file));
+        let other_files =
+            others.iter().filter(|file| file.extension().is_none_or(|end| end != "txt")).count();
+        ensure!(
+            !files.is_empty(),
+            "no pictures in {shown} ({other_files} other files); wanted .png, .jpg or .webp files, or a data set"
+        );
+        Ok(Pictures { path: path.into(), kind: Kind::Files(files), other_files })
+    }
+
+    /// How many there are, if that is known before they are read.
+    pub fn count(&self) -> Option<usize> {
+        match &self.kind {
+            Kind::Files(files) => Some(files.len()),
+            Kind::Shards(_) => None,
+        }
+    }
+
+    /// Files that are no pictures and no captions of any.
+    pub fn other_files(&self) -> usize {
+        self.other_files
+    }
+
+    /// A name of what there is: another one is another set.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hasher = crc32fast::Hasher::new();
+        let mut add = |file: &Path| -> Result<()> {
+            hasher.update(file.strip_prefix(&self.path).unwrap_or(file).to_string_lossy().as_bytes());
+            let meta = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
+            hasher.update(&meta.len().to_le_bytes());
+            let changed =
+                meta.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+            hasher.update(&changed.map_or(0, |time| time.as_nanos()).to_le_bytes());
+            Ok(())
+        };
+        match &self.kind {
+            Kind::Files(files) => files.iter().try_for_each(|file| add(file))?,
+            Kind::Shards(dirs) => {
+                let mut files = Vec::new();
+                dirs.iter().try_for_each(|dir| list_files(dir, &mut files))?;
+                files.sort();
+                files.iter().try_for_each(|file| add(file))?;
+            }
+        }
+        Ok(format!("{:08x}", hasher.finalize()))
+    }
+
+    /// All of them but the first `skip`, in the order of their names. A file that is damaged is an error that names it.
+    pub fn from(&self, skip: usize) -> Box<dyn Iterator<Item = Result<Captioned>> + '_> {
+        match &self.kind {
+            Kind::Files(files) => Box::new(
+                files[skip.min(files.len())..]
+                    .chunks(BATCH)
+                    .flat_map(|files| files.par_iter().map(|file| read_file(file)).collect::<Vec<_>>()),
+            ),
+            Kind::Shards(dirs) => {
+                let readers = dirs.iter().map(|dir| read_shards(dir));
+                let samples = readers.flat_map(|reader| -> Box<dyn Iterator<Item = Result<_>>> {
+                    match reader {
+                        Ok(reader) => Box::new(reader),
+                        Err(error) => Box::new(std::iter::once(Err(error))),
+                    }
+                });
+                Box::new(samples.skip(skip).map(|sample| {
+                    let sample = sample?;
+                    Ok(Captioned { caption: sample.captions.first().cloned(), image: sample.image })
+                }))
+            }
+        }
+    }
+}
+
+fn is_picture(file: &Path) -> bool {
+    let extension = file.extension().unwrap_or_default().to_ascii_lowercase();
+    ["png", "jpg", "jpeg", "webp"].iter().any(|known| extension == *known)
+}
+
+fn read_file(file: &Path) -> Result<Captioned> {
+    let read = || -> Result<RgbImage> {
+        let size = fs::metadata(file)?.len();
+        ensure!(size <= MAX_IMAGE_BYTES, "{size} bytes, more than the {MAX_IMAGE_BYTES} allowed");
+        decode(&fs::read(file)?)
+    };
+    let image = read().with_context(|| format!("{}", file.display()))?;
+    let caption = fs::read(file.with_extension("txt")).ok();
+    let caption = caption.and_then(|text| caption_lines(&String::from_utf8_lossy(&text)).first().cloned());
+    Ok(Captioned { image, caption })
+}

@@ -1,0 +1,110 @@
+//! What choosing from more candidates brings: figures of the best of 1, 2, 4 … of each caption (paper §3.4, figure 9c).
+//!
+//! A contrastive model judges that did not rank: the ranking one would like what it chose.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::Serialize;
+use tessera_model::rerank::Reranker;
+
+use crate::drawn::{best_of, pictures_in};
+use crate::embedding::Embedding;
+use crate::plot::{Series, line_plot};
+use crate::store::Store;
+use crate::vectors::Vectors;
+use crate::{Report, clip_score, fid, kid};
+
+/// The figures of one number of candidates.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CurvePoint {
+    /// Candidates of a caption, of which the best was kept.
+    pub best_of: usize,
+    /// CLIPScore, IS, KID, FID if there are enough pictures, and how often the best is preferred to the first candidate.
+    pub figures: Vec<Report>,
+}
+
+/// Measures the drawings of `captions` in `drawings` (of [`draw_each`](crate::draw_each)) for each of `ks`, against the pictures in `real`, by
+/// the eyes of `judge` and `network`, which is its embedding.
+///
+/// # Errors
+/// If drawings are missing, or the network saw `real` with other classes.
+pub fn rerank_curve(
+    drawings: &Path,
+    ks: &[usize],
+    captions: &[String],
+    real: &Store,
+    (judge, network): (&Reranker, &Embedding),
+    mut measured: impl FnMut(usize),
+) -> Result<Vec<CurvePoint>> {
+    let mut texts = Vectors::new(real.network(), judge.clip.config().embed);
+    for read in judge.captions(captions)? {
+        texts.push_all(&read.embedding)?;
+    }
+    let (gaussian, vectors) = (real.gaussian()?, real.vectors()?);
+    let mut first: Option<Vec<f64>> = None;
+    let mut curve = Vec::new();
+    for &k in ks {
+        let folder = best_of(drawings, k);
+        let mut store = Store::open(None, &folder.display().to_string(), network)?;
+        store.see(network, pictures_in(&folder, captions.len()), |_| ())?;
+        ensure!(store.len() == captions.len(), "{} drawings of {} captions", store.len(), captions.len());
+        let seen = store.vectors()?;
+        let scores = cosines(&seen, &texts);
+        let first = first.get_or_insert_with(|| scores.clone());
+        let mut figures = vec![Report { name: "score by the judge".into(), ..clip_score(&seen, &texts)? }];
+        figures.extend(preferred(&scores, first, real.network()));
+        figures.extend(store.inception_score()?);
+        figures.push(kid(&vectors, &seen, &mut ChaCha8Rng::seed_from_u64(0))?);
+        // Too few drawings have no FID, and the others are figures all the same.
+        figures.extend(fid(&gaussian, &store.gaussian()?).ok());
+        curve.push(CurvePoint { best_of: k, figures });
+        measured(k);
+    }
+    Ok(curve)
+}
+
+/// Cosines of pictures and captions, pair by pair.
+fn cosines(pictures: &Vectors, texts: &Vectors) -> Vec<f64> {
+    let pairs = pictures.values().chunks(pictures.dims()).zip(texts.values().chunks(texts.dims()));
+    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    pairs.map(|(picture, text)| product(picture, text) / product(picture, picture).sqrt()).collect()
+}
+
+/// How often the judge finds the best of several likelier than the first candidate; a draw is half. Nothing if they are the same everywhere.
+fn preferred(scores: &[f64], first: &[f64], network: &str) -> Option<Report> {
+    if scores == first {
+        return None;
+    }
+    let won = |(best, first): (&f64, &f64)| match best.total_cmp(first) {
+        std::cmp::Ordering::Less => 0.0,
+        std::cmp::Ordering::Equal => 0.5,
+        std::cmp::Ordering::Greater => 1.0,
+    };
+    let n = scores.len();
+    let share = scores.iter().zip(first).map(won).sum::<f64>() / n as f64;
+    Some(Report {
+        unit: "%".into(),
+        plus_minus: Some(100.0 * (share * (1.0 - share) / n as f64).sqrt()),
+        features: network.to_string(),
+        ..Report::new("preferred to the first", 100.0 * share, n)
+    })
+}
+
+/// The curve as an SVG picture: a panel a figure, the number of candidates doubling to the right.
+///
+/// # Errors
+/// If it cannot be drawn.
+pub fn plot_curve(curve: &[CurvePoint]) -> Result<String> {
+    let names = curve.last().context("a curve without points")?.figures.iter();
+    let series = names.map(|figure| {
+        let points = curve.iter().filter_map(|point| {
+            let found = point.figures.iter().find(|other| other.name == figure.name)?;
+            Some((point.best_of as f64, found.value, found.plus_minus))
+        });
+        Series { name: figure.name.clone(), points: points.collect() }
+    });
+    line_plot("best of N candidates", &series.collect::<Vec<_>>())
+}
