@@ -9,6 +9,8 @@ mod curves;
 mod drawing;
 mod features;
 mod frechet;
+#[cfg(test)]
+mod golden;
 mod inception_score;
 mod kid;
 mod overlap;
