@@ -11,6 +11,8 @@ mod drawn;
 mod embedding;
 mod features;
 mod frechet;
+#[cfg(test)]
+mod golden;
 mod inception_score;
 mod kid;
 mod overlap;

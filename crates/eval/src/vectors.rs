@@ -138,7 +138,7 @@ pub(crate) fn for_blocks<T: ComplexField + Copy + From<f32>>(
     dims: usize,
     mut see: impl FnMut(Block<'_, T>),
 ) {
-    let mut products = vec![T::from(0.0); BLOCK * BLOCK];
+    let mut products = Vec::new();
     let wide = |vectors: &[f32]| vectors.iter().map(|&x| T::from(x)).collect::<Vec<T>>();
     for (i, left) in a.chunks(BLOCK * dims).enumerate() {
         let left = wide(left);
@@ -146,12 +146,12 @@ pub(crate) fn for_blocks<T: ComplexField + Copy + From<f32>>(
         for (j, right) in b.chunks(BLOCK * dims).enumerate() {
             let right = wide(right);
             let width = right.len() / dims;
-            let products = &mut products[..height * width];
+            products.resize(height * width, T::from(0.0));
             let rows = MatRef::from_row_major_slice(&left, height, dims);
             let columns = MatRef::from_row_major_slice(&right, width, dims);
-            let out = MatMut::from_row_major_slice_mut(products, height, width);
+            let out = MatMut::from_row_major_slice_mut(&mut products, height, width);
             matmul(out, Accum::Replace, rows, columns.transpose(), T::from(1.0), get_global_parallelism());
-            see(Block { row: i * BLOCK, column: j * BLOCK, width, products });
+            see(Block { row: i * BLOCK, column: j * BLOCK, width, products: &products });
         }
     }
 }
