@@ -9,3 +9,4 @@ mod torch_file;
 pub use file::{ModelConfig, ModelFile, Storage};
 pub use openai_dvae::read_openai_dvae;
 pub use params::{Collected, HostTensor, export, gradients, import};
+pub use torch_file::read as read_torch_file;
