@@ -7,6 +7,7 @@ mod curves;
 mod drawing;
 mod features;
 mod frechet;
+mod inception;
 mod recon;
 mod report;
 
@@ -16,5 +17,6 @@ pub use curves::curves;
 pub use drawing::{DrawingReport, Subject, drawing};
 pub use features::{Features, Seen};
 pub use frechet::{Gaussian, frechet_distance};
+pub use inception::{Convention, Inception, Resize, TF_2015_URL, TORCHVISION_URL};
 pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};
 pub use report::Report;
