@@ -232,6 +232,9 @@ pub enum TrainTask {
         /// The tokenizer that `train bpe` wrote.
         #[arg(long)]
         bpe: PathBuf,
+        /// A model file with the dVAE through whose tokens a share of the pictures goes (`data.reconstructed`).
+        #[arg(long)]
+        dvae: Option<PathBuf>,
     },
 }
 
@@ -451,12 +454,24 @@ pub enum Eval {
     },
 }
 
+/// How pictures are resized for an Inception.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Resizing {
+    /// As pytorch-fid does.
+    PytorchFid,
+    /// As torch-fidelity does, and TensorFlow did.
+    TorchFidelity,
+}
+
 /// Which network looks at pictures.
 #[derive(ClapArgs)]
 pub struct Network {
     /// Weights of an Inception v3: those of 2015 that FID is usually measured by, or torchvision's, as in the paper.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["rerank", "classes"])]
     pub inception: Option<PathBuf>,
+    /// How pictures are resized for the weights of 2015; torchvision's have a way of their own.
+    #[arg(long, value_enum, default_value_t = Resizing::PytorchFid, requires = "inception")]
+    pub resize: Resizing,
     /// A model file whose contrastive model looks; that of the embedded model if no network is named.
     #[arg(long, value_name = "FILE")]
     pub rerank: Option<PathBuf>,

@@ -36,6 +36,8 @@ pub enum Purpose {
     ValidationGumbel = 12,
     /// Which pictures of a set make a subset that is measured.
     Subset = 13,
+    /// Which pictures go through a dVAE's tokens before a contrastive model sees them.
+    Reconstruction = 14,
 }
 
 /// The generator of one item's draws for one purpose. The four numbers are its key, so streams never overlap.

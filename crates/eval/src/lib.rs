@@ -13,6 +13,7 @@ mod features;
 mod frechet;
 #[cfg(test)]
 mod golden;
+mod inception;
 mod inception_score;
 mod kid;
 mod overlap;
@@ -35,6 +36,7 @@ pub use drawn::{Draws, best_of, draw_each, pictures_in};
 pub use embedding::Embedding;
 pub use features::{Features, Seen};
 pub use frechet::{Gaussian, fid, frechet_distance};
+pub use inception::{Convention, Inception, Resize, TF_2015_URL, TORCHVISION_URL};
 pub use inception_score::InceptionScore;
 pub use kid::kid;
 pub use overlap::{Overlap, OverlapSearch, split_by_overlap};

@@ -120,6 +120,8 @@ pub struct DataConfig {
     /// share between 0 and this. What is predicted stays as it is (the paper: 0). Against learning a small set by heart from
     /// its first tokens instead of from the words, and against being lost after one unlucky draw.
     pub token_noise: f32,
+    /// Share of the pictures that the contrastive model sees as they come out of a dVAE's tokens, since what it ranks are drawings (CLIP: 0).
+    pub reconstructed: f32,
     /// Differently cropped encodings of each training picture (paper §B.2, Listing 2).
     pub copies: usize,
 }
@@ -274,6 +276,7 @@ impl Config {
         in_range("data.bpe_dropout", self.data.bpe_dropout.into(), 0.0..=1.0)?;
         in_range("data.caption_drop", self.data.caption_drop.into(), 0.0..=1.0)?;
         in_range("data.token_noise", self.data.token_noise.into(), 0.0..=1.0)?;
+        in_range("data.reconstructed", self.data.reconstructed.into(), 0.0..=1.0)?;
         in_range("relax.beta", self.relax.beta, 0.0..=1e6)?;
         in_range("relax.tau_end", self.relax.tau_end, 1e-4..=1.0)?;
         ensure!(

@@ -33,6 +33,6 @@ pub use picture::grid;
 pub use precision::{Scales, Scaling};
 pub use prior::train_prior;
 pub use reconstruct::{Reconstruction, reconstruct};
-pub use rerank::train_rerank;
+pub use rerank::{RerankInputs, train_rerank};
 pub use run_dir::RunOptions;
 pub use schedule::{Plateau, Schedule, cosine, rise};

@@ -8,12 +8,13 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use rayon::prelude::*;
-use tessera_data::loader::below;
+use tessera_data::loader::{below, chance};
 use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, item_rng};
 use tessera_eval::recall_at;
 use tessera_kernels::dot;
+use tessera_model::dvae::Dvae;
 use tessera_model::rerank::{
-    Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine, patches,
+    Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine, patches, square,
 };
 use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, gradients};
 use tessera_text::{Bpe, normalise};
@@ -23,7 +24,7 @@ use crate::dvae::open_dataset;
 use crate::fit::{Outcome, Task, fit};
 use crate::gradient::{Gradient, Loss, differentiate};
 use crate::log::Metrics;
-use crate::picture::grid;
+use crate::picture::{from_floats, grid, to_floats};
 use crate::run_dir::{RunDir, RunOptions};
 
 /// The file that a run writes.
@@ -40,23 +41,34 @@ struct RerankTask<'a> {
     seed: u64,
     bpe: &'a Bpe,
     train: &'a [Sample],
+    /// Through whose tokens some pictures go.
+    dvae: Option<Dvae>,
     /// Held-out pictures at the model's size with their first captions.
     val: Vec<(RgbImage, String)>,
 }
 
-/// Trains a contrastive model on the data set at `data` with the tokenizer in `bpe_file`; writes
-/// `RUN/rerank.tessera.safetensors` when it finishes or is stopped.
+/// What a contrastive model is trained on.
+#[derive(Debug, Clone, Copy)]
+pub struct RerankInputs<'a> {
+    /// The data set.
+    pub data: &'a Path,
+    /// The tokenizer that `train bpe` wrote.
+    pub bpe: &'a Path,
+    /// A model file with the dVAE through whose tokens a share of the pictures goes (`data.reconstructed`).
+    pub dvae: Option<&'a Path>,
+}
+
+/// Trains a contrastive model; writes `RUN/rerank.tessera.safetensors` when it finishes or is stopped.
 ///
 /// # Errors
-/// If the tokenizer and the config disagree on sizes.
+/// If the tokenizer and the config disagree on sizes, or pictures should go through a dVAE and there is none.
 pub fn train_rerank(
     config: &Config,
-    data: &Path,
-    bpe_file: &Path,
+    RerankInputs { data, bpe, dvae }: RerankInputs,
     options: &RunOptions,
     stop: &AtomicBool,
 ) -> Result<Outcome> {
-    let (bpe, json) = read_tokenizer(bpe_file)?;
+    let (bpe, json) = read_tokenizer(bpe)?;
     let (words, vocab) = (bpe.vocab_size(), config.rerank.text_vocab);
     ensure!(
         words + 2 <= vocab,
@@ -65,8 +77,18 @@ pub fn train_rerank(
     let dataset = open_dataset(data)?;
     let val = dataset.val.iter().map(|sample| pair(sample, config.rerank.image_size as u32));
     let val = val.collect::<Result<Vec<_>>>()?;
-    let task = RerankTask { config, seed: options.seed, bpe: &bpe, train: &dataset.train, val };
     let device = Device::default();
+    let share = config.data.reconstructed;
+    ensure!(
+        share == 0.0 || dvae.is_some(),
+        "data.reconstructed = {share}: wanted a dVAE for it, with --dvae"
+    );
+    let dvae = dvae.map(ModelFile::read).transpose()?;
+    let theirs =
+        dvae.as_ref().map_or(Ok(String::new()), |file| Ok(format!(", dVAE {}", file.fingerprint()?)));
+    let through: Result<String> = theirs;
+    let dvae = dvae.map(|file| file.dvae(&device)).transpose()?;
+    let task = RerankTask { config, seed: options.seed, bpe: &bpe, train: &dataset.train, dvae, val };
     let (initial, named) = options.initial()?;
     let model = match initial {
         Some(file) => {
@@ -81,8 +103,12 @@ pub fn train_rerank(
         }
         None => Clip::new(&config.rerank, options.seed, &device),
     };
-    let inputs =
-        format!("data {}, tokenizer {:08x}{named}", dataset.fingerprint(), crc32c::crc32c(json.as_bytes()));
+    let inputs = format!(
+        "data {}, tokenizer {:08x}{}{named}",
+        dataset.fingerprint(),
+        crc32c::crc32c(json.as_bytes()),
+        through?
+    );
     let run = RunDir::start(options, "rerank", &inputs, config)?;
     let (model, outcome) = fit(&task, model, &config.train_rerank, &run, stop)?;
     let file = ModelFile {
@@ -143,6 +169,23 @@ impl RerankTask<'_> {
     }
 }
 
+/// Puts pictures through a dVAE's tokens, as drawings come out of them: what is ranked are drawings.
+fn reconstructed(dvae: &Dvae, side: u32, mut pictures: Vec<&mut RgbImage>) -> Result<()> {
+    if pictures.is_empty() {
+        return Ok(());
+    }
+    let values: Vec<f32> = pictures.iter().flat_map(|picture| to_floats(&square(picture, side))).collect();
+    let shape = [pictures.len(), 3, side as usize, side as usize];
+    let x: Tensor<4> = Tensor::from_data(TensorData::new(values, shape), &dvae.device());
+    let restored: Vec<f32> = dvae.decode(dvae.encode(x)).into_data().iter().collect();
+    let size = 3 * (side * side) as usize;
+    pictures
+        .iter_mut()
+        .zip(restored.chunks(size))
+        .for_each(|(picture, values)| **picture = from_floats(values, side));
+    Ok(())
+}
+
 /// Embeddings, one a row.
 type Rows = Vec<Vec<f32>>;
 
@@ -174,8 +217,18 @@ impl Task for RerankTask<'_> {
         let indices = batch_indices(self.train.len(), config.batch, step, self.seed);
         let slots: Vec<usize> = (part * share..(part + 1) * share).collect();
         let examples = slots.par_iter().map(|&slot| self.example(indices[slot], step, slot as u64));
-        let (pictures, captions): (Vec<RgbImage>, Vec<Vec<u32>>) =
+        let (mut pictures, captions): (Vec<RgbImage>, Vec<Vec<u32>>) =
             examples.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        if let Some(dvae) = &self.dvae {
+            let chosen = |slot: &usize| {
+                let rng = &mut item_rng(self.seed, Purpose::Reconstruction, step, *slot as u64);
+                chance(rng, self.config.data.reconstructed)
+            };
+            let chosen: Vec<bool> = slots.iter().map(chosen).collect();
+            let through =
+                pictures.iter_mut().zip(chosen).filter(|(_, chosen)| *chosen).map(|(picture, _)| picture);
+            reconstructed(dvae, self.config.dvae.image_size as u32, through.collect())?;
+        }
         let shape = [share, clip.n_patches(), 3 * clip.patch * clip.patch];
         let data = TensorData::new(patches(&pictures, clip), shape);
         Ok(Pairs { patches: Tensor::from_data(data, &Device::default()), captions: captions.concat() })
@@ -281,7 +334,7 @@ mod tests {
         let train = Dataset::open(&dir).unwrap().train;
         let captions = train.iter().flat_map(|sample| sample.captions.clone());
         let bpe = Bpe::train(captions.collect::<Vec<_>>().iter(), 400).unwrap();
-        let task = RerankTask { config, seed: 3, bpe: &bpe, train: &train, val: Vec::new() };
+        let task = RerankTask { config, seed: 3, bpe: &bpe, train: &train, dvae: None, val: Vec::new() };
         body(&task, &Clip::new(&config.rerank, 1, &Device::default()))
     }
 

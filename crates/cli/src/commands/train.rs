@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use tessera_model::weights::{ModelFile, Storage};
-use tessera_train::{Config, Outcome, RunOptions};
+use tessera_train::{Config, Outcome, RerankInputs, RunOptions};
 
 use super::say;
 use crate::args::{Common, Encode, Settings, TrainTask};
@@ -27,9 +27,10 @@ pub fn run(task: TrainTask) -> Result<()> {
             let train = || tessera_train::train_prior(&config, &common.data, &bpe, &options(&common), &stop);
             report(config.cpu()?.scope(train)?, &common.run)
         }
-        TrainTask::Rerank { common, bpe } => {
+        TrainTask::Rerank { common, bpe, dvae } => {
             let (config, stop) = (resolve(&common.settings)?, stop_on_ctrl_c()?);
-            let train = || tessera_train::train_rerank(&config, &common.data, &bpe, &options(&common), &stop);
+            let inputs = RerankInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
+            let train = || tessera_train::train_rerank(&config, inputs, &options(&common), &stop);
             report(config.cpu()?.scope(train)?, &common.run)
         }
     }

@@ -57,7 +57,8 @@ fn train(dir: &Path) {
     run(&["train", "dvae", "--data", &data, "--run", "dvae"]);
     run(&["encode", "--data", &data, "--dvae", "dvae/dvae.tessera.safetensors", "--out", "codes"]);
     run(&["train", "prior", "--data", "codes", "--bpe", "bpe/tokenizer.json", "--run", "prior"]);
-    run(&["train", "rerank", "--data", &data, "--bpe", "bpe/tokenizer.json", "--run", "rerank"]);
+    let rerank = ["train", "rerank", "--data", &data, "--bpe", "bpe/tokenizer.json", "--run", "rerank"];
+    run(&[&rerank[..], &["--dvae", "dvae/dvae.tessera.safetensors"]].concat());
     assert!(begun.elapsed() < LIMIT, "the pipeline took {:?}", begun.elapsed());
 }
 
@@ -132,7 +133,7 @@ fn a_reranker_is_packed_with_the_model_that_has_its_tokenizer() {
     let other = ["train", "bpe", "--data", &fixture(), "--run", "bpe", "--config", "tiny"];
     succeed(dir.path(), &[&other[..], &["--set", "prior.text_vocab=300"]].concat());
     let train = ["train", "rerank", "--data", &fixture(), "--bpe", "bpe/tokenizer.json", "--run", "other"];
-    let short = ["--config", "tiny", "--set", "train_rerank.steps=1", "--set", "train_rerank.batch=4"];
+    let short = ["--config", "tiny", "--set", "train_rerank.steps=1", "--set", "data.reconstructed=0"];
     succeed(dir.path(), &[&train[..], &short].concat());
     let error = mistake(dir.path(), &[&pack[..], &["other/rerank.tessera.safetensors"]].concat());
     assert!(error.contains("was trained with another tokenizer"), "{error}");

@@ -10,3 +10,4 @@ pub use file::{ModelConfig, ModelFile, Storage};
 pub use openai_dvae::read_openai_dvae;
 pub(crate) use params::check_count;
 pub use params::{Collected, HostTensor, export, gradients, import};
+pub use torch_file::read as read_torch_file;

@@ -15,10 +15,11 @@ use super::pickle::{self, Value};
 /// How a file from before PyTorch 1.6 begins: the pickle of a number of 10 bytes.
 const OLD: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
-/// The tensors in the bytes of a file, in its order; names of parameters inside of modules are joined by dots.
+/// The tensors in the bytes of a file, in its order; names of parameters inside of modules are joined by dots. Whole numbers,
+/// which in a model count batches and are no weights, become the nearest f32.
 ///
 /// # Errors
-/// If it is none of the two containers, damaged, or holds numbers other than f32, f16 and bf16.
+/// If it is none of the two containers, damaged, or holds numbers other than f32, f16, bf16 and i64.
 pub fn read(bytes: &[u8]) -> Result<Vec<HostTensor>> {
     let (root, storages) = match (bytes.starts_with(b"PK"), bytes.strip_prefix(OLD)) {
         (true, _) => zipped(bytes)?,
@@ -101,6 +102,7 @@ enum Numbers {
     F32,
     F16,
     Bf16,
+    I64,
 }
 
 impl Numbers {
@@ -110,7 +112,12 @@ impl Numbers {
                 "torch FloatStorage" => Ok(Numbers::F32),
                 "torch HalfStorage" => Ok(Numbers::F16),
                 "torch BFloat16Storage" => Ok(Numbers::Bf16),
-                other => bail!("numbers of {other}; wanted FloatStorage, HalfStorage or BFloat16Storage"),
+                "torch LongStorage" => Ok(Numbers::I64),
+                other => {
+                    bail!(
+                        "numbers of {other}; wanted FloatStorage, HalfStorage, BFloat16Storage or LongStorage"
+                    )
+                }
             },
             _ => bail!("a storage without a kind"),
         }
@@ -118,6 +125,7 @@ impl Numbers {
 
     fn width(self) -> usize {
         match self {
+            Numbers::I64 => 8,
             Numbers::F32 => 4,
             Numbers::F16 | Numbers::Bf16 => 2,
         }
@@ -128,6 +136,7 @@ impl Numbers {
             (Numbers::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
             (Numbers::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
             (Numbers::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+            (Numbers::I64, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
             _ => f32::NAN,
         }
     }
@@ -311,6 +320,29 @@ mod tests {
         );
         assert_eq!(read([1, 2, 2])[0].values, [2.0, 4.0]);
         assert_eq!(read([2, 3, 0])[0].values, [3.0, 3.0, 3.0]);
+    }
+
+    /// A convolution and its batch-norm, whose count of batches is a whole number and has no dimension, as
+    /// `fixtures/eval/inception.py` saved them by both containers.
+    #[test]
+    fn a_state_dictionary_with_whole_numbers_is_read_from_both_containers() {
+        let [new, old] = ["batch_norm.pth", "batch_norm_old.pth"].map(|name| {
+            let path = format!("{}/../../fixtures/eval/{name}", env!("CARGO_MANIFEST_DIR"));
+            super::read(&std::fs::read(path).unwrap()).unwrap()
+        });
+        assert_eq!(new, old);
+        let shapes: Vec<(&str, &[usize])> = new.iter().map(|t| (&*t.name, &t.shape[..])).collect();
+        let wanted: [(&str, &[usize]); 6] = [
+            ("conv.weight", &[2, 3, 1, 1]),
+            ("bn.weight", &[2]),
+            ("bn.bias", &[2]),
+            ("bn.running_mean", &[2]),
+            ("bn.running_var", &[2]),
+            ("bn.num_batches_tracked", &[]),
+        ];
+        assert_eq!(shapes, wanted);
+        assert_eq!(new[5].values, [7.0]);
+        assert!(new[4].values.iter().all(|variance| (0.5..1.5).contains(variance)), "{:?}", new[4].values);
     }
 
     #[test]

@@ -7,14 +7,14 @@ use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{Captioned, Dataset, Pictures, Purpose, Sample, item_rng};
 use tessera_eval::{
-    Embedding, Features, InceptionScore, OverlapSearch, Report, Series, Store, Vectors, blur, clip_score,
-    cmmd, fid, kid, line_plot, precision_recall, retrieval, split_by_overlap,
+    Embedding, Features, Inception, InceptionScore, OverlapSearch, Report, Resize, Series, Store, Vectors,
+    blur, clip_score, cmmd, fid, kid, line_plot, precision_recall, retrieval, split_by_overlap,
 };
 use tessera_model::rerank::Reranker;
 use tessera_model::weights::ModelFile;
 use tessera_train::grid;
 
-use crate::args::{Network, Pair};
+use crate::args::{Network, Pair, Resizing};
 use crate::commands::{model_file, say};
 
 /// Pairs on a sheet of overlaps, and of them in a row.
@@ -25,7 +25,13 @@ const AMONG: usize = 100;
 /// Runs `measure` with the network that the flags name.
 pub fn with_network<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> Result<T>) -> Result<T> {
     match &flags.inception {
-        Some(path) => anyhow::bail!("no Inception yet for {}", path.display()),
+        Some(path) => {
+            let resize = match flags.resize {
+                Resizing::PytorchFid => Resize::PytorchFid,
+                Resizing::TorchFidelity => Resize::TorchFidelity,
+            };
+            measure(&Inception::read(path, resize)?)
+        }
         None => {
             let classes = match &flags.classes {
                 None => Vec::new(),

@@ -1,0 +1,256 @@
+//! The network against pytorch-fid's, torch-fidelity's and torchvision's, with weights that both sides make by one formula
+//! (`fixtures/eval/inception.py`).
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use image::{GenericImageView, RgbImage};
+use safetensors::SafeTensors;
+
+use super::*;
+use crate::{Gaussian, frechet_distance};
+
+const CONVENTIONS: [(&str, Kind, Resize); 3] = [
+    ("pytorch_fid", Kind::Tf2015, Resize::PytorchFid),
+    ("torch_fidelity", Kind::Tf2015, Resize::TorchFidelity),
+    ("torchvision", Kind::Torchvision, Resize::PytorchFid),
+];
+
+/// Of a prepared picture, every so many numbers are kept.
+const STEP: usize = 499;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/eval").join(name)
+}
+
+fn golden(name: &str) -> Vec<f64> {
+    static FILE: LazyLock<Vec<u8>> = LazyLock::new(|| fs::read(fixture("inception.safetensors")).unwrap());
+    let file = SafeTensors::deserialize(&FILE).unwrap();
+    let words = file.tensor(name).unwrap().data().as_chunks::<4>().0;
+    words.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
+}
+
+/// `count` numbers from -1 to 1 that depend on `name` alone: splitmix64 from an FNV-1a hash.
+fn noise(name: &str, count: usize) -> impl Iterator<Item = f64> {
+    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
+    let start = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, hash);
+    (1..=count as u64).map(move |i| {
+        let x = start.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let x = (x ^ x >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((x ^ x >> 31) >> 40) as f64 / f64::from(1 << 23) - 1.0
+    })
+}
+
+/// The weight `name`: filters that keep the size of what passes a ReLU, statistics near 0 and 1.
+fn formula(name: &str, shape: &[usize]) -> HostTensor {
+    let parts: Vec<&str> = name.rsplit('.').collect();
+    let [base, scale] = match parts[..] {
+        ["running_var", ..] => [1.0, 0.5],
+        ["weight", "bn", ..] => [1.0, 0.3],
+        ["bias" | "running_mean", ..] => [0.0, 0.2],
+        _ => [0.0, (6.0 / shape[1..].iter().product::<usize>() as f64).sqrt()],
+    };
+    let values = noise(name, shape.iter().product()).map(|noise| (base + scale * noise) as f32).collect();
+    HostTensor { name: name.to_string(), shape: shape.to_vec(), values }
+}
+
+/// All weights of `kind`, with what real files have beside them.
+fn weights(kind: Kind) -> Vec<HostTensor> {
+    let mut weights = Vec::new();
+    let list = &mut |spec: graph::Spec, n_in| {
+        let [height, width] = spec.kernel;
+        weights.push(formula(&format!("{}.conv.weight", spec.name), &[spec.n_out, n_in, height, width]));
+        for part in ["weight", "bias", "running_mean", "running_var"] {
+            weights.push(formula(&format!("{}.bn.{part}", spec.name), &[spec.n_out]));
+        }
+        weights.push(HostTensor {
+            name: format!("{}.bn.num_batches_tracked", spec.name),
+            shape: Vec::new(),
+            values: vec![0.0],
+        });
+        Ok(())
+    };
+    graph::build(graph::inception(kind), 3, list).unwrap();
+    weights.push(formula("fc.weight", &[kind.classes(), DIMS]));
+    weights.push(formula("fc.bias", &[kind.classes()]));
+    weights.push(formula("AuxLogits.fc.bias", &[kind.classes()]));
+    weights
+}
+
+fn network(kind: Kind, resize: Resize) -> Inception {
+    Inception::new(weights(kind), resize).unwrap()
+}
+
+/// Drawings of 32×32 pixels, eight side by side in four rows.
+fn sheet() -> RgbImage {
+    image::open(fixture("sheet.png")).unwrap().to_rgb8()
+}
+
+fn tiles() -> Vec<RgbImage> {
+    let whole = sheet();
+    (0..32).map(|i| whole.view(i % 8 * 32, i / 8 * 32, 32, 32).to_image()).collect()
+}
+
+/// Pictures that grow, that shrink, that do both; the last needs no resizing.
+fn few() -> Vec<RgbImage> {
+    let whole = sheet();
+    let large = RgbImage::from_fn(512, 384, |x, y| *whole.get_pixel(x % whole.width(), y % whole.height()));
+    let cut = |x, width, height| large.view(x, 0, width, height).to_image();
+    let small = cut(0, 32, 32);
+    let (narrow, same) = (cut(10, 47, 350), cut(0, 299, 299));
+    vec![small, whole, large, narrow, same]
+}
+
+#[test]
+fn pictures_are_prepared_as_by_each_of_three_conventions() {
+    let conventions = [Convention::PytorchFid, Convention::TorchFidelity, Convention::Torchvision];
+    for (convention, (name, ..)) in conventions.into_iter().zip(CONVENTIONS) {
+        let wanted = golden(&format!("{name}.prepared"));
+        let got: Vec<f32> =
+            few().iter().flat_map(|picture| prepare(picture, convention).into_iter().step_by(STEP)).collect();
+        assert_eq!(got.len(), wanted.len());
+        let off = got.iter().zip(&wanted).map(|(got, wanted)| (f64::from(*got) - wanted).abs());
+        let off = off.fold(0.0, f64::max);
+        assert!(off < 1e-5, "{name} is off by {off}");
+    }
+}
+
+/// The greatest difference, as a share of the greatest number.
+fn off(got: &[f32], wanted: &[f64]) -> f64 {
+    assert_eq!(got.len(), wanted.len());
+    let most = wanted.iter().map(|wanted| wanted.abs()).fold(0.0, f64::max);
+    got.iter().zip(wanted).map(|(got, wanted)| (f64::from(*got) - wanted).abs()).fold(0.0, f64::max) / most
+}
+
+#[test]
+fn features_and_scores_are_those_of_three_peers() {
+    let pictures = &few()[..4];
+    for (name, kind, resize) in CONVENTIONS {
+        let seen = network(kind, resize).see(pictures).unwrap();
+        let features = off(&seen.features, &golden(&format!("{name}.features")));
+        let logits = off(&seen.logits, &golden(&format!("{name}.logits")));
+        eprintln!("{name}: features are off by {features:.1e}, scores by {logits:.1e}");
+        assert!(features < 1e-4 && logits < 1e-4, "{name}: features {features}, scores {logits}");
+    }
+}
+
+/// The mean of each 256 neighbouring features: of 16 pictures no more than a few have a covariance of full rank.
+fn means(features: &[f32]) -> Vec<f32> {
+    features.chunks(256).map(|chunk| chunk.iter().sum::<f32>() / chunk.len() as f32).collect()
+}
+
+fn variances(vectors: &[f32], d: usize) -> f64 {
+    let n = (vectors.len() / d) as f64;
+    let variance = |i: usize| {
+        let values = || vectors[i..].iter().step_by(d).map(|&value| f64::from(value));
+        let mean = values().sum::<f64>() / n;
+        values().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0)
+    };
+    (0..d).map(variance).sum()
+}
+
+fn near(what: &str, got: f64, wanted: f64) {
+    assert!((got / wanted - 1.0).abs() < 1e-3, "{what}: {got}, wanted {wanted}");
+}
+
+#[test]
+fn distances_between_sets_are_those_of_pytorch_fid() {
+    let seen = network(Kind::Tf2015, Resize::PytorchFid).see(&tiles()).unwrap();
+    let halves: Vec<&[f32]> = seen.features.chunks(16 * DIMS).collect();
+    let sets = halves.iter().zip(golden("traces")).map(|(half, trace)| {
+        near("the trace of a covariance", variances(half, DIMS), trace);
+        let mut set = Gaussian::new("", 8);
+        half.chunks(DIMS).for_each(|features| set.push(&means(features)).unwrap());
+        set
+    });
+    let sets: Vec<Gaussian> = sets.collect();
+    near("the distance", frechet_distance(&sets[0], &sets[1]).unwrap(), golden("fid")[0]);
+}
+
+/// `exp(E KL(p(y|x) ‖ p(y)))`
+fn inception_score(logits: &[f32], classes: usize) -> f64 {
+    let softmax = |logits: &[f32]| {
+        let most = logits.iter().copied().fold(f32::MIN, f32::max);
+        let exps: Vec<f64> = logits.iter().map(|logit| f64::from(logit - most).exp()).collect();
+        let sum: f64 = exps.iter().sum();
+        exps.into_iter().map(|exp| exp / sum).collect::<Vec<f64>>()
+    };
+    let p: Vec<Vec<f64>> = logits.chunks(classes).map(softmax).collect();
+    let share = |c: usize| p.iter().map(|p| p[c]).sum::<f64>() / p.len() as f64;
+    let all: Vec<f64> = (0..classes).map(share).collect();
+    let divergence = |p: &Vec<f64>| p.iter().zip(&all).map(|(p, all)| p * (p / all).ln()).sum::<f64>();
+    (p.iter().map(divergence).sum::<f64>() / p.len() as f64).exp()
+}
+
+/// By its logarithm: the score of a network that has learnt nothing is close to 1.
+#[test]
+fn the_inception_score_is_that_of_torch_fidelity() {
+    let seen = network(Kind::Tf2015, Resize::TorchFidelity).see(&tiles()).unwrap();
+    near("its logarithm", inception_score(&seen.logits, 1008).ln(), golden("inception_score")[0].ln());
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&value| f64::from(value)).collect()
+}
+
+#[test]
+fn a_picture_is_seen_alike_alone_and_in_any_batch() {
+    let network = network(Kind::Tf2015, Resize::PytorchFid);
+    let pictures = &tiles()[..TOGETHER + 2];
+    let all = network.see(pictures).unwrap();
+    let last = network.see(&pictures[TOGETHER + 1..]).unwrap();
+    assert_eq!((all.features.len(), all.logits.len()), (pictures.len() * DIMS, pictures.len() * 1008));
+    assert!(off(&all.features[(TOGETHER + 1) * DIMS..], &wide(&last.features)) < 1e-6);
+    assert_eq!(network.see(&[]).unwrap(), Seen::default());
+    assert!(network.see(&[RgbImage::new(0, 3)]).unwrap_err().to_string().contains("no pixels"));
+}
+
+#[test]
+fn what_a_file_is_stands_in_its_weights_and_not_in_its_name() {
+    let names = CONVENTIONS.map(|(_, kind, resize)| network(kind, resize).name());
+    assert!(names[0].contains("2015-12-05") && names[0].contains("pytorch-fid"), "{}", names[0]);
+    assert!(names[1].contains("2015-12-05") && names[1].contains("torch-fidelity"), "{}", names[1]);
+    assert!(names[2].contains("torchvision"), "{}", names[2]);
+    let error = Inception::new(weights(Kind::Torchvision), Resize::TorchFidelity).unwrap_err().to_string();
+    assert!(error.contains("belongs to the weights of 2015"), "{error}");
+}
+
+fn error(change: impl FnOnce(&mut Vec<HostTensor>)) -> String {
+    let mut weights = weights(Kind::Tf2015);
+    change(&mut weights);
+    format!("{:#}", Inception::new(weights, Resize::PytorchFid).unwrap_err())
+}
+
+#[test]
+fn weights_of_another_network_are_refused() {
+    let at = |weights: &[HostTensor], name: &str| weights.iter().position(|w| w.name == name).unwrap();
+    let few_classes = error(|weights| {
+        let i = at(weights, "fc.weight");
+        weights[i] = formula("fc.weight", &[50, DIMS]);
+    });
+    assert!(few_classes.contains("[50, 2048]; wanted [1008, 2048]"), "{few_classes}");
+    let no_classes = error(|weights| weights.retain(|w| !w.name.starts_with("fc.")));
+    assert!(no_classes.contains("fc.weight is missing"), "{no_classes}");
+    let narrow = error(|weights| {
+        let i = at(weights, "Mixed_6b.branch7x7_2.conv.weight");
+        weights[i].shape = vec![128, 128, 7, 1];
+    });
+    assert!(narrow.contains("branch7x7_2.conv.weight has shape [128, 128, 7, 1]; wanted [128, 128, 1, 7]"));
+    let missing = error(|weights| drop(weights.remove(at(weights, "Mixed_7c.branch_pool.bn.running_var"))));
+    assert!(missing.contains("Mixed_7c.branch_pool.bn.running_var is missing"), "{missing}");
+    let more = error(|weights| weights.push(formula("Mixed_8a.conv.weight", &[1, 1, 1, 1])));
+    assert!(more.contains("Mixed_8a.conv.weight is not one of Inception v3"), "{more}");
+}
+
+#[test]
+fn a_file_that_is_missing_says_where_to_get_it_and_another_file_says_what_it_is() {
+    let error = |path: &Path| format!("{:#}", Inception::read(path, Resize::PytorchFid).unwrap_err());
+    let missing = error(Path::new("nowhere/inception.pth"));
+    for part in ["nowhere/inception.pth: ", TF_2015_URL, TORCHVISION_URL, "--inception FILE"] {
+        assert!(missing.contains(part), "{missing}");
+    }
+    assert_eq!(missing.lines().count(), 1);
+    assert!(error(&fixture("sheet.png")).contains("no file of PyTorch"));
+    assert!(error(&fixture("batch_norm.pth")).contains("fc.weight is missing"));
+}
