@@ -4,42 +4,25 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use plotters::prelude::*;
 use serde_json::Value;
+
+use crate::plot::{Frame, Series, XAxis, draw_lines, svg};
 
 /// Size of one panel in pixels.
 const PANEL: (u32, u32) = (420, 260);
 /// Panels a row.
 const COLUMNS: usize = 2;
-/// Curves in a panel that are still told apart by name.
-const NAMED: usize = 6;
-/// Colours of such curves.
-const COLOURS: [RGBColor; NAMED] = [
-    RGBColor(60, 90, 160),
-    RGBColor(200, 60, 40),
-    RGBColor(40, 140, 90),
-    RGBColor(170, 110, 20),
-    RGBColor(120, 60, 150),
-    RGBColor(90, 90, 90),
-];
-
-/// Points (step, value).
-type Points = Vec<(f64, f64)>;
-
-/// A panel's curves by name, in the order in which they came.
+/// A panel's curves by name, in the order in which they came; points are (step, value) and have no errors.
 #[derive(Default)]
-struct Panel(Vec<(String, Points)>);
+struct Panel(Vec<Series>);
 
 impl Panel {
-    fn push(&mut self, curve: &str, point: (f64, f64)) {
+    fn push(&mut self, curve: &str, (step, value): (f64, f64)) {
+        let point = (step, value, None);
         match self.0.iter_mut().find(|(name, _)| name == curve) {
             Some((_, points)) => points.push(point),
             None => self.0.push((curve.to_string(), vec![point])),
         }
-    }
-
-    fn points(&self) -> impl Iterator<Item = &(f64, f64)> {
-        self.0.iter().flat_map(|(_, points)| points)
     }
 }
 
@@ -106,62 +89,14 @@ fn read(text: &str, run: &str, wanted: &[String], panels: &mut Panels) {
 fn draw(panels: &Panels) -> Result<String, Box<dyn std::error::Error>> {
     let columns = COLUMNS.min(panels.len());
     let rows = panels.len().div_ceil(columns);
-    let mut svg = String::new();
-    {
-        let size = (PANEL.0 * columns as u32, PANEL.1 * rows as u32);
-        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        root.fill(&WHITE)?;
+    svg((PANEL.0 * columns as u32, PANEL.1 * rows as u32), |root| {
         for (area, (name, panel)) in root.split_evenly((rows, columns)).iter().zip(panels) {
-            draw_panel(area, name, panel)?;
+            let title = name.replace('_', " ");
+            let frame = Frame { title: &title, x_label: "", y_label: "", x_axis: XAxis::Linear };
+            draw_lines(area, &frame, &panel.0)?;
         }
-        root.present()?;
-    }
-    Ok(svg)
-}
-
-fn draw_panel(
-    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
-    name: &str,
-    panel: &Panel,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let (x0, x1) = range(panel.points().map(|p| p.0));
-    let (y0, y1) = range(panel.points().map(|p| p.1));
-    let mut chart = ChartBuilder::on(area)
-        .caption(name.replace('_', " "), ("sans-serif", 15))
-        .margin(8)
-        .x_label_area_size(22)
-        .y_label_area_size(48)
-        .build_cartesian_2d(x0..x1, y0..y1)?;
-    chart.configure_mesh().x_labels(5).y_labels(5).light_line_style(WHITE).draw()?;
-    let n = panel.0.len();
-    for (i, (curve, points)) in panel.0.iter().enumerate() {
-        let colour = if n <= NAMED { COLOURS[i] } else { rainbow(i as f64 / (n - 1) as f64) };
-        let width = if n <= NAMED { 2 } else { 1 };
-        let line = LineSeries::new(points.iter().copied(), colour.stroke_width(width));
-        let drawn = chart.draw_series(line)?;
-        if 1 < n && n <= NAMED {
-            let sample = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2));
-            drawn.label(curve).legend(sample);
-        }
-    }
-    if 1 < n && n <= NAMED {
-        let labels = &mut chart.configure_series_labels();
-        labels.position(SeriesLabelPosition::UpperRight).background_style(WHITE.mix(0.8)).draw()?;
-    }
-    Ok(())
-}
-
-/// Blue for the first of many curves, over green, to red for the last.
-fn rainbow(share: f64) -> RGBColor {
-    let (red, green, blue) = HSLColor(0.66 * (1.0 - share), 0.7, 0.45).rgb();
-    RGBColor(red, green, blue)
-}
-
-/// Smallest and largest value, apart.
-fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
-    let pad = ((high - low) * 0.05).max(1e-6);
-    (low - pad, high + pad)
+        Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -176,7 +111,7 @@ mod tests {
         let mut panels = Panels::new();
         read(TEXT, "", &[], &mut panels);
         assert_eq!(panels.keys().collect::<Vec<_>>(), ["loss", "psnr_db"]);
-        assert_eq!(panels["loss"].0, [("train".to_string(), vec![(1.0, 2.5)])]);
+        assert_eq!(panels["loss"].0, [("train".to_string(), vec![(1.0, 2.5, None)])]);
         let svg = draw(&panels).unwrap();
         assert!(svg.contains("psnr db") && svg.ends_with("</svg>\n"));
     }
@@ -197,7 +132,7 @@ mod tests {
         assert_eq!(panels.keys().collect::<Vec<_>>(), ["loss", "scale_log2, one", "scale_log2, two"]);
         let names: Vec<&str> = panels["loss"].0.iter().map(|(name, _)| &**name).collect();
         assert_eq!(names, ["one train", "two train"]);
-        assert_eq!(panels["scale_log2, two"].0[1], ("1".to_string(), vec![(2.0, 12.5)]));
+        assert_eq!(panels["scale_log2, two"].0[1], ("1".to_string(), vec![(2.0, 12.5, None)]));
         let svg = draw(&panels).unwrap();
         assert!(svg.contains("one train") && svg.contains("scale log2, two"));
     }

@@ -8,7 +8,7 @@
 use anyhow::Result;
 use rand_chacha::rand_core::Rng;
 
-use crate::vectors::{square, sum_over_pairs};
+use crate::vectors::{square, sum_over_own_pairs, sum_over_pairs};
 use crate::{Report, Vectors};
 
 /// Subsets, by custom.
@@ -63,11 +63,12 @@ fn below(n: usize, rng: &mut impl Rng) -> usize {
 /// The unbiased squared discrepancy of `n` vectors from `n` others, both `[n, D]`: pairs of a vector with itself are left out.
 fn discrepancy(x: &[f32], y: &[f32], n: usize) -> f64 {
     let dims = x.len() / n;
-    let kernel = |product: f64| (product / dims as f64 + 1.0).powi(3);
-    let sum = |a: &[f32], b: &[f32]| sum_over_pairs(a, b, dims, |_, _, product| kernel(product));
-    let others = |a: &[f32]| sum(a, a) - a.chunks_exact(dims).map(|a| kernel(square(a))).sum::<f64>();
+    let kernel = |_: usize, _: usize, product: f64| (product / dims as f64 + 1.0).powi(3);
+    let with_itself = |a: &[f32]| a.chunks_exact(dims).map(|a| kernel(0, 0, square(a))).sum::<f64>();
+    let others = |a: &[f32]| sum_over_own_pairs(a, dims, kernel) - with_itself(a);
+    let across = sum_over_pairs(x, y, dims, kernel);
     let n = n as f64;
-    (others(x) + others(y)) / (n * (n - 1.0)) - 2.0 * sum(x, y) / (n * n)
+    (others(x) + others(y)) / (n * (n - 1.0)) - 2.0 * across / (n * n)
 }
 
 #[cfg(test)]

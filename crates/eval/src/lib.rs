@@ -40,7 +40,7 @@ pub use inception::{Convention, Inception, Resize, TF_2015_URL, TORCHVISION_URL}
 pub use inception_score::InceptionScore;
 pub use kid::kid;
 pub use overlap::{Overlap, OverlapSearch, split_by_overlap};
-pub use plot::{Series, line_plot};
+pub use plot::{Frame, Panel, Point, Series, XAxis, line_plots};
 pub use precision_recall::precision_recall;
 pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};
 pub use report::Report;

@@ -1,109 +1,331 @@
-//! Figures against what they depend on, as a picture: a panel a figure, with its errors.
+//! Lines in a frame, as an SVG: how every plot of ours looks, whether of training curves or of a measurement against a setting.
 
 use anyhow::{Result, anyhow, ensure};
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 /// Size of a panel in pixels.
-const PANEL: (u32, u32) = (420, 260);
+const SIZE: (u32, u32) = (440, 280);
 /// Panels a row.
 const COLUMNS: usize = 2;
-const COLOUR: RGBColor = RGBColor(60, 90, 160);
+/// Lines in a frame that are still told apart by name.
+const NAMED: usize = 6;
+/// Colours of such lines.
+const COLOURS: [RGBColor; NAMED] = [
+    RGBColor(60, 90, 160),
+    RGBColor(200, 60, 40),
+    RGBColor(40, 140, 90),
+    RGBColor(170, 110, 20),
+    RGBColor(120, 60, 150),
+    RGBColor(90, 90, 90),
+];
+/// Pixels from the middle of a bar of error to the end of its caps.
+const CAP: i32 = 4;
 
-/// A figure at several places.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Series {
-    /// Its name.
-    pub name: String,
-    /// (x, y, error of y)
-    pub points: Vec<(f64, f64, Option<f64>)>,
+/// x, y, and the error of y where it has one.
+pub type Point = (f64, f64, Option<f64>);
+/// A line: its name and its points.
+pub type Series = (String, Vec<Point>);
+/// What plotters draws on and with.
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+/// How x is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XAxis {
+    /// As it is.
+    Linear,
+    /// Doublings are as far apart as each other; x is above 0.
+    Log2,
 }
 
-/// One panel a series over `x`, as an SVG. Numbers that double are evenly spaced.
+/// What stands around a plot.
+#[derive(Debug, Clone)]
+pub struct Frame<'a> {
+    /// Above it.
+    pub title: &'a str,
+    /// Below it; nothing if empty.
+    pub x_label: &'a str,
+    /// Beside it; nothing if empty.
+    pub y_label: &'a str,
+    /// How x is laid out.
+    pub x_axis: XAxis,
+}
+
+/// A frame with its lines.
+pub type Panel<'a> = (Frame<'a>, Vec<Series>);
+
+/// Draws lines with their points marked and their errors as bars, a panel beside or below the other, as an SVG.
 ///
 /// # Errors
-/// If there is nothing to draw.
-pub fn line_plot(x: &str, series: &[Series]) -> Result<String> {
-    ensure!(series.iter().any(|series| !series.points.is_empty()), "nothing to plot over the {x}");
-    draw(x, series).map_err(|error| anyhow!("cannot draw the plot: {error}"))
+/// If there are no points, a number is not finite, or an x is not above 0 where doublings are wanted.
+pub fn line_plots(panels: &[Panel<'_>]) -> Result<String> {
+    ensure!(!panels.is_empty(), "nothing to plot; wanted at least one panel");
+    panels.iter().try_for_each(check)?;
+    let columns = COLUMNS.min(panels.len());
+    let rows = panels.len().div_ceil(columns);
+    let drawn = svg((SIZE.0 * columns as u32, SIZE.1 * rows as u32), |root| {
+        for (area, (frame, series)) in root.split_evenly((rows, columns)).iter().zip(panels) {
+            let chart = draw_lines(area, frame, series)?;
+            draw_points(&chart, frame.x_axis, series)?;
+        }
+        Ok(())
+    });
+    drawn.map_err(|error| anyhow!("cannot plot {}: {error}", panels[0].0.title))
 }
 
-fn draw(x: &str, series: &[Series]) -> Result<String, Box<dyn std::error::Error>> {
-    let columns = COLUMNS.min(series.len());
-    let rows = series.len().div_ceil(columns);
+fn check((frame, series): &Panel<'_>) -> Result<()> {
+    let points = || series.iter().flat_map(|(_, points)| points);
+    ensure!(points().next().is_some(), "nothing to plot of {}: no points; wanted at least 1", frame.title);
+    for &(x, y, error) in points() {
+        let finite = x.is_finite() && y.is_finite() && error.is_none_or(f64::is_finite);
+        ensure!(finite, "a point of {} is ({x}, {y} ± {error:?}); wanted finite numbers", frame.title);
+        let fits = frame.x_axis == XAxis::Linear || x > 0.0;
+        ensure!(
+            fits,
+            "x of {} is {x} on an axis of doublings; wanted it above 0, or a linear axis",
+            frame.title
+        );
+    }
+    Ok(())
+}
+
+/// What `draw` draws on white, as an SVG.
+pub(crate) fn svg(
+    size: (u32, u32),
+    draw: impl FnOnce(&Area<'_>) -> Drawn,
+) -> Result<String, Box<dyn std::error::Error>> {
     let mut svg = String::new();
     {
-        let size = (PANEL.0 * columns as u32, PANEL.1 * rows as u32);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         root.fill(&WHITE)?;
-        for (area, series) in root.split_evenly((rows, columns)).iter().zip(series) {
-            panel(area, x, series)?;
-        }
+        draw(&root)?;
         root.present()?;
     }
     Ok(svg)
 }
 
-fn panel(
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
-    x: &str,
-    series: &Series,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let points = &series.points;
-    let doubling = points.len() > 2 && points.windows(2).all(|pair| pair[1].0 == 2.0 * pair[0].0);
-    let place = |value: f64| if doubling { value.log2() } else { value };
-    let (low, high) = points.iter().fold((f64::MAX, f64::MIN), |(low, high), &(_, y, error)| {
-        (low.min(y - error.unwrap_or(0.0)), high.max(y + error.unwrap_or(0.0)))
-    });
-    let pad = ((high - low) * 0.08).max(1e-6);
-    let ends = [points.first(), points.last()].map(|point| point.map_or(0.0, |point| place(point.0)));
-    let margin = ((ends[1] - ends[0]) * 0.04).max(1e-3);
+/// Draws a frame and its lines, with a legend where the fewest points are if there are several to tell apart.
+pub(crate) fn draw_lines<'a, 'b>(
+    area: &'a Area<'b>,
+    frame: &Frame<'_>,
+    series: &[Series],
+) -> Result<Chart<'a, 'b>, Box<dyn std::error::Error>> {
+    let points = || series.iter().flat_map(|(_, points)| points);
+    let (x0, x1) = range(points().map(|point| place(frame.x_axis, point.0)));
+    let ends = |&(_, y, error): &Point| [y - error.unwrap_or(0.0), y + error.unwrap_or(0.0)];
+    let (y0, y1) = range(points().flat_map(ends));
+    let room = |label: &str, bare: u32| if label.is_empty() { bare } else { bare + 16 };
     let mut chart = ChartBuilder::on(area)
-        .caption(&series.name, ("sans-serif", 15))
+        .caption(frame.title, ("sans-serif", 15))
         .margin(8)
-        .x_label_area_size(38)
-        .y_label_area_size(56)
-        .build_cartesian_2d(ends[0] - margin..ends[1] + margin, low - pad..high + pad)?;
-    let name = |value: &f64| match doubling {
-        true if value.fract().abs() < 1e-6 => format!("{}", value.exp2().round()),
-        true => String::new(),
-        false => format!("{value}"),
-    };
-    let labels = if doubling { points.len() + 1 } else { 6 };
-    chart
-        .configure_mesh()
-        .x_desc(x)
-        .x_labels(labels)
-        .x_label_formatter(&name)
-        .y_labels(5)
-        .light_line_style(WHITE)
-        .draw()?;
-    chart.draw_series(LineSeries::new(
-        points.iter().map(|&(x, y, _)| (place(x), y)),
-        COLOUR.stroke_width(2),
-    ))?;
-    chart.draw_series(points.iter().map(|&(x, y, _)| Circle::new((place(x), y), 3, COLOUR.filled())))?;
-    let errors = points.iter().filter_map(|&(x, y, error)| {
-        let (x, error) = (place(x), error?);
-        Some(PathElement::new([(x, y - error), (x, y + error)], COLOUR.stroke_width(1)))
-    });
-    chart.draw_series(errors)?;
+        .x_label_area_size(room(frame.x_label, 22))
+        .y_label_area_size(room(frame.y_label, 48))
+        .build_cartesian_2d(x0..x1, y0..y1)?;
+    draw_mesh(&mut chart, frame, area.dim_in_pixel())?;
+    let n = series.len();
+    for (i, (name, points)) in series.iter().enumerate() {
+        let (colour, width) = (colour(i, n), if n <= NAMED { 2 } else { 1 });
+        let line = points.iter().map(|&(x, y, _)| (place(frame.x_axis, x), y));
+        let drawn = chart.draw_series(LineSeries::new(line, colour.stroke_width(width)))?;
+        if 1 < n && n <= NAMED {
+            let sample = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2));
+            drawn.label(name).legend(sample);
+        }
+    }
+    if 1 < n && n <= NAMED {
+        let places: Vec<(f64, f64)> = points()
+            .map(|&(x, y, _)| ((place(frame.x_axis, x) - x0) / (x1 - x0), (y - y0) / (y1 - y0)))
+            .collect();
+        let labels = &mut chart.configure_series_labels();
+        labels.position(free_corner(&places)).background_style(WHITE.mix(0.8)).draw()?;
+    }
+    Ok(chart)
+}
+
+fn draw_mesh(chart: &mut Chart<'_, '_>, frame: &Frame<'_>, size: (u32, u32)) -> Drawn {
+    // Between doublings nothing is written: 2^2.5 helps no one.
+    let doubling = |x: &f64| if x.fract() == 0.0 { number(&x.exp2()) } else { String::new() };
+    let (columns, rows) = (size.0 as usize / 80, size.1 as usize / 50);
+    let mut mesh = chart.configure_mesh();
+    mesh.x_labels(columns).y_labels(rows).y_label_formatter(&number).light_line_style(WHITE);
+    if !frame.x_label.is_empty() {
+        mesh.x_desc(frame.x_label);
+    }
+    if !frame.y_label.is_empty() {
+        mesh.y_desc(frame.y_label);
+    }
+    match frame.x_axis {
+        XAxis::Linear => mesh.x_label_formatter(&number).draw()?,
+        XAxis::Log2 => mesh.x_labels(10).x_label_formatter(&doubling).draw()?,
+    }
     Ok(())
+}
+
+/// A number beside an axis: as many of five digits as it needs.
+fn number(value: &f64) -> String {
+    if value.fract() == 0.0 || value.abs() < 1e-12 {
+        return format!("{}", *value as i64);
+    }
+    let decimals = (4.0 - value.abs().log10().floor()).clamp(1.0, 12.0) as usize;
+    format!("{value:.decimals$}").trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+/// Marks points, and their errors by bars.
+fn draw_points(chart: &Chart<'_, '_>, x_axis: XAxis, series: &[Series]) -> Drawn {
+    let area = chart.plotting_area();
+    for (i, (_, points)) in series.iter().enumerate() {
+        let colour = colour(i, series.len());
+        for &(x, y, error) in points {
+            let x = place(x_axis, x);
+            area.draw(&Circle::new((x, y), 3, colour.filled()))?;
+            if let Some(error) = error {
+                let bar =
+                    |from: (i32, i32), to: (i32, i32)| PathElement::new([from, to], colour.stroke_width(1));
+                let middle = area.map_coordinate(&(x, y));
+                let [low, high] = [y - error, y + error].map(|y| area.map_coordinate(&(x, y)).1 - middle.1);
+                let whole = EmptyElement::at((x, y)) + bar((0, low), (0, high));
+                let caps =
+                    EmptyElement::at((x, y)) + bar((-CAP, low), (CAP, low)) + bar((-CAP, high), (CAP, high));
+                area.draw(&whole)?;
+                area.draw(&caps)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where x lies on its axis.
+fn place(x_axis: XAxis, x: f64) -> f64 {
+    match x_axis {
+        XAxis::Linear => x,
+        XAxis::Log2 => x.log2(),
+    }
+}
+
+/// Colour of line `i` of `n`: of few each has its own; many go from blue over green to red.
+fn colour(i: usize, n: usize) -> RGBColor {
+    if n <= NAMED {
+        return COLOURS[i];
+    }
+    let share = i as f64 / (n - 1) as f64;
+    let (red, green, blue) = HSLColor(0.66 * (1.0 - share), 0.7, 0.45).rgb();
+    RGBColor(red, green, blue)
+}
+
+/// The corner with the fewest of the points, which are shares of width and height: the upper right one if that is no worse.
+fn free_corner(places: &[(f64, f64)]) -> SeriesLabelPosition {
+    let near = |right: bool, upper: bool| {
+        let within =
+            |&&(x, y): &&(f64, f64)| (x > 0.6) == right && (y > 0.6) == upper && beyond(x) && beyond(y);
+        places.iter().filter(within).count()
+    };
+    let corners = [
+        (near(true, true), SeriesLabelPosition::UpperRight),
+        (near(false, true), SeriesLabelPosition::UpperLeft),
+        (near(true, false), SeriesLabelPosition::LowerRight),
+        (near(false, false), SeriesLabelPosition::LowerLeft),
+    ];
+    let best = corners.into_iter().min_by_key(|(n, _)| *n);
+    best.map_or(SeriesLabelPosition::UpperRight, |(_, corner)| corner)
+}
+
+/// Whether a share lies in the outer two fifths of either side.
+fn beyond(share: f64) -> bool {
+    !(0.4..=0.6).contains(&share)
+}
+
+/// Smallest and largest value with some room; around a single value a tenth of it.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+    let pad = if high > low { (high - low) * 0.05 } else { (high.abs() * 0.1).max(1e-6) };
+    (low - pad, high + pad)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn frame(x_axis: XAxis) -> Frame<'static> {
+        Frame { title: "FID of drawings", x_label: "best of", y_label: "FID", x_axis }
+    }
+
+    fn series(points: &[Point]) -> Vec<Series> {
+        vec![("ours".to_string(), points.to_vec())]
+    }
+
     #[test]
-    fn every_series_has_a_panel_and_doubling_numbers_their_names() {
-        let points = |n: i32| (0..n).map(|i| (f64::from(1 << i), f64::from(i), Some(0.1))).collect();
-        let series = ["IS", "FID"].map(|name| Series { name: name.into(), points: points(6) });
-        let svg = line_plot("best of N", &series).unwrap();
-        for text in ["IS", "FID", "best of N", "\n16\n", "\n32\n"] {
-            assert!(svg.contains(text), "{text} is missing");
+    fn doublings_are_as_far_apart_as_each_other_and_are_written_as_they_are() {
+        let points = [(1.0, 40.0, None), (2.0, 30.0, None), (4.0, 25.0, Some(1.0)), (512.0, 20.0, None)];
+        let svg = line_plots(&[(frame(XAxis::Log2), series(&points))]).unwrap();
+        for text in ["FID of drawings", "best of", "\nFID\n", "\n512\n", "\n1\n"] {
+            assert!(svg.contains(text), "no {text:?} in {svg}");
         }
-        let none = Series { name: "IS".into(), points: Vec::new() };
-        assert!(line_plot("best of N", &[none]).unwrap_err().to_string().contains("nothing to plot"));
+        let x: Vec<f64> = svg
+            .lines()
+            .filter_map(|line| line.strip_prefix("<circle cx=\"")?.split('"').next()?.parse().ok())
+            .collect();
+        assert_eq!(x.len(), 4);
+        assert!(
+            ((x[2] - x[1]) - (x[1] - x[0])).abs() <= 1.0 && ((x[3] - x[0]) - 9.0 * (x[1] - x[0])).abs() < 9.0
+        );
+    }
+
+    #[test]
+    fn errors_have_bars_that_fit_in() {
+        let plot = |error| {
+            line_plots(&[(frame(XAxis::Linear), series(&[(0.0, 1.0, error), (8.0, 2.0, None)]))]).unwrap()
+        };
+        let (bare, bars) = (plot(None), plot(Some(5.0)));
+        let of_ours = |svg: &str| {
+            svg.lines().filter(|line| line.contains("<polyline") && line.contains("#3C5AA0")).count()
+        };
+        assert_eq!((of_ours(&bare), of_ours(&bars)), (1, 4), "a bar and its two caps");
+        let heights = bars.lines().filter(|line| line.contains("#3C5AA0")).flat_map(|line| {
+            let points =
+                line.split("points=\"").nth(1).unwrap_or_default().split('"').next().unwrap_or_default();
+            points
+                .split_whitespace()
+                .filter_map(|point| point.split_once(',')?.1.parse::<i32>().ok())
+                .collect::<Vec<_>>()
+        });
+        assert!(heights.into_iter().all(|y| (20..370).contains(&y)));
+        // One line needs no legend; two have one.
+        assert!(!bare.contains("ours"));
+        let two =
+            [series(&[(0.0, 1.0, None)]), vec![("theirs".to_string(), vec![(1.0, 1.0, None)])]].concat();
+        let both = line_plots(&[(frame(XAxis::Linear), two)]).unwrap();
+        assert!(both.contains("ours") && both.contains("theirs"));
+    }
+
+    #[test]
+    fn what_cannot_be_drawn_is_refused() {
+        let error = |x_axis, points: &[Point]| {
+            line_plots(&[(frame(x_axis), series(points))]).unwrap_err().to_string()
+        };
+        assert!(error(XAxis::Linear, &[]).contains("no points"));
+        assert!(
+            error(XAxis::Log2, &[(0.0, 1.0, None)])
+                .contains("x of FID of drawings is 0 on an axis of doublings")
+        );
+        assert!(error(XAxis::Linear, &[(0.0, f64::NAN, None)]).contains("wanted finite numbers"));
+    }
+
+    #[test]
+    fn numbers_beside_an_axis_are_short() {
+        let written = [0.0, -1e-17, 3.0000000000000004, 0.72, -12.5, 12_000.0, 1_000.25, 0.000999, 1.0 / 3.0]
+            .map(|x| number(&x));
+        assert_eq!(written, ["0", "0", "3", "0.72", "-12.5", "12000", "1000.2", "0.000999", "0.33333"]);
+    }
+
+    #[test]
+    fn a_legend_goes_where_no_points_are() {
+        let falling: Vec<(f64, f64)> =
+            (0..10).map(|i| (f64::from(i) / 9.0, 1.0 - f64::from(i) / 9.0)).collect();
+        assert!(matches!(free_corner(&falling), SeriesLabelPosition::UpperRight));
+        let rising: Vec<(f64, f64)> = falling.iter().map(|&(x, y)| (x, 1.0 - y)).collect();
+        assert!(matches!(free_corner(&rising), SeriesLabelPosition::UpperLeft));
     }
 }

@@ -30,9 +30,11 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<24} {:>12.4}", self.name, self.value)?;
+        // A KID of a good model is a few thousandths.
+        let decimals = if self.value.abs() < 0.1 { 6 } else { 4 };
+        write!(f, "{:<24} {:>12.decimals$}", self.name, self.value)?;
         if let Some(error) = self.plus_minus {
-            write!(f, " ± {error:.4}")?;
+            write!(f, " ± {error:.decimals$}")?;
         }
         if !self.unit.is_empty() {
             write!(f, " {}", self.unit)?;
@@ -42,5 +44,23 @@ impl fmt::Display for Report {
             write!(f, "; {}", self.features)?;
         }
         write!(f, ")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_all_and_small_figures_have_more_digits() {
+        let report = Report {
+            plus_minus: Some(0.0003),
+            features: "Inception of 2015, pool 3".into(),
+            ..Report::new("KID", 0.0021234, 1000)
+        };
+        let line = report.to_string();
+        assert!(line.ends_with("0.002123 ± 0.000300   (n = 1000; Inception of 2015, pool 3)"), "{line}");
+        let report = Report { unit: "%".into(), ..Report::new("R-precision", 87.5, 200) };
+        assert!(report.to_string().ends_with("     87.5000 %   (n = 200)"), "{report}");
     }
 }

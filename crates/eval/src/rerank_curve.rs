@@ -12,7 +12,7 @@ use tessera_model::rerank::Reranker;
 
 use crate::drawn::{best_of, pictures_in};
 use crate::embedding::Embedding;
-use crate::plot::{Series, line_plot};
+use crate::plot::{Frame, XAxis, line_plots};
 use crate::store::Store;
 use crate::vectors::Vectors;
 use crate::{Report, clip_score, fid, kid};
@@ -99,12 +99,14 @@ fn preferred(scores: &[f64], first: &[f64], network: &str) -> Option<Report> {
 /// If it cannot be drawn.
 pub fn plot_curve(curve: &[CurvePoint]) -> Result<String> {
     let names = curve.last().context("a curve without points")?.figures.iter();
-    let series = names.map(|figure| {
+    let panel = |figure| {
+        let Report { name, unit, .. }: &Report = figure;
         let points = curve.iter().filter_map(|point| {
-            let found = point.figures.iter().find(|other| other.name == figure.name)?;
+            let found = point.figures.iter().find(|other| other.name == *name)?;
             Some((point.best_of as f64, found.value, found.plus_minus))
         });
-        Series { name: figure.name.clone(), points: points.collect() }
-    });
-    line_plot("best of N candidates", &series.collect::<Vec<_>>())
+        let frame = Frame { title: name, x_label: "best of", y_label: unit, x_axis: XAxis::Log2 };
+        (frame, vec![(name.clone(), points.collect())])
+    };
+    line_plots(&names.map(panel).collect::<Vec<_>>())
 }

@@ -10,7 +10,7 @@ use faer::{Accum, MatMut, MatRef, get_global_parallelism};
 use rayon::prelude::*;
 
 /// Vectors of a block of products, on either side.
-const BLOCK: usize = 1024;
+const BLOCK: usize = 256;
 
 /// `n` vectors of `D` features.
 #[derive(Debug, Clone, PartialEq)]
@@ -136,6 +136,17 @@ pub(crate) fn for_blocks<T: ComplexField + Copy + From<f32>>(
     a: &[f32],
     b: &[f32],
     dims: usize,
+    see: impl FnMut(Block<'_, T>),
+) {
+    for_blocks_where(a, b, dims, |_, _| true, see);
+}
+
+/// [`for_blocks`] for those whose first row and first column are `wanted`.
+fn for_blocks_where<T: ComplexField + Copy + From<f32>>(
+    a: &[f32],
+    b: &[f32],
+    dims: usize,
+    wanted: impl Fn(usize, usize) -> bool,
     mut see: impl FnMut(Block<'_, T>),
 ) {
     let mut products = Vec::new();
@@ -144,6 +155,9 @@ pub(crate) fn for_blocks<T: ComplexField + Copy + From<f32>>(
         let left = wide(left);
         let height = left.len() / dims;
         for (j, right) in b.chunks(BLOCK * dims).enumerate() {
+            if !wanted(i * BLOCK, j * BLOCK) {
+                continue;
+            }
             let right = wide(right);
             let width = right.len() / dims;
             products.resize(height * width, T::from(0.0));
@@ -164,15 +178,33 @@ pub(crate) fn sum_over_pairs(
     kernel: impl Fn(usize, usize, f64) -> f64 + Sync,
 ) -> f64 {
     let mut total = 0.0;
-    for_blocks(a, b, dims, |block: Block<'_, f64>| {
-        let of_row = |(i, row): (usize, &[f64])| -> f64 {
-            let of_pair = |(j, &product)| kernel(block.row + i, block.column + j, product);
-            row.iter().enumerate().map(of_pair).sum()
-        };
-        let rows: Vec<f64> = block.products.par_chunks(block.width).enumerate().map(of_row).collect();
-        total += rows.iter().sum::<f64>();
+    for_blocks(a, b, dims, |block| total += sum_of(&block, &kernel));
+    total
+}
+
+/// [`sum_over_pairs`] of a set with itself, for a kernel that is the same from either side: half of the blocks are mirrored.
+pub(crate) fn sum_over_own_pairs(
+    a: &[f32],
+    dims: usize,
+    kernel: impl Fn(usize, usize, f64) -> f64 + Sync,
+) -> f64 {
+    let mut total = 0.0;
+    let above = |row: usize, column: usize| column >= row;
+    for_blocks_where(a, a, dims, above, |block| {
+        let times = if block.column > block.row { 2.0 } else { 1.0 };
+        total += times * sum_of(&block, &kernel);
     });
     total
+}
+
+/// Sum of the kernel over a block, row by row.
+fn sum_of(block: &Block<'_, f64>, kernel: &(impl Fn(usize, usize, f64) -> f64 + Sync)) -> f64 {
+    let of_row = |(i, row): (usize, &[f64])| -> f64 {
+        let of_pair = |(j, &product)| kernel(block.row + i, block.column + j, product);
+        row.iter().enumerate().map(of_pair).sum()
+    };
+    let rows: Vec<f64> = block.products.par_chunks(block.width).enumerate().map(of_row).collect();
+    rows.iter().sum()
 }
 
 #[cfg(test)]
@@ -203,6 +235,9 @@ mod tests {
         let all: f64 = a.chunks(dims).flat_map(|a| b.chunks(dims).map(|b| dot(a, b).powi(2))).sum();
         let sum = sum_over_pairs(&a, &b, dims, |_, _, product| product * product);
         assert!((sum / all - 1.0).abs() < 1e-12, "{sum}, wanted {all}");
+        let kernel = |i: usize, j: usize, product: f64| product * product + (i + j) as f64;
+        let (own, whole) = (sum_over_own_pairs(&a, dims, kernel), sum_over_pairs(&a, &a, dims, kernel));
+        assert!((own / whole - 1.0).abs() < 1e-12, "{own}, wanted {whole}");
     }
 
     #[test]

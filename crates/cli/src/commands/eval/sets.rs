@@ -7,8 +7,8 @@ use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{Captioned, Dataset, Pictures, Purpose, Sample, item_rng};
 use tessera_eval::{
-    Embedding, Features, Inception, InceptionScore, OverlapSearch, Report, Resize, Series, Store, Vectors,
-    blur, clip_score, cmmd, fid, kid, line_plot, precision_recall, retrieval, split_by_overlap,
+    Embedding, Features, Frame, Inception, InceptionScore, OverlapSearch, Report, Resize, Store, Vectors,
+    XAxis, blur, clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval, split_by_overlap,
 };
 use tessera_model::rerank::Reranker;
 use tessera_model::weights::ModelFile;
@@ -156,9 +156,15 @@ pub fn measure_blur(pair: &Pair, radii: &[f32], out: &Path) -> Result<()> {
                 }
             }
         }
-        let series = ["FID", "IS"].into_iter().zip(points).filter(|(_, points)| !points.is_empty());
-        let series: Vec<Series> = series.map(|(name, points)| Series { name: name.into(), points }).collect();
-        std::fs::write(out, line_plot("radius of the blur in pixels", &series)?)
+        let panels = ["FID", "IS"].into_iter().zip(points).filter(|(_, points)| !points.is_empty());
+        let panels = panels.map(|(name, points)| {
+            let x_label = "radius of the blur, pixels";
+            (
+                Frame { title: name, x_label, y_label: "", x_axis: XAxis::Linear },
+                vec![(name.to_string(), points)],
+            )
+        });
+        std::fs::write(out, line_plots(&panels.collect::<Vec<_>>())?)
             .with_context(|| format!("cannot write {}", out.display()))?;
         print(&pair.network, &reports)
     })
