@@ -151,3 +151,80 @@ fn read_file(file: &Path) -> Result<Captioned> {
     let caption = caption.and_then(|text| caption_lines(&String::from_utf8_lossy(&text)).first().cloned());
     Ok(Captioned { image, caption })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::picture::encode_png;
+
+    /// A folder of `n` pictures, each of another grey, the odd ones with captions, and two other files.
+    fn folder(n: u8) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("deeper")).unwrap();
+        for i in 0..n {
+            let name = if i % 3 == 0 { format!("{i:03}.png") } else { format!("deeper/{i:03}.PNG") };
+            let image = RgbImage::from_pixel(2, 2 + u32::from(i), image::Rgb([i; 3]));
+            fs::write(dir.path().join(&name), encode_png(&image).unwrap()).unwrap();
+            if i % 2 == 1 {
+                fs::write(dir.path().join(&name).with_extension("txt"), format!("\nnumber {i}\nanother\n"))
+                    .unwrap();
+            }
+        }
+        fs::write(dir.path().join("notes.md"), "").unwrap();
+        fs::write(dir.path().join(".hidden.png"), "").unwrap();
+        dir
+    }
+
+    #[test]
+    fn pictures_come_in_the_order_of_their_names_whatever_their_size_and_from_anywhere() {
+        let dir = folder(100);
+        let pictures = Pictures::open(dir.path()).unwrap();
+        assert_eq!((pictures.count(), pictures.other_files()), (Some(100), 1));
+        let grey = |picture: &Captioned| picture.image.get_pixel(0, 0).0[0];
+        let all: Vec<Captioned> = pictures.from(0).map(Result::unwrap).collect();
+        assert_eq!(all.len(), 100);
+        let again: Vec<u8> = pictures.from(70).map(|picture| grey(&picture.unwrap())).collect();
+        assert_eq!(again, all[70..].iter().map(grey).collect::<Vec<_>>());
+        assert_eq!(pictures.from(100).count(), 0);
+        let odd = all.iter().find(|picture| grey(picture) == 31).unwrap();
+        assert_eq!(odd.caption.as_deref(), Some("number 31"));
+        assert!(all.iter().all(|picture| picture.caption.is_some() == (grey(picture) % 2 == 1)));
+    }
+
+    #[test]
+    fn another_file_is_another_fingerprint() {
+        let dir = folder(4);
+        let of = || Pictures::open(dir.path()).unwrap().fingerprint().unwrap();
+        let before = of();
+        assert_eq!(before, of());
+        fs::remove_file(dir.path().join("003.png")).unwrap();
+        assert_ne!(before, of());
+    }
+
+    #[test]
+    fn a_damaged_picture_is_named_and_a_folder_without_pictures_says_what_was_wanted() {
+        let dir = folder(4);
+        fs::write(dir.path().join("000.png"), "no picture").unwrap();
+        let error = Pictures::open(dir.path()).unwrap().from(0).find_map(Result::err).unwrap();
+        assert!(format!("{error:#}").contains("000.png: "), "{error:#}");
+        let empty = tempfile::tempdir().unwrap();
+        fs::write(empty.path().join("notes.md"), "").unwrap();
+        let error = Pictures::open(empty.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("(1 other files); wanted .png, .jpg or .webp files, or a data set"),
+            "{error}"
+        );
+        assert!(Pictures::open(&dir.path().join("no")).unwrap_err().to_string().contains("is no folder"));
+    }
+
+    #[test]
+    fn a_data_set_is_read_like_a_folder() {
+        let set = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
+        let count = |path: &Path| Pictures::open(path).unwrap().from(0).map(Result::unwrap).count();
+        let (train, val) = (count(&set.join("train")), count(&set.join("val")));
+        assert!(train > 100 && val > 0);
+        assert_eq!(count(&set), train + val);
+        let first = Pictures::open(&set).unwrap().from(0).next().unwrap().unwrap();
+        assert!(first.caption.is_some() && first.image.width() > 8);
+    }
+}

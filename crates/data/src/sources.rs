@@ -3,6 +3,7 @@
 //! Each source is one function that fills a folder with shards and says what it did in a [`Counts`]. The folder's
 //! `dataset.json` records the settings, so that asking for the same set again costs nothing (see `sources/output.rs`).
 
+pub mod coco;
 pub mod emoji;
 pub mod folder;
 mod output;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::shard::Split;
 
+pub use coco::{COCO_CAPTIONS, Described, coco_captions, cub_captions};
 pub use emoji::{EmojiOptions, Style, World, build_emoji};
 pub use folder::build_folder;
 pub(crate) use folder::list_files;

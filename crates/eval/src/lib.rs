@@ -17,6 +17,7 @@ mod inception;
 mod inception_score;
 mod kid;
 mod overlap;
+mod page;
 mod plot;
 mod precision_recall;
 mod recon;
@@ -40,6 +41,7 @@ pub use inception::{Convention, Inception, Resize, TF_2015_URL, TORCHVISION_URL}
 pub use inception_score::InceptionScore;
 pub use kid::kid;
 pub use overlap::{Overlap, OverlapSearch, split_by_overlap};
+pub use page::Page;
 pub use plot::{Frame, Panel, Point, Series, XAxis, line_plots};
 pub use precision_recall::precision_recall;
 pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};
