@@ -2,19 +2,29 @@
 #
 #   make peers
 #   make peers PEERS="--only gemm,conv --rounds 7"
+#   make peers-eval PEERS="--pictures 100 --rounds 5"
 #   make memcheck
 
 PYTHON ?= python3.11
 PEERS_VENV ?= target/peers-venv
 PEERS ?=
 
-.PHONY: peers memcheck
+.PHONY: peers peers-eval memcheck
 peers: $(PEERS_VENV)/installed
 	cargo build --release
 	$(PEERS_VENV)/bin/python benches/peers/compare.py $(PEERS)
 
 $(PEERS_VENV)/installed: benches/peers/requirements.txt
 	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install --no-deps --requirement $<
+	touch $@
+
+# Measurements beside those who made them customary: figures and time.
+peers-eval: $(PEERS_VENV)/installed-eval
+	cargo build --release --package tessera-eval --example inception
+	$(PEERS_VENV)/bin/python benches/peers/eval.py $(PEERS)
+
+$(PEERS_VENV)/installed-eval: benches/peers/requirements-eval.txt $(PEERS_VENV)/installed
 	$(PEERS_VENV)/bin/pip install --no-deps --requirement $<
 	touch $@
 

@@ -16,6 +16,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
+use rayon::prelude::*;
 use tessera_model::weights::{HostTensor, read_torch_file};
 
 pub use self::resize::Convention;
@@ -32,7 +33,8 @@ pub const TORCHVISION_URL: &str = "https://download.pytorch.org/models/inception
 
 /// Numbers that the network has for a picture before it names classes.
 const DIMS: usize = 2048;
-/// Pictures that pass through the network together, which bounds the memory that a large batch takes.
+/// Pictures that are looked at at a time, each by a thread of its own, which keeps threads busier than a batch does where
+/// Burn's convolutions are not parallel. A bound, since each takes tens of megabytes on its way.
 const TOGETHER: usize = 8;
 
 /// How the weights of 2015 have pictures resized. torchvision's leave no choice.
@@ -146,6 +148,13 @@ impl Inception {
         self.convention
     }
 
+    /// What it makes of one picture.
+    fn look(&self, picture: &RgbImage) -> Seen {
+        let x = TensorData::new(prepare(picture, self.convention), [1, 3, SIDE, SIDE]);
+        let [features, logits] = self.forward(Tensor::from_data(x, &self.device)).map(Tensor::into_data);
+        Seen { features: features.iter::<f32>().collect(), logits: logits.iter::<f32>().collect() }
+    }
+
     /// The features `[B, D]` and scores `[B, C]` of `[B, 3, SIDE, SIDE]`.
     fn forward(&self, x: Tensor<4>) -> [Tensor<2>; 2] {
         let maps = graph::run(&self.layers, x, &Conv::forward);
@@ -182,11 +191,11 @@ impl Features for Inception {
         ensure!(empty.is_none(), "picture {} of a batch has no pixels", empty.unwrap_or_default());
         let mut seen = Seen::default();
         for pictures in pictures.chunks(TOGETHER) {
-            let x: Vec<f32> = pictures.iter().flat_map(|picture| prepare(picture, self.convention)).collect();
-            let x = TensorData::new(x, [pictures.len(), 3, SIDE, SIDE]);
-            let [features, scores] = self.forward(Tensor::from_data(x, &self.device)).map(Tensor::into_data);
-            seen.features.extend(features.iter::<f32>());
-            seen.logits.extend(scores.iter::<f32>());
+            let looks: Vec<Seen> = pictures.par_iter().map(|picture| self.look(picture)).collect();
+            for look in looks {
+                seen.features.extend(look.features);
+                seen.logits.extend(look.logits);
+            }
         }
         Ok(seen)
     }

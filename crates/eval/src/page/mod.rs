@@ -131,7 +131,8 @@ mod tests {
     fn a_page_holds_all_that_it_shows_and_nothing_breaks_out() {
         let mut page = Page::new("a <b> & \"c\"");
         page.section("Sets", "<script>alert(1)</script>");
-        let report = Report { unit: "%".into(), plus_minus: Some(1.26), ..Report::new("R@1 'x'", 61.25, 100) };
+        let report =
+            Report { unit: "%".into(), plus_minus: Some(1.26), ..Report::new("R@1 'x'", 61.25, 100) };
         page.figures(&[report, Report::new("FID", 0.01234, 5)]);
         page.plot("<svg xmlns=\"http://www.w3.org/2000/svg\"/>", "a curve");
         page.picture(&RgbImage::new(2, 2), "two by \"two\"").unwrap();

@@ -1,0 +1,114 @@
+"""Measurements side by side with those who made them customary, on the same pictures: the figures and the time.
+
+    make peers-eval
+    python eval.py --only inception --pictures 100 --rounds 5
+
+Each section is a function in SECTIONS that is given the options and returns lines for people. Ours and theirs take
+turns, one at a time, on two threads each.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+THREADS = 2
+os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(THREADS)
+sys.path.insert(0, str(ROOT / "fixtures" / "eval"))
+
+import pytorch_fid.fid_score  # noqa: E402
+import torch  # noqa: E402
+from inception import PytorchFid  # noqa: E402
+
+BATCHES = (8, 50)  # pytorch-fid takes 50 together if it is not told otherwise; the faster counts
+
+
+def emoji(count: int) -> list[bytes]:
+    """The first pictures of fixtures/emoji, as PNG."""
+    found: list[bytes] = []
+    for shard in sorted((ROOT / "fixtures" / "emoji").glob("*/*.tar")):
+        with tarfile.open(shard) as tar:
+            found += [tar.extractfile(member).read() for member in tar if member.name.endswith(".png")]
+    if len(found) < count:
+        sys.exit(f"fixtures/emoji has {len(found)} pictures; wanted {count}")
+    return found[:count]
+
+
+def two_folders(folder: Path, pictures: list[bytes]) -> list[Path]:
+    """The first half of `pictures` and the second, as files."""
+    half = len(pictures) // 2
+    halves = {folder / "first": pictures[:half], folder / "second": pictures[half : 2 * half]}
+    for path, members in halves.items():
+        path.mkdir()
+        for i, png in enumerate(members):
+            (path / f"{i:04}.png").write_bytes(png)
+    return list(halves)
+
+
+def inception(options: argparse.Namespace, folder: Path) -> list[str]:
+    """FID by pytorch-fid and by us, with the weights of fixtures/eval: both networks' speed, and the distance."""
+    weights = folder / "weights.pth"
+    torch.save(PytorchFid.state(), weights)
+    network = PytorchFid().network
+    folders = two_folders(folder, emoji(options.pictures))
+    files = [sorted(path.glob("*.png")) for path in folders]
+
+    def theirs(batch: int) -> tuple[float, list[object]]:
+        started = time.perf_counter()
+        sets = [
+            pytorch_fid.fid_score.calculate_activation_statistics(paths, network, batch, 2048, "cpu", num_workers=0)
+            for paths in files
+        ]
+        return time.perf_counter() - started, sets
+
+    def ours() -> dict[str, float]:
+        answer = subprocess.run([*options.ours.split(), weights, *folders], check=True, stdout=subprocess.PIPE)
+        return json.load(io.BytesIO(answer.stdout))
+
+    theirs(BATCHES[0])  # warms it up, as ours warms itself
+    times: dict[str, list[float]] = {"ours": [], **{f"theirs, {batch} together": [] for batch in BATCHES}}
+    for _ in range(options.rounds):
+        answer = ours()
+        times["ours"].append(answer["seconds"])
+        for batch in BATCHES:
+            seconds, sets = theirs(batch)
+            times[f"theirs, {batch} together"].append(seconds)
+    (mean, covariance), (other_mean, other_covariance) = sets
+    distance = pytorch_fid.fid_score.calculate_frechet_distance(mean, covariance, other_mean, other_covariance)
+    rates = {name: answer["pictures"] / statistics.median(seconds) for name, seconds in times.items()}
+    best = max(rate for name, rate in rates.items() if name != "ours")
+    lines = [f"{name:24} {rate:8.2f} pictures/s" for name, rate in rates.items()]
+    lines.append(f"ours / theirs at its best {rates['ours'] / best:7.2f}")
+    lines.append(f"FID: ours {answer['fid']:.6f}, theirs {distance:.6f}, apart {answer['fid'] / distance - 1:+.1e}")
+    return lines
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace, Path], list[str]]] = {"inception": inception}
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them")
+    parser.add_argument("--pictures", type=int, default=200, help="of both folders together")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ours", default=str(ROOT / "target/release/examples/inception"), help="our program")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    print(f"torch {torch.__version__}, {THREADS} threads each, {options.pictures} pictures, {options.rounds} rounds")
+    for name in options.only.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            print(f"\n{name}", *SECTIONS[name](options, Path(folder)), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
