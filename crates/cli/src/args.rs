@@ -431,13 +431,43 @@ pub enum Eval {
         #[arg(long, default_value = "overlap.png")]
         out: PathBuf,
     },
-    /// The best of 1, 2, 4 … N candidates of each caption (the paper's figure 9c): drawn, measured by another contrastive
-    /// model than the one that ranks, and plotted. Interrupted, it goes on.
+    /// The best of 1, 2, 4 … N candidates of each held-out caption (the paper's figure 9c), drawn, measured and plotted.
     RerankCurve {
+        /// A data set: its held-out captions are drawn, and its pictures are what drawings are measured against.
+        #[arg(long)]
+        data: PathBuf,
         #[command(flatten)]
         drawn: Drawn,
         /// The plot.
         #[arg(long, default_value = "rerank-curve.svg")]
+        out: PathBuf,
+    },
+    /// Drawings of MS-COCO's captions, as the paper is measured.
+    Coco {
+        /// Folder with captions_val2014.json (or annotations/…) and the pictures in val2014/.
+        dir: PathBuf,
+        #[command(flatten)]
+        drawn: Drawn,
+    },
+    /// Drawings of the captions of CUB-200-2011's test pictures.
+    Cub {
+        /// Folder with images.txt, train_test_split.txt, images/ and the captions in text/ or text_c10/.
+        dir: PathBuf,
+        #[command(flatten)]
+        drawn: Drawn,
+    },
+    /// Comparisons by people (the paper's figure 7).
+    #[command(subcommand)]
+    Human(Human),
+    /// Everything above that needs no other weights, on one page.
+    Report {
+        /// A data set.
+        #[arg(long)]
+        data: PathBuf,
+        #[command(flatten)]
+        drawn: Drawn,
+        /// The page.
+        #[arg(long, default_value = "report.html")]
         out: PathBuf,
     },
     /// The training curves of a run, or of several to compare, as an SVG picture.
@@ -499,27 +529,30 @@ pub struct Pair {
     pub network: Network,
 }
 
-/// What is drawn and measured.
+/// What is drawn and how it is measured. Interrupted, it goes on where it was.
 #[derive(ClapArgs)]
 pub struct Drawn {
-    /// A data set: its held-out captions are drawn, and its pictures are what drawings are measured against.
-    #[arg(long)]
-    pub data: PathBuf,
     /// Folder for the drawings.
     #[arg(long)]
     pub drawings: PathBuf,
-    /// Most candidates of a caption.
-    #[arg(long, default_value_t = 32)]
-    pub of: usize,
-    /// Captions that are drawn, evenly chosen; all held-out ones if absent.
+    /// Candidates of a caption, of which the best is kept; 512 of MS-COCO and CUB as in the paper, else 32 and all halves of it.
+    #[arg(long)]
+    pub of: Option<usize>,
+    /// Captions that are drawn, evenly chosen (of MS-COCO at random); 30,000 of MS-COCO, all of others.
     #[arg(long)]
     pub captions: Option<usize>,
     /// The model file that draws and ranks; the embedded model if absent.
     #[arg(long)]
     pub model: Option<PathBuf>,
-    /// A model file whose contrastive model judges. It must be another than the one that ranks, or it would praise itself.
+    /// A model file whose contrastive model judges. It must be another than the one that ranks, which would praise itself.
     #[arg(long, value_name = "FILE")]
     pub judge: PathBuf,
+    /// Weights of an Inception v3 for FID, KID and IS; the judge's own features if absent.
+    #[arg(long, value_name = "FILE")]
+    pub inception: Option<PathBuf>,
+    /// How pictures are resized for the weights of 2015; torchvision's have a way of their own.
+    #[arg(long, value_enum, default_value_t = Resizing::PytorchFid, requires = "inception")]
+    pub resize: Resizing,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     #[command(flatten)]
@@ -527,6 +560,43 @@ pub struct Drawn {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Human {
+    /// A page that shows people two pictures of each caption and saves what they say.
+    Page {
+        /// Pictures of one model: NAME.png beside NAME.txt with the caption.
+        a: PathBuf,
+        /// Pictures of the other, of the same captions in the same order.
+        b: PathBuf,
+        /// Comparisons, evenly chosen; all if absent.
+        #[arg(long)]
+        tasks: Option<usize>,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// The page.
+        #[arg(long, default_value = "compare.html")]
+        out: PathBuf,
+    },
+    /// What the people said whose CSV files the page saved.
+    Votes {
+        /// One file a person.
+        #[arg(required = true, value_name = "CSV")]
+        files: Vec<PathBuf>,
+        /// Leave out who disagrees with the others and answers in a hurry, as the paper did.
+        #[arg(long)]
+        drop_hasty: bool,
+        /// What the two models are called.
+        #[arg(long, num_args = 2, value_names = ["A", "B"], default_values_t = ["A".to_string(), "B".to_string()])]
+        names: Vec<String>,
+        /// The plot.
+        #[arg(long, default_value = "votes.svg")]
+        out: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(ClapArgs)]

@@ -32,7 +32,7 @@ struct Record {
     captions: Vec<String>,
 }
 
-/// Draws each of `captions` into `out/best-of-K/NNNNN.png`, for each K of `draws`; `drawn` hears how many captions are done. `model` names the
+/// Draws each of `captions` into `out/best-of-K/NNNNN.png`, for each K of `draws`, with the caption beside it in `NNNNN.txt`; `drawn` hears how many captions are done. `model` names the
 /// model whose drawings they are.
 ///
 /// # Errors
@@ -65,7 +65,9 @@ pub fn draw_each(
             let ranked = pictures(tessera, request)?;
             for &k in &draws.best_of {
                 let best = ranked.iter().find(|picture| picture.index < k).context("no picture")?;
-                write(&path(out, k, index), &best.image)?;
+                let path = path(out, k, index);
+                fs::write(path.with_extension("txt"), caption)?;
+                write(&path, &best.image)?;
             }
         }
         drawn(index + 1);

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
@@ -12,6 +12,7 @@ use tessera_model::rerank::Reranker;
 
 use crate::drawn::{best_of, pictures_in};
 use crate::embedding::Embedding;
+use crate::features::Features;
 use crate::plot::{Frame, XAxis, line_plots};
 use crate::store::Store;
 use crate::vectors::Vectors;
@@ -26,42 +27,43 @@ pub struct CurvePoint {
     pub figures: Vec<Report>,
 }
 
-/// Measures the drawings of `captions` in `drawings` (of [`draw_each`](crate::draw_each)) for each of `ks`, against the pictures in `real`, by
-/// the eyes of `judge` and `network`, which is its embedding.
+/// Measures the drawings of `captions` in `drawings` (of [`draw_each`](crate::draw_each)) for each of `ks`: how well they fit by `judge`, and
+/// their distances from `real` by the `network` that has looked at it.
 ///
 /// # Errors
-/// If drawings are missing, or the network saw `real` with other classes.
+/// If drawings are missing, or another network looked at `real`.
 pub fn rerank_curve(
     drawings: &Path,
     ks: &[usize],
     captions: &[String],
     real: &Store,
-    (judge, network): (&Reranker, &Embedding),
-    mut measured: impl FnMut(usize),
+    network: &dyn Features,
+    judge: &Reranker,
 ) -> Result<Vec<CurvePoint>> {
-    let mut texts = Vectors::new(real.network(), judge.clip.config().embed);
-    for read in judge.captions(captions)? {
-        texts.push_all(&read.embedding)?;
-    }
+    let judging = Embedding::new::<&str>(judge, &[])?;
+    let mut texts = Vectors::new(&judging.name(), judging.dims());
+    judge.captions(captions)?.iter().try_for_each(|read| texts.push_all(&read.embedding))?;
+    let see = |folder: &Path, network: &dyn Features| -> Result<Store> {
+        let mut store = Store::open(None, "", network)?;
+        store.see(network, pictures_in(folder, captions.len()), |_| ())?;
+        Ok(store)
+    };
     let (gaussian, vectors) = (real.gaussian()?, real.vectors()?);
     let mut first: Option<Vec<f64>> = None;
     let mut curve = Vec::new();
     for &k in ks {
         let folder = best_of(drawings, k);
-        let mut store = Store::open(None, &folder.display().to_string(), network)?;
-        store.see(network, pictures_in(&folder, captions.len()), |_| ())?;
-        ensure!(store.len() == captions.len(), "{} drawings of {} captions", store.len(), captions.len());
-        let seen = store.vectors()?;
-        let scores = cosines(&seen, &texts);
+        let judged = see(&folder, &judging)?.vectors()?;
+        let scores = cosines(&judged, &texts);
         let first = first.get_or_insert_with(|| scores.clone());
-        let mut figures = vec![Report { name: "score by the judge".into(), ..clip_score(&seen, &texts)? }];
-        figures.extend(preferred(&scores, first, real.network()));
-        figures.extend(store.inception_score()?);
-        figures.push(kid(&vectors, &seen, &mut ChaCha8Rng::seed_from_u64(0))?);
+        let mut figures = vec![Report { name: "score by the judge".into(), ..clip_score(&judged, &texts)? }];
+        figures.extend(preferred(&scores, first, texts.features()));
+        let seen = see(&folder, network)?;
+        figures.extend(seen.inception_score()?);
+        figures.push(kid(&vectors, &seen.vectors()?, &mut ChaCha8Rng::seed_from_u64(0))?);
         // Too few drawings have no FID, and the others are figures all the same.
-        figures.extend(fid(&gaussian, &store.gaussian()?).ok());
+        figures.extend(fid(&gaussian, &seen.gaussian()?).ok());
         curve.push(CurvePoint { best_of: k, figures });
-        measured(k);
     }
     Ok(curve)
 }

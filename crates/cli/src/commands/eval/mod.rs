@@ -1,6 +1,7 @@
 //! `tessera eval`: a table for people, JSON for programs.
 
-mod curve;
+mod drawn;
+mod report;
 mod sets;
 
 use std::path::Path;
@@ -37,7 +38,12 @@ pub fn run(eval: Eval) -> Result<()> {
         | Eval::Is { network, .. }
         | Eval::ClipScore { network, .. }
         | Eval::Overlap { network, .. } => network.precision,
-        Eval::Curves { .. } | Eval::RerankCurve { .. } => Numbers::Auto,
+        Eval::Curves { .. }
+        | Eval::RerankCurve { .. }
+        | Eval::Coco { .. }
+        | Eval::Cub { .. }
+        | Eval::Human(_)
+        | Eval::Report { .. } => Numbers::Auto,
     };
     Cpu::new(numbers.into()).map_err(Error::msg)?.scope(|| measure(eval))
 }
@@ -74,7 +80,11 @@ fn measure(eval: Eval) -> Result<()> {
         Eval::Overlap { data, network, threshold, fake, out } => {
             sets::measure_overlap(&data, &network, threshold, fake.as_deref(), &out)
         }
-        Eval::RerankCurve { drawn, out } => curve::run(&drawn, &out),
+        Eval::RerankCurve { data, drawn, out } => drawn::curve(&data, &drawn, &out),
+        Eval::Coco { dir, drawn } => drawn::coco(&dir, &drawn),
+        Eval::Cub { dir, drawn } => drawn::cub(&dir, &drawn),
+        Eval::Human(_) => bail!("not yet"),
+        Eval::Report { data, drawn, out } => report::run(&data, &drawn, &out),
         Eval::Curves { runs, metrics, out } => {
             std::fs::write(&out, curves(&runs, &metrics)?)
                 .with_context(|| format!("cannot write {}; choose another --out", out.display()))?;

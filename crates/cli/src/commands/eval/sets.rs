@@ -7,14 +7,16 @@ use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{Captioned, Dataset, Pictures, Purpose, Sample, item_rng};
 use tessera_eval::{
-    Embedding, Features, Frame, Inception, InceptionScore, OverlapSearch, Report, Resize, Store, Vectors,
-    XAxis, blur, clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval, split_by_overlap,
+    Embedding, Features, Frame, Inception, InceptionScore, OverlapSearch, Point, Report, Resize, Store,
+    Vectors, XAxis, blur, clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval,
+    split_by_overlap,
 };
 use tessera_model::rerank::Reranker;
 use tessera_model::weights::ModelFile;
 use tessera_train::grid;
 
 use crate::args::{Network, Pair, Resizing};
+use crate::commands::draw::check_writable;
 use crate::commands::{model_file, say};
 
 /// Pairs on a sheet of overlaps, and of them in a row.
@@ -25,13 +27,7 @@ const AMONG: usize = 100;
 /// Runs `measure` with the network that the flags name.
 pub fn with_network<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> Result<T>) -> Result<T> {
     match &flags.inception {
-        Some(path) => {
-            let resize = match flags.resize {
-                Resizing::PytorchFid => Resize::PytorchFid,
-                Resizing::TorchFidelity => Resize::TorchFidelity,
-            };
-            measure(&Inception::read(path, resize)?)
-        }
+        Some(path) => measure(&inception(path, flags.resize)?),
         None => {
             let classes = match &flags.classes {
                 None => Vec::new(),
@@ -40,6 +36,15 @@ pub fn with_network<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> R
             measure(&Embedding::new(&reranker(flags.rerank.as_deref())?, &classes)?)
         }
     }
+}
+
+/// The Inception in a file.
+pub fn inception(path: &Path, resize: Resizing) -> Result<Inception> {
+    let resize = match resize {
+        Resizing::PytorchFid => Resize::PytorchFid,
+        Resizing::TorchFidelity => Resize::TorchFidelity,
+    };
+    Inception::read(path, resize)
 }
 
 /// The contrastive model in a file, or the embedded one.
@@ -59,7 +64,7 @@ fn lines(path: &Path) -> Result<Vec<String>> {
 
 /// What a network sees in the pictures under `path`, each first changed by `change`, which `changed` names.
 fn seen(
-    flags: &Network,
+    work: Option<&Path>,
     network: &dyn Features,
     path: &Path,
     (changed, change): (&str, &(dyn Fn(RgbImage) -> RgbImage + Sync)),
@@ -69,7 +74,7 @@ fn seen(
         eprintln!("{}: passed over {} files that are no pictures", path.display(), pictures.other_files());
     }
     let source = format!("{} {changed}", pictures.fingerprint()?);
-    let mut store = Store::open(flags.work.as_deref(), &source, network)?;
+    let mut store = Store::open(work, &source, network)?;
     let bar = ProgressBar::new(pictures.count().unwrap_or_default() as u64);
     let name = path.display().to_string().replace('{', "{{").replace('}', "}}");
     let template = format!("{name} {{bar:30}} {{pos}}/{{len}} pictures {{per_sec}} eta {{eta}}");
@@ -87,7 +92,7 @@ fn unchanged(picture: RgbImage) -> RgbImage {
 
 /// Both sets of a pair, as they are.
 fn both(pair: &Pair, network: &dyn Features) -> Result<[Store; 2]> {
-    let of = |path: &Path| seen(&pair.network, network, path, ("", &unchanged));
+    let of = |path: &Path| seen(pair.network.work.as_deref(), network, path, ("", &unchanged));
     Ok([of(&pair.real)?, of(&pair.fake)?])
 }
 
@@ -127,51 +132,68 @@ pub fn measure_is(dir: &Path, flags: &Network) -> Result<()> {
             network.classes() > 1,
             "the contrastive model knows no classes: name a file of captions with --classes, or weights with --inception"
         );
-        let store = seen(flags, network, dir, ("", &unchanged))?;
+        let store = seen(flags.work.as_deref(), network, dir, ("", &unchanged))?;
         let splits = InceptionScore::SPLITS;
         let score = store.inception_score()?;
         print(flags, &[score.with_context(|| format!("{} pictures; wanted at least {splits}", store.len()))?])
     })
 }
 
-/// FID and IS by the radius of the blur (paper §3, figure 9).
 pub fn measure_blur(pair: &Pair, radii: &[f32], out: &Path) -> Result<()> {
-    ensure!(
-        radii.iter().all(|radius| (0.0..=100.0).contains(radius)),
-        "--radii {radii:?}: wanted 0 to 100 pixels"
-    );
-    crate::commands::draw::check_writable(out)?;
+    check_writable(out)?;
     with_network(&pair.network, |network| {
-        let (mut reports, mut points) = (Vec::new(), vec![Vec::new(); 2]);
-        for &radius in radii {
-            let named = format!("blurred by {radius}");
-            let blurred = |picture: RgbImage| blur(&picture, radius);
-            let of = |path: &Path| seen(&pair.network, network, path, (&named, &blurred));
-            let [real, fake] = [of(&pair.real)?, of(&pair.fake)?];
-            let distance = fid(&real.gaussian()?, &fake.gaussian()?)?;
-            for (points, report) in points.iter_mut().zip([Some(distance), fake.inception_score()?]) {
-                if let Some(report) = report {
-                    points.push((f64::from(radius), report.value, report.plus_minus));
-                    reports.push(Report { name: format!("{}, {named}", report.name), ..report });
-                }
-            }
-        }
-        let panels = ["FID", "IS"].into_iter().zip(points).filter(|(_, points)| !points.is_empty());
-        let panels = panels.map(|(name, points)| {
-            let x_label = "radius of the blur, pixels";
-            (
-                Frame { title: name, x_label, y_label: "", x_axis: XAxis::Linear },
-                vec![(name.to_string(), points)],
-            )
-        });
-        std::fs::write(out, line_plots(&panels.collect::<Vec<_>>())?)
-            .with_context(|| format!("cannot write {}", out.display()))?;
-        print(&pair.network, &reports)
+        let work = pair.network.work.as_deref();
+        let (figures, plot) = blur_figures(network, &pair.real, &pair.fake, radii, work)?;
+        std::fs::write(out, plot).with_context(|| format!("cannot write {}", out.display()))?;
+        print(&pair.network, &figures)
     })
 }
 
+/// FID (of too few pictures KID) and IS by the radius of the blur, and their plot (paper §3, figure 9).
+pub fn blur_figures(
+    network: &dyn Features,
+    real: &Path,
+    fake: &Path,
+    radii: &[f32],
+    work: Option<&Path>,
+) -> Result<(Vec<Report>, String)> {
+    ensure!(
+        !radii.is_empty() && radii.iter().all(|radius| (0.0..=100.0).contains(radius)),
+        "--radii {radii:?}: wanted 0 to 100 pixels"
+    );
+    let mut lines: Vec<(String, Vec<Point>)> = Vec::new();
+    let mut figures = Vec::new();
+    for &radius in radii {
+        let named = format!("blurred by {radius}");
+        let blurred = |picture: RgbImage| blur(&picture, radius);
+        let of = |path: &Path| seen(work, network, path, (&named, &blurred));
+        let [real, fake] = [of(real)?, of(fake)?];
+        for figure in [Some(distance(&real, &fake)?), fake.inception_score()?].into_iter().flatten() {
+            let point = (f64::from(radius), figure.value, figure.plus_minus);
+            match lines.iter_mut().find(|(name, _)| *name == figure.name) {
+                Some((_, points)) => points.push(point),
+                None => lines.push((figure.name.clone(), vec![point])),
+            }
+            figures.push(Report { name: format!("{}, {named}", figure.name), ..figure });
+        }
+    }
+    let x_label = "radius of the blur, pixels";
+    let panel = |line: &(String, Vec<Point>)| vec![line.clone()];
+    let frame = |title| Frame { title, x_label, y_label: "", x_axis: XAxis::Linear };
+    let panels: Vec<_> = lines.iter().map(|line| (frame(line.0.as_str()), panel(line))).collect();
+    Ok((figures, line_plots(&panels)?))
+}
+
+/// FID, or of sets that are too small for it KID.
+fn distance(real: &Store, fake: &Store) -> Result<Report> {
+    match fid(&real.gaussian()?, &fake.gaussian()?) {
+        Ok(figure) => Ok(figure),
+        Err(_) => kid(&real.vectors()?, &fake.vectors()?, &mut item_rng(0, Purpose::Subset, 0, 0)),
+    }
+}
+
 /// Vectors of pictures and captions, pair by pair.
-fn embedded(reranker: &Reranker, pairs: &[(RgbImage, String)]) -> Result<[Vectors; 2]> {
+pub fn embedded(reranker: &Reranker, pairs: &[(RgbImage, String)]) -> Result<[Vectors; 2]> {
     let name = Embedding::new::<&str>(reranker, &[])?.name();
     let [mut images, mut texts] = [(); 2].map(|()| Vectors::new(&name, reranker.clip.config().embed));
     for pairs in pairs.chunks(32) {
@@ -227,7 +249,6 @@ pub fn measure_retrieval(data: &Path, flags: &Network) -> Result<()> {
     print(flags, &retrieval(&images, &texts, None)?)
 }
 
-/// What of a data set's held-out part training has seen (paper §3).
 pub fn measure_overlap(
     data: &Path,
     flags: &Network,
@@ -235,46 +256,65 @@ pub fn measure_overlap(
     fake: Option<&Path>,
     out: &Path,
 ) -> Result<()> {
-    crate::commands::draw::check_writable(out)?;
-    let Dataset { train, val, .. } = Dataset::open(data)?;
-    ensure!(!val.is_empty(), "{} holds out no pictures", data.display());
+    check_writable(out)?;
+    let dataset = Dataset::open(data)?;
     with_network(flags, |network| {
-        let of = |samples: &[Sample]| -> Result<Vectors> {
-            let mut vectors = Vectors::new(&network.name(), network.dims());
-            for samples in samples.chunks(32) {
-                let pictures: Vec<RgbImage> = samples.iter().map(|sample| sample.image.clone()).collect();
-                vectors.push_all(&network.see(&pictures)?.features)?;
-            }
-            Ok(vectors)
-        };
-        let real = of(&val)?;
-        let mut search = OverlapSearch::new(&real)?;
-        search.push_all(of(&train)?.values())?;
-        let overlaps = search.overlaps()?;
-        let cells =
-            overlaps.iter().take(SHEET[0]).flat_map(|pair| [&val[pair.val].image, &train[pair.train].image]);
-        let cells: Vec<RgbImage> = cells.cloned().collect();
-        grid(&cells, 2 * SHEET[1]).save(out).with_context(|| format!("cannot write {}", out.display()))?;
-        let (with, without) = split_by_overlap(&overlaps, f64::from(threshold));
-        let share = 100.0 * with.len() as f64 / val.len() as f64;
-        let name = format!("overlaps, cosine ≥ {threshold}");
-        let mut reports = vec![Report {
-            unit: "%".into(),
-            features: network.name(),
-            ..Report::new(&name, share, val.len())
-        }];
-        if let Some(fake) = fake {
-            let fake = seen(flags, network, fake, ("", &unchanged))?.vectors()?;
-            let mut rest = Vectors::new(&network.name(), network.dims());
-            let row = |i: usize| &real.values()[i * network.dims()..(i + 1) * network.dims()];
-            without.iter().try_for_each(|&i| rest.push_all(row(i)))?;
-            for (what, real) in [("all", &real), ("without overlaps", &rest)] {
-                let report = kid(real, &fake, &mut item_rng(0, Purpose::Subset, 0, 0))?;
-                reports.push(Report { name: format!("{}, {what}", report.name), ..report });
-            }
-        }
-        print(flags, &reports)
+        let Overlaps { figures, sheet } =
+            overlaps(network, &dataset, threshold, fake, flags.work.as_deref())?;
+        sheet.save(out).with_context(|| format!("cannot write {}", out.display()))?;
+        print(flags, &figures)
     })
+}
+
+/// How much of a data set's held-out part training has seen.
+pub struct Overlaps {
+    pub figures: Vec<Report>,
+    /// The closest pairs.
+    pub sheet: RgbImage,
+}
+
+/// The training pictures that held-out ones are nearest to; with `fake` also the distance of these pictures from the held-out ones, with and
+/// without those that overlap (paper §3).
+pub fn overlaps(
+    network: &dyn Features,
+    Dataset { train, val, .. }: &Dataset,
+    threshold: f32,
+    fake: Option<&Path>,
+    work: Option<&Path>,
+) -> Result<Overlaps> {
+    ensure!(!val.is_empty(), "the data set holds out no pictures; make it with --holdout 5");
+    let real = vectors_of(network, val)?;
+    let mut search = OverlapSearch::new(&real)?;
+    search.push_all(vectors_of(network, train)?.values())?;
+    let overlaps = search.overlaps()?;
+    let pairs = overlaps.iter().take(SHEET[0]);
+    let cells: Vec<RgbImage> =
+        pairs.flat_map(|pair| [&val[pair.val].image, &train[pair.train].image]).cloned().collect();
+    let (with, without) = split_by_overlap(&overlaps, f64::from(threshold));
+    let share = 100.0 * with.len() as f64 / val.len() as f64;
+    let name = format!("overlaps, cosine ≥ {threshold}");
+    let mut figures =
+        vec![Report { unit: "%".into(), features: network.name(), ..Report::new(&name, share, val.len()) }];
+    if let Some(fake) = fake {
+        let fake = seen(work, network, fake, ("", &unchanged))?.vectors()?;
+        let mut rest = Vectors::new(&network.name(), network.dims());
+        let row = |i: usize| &real.values()[i * network.dims()..(i + 1) * network.dims()];
+        without.iter().try_for_each(|&i| rest.push_all(row(i)))?;
+        for (what, real) in [("all", &real), ("without overlaps", &rest)] {
+            let figure = kid(real, &fake, &mut item_rng(0, Purpose::Subset, 0, 0))?;
+            figures.push(Report { name: format!("{}, {what}", figure.name), ..figure });
+        }
+    }
+    Ok(Overlaps { figures, sheet: grid(&cells, 2 * SHEET[1]) })
+}
+
+fn vectors_of(network: &dyn Features, samples: &[Sample]) -> Result<Vectors> {
+    let mut vectors = Vectors::new(&network.name(), network.dims());
+    for samples in samples.chunks(32) {
+        let pictures: Vec<RgbImage> = samples.iter().map(|sample| sample.image.clone()).collect();
+        vectors.push_all(&network.see(&pictures)?.features)?;
+    }
+    Ok(vectors)
 }
 
 /// A line a figure, or JSON.

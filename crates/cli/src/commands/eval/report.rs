@@ -1,0 +1,160 @@
+//! `tessera eval report`: everything that can be measured of a model with a data set, on one page.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use image::RgbImage;
+use tessera_data::{Dataset, Sample};
+use tessera_eval::{
+    Embedding, Figure, Page, Report, Vectors, best_of, conditioning, drawing, pictures_in, plot_curve, recon,
+    retrieval,
+};
+use tessera_model::Request;
+use tessera_model::dvae::DvaeConfig;
+use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
+
+use super::drawn::{Models, held_out_captions};
+use super::sets::{Overlaps, blur_figures, embedded, overlaps};
+use crate::args::Drawn;
+use crate::commands::draw::{check_writable, enlarge, meant};
+use crate::commands::{model_file, say};
+
+/// Captions whose drawings are shown.
+const SHOWN: usize = 16;
+/// Held-out pairs among which retrieval is measured.
+const AMONG: usize = 100;
+/// Radii of the blur in pixels (paper, figure 9).
+const RADII: [f32; 5] = [0.0, 1.0, 2.0, 4.0, 8.0];
+/// Cosine from which a held-out picture counts as one that training has seen.
+const SAME: f32 = 0.95;
+
+pub fn run(data: &Path, args: &Drawn, out: &Path) -> Result<()> {
+    check_writable(out)?;
+    let dataset = Dataset::open(data)?;
+    let captions = held_out_captions(&dataset, args.captions)?;
+    let models = Models::open(args)?;
+    let file = model_file(args.model.as_deref())?;
+    let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
+    let name = args.model.as_ref().and_then(|path| path.file_name());
+    let name = name.map_or("the embedded model".into(), |name| name.to_string_lossy());
+    let mut page = Page::new(&format!("{name}, measured"));
+
+    stages(&mut page, &models, &dataset.val, config, args)?;
+    let curve = models.curve_of(&dataset, args)?;
+    page.section(
+        "Choosing among candidates",
+        "Each held-out caption is drawn many times; the model's own contrastive model keeps the best, and another one, which never \
+         ranks, judges (paper, figure 9c).",
+    );
+    page.plot(&plot_curve(&curve)?, "Figures by the number of candidates of which the best is kept.");
+    if let Some(last) = curve.last() {
+        page.figures(&last.figures);
+        page.picture(
+            &sheet(&dataset, &captions, last.best_of, args)?,
+            "Real picture, first candidate, best candidate.",
+        )?;
+    }
+    ranker(&mut page, &models, &dataset)?;
+
+    let network = Embedding::new::<&str>(&models.judge, &[])?;
+    page.section(
+        "Blurred",
+        "Distances of the best drawings from real pictures when both are blurred, which takes the fine detail from them (paper, figures 9a \
+         and 9b).",
+    );
+    let best = best_of(&args.drawings, curve.last().map_or(1, |point| point.best_of));
+    let (figures, plot) = blur_figures(&network, data, &best, &RADII, None)?;
+    page.plot(&plot, "By the radius of the blur in pixels.");
+    page.figures(&figures);
+    page.section(
+        "Seen in training?",
+        "The held-out pictures that are nearest to a training picture, each beside that picture (paper §3).",
+    );
+    let Overlaps { figures, sheet } = overlaps(&network, &dataset, SAME, None, None)?;
+    page.figures(&figures);
+    page.picture(&sheet, "The closest pairs: held out, then in training.")?;
+    std::fs::write(out, page.to_html()).with_context(|| format!("cannot write {}", out.display()))?;
+    say(out.display())
+}
+
+/// What the tokens keep, how much the words matter, and whether drawings come out like their pictures.
+fn stages(page: &mut Page, models: &Models, val: &[Sample], config: &DvaeConfig, args: &Drawn) -> Result<()> {
+    let tessera = &models.tessera;
+    let found = recon(&tessera.dvae, config, &held_out_pictures(val, config)?, &Default::default());
+    let figure = |name: &str, value, unit: &str, error: Option<f64>| Report {
+        unit: unit.into(),
+        plus_minus: error,
+        ..Report::new(name, value, val.len())
+    };
+    page.section("Reconstruction", "Held-out pictures through the tokens and back.");
+    page.figures(&[
+        figure("PSNR", found.psnr_db, "dB", Some(found.psnr_db_se)),
+        figure("ELBO, β = 1", found.elbo_nats_per_value, "nats a value", None),
+        figure("codes in use", found.codes_used as f64, "", None),
+        figure("codebook perplexity", found.perplexity, "", None),
+    ]);
+    let words =
+        conditioning(&tessera.prior, None, &held_out_codes(val, &tessera.dvae, config, &tessera.bpe)?)?;
+    let nats = |name: &str, found: Figure| figure(name, found.mean, "nats a token", Some(found.se));
+    page.section(
+        "Words",
+        "Image loss of held-out pictures under their caption, and what another caption adds to it.",
+    );
+    page.figures(&[
+        nats("under the true caption", words.true_caption),
+        nats("more under another of the same style", words.gap.same_style),
+        nats("more under any other", words.gap.shuffled),
+        nats("more under none", words.gap.none),
+    ]);
+    let subjects = held_out_subjects(val, config.image_size as u32, &tessera.bpe)?;
+    let request = Request {
+        n: 4,
+        seed: args.seed,
+        sampling: meant(&args.sampling),
+        previews: false,
+        ..Request::default()
+    };
+    let judged = drawing(&tessera.decoder, &tessera.dvae, &subjects, &request, |_, _| ())?;
+    page.section(
+        "Drawings, unranked",
+        "How often the nearest of eight real pictures of the style, by layout and colour, is the one that was asked for; chance is 12.5 %.",
+    );
+    page.figures(&[figure("right", 100.0 * judged.right, "%", Some(100.0 * judged.right_se))]);
+    Ok(())
+}
+
+/// How well the model that ranks, and the one that judges, find pictures by captions.
+fn ranker(page: &mut Page, models: &Models, dataset: &Dataset) -> Result<()> {
+    page.section(
+        "The contrastive models",
+        "How often a held-out caption finds its picture among others, and the other way round.",
+    );
+    let every = (dataset.val.len() / AMONG).max(1);
+    let pairs: Vec<(RgbImage, String)> = dataset
+        .val
+        .iter()
+        .step_by(every)
+        .take(AMONG)
+        .filter_map(|sample| Some((sample.image.clone(), sample.captions.first()?.clone())))
+        .collect();
+    for reranker in models.tessera.reranker.iter().chain([&models.judge]) {
+        let [images, texts]: [Vectors; 2] = embedded(reranker, &pairs)?;
+        page.figures(&retrieval(&images, &texts, None)?);
+    }
+    Ok(())
+}
+
+/// Some captions' real pictures, first candidates and best candidates, three captions a row.
+fn sheet(dataset: &Dataset, captions: &[String], k: usize, args: &Drawn) -> Result<RgbImage> {
+    let every = captions.len().div_ceil(SHOWN);
+    let of = |k: usize| pictures_in(&best_of(&args.drawings, k), captions.len()).collect::<Result<Vec<_>>>();
+    let (first, best) = (of(1)?, of(k)?);
+    let mut cells = Vec::new();
+    for (i, caption) in captions.iter().enumerate().step_by(every) {
+        let real = dataset.val.iter().find(|sample| sample.captions.first() == Some(caption));
+        let side = first[i].width();
+        let real = real.map(|sample| image::imageops::thumbnail(&sample.image, side, side));
+        cells.extend(real.iter().chain([&first[i], &best[i]]).map(|picture| enlarge(picture, 2)));
+    }
+    Ok(grid(&cells, 12))
+}
