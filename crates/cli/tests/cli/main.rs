@@ -12,6 +12,8 @@ mod data;
 #[cfg(test)]
 mod draw;
 #[cfg(test)]
+mod eval;
+#[cfg(test)]
 #[cfg(unix)]
 mod interrupt;
 #[cfg(test)]

@@ -1,0 +1,213 @@
+//! `tessera eval` of sets of pictures: what it measures, what it refuses, and that it goes on where it was stopped.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::pipeline::pipeline;
+use super::program::{arg, entries, fixture, folder, mistake, picture, succeed};
+
+/// A split of the fixture.
+fn split(name: &str) -> String {
+    arg(&Path::new(&fixture()).join(name)).to_string()
+}
+
+fn measure(dir: &Path, args: &[&str]) -> Vec<Value> {
+    let rerank = ["--rerank", &pipeline().reranker(), "--json"];
+    let said = succeed(dir, &[&["eval"], args, &rerank[..]].concat());
+    serde_json::from_str(&said.stdout).unwrap()
+}
+
+fn value(figure: &Value) -> f64 {
+    figure["value"].as_f64().unwrap()
+}
+
+/// Forty pictures of three sizes as files with captions.
+fn pictures(dir: &Path) -> PathBuf {
+    let out = dir.join("pictures");
+    fs::create_dir(&out).unwrap();
+    for i in 0..40_u8 {
+        let image = image::RgbImage::from_fn(20 + u32::from(i % 3), 20, |x, y| {
+            image::Rgb([i * 6, (x * 12) as u8, (y * 12) as u8])
+        });
+        image.save(out.join(format!("{i:02}.png"))).unwrap();
+        fs::write(out.join(format!("{i:02}.txt")), format!("picture {i}\n")).unwrap();
+    }
+    out
+}
+
+#[test]
+fn a_set_is_no_distance_from_itself_and_some_from_another() {
+    let dir = folder();
+    let (train, other) = (split("train"), arg(&pictures(dir.path())).to_string());
+    let own = measure(dir.path(), &["fid", &train, &train]);
+    assert!(value(&own[0]).abs() < 1e-6, "{own:?}");
+    let apart = measure(dir.path(), &["fid", &train, &other]);
+    assert!(value(&apart[0]) > 1e-3 && apart[0]["n"] == 40, "{apart:?}");
+    assert!(apart[0]["features"].as_str().unwrap().starts_with("contrastive model "), "{apart:?}");
+    assert!(
+        value(&measure(dir.path(), &["kid", &train, &other])[0])
+            > value(&measure(dir.path(), &["kid", &train, &train])[0])
+    );
+    assert!(value(&measure(dir.path(), &["cmmd", &train, &other])[0]) > 0.0);
+    let [precision, recall] = &measure(dir.path(), &["precision-recall", &train, &train])[..] else {
+        panic!()
+    };
+    assert_eq!((value(precision), value(recall)), (1.0, 1.0));
+}
+
+#[test]
+fn what_cannot_be_measured_says_why_and_what_to_do() {
+    let dir = folder();
+    let (train, reranker) = (split("train"), pipeline().reranker());
+    let few = dir.path().join("few");
+    fs::create_dir(&few).unwrap();
+    image::RgbImage::new(9, 9).save(few.join("one.png")).unwrap();
+    fs::create_dir(dir.path().join("none")).unwrap();
+    fs::write(dir.path().join("none/notes.md"), "").unwrap();
+    let rerank = ["--rerank", &reranker];
+    for (args, wanted) in [
+        (&["fid", &train, "few"][..], "wanted at least 33 of each"),
+        (&["fid", &train, "few"], "`tessera eval kid` does with fewer"),
+        (&["fid", &train, "none"], "no pictures in none (1 other files)"),
+        (&["fid", &train, "nowhere"], "nowhere is no folder"),
+        (&["is", &train], "knows no classes"),
+        (&["clip-score", "few"], "no picture in few has a caption"),
+        (&["blur", &train, &train, "--radii", "-1"], "wanted 0 to 100 pixels"),
+    ] {
+        let error = mistake(dir.path(), &[&["eval"], args, &rerank[..]].concat());
+        assert!(error.contains(wanted), "{args:?}: {error}");
+    }
+    let error = mistake(dir.path(), &["eval", "fid", &train, &train, "--inception", "none.pth"]);
+    assert!(error.contains("none.pth: there is no such file; download https://"), "{error}");
+    fs::write(dir.path().join("other.pth"), fs::read(&reranker).unwrap()).unwrap();
+    let error = mistake(dir.path(), &["eval", "fid", &train, &train, "--inception", "other.pth"]);
+    assert!(error.contains("other.pth: no file of PyTorch"), "{error}");
+}
+
+#[test]
+fn what_was_seen_is_kept_and_gives_the_same_figures() {
+    let dir = folder();
+    let own = arg(&pictures(dir.path())).to_string();
+    fs::write(dir.path().join("pictures/readme.md"), "").unwrap();
+    let once = measure(dir.path(), &["kid", &split("train"), &own]);
+    let kept = ["kid", &split("train"), &own, "--work", "work"];
+    assert_eq!(measure(dir.path(), &kept), once);
+    let files = entries(&dir.path().join("work"));
+    assert_eq!(files.len(), 2, "{files:?}");
+    // As if it had been stopped halfway.
+    let file = dir.path().join("work").join(&files[0]);
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() * 2 / 3]).unwrap();
+    let said = succeed(
+        dir.path(),
+        &[&["eval"], &kept[..], &["--rerank", &pipeline().reranker(), "--json"]].concat(),
+    );
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&said.stdout).unwrap(), once);
+    assert!(said.stderr.contains("passed over 1 files that are no pictures"), "{}", said.stderr);
+    assert_eq!(fs::read(&file).unwrap(), bytes);
+}
+
+#[test]
+fn scores_retrieval_blur_and_overlap_are_measured() {
+    let dir = folder();
+    let (own, train) = (arg(&pictures(dir.path())).to_string(), split("train"));
+    assert!(value(&measure(dir.path(), &["clip-score", &own])[0]).is_finite());
+    fs::write(dir.path().join("classes.txt"), "a red apple\na blue heart\n").unwrap();
+    let score = value(&measure(dir.path(), &["is", &train, "--classes", "classes.txt"])[0]);
+    assert!((1.0..=2.0).contains(&score), "{score}");
+    assert_eq!(measure(dir.path(), &["retrieval", "--data", &fixture()]).len(), 6);
+    let figures = measure(dir.path(), &["blur", &train, &own, "--radii", "0,2", "--out", "blur.svg"]);
+    let plain = value(&measure(dir.path(), &["fid", &train, &own])[0]);
+    assert_eq!((figures.len(), value(&figures[0])), (2, plain), "a radius of 0 is no blur");
+    assert!(fs::read_to_string(dir.path().join("blur.svg")).unwrap().ends_with("</svg>\n"));
+    let overlap =
+        ["overlap", "--data", &fixture(), "--threshold", "2", "--fake", &own, "--out", "overlap.png"];
+    let figures = measure(dir.path(), &overlap);
+    assert_eq!((figures.len(), value(&figures[0])), (3, 0.0));
+    assert_eq!(value(&figures[1]), value(&figures[2]), "without overlaps nothing is left out");
+    assert!(picture(dir.path(), "overlap.png").width() > 100);
+}
+
+/// The pipeline's model with its reranker, and another reranker to judge.
+fn ranking_and_judging(dir: &Path) {
+    let pipeline = pipeline();
+    let pack = ["pack", &pipeline.model(), "--rerank", &pipeline.reranker(), "--out", "model.safetensors"];
+    succeed(dir, &pack);
+    let bpe = arg(&pipeline.dir.join("bpe/tokenizer.json")).to_string();
+    let train =
+        ["train", "rerank", "--config", "tiny", "--data", &fixture(), "--bpe", &bpe, "--run", "judge"];
+    let short = ["--seed", "9", "--set", "train_rerank.steps=1", "--set", "data.reconstructed=0"];
+    succeed(dir, &[&train[..], &short].concat());
+}
+
+#[test]
+fn a_curve_is_drawn_once_and_measured_again() {
+    let dir = folder();
+    ranking_and_judging(dir.path());
+    let judge = "judge/rerank.tessera.safetensors";
+    let data = fixture();
+    let what = ["eval", "rerank-curve", "--data", &data, "--drawings", "drawings", "--captions", "4"];
+    let how = ["--of", "3", "--model", "model.safetensors", "--judge", judge, "--json"];
+    let curve = [&what[..], &how].concat();
+    let run = || succeed(dir.path(), &curve).stdout;
+    let first = run();
+    let points: Vec<Value> = serde_json::from_str(&first).unwrap();
+    let numbers: Vec<u64> = points.iter().map(|point| point["best_of"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [1, 2, 3]);
+    assert!(fs::read_to_string(dir.path().join("rerank-curve.svg")).unwrap().contains("score by the judge"));
+    assert_eq!(
+        entries(&dir.path().join("drawings")),
+        ["best-of-001", "best-of-002", "best-of-003", "drawn.json"]
+    );
+    let last = dir.path().join("drawings/best-of-003/00002.png");
+    let (drawn, untouched) = (fs::read(&last).unwrap(), dir.path().join("drawings/best-of-003/00001.png"));
+    let before = fs::metadata(&untouched).unwrap().modified().unwrap();
+    fs::remove_file(&last).unwrap();
+    assert_eq!(run(), first);
+    assert_eq!(fs::read(&last).unwrap(), drawn, "what was missing is drawn again");
+    assert_eq!(fs::metadata(&untouched).unwrap().modified().unwrap(), before, "and nothing else");
+
+    let error = mistake(dir.path(), &[&curve[..], &["--seed", "5"]].concat());
+    assert!(error.contains("drawings holds drawings by another model, seed or captions"), "{error}");
+    let own = ["--drawings", "others", "--judge", "model.safetensors"];
+    let args = ["eval", "rerank-curve", "--data", &fixture(), "--model", "model.safetensors"];
+    let error = mistake(dir.path(), &[&args[..], &own].concat());
+    assert!(error.contains("is the model that ranks, and would praise what it chose"), "{error}");
+
+    let report =
+        ["eval", "report", "--data", &fixture(), "--drawings", "drawings", "--captions", "4", "--of", "3"];
+    let models = ["--model", "model.safetensors", "--judge", judge];
+    let error = mistake(dir.path(), &[&report[..], &models].concat());
+    assert!(error.contains("wanted 8 or more"), "the fixture has too few pictures of a style: {error}");
+}
+
+#[test]
+fn captions_of_coco_are_drawn_and_measured() {
+    let dir = folder();
+    ranking_and_judging(dir.path());
+    fs::create_dir_all(dir.path().join("coco/val2014")).unwrap();
+    let mut captions = Vec::new();
+    for i in 0..3 {
+        let name = format!("{i}.png");
+        image::RgbImage::from_pixel(30, 20, image::Rgb([i * 80; 3]))
+            .save(dir.path().join("coco/val2014").join(&name))
+            .unwrap();
+        captions.push(format!(r#"{{"id":{i},"image_id":{i},"caption":"a thing number {i}"}}"#));
+    }
+    let images: Vec<String> = (0..3).map(|i| format!(r#"{{"id":{i},"file_name":"{i}.png"}}"#)).collect();
+    let text = format!(r#"{{"images":[{}],"annotations":[{}]}}"#, images.join(","), captions.join(","));
+    fs::write(dir.path().join("coco/captions_val2014.json"), text).unwrap();
+    let coco = ["eval", "coco", "coco", "--drawings", "drawings", "--captions", "2", "--of", "2", "--json"];
+    let models = ["--model", "model.safetensors", "--judge", "judge/rerank.tessera.safetensors"];
+    let said = succeed(dir.path(), &[&coco[..], &models].concat());
+    let points: Vec<Value> = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!((points.len(), &points[0]["best_of"]), (1, &2.into()));
+    assert_eq!(
+        entries(&dir.path().join("drawings/best-of-002")),
+        ["00000.png", "00000.txt", "00001.png", "00001.txt"]
+    );
+    let error = mistake(dir.path(), &[&["eval", "cub", "coco", "--drawings", "x"], &models[..]].concat());
+    assert!(error.contains("no images.txt in coco"), "{error}");
+}
