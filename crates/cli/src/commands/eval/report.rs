@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use image::RgbImage;
 use tessera_data::{Dataset, Sample};
 use tessera_eval::{
-    Embedding, Figure, Page, Report, Vectors, best_of, conditioning, drawing, pictures_in, plot_curve, recon,
+    Embedding, Figure, Page, Report, best_of, conditioning, drawing, pictures_in, plot_curve, recon,
     retrieval,
 };
 use tessera_model::Request;
@@ -14,15 +14,13 @@ use tessera_model::dvae::DvaeConfig;
 use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
 use super::drawn::{Models, held_out_captions};
-use super::sets::{Overlaps, blur_figures, embedded, overlaps};
+use super::sets::{Embedded, Overlaps, blur_figures, embedded, held_out_pairs, overlaps};
 use crate::args::Drawn;
 use crate::commands::draw::{check_writable, enlarge, meant};
 use crate::commands::{model_file, say};
 
 /// Captions whose drawings are shown.
 const SHOWN: usize = 16;
-/// Held-out pairs among which retrieval is measured.
-const AMONG: usize = 100;
 /// Radii of the blur in pixels (paper, figure 9).
 const RADII: [f32; 5] = [0.0, 1.0, 2.0, 4.0, 8.0];
 /// Cosine from which a held-out picture counts as one that training has seen.
@@ -129,16 +127,8 @@ fn ranker(page: &mut Page, models: &Models, dataset: &Dataset) -> Result<()> {
         "The contrastive models",
         "How often a held-out caption finds its picture among others, and the other way round.",
     );
-    let every = (dataset.val.len() / AMONG).max(1);
-    let pairs: Vec<(RgbImage, String)> = dataset
-        .val
-        .iter()
-        .step_by(every)
-        .take(AMONG)
-        .filter_map(|sample| Some((sample.image.clone(), sample.captions.first()?.clone())))
-        .collect();
     for reranker in models.tessera.reranker.iter().chain([&models.judge]) {
-        let [images, texts]: [Vectors; 2] = embedded(reranker, &pairs)?;
+        let Embedded { images, texts, .. } = embedded(reranker, held_out_pairs(&dataset.val))?;
         page.figures(&retrieval(&images, &texts, None)?);
     }
     Ok(())

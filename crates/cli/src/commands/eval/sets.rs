@@ -23,6 +23,8 @@ use crate::commands::{model_file, say};
 const SHEET: [usize; 2] = [24, 6];
 /// Held-out pairs among which retrieval is measured.
 const AMONG: usize = 100;
+/// Pairs that are embedded together.
+const TOGETHER: usize = 32;
 
 /// Runs `measure` with the network that the flags name.
 pub fn with_network<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> Result<T>) -> Result<T> {
@@ -192,60 +194,72 @@ fn distance(real: &Store, fake: &Store) -> Result<Report> {
     }
 }
 
-/// Vectors of pictures and captions, pair by pair.
-pub fn embedded(reranker: &Reranker, pairs: &[(RgbImage, String)]) -> Result<[Vectors; 2]> {
+/// Embeddings of pictures and captions, pair by pair.
+pub struct Embedded {
+    pub images: Vectors,
+    pub texts: Vectors,
+    /// Captions whose ends the text tower does not read.
+    cut: usize,
+}
+
+/// Embeds pairs as they come, some at a time.
+pub fn embedded(
+    reranker: &Reranker,
+    pairs: impl Iterator<Item = Result<(RgbImage, String)>>,
+) -> Result<Embedded> {
     let name = Embedding::new::<&str>(reranker, &[])?.name();
-    let [mut images, mut texts] = [(); 2].map(|()| Vectors::new(&name, reranker.clip.config().embed));
-    for pairs in pairs.chunks(32) {
-        let (pictures, captions): (Vec<RgbImage>, Vec<String>) = pairs.iter().cloned().unzip();
-        images.push_all(&reranker.pictures(&pictures)?.concat())?;
-        reranker.captions(&captions)?.iter().try_for_each(|read| texts.push_all(&read.embedding))?;
+    let [images, texts] = [(); 2].map(|()| Vectors::new(&name, reranker.clip.config().embed));
+    let mut embedded = Embedded { images, texts, cut: 0 };
+    let mut pairs = pairs.peekable();
+    while pairs.peek().is_some() {
+        let (pictures, captions): (Vec<RgbImage>, Vec<String>) =
+            pairs.by_ref().take(TOGETHER).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        embedded.images.push_all(&reranker.pictures(&pictures)?.concat())?;
+        for read in reranker.captions(&captions)? {
+            embedded.texts.push_all(&read.embedding)?;
+            embedded.cut += usize::from(read.dropped_tokens > 0);
+        }
     }
-    Ok([images, texts])
+    Ok(embedded)
 }
 
 pub fn measure_clip_score(dir: &Path, flags: &Network) -> Result<()> {
-    ensure!(
-        flags.inception.is_none(),
-        "--inception: captions are scored by a contrastive model; use --rerank"
-    );
-    let reranker = reranker(flags.rerank.as_deref())?;
+    let model = "captions are scored by a contrastive model; use --rerank";
+    ensure!(flags.inception.is_none(), "--inception: {model}");
     let pictures = Pictures::open(dir)?;
-    let (mut pairs, mut without) = (Vec::new(), 0);
-    for picture in pictures.from(0) {
-        match picture? {
-            Captioned { image, caption: Some(caption) } => pairs.push((image, caption)),
-            Captioned { caption: None, .. } => without += 1,
+    let mut without = 0;
+    let pairs = pictures.from(0).filter_map(|picture| match picture {
+        Ok(Captioned { image, caption: Some(caption) }) => Some(Ok((image, caption))),
+        Ok(Captioned { caption: None, .. }) => {
+            without += 1;
+            None
         }
-    }
+        Err(error) => Some(Err(error)),
+    });
+    let Embedded { images, texts, cut } = embedded(&reranker(flags.rerank.as_deref())?, pairs)?;
+    let shown = dir.display();
+    ensure!(!images.is_empty(), "no picture in {shown} has a caption; wanted NAME.txt beside NAME.png");
     if without > 0 {
-        eprintln!("{}: passed over {without} pictures without a caption", dir.display());
+        eprintln!("{shown}: passed over {without} pictures without a caption");
     }
-    ensure!(
-        !pairs.is_empty(),
-        "no picture in {} has a caption; wanted NAME.txt beside NAME.png",
-        dir.display()
-    );
-    let captions: Vec<&String> = pairs.iter().map(|(_, caption)| caption).collect();
-    let cut = reranker.captions(&captions)?.iter().filter(|read| read.dropped_tokens > 0).count();
     if cut > 0 {
         eprintln!("{cut} captions are longer than the text tower reads; their ends do not count");
     }
-    let [images, texts] = embedded(&reranker, &pairs)?;
     print(flags, &[clip_score(&images, &texts)?])
 }
 
-/// A data set's held-out pictures with their first captions.
-fn held_out(data: &Path) -> Result<Vec<(RgbImage, String)>> {
-    let pair = |sample: Sample| Ok((sample.image, sample.captions.into_iter().next().context("no caption")?));
-    super::held_out_of(data)?.into_iter().map(pair).collect()
+/// Of a data set's held-out pictures with their first captions as many as retrieval is measured among, evenly chosen.
+pub fn held_out_pairs(val: &[Sample]) -> impl Iterator<Item = Result<(RgbImage, String)>> + '_ {
+    let every = (val.len() / AMONG).max(1);
+    val.iter().step_by(every).take(AMONG).map(|sample| {
+        let caption = sample.captions.first().context("a picture has no caption")?;
+        Ok((sample.image.clone(), caption.clone()))
+    })
 }
 
 pub fn measure_retrieval(data: &Path, flags: &Network) -> Result<()> {
-    let pairs = held_out(data)?;
-    let every = (pairs.len() / AMONG).max(1);
-    let pairs: Vec<_> = pairs.into_iter().step_by(every).take(AMONG).collect();
-    let [images, texts] = embedded(&reranker(flags.rerank.as_deref())?, &pairs)?;
+    let val = super::held_out_of(data)?;
+    let Embedded { images, texts, .. } = embedded(&reranker(flags.rerank.as_deref())?, held_out_pairs(&val))?;
     print(flags, &retrieval(&images, &texts, None)?)
 }
 
@@ -310,7 +324,7 @@ pub fn overlaps(
 
 fn vectors_of(network: &dyn Features, samples: &[Sample]) -> Result<Vectors> {
     let mut vectors = Vectors::new(&network.name(), network.dims());
-    for samples in samples.chunks(32) {
+    for samples in samples.chunks(TOGETHER) {
         let pictures: Vec<RgbImage> = samples.iter().map(|sample| sample.image.clone()).collect();
         vectors.push_all(&network.see(&pictures)?.features)?;
     }
