@@ -62,15 +62,23 @@ train prior prior --data codes --bpe bpe/tokenizer.json
 train prior longer --data codes --bpe bpe/tokenizer.json --init prior/model.tessera.safetensors \
   --set train_prior.lr=6e-4 --set train_prior.steps=18400 --set train_prior.lr_steps=21000
 
-# 7. Small enough to live inside the program: the prior's matrices in 8 bits.
-model=emoji.tessera.safetensors
-tessera pack longer/model.tessera.safetensors --out "$model"
+# 7. The contrastive model that ranks what is drawn (paper §2.6), on pictures of which half come out of the dVAE's tokens, as drawings do.
+#    And another from another seed: it never ranks, so it can judge what the first one chose.
+train rerank rerank --data data --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors --seed 1
+train rerank judge --data data --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors --seed 2
 
-# 8. How good is it, on combinations it has not seen? What the tokens keep of a picture, what the words add, and how often a
+# 8. Small enough to live inside the program: the matrices of the prior and of the contrastive model in 8 bits.
+model=emoji.tessera.safetensors
+tessera pack longer/model.tessera.safetensors --rerank rerank/rerank.tessera.safetensors --out "$model"
+
+# 9. How good is it, on combinations it has not seen? What the tokens keep of a picture, what the words add, and how often a
 #    drawing is nearest to the picture it should be.
 tessera eval recon --data data --model "$model"
 tessera eval conditioning --data data --model "$model"
 tessera eval drawing --data data --model "$model" --sheet held-out.png
+tessera eval retrieval --data data --rerank "$model"
+tessera eval rerank-curve --data data --model "$model" --judge judge/rerank.tessera.safetensors --drawings drawings \
+  --of 64 --out rerank-curve.svg
 
 echo
 echo "the model is $PWD/$model; try it:"

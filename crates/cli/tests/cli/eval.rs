@@ -74,7 +74,7 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
         (&["fid", &train, "nowhere"], "nowhere is no folder"),
         (&["is", &train], "knows no classes"),
         (&["clip-score", "few"], "no picture in few has a caption"),
-        (&["blur", &train, &train, "--radii", "-1"], "wanted 0 to 100 pixels"),
+        (&["blur", &train, &train, "--radii", "0,1000"], "wanted 0 to 100 pixels"),
     ] {
         let error = mistake(dir.path(), &[&["eval"], args, &rerank[..]].concat());
         assert!(error.contains(wanted), "{args:?}: {error}");
