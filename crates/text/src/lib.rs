@@ -7,5 +7,5 @@ mod clip;
 mod normalise;
 
 pub use bpe::Bpe;
-pub use clip::clean_for_clip;
+pub use clip::{clean_for_clip, clip_tokenizer};
 pub use normalise::{MAX_PROMPT_CHARS, Prompt, normalise};
