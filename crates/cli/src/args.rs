@@ -67,6 +67,28 @@ pub enum Convert {
         #[arg(long)]
         out: PathBuf,
     },
+    /// A contrastive model to rank with: OpenAI's CLIP, Hugging Face's copy, or open_clip's; vision transformers only.
+    Clip {
+        /// The weights, as published: .pt or .safetensors; nothing in them is run.
+        weights: PathBuf,
+        /// CLIP's vocabulary: OpenAI's bpe_simple_vocab_16e6.txt.gz, or Hugging Face's tokenizer.json.
+        #[arg(long, value_name = "FILE")]
+        vocab: PathBuf,
+        /// Which GELU the weights were trained with; OpenAI's own archives need no telling.
+        #[arg(long, value_enum)]
+        gelu: Option<WhichGelu>,
+        /// The model file.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum WhichGelu {
+    /// OpenAI's.
+    Quick,
+    /// Most of open_clip's.
+    Exact,
 }
 
 #[derive(ClapArgs)]

@@ -1,21 +1,40 @@
 //! `tessera convert`: published weights as a model file.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
-use tessera_model::weights::read_openai_dvae;
+use tessera_model::rerank::Gelu;
+use tessera_model::weights::{HostTensor, ModelFile, read_clip, read_openai_dvae};
+use tessera_text::clip_tokenizer;
 
 use super::say;
-use crate::args::Convert;
+use crate::args::{Convert, WhichGelu};
 
 pub fn run(convert: Convert) -> Result<()> {
     match convert {
         Convert::OpenaiDvae { encoder, decoder, out } => {
-            let read = |path: &std::path::Path| {
-                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-            };
             let file = read_openai_dvae(&read(&encoder)?, &read(&decoder)?)?;
-            file.write(&out)?;
-            let weights: usize = file.dvae.iter().map(|tensor| tensor.values.len()).sum();
-            say(format_args!("{weights} weights in {}", out.display()))
+            write(&file, &file.dvae, &out)
+        }
+        Convert::Clip { weights, vocab, gelu, out } => {
+            let tokenizer = clip_tokenizer(&read(&vocab)?).with_context(|| vocab.display().to_string())?;
+            let gelu = gelu.map(|gelu| match gelu {
+                WhichGelu::Quick => Gelu::Quick,
+                WhichGelu::Exact => Gelu::Exact,
+            });
+            let file = read_clip(&read(&weights)?, tokenizer, gelu)
+                .with_context(|| weights.display().to_string())?;
+            write(&file, &file.rerank, &out)
         }
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn write(file: &ModelFile, weights: &[HostTensor], out: &Path) -> Result<()> {
+    file.write(out)?;
+    let n: usize = weights.iter().map(|tensor| tensor.values.len()).sum();
+    say(format_args!("{n} weights in {}", out.display()))
 }

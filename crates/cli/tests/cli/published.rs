@@ -71,3 +71,31 @@ fn other_files_and_pictures_too_small_are_mistakes_and_leave_nothing() {
     assert!(reconstruct("text.pkl").contains("text.pkl"));
     assert_eq!(entries(dir.path()), before);
 }
+
+#[test]
+fn a_clip_is_read_and_what_it_lacks_is_named() {
+    let dir = folder();
+    let clip = |name: &str| {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/clip").join(name).display().to_string()
+    };
+    let [script, hf, vocab] = ["small-script.pt", "small-hf.safetensors", "vocabulary.txt.gz"].map(clip);
+    let said =
+        succeed(dir.path(), &["convert", "clip", &script, "--vocab", &vocab, "--out", "clip.safetensors"]);
+    assert!(said.stdout.contains("weights in clip.safetensors"), "{}", said.stdout);
+    let inspected = succeed(dir.path(), &["inspect", "clip.safetensors", "--json"]).stdout;
+    assert!(inspected.contains("\"cleaning\":\"clip\"") && inspected.contains("\"patch\":8"), "{inspected}");
+    let before = entries(dir.path());
+    let refused = |args: &[&str]| {
+        mistake(dir.path(), &[&["convert", "clip"], args, &["--out", "x.safetensors"]].concat())
+    };
+    assert!(refused(&[&hf, "--vocab", &vocab]).contains("--gelu quick for OpenAI's"));
+    assert!(refused(&[&hf, "--vocab", "none.gz"]).contains("cannot read none.gz"));
+    let error = refused(&[&hf, "--vocab", &hf, "--gelu", "quick"]);
+    assert!(
+        error.contains("no vocabulary of CLIP") && error.contains("bpe_simple_vocab_16e6.txt.gz"),
+        "{error}"
+    );
+    let error = refused(&[&vocab, "--vocab", &vocab, "--gelu", "exact"]);
+    assert!(error.contains("neither a file of PyTorch nor a whole safetensors file"), "{error}");
+    assert_eq!(entries(dir.path()), before);
+}

@@ -1,11 +1,13 @@
 //! Weights outside a tensor engine: as named host arrays, and in files.
 
+mod clip;
 mod file;
 mod openai_dvae;
 mod params;
 mod pickle;
 mod torch_file;
 
+pub use clip::read_clip;
 pub use file::{ModelConfig, ModelFile, Storage};
 pub use openai_dvae::read_openai_dvae;
 pub(crate) use params::check_count;

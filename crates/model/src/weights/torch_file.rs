@@ -40,6 +40,14 @@ pub fn read(bytes: &[u8]) -> Result<Vec<HostTensor>> {
     views.into_iter().map(|view| view.read(&storages)).collect()
 }
 
+/// Whether it is an archive of TorchScript, which has constants beside its weights.
+pub fn is_script(bytes: &[u8]) -> bool {
+    let archive = zip::ZipArchive::new(Cursor::new(bytes));
+    archive.is_ok_and(|archive| {
+        archive.file_names().any(|name| name.is_ok_and(|name| name.ends_with("/constants.pkl")))
+    })
+}
+
 /// How many numbers a file's tensors may have for each of its bytes.
 const MOST_SHARING: usize = 2;
 
@@ -253,6 +261,11 @@ impl Collector {
                     self.collect(args.first().context("a parameter without a tensor")?, path, depth + 1)?;
                 }
                 "collections OrderedDict" => self.entries(&value.entries(), path, depth)?,
+                // An object of TorchScript has parameters, buffers and modules side by side.
+                script if script.starts_with("__torch__") => {
+                    let entries = call.state.borrow().entries();
+                    self.entries(&entries, path, depth)?;
+                }
                 _ => {
                     let state = call.state.borrow();
                     for part in ["_parameters", "_buffers", "_modules"] {
