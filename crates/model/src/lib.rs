@@ -6,6 +6,7 @@ pub mod dvae;
 #[cfg(test)]
 mod finite_differences;
 pub mod nn;
+pub mod pil;
 pub mod prior;
 pub mod rerank;
 pub mod sample;

@@ -5,7 +5,6 @@
 //! itself which it is, by the number of its classes.
 
 mod graph;
-mod pil;
 mod resize;
 mod weights;
 

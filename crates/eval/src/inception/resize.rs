@@ -3,7 +3,7 @@
 
 use image::RgbImage;
 
-use super::pil;
+use tessera_model::pil;
 
 /// Height and width of what the network sees.
 pub const SIDE: usize = 299;
@@ -32,7 +32,7 @@ pub fn prepare(picture: &RgbImage, convention: Convention) -> Vec<f32> {
         }
         Convention::TorchFidelity => between(picture, corners, f32::from, |value| (value - 128.0) / 128.0),
         Convention::Torchvision => {
-            let bytes = pil::resize(picture, SIDE);
+            let bytes = pil::resize(picture, [SIDE as u32; 2], pil::Filter::Bilinear).into_raw();
             let colour = |c: usize| {
                 let [scale, shift] = [DEVIATION[c] / 0.5, (MEAN[c] - 0.5) / 0.5];
                 bytes[c..].iter().step_by(3).map(move |&byte| f32::from(byte) / 255.0 * scale + shift)

@@ -1,10 +1,10 @@
 //! Pictures as the image tower reads them: the short side resized by cubic interpolation, the middle square, normalised, in patches.
 
-use image::RgbImage;
-use image::imageops::{self, FilterType};
+use image::{RgbImage, imageops};
 use rayon::prelude::*;
 
 use super::ClipConfig;
+use crate::pil;
 
 /// `pictures` of any sizes → patches `[B, n, 3·P²]`, flat; within a patch by channel, row, column.
 pub fn patches(pictures: &[RgbImage], config: &ClipConfig) -> Vec<f32> {
@@ -21,7 +21,7 @@ pub fn square(picture: &RgbImage, side: u32) -> RgbImage {
     let (w, h) = (scaled(w).max(side), scaled(h).max(side));
     let resized = match picture.dimensions() == (w, h) {
         true => picture.clone(),
-        false => imageops::resize(picture, w, h, FilterType::CatmullRom),
+        false => pil::resize(picture, [w, h], pil::Filter::Bicubic),
     };
     // Halves go to the even number, as in Python's `round`.
     let middle = |slack: u32| (f64::from(slack) / 2.0).round_ties_even() as u32;
@@ -47,6 +47,8 @@ fn cut(picture: &RgbImage, config: &ClipConfig) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use image::Rgb;
 
     use super::*;
@@ -68,5 +70,18 @@ mod tests {
         let picture = RgbImage::from_fn(24, 8, |x, _| Rgb([if (8..16).contains(&x) { 255 } else { 0 }; 3]));
         assert_eq!(square(&picture, 8), RgbImage::from_pixel(8, 8, Rgb([255; 3])));
         assert_eq!(square(&picture, 4).dimensions(), (4, 4));
+    }
+
+    /// `fixtures/clip/preprocess.py` has them from open_clip's own transform.
+    #[test]
+    fn pictures_of_any_shape_are_prepared_as_by_open_clip() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/clip");
+        let open = |name: String| image::open(dir.join(name)).unwrap().into_rgb8();
+        for shape in ["small", "large", "wide", "tall", "odd"] {
+            let found = square(&open(format!("{shape}.png")), 48);
+            let wanted = open(format!("{shape}-48.png"));
+            let off = found.as_raw().iter().zip(wanted.as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(off <= Some(1) && found.dimensions() == wanted.dimensions(), "{shape}: off by {off:?}");
+        }
     }
 }
