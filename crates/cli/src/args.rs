@@ -595,8 +595,6 @@ pub enum Human {
         /// Comparisons, evenly chosen; all if absent.
         #[arg(long)]
         tasks: Option<usize>,
-        #[arg(long, default_value_t = 0)]
-        seed: u64,
         /// The page.
         #[arg(long, default_value = "compare.html")]
         out: PathBuf,

@@ -13,6 +13,7 @@ mod features;
 mod frechet;
 #[cfg(test)]
 mod golden;
+mod human;
 mod inception;
 mod inception_score;
 mod kid;
@@ -37,6 +38,7 @@ pub use drawn::{Draws, best_of, draw_each, pictures_in};
 pub use embedding::Embedding;
 pub use features::{Features, Seen};
 pub use frechet::{Gaussian, fid, frechet_distance};
+pub use human::{Comparison, Hasty, Votes, comparison_page, votes};
 pub use inception::{Convention, Inception, Resize, TF_2015_URL, TORCHVISION_URL};
 pub use inception_score::InceptionScore;
 pub use kid::kid;

@@ -1,6 +1,7 @@
 //! `tessera eval`: a table for people, JSON for programs.
 
 mod drawn;
+mod human;
 mod report;
 mod sets;
 
@@ -83,7 +84,7 @@ fn measure(eval: Eval) -> Result<()> {
         Eval::RerankCurve { data, drawn, out } => drawn::curve(&data, &drawn, &out),
         Eval::Coco { dir, drawn } => drawn::coco(&dir, &drawn),
         Eval::Cub { dir, drawn } => drawn::cub(&dir, &drawn),
-        Eval::Human(_) => bail!("not yet"),
+        Eval::Human(human) => human::run(&human),
         Eval::Report { data, drawn, out } => report::run(&data, &drawn, &out),
         Eval::Curves { runs, metrics, out } => {
             std::fs::write(&out, curves(&runs, &metrics)?)

@@ -1,0 +1,339 @@
+//! What several people said: a majority for each comparison, and how sure it is (paper, appendix F).
+
+use anyhow::{Context, Result, bail, ensure};
+use plotters::prelude::*;
+
+use crate::Report;
+use crate::plot::svg;
+
+/// An answer in less time is one in a hurry, in seconds (appendix F).
+const HURRY: f64 = 4.0;
+/// Who gives more than this share of answers in a hurry,
+const MOST_HURRIED: f64 = 0.5;
+/// and agrees with the majority in less than this share of them, is left out. The paper names no limits; these are ours.
+const LEAST_AGREEING: f64 = 0.6;
+
+/// Whether those are left out who answer in a hurry and disagree with everyone else, as the paper did with one person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hasty {
+    /// All answers count.
+    Kept,
+    /// Theirs do not.
+    Dropped,
+}
+
+/// An answer to one question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    A,
+    B,
+    Neither,
+}
+
+/// Of one person: answers to both questions and the time they took, task by task.
+struct Rater {
+    name: String,
+    answers: Vec<[Answer; 2]>,
+    seconds: Vec<f64>,
+}
+
+/// The questions of the page.
+const QUESTIONS: [&str; 2] = ["more realistic", "matches the caption better"];
+
+/// Majorities.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Votes {
+    /// How often each model had the majority in each question, in percent with half the width of a 95 % interval (Wilson's).
+    pub reports: Vec<Report>,
+    /// Who was left out, and why.
+    pub dropped: Vec<String>,
+    /// Of each question: tasks by the number of votes for A less those for B, from all for B to all for A.
+    margins: [Vec<usize>; 2],
+}
+
+/// Counts the answers in `files`, a name and a text each, as the page saves them. `models` are the names of A and B.
+///
+/// # Errors
+/// If a file is no such file, lacks answers, is of another page than the first, or of the same person.
+pub fn votes(files: &[(String, String)], models: [&str; 2], hasty: Hasty) -> Result<Votes> {
+    let mut raters: Vec<Rater> = Vec::new();
+    let mut page: Option<String> = None;
+    for (file, text) in files {
+        let (id, rater) = read(text).with_context(|| file.clone())?;
+        let page = page.get_or_insert_with(|| id.clone());
+        ensure!(*page == id, "{file} has answers to the page {id}, the files before it to {page}");
+        ensure!(
+            raters.iter().all(|other| other.name != rater.name),
+            "{file}: {} has answered already",
+            rater.name
+        );
+        let n = raters.first().map_or(rater.answers.len(), |first| first.answers.len());
+        ensure!(
+            rater.answers.len() == n,
+            "{file} has {} answers, the files before it {n}",
+            rater.answers.len()
+        );
+        raters.push(rater);
+    }
+    ensure!(!raters.is_empty(), "no answers; wanted at least one file");
+    let mut dropped = Vec::new();
+    if hasty == Hasty::Dropped {
+        let reasons: Vec<Option<String>> = (0..raters.len()).map(|i| reason(&raters, i)).collect();
+        let mut reasons = reasons.into_iter();
+        raters.retain(|_| {
+            let reason = reasons.next().flatten();
+            dropped.extend(reason.clone());
+            reason.is_none()
+        });
+        ensure!(!raters.is_empty(), "everyone answered in a hurry: nothing is left to count");
+    }
+    let margins = [0, 1].map(|question| margins(&raters, question));
+    let reports = QUESTIONS.iter().zip(&margins).flat_map(|(question, margins)| {
+        let n: usize = margins.iter().sum();
+        let middle = margins.len() / 2;
+        let shares = [margins[middle + 1..].iter().sum::<usize>(), margins[..middle].iter().sum()];
+        [0, 1].map(|model| majority(&format!("{question}: {}", models[model]), shares[model], n))
+    });
+    let reports = reports.collect();
+    Ok(Votes { reports, dropped, margins })
+}
+
+fn read(text: &str) -> Result<(String, Rater)> {
+    let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let (_, head) = lines.next().context("an empty file")?;
+    let head = head.strip_prefix("# ").and_then(|head| head.split_once(','));
+    let (id, name) = head.context("no answers of a comparison page: the first line is not `# PAGE,NAME`")?;
+    ensure!(
+        lines.next().is_some_and(|(_, line)| line.trim() == "task,left,realism,match,seconds"),
+        "the second line is not `task,left,realism,match,seconds`"
+    );
+    let mut rater = Rater { name: name.trim().to_string(), answers: Vec::new(), seconds: Vec::new() };
+    for (number, line) in lines {
+        let wanted = || {
+            format!("line {}: {line:?}, wanted TASK,0|1,left|right,left|right|neither,SECONDS", number + 1)
+        };
+        let [task, left, realism, matching, seconds] = line.trim().split(',').collect::<Vec<_>>()[..] else {
+            bail!(wanted())
+        };
+        let left = match left {
+            "0" => Answer::A,
+            "1" => Answer::B,
+            _ => bail!(wanted()),
+        };
+        let right = if left == Answer::A { Answer::B } else { Answer::A };
+        let answer = |word: &str| match word {
+            "left" => Some(left),
+            "right" => Some(right),
+            "neither" => Some(Answer::Neither),
+            _ => None,
+        };
+        let realism = answer(realism).filter(|answer| *answer != Answer::Neither).with_context(wanted)?;
+        let expected = rater.answers.len();
+        ensure!(task == expected.to_string(), "line {}: task {task}, wanted {expected}", number + 1);
+        rater.answers.push([realism, answer(matching).with_context(wanted)?]);
+        rater
+            .seconds
+            .push(seconds.parse().ok().filter(|s: &f64| *s >= 0.0 && s.is_finite()).with_context(wanted)?);
+    }
+    ensure!(!rater.answers.is_empty(), "no answers");
+    Ok((id.to_string(), rater))
+}
+
+/// Why rater `i` is left out, if so.
+fn reason(raters: &[Rater], i: usize) -> Option<String> {
+    let rater = &raters[i];
+    let n = rater.answers.len();
+    let hurried = rater.seconds.iter().filter(|seconds| **seconds < HURRY).count() as f64 / n as f64;
+    let (mut agreed, mut decided) = (0, 0);
+    for question in 0..2 {
+        for task in 0..n {
+            let others = raters.iter().enumerate().filter(|(other, _)| *other != i);
+            let sum: i64 = others.map(|(_, other)| vote(other.answers[task][question])).sum();
+            if sum != 0 {
+                decided += 1;
+                agreed += usize::from(vote(rater.answers[task][question]) == sum.signum());
+            }
+        }
+    }
+    let agreeing = if decided == 0 { 1.0 } else { agreed as f64 / decided as f64 };
+    (hurried > MOST_HURRIED && agreeing < LEAST_AGREEING).then(|| {
+        format!(
+            "{}: {:.0} % of the answers in less than {HURRY} s, {:.0} % of them with the majority of the others",
+            rater.name,
+            100.0 * hurried,
+            100.0 * agreeing
+        )
+    })
+}
+
+fn vote(answer: Answer) -> i64 {
+    match answer {
+        Answer::A => 1,
+        Answer::B => -1,
+        Answer::Neither => 0,
+    }
+}
+
+/// Tasks by votes for A less votes for B, from −raters to raters.
+fn margins(raters: &[Rater], question: usize) -> Vec<usize> {
+    let n = raters.len();
+    let mut margins = vec![0; 2 * n + 1];
+    for task in 0..raters[0].answers.len() {
+        let sum: i64 = raters.iter().map(|rater| vote(rater.answers[task][question])).sum();
+        margins[(sum + n as i64) as usize] += 1;
+    }
+    margins
+}
+
+/// A share in percent with half the width of Wilson's interval.
+fn majority(name: &str, count: usize, n: usize) -> Report {
+    let (low, high) = wilson(count, n);
+    Report {
+        unit: "%".into(),
+        plus_minus: Some(50.0 * (high - low)),
+        ..Report::new(name, 100.0 * count as f64 / n as f64, n)
+    }
+}
+
+/// Wilson's 95 % interval of `count` among `n`.
+fn wilson(count: usize, n: usize) -> (f64, f64) {
+    let (z, n) = (1.959_964, n as f64);
+    let share = count as f64 / n;
+    let middle = (share + z * z / (2.0 * n)) / (1.0 + z * z / n);
+    let half = z / (1.0 + z * z / n) * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
+    (middle - half, middle + half)
+}
+
+impl Votes {
+    /// Both questions as bars, from all for B on the left to all for A on the right, darker where more agree (paper, figure 7).
+    ///
+    /// # Errors
+    /// If it cannot be drawn.
+    pub fn plot(&self, models: [&str; 2]) -> Result<String> {
+        svg((640, 210), |root| {
+            for (i, (question, margins)) in QUESTIONS.iter().zip(&self.margins).enumerate() {
+                bar(root, 14 + 98 * i as i32, question, margins, models)?;
+            }
+            Ok(())
+        })
+        .map_err(|error| anyhow::anyhow!("cannot draw the votes: {error}"))
+    }
+}
+
+/// A bar of one question below its name, with the shares of both models at its ends.
+fn bar(
+    root: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
+    top: i32,
+    question: &str,
+    margins: &[usize],
+    models: [&str; 2],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let (left, width) = (20, 600.0);
+    let n: usize = margins.iter().sum();
+    let middle = margins.len() / 2;
+    let share = |count: usize| 100.0 * count as f64 / n.max(1) as f64;
+    root.draw(&Text::new(question.to_string(), (left, top), ("sans-serif", 15)))?;
+    let mut seen = 0;
+    for (i, &count) in margins.iter().enumerate() {
+        let at = |count: usize| left + (width * count as f64 / n.max(1) as f64).round() as i32;
+        let strength = (i as i64 - middle as i64).unsigned_abs() as f64 / middle.max(1) as f64;
+        let colour = match i.cmp(&middle) {
+            std::cmp::Ordering::Less => RGBColor(200, 60, 40).mix(0.3 + 0.7 * strength),
+            std::cmp::Ordering::Equal => RGBColor(200, 200, 200).mix(1.0),
+            std::cmp::Ordering::Greater => RGBColor(60, 90, 160).mix(0.3 + 0.7 * strength),
+        };
+        root.draw(&Rectangle::new([(at(seen), top + 22), (at(seen + count), top + 52)], colour.filled()))?;
+        seen += count;
+    }
+    let label = |model: &str, counts: &[usize]| format!("{model} {:.1} %", share(counts.iter().sum()));
+    root.draw(&Text::new(label(models[1], &margins[..middle]), (left, top + 58), ("sans-serif", 13)))?;
+    let right = label(models[0], &margins[middle + 1..]);
+    let start = left + width as i32 - 7 * right.chars().count() as i32;
+    root.draw(&Text::new(right, (start, top + 58), ("sans-serif", 13)))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of `name`: each line is left, realism, match, seconds.
+    fn file(name: &str, lines: &[&str]) -> (String, String) {
+        let lines: Vec<String> = lines.iter().enumerate().map(|(i, line)| format!("{i},{line}")).collect();
+        let text = format!("# 00ab,{name}\ntask,left,realism,match,seconds\n{}\n", lines.join("\n"));
+        (format!("{name}.csv"), text)
+    }
+
+    #[test]
+    fn majorities_are_counted_whatever_stood_on_the_left() {
+        // A is found more realistic by two of three in the first task, by all in the second, by none in the third.
+        let files = [
+            file("ann", &["0,left,left,9", "1,right,neither,9", "0,right,right,9"]),
+            file("ben", &["1,right,left,9", "0,left,neither,9", "1,left,left,9"]),
+            file("cat", &["0,right,left,9", "0,left,left,9", "0,right,neither,9"]),
+        ];
+        let found = votes(&files, ["ours", "theirs"], Hasty::Kept).unwrap();
+        let value = |name: &str| found.reports.iter().find(|report| report.name == name).unwrap().value;
+        assert!((value("more realistic: ours") - 66.6667).abs() < 1e-3);
+        assert!((value("more realistic: theirs") - 33.3333).abs() < 1e-3);
+        // Caption, first task: A, B, A; second: none, none, A; third: B, B, none.
+        assert!((value("matches the caption better: ours") - 66.6667).abs() < 1e-3);
+        assert_eq!(found.margins[0], [1, 0, 0, 0, 1, 0, 1]);
+        let svg = found.plot(["ours", "theirs"]).unwrap();
+        assert!(svg.contains("ours 66.7 %") && svg.contains("theirs 33.3 %"));
+    }
+
+    #[test]
+    fn wilsons_interval_is_what_tables_say() {
+        let (low, high) = wilson(8, 10);
+        assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
+        assert!(wilson(0, 20).0.abs() < 1e-9);
+    }
+
+    #[test]
+    fn who_hurries_and_disagrees_is_left_out_only_if_asked() {
+        let calm = ["0,left,left,9"; 6];
+        let files = [file("ann", &calm), file("ben", &calm), file("dan", &["0,right,right,1"; 6])];
+        assert!(votes(&files, ["A", "B"], Hasty::Kept).unwrap().dropped.is_empty());
+        let found = votes(&files, ["A", "B"], Hasty::Dropped).unwrap();
+        assert_eq!(found.dropped.len(), 1);
+        assert!(
+            found.dropped[0].starts_with("dan: 100 % of the answers in less than 4 s, 0 %"),
+            "{:?}",
+            found.dropped
+        );
+        // In a hurry but with the others, or against them but calmly: both stay.
+        let files =
+            [file("ann", &calm), file("eve", &["0,left,left,1"; 6]), file("fay", &["0,right,right,9"; 6])];
+        assert!(votes(&files, ["A", "B"], Hasty::Dropped).unwrap().dropped.is_empty());
+    }
+
+    #[test]
+    fn files_that_do_not_belong_say_why() {
+        let good = file("ann", &["0,left,left,9", "0,left,left,9"]);
+        let error =
+            |files: &[(String, String)]| format!("{:#}", votes(files, ["A", "B"], Hasty::Kept).unwrap_err());
+        let other = |text: &str| ("x.csv".to_string(), text.to_string());
+        let head = "# 00ab,bob\ntask,left,realism,match,seconds\n";
+        for (text, wanted) in [
+            ("", "x.csv: an empty file"),
+            ("hello\n", "the first line is not"),
+            ("# 00ab,bob\nhello\n", "the second line is not"),
+            (
+                "# ffff,bob\ntask,left,realism,match,seconds\n0,0,left,left,9\n1,0,left,left,9\n",
+                "to the page ffff",
+            ),
+            (&format!("{head}0,0,left,left,9\n"), "has 1 answers, the files before it 2"),
+            (&format!("{head}0,0,left,left,9\n2,0,left,left,9\n"), "line 4: task 2, wanted 1"),
+            (&format!("{head}0,0,neither,left,9\n"), "line 3: \"0,0,neither,left,9\", wanted"),
+            (&format!("{head}0,0,left,left,soon\n"), "line 3"),
+            (&format!("{head}0,7,left,left,9\n"), "line 3"),
+            (&head.replace("bob", "ann"), "no answers"),
+        ] {
+            let error = error(&[good.clone(), other(text)]);
+            assert!(error.contains(wanted), "{text:?}: {error}");
+        }
+        assert!(error(&[good.clone(), good]).contains("ann has answered already"));
+        assert!(error(&[]).contains("no answers; wanted at least one file"));
+    }
+}
