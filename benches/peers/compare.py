@@ -271,7 +271,7 @@ def main() -> None:
             sys.exit(str(reason))
         results[name] = record if references or name not in results else with_references(record, results[name])
         options.out.write_text(json.dumps(results, indent=1) + "\n")
-        options.page.write_text(page.page(results))
+        options.page.write_text(page.page(results) + page.written_by_hand(options.page))
 
 
 if __name__ == "__main__":

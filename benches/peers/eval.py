@@ -92,7 +92,53 @@ def inception(options: argparse.Namespace, folder: Path) -> list[str]:
     return lines
 
 
-SECTIONS: dict[str, Callable[[argparse.Namespace, Path], list[str]]] = {"inception": inception}
+def clip(options: argparse.Namespace, folder: Path) -> list[str]:
+    """CLIPScore by open_clip and by us: random weights of ViT-B/32, the whole vocabulary, pictures with captions."""
+    import open_clip
+    from open_clip.tokenizer import default_bpe
+    from PIL import Image
+
+    torch.manual_seed(0)
+    model, _, prepare = open_clip.create_model_and_transforms("ViT-B-32", pretrained=None, force_quick_gelu=True)
+    model.eval()
+    for weight in model.state_dict().values():  # a model file of ours has numbers of 16 bits
+        if weight.is_floating_point():
+            weight.copy_(weight.half().float())
+    weights, converted, pictures = folder / "clip.pt", folder / "clip.safetensors", folder / "pictures"
+    torch.save(model.state_dict(), weights)
+    pictures.mkdir()
+    captions = [caption for caption, _ in json.loads((ROOT / "fixtures/clip/tokens.json").read_text())]
+    files = []
+    for i, png in enumerate(emoji(min(options.pictures, 160))):
+        files.append(pictures / f"{i:04}.png")
+        files[-1].write_bytes(png)
+        caption = captions[i % len(captions)].strip() or "nothing"
+        files[-1].with_suffix(".txt").write_text(" ".join(caption.split()))
+    tessera = str(ROOT / "target/release/tessera")
+    convert = [tessera, "convert", "clip", weights, "--vocab", default_bpe(), "--gelu", "quick", "--out", converted]
+    subprocess.run(convert, check=True, stdout=subprocess.DEVNULL)
+    score = [tessera, "eval", "clip-score", pictures, "--rerank", converted, "--precision", "f32", "--json"]
+    times: dict[str, list[float]] = {"ours": [], "open_clip": []}
+    for _ in range(options.rounds):
+        started = time.perf_counter()
+        answer = json.loads(subprocess.run(score, check=True, stdout=subprocess.PIPE).stdout)
+        times["ours"].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        cosines = []
+        for some in (files[i : i + 32] for i in range(0, len(files), 32)):
+            images = model.encode_image(torch.stack([prepare(Image.open(f).convert("RGB")) for f in some]), normalize=True)
+            texts = model.encode_text(open_clip.tokenize([f.with_suffix(".txt").read_text() for f in some]), normalize=True)
+            cosines += (images * texts).sum(1).tolist()
+        times["open_clip"].append(time.perf_counter() - started)
+    theirs = statistics.mean(2.5 * max(cosine, 0.0) for cosine in cosines)
+    rates = {name: len(files) / statistics.median(seconds) for name, seconds in times.items()}
+    lines = [f"{name:24} {rate:8.2f} pairs/s" for name, rate in rates.items()]
+    lines.append(f"ours / open_clip {rates['ours'] / rates['open_clip']:15.2f} (ours reads its file each time)")
+    lines.append(f"CLIPScore: ours {answer[0]['value']:.6f}, open_clip {theirs:.6f}")
+    return lines
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace, Path], list[str]]] = {"inception": inception, "clip": clip}
 
 
 @torch.no_grad()

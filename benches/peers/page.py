@@ -1,5 +1,6 @@
 """The figures as a page of tables, `docs/performance.md`."""
 
+from pathlib import Path
 from typing import Any
 
 from works import GROWTH, GROWTH_LANES, THREADS, WORKS, Work, decode_shape
@@ -56,6 +57,15 @@ NOTES = f"""\
 - All weights are random. Nothing about quality is measured here.
 - Peak memory is that of the whole process, with Python and PyTorch (about 500 MiB) for the peers.
 """
+
+
+BY_HAND = "## Measuring pictures"
+
+
+def written_by_hand(path: Path) -> str:
+    """The end of the page, which other commands gave the figures of."""
+    old = path.read_text() if path.exists() else ""
+    return old[old.index(BY_HAND) :] if BY_HAND in old else ""
 
 
 def page(results: dict[str, Result]) -> str:
