@@ -211,3 +211,30 @@ fn captions_of_coco_are_drawn_and_measured() {
     let error = mistake(dir.path(), &[&["eval", "cub", "coco", "--drawings", "x"], &models[..]].concat());
     assert!(error.contains("no images.txt in coco"), "{error}");
 }
+
+#[test]
+fn people_compare_and_their_votes_are_counted() {
+    let dir = folder();
+    let own = arg(&pictures(dir.path())).to_string();
+    let page = ["eval", "human", "page", &own, &own, "--tasks", "3", "--out", "compare.html"];
+    assert_eq!(succeed(dir.path(), &page).stdout, "compare.html\n");
+    let html = fs::read_to_string(dir.path().join("compare.html")).unwrap();
+    assert_eq!(html.matches("data:image/png").count(), 6);
+    let id = html.split("\"id\":\"").nth(1).unwrap().split('"').next().unwrap();
+    for (name, answer) in [("ann", "left"), ("ben", "left"), ("cat", "right")] {
+        let lines: String = (0..3).map(|task| format!("{task},0,{answer},{answer},5.0\n")).collect();
+        let text = format!("# {id},{name}\ntask,left,realism,match,seconds\n{lines}");
+        fs::write(dir.path().join(format!("{name}.csv")), text).unwrap();
+    }
+    let votes =
+        ["eval", "human", "votes", "ann.csv", "ben.csv", "cat.csv", "--names", "ours", "theirs", "--json"];
+    let figures: Vec<Value> = serde_json::from_str(&succeed(dir.path(), &votes).stdout).unwrap();
+    assert_eq!((&figures[0]["name"], value(&figures[0])), (&"more realistic: ours".into(), 100.0));
+    assert!(dir.path().join("votes.svg").exists());
+    let error = mistake(dir.path(), &["eval", "human", "votes", "ann.csv", "ann.csv"]);
+    assert!(error.contains("ann has answered already"), "{error}");
+    fs::remove_file(dir.path().join("pictures/05.png")).unwrap();
+    let fewer = arg(&dir.path().join("pictures")).to_string();
+    let error = mistake(dir.path(), &["eval", "human", "page", &fewer, &split("train")]);
+    assert!(error.contains("39 pictures in") && error.contains("wanted the same captions"), "{error}");
+}

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::Report;
 use crate::plot::svg;
@@ -247,9 +248,15 @@ fn bar(
     }
     let label = |model: &str, counts: &[usize]| format!("{model} {:.1} %", share(counts.iter().sum()));
     root.draw(&Text::new(label(models[1], &margins[..middle]), (left, top + 58), ("sans-serif", 13)))?;
+    let at = |h| TextStyle::from(("sans-serif", 13)).pos(Pos::new(h, VPos::Top));
     let right = label(models[0], &margins[middle + 1..]);
-    let start = left + width as i32 - 7 * right.chars().count() as i32;
-    root.draw(&Text::new(right, (start, top + 58), ("sans-serif", 13)))?;
+    root.draw(&Text::new(right, (left + width as i32, top + 58), at(HPos::Right)))?;
+    let half = left + width as i32 / 2;
+    root.draw(&Text::new(
+        "darker where more agree",
+        (half, top + 58),
+        at(HPos::Center).color(&BLACK.mix(0.5)),
+    ))?;
     Ok(())
 }
 

@@ -33,19 +33,27 @@ impl Page {
 
     /// A table of figures with their errors.
     pub fn figures(&mut self, reports: &[Report]) {
-        self.body += "<div class=\"wide\"><table>\n<thead><tr><th>figure</th><th>value</th><th>±</th><th>n</th>\
-            <th>measured by</th></tr></thead>\n<tbody>\n";
+        // Where nothing was measured by a network, there is no column for one.
+        let by = reports.iter().any(|report| !report.features.is_empty());
+        let head = ["figure", "value", "±", "n"].into_iter().chain(by.then_some("measured by"));
+        let head: String = head.map(|name| format!("<th>{name}</th>")).collect();
+        let _ = writeln!(self.body, "<div class=\"wide\"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>");
         for report in reports {
             let unit = if report.unit.is_empty() { String::new() } else { format!(" {}", report.unit) };
             let error = report.plus_minus.map(|error| number(error, report.value)).unwrap_or_default();
+            let value = format!("{}{}", number(report.value, report.value), escaped(&unit));
+            let numbers = [value, error, report.n.to_string()];
+            let numbers: String =
+                numbers.iter().map(|number| format!("<td class=\"number\">{number}</td>")).collect();
+            let by = if by {
+                format!("<td class=\"by\">{}</td>", escaped(&report.features))
+            } else {
+                String::new()
+            };
             let _ = writeln!(
                 self.body,
-                "<tr><td>{}</td><td class=\"number\">{}{}</td><td class=\"number\">{error}</td><td class=\"number\">{}</td><td>{}</td></tr>",
-                escaped(&report.name),
-                number(report.value, report.value),
-                escaped(&unit),
-                report.n,
-                escaped(&report.features)
+                "<tr><td class=\"name\">{}</td>{numbers}{by}</tr>",
+                escaped(&report.name)
             );
         }
         self.body += "</tbody></table></div>\n";
