@@ -75,7 +75,7 @@ mod tests {
     /// `fixtures/clip/preprocess.py` has them from open_clip's own transform.
     #[test]
     fn pictures_of_any_shape_are_prepared_as_by_open_clip() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/clip");
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/clip/pictures");
         let open = |name: String| image::open(dir.join(name)).unwrap().into_rgb8();
         for shape in ["small", "large", "wide", "tall", "odd"] {
             let found = square(&open(format!("{shape}.png")), 48);
