@@ -109,7 +109,7 @@ class Ours:
 
     def draw(self) -> Answer:
         with tempfile.TemporaryDirectory() as folder:
-            command = [self.program, "draw", "a red apple", "--seed", "1", "--out", f"{folder}/apple.png"]
+            command = [self.program, "draw", "a red apple", "-n", "9", "--seed", "1", "--out", f"{folder}/apple.png"]
             start = time.perf_counter()
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             _, status, usage = os.wait4(process.pid, 0)

@@ -171,6 +171,13 @@ mod tests {
     }
 
     #[test]
+    fn attention_both_ways_is_its_reference() {
+        for (len, n_heads, width) in [(1, 1, 1), (37, 3, 8), (65, 2, 16), (130, 1, 5)] {
+            hold(Plan::new((0..len).collect(), |_, _| true), n_heads, width);
+        }
+    }
+
+    #[test]
     fn sparse_attention_in_another_order_is_its_reference() {
         let column =
             |query: usize, key: usize| key <= query && (key < 10 || (query - key).is_multiple_of(12));
