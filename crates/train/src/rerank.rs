@@ -41,8 +41,8 @@ struct RerankTask<'a> {
     seed: u64,
     bpe: &'a Bpe,
     train: &'a [Sample],
-    /// Through whose tokens some pictures go.
-    dvae: Option<Dvae>,
+    /// Through whose tokens some pictures go, and the side of its pictures.
+    dvae: Option<(Dvae, u32)>,
     /// Held-out pictures at the model's size with their first captions.
     val: Vec<(RgbImage, String)>,
 }
@@ -83,11 +83,15 @@ pub fn train_rerank(
         share == 0.0 || dvae.is_some(),
         "data.reconstructed = {share}: wanted a dVAE for it, with --dvae"
     );
-    let dvae = dvae.map(ModelFile::read).transpose()?;
-    let theirs =
-        dvae.as_ref().map_or(Ok(String::new()), |file| Ok(format!(", dVAE {}", file.fingerprint()?)));
-    let through: Result<String> = theirs;
-    let dvae = dvae.map(|file| file.dvae(&device)).transpose()?;
+    let (dvae, through) = match dvae {
+        None => (None, String::new()),
+        Some(path) => {
+            let file = ModelFile::read(path)?;
+            let sizes = file.config.dvae.as_ref().context("the file of --dvae holds no dVAE")?;
+            let dvae = (file.dvae(&device)?, sizes.image_size as u32);
+            (Some(dvae), format!(", dVAE {}", file.fingerprint()?))
+        }
+    };
     let task = RerankTask { config, seed: options.seed, bpe: &bpe, train: &dataset.train, dvae, val };
     let (initial, named) = options.initial()?;
     let model = match initial {
@@ -107,7 +111,7 @@ pub fn train_rerank(
         "data {}, tokenizer {:08x}{}{named}",
         dataset.fingerprint(),
         crc32c::crc32c(json.as_bytes()),
-        through?
+        through
     );
     let run = RunDir::start(options, "rerank", &inputs, config)?;
     let (model, outcome) = fit(&task, model, &config.train_rerank, &run, stop)?;
@@ -219,15 +223,14 @@ impl Task for RerankTask<'_> {
         let examples = slots.par_iter().map(|&slot| self.example(indices[slot], step, slot as u64));
         let (mut pictures, captions): (Vec<RgbImage>, Vec<Vec<u32>>) =
             examples.collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        if let Some(dvae) = &self.dvae {
+        if let Some((dvae, side)) = &self.dvae {
             let chosen = |slot: &usize| {
                 let rng = &mut item_rng(self.seed, Purpose::Reconstruction, step, *slot as u64);
                 chance(rng, self.config.data.reconstructed)
             };
             let chosen: Vec<bool> = slots.iter().map(chosen).collect();
-            let through =
-                pictures.iter_mut().zip(chosen).filter(|(_, chosen)| *chosen).map(|(picture, _)| picture);
-            reconstructed(dvae, self.config.dvae.image_size as u32, through.collect())?;
+            let through = pictures.iter_mut().zip(chosen).filter(|(_, chosen)| *chosen);
+            reconstructed(dvae, *side, through.map(|(picture, _)| picture).collect())?;
         }
         let shape = [share, clip.n_patches(), 3 * clip.patch * clip.patch];
         let data = TensorData::new(patches(&pictures, clip), shape);
@@ -329,13 +332,13 @@ mod tests {
         Config::resolve("tiny", &sets).unwrap()
     }
 
-    fn with_task<T>(config: &Config, body: impl FnOnce(&RerankTask, &Clip) -> T) -> T {
+    fn with_task<T>(config: &Config, body: impl FnOnce(&mut RerankTask, &Clip) -> T) -> T {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
         let train = Dataset::open(&dir).unwrap().train;
         let captions = train.iter().flat_map(|sample| sample.captions.clone());
         let bpe = Bpe::train(captions.collect::<Vec<_>>().iter(), 400).unwrap();
-        let task = RerankTask { config, seed: 3, bpe: &bpe, train: &train, dvae: None, val: Vec::new() };
-        body(&task, &Clip::new(&config.rerank, 1, &Device::default()))
+        let mut task = RerankTask { config, seed: 3, bpe: &bpe, train: &train, dvae: None, val: Vec::new() };
+        body(&mut task, &Clip::new(&config.rerank, 1, &Device::default()))
     }
 
     #[test]
@@ -353,6 +356,28 @@ mod tests {
             // Parts that see no more than their own pairs would have another loss: ln 3 instead of ln 12 at first.
             assert!(whole.loss > 2.0, "{}", whole.loss);
         });
+    }
+
+    #[test]
+    fn the_asked_share_of_pictures_goes_through_the_dvae() {
+        let differing = |share: f32| {
+            let mut config = config(1);
+            config.data.reconstructed = share;
+            with_task(&config, |task, _| {
+                let pictures = |task: &RerankTask| -> Vec<f32> {
+                    task.batch(0, 0).unwrap().patches.into_data().iter().collect()
+                };
+                let plain = pictures(task);
+                task.dvae = Some((Dvae::new(&config.dvae, 1, &Device::default()), 32));
+                let through = pictures(task);
+                let size = plain.len() / 12;
+                (0..12)
+                    .filter(|i| plain[i * size..(i + 1) * size] != through[i * size..(i + 1) * size])
+                    .count()
+            })
+        };
+        assert_eq!((differing(0.0), differing(1.0)), (0, 12));
+        assert!((2..11).contains(&differing(0.5)));
     }
 
     #[test]
