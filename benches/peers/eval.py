@@ -107,7 +107,7 @@ def clip(options: argparse.Namespace, folder: Path) -> list[str]:
     weights, converted, pictures = folder / "clip.pt", folder / "clip.safetensors", folder / "pictures"
     torch.save(model.state_dict(), weights)
     pictures.mkdir()
-    captions = [caption for caption, _ in json.loads((ROOT / "fixtures/clip/tokens.json").read_text())]
+    captions = [each["caption"] for each in json.loads((ROOT / "fixtures/clip/tokens.json").read_text())]
     files = []
     for i, png in enumerate(emoji(min(options.pictures, 160))):
         files.append(pictures / f"{i:04}.png")

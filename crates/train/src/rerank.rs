@@ -14,7 +14,7 @@ use tessera_eval::recall_at;
 use tessera_kernels::dot;
 use tessera_model::dvae::Dvae;
 use tessera_model::rerank::{
-    Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine, patches, square,
+    Cleaning, Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine, patches, square,
 };
 use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, gradients};
 use tessera_text::{Bpe, normalise};
@@ -73,6 +73,10 @@ pub fn train_rerank(
     ensure!(
         words + 2 <= vocab,
         "the tokenizer has {words} tokens; rerank.text_vocab is {vocab} with two marks"
+    );
+    ensure!(
+        config.rerank.cleaning == Cleaning::Tessera,
+        "rerank.cleaning = \"clip\" is for published weights; training reads captions as the prior does: wanted \"tessera\""
     );
     let dataset = open_dataset(data)?;
     let val = dataset.val.iter().map(|sample| pair(sample, config.rerank.image_size as u32));
