@@ -19,6 +19,6 @@ pub mod sources;
 pub use augment::{Augment, augment};
 pub use codes::{CodeItem, CodeSet};
 pub use dataset::Dataset;
-pub use loader::{Purpose, batch_indices, item_rng};
+pub use loader::{Purpose, batch_indices, evenly, item_rng};
 pub use pictures::{Captioned, Pictures};
 pub use shard::{Meta, Sample, Skipped, Split};

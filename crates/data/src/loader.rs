@@ -72,6 +72,12 @@ pub fn chance(rng: &mut impl Rng, p: f32) -> bool {
     uniform(rng) < p
 }
 
+/// `n` of the indices below `all`, evenly spread; all of them if there are no more.
+pub fn evenly(n: usize, all: usize) -> impl Iterator<Item = usize> {
+    let n = n.min(all);
+    (0..n).map(move |i| (i as u128 * all as u128 / n as u128) as usize)
+}
+
 /// The item indices of training step `step`: epochs follow each other, each a fresh permutation of all items.
 ///
 /// A batch may span two epochs, so every step is full, and it may be larger than the set. Empty if there are no items.
@@ -107,6 +113,17 @@ mod tests {
 
     fn stream(n_items: usize, batch: usize, steps: u64, seed: u64) -> Vec<usize> {
         (0..steps).flat_map(|step| batch_indices(n_items, batch, step, seed)).collect()
+    }
+
+    #[test]
+    fn chosen_indices_are_spread_over_all() {
+        let chosen = |n, all| evenly(n, all).collect::<Vec<_>>();
+        assert_eq!(
+            (chosen(3, 10), chosen(4, 4), chosen(9, 2)),
+            (vec![0, 3, 6], vec![0, 1, 2, 3], vec![0, 1])
+        );
+        assert_eq!(chosen(1000, 1999)[999], 1997);
+        assert!(chosen(0, 5).is_empty() && chosen(5, 0).is_empty());
     }
 
     #[test]

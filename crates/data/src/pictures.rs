@@ -15,7 +15,7 @@ use crate::shard::{Split, caption_lines, read_shards};
 use crate::sources::list_files;
 
 /// Files that are decoded together.
-const BATCH: usize = 64;
+const BATCH: usize = 16;
 /// The largest picture file that is read.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
 

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use rayon::prelude::*;
 use tessera_data::loader::{below, chance};
-use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, item_rng};
+use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, evenly, item_rng};
 use tessera_eval::recall_at;
 use tessera_kernels::dot;
 use tessera_model::dvae::Dvae;
@@ -292,8 +292,7 @@ impl Task for RerankTask<'_> {
         if self.val.len() < 2 {
             return Ok(Vec::new());
         }
-        let every = (self.val.len() / AMONG).max(1);
-        let among: Vec<&(RgbImage, String)> = self.val.iter().step_by(every).take(AMONG).collect();
+        let among: Vec<&(RgbImage, String)> = evenly(AMONG, self.val.len()).map(|i| &self.val[i]).collect();
         let (images, texts) = self.embeddings(model, &among)?;
         let found = recall_at(&images.concat(), &texts.concat(), model.config().embed, &[1, 5, 10])?;
         let ([i1, i5, i10], [t1, t5, t10]) = (triple(&found.text_of_image)?, triple(&found.image_of_text)?);

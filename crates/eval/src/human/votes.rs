@@ -44,12 +44,23 @@ const QUESTIONS: [&str; 2] = ["more realistic", "matches the caption better"];
 /// Majorities.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Votes {
-    /// How often each model had the majority in each question, in percent with half the width of a 95 % interval (Wilson's).
+    /// Of each question: how often each model had the majority, in percent, and how often neither had; Wilson's 95 % interval, whose ends
+    /// are figures of their own, since it does not lie evenly around the share; tasks by the size of the majority.
     pub reports: Vec<Report>,
     /// Who was left out, and why.
     pub dropped: Vec<String>,
-    /// Of each question: tasks by the number of votes for A less those for B, from all for B to all for A.
-    margins: [Vec<usize>; 2],
+    /// Of each question.
+    tallies: [Tally; 2],
+}
+
+/// What the majorities of one question are. A majority is more than half of all votes, so five people who say A, A and three times
+/// neither have said neither.
+#[derive(Debug, Clone, PartialEq)]
+struct Tally {
+    /// For A, for B: tasks by the number of votes in the majority.
+    won: [Vec<usize>; 2],
+    /// Tasks in which most say neither, or nothing has a majority.
+    open: usize,
 }
 
 /// Counts the answers in `files`, a name and a text each, as the page saves them. `models` are the names of A and B.
@@ -88,18 +99,14 @@ pub fn votes(files: &[(String, String)], models: [&str; 2], hasty: Hasty) -> Res
         });
         ensure!(!raters.is_empty(), "everyone answered in a hurry: nothing is left to count");
     }
-    let margins = [0, 1].map(|question| margins(&raters, question));
-    let reports = QUESTIONS.iter().zip(&margins).flat_map(|(question, margins)| {
-        let n: usize = margins.iter().sum();
-        let middle = margins.len() / 2;
-        let shares = [margins[middle + 1..].iter().sum::<usize>(), margins[..middle].iter().sum()];
-        [0, 1].map(|model| majority(&format!("{question}: {}", models[model]), shares[model], n))
-    });
-    let reports = reports.collect();
-    Ok(Votes { reports, dropped, margins })
+    let tallies = [0, 1].map(|question| tally(&raters, question));
+    let reports =
+        QUESTIONS.iter().zip(&tallies).flat_map(|(question, tally)| tally.reports(question, models));
+    Ok(Votes { reports: reports.collect(), dropped, tallies })
 }
 
 fn read(text: &str) -> Result<(String, Rater)> {
+    let text = text.trim_start_matches('\u{feff}'); // which some tables begin with
     let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let (_, head) = lines.next().context("an empty file")?;
     let head = head.strip_prefix("# ").and_then(|head| head.split_once(','));
@@ -145,14 +152,14 @@ fn reason(raters: &[Rater], i: usize) -> Option<String> {
     let rater = &raters[i];
     let n = rater.answers.len();
     let hurried = rater.seconds.iter().filter(|seconds| **seconds < HURRY).count() as f64 / n as f64;
+    let others: Vec<&Rater> =
+        raters.iter().enumerate().filter(|(other, _)| *other != i).map(|(_, other)| other).collect();
     let (mut agreed, mut decided) = (0, 0);
     for question in 0..2 {
         for task in 0..n {
-            let others = raters.iter().enumerate().filter(|(other, _)| *other != i);
-            let sum: i64 = others.map(|(_, other)| vote(other.answers[task][question])).sum();
-            if sum != 0 {
+            if let Some((said, _)) = majority(others.iter().map(|other| other.answers[task][question])) {
                 decided += 1;
-                agreed += usize::from(vote(rater.answers[task][question]) == sum.signum());
+                agreed += usize::from(rater.answers[task][question] == said);
             }
         }
     }
@@ -167,32 +174,60 @@ fn reason(raters: &[Rater], i: usize) -> Option<String> {
     })
 }
 
-fn vote(answer: Answer) -> i64 {
-    match answer {
-        Answer::A => 1,
-        Answer::B => -1,
-        Answer::Neither => 0,
-    }
+/// What more than half of `answers` say, and how many do; none if there is no such answer.
+fn majority(answers: impl Iterator<Item = Answer>) -> Option<(Answer, usize)> {
+    let answers: Vec<Answer> = answers.collect();
+    let count = |wanted| answers.iter().filter(|answer| **answer == wanted).count();
+    let counts = [Answer::A, Answer::B, Answer::Neither].map(|answer| (answer, count(answer)));
+    counts.into_iter().find(|(_, count)| 2 * count > answers.len())
 }
 
-/// Tasks by votes for A less votes for B, from −raters to raters.
-fn margins(raters: &[Rater], question: usize) -> Vec<usize> {
-    let n = raters.len();
-    let mut margins = vec![0; 2 * n + 1];
+fn tally(raters: &[Rater], question: usize) -> Tally {
+    let mut tally = Tally { won: [0, 1].map(|_| vec![0; raters.len() + 1]), open: 0 };
     for task in 0..raters[0].answers.len() {
-        let sum: i64 = raters.iter().map(|rater| vote(rater.answers[task][question])).sum();
-        margins[(sum + n as i64) as usize] += 1;
+        match majority(raters.iter().map(|rater| rater.answers[task][question])) {
+            Some((Answer::A, count)) => tally.won[0][count] += 1,
+            Some((Answer::B, count)) => tally.won[1][count] += 1,
+            Some((Answer::Neither, _)) | None => tally.open += 1,
+        }
     }
-    margins
+    tally
 }
 
-/// A share in percent with half the width of Wilson's interval.
-fn majority(name: &str, count: usize, n: usize) -> Report {
-    let (low, high) = wilson(count, n);
-    Report {
-        unit: "%".into(),
-        plus_minus: Some(50.0 * (high - low)),
-        ..Report::new(name, 100.0 * count as f64 / n as f64, n)
+impl Tally {
+    /// Tasks that A, that B has won.
+    fn wins(&self) -> [usize; 2] {
+        [0, 1].map(|model| self.won[model].iter().sum())
+    }
+
+    fn tasks(&self) -> usize {
+        self.wins().iter().sum::<usize>() + self.open
+    }
+
+    fn reports(&self, question: &str, models: [&str; 2]) -> Vec<Report> {
+        let (n, wins) = (self.tasks(), self.wins());
+        let percent =
+            |name: String, share: f64| Report { unit: "%".into(), ..Report::new(&name, 100.0 * share, n) };
+        let share =
+            |name: &str, count: usize| percent(format!("{question}: {name}"), count as f64 / n as f64);
+        let mut reports = vec![
+            share(models[0], wins[0]),
+            share(models[1], wins[1]),
+            share("neither or no majority", self.open),
+        ];
+        for (model, won) in models.iter().zip(wins) {
+            let (low, high) = wilson(won, n);
+            reports.push(percent(format!("{question}: {model}, 95 % from"), low));
+            reports.push(percent(format!("{question}: {model}, 95 % to"), high));
+        }
+        for (model, won) in models.iter().zip(&self.won) {
+            let raters = won.len() - 1;
+            for votes in (raters / 2 + 1..=raters).rev() {
+                let name = format!("{question}: {model}, {votes} of {raters}");
+                reports.push(Report { unit: "tasks".into(), ..Report::new(&name, won[votes] as f64, n) });
+            }
+        }
+        reports
     }
 }
 
@@ -202,22 +237,38 @@ fn wilson(count: usize, n: usize) -> (f64, f64) {
     let share = count as f64 / n;
     let middle = (share + z * z / (2.0 * n)) / (1.0 + z * z / n);
     let half = z / (1.0 + z * z / n) * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
-    (middle - half, middle + half)
+    // Rounding may leave an end a hair outside.
+    ((middle - half).max(0.0), (middle + half).min(1.0))
 }
 
 impl Votes {
-    /// Both questions as bars, from all for B on the left to all for A on the right, darker where more agree (paper, figure 7).
+    /// Both questions as bars, B's majorities on the left and A's on the right, darker where more agree (paper, figure 7).
     ///
     /// # Errors
     /// If it cannot be drawn.
     pub fn plot(&self, models: [&str; 2]) -> Result<String> {
         svg((640, 210), |root| {
-            for (i, (question, margins)) in QUESTIONS.iter().zip(&self.margins).enumerate() {
-                bar(root, 14 + 98 * i as i32, question, margins, models)?;
+            for (i, (question, tally)) in QUESTIONS.iter().zip(&self.tallies).enumerate() {
+                bar(root, 14 + 98 * i as i32, question, tally, models)?;
             }
             Ok(())
         })
         .map_err(|error| anyhow::anyhow!("cannot draw the votes: {error}"))
+    }
+}
+
+impl Tally {
+    /// Tasks and the colour they have, from B's surest majority to A's.
+    fn pieces(&self) -> Vec<(usize, RGBAColor)> {
+        let raters = self.won[0].len() - 1;
+        let least = raters / 2 + 1;
+        let piece = |model: usize, votes: usize, colour: RGBColor| {
+            let strength = (votes - least + 1) as f64 / (raters - least + 1) as f64;
+            (self.won[model][votes], colour.mix(0.3 + 0.7 * strength))
+        };
+        let theirs = (least..=raters).rev().map(|votes| piece(1, votes, RGBColor(200, 60, 40)));
+        let ours = (least..=raters).map(|votes| piece(0, votes, RGBColor(60, 90, 160)));
+        theirs.chain([(self.open, RGBColor(200, 200, 200).mix(1.0))]).chain(ours).collect()
     }
 }
 
@@ -226,37 +277,32 @@ fn bar(
     root: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
     top: i32,
     question: &str,
-    margins: &[usize],
+    tally: &Tally,
     models: [&str; 2],
 ) -> Result<(), Box<dyn std::error::Error>> {
     let (left, width) = (20, 600.0);
-    let n: usize = margins.iter().sum();
-    let middle = margins.len() / 2;
+    let n = tally.tasks();
     let share = |count: usize| 100.0 * count as f64 / n.max(1) as f64;
     root.draw(&Text::new(question.to_string(), (left, top), ("sans-serif", 15)))?;
     let mut seen = 0;
-    for (i, &count) in margins.iter().enumerate() {
+    for (count, colour) in tally.pieces() {
         let at = |count: usize| left + (width * count as f64 / n.max(1) as f64).round() as i32;
-        let strength = (i as i64 - middle as i64).unsigned_abs() as f64 / middle.max(1) as f64;
-        let colour = match i.cmp(&middle) {
-            std::cmp::Ordering::Less => RGBColor(200, 60, 40).mix(0.3 + 0.7 * strength),
-            std::cmp::Ordering::Equal => RGBColor(200, 200, 200).mix(1.0),
-            std::cmp::Ordering::Greater => RGBColor(60, 90, 160).mix(0.3 + 0.7 * strength),
-        };
         root.draw(&Rectangle::new([(at(seen), top + 22), (at(seen + count), top + 52)], colour.filled()))?;
         seen += count;
     }
-    let label = |model: &str, counts: &[usize]| format!("{model} {:.1} %", share(counts.iter().sum()));
-    root.draw(&Text::new(label(models[1], &margins[..middle]), (left, top + 58), ("sans-serif", 13)))?;
+    let wins = tally.wins();
+    let label = |model: usize| format!("{} {:.1} %", models[model], share(wins[model]));
+    root.draw(&Text::new(label(1), (left, top + 58), ("sans-serif", 13)))?;
     let at = |h| TextStyle::from(("sans-serif", 13)).pos(Pos::new(h, VPos::Top));
-    let right = label(models[0], &margins[middle + 1..]);
+    let right = label(0);
     root.draw(&Text::new(right, (left + width as i32, top + 58), at(HPos::Right)))?;
     let half = left + width as i32 / 2;
-    root.draw(&Text::new(
-        "darker where more agree",
-        (half, top + 58),
-        at(HPos::Center).color(&BLACK.mix(0.5)),
-    ))?;
+    let key = if tally.open > 0 {
+        format!("darker where more agree; grey: neither or no majority, {:.1} %", share(tally.open))
+    } else {
+        "darker where more agree".to_string()
+    };
+    root.draw(&Text::new(key, (half, top + 58), at(HPos::Center).color(&BLACK.mix(0.5))))?;
     Ok(())
 }
 
@@ -284,8 +330,14 @@ mod tests {
         assert!((value("more realistic: ours") - 66.6667).abs() < 1e-3);
         assert!((value("more realistic: theirs") - 33.3333).abs() < 1e-3);
         // Caption, first task: A, B, A; second: none, none, A; third: B, B, none.
-        assert!((value("matches the caption better: ours") - 66.6667).abs() < 1e-3);
-        assert_eq!(found.margins[0], [1, 0, 0, 0, 1, 0, 1]);
+        for name in ["ours", "theirs", "neither or no majority"] {
+            assert!((value(&format!("matches the caption better: {name}")) - 33.3333).abs() < 1e-3, "{name}");
+        }
+        assert_eq!(found.tallies[0], Tally { won: [vec![0, 0, 1, 1], vec![0, 0, 0, 1]], open: 0 });
+        assert_eq!(
+            (value("more realistic: ours, 3 of 3"), value("more realistic: ours, 2 of 3")),
+            (1.0, 1.0)
+        );
         let svg = found.plot(["ours", "theirs"]).unwrap();
         assert!(svg.contains("ours 66.7 %") && svg.contains("theirs 33.3 %"));
     }
@@ -295,6 +347,31 @@ mod tests {
         let (low, high) = wilson(8, 10);
         assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
         assert!(wilson(0, 20).0.abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_interval_stays_within_0_and_100_percent() {
+        let all = ["0,left,left,9"; 20];
+        let found = votes(&[file("ann", &all), file("ben", &all)], ["A", "B"], Hasty::Kept).unwrap();
+        let value = |name: &str| found.reports.iter().find(|report| report.name == name).unwrap().value;
+        assert_eq!(value("more realistic: A"), 100.0);
+        assert!((value("more realistic: A, 95 % from") - 83.887).abs() < 1e-3);
+        assert!((value("more realistic: A, 95 % to") - 100.0).abs() < 1e-9);
+        assert!(found.reports.iter().all(|report| report.plus_minus.is_none()));
+    }
+
+    #[test]
+    fn a_few_votes_against_many_for_neither_are_no_majority() {
+        let said = ["left", "left", "neither", "neither", "neither"];
+        let five = |said: [&str; 5]| {
+            let files: Vec<_> =
+                (0..5).map(|i| file(&format!("r{i}"), &[&format!("0,left,{},9", said[i])])).collect();
+            votes(&files, ["A", "B"], Hasty::Kept).unwrap().tallies[1].clone()
+        };
+        assert_eq!((five(said).wins(), five(said).open), ([0, 0], 1));
+        let tied = five(["left", "left", "right", "right", "neither"]);
+        assert_eq!((tied.wins(), tied.open), ([0, 0], 1));
+        assert_eq!(five(["right", "right", "right", "left", "neither"]).won[1], [0, 0, 0, 1, 0, 0]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::sources::{COCO_CAPTIONS, Described, coco_captions, cub_captions};
-use tessera_data::{Dataset, picture};
+use tessera_data::{Dataset, evenly, picture};
 use tessera_eval::{CurvePoint, Draws, Embedding, Features, Store, draw_each, plot_curve, rerank_curve};
 use tessera_model::Tessera;
 use tessera_model::rerank::Reranker;
@@ -37,9 +37,7 @@ pub fn coco(dir: &Path, args: &Drawn) -> Result<()> {
 
 pub fn cub(dir: &Path, args: &Drawn) -> Result<()> {
     let all = cub_captions(dir)?;
-    let n = args.captions.unwrap_or(all.len()).clamp(1, all.len());
-    let every = all.len() / n;
-    published(all.into_iter().step_by(every).take(n).collect(), args)
+    published(evenly(args.captions.unwrap_or(all.len()), all.len()).map(|i| all[i].clone()).collect(), args)
 }
 
 /// Draws captions of a published set and measures the drawings against the pictures that the captions describe.
@@ -121,11 +119,10 @@ impl Models {
 
 /// The first captions of `n` held-out pictures, evenly chosen; of all if `n` is none.
 pub fn held_out_captions(dataset: &Dataset, n: Option<usize>) -> Result<Vec<String>> {
-    let all = dataset.val.len();
-    ensure!(all > 0, "the data set holds out no pictures; make it with --holdout 5");
-    let n = n.unwrap_or(all).clamp(1, all);
-    let held_out = dataset.val.iter().step_by(all / n).take(n);
-    held_out.map(|sample| sample.captions.first().cloned().context("a picture has no caption")).collect()
+    let val = &dataset.val;
+    ensure!(!val.is_empty(), "the data set holds out no pictures; make it with --holdout 5");
+    let chosen = evenly(n.unwrap_or(val.len()).max(1), val.len());
+    chosen.map(|i| val[i].captions.first().cloned().context("a picture has no caption")).collect()
 }
 
 /// 1, 2, 4 … and `most`.

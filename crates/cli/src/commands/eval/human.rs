@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tessera_data::{Captioned, Pictures};
+use tessera_data::{Pictures, evenly};
 use tessera_eval::{Comparison, Hasty, comparison_page, votes};
 
 use crate::args::Human;
@@ -44,31 +44,28 @@ fn write(out: &Path, text: &str) -> Result<()> {
 
 /// Pictures of the same captions from two folders, `n` of them evenly chosen.
 fn comparisons(a: &Path, b: &Path, n: Option<usize>) -> Result<Vec<Comparison>> {
-    let read = |path: &Path| Pictures::open(path)?.from(0).collect::<Result<Vec<Captioned>>>();
-    let (first, second) = (read(a)?, read(b)?);
-    let (ours, theirs) = (first.len(), second.len());
+    let (first, second) = (Pictures::open(a)?, Pictures::open(b)?);
+    let count = |pictures: &Pictures| pictures.count().unwrap_or_else(|| pictures.from(0).count());
+    let (ours, theirs) = (count(&first), count(&second));
     ensure!(
         ours == theirs,
         "{ours} pictures in {} and {theirs} in {}; wanted the same captions",
         a.display(),
         b.display()
     );
-    let n = n.unwrap_or(ours).clamp(1, ours.max(1));
-    let every = ours / n;
-    let pairs = first.into_iter().zip(second).step_by(every.max(1)).take(n);
-    pairs
-        .map(|(first, second)| {
-            let caption =
-                first.caption.context("a picture has no caption; wanted NAME.txt beside NAME.png")?;
-            let other = second.caption.as_ref().is_some_and(|other| *other != caption);
-            ensure!(
-                !other,
-                "{caption:?} in {} is {:?} in {}",
-                a.display(),
-                second.caption.unwrap_or_default(),
-                b.display()
-            );
-            Ok(Comparison { caption, pictures: [first.image, second.image] })
-        })
-        .collect()
+    let n = n.unwrap_or(ours);
+    ensure!((1..=ours).contains(&n), "--tasks {n}: wanted 1 to {ours}");
+    let mut chosen = evenly(n, ours).peekable();
+    let mut tasks = Vec::with_capacity(n);
+    for (i, (first, second)) in first.from(0).zip(second.from(0)).enumerate() {
+        if chosen.next_if_eq(&i).is_none() {
+            continue;
+        }
+        let (first, second) = (first?, second?);
+        let caption = first.caption.context("a picture has no caption; wanted NAME.txt beside NAME.png")?;
+        let other = second.caption.unwrap_or_else(|| caption.clone());
+        ensure!(other == caption, "{caption:?} in {} is {other:?} in {}", a.display(), b.display());
+        tasks.push(Comparison { caption, pictures: [first.image, second.image] });
+    }
+    Ok(tasks)
 }

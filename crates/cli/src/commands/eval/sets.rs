@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::{Captioned, Dataset, Pictures, Purpose, Sample, item_rng};
+use tessera_data::{Captioned, Dataset, Pictures, Purpose, Sample, evenly, item_rng};
 use tessera_eval::{
     Embedding, Features, Frame, Inception, InceptionScore, OverlapSearch, Point, Report, Resize, Store,
     Vectors, XAxis, blur, clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval,
@@ -250,8 +250,8 @@ pub fn measure_clip_score(dir: &Path, flags: &Network) -> Result<()> {
 
 /// Of a data set's held-out pictures with their first captions as many as retrieval is measured among, evenly chosen.
 pub fn held_out_pairs(val: &[Sample]) -> impl Iterator<Item = Result<(RgbImage, String)>> + '_ {
-    let every = (val.len() / AMONG).max(1);
-    val.iter().step_by(every).take(AMONG).map(|sample| {
+    evenly(AMONG, val.len()).map(|i| {
+        let sample = &val[i];
         let caption = sample.captions.first().context("a picture has no caption")?;
         Ok((sample.image.clone(), caption.clone()))
     })
