@@ -21,7 +21,7 @@ $(PEERS_VENV)/installed: benches/peers/requirements.txt
 
 # Measurements beside those who made them customary: figures and time.
 peers-eval: $(PEERS_VENV)/installed-eval
-	cargo build --release --package tessera-eval --example inception
+	cargo build --release --workspace --example inception
 	$(PEERS_VENV)/bin/python benches/peers/eval.py $(PEERS)
 
 $(PEERS_VENV)/installed-eval: benches/peers/requirements-eval.txt $(PEERS_VENV)/installed
