@@ -41,7 +41,7 @@ pub enum Command {
     },
     /// Show what a drawing was made with, or what a model file holds.
     Inspect(Inspect),
-    /// Measure a model on held-out data.
+    /// Measure a model on held-out data, or sets of pictures.
     #[command(subcommand)]
     Eval(Eval),
     /// Measure this machine: how fast it trains and draws.
@@ -481,7 +481,7 @@ pub enum Eval {
     /// Comparisons by people (the paper's figure 7).
     #[command(subcommand)]
     Human(Human),
-    /// Everything above that needs no other weights, on one page.
+    /// What a model and a data set tell, all of it, on one page.
     Report {
         /// A data set.
         #[arg(long)]
