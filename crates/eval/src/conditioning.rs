@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 use tessera_model::Decoder;
 use tessera_model::prior::{Prior, Stream, caption_slots, image_nats};
+use tessera_model::sample::Next;
 
 use crate::recon::mean_se;
 
@@ -114,11 +115,11 @@ fn losses_as_drawn(decoder: &Decoder, items: &[LabelledCodes]) -> Result<Vec<f64
     for batch in items.chunks(BATCH) {
         let captions: Vec<&[u32]> = batch.iter().map(|item| item.caption.as_slice()).collect();
         let read = decoder.read(&captions)?;
-        let mut lanes = decoder.start((0..batch.len()).collect());
+        let mut lanes = decoder.room_for_lanes(batch.len());
         let mut nats = vec![0.0; batch.len()];
-        let mut previous = Vec::new();
+        let mut previous = vec![0; batch.len()];
         for at in 0..config.image_len() {
-            let logits = decoder.step(&read, &mut lanes, &previous)?;
+            let logits = decoder.step(&read, &mut lanes, &Next::all(at, &previous))?;
             previous = batch.iter().map(|item| item.codes[at]).collect();
             for ((nats, row), &code) in nats.iter_mut().zip(logits.chunks(config.image_vocab)).zip(&previous)
             {

@@ -17,7 +17,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
-use tessera_kernels::decode::{Finish, PackedLinear, States, Visible, Weights, attend};
+use tessera_kernels::decode::{Finish, Lane, PackedLinear, States, Visible, Weights, attend};
 use tessera_kernels::{
     Activation, AdamW, Cpu, First, Output, Plan, Precision, approach, conv2d, conv2d_add, cross_entropy, dot,
     gumbel, gumbel_softmax, kl_to_uniform, layer_norm, linear, linear_add, linear_f32, max_pool2,
@@ -359,14 +359,17 @@ fn decoding(c: &mut Criterion<Rates>) {
         let [mut text, mut own] = [(1, TEXT), (LANES, GRID * GRID)]
             .map(|(owners, slots)| States::new(cpu, owners, [HEADS, D / HEADS], slots));
         let qkv = values(LANES * 3 * D);
-        (0..TEXT).for_each(|slot| text.put_all(slot, &qkv[..3 * D]));
-        (0..GRID * GRID).for_each(|slot| own.put_all(slot, &qkv));
+        (0..TEXT).for_each(|slot| text.put_rows(&[(0, slot)], &qkv[..3 * D]));
+        let places = |slot: usize| (0..LANES).map(|lane| (lane, slot)).collect::<Vec<_>>();
+        (0..GRID * GRID).for_each(|slot| own.put_rows(&places(slot), &qkv));
         let [text_sees, own_sees] = [TEXT, GRID * GRID].map(|slots| Visible::new(0..slots));
         let mut out = vec![0.0; LANES * D];
         let bytes = 2 * LANES * GRID * GRID * D * if cpu.bf16() { 2 } else { 4 }; // the text's states stay in a cache
-        let (text, own) = ((&text, &[0; LANES][..], &text_sees), (&own, &own_sees));
+        let lanes: Vec<Lane> = (0..LANES).map(|own| Lane { caption: 0, own, visible: &own_sees }).collect();
         let names = [&format!("attention of one query, {cpu}"), "64 lanes"];
-        time(c, cpu, names, Work::Bytes(bytes), || attend(&qkv, 3 * D, text, own, &mut out));
+        time(c, cpu, names, Work::Bytes(bytes), || {
+            attend(&qkv, 3 * D, &lanes, (&text, &text_sees), &own, &mut out)
+        });
     }
 }
 

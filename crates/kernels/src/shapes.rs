@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::tensor::{FloatDType, Tensor};
 use rayon::ThreadPoolBuilder;
 
-use crate::decode::{Finish, PackedLinear, States, Visible, Weights, attend, int8_rounded};
+use crate::decode::{Finish, Lane, PackedLinear, States, Visible, Weights, attend, int8_rounded};
 use crate::testing::{
     F32, F32_AND_BF16, Leaves, assert_close, constant, hold, leaf, noise, outcome, tolerance, values,
 };
@@ -235,12 +235,14 @@ fn a_decoder_s_query_of_any_shape_is_the_last_one_of_attention() {
             }
             let mut pictures = States::new(cpu, lanes, [heads, width], slots);
             let rows = |slot: usize| (0..lanes).flat_map(|lane| own(lane, slot)).collect::<Vec<f32>>();
-            (0..slots).for_each(|slot| pictures.put_all(slot, &rows(slot)));
+            let places = |slot: usize| (0..lanes).map(|lane| (lane, slot)).collect::<Vec<_>>();
+            (0..slots).for_each(|slot| pictures.put_rows(&places(slot), &rows(slot)));
             let (text_visible, own_visible) =
                 (Visible::new(0..texts), Visible::new((0..slots).filter(|&slot| visible(slot))));
             let mut got = vec![0.0; lanes * d];
-            let (queries, text) = (rows(slots - 1), (&text, &captions[..], &text_visible));
-            attend(&queries, 3 * d, text, (&pictures, &own_visible), &mut got);
+            let lane = |own| Lane { caption: captions[own], own, visible: &own_visible };
+            let (queries, lanes_of) = (rows(slots - 1), (0..lanes).map(lane).collect::<Vec<_>>());
+            attend(&queries, 3 * d, &lanes_of, (&text, &text_visible), &pictures, &mut got);
             let what = format!("{lanes} lanes, {texts} + {slots} states, {heads} × {width}, {cpu}");
             assert_close(&what, &got, &wanted, tolerance(cpu));
         }
@@ -276,8 +278,8 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
     let packed = |bias: Vec<f32>| PackedLinear::new(Cpu::current(), &[1.0; 12], bias, Weights::Int8);
     let look = |own_width: usize, seen: usize| {
         let [text, own] = [4, own_width].map(|width| States::new(Cpu::current(), 1, [1, width], 16));
-        let (text, own) = ((&text, &[0][..], &Visible::new(0..1)), (&own, &Visible::new(0..seen)));
-        attend(&[0.0; 8], 8, text, own, &mut vec![0.0; own_width]);
+        let lane = Lane { caption: 0, own: 0, visible: &Visible::new(0..seen) };
+        attend(&[0.0; 8], 8, &[lane], (&text, &Visible::new(0..1)), &own, &mut vec![0.0; own_width]);
     };
     let refused: [(&dyn Fn(), [&str; 2]); 20] = [
         (&|| drop(linear(x(), leaf([5, 6], 2), leaf([6], 3), Activation::None)), ["[3, 4]", "[.., 5]"]),

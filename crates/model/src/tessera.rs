@@ -10,7 +10,7 @@ use tessera_text::{Bpe, Prompt};
 use crate::dvae::Dvae;
 use crate::prior::Prior;
 use crate::rerank::Reranker;
-use crate::sample::{Decoder, Drawing, Ranking, Request};
+use crate::sample::{Batch, Decoder, Drawing, Job, Ranking, Request};
 use crate::weights::{ModelFile, check_count, import};
 
 /// dVAE, tokenizer, prior and perhaps reranker of one model file.
@@ -22,7 +22,7 @@ use crate::weights::{ModelFile, check_count, import};
 /// let request = Request { prompt: "a red apple".into(), n: 2, ..Request::default() };
 /// for event in tessera.draw(request)? {
 ///     match event? {
-///         Event::Tokens { done, total } => assert!(done <= total),
+///         Event::Tokens { done, total, .. } => assert!(done <= total),
 ///         Event::Preview(growing) => assert_eq!(growing.len(), 2),
 ///         Event::Picture(picture) => assert_eq!(picture.image.width(), 48), // picture.image.save("apple.png")?
 ///     }
@@ -110,14 +110,29 @@ impl Tessera {
     /// # Errors
     /// If the request is none, or wants the best of a model that has no reranker.
     pub fn draw(&self, request: Request) -> Result<Drawing<'_>> {
-        let prompt = self.read_prompt(&request.prompt)?;
-        let Some(best) = request.best else {
-            return Drawing::new(&self.decoder, &self.dvae, &prompt.tokens, request);
+        Drawing::of(&self.decoder, &self.dvae, self.job(request)?)
+    }
+
+    /// A batch that draws many requests together, each made a job by [`Tessera::job`]; at most `rows` rows step at once.
+    pub fn batch(&self, rows: usize) -> Batch<'_> {
+        Batch::new(&self.decoder, &self.dvae, rows)
+    }
+
+    /// The request with what the model reads of it.
+    ///
+    /// # Errors
+    /// If it wants the best of a model that has no reranker, or of fewer than it draws.
+    pub fn job(&self, request: Request) -> Result<Job<'_>> {
+        let caption = self.read_prompt(&request.prompt)?.tokens;
+        let negative = self.read_prompt(&request.negative)?.tokens;
+        let rank = |best: usize| {
+            let reranker =
+                self.reranker.as_ref().context("the model has no reranker to choose the best with")?;
+            ensure!(best <= request.n, "the best {best} of {}: wanted no more than are drawn", request.n);
+            Ranking::new(reranker, &request.prompt, best)
         };
-        let reranker = self.reranker.as_ref().context("the model has no reranker to choose the best with")?;
-        ensure!(best <= request.n, "the best {best} of {}: wanted no more than are drawn", request.n);
-        let ranking = Ranking::new(reranker, &request.prompt, best)?;
-        Ok(Drawing::new(&self.decoder, &self.dvae, &prompt.tokens, request)?.ranked(ranking))
+        let ranking = request.best.map(rank).transpose()?;
+        Ok(Job { caption, negative, request, ranking })
     }
 }
 

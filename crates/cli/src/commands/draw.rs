@@ -143,7 +143,7 @@ fn draw(tessera: &Tessera, request: Request) -> Result<Vec<Picture>> {
     let mut pictures = Vec::new();
     for event in tessera.draw(request)? {
         match event? {
-            Event::Tokens { done, total } => {
+            Event::Tokens { done, total, .. } => {
                 bar.set_length(total as u64);
                 bar.set_position(done as u64);
             }

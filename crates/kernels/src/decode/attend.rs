@@ -1,6 +1,7 @@
 //! One query of each lane over its caption's states and its own.
 //!
-//! Lanes of one caption look at the same states of text, so a few of them are multiplied with those together.
+//! Lanes of one caption look at the same states of text, so a few of them are multiplied with those together. Each lane may be at
+//! another place of its picture, and then sees other slots.
 
 use std::ops::Range;
 
@@ -17,7 +18,18 @@ const SERIAL: usize = 16;
 /// Most lanes of a job: the rows of a tall tile.
 const TOGETHER: usize = 8;
 
-/// Attention of lane `i`'s query over the states of owner `captions[i]` in `text` and of owner `i` in `own`:
+/// Whose states a query is held against.
+#[derive(Debug, Clone, Copy)]
+pub struct Lane<'a> {
+    /// Owner of the states of text.
+    pub caption: usize,
+    /// Owner of the lane's own states.
+    pub own: usize,
+    /// Which of its own states it sees.
+    pub visible: &'a Visible,
+}
+
+/// Attention of each lane's query over its caption's states in `text`, of which all lanes see the same, and its own in `own`:
 /// `queries` holds rows `stride` long that start with a query `[H · K]`, `out` is `[lanes, H · K]`.
 ///
 /// # Panics
@@ -25,41 +37,49 @@ const TOGETHER: usize = 8;
 pub fn attend(
     queries: &[f32],
     stride: usize,
-    (text, captions, text_visible): (&States, &[usize], &Visible),
-    (own, own_visible): (&States, &Visible),
+    lanes: &[Lane],
+    (text, text_visible): (&States, &Visible),
+    own: &States,
     out: &mut [f32],
 ) {
-    let (n_heads, width, lanes) = (own.n_heads, own.width, captions.len());
-    let fits = out.len() == lanes * n_heads * width
-        && queries.len() >= lanes.saturating_sub(1) * stride + n_heads * width;
-    assert!(fits, "attend: {} numbers of queries, {} of output, {lanes} lanes", queries.len(), out.len());
+    let (n_heads, width) = (own.n_heads, own.width);
+    let fits = out.len() == lanes.len() * n_heads * width
+        && queries.len() >= lanes.len().saturating_sub(1) * stride + n_heads * width;
+    assert!(
+        fits,
+        "attend: {} numbers of queries, {} of output, {} lanes",
+        queries.len(),
+        out.len(),
+        lanes.len()
+    );
     let kind = |states: &States| (states.cpu, states.n_heads, states.width);
     assert!(kind(text) == kind(own), "attend: states of text {:?}, of pictures {:?}", kind(text), kind(own));
-    for (name, states, visible) in [("text", text, text_visible), ("picture", own, own_visible)] {
+    let seen = lanes.iter().map(|lane| ("picture", own, lane.visible));
+    for (name, states, visible) in seen.chain([("text", text, text_visible)]) {
         let (wanted, got) = (visible.panels_reached(), states.panels);
         assert!(got >= wanted, "attend: {got} panels of {name} states, wanted {wanted} to see its slots");
     }
-    let groups = groups(captions);
+    let groups = groups(lanes);
     let out = Out::new(out, n_heads * width);
     let job = |i: usize| {
-        let (lanes, head) = (groups[i / n_heads].clone(), i % n_heads);
-        let caption = captions[lanes.start];
-        let (text, own) = ((text, text_visible), (own, own_visible));
-        with_micro!(own.0.cpu, S => {
+        let (first, lanes, head) =
+            (groups[i / n_heads].start, &lanes[groups[i / n_heads].clone()], i % n_heads);
+        let text = (text, text_visible);
+        with_micro!(own.cpu, S => {
             let simd = std::marker::PhantomData;
-            own.0.cpu.isa().run(Queries::<S> { queries, stride, lanes, head, caption, text, own, out, simd });
+            own.cpu.isa().run(Queries::<S> { queries, stride, first, lanes, head, text, own, out, simd });
         });
     };
-    match lanes * n_heads < SERIAL {
+    match lanes.len() * n_heads < SERIAL {
         true => (0..groups.len() * n_heads).for_each(job),
         false => (0..groups.len() * n_heads).into_par_iter().for_each(job),
     }
 }
 
 /// Neighbouring lanes of one caption, a few at a time.
-fn groups(captions: &[usize]) -> Vec<Range<usize>> {
+fn groups(lanes: &[Lane]) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
-    for lanes in captions.chunk_by(|a, b| a == b).flat_map(|same| same.chunks(TOGETHER)) {
+    for lanes in lanes.chunk_by(|a, b| a.caption == b.caption).flat_map(|same| same.chunks(TOGETHER)) {
         let first = groups.last().map_or(0, |group| group.end);
         groups.push(first..first + lanes.len());
     }
@@ -70,11 +90,12 @@ fn groups(captions: &[usize]) -> Vec<Range<usize>> {
 struct Queries<'a, S> {
     queries: &'a [f32],
     stride: usize,
-    lanes: Range<usize>,
+    /// The row of the first of them.
+    first: usize,
+    lanes: &'a [Lane<'a>],
     head: usize,
-    caption: usize,
     text: (&'a States, &'a Visible),
-    own: (&'a States, &'a Visible),
+    own: &'a States,
     out: Out<'a, f32>,
     simd: std::marker::PhantomData<S>,
 }
@@ -84,37 +105,38 @@ impl<S: Micro<Unit: Unit>> Body for Queries<'_, S> {
 
     #[inline(always)]
     fn run(self) {
-        let (lanes, width) = (self.lanes.len(), self.own.0.width);
+        let (lanes, width, caption) = (self.lanes.len(), self.own.width, self.lanes[0].caption);
         let text = self.text.1.panels() * LANES;
-        let [row, seen] = [width.div_ceil(S::Unit::VALUES), text + self.own.1.panels() * LANES];
+        let most = self.lanes.iter().map(|lane| lane.visible.panels()).max().unwrap_or(0);
+        let [row, seen] = [width.div_ceil(S::Unit::VALUES), text + most * LANES];
         let (weight_row, wide) = (seen / S::Unit::VALUES, width.next_multiple_of(LANES));
         let mut units = Scratch::<S::Unit>::new(lanes * (row + weight_row));
         let [queries, weights] = split(&mut units, [lanes * row, lanes * weight_row]);
         let mut numbers = Scratch::<f32>::new(lanes * (seen + wide));
         let [scores, sums] = split(&mut numbers, [lanes * seen, lanes * wide]);
-        for (lane, query) in self.lanes.clone().zip(queries.chunks_exact_mut(row)) {
-            let start = lane * self.stride + self.head * width;
+        for (i, query) in queries.chunks_exact_mut(row).enumerate() {
+            let start = (self.first + i) * self.stride + self.head * width;
             S::Unit::along(Numbers::F32(&self.queries[start..start + width]), query);
         }
-        self.scores(self.text, self.caption, queries, scores, seen);
-        for (i, lane) in self.lanes.clone().enumerate() {
-            self.scores(self.own, lane, &queries[i * row..][..row], &mut scores[i * seen + text..], seen);
-        }
+        self.scores(self.text, caption, queries, scores, seen);
         let mut totals = [0.0; TOGETHER];
-        for (total, scores) in totals.iter_mut().zip(scores.chunks_exact_mut(seen)) {
-            *total = self.softmax(1.0 / (width as f32).sqrt(), scores.split_at_mut(text));
+        for (i, (lane, scores)) in self.lanes.iter().zip(scores.chunks_exact_mut(seen)).enumerate() {
+            let (text, own) = scores.split_at_mut(text);
+            let own = &mut own[..lane.visible.panels() * LANES];
+            self.scores((self.own, lane.visible), lane.own, &queries[i * row..][..row], own, seen);
+            totals[i] = self.softmax(1.0 / (width as f32).sqrt(), text, (own, lane.visible));
         }
         S::Unit::along(Numbers::F32(scores), weights);
         sums.fill(0.0);
-        self.weigh(self.text, self.caption, weights, weight_row, sums);
-        for ((i, lane), sums) in self.lanes.clone().enumerate().zip(sums.chunks_exact_mut(wide)) {
+        self.weigh(self.text, caption, weights, weight_row, sums);
+        for ((i, lane), sums) in self.lanes.iter().enumerate().zip(sums.chunks_exact_mut(wide)) {
             let weights = &weights[i * weight_row + text / S::Unit::VALUES..(i + 1) * weight_row];
-            self.weigh(self.own, lane, weights, weight_row, sums);
+            self.weigh((self.own, lane.visible), lane.own, weights, weight_row, sums);
         }
-        for ((lane, sums), total) in self.lanes.clone().zip(sums.chunks_exact(wide)).zip(totals) {
+        for (i, (sums, total)) in sums.chunks_exact(wide).zip(totals).enumerate() {
             // SAFETY: the columns of this head in the rows of these lanes, each once.
             #[allow(unsafe_code)]
-            let out = unsafe { self.out.row(lane, self.head * width, width) };
+            let out = unsafe { self.out.row(self.first + i, self.head * width, width) };
             out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum / total);
         }
     }
@@ -178,9 +200,9 @@ impl<S: Micro<Unit: Unit>> Queries<'_, S> {
 
     /// One softmax over both sources; returns what the weights are to be divided by.
     #[inline(always)]
-    fn softmax(&self, scale: f32, (text, own): (&mut [f32], &mut [f32])) -> f32 {
+    fn softmax(&self, scale: f32, text: &mut [f32], (own, visible): (&mut [f32], &Visible)) -> f32 {
         let (text_top, text_total) = softmax_row(&self.text.1.masks, scale, text);
-        let (own_top, own_total) = softmax_row(&self.own.1.masks, scale, own);
+        let (own_top, own_total) = softmax_row(&visible.masks, scale, own);
         let top = text_top.max(own_top);
         let [text_factor, own_factor] = [text_top, own_top].map(|part| (part - top).exp());
         text.iter_mut().for_each(|weight| *weight *= text_factor);
@@ -238,32 +260,39 @@ mod tests {
     /// Captions of lanes: one alone, two, then more than are multiplied together.
     const LANES_OF: [usize; 13] = [1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
 
+    /// Owners are in another order than rows, one owner has no row, and each lane has come to another place.
     #[test]
     fn a_query_sees_its_caption_and_its_own_visible_slots() {
         for (n_heads, width, texts, slots) in [(1, 3, 5, 1), (2, 20, 24, 40), (3, 16, 16, 33)] {
             let d = n_heads * width;
-            let visible: Vec<usize> = (0..slots).filter(|slot| slot % 7 != 3).collect();
+            let owner = |lane: usize| (lane * 5 + 2) % 14;
+            let slots_of = |lane: usize| {
+                (0..slots).filter(move |slot| slot % 7 != 3 && slot % (lane + 1) == 0).collect::<Vec<usize>>()
+            };
+            let visible: Vec<Visible> =
+                (0..LANES_OF.len()).map(|lane| Visible::new(slots_of(lane))).collect();
             for cpu in Cpu::all() {
                 let mut text = States::new(cpu, 2, [n_heads, width], texts);
-                let mut own = States::new(cpu, LANES_OF.len(), [n_heads, width], slots);
+                let mut own = States::new(cpu, 14, [n_heads, width], slots);
                 let state = |owner: usize, slot: usize, which: u64| {
                     noise(d, (owner * 100 + slot) as u64 * 10 + which)
                 };
                 (0..2)
                     .for_each(|o| (0..texts).for_each(|s| text.put(o, s, &state(o, s, 1), &state(o, s, 2))));
-                (0..LANES_OF.len())
+                (0..14)
                     .for_each(|o| (0..slots).for_each(|s| own.put(o, s, &state(o, s, 3), &state(o, s, 4))));
-                let (queries, captions) = (noise(LANES_OF.len() * d, 5), LANES_OF);
+                let queries = noise(LANES_OF.len() * d, 5);
                 let mut out = vec![0.0; LANES_OF.len() * d];
-                let text_visible = Visible::new(0..texts);
-                let own_visible = Visible::new(visible.clone());
-                attend(&queries, d, (&text, &captions, &text_visible), (&own, &own_visible), &mut out);
-                for (lane, caption) in captions.into_iter().enumerate() {
+                let lane = |(i, &caption)| Lane { caption, own: owner(i), visible: &visible[i] };
+                let lanes: Vec<Lane> = LANES_OF.iter().enumerate().map(lane).collect();
+                attend(&queries, d, &lanes, (&text, &Visible::new(0..texts)), &own, &mut out);
+                for (lane, caption) in LANES_OF.into_iter().enumerate() {
                     for head in 0..n_heads {
                         let part = |all: Vec<f32>| all[head * width..(head + 1) * width].to_vec();
                         let both = |text: u64, own: u64| -> Vec<Vec<f32>> {
                             let texts = (0..texts).map(|slot| part(state(caption, slot, text)));
-                            texts.chain(visible.iter().map(|&slot| part(state(lane, slot, own)))).collect()
+                            let own = slots_of(lane).into_iter().map(|s| part(state(owner(lane), s, own)));
+                            texts.chain(own).collect()
                         };
                         let at = lane * d + head * width;
                         let wanted = reference(&queries[at..at + width], &both(1, 3), &both(2, 4));

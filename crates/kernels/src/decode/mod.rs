@@ -6,7 +6,7 @@
 mod attend;
 mod states;
 
-pub use attend::attend;
+pub use attend::{Lane, attend};
 pub use states::{States, Visible};
 
 pub use crate::math::largest;

@@ -83,23 +83,30 @@ impl States {
         );
     }
 
-    /// Writes the states of all owners in `slot`, from their rows `[3 · H · K]` of queries, keys and values.
+    /// Writes one state of each of several owners, `(owner, slot)`, from their rows `[3 · H · K]` of queries, keys and values.
     ///
     /// # Panics
-    /// If there is no such slot, or the widths do not fit.
-    pub fn put_all(&mut self, slot: usize, qkv: &[f32]) {
-        let place = self.place(slot);
-        let d = place.n_heads * place.width;
-        let (key_units, value_units) = (place.n_heads * self.key_units(), place.n_heads * self.value_units());
+    /// If there is no such owner or slot, an owner comes twice, or the widths do not fit.
+    pub fn put_rows(&mut self, places: &[(usize, usize)], qkv: &[f32]) {
+        let d = self.n_heads * self.width;
         assert!(
-            qkv.len() * key_units == self.keys.len() * 3 * d,
-            "slot {slot} of width {d}: {} numbers",
+            qkv.len() == places.len() * 3 * d,
+            "{} rows of width {d}: {} numbers",
+            places.len(),
             qkv.len()
         );
+        let (key_units, value_units) = (self.n_heads * self.key_units(), self.n_heads * self.value_units());
+        let mut rows = vec![None; self.keys.len() / key_units];
+        for ((owner, slot), qkv) in places.iter().zip(qkv.chunks_exact(3 * d)) {
+            assert!(rows[*owner].is_none(), "two states of owner {owner}");
+            rows[*owner] = Some((self.place(*slot), qkv));
+        }
         let owners =
             self.keys.par_chunks_exact_mut(key_units).zip(self.values.par_chunks_exact_mut(value_units));
-        owners.zip(qkv.par_chunks_exact(3 * d)).with_min_len(OWNERS).for_each(|((keys, values), qkv)| {
-            place.put(keys, values, &qkv[d..2 * d], &qkv[2 * d..]);
+        owners.zip(rows).with_min_len(OWNERS).for_each(|((keys, values), row)| {
+            if let Some((place, qkv)) = row {
+                place.put(keys, values, &qkv[d..2 * d], &qkv[2 * d..]);
+            }
         });
     }
 

@@ -1,14 +1,16 @@
 //! The decoding engine: a prior whose weights are packed once, stepping all candidates together on the processor.
 //!
 //! A caption runs once, through the same blocks as in training; its states are shared by all candidates. A layer keeps
-//! of a picture only what its pattern can still see ([`Pattern::slots`]). The test holds its logits equal to those of
-//! [`Prior::forward`].
+//! of a picture only what its pattern can still see ([`Pattern::slots`]). Candidates that step together may be at different
+//! places of their pictures. The test holds its logits equal to those of [`Prior::forward`].
+
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use burn::module::Param;
 use burn::tensor::{FloatDType, Tensor};
 use tessera_kernels::Cpu;
-use tessera_kernels::decode::{Finish, PackedLinear, States, Visible, Weights, attend, normalise};
+use tessera_kernels::decode::{Finish, Lane, PackedLinear, States, Visible, Weights, attend, normalise};
 
 use crate::nn::{LayerNorm, Linear};
 use crate::prior::{Block, Pattern, Prior, PriorConfig, Stream, caption_slots};
@@ -39,26 +41,38 @@ struct Layer {
     mlp_in: PackedLinear,
     mlp_out: PackedLinear,
     pattern: Pattern,
+    /// The slots that the query of each picture token sees.
+    visible: Arc<[Visible]>,
 }
 
 /// States of captions, one owner each, by layer.
 pub struct Captions(Vec<States>);
 
-/// Candidates that are drawn together.
+/// Candidates that are drawn together: states of the pictures so far, by layer, one owner each.
 pub struct Lanes {
-    /// Whose caption each lane has.
-    captions: Vec<usize>,
-    /// The picture token that comes next.
-    at: usize,
-    /// States of the pictures so far, by layer.
     states: Vec<States>,
+    n: usize,
     work: Work,
 }
 
-impl Lanes {
-    /// Picture tokens drawn so far.
-    pub fn at(&self) -> usize {
-        self.at
+/// One row of a step: the token of one lane that comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Next {
+    /// Which of the captions the lane has.
+    pub caption: usize,
+    /// Which of the lanes; those of its tokens before this one must have been stepped through.
+    pub lane: usize,
+    /// The token's place in raster order; at 0 the lane starts anew.
+    pub at: usize,
+    /// The token before it; not looked at if there is none.
+    pub previous: u32,
+}
+
+impl Next {
+    /// The tokens at `at` of as many lanes as `previous` has, each of the caption of its own number.
+    pub fn all(at: usize, previous: &[u32]) -> Vec<Next> {
+        let next = |(lane, &previous)| Next { caption: lane, lane, at, previous };
+        previous.iter().enumerate().map(next).collect()
     }
 }
 
@@ -68,9 +82,16 @@ impl Decoder {
     /// # Errors
     /// If they cannot be read from their device.
     pub fn new(prior: &Prior, weights: Weights) -> Result<Decoder> {
-        let cpu = Cpu::current();
-        let layer = |block: &Block| Layer::new(cpu, block, weights);
-        let layers = prior.blocks.iter().map(layer).collect::<Result<_>>()?;
+        let (cpu, config) = (Cpu::current(), prior.config());
+        let mut seen: Vec<(Pattern, Arc<[Visible]>)> = Vec::new();
+        let mut layers = Vec::new();
+        for block in &prior.blocks {
+            let known = seen.iter().find(|(pattern, _)| *pattern == block.pattern);
+            let visible =
+                known.map_or_else(|| all_visible(block.pattern, config), |(_, known)| known.clone());
+            seen.push((block.pattern, visible.clone()));
+            layers.push(Layer::new(cpu, block, weights, visible)?);
+        }
         Ok(Decoder {
             layers,
             norm: Norm::new(&prior.norm)?,
@@ -92,27 +113,39 @@ impl Decoder {
     /// # Errors
     /// If a token is outside the vocabulary.
     pub fn read(&self, captions: &[&[u32]]) -> Result<Captions> {
-        let (config, n) = (self.config(), captions.len());
-        let slots = captions.iter().flat_map(|caption| caption_slots(caption, config).0).collect();
-        let layers = self.prior.text_states(&Stream::new(n, slots, Vec::new(), config)?);
-        let (d, t) = (config.d_model, config.text_len);
-        let states = |qkv: Tensor<3>| -> Result<States> {
-            let qkv = floats(qkv)?;
-            let mut states = States::new(self.cpu, n, self.heads(), t);
-            for (row, qkv) in qkv.chunks_exact(3 * d).enumerate() {
-                states.put(row / t, row % t, &qkv[d..2 * d], &qkv[2 * d..]);
-            }
-            Ok(states)
-        };
-        Ok(Captions(layers.into_iter().map(states).collect::<Result<_>>()?))
+        let mut read = self.room_for_captions(captions.len());
+        self.read_into(&mut read, &(0..captions.len()).collect::<Vec<_>>(), captions)?;
+        Ok(read)
     }
 
-    /// Empty pictures, one for each entry of `captions`, which says whose caption it has.
-    pub fn start(&self, captions: Vec<usize>) -> Lanes {
+    /// Room for `n` captions, to be read later.
+    pub fn room_for_captions(&self, n: usize) -> Captions {
+        let states = |_: &Layer| States::new(self.cpu, n, self.heads(), self.config().text_len);
+        Captions(self.layers.iter().map(states).collect())
+    }
+
+    /// Runs captions as [`Decoder::read`] does and puts caption `i` in the place of owner `owners[i]`.
+    ///
+    /// # Errors
+    /// If a token is outside the vocabulary.
+    pub fn read_into(&self, read: &mut Captions, owners: &[usize], captions: &[&[u32]]) -> Result<()> {
+        let config = self.config();
+        let slots = captions.iter().flat_map(|caption| caption_slots(caption, config).0).collect();
+        let layers = self.prior.text_states(&Stream::new(captions.len(), slots, Vec::new(), config)?);
+        let (d, t) = (config.d_model, config.text_len);
+        for (states, qkv) in read.0.iter_mut().zip(layers) {
+            for (row, qkv) in floats(qkv)?.chunks_exact(3 * d).enumerate() {
+                states.put(owners[row / t], row % t, &qkv[d..2 * d], &qkv[2 * d..]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Room for `n` pictures.
+    pub fn room_for_lanes(&self, n: usize) -> Lanes {
         let slots = |layer: &Layer| layer.pattern.slots(self.config().grid);
-        let states = |layer: &Layer| States::new(self.cpu, captions.len(), self.heads(), slots(layer));
-        let states = self.layers.iter().map(states).collect();
-        Lanes { at: 0, states, work: Work::new(captions.len(), self.config()), captions }
+        let states = |layer: &Layer| States::new(self.cpu, n, self.heads(), slots(layer));
+        Lanes { states: self.layers.iter().map(states).collect(), n, work: Work::default() }
     }
 
     /// Heads, and the width of one.
@@ -121,65 +154,65 @@ impl Decoder {
         [config.n_heads, config.d_model / config.n_heads]
     }
 
-    /// Logits `[lanes, image_vocab]` of each lane's next token, given its token before (none at first).
+    /// Logits `[rows, image_vocab]` of the tokens that come next, one row for each entry of `next`.
     ///
     /// # Errors
-    /// If there is not one known token a lane, or the pictures are complete.
-    pub fn step<'a>(&self, read: &Captions, lanes: &'a mut Lanes, previous: &[u32]) -> Result<&'a [f32]> {
+    /// If a token before is unknown, a picture is complete, or there is no such lane.
+    ///
+    /// # Panics
+    /// If a lane comes twice, or there is no such caption.
+    pub fn step<'a>(&self, read: &Captions, lanes: &'a mut Lanes, next: &[Next]) -> Result<&'a [f32]> {
         // Inside the pool, handing work to its threads costs a fraction of what it does from outside.
-        rayon::scope(|_| self.step_inside(read, lanes, previous))?;
+        rayon::scope(|_| self.step_inside(read, lanes, next))?;
         Ok(&lanes.work.logits)
     }
 
-    fn step_inside(&self, read: &Captions, lanes: &mut Lanes, previous: &[u32]) -> Result<()> {
+    fn step_inside(&self, read: &Captions, lanes: &mut Lanes, next: &[Next]) -> Result<()> {
         let config = self.config();
-        ensure!(lanes.at < config.image_len(), "a picture has {} tokens", config.image_len());
-        let mut x = self.embed(lanes, previous)?;
-        let work = &mut lanes.work;
-        let text = Visible::new(0..config.text_len);
-        let mut seen: Vec<(Pattern, Visible)> = Vec::new();
-        for ((layer, text_states), states) in self.layers.iter().zip(&read.0).zip(&mut lanes.states) {
-            if !seen.iter().any(|(pattern, _)| *pattern == layer.pattern) {
-                seen.push((layer.pattern, visible(layer.pattern, lanes.at, config.grid)));
-            }
-            let (_, own) =
-                seen.iter().find(|(pattern, _)| *pattern == layer.pattern).context("just pushed")?;
-            let slot = layer.pattern.slot(lanes.at, config.grid);
-            let text = (text_states, lanes.captions.as_slice(), &text);
-            layer.step(self.cpu, &mut x, work, text, (states, own, slot));
+        for row in next {
+            ensure!(row.at < config.image_len(), "a picture has {} tokens", config.image_len());
+            ensure!(row.lane < lanes.n, "lane {} of {}", row.lane, lanes.n);
         }
-        lanes.at += 1;
+        let mut x = self.embed(next)?;
+        let Lanes { states, work, .. } = lanes;
+        work.fit(next.len(), config);
+        let text = Visible::new(0..config.text_len);
+        for ((layer, text_states), states) in self.layers.iter().zip(&read.0).zip(states) {
+            layer.step(self.cpu, &mut x, work, (text_states, &text), (states, next, config.grid));
+        }
         self.norm.apply(self.cpu, &x, &mut work.normed);
         self.head.apply(&work.normed, Finish::Set, &mut work.logits);
         Ok(())
     }
 
-    /// Inputs `[lanes, D]`: the token before, or the start, plus the position.
-    fn embed(&self, lanes: &Lanes, previous: &[u32]) -> Result<Vec<f32>> {
-        let (config, n) = (self.config(), lanes.captions.len());
-        let d = config.d_model;
-        let start = vec![config.image_vocab as u32; n];
-        let tokens = if lanes.at == 0 { &start[..] } else { previous };
-        ensure!(tokens.len() == n, "{} tokens for {n} lanes", tokens.len());
-        let position = &self.positions[lanes.at * d..(lanes.at + 1) * d];
-        let mut x = Vec::with_capacity(n * d);
-        for &token in tokens {
-            let row = self.image.get(token as usize * d..(token as usize + 1) * d);
+    /// Inputs `[rows, D]`: the token before, or the start, plus the position.
+    fn embed(&self, next: &[Next]) -> Result<Vec<f32>> {
+        let (config, d) = (self.config(), self.config().d_model);
+        let mut x = Vec::with_capacity(next.len() * d);
+        for &Next { at, previous, .. } in next {
+            let token = if at == 0 { config.image_vocab } else { previous as usize };
+            let row = self.image.get(token * d..(token + 1) * d);
             let row = row
                 .with_context(|| format!("picture token {token}: wanted less than {}", config.image_vocab))?;
+            let position = &self.positions[at * d..(at + 1) * d];
             x.extend(row.iter().zip(position).map(|(token, position)| token + position));
         }
         Ok(x)
     }
 }
 
-/// The slots that the query of picture token `at` sees.
-fn visible(pattern: Pattern, at: usize, grid: usize) -> Visible {
-    let keys = (0..=at).filter(|&key| pattern.sees_image(at, key, grid));
-    Visible::new(keys.map(|key| pattern.slot(key, grid)))
+/// For each picture token the slots that its query sees.
+fn all_visible(pattern: Pattern, config: &PriorConfig) -> Arc<[Visible]> {
+    let grid = config.grid;
+    let visible = |at: usize| {
+        let keys = (0..=at).filter(|&key| pattern.sees_image(at, key, grid));
+        Visible::new(keys.map(|key| pattern.slot(key, grid)))
+    };
+    (0..config.image_len()).map(visible).collect()
 }
 
 /// Rows that a step works in.
+#[derive(Default)]
 struct Work {
     normed: Vec<f32>,
     qkv: Vec<f32>,
@@ -189,20 +222,18 @@ struct Work {
 }
 
 impl Work {
-    fn new(lanes: usize, config: &PriorConfig) -> Work {
-        let (d, rows) = (config.d_model, |width: usize| vec![0.0; lanes * width]);
-        Work {
-            normed: rows(d),
-            qkv: rows(3 * d),
-            attended: rows(d),
-            hidden: rows(4 * d),
-            logits: rows(config.image_vocab),
-        }
+    fn fit(&mut self, rows: usize, config: &PriorConfig) {
+        let d = config.d_model;
+        self.normed.resize(rows * d, 0.0);
+        self.qkv.resize(rows * 3 * d, 0.0);
+        self.attended.resize(rows * d, 0.0);
+        self.hidden.resize(rows * 4 * d, 0.0);
+        self.logits.resize(rows * config.image_vocab, 0.0);
     }
 }
 
 impl Layer {
-    fn new(cpu: Cpu, block: &Block, weights: Weights) -> Result<Layer> {
+    fn new(cpu: Cpu, block: &Block, weights: Weights, visible: Arc<[Visible]>) -> Result<Layer> {
         let packed = |linear: &Linear| packed(cpu, linear, weights);
         Ok(Layer {
             attn_norm: Norm::new(&block.attn_norm)?,
@@ -212,23 +243,27 @@ impl Layer {
             mlp_in: packed(&block.mlp_in)?,
             mlp_out: packed(&block.mlp_out)?,
             pattern: block.pattern,
+            visible,
         })
     }
 
-    /// Moves the residual stream `x` `[lanes, D]` through the layer; the new state goes to `slot`.
+    /// Moves the residual stream `x` `[rows, D]` through the layer, whose new states go to `states`.
     fn step(
         &self,
         cpu: Cpu,
         x: &mut [f32],
         work: &mut Work,
-        text: (&States, &[usize], &Visible),
-        (states, visible, slot): (&mut States, &Visible, usize),
+        text: (&States, &Visible),
+        (states, next, grid): (&mut States, &[Next], usize),
     ) {
         self.attn_norm.apply(cpu, x, &mut work.normed);
         self.qkv.apply(&work.normed, Finish::Set, &mut work.qkv);
         let d = self.attn_norm.gain.len();
-        states.put_all(slot, &work.qkv);
-        attend(&work.qkv, 3 * d, text, (states, visible), &mut work.attended);
+        let places: Vec<_> = next.iter().map(|row| (row.lane, self.pattern.slot(row.at, grid))).collect();
+        states.put_rows(&places, &work.qkv);
+        let lane = |row: &Next| Lane { caption: row.caption, own: row.lane, visible: &self.visible[row.at] };
+        let lanes: Vec<Lane> = next.iter().map(lane).collect();
+        attend(&work.qkv, 3 * d, &lanes, text, states, &mut work.attended);
         self.attn_out.apply(&work.attended, Finish::Add, x);
         self.mlp_norm.apply(cpu, x, &mut work.normed);
         self.mlp_in.apply(&work.normed, Finish::Gelu, &mut work.hidden);

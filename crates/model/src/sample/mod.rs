@@ -2,15 +2,20 @@
 //!
 //! Library, command and tests all consume the same iterator.
 
+mod batch;
+mod captions;
 mod decode;
 mod generate;
 mod logits;
 mod rank;
+mod request;
 
-pub use decode::{Captions, Decoder, Lanes};
-pub use generate::{DEFAULT_GUIDANCE, DEFAULT_TOP_P, Drawing, Event, Picture, Request, Sampling};
+pub use batch::{Batch, Job};
+pub use decode::{Captions, Decoder, Lanes, Next};
+pub use generate::Drawing;
 pub use logits::choose;
 pub use rank::Ranking;
+pub use request::{DEFAULT_GUIDANCE, DEFAULT_TOP_P, Event, Picture, Request, Sampling, Token};
 
 #[cfg(test)]
 mod tests;

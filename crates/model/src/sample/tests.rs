@@ -123,16 +123,28 @@ fn decoded(
 ) -> Vec<f32> {
     let decoder = Decoder::new(prior, weights).unwrap();
     let read = decoder.read(captions).unwrap();
-    let mut lanes = decoder.start(owners);
+    let mut lanes = decoder.room_for_lanes(owners.len());
     let mut logits = vec![0.0; image.len() * 12];
-    for at in 0..16 {
-        let previous: Vec<u32> = image.chunks(16).filter_map(|row| row[..at].last().copied()).collect();
-        let step = decoder.step(&read, &mut lanes, &previous).unwrap();
-        for (lane, row) in step.chunks(12).enumerate() {
+    // Each lane starts two steps after the one before it.
+    for step in 0..16 + 2 * (owners.len() - 1) {
+        let next = |(lane, &caption): (usize, &usize)| {
+            let at = step.checked_sub(2 * lane).filter(|at| *at < 16)?;
+            let previous = image[lane * 16..][..at].last().copied().unwrap_or(0);
+            Some(Next { caption, lane, at, previous })
+        };
+        let next: Vec<Next> = owners.iter().enumerate().filter_map(next).collect();
+        let rows = decoder.step(&read, &mut lanes, &next).unwrap();
+        for (Next { lane, at, .. }, row) in next.into_iter().zip(rows.chunks(12)) {
             logits[(lane * 16 + at) * 12..][..12].copy_from_slice(row);
         }
     }
-    assert!(decoder.step(&read, &mut lanes, &vec![0; image.len() / 16]).is_err());
+    let next = |lane, at, previous| [Next { caption: 0, lane, at, previous }];
+    for (bad, said) in
+        [(next(0, 16, 0), "16 tokens"), (next(9, 0, 0), "lane 9"), (next(0, 1, 13), "token 13")]
+    {
+        let error = decoder.step(&read, &mut lanes, &bad).err().unwrap().to_string();
+        assert!(error.contains(said), "{error}");
+    }
     logits
 }
 
@@ -200,6 +212,10 @@ fn bad_settings_are_refused() {
     };
     assert!(given(vec![None; 15]).contains("15 given tokens: wanted none, or one entry for each of 16"));
     assert!(given(vec![Some(12); 16]).contains("wanted one of 12 codes"));
+    let refused = |request: Request| Drawing::new(&decoder, &dvae, &[], request).err().unwrap().to_string();
+    assert!(refused(Request { strength: 1.5, ..Request::default() }).contains("strength 1.5: wanted 0 to 1"));
+    let unguided = Request { negative: "red".into(), sampling: Sampling::paper(), ..Request::default() };
+    assert!(refused(unguided).contains("through guidance, which is off"));
 }
 
 /// A contrastive model that has learnt nothing, whose scores are as good as any for an order.
@@ -226,7 +242,8 @@ fn ranked(request: Request, keep: usize) -> Vec<Picture> {
     let ((prior, dvae), reranker) = (model(), reranker());
     let decoder = Decoder::new(&prior, Weights::Full).unwrap();
     let ranking = Ranking::new(&reranker, "a red apple", keep).unwrap();
-    let drawing = Drawing::new(&decoder, &dvae, &[1, 2], request).unwrap().ranked(ranking);
+    let job = Job { ranking: Some(ranking), ..Job::new(&[1, 2], request) };
+    let drawing = Drawing::of(&decoder, &dvae, job).unwrap();
     let picture = |event| match event {
         Ok(Event::Picture(picture)) => Some(picture),
         Ok(_) => None,
@@ -252,4 +269,116 @@ fn the_best_come_first_and_are_those_of_all_candidates() {
     let caption = reranker.captions(&["a red apple"]).unwrap().remove(0).embedding;
     let alone = reranker.pictures(&[all[3].image.clone()]).unwrap().remove(0);
     assert_eq!(cosine(&alone, &caption), score(&all[3]));
+}
+
+/// Three requests with prompts of their own, one of them guided, in a batch too small for all, the last added while the others are
+/// drawn and one removed: each picture is that of its request alone.
+#[test]
+fn requests_that_are_drawn_together_do_not_change_each_other() {
+    let (prior, dvae) = model();
+    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
+    let guided = Sampling { guidance: 2.0, ..Sampling::default() };
+    let job = |caption: &[u32], n: usize, seed: u64, sampling: &Sampling| {
+        let request = Request { sampling: sampling.clone(), ..request(n, seed) };
+        Job { negative: if n == 3 { vec![5] } else { Vec::new() }, ..Job::new(caption, request) }
+    };
+    let paper = Sampling::paper();
+    let jobs = || [job(&[1, 2], 5, 7, &paper), job(&[3], 3, 8, &guided), job(&[4, 4, 4], 2, 7, &paper)];
+    let alone: Vec<Vec<Picture>> = jobs()
+        .into_iter()
+        .map(|job| {
+            let events = Drawing::of(&decoder, &dvae, job).unwrap().map(Result::unwrap);
+            events
+                .filter_map(|event| if let Event::Picture(picture) = event { Some(picture) } else { None })
+                .collect()
+        })
+        .collect();
+    for rows in [2, 3, 6, 64] {
+        let mut batch = Batch::new(&decoder, &dvae, rows);
+        let mut together: Vec<Vec<Picture>> = vec![Vec::new(); 4];
+        let mut waiting = jobs().into_iter();
+        let mut step = 0;
+        while !batch.is_empty() || step <= 20 {
+            if [0, 1, 20].contains(&step) {
+                let id = batch.add(waiting.next().unwrap()).unwrap();
+                assert!(id < 4);
+            }
+            if step == 5 {
+                let id = batch.add(job(&[1, 1], 9, 1, &guided)).unwrap();
+                assert_eq!(id, 2);
+            }
+            if step == 12 {
+                batch.remove(2);
+            }
+            for (id, event) in batch.step().unwrap() {
+                if let Event::Picture(picture) = event {
+                    together[id as usize].push(picture);
+                }
+            }
+            step += 1;
+        }
+        assert!(together[2].is_empty());
+        for (alone, id) in alone.iter().zip([0, 1, 3]) {
+            together[id].sort_by_key(|picture| picture.index);
+            assert_eq!(together[id].len(), alone.len());
+            assert!(same(&together[id], alone), "job {id} among {rows} rows");
+        }
+    }
+}
+
+/// A large request holds up no small one: candidates of the one that has the fewest under way come first.
+#[test]
+fn a_small_request_is_done_before_a_large_one() {
+    let (prior, dvae) = model();
+    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
+    let mut batch = Batch::new(&decoder, &dvae, 4);
+    let plain = |n| Request { sampling: Sampling::paper(), ..request(n, 1) };
+    let large = batch.add(Job::new(&[1], plain(40))).unwrap();
+    batch.step().unwrap();
+    let small = batch.add(Job::new(&[2], plain(1))).unwrap();
+    let mut order = Vec::new();
+    while !batch.is_empty() {
+        let pictures =
+            batch.step().unwrap().into_iter().filter(|(_, event)| matches!(event, Event::Picture(_)));
+        order.extend(pictures.map(|(id, _)| id));
+    }
+    // The four that were under way, then the small one within the next four.
+    assert_eq!(order.len(), 41);
+    let place = order.iter().position(|id| *id == small).unwrap();
+    assert!((4..8).contains(&place) && order[0] == large, "{order:?}");
+}
+
+/// Of the given tokens each picture keeps others, about as many as it should; strength 1 is drawing anew.
+#[test]
+fn variations_draw_a_share_of_the_given_tokens_anew() {
+    let whole = draw(request(1, 5)).remove(0);
+    let given: Vec<Option<u32>> = whole.tokens.iter().copied().map(Some).collect();
+    let vary = |strength| draw(Request { given: given.clone(), strength, ..request(40, 6) });
+    let changed = |pictures: &[Picture]| {
+        let changed = |p: &Picture| p.tokens.iter().zip(&whole.tokens).filter(|(a, b)| a != b).count();
+        pictures.iter().map(changed).sum::<usize>() as f64 / 640.0
+    };
+    assert_eq!(changed(&vary(0.0)), 0.0);
+    let [some, most, all] = [0.25, 0.75, 1.0].map(|strength| changed(&vary(strength)));
+    assert!(0.1 < some && some < 0.25 && some < most && most < all, "{some} {most} {all}");
+    assert!(same(&vary(1.0), &draw(request(40, 6))));
+    let varied = vary(0.5);
+    assert!(varied.windows(2).all(|pair| pair[0].tokens != pair[1].tokens));
+}
+
+#[test]
+fn previews_show_what_is_drawn_and_what_is_given() {
+    let (prior, dvae) = model();
+    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
+    // The last row is given.
+    let given = (0..16).map(|at| (at >= 12).then_some(3)).collect();
+    let events = Drawing::new(&decoder, &dvae, &[], Request { given, ..request(1, 0) }).unwrap();
+    let preview = events.map(Result::unwrap).find_map(|event| match event {
+        Event::Preview(pictures) => Some(pictures[0].image.clone()),
+        _ => None,
+    });
+    let image = preview.unwrap();
+    let white = |y: u32| (0..8).all(|x| image.get_pixel(x, y).0 == [255; 3]);
+    // One row of cells is drawn, two are to come, the last is there: two pixels each.
+    assert_eq!((0..8).map(white).collect::<Vec<_>>(), [false, false, true, true, true, true, false, false]);
 }

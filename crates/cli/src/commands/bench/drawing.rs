@@ -9,7 +9,7 @@ use tessera_kernels::decode::Weights;
 use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};
 use tessera_model::nn::Init;
 use tessera_model::prior::{Pattern, Prior, PriorConfig, Wrap};
-use tessera_model::sample::choose;
+use tessera_model::sample::{Next, choose};
 use tessera_model::{Decoder, Event, Request, Sampling, Tessera};
 
 use super::{Work, count};
@@ -40,10 +40,12 @@ pub fn decode(lanes: usize, text_len: usize, grid: usize) -> Result<Work> {
     let gflop = Some(2e-9 * (drawn * products) as f64);
     let run = move || {
         let captions = decoder.read(&[&[1, 2, 3]])?;
-        let mut state = decoder.start(vec![0; lanes]);
-        let mut tokens = Vec::new();
+        let mut state = decoder.room_for_lanes(lanes);
+        let mut tokens: Vec<u32> = vec![0; lanes];
         for at in 0..config.image_len() {
-            let logits = decoder.step(&captions, &mut state, &tokens)?;
+            let next = |(lane, &previous)| Next { caption: 0, lane, at, previous };
+            let next: Vec<Next> = tokens.iter().enumerate().map(next).collect();
+            let logits = decoder.step(&captions, &mut state, &next)?;
             tokens = logits.par_chunks(vocab).enumerate().map(|(lane, row)| sample(row, at, lane)).collect();
         }
         Ok(())

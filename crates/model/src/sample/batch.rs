@@ -1,0 +1,342 @@
+//! Continuous batching: candidates of all requests step together, each at its own place of its picture, and one that is finished
+//! makes room for the next.
+//!
+//! A candidate is a function of (seed, candidate, position) alone: rows of the decoder and pictures of the dVAE do not depend on each
+//! other, so what else is drawn with it changes no bit of it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use burn::tensor::{Int, Tensor, TensorData};
+use image::RgbImage;
+use rayon::prelude::*;
+
+use super::captions::ReadCaptions;
+use super::decode::{Decoder, Lanes, Next};
+use super::{Event, Picture, Ranking, Request, Token, choose};
+use crate::dvae::Dvae;
+use crate::prior::PriorConfig;
+
+/// Pictures that are decoded together.
+const PICTURES: usize = 16;
+
+/// A request with what the model reads of it.
+pub struct Job<'a> {
+    /// BPE tokens of the caption.
+    pub caption: Vec<u32>,
+    /// BPE tokens of what guidance steers away from; none are the empty caption.
+    pub negative: Vec<u32>,
+    /// What to draw.
+    pub request: Request,
+    /// If present, only the pictures that it keeps are yielded, at the end, best first.
+    pub ranking: Option<Ranking<'a>>,
+}
+
+impl<'a> Job<'a> {
+    /// Pictures of a caption, as they come.
+    pub fn new(caption: &[u32], request: Request) -> Job<'a> {
+        Job { caption: caption.to_vec(), negative: Vec::new(), request, ranking: None }
+    }
+
+    /// Rows of the decoder that one candidate takes.
+    fn width(&self) -> usize {
+        if self.request.sampling.is_guided() { 2 } else { 1 }
+    }
+
+    /// Rows of the decoder that all candidates take.
+    pub(super) fn rows(&self) -> usize {
+        self.request.n.saturating_mul(self.width())
+    }
+}
+
+/// A job and how far it is.
+struct Running<'a> {
+    job: Job<'a>,
+    /// Candidates that have been started, and those of them that are complete.
+    started: usize,
+    finished: usize,
+    /// Tokens drawn.
+    done: usize,
+}
+
+/// A picture that is being drawn.
+struct Candidate {
+    job: u64,
+    index: usize,
+    tokens: Vec<u32>,
+    /// Its row with the caption, and with guidance another without.
+    rows: Vec<Row>,
+}
+
+#[derive(Clone, Copy)]
+struct Row {
+    caption: usize,
+    lane: usize,
+}
+
+/// What one step made of a job.
+#[derive(Default)]
+struct News {
+    tokens: Vec<Token>,
+    preview: Vec<Picture>,
+    finished: Vec<Picture>,
+}
+
+/// Requests that are drawn together.
+pub struct Batch<'a> {
+    decoder: &'a Decoder,
+    dvae: &'a Dvae,
+    captions: ReadCaptions,
+    lanes: Lanes,
+    /// Lanes that nobody has.
+    free: Vec<usize>,
+    /// By their number, which is the order of arrival.
+    jobs: BTreeMap<u64, Running<'a>>,
+    candidates: Vec<Candidate>,
+    next_job: u64,
+}
+
+impl<'a> Batch<'a> {
+    /// Rows with which drawing is fastest on processors; more only take memory.
+    pub const ROWS: usize = 64;
+
+    /// A batch whose step has at most `rows` rows: a candidate takes one, or two with guidance.
+    pub fn new(decoder: &'a Decoder, dvae: &'a Dvae, rows: usize) -> Batch<'a> {
+        let rows = rows.max(2);
+        Batch {
+            decoder,
+            dvae,
+            captions: ReadCaptions::new(decoder, rows),
+            lanes: decoder.room_for_lanes(rows),
+            free: (0..rows).rev().collect(),
+            jobs: BTreeMap::new(),
+            candidates: Vec::new(),
+            next_job: 0,
+        }
+    }
+
+    /// Adds a job; its number is that of its events.
+    ///
+    /// # Errors
+    /// If a sampling parameter is out of range, `n` is 0, or the given tokens do not fit the model.
+    pub fn add(&mut self, job: Job<'a>) -> Result<u64> {
+        let config = self.decoder.config();
+        job.request.check(config)?;
+        for tokens in [&job.caption, &job.negative] {
+            let unknown = tokens.iter().find(|&&token| token as usize >= config.text_vocab);
+            ensure!(unknown.is_none(), "text token {unknown:?}: wanted less than {}", config.text_vocab);
+        }
+        let id = self.next_job;
+        self.next_job += 1;
+        self.jobs.insert(id, Running { job, started: 0, finished: 0, done: 0 });
+        Ok(id)
+    }
+
+    /// Forgets a job, finished or not; others do not notice.
+    pub fn remove(&mut self, id: u64) {
+        self.jobs.remove(&id);
+        self.release(|candidate| candidate.job == id);
+    }
+
+    /// Forgets all jobs.
+    pub fn clear(&mut self) {
+        self.jobs.clear();
+        self.release(|_| true);
+    }
+
+    /// Whether there is nothing to draw.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// Candidates that are being drawn now.
+    pub fn active(&self) -> usize {
+        self.candidates.len()
+    }
+
+    /// Takes their rows from some candidates.
+    fn release(&mut self, gone: impl Fn(&Candidate) -> bool) {
+        for row in self.candidates.extract_if(.., |candidate| gone(candidate)).flat_map(|gone| gone.rows) {
+            self.captions.give_back(row.caption);
+            self.free.push(row.lane);
+        }
+    }
+
+    /// Starts candidates while there is room: of the job that has the fewest under way, so that a large one holds up none.
+    fn admit(&mut self) -> Result<()> {
+        loop {
+            let under_way = |id: &u64| self.candidates.iter().filter(|c| c.job == *id).count();
+            let waiting = self.jobs.iter().filter(|(_, running)| running.started < running.job.request.n);
+            let Some(id) = waiting.map(|(id, _)| *id).min_by_key(under_way) else { break };
+            let Some(running) = self.jobs.get_mut(&id) else { break };
+            if self.free.len() < running.job.width() {
+                break;
+            }
+            let captions = [&running.job.caption, &running.job.negative];
+            let mut rows = Vec::new();
+            for caption in &captions[..running.job.width()] {
+                let caption = self.captions.take(caption)?;
+                rows.extend(self.free.pop().map(|lane| Row { caption, lane }));
+            }
+            let index = running.started;
+            running.started += 1;
+            self.candidates.push(Candidate { job: id, index, tokens: Vec::new(), rows });
+        }
+        self.captions.read(self.decoder)
+    }
+
+    /// Draws one token of each candidate that there is room for; what happened, each with the number of its job.
+    ///
+    /// # Errors
+    /// If the tensors fail; the batch is then good for nothing but [`Batch::clear`].
+    pub fn step(&mut self) -> Result<Vec<(u64, Event)>> {
+        self.admit()?;
+        if self.candidates.is_empty() {
+            return Ok(Vec::new());
+        }
+        let next = |row: usize| {
+            let rows = self.candidates.iter().filter_map(move |candidate| {
+                let Row { caption, lane } = *candidate.rows.get(row)?;
+                let previous = candidate.tokens.last().copied().unwrap_or(0);
+                Some(Next { caption, lane, at: candidate.tokens.len(), previous })
+            });
+            rows.collect::<Vec<Next>>()
+        };
+        // Rows of one caption side by side, since they are multiplied with its states together.
+        let next = [next(0), next(1)].concat();
+        let logits = self.decoder.step(&self.captions.states, &mut self.lanes, &next)?;
+        let vocab = self.decoder.config().image_vocab;
+        let (with, without) = logits.split_at(self.candidates.len() * vocab);
+        let mut without = without.chunks_exact(vocab);
+        let rows: Vec<(&[f32], Option<&[f32]>)> = self
+            .candidates
+            .iter()
+            .zip(with.chunks_exact(vocab))
+            .map(|(candidate, with)| (with, candidate.rows.get(1).and_then(|_| without.next())))
+            .collect();
+        let jobs = &self.jobs;
+        self.candidates.par_iter_mut().zip(rows).for_each(|(candidate, (with, without))| {
+            if let Some(running) = jobs.get(&candidate.job) {
+                candidate.tokens.push(pick(&running.job.request, candidate, with, without));
+            }
+        });
+        self.report()
+    }
+
+    fn report(&mut self) -> Result<Vec<(u64, Event)>> {
+        let PriorConfig { grid, .. } = *self.decoder.config();
+        let mut news: BTreeMap<u64, News> = BTreeMap::new();
+        let shown = |candidate: &&Candidate| {
+            let (done, running) = (candidate.tokens.len(), self.jobs.get(&candidate.job));
+            done == grid * grid
+                || running.is_some_and(|running| running.job.request.previews) && done.is_multiple_of(grid)
+        };
+        let mut pictures =
+            self.pictures(&self.candidates.iter().filter(shown).collect::<Vec<_>>())?.into_iter();
+        for candidate in &self.candidates {
+            let news = news.entry(candidate.job).or_default();
+            let position = candidate.tokens.len() - 1;
+            let code = candidate.tokens[position];
+            news.tokens.push(Token { picture: candidate.index, position, code });
+            if shown(&candidate) {
+                let whole = candidate.tokens.len() == grid * grid;
+                (if whole { &mut news.finished } else { &mut news.preview }).extend(pictures.next());
+            }
+        }
+        self.release(|candidate| candidate.tokens.len() == grid * grid);
+        let mut events = Vec::new();
+        for (id, news) in news {
+            self.tell(id, news, grid * grid, &mut events)?;
+        }
+        Ok(events)
+    }
+
+    /// The events of one job.
+    fn tell(&mut self, id: u64, news: News, len: usize, events: &mut Vec<(u64, Event)>) -> Result<()> {
+        let Some(running) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let n = running.job.request.n;
+        running.done += news.tokens.len();
+        running.finished += news.finished.len();
+        events.push((id, Event::Tokens { new: news.tokens, done: running.done, total: n * len }));
+        if !news.preview.is_empty() {
+            events.push((id, Event::Preview(news.preview)));
+        }
+        let finished = match &mut running.job.ranking {
+            None => news.finished,
+            Some(ranking) => {
+                ranking.add(news.finished)?;
+                if running.finished < n { Vec::new() } else { ranking.take() }
+            }
+        };
+        events.extend(finished.into_iter().map(|picture| (id, Event::Picture(picture))));
+        if running.finished == n {
+            self.jobs.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Pictures as far as they are drawn: cells to come are white, unless they are given.
+    fn pictures(&self, candidates: &[&Candidate]) -> Result<Vec<Picture>> {
+        let grid = self.decoder.config().grid;
+        let known = |candidate: &Candidate| -> Vec<Option<u32>> {
+            let request = self.jobs.get(&candidate.job).map(|running| &running.job.request);
+            let given = |at| request.and_then(|request| request.given(candidate.index, at));
+            (0..grid * grid).map(|at| candidate.tokens.get(at).copied().or_else(|| given(at))).collect()
+        };
+        let mut pictures = Vec::new();
+        for candidates in candidates.chunks(PICTURES) {
+            let known: Vec<Vec<Option<u32>>> = candidates.iter().map(|candidate| known(candidate)).collect();
+            let codes: Vec<i32> = known.iter().flatten().map(|code| code.unwrap_or(0) as i32).collect();
+            let codes = TensorData::new(codes, [candidates.len(), grid, grid]);
+            let codes: Tensor<3, Int> = Tensor::from_data(codes, &self.dvae.device());
+            let images = to_images(self.dvae.decode(codes))?;
+            for ((candidate, known), mut image) in candidates.iter().zip(known).zip(images) {
+                whiten(&mut image, &known, grid);
+                let Candidate { index, ref tokens, .. } = **candidate;
+                pictures.push(Picture { index, tokens: tokens.clone(), image, score: None });
+            }
+        }
+        Ok(pictures)
+    }
+}
+
+/// The next token of a candidate: given, or drawn from the logits with the caption, and with guidance those without.
+fn pick(request: &Request, candidate: &Candidate, with: &[f32], without: Option<&[f32]>) -> u32 {
+    let (index, at) = (candidate.index, candidate.tokens.len());
+    if let Some(given) = request.given(index, at) {
+        return given;
+    }
+    let (sampling, u) = (&request.sampling, request.unit(index, at));
+    match without {
+        None => choose(with, sampling, u),
+        Some(without) => choose(&guide(with, without, sampling.guidance as f32), sampling, u),
+    }
+}
+
+fn guide(with: &[f32], without: &[f32], guidance: f32) -> Vec<f32> {
+    with.iter().zip(without).map(|(with, without)| without + guidance * (with - without)).collect()
+}
+
+/// `[B, 3, S, S]` in [0, 1] → pictures.
+fn to_images(x: Tensor<4>) -> Result<Vec<RgbImage>> {
+    let [_, _, height, width] = x.dims();
+    let values =
+        x.permute([0, 2, 3, 1]).into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    let image = |values: &[f32]| {
+        let bytes = values.iter().map(|v| (v * 255.0).round() as u8).collect();
+        RgbImage::from_raw(width as u32, height as u32, bytes)
+    };
+    let images: Option<Vec<RgbImage>> = values.chunks_exact(height * width * 3).map(image).collect();
+    images.ok_or_else(|| anyhow::anyhow!("a picture has the wrong number of values"))
+}
+
+/// Makes the cells white that nothing is known of.
+fn whiten(image: &mut RgbImage, known: &[Option<u32>], grid: usize) {
+    let (width, height) = image.dimensions();
+    let cell = |at: u32, side: u32| (at * grid as u32 / side) as usize;
+    for (x, y, pixel) in image.enumerate_pixels_mut() {
+        if known[cell(y, height) * grid + cell(x, width)].is_none() {
+            *pixel = image::Rgb([255; 3]);
+        }
+    }
+}

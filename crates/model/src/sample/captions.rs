@@ -1,0 +1,70 @@
+//! Captions that have been read, shared by all candidates that have the same one, and kept until their room is needed.
+
+use anyhow::{Context, Result};
+
+use super::{Captions, Decoder};
+
+/// A caption's place.
+#[derive(Default)]
+struct Place {
+    tokens: Vec<u32>,
+    /// Candidates that look at it; one that has none may be overwritten.
+    users: usize,
+    /// When it was last asked for; 0 if never.
+    asked: u64,
+}
+
+/// Read captions by their tokens.
+pub(super) struct ReadCaptions {
+    pub(super) states: Captions,
+    places: Vec<Place>,
+    /// Places whose caption is to be read before the next step.
+    unread: Vec<usize>,
+    asked: u64,
+}
+
+impl ReadCaptions {
+    /// Room for `n` captions at once.
+    pub(super) fn new(decoder: &Decoder, n: usize) -> ReadCaptions {
+        let places = (0..n).map(|_| Place::default()).collect();
+        ReadCaptions { states: decoder.room_for_captions(n), places, unread: Vec::new(), asked: 0 }
+    }
+
+    /// The place of a caption, for one more user; what nobody uses makes room for it, the longest unused first.
+    ///
+    /// # Errors
+    /// If all places are in use.
+    pub(super) fn take(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.asked += 1;
+        let known = self.places.iter().position(|place| place.asked > 0 && place.tokens == tokens);
+        let at = known.or_else(|| {
+            let unused = self.places.iter().enumerate().filter(|(_, place)| place.users == 0);
+            let (at, _) = unused.min_by_key(|(_, place)| place.asked)?;
+            self.places[at] = Place { tokens: tokens.to_vec(), users: 0, asked: 0 };
+            self.unread.push(at);
+            Some(at)
+        });
+        let at = at.context("no room for another caption")?;
+        self.places[at].users += 1;
+        self.places[at].asked = self.asked;
+        Ok(at)
+    }
+
+    /// One user less.
+    pub(super) fn give_back(&mut self, at: usize) {
+        self.places[at].users -= 1;
+    }
+
+    /// Reads what was taken since, all together.
+    ///
+    /// # Errors
+    /// If a token is outside the vocabulary.
+    pub(super) fn read(&mut self, decoder: &Decoder) -> Result<()> {
+        if self.unread.is_empty() {
+            return Ok(());
+        }
+        let unread = std::mem::take(&mut self.unread);
+        let captions: Vec<&[u32]> = unread.iter().map(|&at| self.places[at].tokens.as_slice()).collect();
+        decoder.read_into(&mut self.states, &unread, &captions)
+    }
+}
