@@ -6,7 +6,6 @@
 mod args;
 mod commands;
 mod digits;
-mod png_text;
 
 use std::io;
 use std::process::ExitCode;

@@ -13,6 +13,8 @@ pub mod dataset;
 pub mod loader;
 pub mod picture;
 pub mod pictures;
+pub mod png_text;
+pub mod prompt;
 pub mod shard;
 pub mod sources;
 

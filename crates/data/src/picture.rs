@@ -44,6 +44,11 @@ impl Square {
 
 /// Decodes a PNG, JPEG or WebP: upright as its camera meant it, transparent parts white.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
+    decode_any(bytes, MAX_PIXELS).map(on_white)
+}
+
+/// Decodes a PNG, JPEG or WebP of at most `max_pixels`: upright as its camera meant it, with its transparency.
+pub fn decode_any(bytes: &[u8], max_pixels: u64) -> Result<DynamicImage> {
     let reader =
         ImageReader::new(Cursor::new(bytes)).with_guessed_format().context("cannot read the picture")?;
     let mut decoder = reader.into_decoder().context("not a PNG, JPEG or WebP picture")?;
@@ -51,20 +56,20 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     let pixels = u64::from(width) * u64::from(height);
     ensure!(pixels > 0, "the picture is empty ({width}x{height})");
     ensure!(
-        pixels <= MAX_PIXELS,
-        "the picture claims {width}x{height} pixels, more than the {MAX_PIXELS} allowed"
+        pixels <= max_pixels,
+        "the picture claims {width}x{height} pixels, more than the {max_pixels} allowed"
     );
     let mut limits = Limits::default();
-    limits.max_alloc = Some(16 * MAX_PIXELS);
+    limits.max_alloc = Some(16 * max_pixels);
     decoder.set_limits(limits).context("the picture needs too much memory")?;
     let orientation = decoder.orientation().context("the picture's orientation cannot be read")?;
     let mut image = DynamicImage::from_decoder(decoder).context("the picture is damaged")?;
     image.apply_orientation(orientation);
-    Ok(on_white(image))
+    Ok(image)
 }
 
 /// Drops the alpha channel, if there is one, by laying the picture on white.
-fn on_white(image: DynamicImage) -> RgbImage {
+pub fn on_white(image: DynamicImage) -> RgbImage {
     if !image.color().has_alpha() {
         return image.into_rgb8();
     }
@@ -86,7 +91,13 @@ pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
 
 /// The square `from` of `image`, scaled to `side` x `side` pixels.
 pub fn resize(image: &RgbImage, from: Square, side: u32, filter: Filter) -> Result<RgbImage> {
-    ensure!(side > 0, "cannot resize a picture to 0 pixels");
+    let Square { left, top, side: length } = from;
+    scale(image, [left, top, length, length], [side, side], filter)
+}
+
+/// The rectangle `from` of `image`, `[left, top, width, height]`, scaled to `[width, height]` pixels.
+pub fn scale(image: &RgbImage, from: [u32; 4], to: [u32; 2], filter: Filter) -> Result<RgbImage> {
+    ensure!(to[0] > 0 && to[1] > 0, "cannot resize a picture to 0 pixels");
     // Typed, because the untyped call compiles every pixel format there is.
     let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())
         .context("the picture's pixels do not fit its size")?;
@@ -94,18 +105,15 @@ pub fn resize(image: &RgbImage, from: Square, side: u32, filter: Filter) -> Resu
         Filter::Area => FilterType::Box,
         Filter::Lanczos => FilterType::Lanczos3,
     };
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(kernel)).crop(
-        from.left.into(),
-        from.top.into(),
-        from.side.into(),
-        from.side.into(),
-    );
-    let mut target = TypedImage::<U8x3>::new(side, side);
+    let [left, top, width, height] = from.map(f64::from);
+    let options =
+        ResizeOptions::new().resize_alg(ResizeAlg::Convolution(kernel)).crop(left, top, width, height);
+    let mut target = TypedImage::<U8x3>::new(to[0], to[1]);
     Resizer::new().resize_typed(&source, &mut target, &options).with_context(|| {
-        format!("cannot resize {from:?} of a {}x{} picture to {side}", image.width(), image.height())
+        format!("cannot resize {from:?} of a {}x{} picture to {to:?}", image.width(), image.height())
     })?;
     let bytes = target.pixels().iter().flat_map(|pixel| pixel.0).collect();
-    RgbImage::from_raw(side, side, bytes).context("the resized picture has the wrong size")
+    RgbImage::from_raw(to[0], to[1], bytes).context("the resized picture has the wrong size")
 }
 
 #[cfg(test)]

@@ -13,5 +13,5 @@ pub mod sample;
 mod tessera;
 pub mod weights;
 
-pub use sample::{Decoder, Drawing, Event, Picture, Request, Sampling};
+pub use sample::{Batch, Decoder, Drawing, Event, Job, Parameters, Picture, Request, Sampling};
 pub use tessera::{ReadPrompt, Tessera};

@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
+use image::RgbImage;
 use tessera_kernels::decode::Weights;
 use tessera_text::{Bpe, Prompt};
 
 use crate::dvae::Dvae;
-use crate::prior::Prior;
+use crate::prior::{Prior, PriorConfig};
 use crate::rerank::Reranker;
-use crate::sample::{Batch, Decoder, Drawing, Job, Ranking, Request};
+use crate::sample::{Batch, Decoder, Drawing, Job, Ranking, Request, mosaics};
 use crate::weights::{ModelFile, check_count, import};
 
 /// dVAE, tokenizer, prior and perhaps reranker of one model file.
@@ -40,6 +41,8 @@ pub struct Tessera {
     pub decoder: Decoder,
     /// Ranks what is drawn, if the model has one.
     pub reranker: Option<Reranker>,
+    /// Side of its pictures in pixels.
+    pub image_size: usize,
 }
 
 /// A caption as the model will read it, and what was lost on the way.
@@ -74,7 +77,8 @@ impl Tessera {
         let (dvae, prior) = (file.dvae(device)?, file.prior(device)?.in_int8());
         let decoder = Decoder::new(&prior, Weights::Int8)?;
         let reranker = file.config.rerank.as_ref().map(|_| Reranker::new(file, device)).transpose()?;
-        let tessera = Tessera { dvae, prior, bpe: Bpe::from_json(tokenizer)?, decoder, reranker };
+        let image_size = file.config.dvae.as_ref().map_or(0, |config| config.image_size);
+        let tessera = Tessera { dvae, prior, bpe: Bpe::from_json(tokenizer)?, decoder, reranker, image_size };
         if let (Some(dvae), Some(prior)) = (&file.config.dvae, &file.config.prior) {
             ensure!(
                 (dvae.vocab, dvae.grid()) == (prior.image_vocab, prior.grid),
@@ -103,6 +107,55 @@ impl Tessera {
         // A cut may fall inside a character of several bytes.
         let text = self.bpe.decode(&tokens)?.trim_end_matches(char::REPLACEMENT_CHARACTER).to_string();
         Ok(ReadPrompt { tokens, text, truncated })
+    }
+
+    /// Tokens of a picture, `[G²]` in raster order: what a picture prompt is made of (paper §3.3).
+    ///
+    /// # Errors
+    /// If it has not the model's size; [`Tessera::image_size`] says it.
+    pub fn encode(&self, picture: &RgbImage) -> Result<Vec<u32>> {
+        let side = self.image_size;
+        let (width, height) = picture.dimensions();
+        ensure!(
+            (width as usize, height as usize) == (side, side),
+            "a picture of {width}x{height} pixels: wanted {side}x{side}"
+        );
+        let values: Vec<f32> = picture.as_raw().iter().map(|&value| f32::from(value) / 255.0).collect();
+        let x: Tensor<4> =
+            Tensor::from_data(TensorData::new(values, [1, side, side, 3]), &self.dvae.device());
+        let codes = self.dvae.encode(x.permute([0, 3, 1, 2])).into_data();
+        Ok(codes.iter::<i64>().map(|code| code as u32).collect())
+    }
+
+    /// Tokens of a picture as for [`Tessera::encode`], or those that it is `claimed` to be made of, if they look like it: what was
+    /// drawn by this model is then gone on with exactly. Says whether they were.
+    ///
+    /// # Errors
+    /// As for [`Tessera::encode`].
+    pub fn tokens_of(&self, picture: &RgbImage, claimed: Option<&[u32]>) -> Result<(Vec<u32>, bool)> {
+        if let Some(claimed) = claimed {
+            let known = claimed.iter().copied().map(Some).collect();
+            if let Ok(made) = self.decode(&[known])
+                && looks_like(&made[0], picture, self.prior.config().grid)
+            {
+                return Ok((claimed.to_vec(), true));
+            }
+        }
+        Ok((self.encode(picture)?, false))
+    }
+
+    /// Pictures of tokens, each `[G²]` in raster order; cells without a token are white.
+    ///
+    /// # Errors
+    /// If there is not an entry for each cell, or a token is unknown.
+    pub fn decode(&self, tokens: &[Vec<Option<u32>>]) -> Result<Vec<RgbImage>> {
+        let PriorConfig { grid, image_vocab, .. } = *self.prior.config();
+        for tokens in tokens {
+            ensure!(tokens.len() == grid * grid, "{} tokens: wanted {}", tokens.len(), grid * grid);
+            let unknown = tokens.iter().flatten().find(|&&token| token as usize >= image_vocab);
+            ensure!(unknown.is_none(), "token {unknown:?}: wanted less than {image_vocab}");
+        }
+        mosaics(&self.dvae, grid, tokens)
     }
 
     /// Draws; the pictures come as events. A prompt that is too long is cut as [`Tessera::read_prompt`] tells.
@@ -134,6 +187,25 @@ impl Tessera {
         let ranking = request.best.map(rank).transpose()?;
         Ok(Job { caption, negative, request, ranking })
     }
+}
+
+/// How much the mean colour of a cell may change, of 255, when a drawing is enlarged and reduced again.
+const SAME_COLOUR: f64 = 12.0;
+
+/// Whether the cells of two pictures have the same mean colours.
+fn looks_like(a: &RgbImage, b: &RgbImage, grid: usize) -> bool {
+    let cell = a.width() / grid as u32;
+    let mean = |image: &RgbImage, left: u32, top: u32, channel: usize| {
+        let values = (0..cell * cell)
+            .map(|at| f64::from(image.get_pixel(left + at % cell, top + at / cell).0[channel]));
+        values.sum::<f64>() / f64::from(cell * cell)
+    };
+    a.dimensions() == b.dimensions()
+        && (0..grid * grid * 3).all(|i| {
+            let (at, channel) = ((i / 3) as u32, i % 3);
+            let (left, top) = (at % grid as u32 * cell, at / grid as u32 * cell);
+            (mean(a, left, top, channel) - mean(b, left, top, channel)).abs() < SAME_COLOUR
+        })
 }
 
 impl ModelFile {

@@ -1,23 +1,24 @@
 //! `tessera inspect`: what a drawing was made with, or what a model file holds.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use tessera_data::png_text;
+use tessera_model::Parameters;
 use tessera_model::weights::{HostTensor, ModelFile};
 
 use super::say;
 use crate::args::Inspect;
-use crate::png_text::read_png;
 
 /// The first bytes of every PNG.
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 pub fn run(args: &Inspect) -> Result<()> {
     let value = match is_png(&args.file)? {
-        true => match read_png(&args.file)? {
+        true => match drawn_with(&args.file)? {
             Some(parameters) => serde_json::to_value(parameters)?,
             None => {
                 bail!("{} carries no drawing parameters; was it made by `tessera draw`?", args.file.display())
@@ -29,6 +30,13 @@ pub fn run(args: &Inspect) -> Result<()> {
         true => say(value),
         false => say(table(&value)?),
     }
+}
+
+/// What the picture says that it was drawn with.
+fn drawn_with(path: &Path) -> Result<Option<Parameters>> {
+    let file = BufReader::new(File::open(path)?);
+    let text = png_text::read(file).with_context(|| path.display().to_string())?;
+    text.map(|text| serde_json::from_str(&text).context("its parameters are damaged")).transpose()
 }
 
 fn is_png(path: &Path) -> Result<bool> {

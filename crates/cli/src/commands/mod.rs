@@ -11,18 +11,46 @@ pub mod reconstruct;
 pub mod train;
 
 use std::fmt::Display;
+use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tessera_model::weights::ModelFile;
+use tessera_model::weights::{ModelFile, model_id};
 
 /// The model file at `path`, or the embedded one.
 fn model_file(path: Option<&Path>) -> Result<ModelFile> {
+    identified_model(path).map(|(file, _)| file)
+}
+
+/// The model file at `path`, or the embedded one, and its fingerprint.
+fn identified_model(path: Option<&Path>) -> Result<(ModelFile, String)> {
     match path {
-        Some(path) => ModelFile::read(path),
-        None => ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model"),
+        Some(path) => {
+            let shown = path.display();
+            let bytes = fs::read(path).with_context(|| format!("cannot read the model file {shown}"))?;
+            let file = ModelFile::from_bytes(&bytes);
+            Ok((file.with_context(|| format!("{shown} is not a whole Tessera model"))?, model_id(&bytes)))
+        }
+        None => {
+            let file = ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model")?;
+            Ok((file, model_id(tessera_pretrained::MODEL)))
+        }
     }
+}
+
+/// Fails early: before anything is drawn.
+fn check_writable(out: &Path) -> Result<()> {
+    let existed = out.exists();
+    fs::File::options()
+        .append(true)
+        .create(true)
+        .open(out)
+        .with_context(|| format!("cannot write {}; choose another name", out.display()))?;
+    if !existed {
+        fs::remove_file(out)?;
+    }
+    Ok(())
 }
 
 /// Prints a line. A reader that has seen enough and closed the pipe is no error.

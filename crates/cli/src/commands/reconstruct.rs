@@ -6,8 +6,8 @@ use serde_json::json;
 use tessera_data::picture::decode;
 use tessera_train::{grid, reconstruct};
 
-use super::draw::{check_writable, enlarge};
-use super::{model_file, say};
+use super::draw::enlarge;
+use super::{check_writable, model_file, say};
 use crate::args::Reconstruct;
 
 pub fn run(args: &Reconstruct) -> Result<()> {

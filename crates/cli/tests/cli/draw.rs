@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use image::AnimationDecoder;
 use serde_json::Value;
 
 use super::pipeline::pipeline;
@@ -102,6 +103,52 @@ fn ranking_asks_for_what_it_needs() {
 }
 
 #[test]
+fn prompts_come_from_a_file_and_json_tells_of_each_picture() {
+    let dir = folder();
+    fs::write(dir.path().join("prompts.txt"), "a cat\n\n  a dog \n").unwrap();
+    let args = ["a red apple", "--prompts", "prompts.txt", "-n", "2", "--seed", "1", "--json", "--separate"];
+    let told: Value = serde_json::from_str(&draw(dir.path(), &args).stdout).unwrap();
+    assert_eq!(told["prompts"], serde_json::json!(["a red apple", "a cat", "a dog"]));
+    let pictures = told["pictures"].as_array().unwrap();
+    let prompts: Vec<&str> = pictures.iter().map(|picture| picture["prompt"].as_str().unwrap()).collect();
+    assert_eq!(prompts, ["a red apple", "a red apple", "a cat", "a cat", "a dog", "a dog"]);
+    assert_eq!(told["files"].as_array().unwrap().len(), 6);
+    // Each file tells of its own picture, and that picture is the one that its prompt alone would give.
+    let third: Value =
+        serde_json::from_str(&succeed(dir.path(), &["inspect", "drawing-3.png", "--json"]).stdout).unwrap();
+    assert_eq!((&third["prompts"], &third["index"]), (&serde_json::json!(["a cat"]), &0.into()));
+    assert_eq!(third["tokens"], pictures[2]["tokens"]);
+    draw(dir.path(), &["a cat", "-n", "1", "--seed", "1", "--out", "alone.png"]);
+    assert_eq!(picture(dir.path(), "alone.png"), picture(dir.path(), "drawing-3.png"));
+
+    fs::write(dir.path().join("empty.txt"), "\n \n").unwrap();
+    for (file, wanted) in
+        [("empty.txt", "holds no prompt: wanted one a line"), ("none.txt", "cannot read none.txt")]
+    {
+        let error = mistake(dir.path(), &["draw", "--prompts", file, "--model", &pipeline().model()]);
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn an_animation_ends_with_the_pictures() {
+    let dir = folder();
+    let args = ["a red apple", "-n", "2", "--seed", "1", "--gif", "forming.gif"];
+    assert_eq!(draw(dir.path(), &args).stdout, "drawing.png and forming.gif (seed 1)\n");
+    let file = std::io::BufReader::new(fs::File::open(dir.path().join("forming.gif")).unwrap());
+    let frames = image::codecs::gif::GifDecoder::new(file).unwrap().into_frames().collect_frames().unwrap();
+    let gray = |frame: &image::Frame| image::DynamicImage::from(frame.buffer().clone()).to_luma8();
+    let sheet = image::DynamicImage::from(picture(dir.path(), "drawing.png")).to_luma8();
+    let off = |frame| {
+        let pairs = gray(frame).into_raw().into_iter().zip(sheet.as_raw());
+        pairs.map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / sheet.as_raw().len() as f64
+    };
+    assert!(frames.len() > 10 && frames[0].buffer().dimensions() == sheet.dimensions());
+    assert!(gray(&frames[0]).pixels().all(|pixel| pixel.0[0] > 250), "it begins white");
+    assert!(off(frames.last().unwrap()) < 3.0, "it ends {} from the sheet", off(frames.last().unwrap()));
+}
+
+#[test]
 fn any_prompt_draws() {
     let dir = folder();
     for prompt in ["", "   ", "🍎", "红苹果", "\u{202e}a\u{7}b\n", "'\"; $(ls) %s \\"] {
@@ -143,7 +190,7 @@ fn bad_numbers_say_what_was_wanted() {
 #[test]
 fn an_output_that_cannot_be_written_is_found_before_drawing() {
     let error = draw_mistake(&["a cat", "--out", "no/such/folder/x.png"]);
-    assert!(error.contains("cannot write no/such/folder/x.png; choose another --out"), "{error}");
+    assert!(error.contains("cannot write no/such/folder/x.png; choose another name"), "{error}");
 }
 
 #[test]

@@ -17,6 +17,8 @@ mod eval;
 #[cfg(unix)]
 mod interrupt;
 #[cfg(test)]
+mod picture_prompt;
+#[cfg(test)]
 mod pipeline;
 #[cfg(test)]
 mod plan;

@@ -7,18 +7,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
 use rayon::prelude::*;
 
 use super::captions::ReadCaptions;
 use super::decode::{Decoder, Lanes, Next};
-use super::{Event, Picture, Ranking, Request, Token, choose};
+use super::{Event, Picture, Ranking, Request, Token, choose, mosaics};
 use crate::dvae::Dvae;
 use crate::prior::PriorConfig;
-
-/// Pictures that are decoded together.
-const PICTURES: usize = 16;
 
 /// A request with what the model reads of it.
 pub struct Job<'a> {
@@ -278,25 +274,17 @@ impl<'a> Batch<'a> {
     /// Pictures as far as they are drawn: cells to come are white, unless they are given.
     fn pictures(&self, candidates: &[&Candidate]) -> Result<Vec<Picture>> {
         let grid = self.decoder.config().grid;
-        let known = |candidate: &Candidate| -> Vec<Option<u32>> {
+        let known = |candidate: &&Candidate| -> Vec<Option<u32>> {
             let request = self.jobs.get(&candidate.job).map(|running| &running.job.request);
             let given = |at| request.and_then(|request| request.given(candidate.index, at));
             (0..grid * grid).map(|at| candidate.tokens.get(at).copied().or_else(|| given(at))).collect()
         };
-        let mut pictures = Vec::new();
-        for candidates in candidates.chunks(PICTURES) {
-            let known: Vec<Vec<Option<u32>>> = candidates.iter().map(|candidate| known(candidate)).collect();
-            let codes: Vec<i32> = known.iter().flatten().map(|code| code.unwrap_or(0) as i32).collect();
-            let codes = TensorData::new(codes, [candidates.len(), grid, grid]);
-            let codes: Tensor<3, Int> = Tensor::from_data(codes, &self.dvae.device());
-            let images = to_images(self.dvae.decode(codes))?;
-            for ((candidate, known), mut image) in candidates.iter().zip(known).zip(images) {
-                whiten(&mut image, &known, grid);
-                let Candidate { index, ref tokens, .. } = **candidate;
-                pictures.push(Picture { index, tokens: tokens.clone(), image, score: None });
-            }
-        }
-        Ok(pictures)
+        let images = mosaics(self.dvae, grid, &candidates.iter().map(known).collect::<Vec<_>>())?;
+        let picture = |(candidate, image): (&&Candidate, RgbImage)| {
+            let Candidate { index, ref tokens, .. } = **candidate;
+            Picture { index, tokens: tokens.clone(), image, score: None }
+        };
+        Ok(candidates.iter().zip(images).map(picture).collect())
     }
 }
 
@@ -315,28 +303,4 @@ fn pick(request: &Request, candidate: &Candidate, with: &[f32], without: Option<
 
 fn guide(with: &[f32], without: &[f32], guidance: f32) -> Vec<f32> {
     with.iter().zip(without).map(|(with, without)| without + guidance * (with - without)).collect()
-}
-
-/// `[B, 3, S, S]` in [0, 1] → pictures.
-fn to_images(x: Tensor<4>) -> Result<Vec<RgbImage>> {
-    let [_, _, height, width] = x.dims();
-    let values =
-        x.permute([0, 2, 3, 1]).into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
-    let image = |values: &[f32]| {
-        let bytes = values.iter().map(|v| (v * 255.0).round() as u8).collect();
-        RgbImage::from_raw(width as u32, height as u32, bytes)
-    };
-    let images: Option<Vec<RgbImage>> = values.chunks_exact(height * width * 3).map(image).collect();
-    images.ok_or_else(|| anyhow::anyhow!("a picture has the wrong number of values"))
-}
-
-/// Makes the cells white that nothing is known of.
-fn whiten(image: &mut RgbImage, known: &[Option<u32>], grid: usize) {
-    let (width, height) = image.dimensions();
-    let cell = |at: u32, side: u32| (at * grid as u32 / side) as usize;
-    for (x, y, pixel) in image.enumerate_pixels_mut() {
-        if known[cell(y, height) * grid + cell(x, width)].is_none() {
-            *pixel = image::Rgb([255; 3]);
-        }
-    }
 }

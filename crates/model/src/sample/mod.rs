@@ -7,6 +7,8 @@ mod captions;
 mod decode;
 mod generate;
 mod logits;
+mod mosaic;
+mod parameters;
 mod rank;
 mod request;
 
@@ -14,6 +16,8 @@ pub use batch::{Batch, Job};
 pub use decode::{Captions, Decoder, Lanes, Next};
 pub use generate::Drawing;
 pub use logits::choose;
+pub use mosaic::mosaics;
+pub use parameters::Parameters;
 pub use rank::Ranking;
 pub use request::{DEFAULT_GUIDANCE, DEFAULT_TOP_P, Event, Picture, Request, Sampling, Token};
 

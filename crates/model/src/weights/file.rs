@@ -83,6 +83,11 @@ pub struct ModelFile {
     pub notes: BTreeMap<String, String>,
 }
 
+/// A short name of a model file's bytes: the same seed draws the same pictures only with the same file.
+pub fn model_id(bytes: &[u8]) -> String {
+    format!("{:08x}", crc32fast::hash(bytes))
+}
+
 impl ModelFile {
     /// Reads a file.
     ///

@@ -8,7 +8,7 @@ mod pickle;
 mod torch_file;
 
 pub use clip::read_clip;
-pub use file::{ModelConfig, ModelFile, Storage};
+pub use file::{ModelConfig, ModelFile, Storage, model_id};
 pub use openai_dvae::read_openai_dvae;
 pub(crate) use params::check_count;
 pub use params::{Collected, HostTensor, export, gradients, import};

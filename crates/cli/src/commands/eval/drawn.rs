@@ -14,7 +14,8 @@ use tessera_model::rerank::Reranker;
 
 use super::sets::{inception, reranker};
 use crate::args::Drawn;
-use crate::commands::draw::{check_writable, meant};
+use crate::commands::check_writable;
+use crate::commands::draw::meant;
 use crate::commands::{model_file, say};
 
 /// Candidates of each caption in the paper.

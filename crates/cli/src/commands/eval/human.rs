@@ -7,7 +7,7 @@ use tessera_data::{Pictures, evenly};
 use tessera_eval::{Comparison, Hasty, comparison_page, votes};
 
 use crate::args::Human;
-use crate::commands::draw::check_writable;
+use crate::commands::check_writable;
 use crate::commands::say;
 
 pub fn run(human: &Human) -> Result<()> {

@@ -19,7 +19,8 @@ use tessera_kernels::Cpu;
 use tessera_model::{Request, Sampling, Tessera};
 use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
-use super::draw::{check_writable, enlarge, meant};
+use super::check_writable;
+use super::draw::{enlarge, meant};
 use super::{model_file, say};
 use crate::args::{Eval, EvalArgs, Numbers};
 

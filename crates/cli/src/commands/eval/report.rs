@@ -16,7 +16,8 @@ use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 use super::drawn::{Models, held_out_captions};
 use super::sets::{Embedded, Overlaps, blur_figures, embedded, held_out_pairs, overlaps};
 use crate::args::Drawn;
-use crate::commands::draw::{check_writable, enlarge, meant};
+use crate::commands::check_writable;
+use crate::commands::draw::{enlarge, meant};
 use crate::commands::{model_file, say};
 
 /// Captions whose drawings are shown.

@@ -16,7 +16,7 @@ use tessera_model::weights::ModelFile;
 use tessera_train::grid;
 
 use crate::args::{Network, Pair, Resizing};
-use crate::commands::draw::check_writable;
+use crate::commands::check_writable;
 use crate::commands::{model_file, say};
 
 /// Pairs on a sheet of overlaps, and of them in a row.

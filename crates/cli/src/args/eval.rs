@@ -1,0 +1,268 @@
+//! The flags of `eval`, as typed.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+
+use super::{Numbers, Sampling};
+
+#[derive(Subcommand)]
+pub enum Eval {
+    /// Reconstructions of held-out pictures: PSNR, ELBO, codebook usage.
+    Recon(EvalArgs),
+    /// How much the words matter: the image loss under the true and other captions.
+    Conditioning(EvalArgs),
+    /// Whether drawings of held-out captions look right: nearest of eight real pictures, chance 1 in 8.
+    Drawing {
+        #[command(flatten)]
+        common: EvalArgs,
+        /// Number of drawings of each caption.
+        #[arg(short, long = "number", default_value_t = 4)]
+        n: usize,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        #[command(flatten)]
+        sampling: Sampling,
+        /// Also write a sheet: a row for each of 20 captions, the real picture first.
+        #[arg(long, value_name = "FILE.png")]
+        sheet: Option<PathBuf>,
+    },
+    /// How often a held-out caption finds its picture among 100, and the other way round, by the contrastive model.
+    Retrieval {
+        /// A data set; only its held-out part is used.
+        #[arg(long)]
+        data: PathBuf,
+        #[command(flatten)]
+        network: Network,
+    },
+    /// FID: the Fréchet distance of two sets of pictures.
+    Fid(Pair),
+    /// KID: a distance that small sets do not bias.
+    Kid(Pair),
+    /// CMMD: another such distance, of embeddings of unit length.
+    Cmmd(Pair),
+    /// Precision and recall: how many pictures of each set lie among those of the other.
+    PrecisionRecall(Pair),
+    /// IS: how sure a network is of each picture's class, and how many classes there are.
+    Is {
+        /// A folder of pictures or a data set.
+        dir: PathBuf,
+        #[command(flatten)]
+        network: Network,
+    },
+    /// CLIP-score: how well pictures fit their captions. Each NAME.png has a NAME.txt beside it with the caption in its first line.
+    ClipScore {
+        /// A folder of pictures with captions, or a data set.
+        dir: PathBuf,
+        #[command(flatten)]
+        network: Network,
+    },
+    /// FID and IS of ever more blurred pictures, both sets blurred (the paper's figure 9), with a plot.
+    Blur {
+        #[command(flatten)]
+        pair: Pair,
+        /// Standard deviations of the blur in pixels.
+        #[arg(long, value_delimiter = ',', default_values_t = [0.0, 1.0, 2.0, 4.0, 8.0])]
+        radii: Vec<f32>,
+        /// The plot.
+        #[arg(long, default_value = "blur.svg")]
+        out: PathBuf,
+    },
+    /// The training pictures that held-out ones are nearest to, by the contrastive model: the closest pairs as a sheet.
+    Overlap {
+        /// A data set.
+        #[arg(long)]
+        data: PathBuf,
+        #[command(flatten)]
+        network: Network,
+        /// Pairs at least as close as this cosine count as the same picture.
+        #[arg(long, default_value_t = 0.95)]
+        threshold: f32,
+        /// Also FID and KID of these pictures to the held-out ones, with and without those that overlap.
+        #[arg(long, value_name = "DIR")]
+        fake: Option<PathBuf>,
+        /// The sheet.
+        #[arg(long, default_value = "overlap.png")]
+        out: PathBuf,
+    },
+    /// The best of 1, 2, 4 … N candidates of each held-out caption (the paper's figure 9c), drawn, measured and plotted.
+    RerankCurve {
+        /// A data set: its held-out captions are drawn, and its pictures are what drawings are measured against.
+        #[arg(long)]
+        data: PathBuf,
+        #[command(flatten)]
+        drawn: Drawn,
+        /// The plot.
+        #[arg(long, default_value = "rerank-curve.svg")]
+        out: PathBuf,
+    },
+    /// Drawings of MS-COCO's captions, as the paper is measured.
+    Coco {
+        /// Folder with captions_val2014.json (or annotations/…) and the pictures in val2014/.
+        dir: PathBuf,
+        #[command(flatten)]
+        drawn: Drawn,
+    },
+    /// Drawings of the captions of CUB-200-2011's test pictures.
+    Cub {
+        /// Folder with images.txt, train_test_split.txt, images/ and the captions in text/ or text_c10/.
+        dir: PathBuf,
+        #[command(flatten)]
+        drawn: Drawn,
+    },
+    /// Comparisons by people (the paper's figure 7).
+    #[command(subcommand)]
+    Human(Human),
+    /// What a model and a data set tell, all of it, on one page.
+    Report {
+        /// A data set.
+        #[arg(long)]
+        data: PathBuf,
+        #[command(flatten)]
+        drawn: Drawn,
+        /// The page.
+        #[arg(long, default_value = "report.html")]
+        out: PathBuf,
+    },
+    /// The training curves of a run, or of several to compare, as an SVG picture.
+    Curves {
+        /// Folders of runs.
+        #[arg(required = true, value_name = "RUN")]
+        runs: Vec<PathBuf>,
+        /// Draw only this metric; may be repeated. What each resblock has its own of is drawn only if it is named.
+        #[arg(long = "metric", value_name = "NAME")]
+        metrics: Vec<String>,
+        /// The picture file.
+        #[arg(long, default_value = "curves.svg")]
+        out: PathBuf,
+    },
+}
+
+/// How pictures are resized for an Inception.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Resizing {
+    /// As pytorch-fid does.
+    PytorchFid,
+    /// As torch-fidelity does, and TensorFlow did.
+    TorchFidelity,
+}
+
+/// Which network looks at pictures.
+#[derive(ClapArgs)]
+pub struct Network {
+    /// Weights of an Inception v3: those of 2015 that FID is usually measured by, or torchvision's, as in the paper.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rerank", "classes"])]
+    pub inception: Option<PathBuf>,
+    /// How pictures are resized for the weights of 2015; torchvision's have a way of their own.
+    #[arg(long, value_enum, default_value_t = Resizing::PytorchFid, requires = "inception")]
+    pub resize: Resizing,
+    /// A model file whose contrastive model looks; that of the embedded model if no network is named.
+    #[arg(long, value_name = "FILE")]
+    pub rerank: Option<PathBuf>,
+    /// Captions that are the classes of a contrastive model's IS, a line each.
+    #[arg(long, value_name = "FILE")]
+    pub classes: Option<PathBuf>,
+    /// Folder in which what was seen is kept, so that an interrupted measurement goes on, and the next need not look again.
+    #[arg(long, value_name = "DIR")]
+    pub work: Option<PathBuf>,
+    /// Numbers to multiply.
+    #[arg(long, value_enum, default_value_t = Numbers::Auto)]
+    pub precision: Numbers,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs)]
+pub struct Pair {
+    /// A folder of real pictures, or a data set.
+    pub real: PathBuf,
+    /// A folder of pictures to measure, or a data set.
+    pub fake: PathBuf,
+    #[command(flatten)]
+    pub network: Network,
+}
+
+/// What is drawn and how it is measured. Interrupted, it goes on where it was.
+#[derive(ClapArgs)]
+pub struct Drawn {
+    /// Folder for the drawings.
+    #[arg(long)]
+    pub drawings: PathBuf,
+    /// Candidates of a caption, of which the best is kept; 512 of MS-COCO and CUB as in the paper, else 32 and all halves of it.
+    #[arg(long)]
+    pub of: Option<usize>,
+    /// Captions that are drawn, evenly chosen (of MS-COCO at random); 30,000 of MS-COCO, all of others.
+    #[arg(long)]
+    pub captions: Option<usize>,
+    /// The model file that draws and ranks; the embedded model if absent.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// A model file whose contrastive model judges. It must be another than the one that ranks, which would praise itself.
+    #[arg(long, value_name = "FILE")]
+    pub judge: PathBuf,
+    /// Weights of an Inception v3 for FID, KID and IS; the judge's own features if absent.
+    #[arg(long, value_name = "FILE")]
+    pub inception: Option<PathBuf>,
+    /// How pictures are resized for the weights of 2015; torchvision's have a way of their own.
+    #[arg(long, value_enum, default_value_t = Resizing::PytorchFid, requires = "inception")]
+    pub resize: Resizing,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Human {
+    /// A page that shows people two pictures of each caption and saves what they say.
+    Page {
+        /// Pictures of one model: NAME.png beside NAME.txt with the caption.
+        a: PathBuf,
+        /// Pictures of the other, of the same captions in the same order.
+        b: PathBuf,
+        /// Comparisons, evenly chosen; all if absent.
+        #[arg(long)]
+        tasks: Option<usize>,
+        /// The page.
+        #[arg(long, default_value = "compare.html")]
+        out: PathBuf,
+    },
+    /// What the people said whose CSV files the page saved.
+    Votes {
+        /// One file a person.
+        #[arg(required = true, value_name = "CSV")]
+        files: Vec<PathBuf>,
+        /// Leave out who disagrees with the others and answers in a hurry, as the paper did.
+        #[arg(long)]
+        drop_hasty: bool,
+        /// What the two models are called.
+        #[arg(long, num_args = 2, value_names = ["A", "B"], default_values_t = ["A".to_string(), "B".to_string()])]
+        names: Vec<String>,
+        /// The plot.
+        #[arg(long, default_value = "votes.svg")]
+        out: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(ClapArgs)]
+pub struct EvalArgs {
+    /// A data set; only its held-out part is used.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// A model file; the embedded model if absent.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// Numbers to multiply.
+    #[arg(long, value_enum, default_value_t = Numbers::Auto)]
+    pub precision: Numbers,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}

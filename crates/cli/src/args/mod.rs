@@ -1,0 +1,325 @@
+//! The flags, as typed. What they mean is decided in `commands`.
+
+mod draw;
+mod eval;
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use tessera_kernels::Precision;
+
+pub use draw::{Draw, PicturePrompt, Sampling};
+pub use eval::{Drawn, Eval, EvalArgs, Human, Network, Pair, Resizing};
+
+/// Draws pictures from sentences, and trains the models that do: DALL·E of 2021, whole.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+pub struct Args {
+    /// Threads to compute with; as many as the processor has if not given. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<std::num::NonZeroUsize>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make a data set of captioned pictures.
+    #[command(subcommand)]
+    Data(DataSource),
+    /// Train one part of the model.
+    #[command(subcommand)]
+    Train(TrainTask),
+    /// Turn pictures into tokens with a trained dVAE.
+    Encode(Encode),
+    /// Draw pictures of a sentence.
+    Draw(Draw),
+    /// Store a model in 8 bits, for shipping, with a reranker if one is named.
+    Pack {
+        /// The model file.
+        model: PathBuf,
+        /// A file of `train rerank` whose contrastive model goes into the new file.
+        #[arg(long, value_name = "FILE")]
+        rerank: Option<PathBuf>,
+        /// The smaller model file.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Show what a drawing was made with, or what a model file holds.
+    Inspect(Inspect),
+    /// Measure a model on held-out data, or sets of pictures.
+    #[command(subcommand)]
+    Eval(Eval),
+    /// Measure this machine: how fast it trains and draws.
+    Bench(Bench),
+    /// Make a model file of published weights.
+    #[command(subcommand)]
+    Convert(Convert),
+    /// Put a picture through a dVAE's tokens and back.
+    Reconstruct(Reconstruct),
+    /// Work out what training a prior takes on many GPUs: memory, traffic, time.
+    Plan(PlanArgs),
+}
+
+#[derive(Subcommand)]
+pub enum Convert {
+    /// OpenAI's released dVAE.
+    OpenaiDvae {
+        /// `encoder.pkl`, as published; it is read, not run.
+        encoder: PathBuf,
+        /// `decoder.pkl`
+        decoder: PathBuf,
+        /// The model file.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// A contrastive model to rank with: OpenAI's CLIP, Hugging Face's copy, or open_clip's; vision transformers only.
+    Clip {
+        /// The weights, as published: .pt or .safetensors; nothing in them is run.
+        weights: PathBuf,
+        /// CLIP's vocabulary: OpenAI's bpe_simple_vocab_16e6.txt.gz, or Hugging Face's tokenizer.json.
+        #[arg(long, value_name = "FILE")]
+        vocab: PathBuf,
+        /// Which GELU the weights were trained with; OpenAI's own archives need no telling.
+        #[arg(long, value_enum)]
+        gelu: Option<WhichGelu>,
+        /// The model file.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum WhichGelu {
+    /// OpenAI's.
+    Quick,
+    /// Most of open_clip's.
+    Exact,
+}
+
+#[derive(ClapArgs)]
+pub struct Reconstruct {
+    /// A PNG, JPEG or WebP picture; its middle square is used.
+    pub image: PathBuf,
+    /// A model file; the embedded model if absent.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// The original beside its reconstruction.
+    #[arg(long, default_value = "reconstruction.png")]
+    pub out: PathBuf,
+    /// Enlarge each picture this many times.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub scale: u32,
+    /// Print JSON, with the tokens.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub settings: Settings,
+    /// GPUs in all.
+    #[arg(long)]
+    pub gpus: usize,
+    /// Memory of a GPU, as in 16GiB or 80GB.
+    #[arg(long)]
+    pub gpu_mem: String,
+    /// GPUs of a machine, over which parameters are split.
+    #[arg(long, default_value_t = 8)]
+    pub gpus_per_machine: usize,
+    /// Rank of PowerSGD over a machine's GPUs; the paper's for its widths, else a quarter of the width.
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// Peak of a GPU in 16 bits, in 10¹² operations a second; 125 is that of the paper's V100.
+    #[arg(long, default_value_t = 125.0)]
+    pub peak_tflops: f64,
+    /// Share of the peak that training reaches.
+    #[arg(long, default_value_t = 0.3)]
+    pub mfu: f64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs)]
+pub struct Bench {
+    /// Works to time; all but the long `grow-*` if none is named.
+    #[arg(value_name = "WORK")]
+    pub works: Vec<String>,
+    /// One JSON object a work instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Numbers to multiply.
+    #[arg(long, value_enum, default_value_t = Numbers::Auto)]
+    pub precision: Numbers,
+    /// Timed repetitions of a work.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Numbers {
+    /// bf16 where the processor multiplies it, else f32.
+    Auto,
+    F32,
+    Bf16,
+}
+
+impl From<Numbers> for Precision {
+    fn from(numbers: Numbers) -> Precision {
+        match numbers {
+            Numbers::Auto => Precision::Auto,
+            Numbers::F32 => Precision::F32,
+            Numbers::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub enum DataSource {
+    /// Render the emoji sets that `runs/fetch_emoji.sh` fetches.
+    Emoji {
+        /// Folder of fetched packages.
+        #[arg(long)]
+        packages: PathBuf,
+        /// Folder for the shards.
+        #[arg(long)]
+        out: PathBuf,
+        /// Side of the pictures in pixels.
+        #[arg(long, default_value_t = 72)]
+        size: u32,
+        /// Which emoji.
+        #[arg(long, value_enum, default_value_t = World::Small)]
+        world: World,
+        /// Background colour, `RRGGBB`.
+        #[arg(long, default_value = "ffffff")]
+        background: String,
+        /// Combinations of thing and style to hold out, in percent.
+        #[arg(long, default_value_t = 8)]
+        holdout: u32,
+        /// At most this many things.
+        #[arg(long)]
+        max_concepts: Option<usize>,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Use your own pictures: NAME.png, .jpg or .webp beside NAME.txt with one caption a line.
+    Folder {
+        /// The folder, searched recursively.
+        dir: PathBuf,
+        /// Folder for the shards.
+        #[arg(long)]
+        out: PathBuf,
+        /// Side of the stored pictures in pixels.
+        #[arg(long, default_value_t = 72)]
+        size: u32,
+        /// Pictures to hold out, in percent.
+        #[arg(long, default_value_t = 5)]
+        holdout: u32,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum World {
+    /// A few hundred everyday things.
+    Small,
+    /// Everything, with skin tones and genders.
+    Full,
+}
+
+#[derive(Subcommand)]
+pub enum TrainTask {
+    /// The caption vocabulary, from a data set.
+    Bpe {
+        #[command(flatten)]
+        settings: Settings,
+        /// The data set.
+        #[arg(long)]
+        data: PathBuf,
+        /// Folder for `tokenizer.json`.
+        #[arg(long)]
+        run: PathBuf,
+    },
+    /// Stage 1: the discrete VAE, from a data set.
+    Dvae(Common),
+    /// Stage 2: the transformer, from a folder of codes.
+    Prior {
+        #[command(flatten)]
+        common: Common,
+        /// The tokenizer that `train bpe` wrote.
+        #[arg(long)]
+        bpe: PathBuf,
+    },
+    /// The contrastive model that ranks drawings, from a data set.
+    Rerank {
+        #[command(flatten)]
+        common: Common,
+        /// The tokenizer that `train bpe` wrote.
+        #[arg(long)]
+        bpe: PathBuf,
+        /// A model file with the dVAE through whose tokens a share of the pictures goes (`data.reconstructed`).
+        #[arg(long)]
+        dvae: Option<PathBuf>,
+    },
+}
+
+/// Which settings.
+#[derive(ClapArgs)]
+pub struct Settings {
+    /// A preset (tiny, emoji, 2.8b, 5.6b, paper) or a TOML file of differences to one.
+    #[arg(long, default_value = "emoji")]
+    pub config: String,
+    /// Change one value, as in `--set prior.n_layers=12`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// Flags of every training command.
+#[derive(ClapArgs)]
+pub struct Common {
+    #[command(flatten)]
+    pub settings: Settings,
+    /// What to train on.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Folder of this run.
+    #[arg(long)]
+    pub run: PathBuf,
+    /// Continue the run in the folder from its newest checkpoint.
+    #[arg(long)]
+    pub resume: bool,
+    /// Start from the weights in this model file instead of random ones, to train a model further or on other pictures.
+    #[arg(long, value_name = "FILE")]
+    pub init: Option<PathBuf>,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(ClapArgs)]
+pub struct Encode {
+    #[command(flatten)]
+    pub settings: Settings,
+    /// The data set.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// A model file with a dVAE.
+    #[arg(long)]
+    pub dvae: PathBuf,
+    /// Folder for the codes.
+    #[arg(long)]
+    pub out: PathBuf,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(ClapArgs)]
+pub struct Inspect {
+    /// A PNG that `draw` wrote, or a model file.
+    pub file: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}

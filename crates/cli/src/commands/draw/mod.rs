@@ -1,0 +1,214 @@
+//! `tessera draw`: sentences in, a grid of pictures out.
+
+mod prompt;
+mod save;
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use image::imageops::FilterType;
+use image::{RgbImage, imageops};
+use indicatif::{ProgressBar, ProgressStyle};
+use tessera_kernels::{Cpu, Isa};
+use tessera_model::rerank::Reranker;
+use tessera_model::weights::ModelFile;
+use tessera_model::{Batch, Event, Parameters, Picture, Request, Sampling, Tessera};
+
+use super::{check_writable, identified_model};
+use crate::args::{self, Draw};
+
+/// Most pictures of one call: a limit against slips of the finger.
+const MAX_PICTURES: usize = 4096;
+
+/// Pictures that are shown of a prompt unless told otherwise.
+const SHOWN: usize = 9;
+/// Candidates for each of them.
+const CANDIDATES: usize = 4;
+
+/// How many pictures of each prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    shown: usize,
+    /// What they are the best of, if they are ranked.
+    of: Option<usize>,
+}
+
+impl Count {
+    /// What the flags mean for so many prompts if pictures can be ranked, or cannot for a reason.
+    fn new(args: &Draw, prompts: usize, unrankable: Option<&str>) -> Result<Count> {
+        let count = match (args.n, args.best, args.of) {
+            (Some(n), _, _) => Count { shown: n, of: None },
+            (None, None, None) if unrankable.is_some() => Count { shown: SHOWN, of: None },
+            (None, best, of) => {
+                let shown = best.unwrap_or(SHOWN.min(of.unwrap_or(SHOWN)));
+                Count { shown, of: Some(of.unwrap_or(shown.saturating_mul(CANDIDATES))) }
+            }
+        };
+        let flag = match (args.n, args.best, args.of) {
+            (Some(n), _, _) => format!("-n {n}"),
+            (None, _, _) => format!("--best {} --of {}", count.shown, count.drawn()),
+        };
+        ensure!(
+            count.shown > 0 && count.drawn().saturating_mul(prompts) <= MAX_PICTURES,
+            "{flag}: wanted 1 to {MAX_PICTURES} pictures in all"
+        );
+        ensure!(count.shown <= count.drawn(), "{flag}: wanted no more than are drawn");
+        if let (Some(_), Some(reason)) = (count.of, unrankable) {
+            bail!("{flag}: {reason}, or draw with -n");
+        }
+        ensure!(
+            count.of.is_some() || !args.scores,
+            "--scores: only ranked pictures have scores; use --best and --of"
+        );
+        Ok(count)
+    }
+
+    fn drawn(self) -> usize {
+        self.of.unwrap_or(self.shown)
+    }
+}
+
+pub fn run(args: &Draw) -> Result<()> {
+    ensure!((1..=64).contains(&args.scale), "--scale {}: wanted 1 to 64", args.scale);
+    for out in [&args.out].into_iter().chain(&args.gif) {
+        check_writable(out)?;
+    }
+    let mut prompts = prompts(args)?;
+    let seed = args.seed.unwrap_or_else(clock_seed);
+    let (file, model_id) = identified_model(args.model.as_deref())?;
+    let mut tessera = Tessera::new(&file, &Default::default())?;
+    if let Some(path) = &args.rerank {
+        let reranker = Reranker::new(&ModelFile::read(path)?, &Default::default());
+        tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
+    }
+    let given = prompt::read(&args.picture, &tessera, &model_id)?;
+    if prompts.is_empty() {
+        prompts.push(given.prompt.unwrap_or_default());
+    }
+    let unrankable = match &tessera.reranker {
+        None => Some("the model has no reranker; name one with --rerank"),
+        Some(_) if prompts.iter().any(String::is_empty) => {
+            Some("there are no words to rank by; give a prompt")
+        }
+        Some(_) => None,
+    };
+    let count = Count::new(args, prompts.len(), unrankable)?;
+    if Cpu::current().isa() == Isa::Portable {
+        eprintln!("this processor has neither AVX2 nor AVX-512: computing without them, which is slower");
+    }
+    let request = Request {
+        negative: args.negative.clone(),
+        n: count.drawn(),
+        best: count.of.map(|_| count.shown),
+        seed,
+        sampling: meant(&args.sampling),
+        given: given.tokens,
+        strength: given.strength,
+        previews: false,
+        ..Request::default()
+    };
+    let mut parameters = Parameters {
+        program: format!("tessera {}", env!("CARGO_PKG_VERSION")),
+        prompts: read_prompts(&tessera, &prompts, count.of.is_some())?,
+        negative: args.negative.clone(),
+        n: count.shown,
+        of: count.of,
+        scores: Vec::new(),
+        reranker: args.rerank.as_deref().map(name),
+        seed,
+        sampling: request.sampling.clone(),
+        kept: args.picture.image.is_some().then(|| request.given.iter().flatten().count()),
+        strength: args.picture.variations.then_some(given.strength),
+        model: args.model.as_deref().map_or("embedded".into(), name),
+        model_id: Some(model_id),
+        index: None,
+        tokens: None,
+    };
+    let pictures = draw(&tessera, &prompts, &request)?;
+    parameters.scores = pictures.iter().filter_map(|picture| picture.score).collect();
+    save::save(args, &tessera, &request.given, &pictures, &parameters)
+}
+
+/// Those of the command line, then those of the file.
+fn prompts(args: &Draw) -> Result<Vec<String>> {
+    let mut prompts = args.prompts.clone();
+    if let Some(path) = &args.prompts_file {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        prompts.extend(lines.map(str::to_string));
+        ensure!(!prompts.is_empty(), "{} holds no prompt: wanted one a line", path.display());
+    }
+    Ok(prompts)
+}
+
+/// The prompts as the model reads them; what it loses of them is told.
+fn read_prompts(tessera: &Tessera, prompts: &[String], ranked: bool) -> Result<Vec<String>> {
+    let read = |prompt: &String| {
+        let read = tessera.read_prompt(prompt)?;
+        if read.truncated {
+            eprintln!("warning: the prompt is too long; the model reads only up to: …{:?}", tail(&read.text));
+        }
+        if let (true, Some(reranker)) = (ranked, &tessera.reranker) {
+            let dropped = reranker.captions(&[prompt])?[0].dropped_tokens;
+            if dropped > 0 {
+                eprintln!(
+                    "warning: the prompt is too long; the reranker does not read its last {dropped} tokens"
+                );
+            }
+        }
+        Ok(read.text)
+    };
+    prompts.iter().map(read).collect()
+}
+
+/// A file's name alone: where it lies is nobody's business who gets the picture.
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The sampling flags as the model takes them.
+pub fn meant(flags: &args::Sampling) -> Sampling {
+    let args::Sampling { temperature, top_k, top_p, guidance } = *flags;
+    Sampling { temperature, top_k, top_p: Some(top_p), guidance }
+}
+
+/// Draws all prompts together behind a bar; pictures in the order of prompts, of each in the order they come.
+fn draw(tessera: &Tessera, prompts: &[String], request: &Request) -> Result<Vec<Picture>> {
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} tokens {per_sec} eta {eta}")?);
+    let mut batch = tessera.batch(Batch::ROWS);
+    for prompt in prompts {
+        batch.add(tessera.job(Request { prompt: prompt.clone(), ..request.clone() })?)?;
+    }
+    let mut pictures: Vec<(u64, Picture)> = Vec::new();
+    while !batch.is_empty() {
+        for (id, event) in batch.step()? {
+            match event {
+                Event::Tokens { new, total, .. } => {
+                    bar.set_length((total * prompts.len()) as u64);
+                    bar.inc(new.len() as u64);
+                }
+                Event::Preview(_) => {}
+                Event::Picture(picture) => pictures.push((id, picture)),
+            }
+        }
+    }
+    bar.finish_and_clear();
+    pictures.sort_by_key(|(id, _)| *id);
+    Ok(pictures.into_iter().map(|(_, picture)| picture).collect())
+}
+
+pub fn enlarge(picture: &RgbImage, scale: u32) -> RgbImage {
+    imageops::resize(picture, picture.width() * scale, picture.height() * scale, FilterType::CatmullRom)
+}
+
+fn tail(text: &str) -> String {
+    let skip = text.chars().count().saturating_sub(30);
+    text.chars().skip(skip).collect()
+}
+
+fn clock_seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64 % 1_000_000)
+}

@@ -1,0 +1,159 @@
+//! What `draw` leaves behind: a sheet or single files, perhaps an animation, and a line or JSON.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use image::codecs::gif::{GifEncoder, Repeat};
+use image::{Delay, DynamicImage, Frame, RgbImage};
+use serde_json::json;
+use tessera_data::{atomic, png_text};
+use tessera_model::{Parameters, Picture, Tessera};
+use tessera_train::grid;
+
+use super::enlarge;
+use crate::args::Draw;
+use crate::commands::say;
+use crate::digits::labelled;
+
+/// Frames of an animation, of which the last stays longer.
+const FRAMES: usize = 36;
+const FRAME_MS: u32 = 80;
+const LAST_MS: u32 = 2500;
+
+pub fn save(
+    args: &Draw,
+    tessera: &Tessera,
+    given: &[Option<u32>],
+    pictures: &[Picture],
+    parameters: &Parameters,
+) -> Result<()> {
+    let label = |picture: &Picture| {
+        let large = enlarge(&picture.image, args.scale);
+        match picture.score {
+            Some(score) if args.scores => labelled(&large, &format!("{score:.3}")),
+            _ => large,
+        }
+    };
+    let large: Vec<RgbImage> = pictures.iter().map(label).collect();
+    let square = (parameters.n as f64).sqrt().ceil() as usize;
+    let columns = if parameters.prompts.len() == 1 { square } else { parameters.n };
+    let mut files = Vec::new();
+    if args.separate {
+        for (index, (image, picture)) in large.iter().zip(pictures).enumerate() {
+            let path = numbered(&args.out, index + 1);
+            write_png(&path, image, &of_one(parameters, picture, index))?;
+            files.push(path);
+        }
+    } else {
+        let sheet = grid(&large, columns);
+        let alone = pictures.first().filter(|_| pictures.len() == 1);
+        let parameters = alone.map_or_else(|| parameters.clone(), |picture| of_one(parameters, picture, 0));
+        write_png(&args.out, &sheet, &parameters)?;
+        files.push(args.out.clone());
+        if std::io::stdout().is_terminal() && !args.json {
+            show(sheet);
+        }
+    }
+    if let Some(path) = &args.gif {
+        write_gif(path, tessera, given, pictures, columns, args.scale)?;
+        files.push(path.clone());
+    }
+    match args.json {
+        true => say(described(&files, pictures, parameters)?),
+        false => say(line(&files, parameters.seed)),
+    }
+}
+
+/// Which files were written, and the seed that makes them again.
+fn line(files: &[PathBuf], seed: u64) -> String {
+    match files {
+        [first, .., last] if files.len() > 2 => {
+            format!("{} to {} (seed {seed})", first.display(), last.display())
+        }
+        _ => {
+            let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+            format!("{} (seed {seed})", names.join(" and "))
+        }
+    }
+}
+
+/// The parameters of a file that holds one of the pictures.
+fn of_one(all: &Parameters, picture: &Picture, place: usize) -> Parameters {
+    Parameters {
+        prompts: vec![all.prompts[place / all.n].clone()],
+        scores: picture.score.into_iter().collect(),
+        index: Some(picture.index),
+        tokens: Some(picture.tokens.clone()),
+        ..all.clone()
+    }
+}
+
+fn described(files: &[PathBuf], pictures: &[Picture], parameters: &Parameters) -> Result<serde_json::Value> {
+    let picture = |(place, picture): (usize, &Picture)| {
+        let Picture { index, tokens, score, .. } = picture;
+        let prompt = &parameters.prompts[place / parameters.n];
+        json!({ "prompt": prompt, "index": index, "score": score, "tokens": tokens })
+    };
+    let mut value = serde_json::to_value(parameters)?;
+    value["files"] = json!(files);
+    value["pictures"] = pictures.iter().enumerate().map(picture).collect();
+    Ok(value)
+}
+
+/// Writes `image` with its parameters, whole or not at all.
+fn write_png(path: &Path, image: &RgbImage, parameters: &Parameters) -> Result<()> {
+    atomic::write(path, &png_text::encode(image, serde_json::to_string(parameters)?)?)
+}
+
+/// The sheet as it forms, token by token; cells to come are white, unless they are given.
+fn write_gif(
+    path: &Path,
+    tessera: &Tessera,
+    given: &[Option<u32>],
+    pictures: &[Picture],
+    columns: usize,
+    scale: u32,
+) -> Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    let file = BufWriter::new(File::create(path).with_context(cannot)?);
+    let mut encoder = GifEncoder::new_with_speed(file, 10);
+    encoder.set_repeat(Repeat::Infinite).with_context(cannot)?;
+    let len = pictures.first().map_or(0, |picture| picture.tokens.len());
+    let first_drawn = given.iter().position(Option::is_none).unwrap_or(0);
+    for frame in 0..=FRAMES {
+        let drawn = first_drawn + (len - first_drawn) * frame / FRAMES;
+        let known = |picture: &Picture| {
+            let later = |at: usize| given.get(at).copied().flatten();
+            (0..len).map(|at| if at < drawn { Some(picture.tokens[at]) } else { later(at) }).collect()
+        };
+        let images = tessera.decode(&pictures.iter().map(known).collect::<Vec<_>>())?;
+        let images: Vec<RgbImage> = images.iter().map(|image| enlarge(image, scale)).collect();
+        let sheet = DynamicImage::from(grid(&images, columns)).into_rgba8();
+        let delay = Delay::from_numer_denom_ms(if frame == FRAMES { LAST_MS } else { FRAME_MS }, 1);
+        encoder.encode_frame(Frame::from_parts(sheet, 0, 0, delay)).with_context(cannot)?;
+    }
+    Ok(())
+}
+
+/// Shows the sheet in the terminal.
+fn show(sheet: RgbImage) {
+    let config = viuer::Config {
+        absolute_offset: false,
+        width: Some(60),
+        // Asking a terminal whether it knows a picture protocol waits for an answer that may never come.
+        use_kitty: false,
+        use_iterm: false,
+        ..viuer::Config::default()
+    };
+    // A terminal that cannot show pictures has its file all the same.
+    let _ = viuer::print(&DynamicImage::ImageRgb8(sheet), &config);
+}
+
+/// `dir/name.png` → `dir/name-3.png`
+fn numbered(out: &Path, number: usize) -> PathBuf {
+    let stem = out.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = out.extension().map_or("png".into(), |e| e.to_string_lossy());
+    out.with_file_name(format!("{stem}-{number}.{extension}"))
+}

@@ -1,0 +1,48 @@
+//! PNG files that say in a text chunk how they were made.
+
+use std::io::{BufRead, Seek};
+
+use anyhow::{Context, Result};
+use image::RgbImage;
+
+/// The chunk's keyword.
+const KEYWORD: &str = "tessera";
+
+/// The bytes of a PNG that carries `text`.
+pub fn encode(image: &RgbImage, text: String) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.add_itxt_chunk(KEYWORD.into(), text)?;
+    encoder.write_header()?.write_image_data(image)?;
+    Ok(bytes)
+}
+
+/// The text that a PNG carries, if it has any.
+///
+/// # Errors
+/// If it is not a whole PNG.
+pub fn read(file: impl BufRead + Seek) -> Result<Option<String>> {
+    let reader = png::Decoder::new(file).read_info().context("not a whole PNG")?;
+    let chunk = reader.info().utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD);
+    chunk.map(|chunk| chunk.get_text().context("its text chunk is damaged")).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let image = RgbImage::from_fn(5, 3, |x, y| image::Rgb([x as u8, y as u8, 9]));
+        let bytes = encode(&image, "{\"prompt\":\"ein grüner Apfel\"}".into()).unwrap();
+        assert_eq!(read(Cursor::new(&bytes)).unwrap().unwrap(), "{\"prompt\":\"ein grüner Apfel\"}");
+        assert_eq!(crate::picture::decode(&bytes).unwrap(), image);
+        let plain = crate::picture::encode_png(&image).unwrap();
+        assert_eq!(read(Cursor::new(&plain)).unwrap(), None);
+        assert!(read(Cursor::new(&bytes[..40])).is_err());
+    }
+}

@@ -1,0 +1,52 @@
+//! Pictures of tokens, whole or in part.
+
+use anyhow::Result;
+use burn::tensor::{Int, Tensor, TensorData};
+use image::RgbImage;
+
+use crate::dvae::Dvae;
+
+/// Pictures that are decoded together.
+const PICTURES: usize = 16;
+
+/// Pictures of `grid` × `grid` tokens in raster order; cells whose token is not known are white.
+///
+/// # Errors
+/// If the tensors cannot be read.
+pub fn mosaics(dvae: &Dvae, grid: usize, known: &[Vec<Option<u32>>]) -> Result<Vec<RgbImage>> {
+    let mut pictures = Vec::with_capacity(known.len());
+    for known in known.chunks(PICTURES) {
+        let codes: Vec<i32> = known.iter().flatten().map(|code| code.unwrap_or(0) as i32).collect();
+        let codes = TensorData::new(codes, [known.len(), grid, grid]);
+        let codes: Tensor<3, Int> = Tensor::from_data(codes, &dvae.device());
+        for (known, mut image) in known.iter().zip(to_images(dvae.decode(codes))?) {
+            whiten(&mut image, known, grid);
+            pictures.push(image);
+        }
+    }
+    Ok(pictures)
+}
+
+/// `[B, 3, S, S]` in [0, 1] → pictures.
+fn to_images(x: Tensor<4>) -> Result<Vec<RgbImage>> {
+    let [_, _, height, width] = x.dims();
+    let values =
+        x.permute([0, 2, 3, 1]).into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    let image = |values: &[f32]| {
+        let bytes = values.iter().map(|v| (v * 255.0).round() as u8).collect();
+        RgbImage::from_raw(width as u32, height as u32, bytes)
+    };
+    let images: Option<Vec<RgbImage>> = values.chunks_exact(height * width * 3).map(image).collect();
+    images.ok_or_else(|| anyhow::anyhow!("a picture has the wrong number of values"))
+}
+
+/// Makes the cells white that nothing is known of.
+fn whiten(image: &mut RgbImage, known: &[Option<u32>], grid: usize) {
+    let (width, height) = image.dimensions();
+    let cell = |at: u32, side: u32| (at * grid as u32 / side) as usize;
+    for (x, y, pixel) in image.enumerate_pixels_mut() {
+        if known[cell(y, height) * grid + cell(x, width)].is_none() {
+            *pixel = image::Rgb([255; 3]);
+        }
+    }
+}
