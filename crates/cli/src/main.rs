@@ -63,6 +63,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Encode(encode) => commands::train::encode(&encode),
         Command::Pack { model, rerank, out } => commands::train::pack(&model, rerank.as_deref(), &out),
         Command::Draw(draw) => commands::draw::run(&draw),
+        Command::Serve(serve) => commands::serve::run(&serve),
+        Command::Gallery { dir, out, title } => commands::gallery::run(&dir, &out, &title),
         Command::Inspect(inspect) => commands::inspect::run(&inspect),
         Command::Eval(eval) => commands::eval::run(eval),
         Command::Bench(bench) => commands::bench::run(&bench),

@@ -2,3 +2,17 @@
 
 /// A whole model file.
 pub const MODEL: &[u8] = include_bytes!("../emoji.tessera.safetensors");
+
+/// What it can and cannot draw, for people; the card says it with figures.
+pub const ABOUT: &str = "A small world: it knows 331 everyday things, each in up to six styles of emoji. It knows no people, faces, \
+    hands, flags or letters, cannot count, and draws things together less well than alone.";
+
+/// Prompts to begin with.
+pub const EXAMPLES: [&str; 6] = [
+    "a red apple",
+    "a blue heart, glossy style",
+    "a cat, noto style",
+    "a sunflower",
+    "a rocket, flat style",
+    "a pizza, twemoji style",
+];

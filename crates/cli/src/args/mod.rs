@@ -2,6 +2,7 @@
 
 mod draw;
 mod eval;
+mod serve;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use tessera_kernels::Precision;
 
 pub use draw::{Draw, PicturePrompt, Sampling};
 pub use eval::{Drawn, Eval, EvalArgs, Human, Network, Pair, Resizing};
+pub use serve::{Log, Serve};
 
 /// Draws pictures from sentences, and trains the models that do: DALL·E of 2021, whole.
 #[derive(Parser)]
@@ -34,6 +36,19 @@ pub enum Command {
     Encode(Encode),
     /// Draw pictures of a sentence.
     Draw(Draw),
+    /// Draw for browsers and programs: a page, and the image API that OpenAI's clients speak.
+    Serve(Serve),
+    /// Make a page of a folder of drawings, each with how it was made.
+    Gallery {
+        /// The folder; PNGs in it and below that `draw` wrote or the page saved.
+        dir: PathBuf,
+        /// The page: one file that needs nothing else.
+        #[arg(long, default_value = "gallery.html")]
+        out: PathBuf,
+        /// Its heading.
+        #[arg(long, default_value = "Gallery")]
+        title: String,
+    },
     /// Store a model in 8 bits, for shipping, with a reranker if one is named.
     Pack {
         /// The model file.

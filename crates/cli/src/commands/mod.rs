@@ -5,9 +5,11 @@ pub mod convert;
 pub mod data;
 pub mod draw;
 pub mod eval;
+pub mod gallery;
 pub mod inspect;
 pub mod plan;
 pub mod reconstruct;
+pub mod serve;
 pub mod train;
 
 use std::fmt::Display;

@@ -23,7 +23,7 @@ const HTTP: &[&str] = &["axum", "hyper", "reqwest", "ureq", "hf-hub", "tokio"];
 const COMMAND_LINE: &[&str] = &["clap", "viuer"];
 const EVERYTHING: &[&str] = &[""];
 
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 9] = [
     Rule { folder: "text", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
     Rule { folder: "data", may_use: &["text"], forbidden: &[TENSORS, COMMAND_LINE] },
     Rule { folder: "pretrained", may_use: &[], forbidden: &[EVERYTHING] },
@@ -35,9 +35,10 @@ const RULES: [Rule; 8] = [
         may_use: &["text", "kernels", "data", "model", "eval"],
         forbidden: &[HTTP, COMMAND_LINE],
     },
+    Rule { folder: "serve", may_use: &["data", "model"], forbidden: &[TENSORS, COMMAND_LINE] },
     Rule {
         folder: "cli",
-        may_use: &["text", "kernels", "data", "pretrained", "model", "eval", "train"],
+        may_use: &["text", "kernels", "data", "pretrained", "model", "eval", "train", "serve"],
         forbidden: &[],
     },
 ];

@@ -1,0 +1,40 @@
+//! The flags of `serve`, as typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, ValueEnum};
+
+#[derive(ClapArgs)]
+pub struct Serve {
+    /// Where to listen. Any address but 127.0.0.1 lets others in: then name keys, too.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    pub bind: SocketAddr,
+    /// A file of keys, one a line, one of which requests must send.
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// A model file; the embedded model if absent.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// A model file whose reranker chooses, instead of the model's own.
+    #[arg(long, value_name = "FILE")]
+    pub rerank: Option<PathBuf>,
+    /// Rows that are drawn in a step, over all requests: a picture takes one, or two with guidance.
+    #[arg(long, value_name = "N", default_value_t = tessera_serve::Options::ROWS)]
+    pub rows: usize,
+    /// How requests are logged, to standard error.
+    #[arg(long, value_enum, default_value_t = Log::Auto)]
+    pub log: Log,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Log {
+    /// Text for people at a terminal, else JSON.
+    Auto,
+    /// A line of text a request.
+    Text,
+    /// A JSON object a request.
+    Json,
+    /// Not at all.
+    Off,
+}

@@ -1,0 +1,127 @@
+//! `tessera gallery`: a page of drawings with how each was made, in one file that needs nothing else.
+
+use std::fmt::Write;
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use tessera_data::{atomic, png_text};
+use tessera_model::{Parameters, Sampling};
+
+use super::{check_writable, say};
+
+/// The page around the drawings: `{title}`, `{drawings}` and `{others}` are put in.
+const PAGE: &str = include_str!("gallery.html");
+
+/// A drawing of the folder.
+struct Drawing {
+    png: Vec<u8>,
+    made: Parameters,
+}
+
+pub fn run(dir: &Path, out: &Path, title: &str) -> Result<()> {
+    check_writable(out)?;
+    let (mut drawings, mut others) = (Vec::new(), 0);
+    for path in pngs(dir)? {
+        let png = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = png_text::read(Cursor::new(&png)).ok().flatten();
+        match text.and_then(|text| serde_json::from_str(&text).ok()) {
+            Some(made) => drawings.push(Drawing { png, made }),
+            None => others += 1,
+        }
+    }
+    ensure!(
+        !drawings.is_empty(),
+        "{} holds no drawing: wanted PNGs that `tessera draw` wrote, found {others} others",
+        dir.display()
+    );
+    atomic::write(out, page(title, &drawings, others).as_bytes())?;
+    let left_out = if others > 0 { format!("; {others} other PNGs are left out") } else { String::new() };
+    say(format_args!("{}: {} drawings{left_out}", out.display(), drawings.len()))
+}
+
+/// PNGs in the folder and below, in the order of their names. Links are not followed, so there is no way out or round.
+fn pngs(dir: &Path) -> Result<Vec<PathBuf>> {
+    let cannot = || format!("cannot read the folder {}", dir.display());
+    let mut entries =
+        fs::read_dir(dir).with_context(cannot)?.collect::<Result<Vec<_>, _>>().with_context(cannot)?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.path();
+        if entry.file_type().with_context(cannot)?.is_dir() {
+            found.extend(pngs(&path)?);
+        } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+fn page(title: &str, drawings: &[Drawing], others: usize) -> String {
+    let others = if others > 0 {
+        format!(" {others} pictures without parameters are left out.")
+    } else {
+        String::new()
+    };
+    let cards: String = drawings.iter().map(card).collect();
+    // What is put in is put in once, so that no prompt can hold another place.
+    let mut page = String::new();
+    for (at, part) in PAGE.split("{{").enumerate() {
+        let (place, rest) = if at == 0 { ("", part) } else { part.split_once("}}").unwrap_or(("", part)) };
+        page += match place {
+            "title" => escaped(title),
+            "drawings" => cards.clone(),
+            "others" => format!("{} drawings.{others}", drawings.len()),
+            _ => String::new(),
+        }
+        .as_str();
+        page += rest;
+    }
+    page
+}
+
+fn card(Drawing { png, made }: &Drawing) -> String {
+    let prompt = match made.prompts.join(" · ") {
+        prompt if prompt.is_empty() => "without words".to_string(),
+        prompt => escaped(&prompt),
+    };
+    let mut facts = String::new();
+    for (name, value) in facts_of(made) {
+        let _ = write!(facts, "<dt>{name}</dt><dd>{}</dd>", escaped(&value));
+    }
+    let image = STANDARD.encode(png);
+    format!(
+        "<figure><img src=\"data:image/png;base64,{image}\" alt=\"{prompt}\" loading=\"lazy\">\
+        <figcaption><h2>{prompt}</h2><dl>{facts}</dl></figcaption></figure>\n"
+    )
+}
+
+fn facts_of(made: &Parameters) -> Vec<(&'static str, String)> {
+    let Sampling { temperature, top_k, top_p, guidance } = made.sampling;
+    let scores: Vec<String> = made.scores.iter().map(|score| format!("{score:.3}")).collect();
+    let facts = [
+        ("Seed", Some(made.seed.to_string())),
+        ("Number", made.index.map(|index| index.to_string())),
+        ("Best of", made.of.map(|of| of.to_string())),
+        ("Fit", (!scores.is_empty()).then(|| scores.join(" "))),
+        ("Not this", (!made.negative.is_empty()).then(|| made.negative.clone())),
+        ("Kept cells", made.kept.map(|kept| kept.to_string())),
+        ("Drawn anew", made.strength.map(|strength| format!("{:.0} %", 100.0 * strength))),
+        ("Guidance", Some(guidance.to_string())),
+        ("Top-p", top_p.map(|p| p.to_string())),
+        ("Top-k", top_k.map(|k| k.to_string())),
+        ("Temperature", Some(temperature.to_string())),
+        ("Model", Some([made.model.as_str(), made.model_id.as_deref().unwrap_or_default()].join(" "))),
+        ("Program", Some(made.program.clone())),
+    ];
+    facts.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+/// Text that is nothing but text, whatever a prompt holds.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

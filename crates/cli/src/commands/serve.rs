@@ -1,0 +1,83 @@
+//! `tessera serve`: a server for browsers and programs.
+
+use std::io::IsTerminal;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use tessera_model::Tessera;
+use tessera_model::rerank::Reranker;
+use tessera_model::weights::ModelFile;
+use tessera_serve::{About, Keys, Options, Server};
+
+use super::{identified_model, say};
+use crate::args::{Log, Serve};
+
+/// Most rows of a step: beyond, only memory is taken.
+const MAX_ROWS: usize = 1024;
+
+pub fn run(args: &Serve) -> Result<()> {
+    ensure!((1..=MAX_ROWS).contains(&args.rows), "--rows {}: wanted 1 to {MAX_ROWS}", args.rows);
+    log(args.log);
+    let keys = args.api_key_file.as_deref().map(Keys::read).transpose()?;
+    let open = keys.is_none() && !args.bind.ip().is_loopback();
+    let (file, id) = identified_model(args.model.as_deref())?;
+    let mut tessera = Tessera::new(&file, &Default::default())?;
+    if let Some(path) = &args.rerank {
+        let reranker = Reranker::new(&ModelFile::read(path)?, &Default::default());
+        tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
+    }
+    let options = Options { about: about(args.model.as_deref(), id), tessera, keys, rows: args.rows };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let server = Server::bind(args.bind, options).await?;
+        if open {
+            eprintln!("warning: whoever reaches {} may draw; --api-key-file asks for a key", args.bind);
+        }
+        say(format_args!("http://{} draws; Ctrl-C stops", server.address()?))?;
+        server.run(asked_to_stop()).await;
+        Ok(())
+    })
+}
+
+/// What people are told of the model.
+fn about(path: Option<&Path>, id: String) -> About {
+    match path {
+        None => About {
+            name: "embedded".into(),
+            id,
+            text: tessera_pretrained::ABOUT.into(),
+            examples: tessera_pretrained::EXAMPLES.map(str::to_string).into(),
+        },
+        Some(path) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            About { name, id, text: String::new(), examples: Vec::new() }
+        }
+    }
+}
+
+fn log(kind: Log) {
+    let terminal = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    match kind {
+        Log::Off => {}
+        Log::Text => lines.with_ansi(terminal).init(),
+        Log::Auto if terminal => lines.init(),
+        Log::Auto | Log::Json => lines.json().flatten_event(true).init(),
+    }
+}
+
+/// Ctrl-C, or the signal with which a system stops its services.
+async fn asked_to_stop() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminated.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}

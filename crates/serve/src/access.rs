@@ -1,0 +1,46 @@
+//! Who may draw: keys from a file, sent as `Authorization: Bearer KEY`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use axum::http::{HeaderMap, StatusCode, header};
+
+use crate::api::ApiError;
+
+/// Keys that are let in.
+pub struct Keys(Vec<String>);
+
+impl Keys {
+    /// The keys of a file, one a line; empty lines and those that begin with # are left out.
+    ///
+    /// # Errors
+    /// If the file cannot be read or holds no key.
+    pub fn read(path: &Path) -> Result<Keys> {
+        let shown = path.display();
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let keys: Vec<String> = lines.map(str::to_string).collect();
+        ensure!(!keys.is_empty(), "{shown} holds no key: wanted one a line");
+        Ok(Keys(keys))
+    }
+
+    /// Lets the request in, or says what is wrong with its key.
+    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let said = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let refused =
+            |message: &str| Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message));
+        let Some(key) = said.and_then(|said| said.strip_prefix("Bearer ")) else {
+            return refused("This server wants a key: send the header Authorization: Bearer KEY.");
+        };
+        // Every key is looked at whole, so that the time taken tells nothing.
+        match self.0.iter().filter(|known| same(known.as_bytes(), key.trim().as_bytes())).count() {
+            0 => refused("This key is not known here."),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether two keys are equal, in a time that depends on their lengths alone.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |different, (a, b)| different | (a ^ b)) == 0
+}

@@ -1,0 +1,333 @@
+//! Answers: a request's pictures all at once, as a stream of events, or as a log.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tessera_model::{Event, Picture};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::wanted::{Delivery, Format, Shown};
+use super::{ApiError, Kind, Wanted};
+use crate::App;
+use crate::events::EventLog;
+use crate::limits::{PENDING_JOBS, WRITE_TIMEOUT};
+use crate::studio::{Refused, Ticket};
+
+/// Bytes of an answer that are handed to the connection at once; the rest is given up if they are not taken in time.
+const PIECE_BYTES: usize = 64 * 1024;
+/// Events that wait for a client.
+const WAITING_EVENTS: usize = 16;
+/// How often a stream says that it is still there.
+const STILL_THERE: Duration = Duration::from_secs(10);
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> ApiError {
+        match refused {
+            Refused::Busy => ApiError::busy(format!(
+                "Too much waits already ({PENDING_JOBS} requests at most): try again in a moment."
+            )),
+            Refused::Stopped => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "The server is stopping.")
+            }
+            Refused::Wrong(message) => {
+                ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", format!("{message}."))
+            }
+            Refused::Failed(message) => ApiError::ours(format!("Drawing failed: {message}.")),
+        }
+    }
+}
+
+/// Draws what is wanted and answers in the form that is wanted.
+pub async fn answer(app: &Arc<App>, wanted: Wanted, host: String) -> Result<Response, ApiError> {
+    let ticket = app.studio.draw(wanted.request.clone())?;
+    let teller = Teller { app: app.clone(), wanted, host };
+    match teller.wanted.delivery {
+        Delivery::Whole => teller.whole(ticket).await,
+        Delivery::Stream(shown) => Ok(teller.stream(ticket, shown)),
+        Delivery::Log(shown) => Ok(teller.log(ticket, shown)),
+    }
+}
+
+/// Turns what happens into what the client reads.
+struct Teller {
+    app: Arc<App>,
+    wanted: Wanted,
+    /// The address that the client knows the server by.
+    host: String,
+}
+
+impl Teller {
+    async fn whole(self, mut ticket: Ticket) -> Result<Response, ApiError> {
+        let mut data = Vec::new();
+        while let Some(event) = ticket.next().await {
+            if let Event::Picture(picture) = event? {
+                data.push(self.picture(&picture)?);
+            }
+        }
+        let size = self.wanted.style.size;
+        let answer = json!({
+            "created": now(),
+            "data": data,
+            "model": self.app.model.id,
+            "size": format!("{size}x{size}"),
+            "output_format": "png",
+            "background": "opaque",
+            "usage": self.usage(),
+        });
+        let bytes = Bytes::from(answer.to_string());
+        let headers = [
+            (header::CONTENT_TYPE, "application/json".to_string()),
+            (header::CONTENT_LENGTH, bytes.len().to_string()),
+        ];
+        Ok((headers, in_pieces(bytes)).into_response())
+    }
+
+    /// A finished picture, as an entry of an answer.
+    fn picture(&self, picture: &Picture) -> Result<Value, ApiError> {
+        let png = self.png(picture)?;
+        let parameters = &self.wanted.style.parameters;
+        let mut entry = json!({
+            "revised_prompt": parameters.prompts[0],
+            "seed": parameters.seed,
+            "index": picture.index,
+            "score": picture.score,
+        });
+        match self.wanted.format {
+            Format::Base64 => entry["b64_json"] = STANDARD.encode(png).into(),
+            Format::Url => {
+                let name = self.app.shelf.keep(png);
+                entry["url"] = format!("{}/v1/pictures/{name}.png", self.host).into();
+            }
+        }
+        Ok(entry)
+    }
+
+    fn png(&self, picture: &Picture) -> Result<Vec<u8>, ApiError> {
+        self.wanted.style.png(picture).map_err(|error| ApiError::ours(format!("{error:#}.")))
+    }
+
+    fn usage(&self) -> Value {
+        let read = self.app.tessera.read_prompt(&self.wanted.request.prompt);
+        let text = read.map_or(0, |read| read.tokens.len());
+        let given = self.wanted.request.given.iter().flatten().count();
+        let drawn = self.wanted.request.n * self.app.model.grid.pow(2);
+        json!({
+            "input_tokens": text + given,
+            "output_tokens": drawn,
+            "total_tokens": text + given + drawn,
+            "input_tokens_details": { "text_tokens": text, "image_tokens": given },
+        })
+    }
+
+    fn stream(self, ticket: Ticket, shown: Shown) -> Response {
+        let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
+        tokio::spawn(async move {
+            let client = Listener::Client(sender.clone());
+            tokio::select! {
+                () = self.tell(ticket, shown, &client) => {}
+                () = sender.closed() => {} // The client has left; the ticket is dropped and cancels.
+            }
+        });
+        events_response(receiver)
+    }
+
+    fn log(self, ticket: Ticket, shown: Shown) -> Response {
+        let log = self.app.events.start();
+        let id = log.id.clone();
+        let task = tokio::spawn({
+            let log = log.clone();
+            async move {
+                self.tell(ticket, shown, &Listener::Log(log.clone())).await;
+                log.finish();
+            }
+        });
+        log.written_by(task.abort_handle());
+        let told = json!({ "id": id, "status": "queued", "events": format!("/v1/events/{id}") });
+        (StatusCode::ACCEPTED, Json(told)).into_response()
+    }
+
+    /// Tells all that happens, frame by frame, as long as it is listened to.
+    async fn tell(&self, mut ticket: Ticket, shown: Shown, listener: &Listener) {
+        let mut progress = Progress::new(shown, self.app.model.grid);
+        let mut frames = if shown.tokens { vec![self.started()] } else { Vec::new() };
+        loop {
+            for frame in frames {
+                if !listener.hear(frame).await {
+                    return;
+                }
+            }
+            let Some(event) = ticket.next().await else { return };
+            let told = event.map_err(ApiError::from).and_then(|event| self.frames(event, &mut progress));
+            // After an error the ticket has no more to tell.
+            frames = told.unwrap_or_else(|error| vec![frame("error", &error.json())]);
+        }
+    }
+
+    fn started(&self) -> Bytes {
+        let (style, request) = (&self.wanted.style.parameters, &self.wanted.request);
+        let told = json!({
+            "type": "tessera.started", "n": style.n, "drawn": request.n, "seed": style.seed,
+            "revised_prompt": style.prompts[0], "model": self.app.model.id, "given": request.given,
+            "strength": request.strength,
+        });
+        frame("tessera.started", &told)
+    }
+
+    fn frames(&self, event: Event, progress: &mut Progress) -> Result<Vec<Bytes>, ApiError> {
+        match event {
+            Event::Tokens { new, done, total } if progress.shown.tokens => {
+                let new: Vec<[u64; 3]> = new
+                    .iter()
+                    .map(|token| [token.picture as u64, token.position as u64, u64::from(token.code)])
+                    .collect();
+                let told = json!({ "type": "tessera.tokens", "done": done, "total": total, "new": new });
+                Ok(vec![frame("tessera.tokens", &told)])
+            }
+            Event::Tokens { .. } => Ok(Vec::new()),
+            Event::Preview(pictures) => {
+                let shown = pictures.iter().filter_map(|picture| Some((progress.partial(picture)?, picture)));
+                shown.map(|(at, picture)| self.image_frame("partial_image", picture, Some(at))).collect()
+            }
+            Event::Picture(picture) => Ok(vec![self.image_frame("completed", &picture, None)?]),
+        }
+    }
+
+    /// A frame with a picture, as OpenAI's streams have them.
+    fn image_frame(&self, what: &str, picture: &Picture, partial: Option<usize>) -> Result<Bytes, ApiError> {
+        let name = match self.wanted.kind {
+            Kind::Generation => format!("image_generation.{what}"),
+            Kind::Edit | Kind::Variation => format!("image_edit.{what}"),
+        };
+        let size = self.wanted.style.size;
+        let mut told = match partial {
+            // Always whole: a partial picture is gone before its address could be asked for.
+            Some(at) => json!({
+                "b64_json": STANDARD.encode(self.png(picture)?), "partial_image_index": at, "index": picture.index,
+            }),
+            None => self.picture(picture)?,
+        };
+        told["type"] = name.clone().into();
+        told["created_at"] = now().into();
+        told["size"] = format!("{size}x{size}").into();
+        told["output_format"] = "png".into();
+        told["background"] = "opaque".into();
+        if partial.is_none() {
+            told["usage"] = self.usage();
+        }
+        Ok(frame(&name, &told))
+    }
+}
+
+/// Which of the rows of a picture are shown as partial pictures, and how many were.
+struct Progress {
+    shown: Shown,
+    grid: usize,
+    told: BTreeMap<usize, usize>,
+}
+
+impl Progress {
+    fn new(shown: Shown, grid: usize) -> Progress {
+        Progress { shown, grid, told: BTreeMap::new() }
+    }
+
+    /// The number of this partial picture if it is to be shown: they are spread evenly over the rows but the last.
+    fn partial(&mut self, picture: &Picture) -> Option<usize> {
+        let (row, rows) = (picture.tokens.len() / self.grid, self.grid - 1);
+        let wanted = self.shown.partial_images.min(rows);
+        let due = |row: usize| row * wanted / rows;
+        if due(row) == due(row - 1) {
+            return None;
+        }
+        let told = self.told.entry(picture.index).or_default();
+        *told += 1;
+        Some(*told - 1)
+    }
+}
+
+/// Who hears what happens.
+enum Listener {
+    /// A client that reads it as it comes.
+    Client(mpsc::Sender<Frame>),
+    /// Whoever asks, later.
+    Log(Arc<EventLog>),
+}
+
+type Frame = Result<Bytes, Infallible>;
+
+impl Listener {
+    /// Hands on a frame; whether anybody still listens.
+    async fn hear(&self, frame: Bytes) -> bool {
+        match self {
+            Listener::Client(client) => {
+                matches!(tokio::time::timeout(WRITE_TIMEOUT, client.send(Ok(frame))).await, Ok(Ok(())))
+            }
+            Listener::Log(log) => {
+                log.push(frame);
+                true
+            }
+        }
+    }
+}
+
+/// Watches a log from frame `from` on.
+pub fn watch(log: Arc<EventLog>, from: usize) -> Response {
+    let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
+    tokio::spawn(async move {
+        let client = Listener::Client(sender);
+        for at in from.. {
+            let Some(frame) = log.frame(at).await else { return };
+            // The number comes back as Last-Event-ID when a browser reconnects.
+            let frame = Bytes::from([format!("id: {}\n", at + 1).as_bytes(), &frame].concat());
+            if !client.hear(frame).await {
+                return;
+            }
+        }
+    });
+    events_response(receiver)
+}
+
+fn frame(name: &str, data: &Value) -> Bytes {
+    Bytes::from(format!("event: {name}\ndata: {data}\n\n"))
+}
+
+fn events_response(frames: mpsc::Receiver<Frame>) -> Response {
+    // Between events a stream says now and then that it is still there.
+    let frames = ReceiverStream::new(frames).timeout_repeating(tokio::time::interval(STILL_THERE));
+    let body =
+        Body::from_stream(frames.map(|frame| frame.unwrap_or(Ok(Bytes::from_static(b": still there\n\n")))));
+    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    (headers, body).into_response()
+}
+
+/// A body that does not stay in memory for a client that takes nothing of it.
+fn in_pieces(bytes: Bytes) -> Body {
+    if bytes.len() <= PIECE_BYTES {
+        return Body::from(bytes);
+    }
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let client = Listener::Client(sender);
+        for start in (0..bytes.len()).step_by(PIECE_BYTES) {
+            if !client.hear(bytes.slice(start..bytes.len().min(start + PIECE_BYTES))).await {
+                return;
+            }
+        }
+    });
+    Body::from_stream(ReceiverStream::new(receiver))
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}

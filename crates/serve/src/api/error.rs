@@ -1,0 +1,73 @@
+//! Errors in the form that OpenAI's clients read.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// What went wrong, for the client.
+#[derive(Debug, Clone)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub message: String,
+    /// Which parameter is meant, if one is.
+    pub param: Option<String>,
+    /// A word for programs.
+    pub code: &'static str,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError { status, message: message.into(), param: None, code }
+    }
+
+    /// A mistake in one parameter.
+    pub fn invalid(param: &str, message: impl Into<String>) -> ApiError {
+        let error = ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", message);
+        ApiError { param: Some(param.to_string()), ..error }
+    }
+
+    /// The same error under another parameter's name.
+    pub fn of(self, param: &str) -> ApiError {
+        ApiError { param: Some(param.to_string()), ..self }
+    }
+
+    pub fn not_found(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    /// Something of ours failed; asking differently would not help.
+    pub fn ours(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+    }
+
+    pub fn busy(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message)
+    }
+
+    /// As the body of a response, or an event of a stream.
+    pub fn json(&self) -> serde_json::Value {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::TOO_MANY_REQUESTS => "requests",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        let ApiError { message, param, code, .. } = self;
+        json!({ "error": { "message": message, "type": kind, "param": param, "code": code } })
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.json())).into_response();
+        let headers = response.headers_mut();
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

@@ -1,0 +1,251 @@
+//! Routes: who may come in, what is read of a request, and what is written in the log of it.
+
+mod answer;
+mod error;
+mod fields;
+mod upload;
+mod wanted;
+
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{MatchedPath, Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+pub use error::ApiError;
+use fields::Fields;
+use wanted::Wanted;
+
+use crate::App;
+use crate::limits::{BODIES_AT_ONCE, BODY_BYTES, BODY_TIMEOUT, UPLOADS_AT_ONCE};
+use crate::page::{PAGE, POLICY};
+
+/// All routes: path, methods, and whether a key is wanted where there are keys. The OpenAPI document has each of them.
+pub const ROUTES: [(&str, &[&str], bool); 11] = [
+    ("/", &["GET"], false),
+    ("/healthz", &["GET"], false),
+    ("/openapi.json", &["GET"], false),
+    ("/metrics", &["GET"], true),
+    ("/v1/models", &["GET"], true),
+    ("/v1/models/{model}/codes.png", &["GET"], true),
+    ("/v1/images/generations", &["POST"], true),
+    ("/v1/images/edits", &["POST"], true),
+    ("/v1/images/variations", &["POST"], true),
+    ("/v1/events/{id}", &["GET", "DELETE"], true),
+    // Its name cannot be guessed, and is what pages and other programs hand on.
+    ("/v1/pictures/{name}", &["GET"], false),
+];
+
+/// Which of the three requests for pictures it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Generation,
+    Edit,
+    Variation,
+}
+
+/// What only a few requests may do at once.
+pub struct Gates {
+    uploads: Semaphore,
+    bodies: Semaphore,
+}
+
+impl Default for Gates {
+    fn default() -> Gates {
+        Gates { uploads: Semaphore::new(UPLOADS_AT_ONCE), bodies: Semaphore::new(BODIES_AT_ONCE) }
+    }
+}
+
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/healthz", get(health))
+        .route("/openapi.json", get(openapi))
+        .route("/metrics", get(metrics))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{model}/codes.png", get(codes))
+        .route("/v1/images/generations", post(generations))
+        .route("/v1/images/edits", post(edits))
+        .route("/v1/images/variations", post(variations))
+        .route("/v1/events/{id}", get(events).delete(stop_events))
+        .route("/v1/pictures/{name}", get(picture))
+        .fallback(async || ApiError::not_found("There is nothing here; /openapi.json says what there is."))
+        .method_not_allowed_fallback(async || {
+            let message = "This method is not for this address; /openapi.json says which are.";
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+        })
+        .layer(from_fn_with_state(app.clone(), at_the_door))
+        .with_state(app)
+}
+
+/// Lets requests in, times and logs them.
+async fn at_the_door(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_string();
+    let method = request.method().clone();
+    let response = match let_in(&app, &route, request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    let (status, seconds) = (response.status().as_u16(), start.elapsed().as_secs_f64());
+    app.metrics.requests.with_label_values(&[route.as_str(), &status.to_string()]).inc();
+    app.metrics.seconds.with_label_values(&[route.as_str()]).observe(seconds);
+    tracing::info!(%method, route, status, ms = (seconds * 1e3).round() as u64, "request");
+    response
+}
+
+fn let_in(app: &App, route: &str, headers: &HeaderMap) -> Result<(), ApiError> {
+    // A form can be sent to this machine by any page that a browser shows; browsers say where it comes from.
+    if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
+        let message = "This request comes from another site's page.";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "cross_site", message));
+    }
+    let wants_key = ROUTES.iter().find(|(path, _, _)| *path == route).is_none_or(|(_, _, wants)| *wants);
+    match &app.keys {
+        Some(keys) if wants_key => keys.check(headers),
+        _ => Ok(()),
+    }
+}
+
+async fn page() -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, PAGE).into_response()
+}
+
+async fn health(State(app): State<Arc<App>>) -> Response {
+    let (status, said) = match app.studio.is_alive() {
+        true => (StatusCode::OK, "ok"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "the worker has failed"),
+    };
+    (status, Json(json!({ "status": said, "model": app.model.id, "pending": app.studio.pending() })))
+        .into_response()
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("../openapi.json")).into_response()
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let text = app.metrics.text().map_err(|error| ApiError::ours(format!("{error:#}")))?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+}
+
+async fn models(State(app): State<Arc<App>>) -> Response {
+    let entry = json!({
+        "id": app.model.id, "object": "model", "created": 0, "owned_by": "tessera", "tessera": app.model,
+    });
+    Json(json!({ "object": "list", "data": [entry] })).into_response()
+}
+
+/// Each code as a tile, so that a page can lay a mosaic token by token.
+async fn codes(State(app): State<Arc<App>>, Path(model): Path<String>) -> Result<Response, ApiError> {
+    if !app.model.is_meant_by(&model) {
+        return Err(ApiError::not_found("There is no such model here."));
+    }
+    let made = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<u8>> {
+        let mut bytes = Cursor::new(Vec::new());
+        app.model.tiles(&app.tessera)?.write_to(&mut bytes, image::ImageFormat::Png)?;
+        Ok(bytes.into_inner())
+    });
+    match made.await {
+        Ok(Ok(png)) => Ok(png_response(png)),
+        Ok(Err(error)) => Err(ApiError::ours(format!("{error:#}"))),
+        Err(_) => Err(ApiError::ours("The tiles could not be made.")),
+    }
+}
+
+async fn generations(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let (headers, body) = read_body(request).await?;
+    let fields = Fields::json(&headers, &body)?;
+    let wanted = Wanted::read(fields, Kind::Generation, &app, None)?;
+    answer::answer(&app, wanted, host(&headers)).await
+}
+
+async fn edits(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    with_picture(app, request, Kind::Edit).await
+}
+
+async fn variations(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    with_picture(app, request, Kind::Variation).await
+}
+
+async fn with_picture(app: Arc<App>, request: Request, kind: Kind) -> Result<Response, ApiError> {
+    let place = app.gates.bodies.acquire().await.map_err(|_| ApiError::ours("The server is stopping."))?;
+    let (headers, body) = read_body(request).await?;
+    let fields = Fields::form(&headers, body).await?;
+    let wanted = upload::read(fields, kind, &app).await?;
+    drop(place);
+    answer::answer(&app, wanted, host(&headers)).await
+}
+
+async fn events(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let seen = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
+    match app.events.get(&id) {
+        Some(log) => Ok(answer::watch(log, seen)),
+        None => Err(ApiError::not_found("There are no events of this name, or no more.")),
+    }
+}
+
+async fn stop_events(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    match app.events.remove(&id) {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(ApiError::not_found("There are no events of this name, or no more.")),
+    }
+}
+
+async fn picture(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+    let kept = name.strip_suffix(".png").and_then(|name| app.shelf.get(name));
+    kept.map(png_response).ok_or_else(|| ApiError::not_found("There is no picture of this name, or no more."))
+}
+
+fn png_response(png: Vec<u8>) -> Response {
+    let headers = [(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "private, max-age=3600")];
+    (headers, png).into_response()
+}
+
+/// The body of a request, if it is not too large and comes in time.
+async fn read_body(request: Request) -> Result<(HeaderMap, Bytes), ApiError> {
+    let (parts, body) = request.into_parts();
+    let too_large = || {
+        let message = format!("The body is larger than {} MiB.", BODY_BYTES / (1024 * 1024));
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    };
+    let declared =
+        parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > BODY_BYTES as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(Body::new(body), BODY_BYTES)).await {
+        Ok(Ok(bytes)) => Ok((parts.headers, bytes)),
+        // Either it was longer than it said, or the client left, who does not read this.
+        Ok(Err(_)) => Err(too_large()),
+        Err(_) => {
+            let message = format!("The body did not come within {} seconds.", BODY_TIMEOUT.as_secs());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message))
+        }
+    }
+}
+
+/// The address that the client knows the server by.
+fn host(headers: &HeaderMap) -> String {
+    let said = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let scheme = said("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
+    format!("{scheme}://{}", said("host").unwrap_or("localhost"))
+}

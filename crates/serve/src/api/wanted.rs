@@ -1,0 +1,256 @@
+//! What a request wants, from its parameters: what is drawn, and in which form it comes back.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::http::StatusCode;
+use tessera_model::{Parameters, Request, Sampling};
+
+use super::fields::{Fields, shortened};
+use super::{ApiError, Kind};
+use crate::App;
+use crate::limits::{BEST_OF, N, PARTIAL_IMAGES, PROMPT_CHARS, SIZE};
+use crate::picture::Style;
+
+/// Candidates for each picture, if they can be ranked and nothing else is asked for.
+const CANDIDATES: usize = 4;
+/// Pixels of all pictures of an answer together.
+const ANSWER_PIXELS: usize = 16 * 1024 * 1024;
+/// How many times a picture is enlarged unless a size is asked for.
+const SCALE: u32 = 4;
+/// Seeds that are chosen here are short, so that people can read them out.
+const SEEDS: u64 = 1_000_000_000;
+/// The largest whole number that every JSON reader keeps.
+const LARGEST: u64 = (1 << 53) - 1;
+
+/// Parameters of OpenAI's that mean nothing here.
+const IGNORED: [&str; 7] =
+    ["user", "quality", "style", "background", "moderation", "output_compression", "input_fidelity"];
+
+/// How pictures come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Base64,
+    Url,
+}
+
+/// How the answer comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// All at once.
+    Whole,
+    /// As a stream of events.
+    Stream(Shown),
+    /// As a log that is watched elsewhere.
+    Log(Shown),
+}
+
+/// What a stream shows of a picture before it is finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    /// So many pictures in between.
+    pub partial_images: usize,
+    /// Each token.
+    pub tokens: bool,
+}
+
+/// What a request wants.
+pub struct Wanted {
+    pub kind: Kind,
+    pub request: Request,
+    pub style: Style,
+    pub format: Format,
+    pub delivery: Delivery,
+}
+
+impl Wanted {
+    /// Reads all parameters but those of a picture prompt, which are already taken. `drawn` is what the picture prompt says that it
+    /// was drawn of.
+    pub fn read(
+        mut fields: Fields,
+        kind: Kind,
+        app: &App,
+        drawn: Option<String>,
+    ) -> Result<Wanted, ApiError> {
+        expect_model(&mut fields, app)?;
+        let prompt = prompt(&mut fields, kind)?.or(drawn).unwrap_or_default();
+        let negative = text(&mut fields, "negative_prompt")?.unwrap_or_default();
+        let read = app
+            .tessera
+            .read_prompt(&prompt)
+            .map_err(|error| ApiError::invalid("prompt", error.to_string()))?;
+        let ranks = app.model.ranks && !read.text.is_empty();
+        let n = fields.whole("n", 1, N as u64)?.unwrap_or(1) as usize;
+        let of = fields.whole("best_of", 1, BEST_OF as u64)?.map(|of| of as usize);
+        let of = match of {
+            Some(of) if of < n => {
+                return Err(ApiError::invalid(
+                    "best_of",
+                    format!("The best {n} of {of}: wanted no more than are drawn."),
+                ));
+            }
+            Some(of) if of > n && !ranks => {
+                return Err(ApiError::invalid(
+                    "best_of",
+                    "There is no reranker, or no prompt, to choose the best by.",
+                ));
+            }
+            Some(of) => of,
+            None if ranks => (n * CANDIDATES).min(BEST_OF),
+            None => n,
+        };
+        let seed = fields.whole("seed", 0, LARGEST)?.unwrap_or_else(some_seed);
+        let sampling = sampling(&mut fields)?;
+        let size = size(&mut fields, app, n)?;
+        let (format, delivery) = (format(&mut fields)?, delivery(&mut fields)?);
+        fields.ignore(&IGNORED);
+        fields.finish()?;
+        let request = Request {
+            prompt,
+            negative,
+            n: of,
+            // Of which even those that are all shown are scored.
+            best: ranks.then_some(n),
+            seed,
+            sampling,
+            previews: matches!(delivery, Delivery::Stream(shown) | Delivery::Log(shown) if shown.partial_images > 0),
+            ..Request::default()
+        };
+        let parameters = parameters(&request, read.text, n, app);
+        Ok(Wanted { kind, request, style: Style { size, parameters }, format, delivery })
+    }
+
+    /// With tokens that are given, and the share of them that is drawn anew.
+    pub fn given(mut self, tokens: Vec<Option<u32>>, strength: f64) -> Wanted {
+        self.style.parameters.kept = Some(tokens.iter().flatten().count());
+        self.style.parameters.strength = (self.kind == Kind::Variation).then_some(strength);
+        self.request = Request { given: tokens, strength, ..self.request };
+        self
+    }
+}
+
+fn parameters(request: &Request, read: String, n: usize, app: &App) -> Parameters {
+    Parameters {
+        program: format!("tessera {}", env!("CARGO_PKG_VERSION")),
+        prompts: vec![read],
+        negative: request.negative.clone(),
+        n,
+        of: request.best.map(|_| request.n),
+        scores: Vec::new(),
+        reranker: None,
+        seed: request.seed,
+        sampling: request.sampling.clone(),
+        kept: None,
+        strength: None,
+        model: app.model.name.clone(),
+        model_id: Some(app.model.fingerprint.clone()),
+        index: None,
+        tokens: None,
+    }
+}
+
+fn expect_model(fields: &mut Fields, app: &App) -> Result<(), ApiError> {
+    match fields.text("model")? {
+        Some(name) if !app.model.is_meant_by(&name) => {
+            let message =
+                format!("There is no model '{}' here: wanted '{}'.", shortened(&name), app.model.id);
+            Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).of("model"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn prompt(fields: &mut Fields, kind: Kind) -> Result<Option<String>, ApiError> {
+    match text(fields, "prompt")? {
+        None if kind != Kind::Variation => Err(ApiError {
+            code: "missing_required_parameter",
+            ..ApiError::invalid("prompt", "There is no 'prompt': say what to draw.")
+        }),
+        prompt => Ok(prompt),
+    }
+}
+
+fn text(fields: &mut Fields, name: &str) -> Result<Option<String>, ApiError> {
+    let text = fields.text(name)?;
+    let chars = text.as_ref().map_or(0, |text| text.chars().count());
+    match chars > PROMPT_CHARS {
+        true => Err(ApiError::invalid(
+            name,
+            format!("'{name}' has {chars} characters: wanted {PROMPT_CHARS} at most."),
+        )),
+        false => Ok(text),
+    }
+}
+
+fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
+    let default = Sampling::default();
+    let sampling = Sampling {
+        temperature: fields.number("temperature")?.unwrap_or(default.temperature),
+        top_k: fields.whole("top_k", 1, LARGEST)?.map(|k| k as usize),
+        top_p: fields.number("top_p")?.or(default.top_p),
+        guidance: fields.number("guidance")?.unwrap_or(default.guidance),
+    };
+    match sampling.check() {
+        Ok(()) => Ok(sampling),
+        Err(error) => Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", format!("{error}."))),
+    }
+}
+
+fn size(fields: &mut Fields, app: &App, n: usize) -> Result<u32, ApiError> {
+    let native = app.model.side as u32;
+    let said = fields.text("size")?.filter(|said| said != "auto");
+    let size = match &said {
+        None => (SCALE * native).min(SIZE.max(native)),
+        Some(said) => {
+            let square = said.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+            let side = square.filter(|(w, h): &(u32, u32)| w == h).map(|(w, _)| w);
+            side.filter(|side| (native..=SIZE.max(native)).contains(side)).ok_or_else(|| {
+                let most = SIZE.max(native);
+                let wanted = format!("wanted a square from {native}x{native} to {most}x{most}");
+                ApiError::invalid("size", format!("'size' is {}: {wanted}.", shortened(said)))
+            })?
+        }
+    };
+    let side = size as usize;
+    match n.saturating_mul(side * side) > ANSWER_PIXELS {
+        true => Err(ApiError::invalid(
+            "size",
+            format!("{n} pictures of {size}x{size}: wanted {ANSWER_PIXELS} pixels at most in all."),
+        )),
+        false => Ok(size),
+    }
+}
+
+fn format(fields: &mut Fields) -> Result<Format, ApiError> {
+    let output = fields.text("output_format")?;
+    if let Some(other) = output.filter(|output| output != "png") {
+        let message = format!("'output_format' is {}: wanted png.", shortened(&other));
+        return Err(ApiError::invalid("output_format", message));
+    }
+    match fields.text("response_format")?.as_deref() {
+        None | Some("b64_json") => Ok(Format::Base64),
+        Some("url") => Ok(Format::Url),
+        Some(other) => Err(ApiError::invalid(
+            "response_format",
+            format!("'response_format' is {}: wanted b64_json or url.", shortened(other)),
+        )),
+    }
+}
+
+fn delivery(fields: &mut Fields) -> Result<Delivery, ApiError> {
+    let partial_images = fields.whole("partial_images", 0, PARTIAL_IMAGES as u64)?.unwrap_or(0) as usize;
+    let shown = Shown { partial_images, tokens: fields.flag("stream_tokens")? };
+    match (fields.flag("stream")?, fields.flag("async")?) {
+        (true, true) => Err(ApiError::invalid("async", "Either 'stream' or 'async': wanted one of them.")),
+        (true, false) => Ok(Delivery::Stream(shown)),
+        (false, true) => Ok(Delivery::Log(shown)),
+        (false, false) => Ok(Delivery::Whole),
+    }
+}
+
+/// Another one for each request.
+fn some_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+    RandomState::new().hash_one(now) % SEEDS
+}

@@ -1,0 +1,110 @@
+//! A server for people and programs: a page to draw on, and the image API that OpenAI's clients speak.
+//!
+//! One worker ([`studio`]) draws all requests together; everything else only reads requests and writes answers. A request is read
+//! in [`api`], handed to the worker, and its events become one JSON answer, a stream, or a log that is watched.
+
+mod access;
+mod api;
+mod connections;
+mod events;
+pub mod limits;
+mod metrics;
+mod model;
+mod page;
+mod picture;
+mod shelf;
+mod studio;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tessera_model::{Batch, Tessera};
+use tokio::net::TcpListener;
+
+pub use access::Keys;
+pub use api::ROUTES;
+pub use model::About;
+
+use events::EventLogs;
+use metrics::Metrics;
+use model::Model;
+use shelf::Shelf;
+use studio::Studio;
+
+/// What a server is started with.
+pub struct Options {
+    /// The model that draws.
+    pub tessera: Tessera,
+    /// What people are told of it.
+    pub about: About,
+    /// Who may draw; anyone if absent.
+    pub keys: Option<Keys>,
+    /// Rows of the decoder that step together; [`Options::ROWS`] is fastest.
+    pub rows: usize,
+}
+
+impl Options {
+    /// Rows of the decoder that step together unless told otherwise.
+    pub const ROWS: usize = Batch::ROWS;
+}
+
+/// What all requests share.
+struct App {
+    tessera: Arc<Tessera>,
+    model: Model,
+    keys: Option<Keys>,
+    studio: Arc<Studio>,
+    metrics: Arc<Metrics>,
+    shelf: Shelf,
+    events: Arc<EventLogs>,
+    gates: api::Gates,
+}
+
+/// A server that listens, but does not answer yet.
+pub struct Server {
+    listener: TcpListener,
+    app: Arc<App>,
+}
+
+impl Server {
+    /// Starts the worker and listens at `address`; port 0 is any free one.
+    ///
+    /// # Errors
+    /// If the address is taken or not this machine's.
+    pub async fn bind(address: SocketAddr, options: Options) -> Result<Server> {
+        let listener = TcpListener::bind(address).await;
+        let listener =
+            listener.with_context(|| format!("cannot listen at {address}; choose another --bind"))?;
+        let metrics = Arc::new(Metrics::new()?);
+        let tessera = Arc::new(options.tessera);
+        let app = App {
+            model: Model::new(&tessera, options.about),
+            studio: Arc::new(Studio::start(tessera.clone(), options.rows, metrics.clone())?),
+            tessera,
+            keys: options.keys,
+            metrics,
+            shelf: Shelf::default(),
+            events: Arc::default(),
+            gates: api::Gates::default(),
+        };
+        Ok(Server { listener, app: Arc::new(app) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn address(&self) -> Result<SocketAddr> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    /// Answers until `stop` comes, then finishes what is under way, within [`limits::STOP_TIMEOUT`].
+    pub async fn run(self, stop: impl Future<Output = ()>) {
+        connections::serve(self.listener, api::router(self.app.clone()), stop).await;
+        let studio = self.app.studio.clone();
+        // The worker may be in the middle of a step.
+        let _ = tokio::task::spawn_blocking(move || studio.stop()).await;
+    }
+}

@@ -1,0 +1,40 @@
+//! What the server takes, and no more: every limit has its name here, and a clear answer where it is reached.
+
+use std::time::Duration;
+
+/// Bytes of a request's body: two pictures, and some.
+pub const BODY_BYTES: usize = 24 * 1024 * 1024;
+/// Pixels of a picture that is sent: 16 million, as of a good camera.
+pub const IMAGE_PIXELS: u64 = 16_000_000;
+/// Characters of a prompt. The model reads far fewer and says where it stopped.
+pub const PROMPT_CHARS: usize = 4000;
+/// Pictures that one request gets back.
+pub const N: usize = 64;
+/// Candidates that one request may have drawn to choose from: the paper's number.
+pub const BEST_OF: usize = 512;
+/// Side of a picture that is sent back, in pixels.
+pub const SIZE: u32 = 1024;
+/// Partial pictures of a stream.
+pub const PARTIAL_IMAGES: usize = 64;
+/// Requests that are drawn or wait for it.
+pub const PENDING_JOBS: usize = 256;
+/// Pictures that are drawn or wait for it, over all requests.
+pub const PENDING_PICTURES: usize = 8192;
+/// Uploaded pictures that are decoded and encoded at once; others wait. Each may take the memory of [`IMAGE_PIXELS`].
+pub const UPLOADS_AT_ONCE: usize = 2;
+/// Bodies of uploads in memory at once; others wait before they are read.
+pub const BODIES_AT_ONCE: usize = 16;
+/// Connections; more wait until one is closed.
+pub const CONNECTIONS: usize = 512;
+/// For the head of a request to arrive, and for the next one on a connection that is kept.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// For the body of a request to arrive.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// For a response to be taken by its client before it is given up.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// For what is being drawn to be finished after the server was asked to stop.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of pictures that are kept for their address to work; the oldest go first.
+pub const KEPT_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of events that are kept for `GET /v1/events/{id}`; those of finished requests go first, the oldest of them.
+pub const EVENT_BYTES: usize = 64 * 1024 * 1024;

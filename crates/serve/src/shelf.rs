@@ -1,0 +1,65 @@
+//! Pictures that are kept for a while so that their address works, and names that cannot be guessed.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex};
+
+use crate::limits::KEPT_BYTES;
+
+/// A name that nobody can guess: the system's randomness is in the key of the hash.
+pub fn unguessable() -> String {
+    static SECRET: LazyLock<[RandomState; 2]> = LazyLock::new(|| [RandomState::new(), RandomState::new()]);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    SECRET.iter().map(|secret| format!("{:016x}", secret.hash_one(count))).collect()
+}
+
+/// Pictures by their names; the oldest go when there are too many.
+#[derive(Default)]
+pub struct Shelf(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    pictures: VecDeque<(String, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Shelf {
+    /// Keeps a picture and tells its name.
+    pub fn keep(&self, png: Vec<u8>) -> String {
+        let name = unguessable();
+        if let Ok(mut kept) = self.0.lock() {
+            kept.bytes += png.len();
+            kept.pictures.push_back((name.clone(), png));
+            while kept.bytes > KEPT_BYTES {
+                let Some((_, oldest)) = kept.pictures.pop_front() else { break };
+                kept.bytes -= oldest.len();
+            }
+        }
+        name
+    }
+
+    /// The picture of this name, if it is still there.
+    pub fn get(&self, name: &str) -> Option<Vec<u8>> {
+        let kept = self.0.lock().ok()?;
+        kept.pictures.iter().find(|(known, _)| known == name).map(|(_, png)| png.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_go_when_there_are_too_many() {
+        let shelf = Shelf::default();
+        let third = || vec![7; KEPT_BYTES / 3];
+        let names: Vec<String> = (0..4).map(|_| shelf.keep(third())).collect();
+        assert!(shelf.get(&names[0]).is_none());
+        assert!(names[1..].iter().all(|name| shelf.get(name) == Some(third())));
+        assert!(names.iter().all(|name| name.len() == 32));
+        assert_ne!(names[0], names[1]);
+    }
+}

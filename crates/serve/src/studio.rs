@@ -1,0 +1,262 @@
+//! The one worker that draws: a thread with the model, a bounded queue before it, and all requests in one batch.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use tessera_model::{Batch, Event, Request, Tessera};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::limits::{PENDING_JOBS, PENDING_PICTURES};
+use crate::metrics::Metrics;
+
+/// Why a request was not taken, or not finished.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// As much waits as may.
+    Busy,
+    /// The server is stopping, or its worker has failed.
+    Stopped,
+    /// The request is wrong.
+    Wrong(String),
+    /// The worker failed.
+    Failed(String),
+}
+
+/// What a client gets of its request: an end is the end of the channel.
+type Events = UnboundedSender<Result<Event, Refused>>;
+
+enum Order {
+    Draw { ticket: u64, request: Box<Request>, events: Events },
+    Cancel(u64),
+    Stop,
+}
+
+/// The way to the worker.
+pub struct Studio {
+    orders: Mutex<Sender<Order>>,
+    shared: Arc<Shared>,
+    worker: Mutex<Option<JoinHandle<()>>>,
+    next: AtomicUsize,
+}
+
+struct Shared {
+    jobs: AtomicUsize,
+    pictures: AtomicUsize,
+    alive: AtomicBool,
+    metrics: Arc<Metrics>,
+}
+
+impl Studio {
+    /// Starts the worker; its steps have at most `rows` rows.
+    ///
+    /// # Errors
+    /// If no thread can be made.
+    pub fn start(tessera: Arc<Tessera>, rows: usize, metrics: Arc<Metrics>) -> Result<Studio> {
+        let (sender, orders) = channel();
+        let shared = Arc::new(Shared {
+            jobs: AtomicUsize::new(0),
+            pictures: AtomicUsize::new(0),
+            alive: AtomicBool::new(true),
+            metrics,
+        });
+        let worker = std::thread::Builder::new().name("drawing".into()).spawn({
+            let shared = shared.clone();
+            move || {
+                // Whatever ends the worker, the server must know.
+                let drawing = std::panic::AssertUnwindSafe(|| work(&tessera, rows, &orders, &shared));
+                if std::panic::catch_unwind(drawing).is_err() {
+                    tracing::error!("the worker has failed");
+                }
+                shared.alive.store(false, Ordering::SeqCst);
+            }
+        });
+        let worker = Mutex::new(Some(worker.context("cannot start the worker")?));
+        Ok(Studio { orders: Mutex::new(sender), shared, worker, next: AtomicUsize::new(1) })
+    }
+
+    /// Whether the worker lives.
+    pub fn is_alive(&self) -> bool {
+        self.shared.alive.load(Ordering::SeqCst)
+    }
+
+    /// Requests that are drawn or wait.
+    pub fn pending(&self) -> usize {
+        self.shared.jobs.load(Ordering::SeqCst)
+    }
+
+    /// Hands a request to the worker.
+    ///
+    /// # Errors
+    /// If too much waits already, or the worker is gone.
+    pub fn draw(self: &Arc<Studio>, request: Request) -> Result<Ticket, Refused> {
+        let pictures = request.n;
+        let reserved = Reserved::new(&self.shared, pictures)?;
+        let (events, receiver) = unbounded_channel();
+        let ticket = self.next.fetch_add(1, Ordering::Relaxed) as u64;
+        self.order(Order::Draw { ticket, request: Box::new(request), events })?;
+        Ok(Ticket { studio: self.clone(), ticket, events: receiver, ended: false, _reserved: reserved })
+    }
+
+    /// Lets the worker finish nothing more, and waits until it is gone.
+    pub fn stop(&self) {
+        let _ = self.order(Order::Stop);
+        if let Some(worker) = self.worker.lock().ok().and_then(|mut worker| worker.take()) {
+            let _ = worker.join();
+        }
+    }
+
+    fn order(&self, order: Order) -> Result<(), Refused> {
+        if !self.is_alive() {
+            return Err(Refused::Stopped);
+        }
+        let orders = self.orders.lock().map_err(|_| Refused::Stopped)?;
+        orders.send(order).map_err(|_| Refused::Stopped)
+    }
+}
+
+/// Room in the queue, given back when the request is over.
+struct Reserved {
+    shared: Arc<Shared>,
+    pictures: usize,
+}
+
+impl Reserved {
+    fn new(shared: &Arc<Shared>, pictures: usize) -> Result<Reserved, Refused> {
+        let jobs = shared.jobs.fetch_add(1, Ordering::SeqCst);
+        let waiting = shared.pictures.fetch_add(pictures, Ordering::SeqCst);
+        // From here on dropping it gives the room back.
+        let reserved = Reserved { shared: shared.clone(), pictures };
+        shared.metrics.pending.set(shared.jobs.load(Ordering::SeqCst) as i64);
+        match jobs >= PENDING_JOBS || waiting + pictures > PENDING_PICTURES {
+            true => Err(Refused::Busy),
+            false => Ok(reserved),
+        }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let jobs = self.shared.jobs.fetch_sub(1, Ordering::SeqCst) - 1;
+        self.shared.pictures.fetch_sub(self.pictures, Ordering::SeqCst);
+        self.shared.metrics.pending.set(jobs as i64);
+    }
+}
+
+/// A request under way; dropped before its end, it is cancelled.
+pub struct Ticket {
+    studio: Arc<Studio>,
+    ticket: u64,
+    events: UnboundedReceiver<Result<Event, Refused>>,
+    ended: bool,
+    _reserved: Reserved,
+}
+
+impl Ticket {
+    /// What happens next; nothing if all is drawn.
+    pub async fn next(&mut self) -> Option<Result<Event, Refused>> {
+        let event = self.events.recv().await;
+        self.ended = event.is_none();
+        event
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.studio.order(Order::Cancel(self.ticket));
+        }
+    }
+}
+
+/// A job of the batch and who waits for it.
+struct Client {
+    job: u64,
+    ticket: u64,
+    /// Pictures that it will get.
+    awaited: usize,
+    events: Events,
+}
+
+fn work(tessera: &Tessera, rows: usize, orders: &Receiver<Order>, shared: &Shared) {
+    let mut batch = tessera.batch(rows);
+    let mut clients: Vec<Client> = Vec::new();
+    loop {
+        loop {
+            let order = match batch.is_empty() {
+                true => orders.recv().map_err(|_| TryRecvError::Disconnected),
+                false => orders.try_recv(),
+            };
+            match order {
+                Ok(Order::Draw { ticket, request, events }) => {
+                    clients.extend(accept(tessera, &mut batch, ticket, *request, events));
+                }
+                Ok(Order::Cancel(ticket)) => {
+                    for client in clients.extract_if(.., |client| client.ticket == ticket) {
+                        shared.metrics.cancelled.inc();
+                        batch.remove(client.job);
+                    }
+                }
+                Err(TryRecvError::Empty) => break,
+                Ok(Order::Stop) | Err(TryRecvError::Disconnected) => return,
+            }
+        }
+        match batch.step() {
+            Ok(events) => {
+                shared.metrics.steps.inc();
+                shared.metrics.drawn_together.observe(batch.active() as f64);
+                deliver(&mut batch, &mut clients, events, &shared.metrics);
+            }
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "drawing failed");
+                batch.clear();
+                for client in clients.drain(..) {
+                    let _ = client.events.send(Err(Refused::Failed(format!("{error:#}"))));
+                }
+            }
+        }
+    }
+}
+
+/// Adds a request to the batch; what is wrong with it is told at once.
+fn accept<'a>(
+    tessera: &'a Tessera,
+    batch: &mut Batch<'a>,
+    ticket: u64,
+    request: Request,
+    events: Events,
+) -> Option<Client> {
+    let awaited = request.best.unwrap_or(request.n);
+    match tessera.job(request).and_then(|job| batch.add(job)) {
+        Ok(job) => Some(Client { job, ticket, awaited, events }),
+        Err(error) => {
+            let _ = events.send(Err(Refused::Wrong(format!("{error:#}"))));
+            None
+        }
+    }
+}
+
+fn deliver(batch: &mut Batch, clients: &mut Vec<Client>, events: Vec<(u64, Event)>, metrics: &Metrics) {
+    for (job, event) in events {
+        let Some(at) = clients.iter().position(|client| client.job == job) else { continue };
+        match &event {
+            Event::Tokens { new, .. } => metrics.tokens.inc_by(new.len() as u64),
+            Event::Picture(_) => {
+                metrics.pictures.inc();
+                clients[at].awaited -= 1;
+            }
+            Event::Preview(_) => {}
+        }
+        let left = clients[at].events.send(Ok(event)).is_err();
+        if left {
+            metrics.cancelled.inc();
+            batch.remove(job);
+        }
+        // Dropped, its channel ends.
+        if left || clients[at].awaited == 0 {
+            clients.remove(at);
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Bad input and bad manners: a clear error in the API's own form, and nobody else's picture is lost.
+
+use std::io::{Cursor, Read, Write};
+use std::time::{Duration, Instant};
+
+use image::{ImageFormat, RgbImage};
+use serde_json::{Value, json};
+use tessera_serve::limits;
+
+use super::client::{Answer, Running, form, head};
+
+const GENERATIONS: &str = "/v1/images/generations";
+const EDITS: &str = "/v1/images/edits";
+
+fn picture(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    RgbImage::new(width, height).write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+/// A PNG whose head claims another size than it has.
+fn lying(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = picture(48, 48);
+    bytes[16..20].copy_from_slice(&width.to_be_bytes());
+    bytes[20..24].copy_from_slice(&height.to_be_bytes());
+    let sum = crc32(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&sum.to_be_bytes());
+    bytes
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |sum: u32, byte: &u8| {
+        let mut sum = sum ^ u32::from(*byte);
+        (0..8).for_each(|_| sum = if sum & 1 == 1 { 0xedb8_8320 ^ (sum >> 1) } else { sum >> 1 });
+        sum
+    };
+    !bytes.iter().fold(!0, step)
+}
+
+fn still_draws(server: &Running) {
+    let answer = server.post(GENERATIONS, &json!({ "prompt": "a red apple", "best_of": 1 }));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+#[test]
+fn every_wrong_parameter_is_named() {
+    let server = Running::new();
+    let long = "a".repeat(limits::PROMPT_CHARS + 1);
+    for (asked, status, said) in [
+        (json!({}), 400, "There is no 'prompt'"),
+        (json!({ "prompt": 7 }), 400, "'prompt' is 7: wanted a text"),
+        (json!({ "prompt": long }), 400, "4001 characters: wanted 4000 at most"),
+        (json!({ "prompt": "a", "n": 0 }), 400, "'n' is 0: wanted a whole number from 1 to 64"),
+        (json!({ "prompt": "a", "n": 10_000 }), 400, "'n' is 10000: wanted a whole number from 1 to 64"),
+        (json!({ "prompt": "a", "n": 1.5 }), 400, "'n' is 1.5"),
+        (json!({ "prompt": "a", "n": "2" }), 400, "'n' is \"2\""),
+        (json!({ "prompt": "a", "n": -1 }), 400, "'n' is -1"),
+        (json!({ "prompt": "a", "best_of": 513 }), 400, "from 1 to 512"),
+        (json!({ "prompt": "a", "n": 4, "best_of": 2 }), 400, "The best 4 of 2"),
+        (json!({ "prompt": "a", "size": "1024x1792" }), 400, "wanted a square from 48x48 to 1024x1024"),
+        (json!({ "prompt": "a", "size": "99999999999x99999999999" }), 400, "wanted a square"),
+        (json!({ "prompt": "a", "n": 64, "size": "1024x1024" }), 400, "pixels at most in all"),
+        (json!({ "prompt": "a", "response_format": "png" }), 400, "wanted b64_json or url"),
+        (json!({ "prompt": "a", "output_format": "webp" }), 400, "wanted png"),
+        (json!({ "prompt": "a", "temperature": -1 }), 400, "temperature -1: wanted 0 or more"),
+        (json!({ "prompt": "a", "top_p": 0 }), 400, "top-p 0"),
+        (json!({ "prompt": "a", "seed": -1 }), 400, "'seed' is -1"),
+        (json!({ "prompt": "a", "stream": "yes" }), 400, "wanted true or false"),
+        (json!({ "prompt": "a", "stream": true, "async": true }), 400, "wanted one of them"),
+        (json!({ "prompt": "a", "negative_prompt": "b", "guidance": 1 }), 400, "works through guidance"),
+        (json!({ "prompt": "a", "promtp": "b" }), 400, "There is no parameter 'promtp'"),
+        (json!({ "prompt": "a", "model": "other" }), 404, "There is no model 'other' here"),
+        (json!(["prompt"]), 400, "not a JSON object"),
+    ] {
+        let answer = server.post(GENERATIONS, &asked);
+        let (got, message) = answer.error();
+        assert!(got == status && message.contains(said), "{asked}: {got} {message}");
+    }
+    still_draws(&server);
+}
+
+#[test]
+fn malformed_json_and_other_types_are_refused() {
+    let server = Running::new();
+    for body in ["", "{", "{\"prompt\": }", "{\"prompt\": \"\\ud800\"}", "\u{0}", "[[[[[[[["] {
+        let (status, message) = server.post_as(GENERATIONS, "application/json", body.as_bytes()).error();
+        assert!(status == 400 && message.contains("not JSON"), "{body}: {message}");
+    }
+    let deep = "[".repeat(200_000);
+    assert_eq!(server.post_as(GENERATIONS, "application/json", deep.as_bytes()).error().0, 400);
+    let (status, message) = server.post_as(GENERATIONS, "text/plain", b"{\"prompt\": \"a\"}").error();
+    assert!(status == 415 && message.contains("wanted application/json"), "{message}");
+    let (status, message) = server.post_as(EDITS, "application/json", b"{}").error();
+    assert!(status == 415 && message.contains("wanted multipart/form-data"), "{message}");
+    assert_eq!(server.post_as(EDITS, "multipart/form-data", b"").error().0, 400);
+    for body in [&b"--edge"[..], b"", b"--edge\r\nContent-Disposition: form-data; name=\"image\"\r\n\r\nabc"]
+    {
+        assert_eq!(server.post_as(EDITS, "multipart/form-data; boundary=edge", body).error().0, 400);
+    }
+    still_draws(&server);
+}
+
+#[test]
+fn a_body_of_100_megabytes_is_refused_before_it_is_read() {
+    let server = Running::new();
+    let start = Instant::now();
+    let (status, message) = Answer::read({
+        let mut stream = server.connect();
+        stream.write_all(head(GENERATIONS, "application/json", 100_000_000).as_bytes()).unwrap();
+        stream
+    })
+    .error();
+    assert!(status == 413 && message.contains("larger than 24 MiB"), "{message}");
+    assert!(start.elapsed() < Duration::from_secs(5));
+    // Without saying how long it is.
+    let mut stream = server.connect();
+    let head = format!(
+        "POST {GENERATIONS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let chunk = [&b"100000\r\n"[..], &[b' '; 1 << 20], b"\r\n"].concat();
+    let sent = (0..100).take_while(|_| stream.write_all(&chunk).is_ok()).count();
+    assert!(sent < 100, "all of it was taken");
+    still_draws(&server);
+}
+
+#[test]
+fn pictures_that_are_none_or_lie_are_refused() {
+    let server = Running::new();
+    let good = picture(48, 48);
+    let cut = &good[..good.len() / 2];
+    for (image, said) in [
+        (&b"not a picture"[..], "not a PNG, JPEG or WebP"),
+        (b"", "not a PNG, JPEG or WebP"),
+        (cut, "damaged"),
+        // Little to send, and gigabytes to unpack.
+        (&lying(60_000, 60_000), "60000x60000 pixels, more than the 16000000 allowed"),
+        (&lying(0, 48), ""),
+        (&lying(4000, 4000), "damaged"),
+        (&lying(u32::MAX, u32::MAX), ""),
+    ] {
+        let (kind, body) =
+            form(&[("image", Some("a.png"), image), ("prompt", None, b"a cat"), ("keep_rows", None, b"4")]);
+        let (status, message) = server.post_as(EDITS, &kind, &body).error();
+        assert!(status == 400 && message.contains(said) && message.contains("image"), "{message}");
+    }
+    still_draws(&server);
+}
+
+/// A megabyte that unpacks to a thousand: more than is allowed, or allowed and then bounded.
+#[test]
+fn a_decompression_bomb_is_not_unpacked() {
+    let server = Running::new();
+    let bomb = picture(16_000, 16_000); // 768 MB of pixels in a few kilobytes
+    assert!(bomb.len() < 4_000_000);
+    let (kind, body) = form(&[("image", Some("a.png"), &bomb), ("strength", None, b"0.5")]);
+    let (status, message) = server.post_as("/v1/images/variations", &kind, &body).error();
+    assert!(status == 400 && message.contains("16000x16000 pixels"), "{message}");
+    still_draws(&server);
+}
+
+#[test]
+fn forms_say_what_is_missing_or_does_not_fit() {
+    let server = Running::new();
+    let (image, other) = (picture(48, 48), picture(50, 48));
+    let image = ("image", Some("a.png"), &image[..]);
+    let prompt = ("prompt", None, &b"a cat"[..]);
+    for (fields, said) in [
+        (vec![prompt], "There is no file 'image'"),
+        (vec![image, prompt], "What of the picture is kept?"),
+        (vec![image, ("keep_rows", None, b"4")], "There is no 'prompt'"),
+        (vec![image, prompt, ("mask", Some("m.png"), &other)], "The mask has 50x48 pixels: wanted 48x48"),
+        (vec![image, prompt, ("mask", Some("m.png"), image.2)], "there is nothing to draw"),
+        (vec![image, prompt, ("keep_rows", None, b"12")], "from 1 to 11"),
+        (vec![image, prompt, ("keep", None, b"0,0,13,1")], "within 12x12 cells"),
+        (vec![image, prompt, ("keep", None, b"1,2,3")], "wanted X,Y,WIDTH,HEIGHT"),
+        (vec![image, prompt, ("keep", None, b"0,0,1,1"), ("keep_rows", None, b"1")], "is said twice"),
+        (vec![image, image, prompt], "'image' comes twice"),
+        (vec![image, prompt, ("keep_rows", None, b"4"), ("n", None, b"many")], "'n' is \"many\""),
+        (vec![image, prompt, ("keep_rows", None, b"4"), ("fit", None, b"stretch")], "wanted crop or pad"),
+        (
+            vec![image, prompt, ("keep_rows", None, b"4"), ("extra", Some("e.png"), b"")],
+            "There is no parameter 'extra'",
+        ),
+    ] {
+        let (kind, body) = form(&fields);
+        let (status, message) = server.post_as(EDITS, &kind, &body).error();
+        assert!(status == 400 && message.contains(said), "{message}, wanted {said}");
+    }
+    still_draws(&server);
+}
+
+#[test]
+fn there_is_no_way_out_of_the_folder_that_there_is_not() {
+    let server = Running::new();
+    for path in [
+        "/v1/pictures/../../etc/passwd",
+        "/v1/pictures/..%2f..%2fetc%2fpasswd",
+        "/v1/pictures/%2e%2e/%2e%2e/etc/passwd.png",
+        "/../../../etc/passwd",
+        "//etc/passwd",
+        "/v1/events/..",
+        "/v1/events/%00",
+        "/v1/models/..%2f/codes.png",
+        "/v1/images",
+        "/favicon.ico",
+    ] {
+        assert_eq!(server.get(path).error().0, 404, "{path}");
+    }
+    assert_eq!(server.get(GENERATIONS).error().0, 405);
+    let delete = "DELETE / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n";
+    assert_eq!(server.send(delete, &[]).error().0, 405);
+}
+
+#[test]
+fn another_sites_page_cannot_have_this_machine_draw() {
+    let server = Running::new();
+    let body = br#"{"prompt":"a"}"#;
+    let crossing = head(GENERATIONS, "application/json", body.len())
+        .replace("\r\n\r\n", "\r\nSec-Fetch-Site: cross-site\r\n\r\n");
+    assert_eq!(server.send(&crossing, body).error().0, 403);
+    let own = head(GENERATIONS, "application/json", body.len())
+        .replace("\r\n\r\n", "\r\nSec-Fetch-Site: same-origin\r\n\r\n");
+    assert_eq!(server.send(&own, body).status, 200);
+}
+
+#[test]
+fn what_is_not_http_is_hung_up_on() {
+    let server = Running::new();
+    for bytes in [&b"\x16\x03\x01\x02\x00"[..], b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", &[b'A'; 1 << 20]] {
+        let mut stream = server.connect();
+        let _ = stream.write_all(bytes);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(
+            answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"),
+            "{:?}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+    still_draws(&server);
+}
+
+/// A client that sends its head a byte at a time holds its own connection, for so long, and nobody else.
+#[test]
+fn a_slow_client_is_hung_up_on_while_others_draw() {
+    let server = Running::new();
+    let mut slow: Vec<_> = (0..20).map(|_| server.connect()).collect();
+    let start = Instant::now();
+    slow.iter_mut()
+        .for_each(|stream| stream.write_all(b"POST /v1/images/generations HTTP/1.1\r\nHo").unwrap());
+    still_draws(&server);
+    assert!(start.elapsed() < Duration::from_secs(10));
+    let mut rest = Vec::new();
+    let _ = slow[0].read_to_end(&mut rest);
+    let waited = start.elapsed();
+    assert!(waited < limits::HEAD_TIMEOUT + Duration::from_secs(5), "held for {waited:?}");
+}
+
+/// One whose body never comes gets a 408.
+#[test]
+fn a_body_that_does_not_come_is_given_up() {
+    let server = Running::new();
+    let mut stream = server.connect();
+    stream.write_all(head(GENERATIONS, "application/json", 100).as_bytes()).unwrap();
+    stream.write_all(b"{").unwrap();
+    still_draws(&server);
+    let (status, message) = Answer::read(stream).error();
+    assert!(status == 408 && message.contains("within 30 seconds"), "{message}");
+}
+
+#[test]
+fn a_client_that_leaves_is_drawn_for_no_longer_and_others_are() {
+    let server = Running::new();
+    let long =
+        |stream: bool| json!({ "prompt": "a tree", "n": 16, "best_of": 512, "stream": stream }).to_string();
+    let patient = std::thread::scope(|scope| {
+        for stream in [true, false] {
+            let mut leaving = server.connect();
+            let body = long(stream);
+            leaving.write_all(head(GENERATIONS, "application/json", body.len()).as_bytes()).unwrap();
+            leaving.write_all(body.as_bytes()).unwrap();
+            while server.pending() == 0 {
+                std::thread::yield_now();
+            }
+            let patient = scope.spawn(|| {
+                server.post(GENERATIONS, &json!({ "prompt": "a red apple", "seed": 1, "best_of": 4 }))
+            });
+            std::thread::sleep(Duration::from_millis(300));
+            drop(leaving);
+            assert_eq!(patient.join().unwrap().status, 200);
+            let start = Instant::now();
+            while server.pending() > 0 {
+                assert!(start.elapsed() < Duration::from_secs(2), "still drawing for who has left");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        server.post(GENERATIONS, &json!({ "prompt": "a red apple", "seed": 1, "best_of": 4 }))
+    });
+    assert_eq!(patient.status, 200);
+    assert!(server.get("/metrics").text().contains("tessera_cancelled_total 2"));
+}
+
+/// Each of 200 clients gets its own picture, the one that its seed draws, or is told to come again.
+#[test]
+fn two_hundred_clients_at_once() {
+    let server = Running::new();
+    let ask =
+        |seed: usize| json!({ "prompt": "a red apple", "seed": seed % 20, "best_of": 1, "size": "48x48" });
+    let pixels = |answer: &Answer| answer.json()["data"][0]["b64_json"].as_str().unwrap().to_string();
+    let alone: Vec<String> = (0..20).map(|seed| pixels(&server.post(GENERATIONS, &ask(seed)))).collect();
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let server = &server;
+        let clients: Vec<_> =
+            (0..200).map(|seed| scope.spawn(move || server.post(GENERATIONS, &ask(seed)))).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    for (seed, answer) in answers.iter().enumerate() {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(pixels(answer) == alone[seed % 20], "client {seed} got another picture than its own");
+    }
+}
+
+#[test]
+fn when_too_much_waits_clients_are_told_to_come_again() {
+    let server = Running::new();
+    let large: Value = json!({ "prompt": "a tree", "best_of": 512, "async": true });
+    let mut started = Vec::new();
+    let refused = loop {
+        let answer = server.post(GENERATIONS, &large);
+        if answer.status != 202 {
+            break answer;
+        }
+        started.push(answer.json()["events"].as_str().unwrap().to_string());
+        assert!(started.len() <= limits::PENDING_PICTURES / 512, "nothing is refused");
+    };
+    assert_eq!(refused.error().0, 429);
+    assert!(refused.head.contains("retry-after: "), "{}", refused.head);
+    for path in started {
+        let delete = format!("DELETE {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
+        assert_eq!(server.send(&delete, &[]).status, 204);
+    }
+    still_draws(&server);
+}

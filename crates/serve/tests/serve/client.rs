@@ -1,0 +1,166 @@
+//! A server for a test, and a client that can be as rude as it likes.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use serde_json::Value;
+use tessera_model::Tessera;
+use tessera_model::weights::model_id;
+use tessera_serve::{About, Keys, Options, Server};
+use tokio::sync::oneshot;
+
+/// A server of the embedded model, until it is dropped.
+pub struct Running {
+    pub address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Running {
+    pub fn new() -> Running {
+        Running::with(None, Options::ROWS)
+    }
+
+    pub fn with(keys: Option<Keys>, rows: usize) -> Running {
+        let (tell, told) = channel();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let id = model_id(tessera_pretrained::MODEL);
+            let about = About { name: "embedded".into(), id, text: String::new(), examples: Vec::new() };
+            let options = Options { tessera: Tessera::embedded().unwrap(), about, keys, rows };
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let server = Server::bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
+                tell.send(server.address().unwrap()).unwrap();
+                server.run(async { drop(stopped.await) }).await;
+            });
+        });
+        Running { address: told.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Asks the server to stop; it finishes what is under way.
+    pub fn stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"), &[])
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        self.post_as(path, "application/json", body.to_string().as_bytes())
+    }
+
+    pub fn post_as(&self, path: &str, kind: &str, body: &[u8]) -> Answer {
+        self.send(&head(path, kind, body.len()), body)
+    }
+
+    /// Sends bytes as they are and reads to the end.
+    pub fn send(&self, head: &str, body: &[u8]) -> Answer {
+        let mut stream = self.connect();
+        stream.write_all(head.as_bytes()).unwrap();
+        // A server that has heard enough answers and hangs up.
+        let _ = stream.write_all(body);
+        Answer::read(stream)
+    }
+
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
+        stream
+    }
+
+    /// Requests that the server draws or has waiting.
+    pub fn pending(&self) -> u64 {
+        self.get("/healthz").json()["pending"].as_u64().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// The head of a request with a body.
+pub fn head(path: &str, kind: &str, length: usize) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+    )
+}
+
+/// What came back.
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn read(mut stream: TcpStream) -> Answer {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("no whole head of an answer");
+        let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_lowercase();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = bytes[end + 4..].to_vec();
+        let chunked = head.contains("transfer-encoding: chunked");
+        Answer { status, body: if chunked { joined(&body) } else { body }, head }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The error that it is, in the API's form.
+    pub fn error(&self) -> (u16, String) {
+        let error = &self.json()["error"];
+        assert!(
+            error["type"].is_string() && error["code"].is_string() && error.get("param").is_some(),
+            "{error}"
+        );
+        (self.status, error["message"].as_str().unwrap().to_string())
+    }
+
+    /// Server-sent events.
+    pub fn events(&self) -> Vec<Value> {
+        let text = self.text();
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        data.map(|data| serde_json::from_str(data).unwrap()).collect()
+    }
+}
+
+/// The chunks of a body.
+fn joined(mut body: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::new();
+    while let Some(end) = body.windows(2).position(|two| two == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&body[..end]).unwrap(), 16).unwrap();
+        whole.extend(&body[end + 2..(end + 2 + size).min(body.len())]);
+        body = body.get(end + 4 + size..).unwrap_or_default();
+    }
+    whole
+}
+
+/// A form: names, perhaps a file name, and bytes.
+pub fn form(fields: &[(&str, Option<&str>, &[u8])]) -> (String, Vec<u8>) {
+    let mut body = Vec::new();
+    for (name, file, bytes) in fields {
+        let file = file.map(|file| format!("; filename=\"{file}\"")).unwrap_or_default();
+        let head = format!("--edge\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n");
+        body.extend([head.as_bytes(), bytes, b"\r\n"].concat());
+    }
+    body.extend(b"--edge--\r\n");
+    ("multipart/form-data; boundary=edge".to_string(), body)
+}

@@ -1,0 +1,221 @@
+"""The page in a real Chromium: what a person does with it. Screenshots land in target/screens/."""
+
+import json
+import os
+import shutil
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+WIDTHS = {"phone": (390, 844), "tablet": (820, 1180), "desktop": (1440, 900)}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    assert path, "there is no chromium; on Debian: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.wrong = []
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and page.wrong.append(message.text))
+    page.goto(server)
+    expect(page.locator("#model")).to_contain_text("embedded")
+    yield page
+    assert page.wrong == []
+    context.close()
+
+
+def draw(page, prompt, **settings):
+    page.fill("#prompt", prompt)
+    page.evaluate("document.getElementById('more').open = true")
+    for name, value in settings.items():
+        page.fill(f"#{name}", str(value))
+    page.click("#draw")
+
+
+def finished(page, n):
+    expect(page.locator("#pictures .picture img")).to_have_count(n, timeout=60_000)
+
+
+def test_a_prompt_a_mosaic_that_fills_and_a_gallery(page, screens):
+    page.fill("#prompt", "a red apple")
+    page.click("#draw")
+    forming = page.locator("#pictures.forming canvas")
+    expect(forming).to_have_count(36)
+    # Some cells of the first mosaic are laid and others not.
+    laid = """() => { const c = document.querySelector('#pictures.forming canvas'); if (!c) return -1;
+        const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;
+        for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n / (d.length / 4); }"""
+    page.wait_for_function(f"() => {{ const share = ({laid})(); return share > 0.3 && share < 1 }}", timeout=10_000)
+    page.screenshot(path=screens / "forming.png")
+    finished(page, 9)
+    scores = [float(text) for text in page.locator(".score span:last-child").all_inner_texts()]
+    assert len(scores) == 9 and scores == sorted(scores, reverse=True)
+    expect(page.locator("#status")).to_contain_text("9 pictures, the best first. Seed")
+    page.wait_for_timeout(800)
+    page.screenshot(path=screens / "gallery-desktop.png")
+
+
+def test_a_seed_draws_the_same_and_a_link_brings_it_back(page, server, screens):
+    draw(page, "a blue heart, glossy style", n=3, seed=11)
+    finished(page, 3)
+    first = page.locator(".picture img").first.get_attribute("src")
+    page.locator(".picture").nth(1).click()
+    expect(page.locator("#sheet")).to_be_visible()
+    second = page.locator("#sheet-image").get_attribute("src")
+    page.screenshot(path=screens / "one-picture.png")
+    with page.expect_download() as download:
+        page.click("#sheet-download")
+    made = json.loads(Image.open(download.value.path()).text["tessera"])
+    assert made["prompts"] == ["a blue heart, glossy style"] and made["seed"] == 11 and len(made["tokens"]) == 144
+    page.click("#sheet-link")
+    page.wait_for_function("location.hash.includes('seed=11')")
+    link = page.url
+    other = page.context.new_page()
+    other.goto(link)
+    finished(other, 3)
+    assert other.locator(".picture img").first.get_attribute("src") == first
+    assert other.locator(".picture.meant img").get_attribute("src") == second
+    # Drawn by another model, it says so instead of drawing another picture.
+    third = page.context.new_page()
+    third.goto(link.replace("model=", "model=0"))
+    expect(third.locator("#status")).to_contain_text("another model")
+
+
+def test_a_mask_is_painted_and_what_is_not_painted_stays(page, screens):
+    draw(page, "a cat, noto style", n=1, seed=4)
+    finished(page, 1)
+    before = page.evaluate("drawing.pictures[0].b64_json")
+    page.locator(".picture").first.click()
+    page.click("#sheet-paint")
+    box = page.locator("#mask").bounding_box()
+    at = lambda x, y: (box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+    page.mouse.move(*at(0.3, 0.3))
+    page.mouse.down()
+    page.mouse.move(*at(0.7, 0.3), steps=12)
+    page.mouse.move(*at(0.7, 0.6), steps=12)
+    page.mouse.up()
+    painted = page.evaluate("source.painted.flatMap((p, at) => p ? [at] : [])")
+    assert 5 < len(painted) < 20
+    page.screenshot(path=screens / "painting.png")
+    draw(page, "a red apple", n=2)
+    finished(page, 2)
+    tokens = lambda b64: page.evaluate(
+        "b64 => { const t = new TextDecoder('latin1').decode(Uint8Array.from(atob(b64), s => s.charCodeAt(0)));"
+        "return JSON.parse(t.match(/\"tokens\":(\\[[0-9,]*\\])/)[1]) }", b64)
+    original = tokens(before)
+    for drawn in page.evaluate("drawing.pictures.map(p => p.b64_json)"):
+        changed = [at for at, (a, b) in enumerate(zip(original, tokens(drawn))) if a != b]
+        assert changed and set(changed) <= set(painted)
+
+
+def test_half_a_picture_is_finished_and_varied(page, screens, tmp_path):
+    picture = Image.new("RGB", (300, 200), "white")
+    picture.paste((200, 40, 40), (110, 40, 190, 160))
+    picture.save(tmp_path / "half.png")
+    page.set_input_files("#file", tmp_path / "half.png")
+    expect(page.locator("#mask")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("middle square")
+    draw(page, "a red apple", n=2)
+    finished(page, 2)
+    page.wait_for_timeout(800)  # until they have settled
+    page.screenshot(path=screens / "finished-half.png")
+    page.click("#mode-vary")
+    draw(page, "a red apple", n=4)
+    finished(page, 4)
+    page.wait_for_timeout(800)
+    page.screenshot(path=screens / "varied.png")
+    page.locator(".picture").first.click()
+    expect(page.locator("#sheet-link")).to_be_disabled()
+
+
+def test_a_file_can_be_dropped(page):
+    page.evaluate("""async () => {
+        const canvas = new OffscreenCanvas(64, 64); canvas.getContext('2d').fillRect(0, 0, 40, 40);
+        const data = new DataTransfer(); data.items.add(new File([await canvas.convertToBlob()], 'a.png', { type: 'image/png' }));
+        window.dispatchEvent(new DragEvent('drop', { dataTransfer: data, cancelable: true })); }""")
+    expect(page.locator("#mask")).to_be_visible()
+
+
+def test_all_of_it_by_keyboard(page):
+    page.focus("#prompt")
+    page.keyboard.type("a pizza")
+    page.keyboard.press("Enter")
+    finished(page, 9)
+    page.locator(".picture").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#sheet")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#sheet")).to_be_hidden()
+    page.evaluate("document.querySelector('.picture').click()")
+    page.focus("#sheet-paint")
+    page.keyboard.press("Enter")
+    page.focus("#mask")
+    for key in ["ArrowRight", "ArrowDown", "Space", "ArrowDown", "Space"]:
+        page.keyboard.press(key)
+    assert page.evaluate("source.painted.flatMap((p, at) => p ? [at] : [])") == [13, 25]
+
+
+def test_everything_has_a_name_for_screen_readers(page):
+    draw(page, "a star", n=2)
+    finished(page, 2)
+    nameless = page.evaluate("""() => [...document.querySelectorAll('button, input, textarea, canvas, img, a')]
+        .filter(e => e.checkVisibility() && !e.closest('.forming'))
+        .filter(e => !(e.innerText || e.ariaLabel || e.alt !== undefined && e.alt !== null && e.tagName === 'IMG'
+            || e.labels?.length || e.querySelector?.('img[alt]:not([alt=""])'))).map(e => e.outerHTML)""")
+    assert nameless == []
+    contrast = page.evaluate("getComputedStyle(document.querySelector('#status')).color")
+    assert contrast
+
+
+def test_stopping_frees_the_server(page):
+    draw(page, "a tree", n=16, tries=16)
+    expect(page.locator("#pictures.forming canvas").first).to_be_visible()
+    page.click("#stop")
+    expect(page.locator("#status")).to_have_text("Stopped.")
+    page.wait_for_function("async () => (await (await fetch('/healthz')).json()).pending === 0", timeout=10_000)
+    draw(page, "a tree", n=1, tries=1)
+    finished(page, 1)
+
+
+def test_history_stays_in_the_browser(page):
+    draw(page, "a moon", n=1)
+    finished(page, 1)
+    expect(page.locator(".past")).to_have_count(1)
+    page.reload()
+    expect(page.locator(".past")).to_have_count(1)
+    page.locator(".past").click()
+    expect(page.locator(".picture img")).to_have_count(1)
+    page.click("#clear-history")
+    expect(page.locator(".past")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_fits_every_width(browser, server, screens, width, scheme):
+    size = dict(zip(("width", "height"), WIDTHS[width]))
+    context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=width == "phone")
+    page = context.new_page()
+    page.goto(server)
+    expect(page.locator("#model")).to_contain_text("embedded")
+    page.wait_for_function("tiles !== null")
+    page.screenshot(path=screens / f"{width}-{scheme}-empty.png", full_page=True)
+    draw(page, "a sunflower", n=9, seed=3)
+    finished(page, 9)
+    page.wait_for_timeout(800)
+    page.screenshot(path=screens / f"{width}-{scheme}.png", full_page=True)
+    page.locator(".picture").first.click()
+    page.screenshot(path=screens / f"{width}-{scheme}-sheet.png")
+    overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow <= 0
+    context.close()
