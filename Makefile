@@ -1,15 +1,18 @@
-# What cargo does not do: the comparison with the peers (benches/peers/README.md), and the kernels' tests under valgrind.
+# What cargo does not do: the comparison with the peers (benches/peers/README.md), the kernels' tests under valgrind, and the server's
+# in a browser.
 #
 #   make peers
 #   make peers PEERS="--only gemm,conv --rounds 7"
 #   make peers-eval PEERS="--pictures 100 --rounds 5"
 #   make memcheck
+#   make web-tests
+#   make book
 
 PYTHON ?= python3.11
 PEERS_VENV ?= target/peers-venv
 PEERS ?=
 
-.PHONY: peers peers-eval memcheck
+.PHONY: peers peers-eval memcheck web-tests book
 peers: $(PEERS_VENV)/installed
 	cargo build --release
 	$(PEERS_VENV)/bin/python benches/peers/compare.py $(PEERS)
@@ -34,3 +37,19 @@ memcheck:
 	cargo test --release --package tessera-kernels --lib \
 	  --config "target.'cfg(unix)'.runner = ['valgrind', '--quiet', '--error-exitcode=9']" \
 	  -- --test-threads=1 --skip peak --skip math --skip convolutions_of_any_shape
+
+# The page in Chromium (Debian: apt-get install chromium), OpenAI's client and schemathesis, against the program. Screenshots land in
+# target/screens/.
+WEB_VENV ?= target/web-venv
+web-tests: $(WEB_VENV)/installed
+	cargo build --release
+	$(WEB_VENV)/bin/pytest -q crates/serve/tests/web
+
+$(WEB_VENV)/installed: crates/serve/tests/web/requirements.txt
+	$(PYTHON) -m venv $(WEB_VENV)
+	$(WEB_VENV)/bin/pip install --quiet --requirement $<
+	touch $@
+
+# target/book/index.html; needs `cargo install mdbook`.
+book:
+	mdbook build

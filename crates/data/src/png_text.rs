@@ -14,6 +14,8 @@ pub fn encode(image: &RgbImage, text: String) -> Result<Vec<u8>> {
     let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
+    // An enlarged drawing takes 0.1 ms so, and 10 ms to be an eighth smaller.
+    encoder.set_compression(png::Compression::Fast);
     encoder.add_itxt_chunk(KEYWORD.into(), text)?;
     encoder.write_header()?.write_image_data(image)?;
     Ok(bytes)

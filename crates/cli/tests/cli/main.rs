@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod book;
+#[cfg(test)]
 mod config;
 #[cfg(test)]
 mod data;

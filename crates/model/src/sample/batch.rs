@@ -3,6 +3,9 @@
 //!
 //! A candidate is a function of (seed, candidate, position) alone: rows of the decoder and pictures of the dVAE do not depend on each
 //! other, so what else is drawn with it changes no bit of it.
+//!
+//! Each thread steps a group of candidates through all layers on its own, which is faster than all threads sharing every product;
+//! only where there are too few for that do they share.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +14,13 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 use super::captions::ReadCaptions;
-use super::decode::{Decoder, Lanes, Next};
+use super::decode::{Captions, Decoder, Lanes, Next};
 use super::{Event, Picture, Ranking, Request, Token, choose, mosaics};
 use crate::dvae::Dvae;
 use crate::prior::PriorConfig;
+
+/// Fewest rows that are worth a thread of their own.
+const GROUP_ROWS: usize = 8;
 
 /// A request with what the model reads of it.
 pub struct Job<'a> {
@@ -70,6 +76,14 @@ struct Row {
     lane: usize,
 }
 
+/// Candidates that one thread steps.
+struct Group {
+    lanes: Lanes,
+    /// Lanes that nobody has.
+    free: Vec<usize>,
+    candidates: Vec<Candidate>,
+}
+
 /// What one step made of a job.
 #[derive(Default)]
 struct News {
@@ -78,35 +92,87 @@ struct News {
     finished: Vec<Picture>,
 }
 
+impl News {
+    /// In the order of candidates, whichever group has drawn them.
+    fn sort(&mut self) {
+        self.tokens.sort_by_key(|token| token.picture);
+        for pictures in [&mut self.preview, &mut self.finished] {
+            pictures.sort_by_key(|picture| picture.index);
+        }
+    }
+}
+
+impl Group {
+    /// Draws one token of each candidate.
+    fn step(
+        &mut self,
+        decoder: &Decoder,
+        captions: &Captions,
+        requests: &BTreeMap<u64, &Request>,
+    ) -> Result<()> {
+        if self.candidates.is_empty() {
+            return Ok(());
+        }
+        let next = |row: usize| {
+            let rows = self.candidates.iter().filter_map(move |candidate| {
+                let Row { caption, lane } = *candidate.rows.get(row)?;
+                let previous = candidate.tokens.last().copied().unwrap_or(0);
+                Some(Next { caption, lane, at: candidate.tokens.len(), previous })
+            });
+            rows.collect::<Vec<Next>>()
+        };
+        // Rows of one caption side by side, since they are multiplied with its states together.
+        let next = [next(0), next(1)].concat();
+        let logits = decoder.step(captions, &mut self.lanes, &next)?;
+        let vocab = decoder.config().image_vocab;
+        let (with, without) = logits.split_at(self.candidates.len() * vocab);
+        let mut without = without.chunks_exact(vocab);
+        let without: Vec<Option<&[f32]>> = self
+            .candidates
+            .iter()
+            .map(|candidate| candidate.rows.get(1).and_then(|_| without.next()))
+            .collect();
+        let rows = with.par_chunks_exact(vocab).zip(without);
+        self.candidates.par_iter_mut().zip(rows).for_each(|(candidate, (with, without))| {
+            if let Some(request) = requests.get(&candidate.job) {
+                candidate.tokens.push(pick(request, candidate, with, without));
+            }
+        });
+        Ok(())
+    }
+}
+
 /// Requests that are drawn together.
 pub struct Batch<'a> {
     decoder: &'a Decoder,
     dvae: &'a Dvae,
     captions: ReadCaptions,
-    lanes: Lanes,
-    /// Lanes that nobody has.
-    free: Vec<usize>,
+    groups: Vec<Group>,
     /// By their number, which is the order of arrival.
     jobs: BTreeMap<u64, Running<'a>>,
-    candidates: Vec<Candidate>,
     next_job: u64,
 }
 
 impl<'a> Batch<'a> {
-    /// Rows with which drawing is fastest on processors; more only take memory.
-    pub const ROWS: usize = 64;
+    /// Rows with which drawing is fastest on two cores; more only take memory.
+    pub const ROWS: usize = 32;
 
-    /// A batch whose step has at most `rows` rows: a candidate takes one, or two with guidance.
+    /// A batch whose step has about `rows` rows: a candidate takes one, or two with guidance.
     pub fn new(decoder: &'a Decoder, dvae: &'a Dvae, rows: usize) -> Batch<'a> {
-        let rows = rows.max(2);
+        let n_groups = (rows / GROUP_ROWS).clamp(1, rayon::current_num_threads());
+        // An even number, so that guidance leaves none over.
+        let rows = rows.div_ceil(n_groups).next_multiple_of(2).max(2);
+        let group = |_| Group {
+            lanes: decoder.room_for_lanes(rows),
+            free: (0..rows).rev().collect(),
+            candidates: Vec::new(),
+        };
         Batch {
             decoder,
             dvae,
-            captions: ReadCaptions::new(decoder, rows),
-            lanes: decoder.room_for_lanes(rows),
-            free: (0..rows).rev().collect(),
+            captions: ReadCaptions::new(decoder, n_groups * rows),
+            groups: (0..n_groups).map(group).collect(),
             jobs: BTreeMap::new(),
-            candidates: Vec::new(),
             next_job: 0,
         }
     }
@@ -147,36 +213,44 @@ impl<'a> Batch<'a> {
 
     /// Candidates that are being drawn now.
     pub fn active(&self) -> usize {
-        self.candidates.len()
+        self.candidates().count()
+    }
+
+    fn candidates(&self) -> impl Iterator<Item = &Candidate> {
+        self.groups.iter().flat_map(|group| &group.candidates)
     }
 
     /// Takes their rows from some candidates.
     fn release(&mut self, gone: impl Fn(&Candidate) -> bool) {
-        for row in self.candidates.extract_if(.., |candidate| gone(candidate)).flat_map(|gone| gone.rows) {
-            self.captions.give_back(row.caption);
-            self.free.push(row.lane);
+        for group in &mut self.groups {
+            let gone = group.candidates.extract_if(.., |candidate| gone(candidate));
+            for row in gone.flat_map(|gone| gone.rows) {
+                self.captions.give_back(row.caption);
+                group.free.push(row.lane);
+            }
         }
     }
 
     /// Starts candidates while there is room: of the job that has the fewest under way, so that a large one holds up none.
     fn admit(&mut self) -> Result<()> {
         loop {
-            let under_way = |id: &u64| self.candidates.iter().filter(|c| c.job == *id).count();
+            let under_way = |id: &u64| self.candidates().filter(|c| c.job == *id).count();
             let waiting = self.jobs.iter().filter(|(_, running)| running.started < running.job.request.n);
             let Some(id) = waiting.map(|(id, _)| *id).min_by_key(under_way) else { break };
             let Some(running) = self.jobs.get_mut(&id) else { break };
-            if self.free.len() < running.job.width() {
+            let Some(group) = self.groups.iter_mut().max_by_key(|group| group.free.len()) else { break };
+            if group.free.len() < running.job.width() {
                 break;
             }
             let captions = [&running.job.caption, &running.job.negative];
             let mut rows = Vec::new();
             for caption in &captions[..running.job.width()] {
                 let caption = self.captions.take(caption)?;
-                rows.extend(self.free.pop().map(|lane| Row { caption, lane }));
+                rows.extend(group.free.pop().map(|lane| Row { caption, lane }));
             }
             let index = running.started;
             running.started += 1;
-            self.candidates.push(Candidate { job: id, index, tokens: Vec::new(), rows });
+            group.candidates.push(Candidate { job: id, index, tokens: Vec::new(), rows });
         }
         self.captions.read(self.decoder)
     }
@@ -187,49 +261,23 @@ impl<'a> Batch<'a> {
     /// If the tensors fail; the batch is then good for nothing but [`Batch::clear`].
     pub fn step(&mut self) -> Result<Vec<(u64, Event)>> {
         self.admit()?;
-        if self.candidates.is_empty() {
-            return Ok(Vec::new());
-        }
-        let next = |row: usize| {
-            let rows = self.candidates.iter().filter_map(move |candidate| {
-                let Row { caption, lane } = *candidate.rows.get(row)?;
-                let previous = candidate.tokens.last().copied().unwrap_or(0);
-                Some(Next { caption, lane, at: candidate.tokens.len(), previous })
-            });
-            rows.collect::<Vec<Next>>()
-        };
-        // Rows of one caption side by side, since they are multiplied with its states together.
-        let next = [next(0), next(1)].concat();
-        let logits = self.decoder.step(&self.captions.states, &mut self.lanes, &next)?;
-        let vocab = self.decoder.config().image_vocab;
-        let (with, without) = logits.split_at(self.candidates.len() * vocab);
-        let mut without = without.chunks_exact(vocab);
-        let rows: Vec<(&[f32], Option<&[f32]>)> = self
-            .candidates
-            .iter()
-            .zip(with.chunks_exact(vocab))
-            .map(|(candidate, with)| (with, candidate.rows.get(1).and_then(|_| without.next())))
-            .collect();
-        let jobs = &self.jobs;
-        self.candidates.par_iter_mut().zip(rows).for_each(|(candidate, (with, without))| {
-            if let Some(running) = jobs.get(&candidate.job) {
-                candidate.tokens.push(pick(&running.job.request, candidate, with, without));
-            }
-        });
+        let Batch { decoder, captions, jobs, .. } = self;
+        let requests: BTreeMap<u64, &Request> =
+            jobs.iter().map(|(id, running)| (*id, &running.job.request)).collect();
+        self.groups.par_iter_mut().try_for_each(|group| group.step(decoder, &captions.states, &requests))?;
         self.report()
     }
 
     fn report(&mut self) -> Result<Vec<(u64, Event)>> {
         let PriorConfig { grid, .. } = *self.decoder.config();
-        let mut news: BTreeMap<u64, News> = BTreeMap::new();
         let shown = |candidate: &&Candidate| {
             let (done, running) = (candidate.tokens.len(), self.jobs.get(&candidate.job));
             done == grid * grid
                 || running.is_some_and(|running| running.job.request.previews) && done.is_multiple_of(grid)
         };
-        let mut pictures =
-            self.pictures(&self.candidates.iter().filter(shown).collect::<Vec<_>>())?.into_iter();
-        for candidate in &self.candidates {
+        let mut pictures = self.pictures(&self.candidates().filter(shown).collect::<Vec<_>>())?.into_iter();
+        let mut news: BTreeMap<u64, News> = BTreeMap::new();
+        for candidate in self.candidates() {
             let news = news.entry(candidate.job).or_default();
             let position = candidate.tokens.len() - 1;
             let code = candidate.tokens[position];
@@ -240,16 +288,28 @@ impl<'a> Batch<'a> {
             }
         }
         self.release(|candidate| candidate.tokens.len() == grid * grid);
+        news.values_mut().for_each(News::sort);
+        self.rank(&mut news)?;
         let mut events = Vec::new();
         for (id, news) in news {
-            self.tell(id, news, grid * grid, &mut events)?;
+            self.tell(id, news, grid * grid, &mut events);
         }
         Ok(events)
     }
 
+    /// Shows finished pictures to the rankings of their jobs, all together.
+    fn rank(&mut self, news: &mut BTreeMap<u64, News>) -> Result<()> {
+        let shown = self.jobs.iter_mut().filter_map(|(id, running)| {
+            let (ranking, news) = (running.job.ranking.as_mut()?, news.get_mut(id)?);
+            running.finished += news.finished.len();
+            (!news.finished.is_empty()).then(|| (ranking, std::mem::take(&mut news.finished)))
+        });
+        Ranking::add(&mut shown.collect::<Vec<_>>())
+    }
+
     /// The events of one job.
-    fn tell(&mut self, id: u64, news: News, len: usize, events: &mut Vec<(u64, Event)>) -> Result<()> {
-        let Some(running) = self.jobs.get_mut(&id) else { return Ok(()) };
+    fn tell(&mut self, id: u64, news: News, len: usize, events: &mut Vec<(u64, Event)>) {
+        let Some(running) = self.jobs.get_mut(&id) else { return };
         let n = running.job.request.n;
         running.done += news.tokens.len();
         running.finished += news.finished.len();
@@ -259,16 +319,13 @@ impl<'a> Batch<'a> {
         }
         let finished = match &mut running.job.ranking {
             None => news.finished,
-            Some(ranking) => {
-                ranking.add(news.finished)?;
-                if running.finished < n { Vec::new() } else { ranking.take() }
-            }
+            Some(ranking) if running.finished == n => ranking.take(),
+            Some(_) => Vec::new(),
         };
         events.extend(finished.into_iter().map(|picture| (id, Event::Picture(picture))));
         if running.finished == n {
             self.jobs.remove(&id);
         }
-        Ok(())
     }
 
     /// Pictures as far as they are drawn: cells to come are white, unless they are given.

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
+use rayon::prelude::*;
 
 use super::Picture;
 use crate::rerank::{Reranker, cosine};
@@ -9,8 +10,9 @@ use crate::rerank::{Reranker, cosine};
 /// Keeps the best of a stream of pictures; holds no more than it keeps, whatever it is shown.
 pub struct Ranking<'a> {
     reranker: &'a Reranker,
-    /// The caption's embedding, of unit length.
-    caption: Vec<f32>,
+    caption: String,
+    /// The caption's embedding, of unit length, once it is needed.
+    embedding: Option<Vec<f32>>,
     keep: usize,
     /// Best first.
     best: Vec<Picture>,
@@ -23,31 +25,73 @@ impl<'a> Ranking<'a> {
     /// If `keep` is 0.
     pub fn new(reranker: &'a Reranker, caption: &str, keep: usize) -> Result<Ranking<'a>> {
         ensure!(keep > 0, "the best 0 pictures: wanted at least 1");
-        let caption = reranker.captions(&[caption])?.remove(0).embedding;
-        Ok(Ranking { reranker, caption, keep, best: Vec::new() })
+        Ok(Ranking { reranker, caption: caption.to_string(), embedding: None, keep, best: Vec::new() })
     }
 
-    /// Scores pictures together and keeps the best so far. Of equal ones that with the smaller index is better, so that the order
-    /// does not depend on how they come.
-    pub(super) fn add(&mut self, pictures: Vec<Picture>) -> Result<()> {
-        let (images, rest): (Vec<RgbImage>, Vec<_>) =
-            pictures.into_iter().map(|picture| (picture.image, (picture.index, picture.tokens))).unzip();
-        let embeddings = self.reranker.pictures(&images)?;
-        for ((image, (index, tokens)), embedding) in images.into_iter().zip(rest).zip(embeddings) {
-            let score = Some(cosine(&embedding, &self.caption));
-            self.best.push(Picture { index, tokens, image, score });
+    /// Scores pictures and keeps the best so far. All that one reranker is shown it looks at together.
+    pub(super) fn add(shown: &mut [(&mut Ranking, Vec<Picture>)]) -> Result<()> {
+        let mut rest = shown;
+        while let Some((first, _)) = rest.first() {
+            let reranker = first.reranker;
+            let same =
+                rest.iter().take_while(|(ranking, _)| std::ptr::eq(ranking.reranker, reranker)).count();
+            let (together, others) = rest.split_at_mut(same);
+            read_captions(reranker, together)?;
+            let images: Vec<RgbImage> = together
+                .iter()
+                .flat_map(|(_, pictures)| pictures.iter().map(|picture| picture.image.clone()))
+                .collect();
+            let mut embeddings = embed(reranker, &images)?.into_iter();
+            for (ranking, pictures) in together {
+                let pictures = std::mem::take(pictures);
+                let embeddings = embeddings.by_ref().take(pictures.len());
+                ranking.keep_best(pictures.into_iter().zip(embeddings));
+            }
+            rest = others;
         }
-        let order = |a: &Picture, b: &Picture| {
+        Ok(())
+    }
+
+    /// Of equal pictures that with the smaller index is better, so that the order does not depend on how they come.
+    fn keep_best(&mut self, pictures: impl Iterator<Item = (Picture, Vec<f32>)>) {
+        let caption = self.embedding.as_deref().unwrap_or_default();
+        let scored = pictures.map(|(picture, embedding)| {
+            let score = Some(cosine(&embedding, caption));
+            Picture { score, ..picture }
+        });
+        self.best.extend(scored);
+        self.best.sort_by(|a, b| {
             let score = |picture: &Picture| picture.score.unwrap_or(f32::NEG_INFINITY);
             score(b).total_cmp(&score(a)).then(a.index.cmp(&b.index))
-        };
-        self.best.sort_by(order);
+        });
         self.best.truncate(self.keep);
-        Ok(())
     }
 
     /// The pictures kept, best first.
     pub(super) fn take(&mut self) -> Vec<Picture> {
         std::mem::take(&mut self.best)
     }
+}
+
+/// Embeds the captions that are not yet.
+fn read_captions(reranker: &Reranker, rankings: &mut [(&mut Ranking, Vec<Picture>)]) -> Result<()> {
+    let mut unread: Vec<&mut Ranking> = rankings
+        .iter_mut()
+        .map(|(ranking, _)| &mut **ranking)
+        .filter(|ranking| ranking.embedding.is_none())
+        .collect();
+    if unread.is_empty() {
+        return Ok(());
+    }
+    let captions: Vec<&str> = unread.iter().map(|ranking| ranking.caption.as_str()).collect();
+    let read = reranker.captions(&captions)?;
+    unread.iter_mut().zip(read).for_each(|(ranking, read)| ranking.embedding = Some(read.embedding));
+    Ok(())
+}
+
+/// Embeddings of pictures, each of unit length; every thread looks at its own.
+fn embed(reranker: &Reranker, images: &[RgbImage]) -> Result<Vec<Vec<f32>>> {
+    let together = images.len().div_ceil(rayon::current_num_threads()).max(1);
+    let parts: Result<Vec<_>> = images.par_chunks(together).map(|images| reranker.pictures(images)).collect();
+    Ok(parts?.into_iter().flatten().collect())
 }

@@ -303,7 +303,8 @@ fn frame(name: &str, data: &Value) -> Bytes {
 
 fn events_response(frames: mpsc::Receiver<Frame>) -> Response {
     // Between events a stream says now and then that it is still there.
-    let frames = ReceiverStream::new(frames).timeout_repeating(tokio::time::interval(STILL_THERE));
+    let silent = tokio::time::interval_at(tokio::time::Instant::now() + STILL_THERE, STILL_THERE);
+    let frames = ReceiverStream::new(frames).timeout_repeating(silent);
     let body =
         Body::from_stream(frames.map(|frame| frame.unwrap_or(Ok(Bytes::from_static(b": still there\n\n")))));
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];

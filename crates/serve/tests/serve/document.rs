@@ -47,7 +47,7 @@ fn every_route_is_in_the_document_and_every_entry_is_a_route() {
 fn the_server_has_every_route_of_the_table_and_no_other_method() {
     let server = Running::new();
     for (path, methods, _) in ROUTES {
-        let path = path.replace("{model}", "tessera").replace('{', "").replace('}', "");
+        let path = path.replace("{model}", "tessera").replace(['{', '}'], "");
         for method in ["GET", "POST", "DELETE", "PUT", "PATCH"] {
             let head = format!(
                 "{method} {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -1,0 +1,86 @@
+//! The documentation as a book: nothing is left out of it, and its links lead to what they say.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs")
+}
+
+fn pages() -> Vec<PathBuf> {
+    let entries = fs::read_dir(docs()).unwrap().map(|entry| entry.unwrap().path());
+    let mut pages: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|end| end == "md")).collect();
+    pages.sort();
+    pages
+}
+
+/// Targets of a page's links: address, and the title behind it if there is one.
+fn links(text: &str) -> Vec<(String, Option<String>)> {
+    let inside = text.split("](").skip(1).filter_map(|rest| {
+        // A title may hold parentheses.
+        let plain = rest.split_once(')')?.0;
+        match plain.split_once(" \"") {
+            None => Some((plain.to_string(), None)),
+            Some((address, _)) => {
+                let title = rest.split_once(" \"")?.1.split_once("\")")?.0;
+                Some((address.to_string(), Some(title.to_string())))
+            }
+        }
+    });
+    inside.collect()
+}
+
+#[test]
+fn every_page_is_in_the_book_and_every_chapter_is_a_page() {
+    let summary = fs::read_to_string(docs().join("SUMMARY.md")).unwrap();
+    let mut chapters: Vec<PathBuf> = links(&summary).into_iter().map(|(page, _)| docs().join(page)).collect();
+    chapters.sort();
+    let pages: Vec<PathBuf> = pages().into_iter().filter(|page| !page.ends_with("SUMMARY.md")).collect();
+    assert_eq!(chapters, pages);
+}
+
+#[test]
+fn links_lead_to_files_and_to_the_lines_that_they_name() {
+    let mut wrong = Vec::new();
+    let mut to_lines = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for (address, title) in links(&text).into_iter().filter(|(address, _)| !address.starts_with("http")) {
+            let (file, place) = address.split_once('#').unwrap_or((&address, ""));
+            let path = if file.is_empty() { page.clone() } else { docs().join(file) };
+            let Ok(bytes) = fs::read(&path) else {
+                wrong.push(format!("{}: there is no {file}", page.display()));
+                continue;
+            };
+            let (Some(line), Some(title)) =
+                (place.strip_prefix('L').and_then(|line| line.parse::<usize>().ok()), title)
+            else {
+                continue;
+            };
+            to_lines += 1;
+            let text = String::from_utf8(bytes).unwrap();
+            let found = text.lines().position(|line| line.contains(&title)).map(|at| at + 1);
+            if !text.lines().nth(line - 1).is_some_and(|line| line.contains(&title)) {
+                wrong.push(format!("{}: {file} has {title:?} at line {found:?}, not {line}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(to_lines > 40, "only {to_lines} links to lines");
+}
+
+/// Every key of a config is explained.
+#[test]
+fn every_key_of_the_configs_is_in_the_book() {
+    let page = fs::read_to_string(docs().join("configs.md")).unwrap();
+    let preset = fs::read_to_string(docs().join("../configs/emoji.toml")).unwrap();
+    for (section, keys) in preset.parse::<toml::Table>().unwrap() {
+        let part =
+            page.split(&format!("## `[{section}]`")).nth(1).unwrap_or_else(|| panic!("no section {section}"));
+        let part = part.split("\n## ").next().unwrap();
+        for key in keys.as_table().unwrap().keys() {
+            assert!(part.contains(&format!("| `{key}` |")), "{section}.{key} is not explained");
+        }
+    }
+}
