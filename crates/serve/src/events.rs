@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::limits::EVENT_BYTES;
+use crate::limits::{EVENT_BYTES, PENDING_LOGS};
 use crate::shelf::unguessable;
 
 /// Logs by their names.
@@ -24,24 +24,26 @@ pub struct EventLog {
 }
 
 impl EventLogs {
-    /// A new log; if all of them hold too much, the oldest that are finished go.
-    pub fn start(&self) -> Arc<EventLog> {
+    /// A new log, unless too many are being written; if all of them hold too much, the oldest that are finished go.
+    pub fn start(&self) -> Option<Arc<EventLog>> {
         let log = Arc::new(EventLog {
             id: unguessable(),
             frames: Mutex::default(),
             grown: watch::Sender::new((0, false)),
             drawing: Mutex::default(),
         });
-        if let Ok(mut logs) = self.0.lock() {
-            let mut bytes: usize = logs.iter().map(|log| log.bytes()).sum();
-            logs.retain(|log| {
-                let goes = bytes > EVENT_BYTES && log.grown.borrow().1;
-                bytes -= if goes { log.bytes() } else { 0 };
-                !goes
-            });
-            logs.push_back(log.clone());
+        let mut logs = self.0.lock().ok()?;
+        if logs.iter().filter(|log| !log.is_finished()).count() >= PENDING_LOGS {
+            return None;
         }
-        log
+        let mut bytes: usize = logs.iter().map(|log| log.bytes()).sum();
+        logs.retain(|log| {
+            let goes = bytes > EVENT_BYTES && log.is_finished();
+            bytes -= if goes { log.bytes() } else { 0 };
+            !goes
+        });
+        logs.push_back(log.clone());
+        Some(log)
     }
 
     /// The log of this name, if it is still there.
@@ -75,6 +77,10 @@ impl EventLog {
     /// No more will come.
     pub fn finish(&self) {
         self.grown.send_modify(|(_, all)| *all = true);
+    }
+
+    fn is_finished(&self) -> bool {
+        self.grown.borrow().1
     }
 
     /// The task that writes the log.

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-/// Bytes of a request's body: two pictures, and some.
-pub const BODY_BYTES: usize = 24 * 1024 * 1024;
+/// Bytes of a form: two pictures, and some.
+pub const FORM_BYTES: usize = 24 * 1024 * 1024;
+/// Bytes of a request in JSON.
+pub const JSON_BYTES: usize = 256 * 1024;
 /// Pixels of a picture that is sent: 16 million, as of a good camera.
 pub const IMAGE_PIXELS: u64 = 16_000_000;
 /// Characters of a prompt. The model reads far fewer and says where it stopped.
@@ -14,6 +16,8 @@ pub const N: usize = 64;
 pub const BEST_OF: usize = 512;
 /// Side of a picture that is sent back, in pixels.
 pub const SIZE: u32 = 1024;
+/// Pixels of all pictures of an answer together, partial ones included.
+pub const ANSWER_PIXELS: usize = 16 * 1024 * 1024;
 /// Partial pictures of a stream.
 pub const PARTIAL_IMAGES: usize = 64;
 /// Requests that are drawn or wait for it.
@@ -22,8 +26,10 @@ pub const PENDING_JOBS: usize = 256;
 pub const PENDING_PICTURES: usize = 8192;
 /// Uploaded pictures that are decoded and encoded at once; others wait. Each may take the memory of [`IMAGE_PIXELS`].
 pub const UPLOADS_AT_ONCE: usize = 2;
-/// Bodies of uploads in memory at once; others wait before they are read.
-pub const BODIES_AT_ONCE: usize = 16;
+/// Forms in memory at once; others wait before they are read.
+pub const FORMS_AT_ONCE: usize = 16;
+/// Requests that are drawn behind the scenes, or wait for it.
+pub const PENDING_LOGS: usize = 32;
 /// Connections; more wait until one is closed.
 pub const CONNECTIONS: usize = 512;
 /// For the head of a request to arrive, and for the next one on a connection that is kept.

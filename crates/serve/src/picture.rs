@@ -3,7 +3,7 @@
 use anyhow::Result;
 use image::RgbImage;
 use image::imageops::{FilterType, resize};
-use tessera_data::png_text;
+use tessera_data::png_text::{self, Effort};
 use tessera_model::{Parameters, Picture};
 
 /// What all pictures of a request have in common.
@@ -27,7 +27,8 @@ impl Style {
             tokens: Some(picture.tokens.clone()),
             ..self.parameters.clone()
         };
-        png_text::encode(&enlarged(&picture.image, self.size), serde_json::to_string(&parameters)?)
+        let text = serde_json::to_string(&parameters)?;
+        png_text::encode(&enlarged(&picture.image, self.size), text, Effort::Quick)
     }
 }
 

@@ -107,8 +107,11 @@ fn pictures_of_any_shape_are_fitted_and_it_is_said_how() {
     let text = fs::read(dir.join("cat.png"))
         .map(|bytes| tessera_data::png_text::read(std::io::Cursor::new(bytes)).unwrap().unwrap());
     let black = RgbImage::new(128, 128);
-    fs::write(dir.join("painted.png"), tessera_data::png_text::encode(&black, text.unwrap()).unwrap())
-        .unwrap();
+    fs::write(
+        dir.join("painted.png"),
+        tessera_data::png_text::encode(&black, text.unwrap(), tessera_data::png_text::Effort::Small).unwrap(),
+    )
+    .unwrap();
     let (_, said) = tokens(dir, &["a dog", "--image", "painted.png", "--keep-rows", "4", "-n", "1"]);
     assert_eq!(said, "painted.png: 128x128 pixels, scaled to 32x32\n");
     // What is transparent is drawn, unless told otherwise.

@@ -65,6 +65,11 @@ impl ReadCaptions {
         }
         let unread = std::mem::take(&mut self.unread);
         let captions: Vec<&[u32]> = unread.iter().map(|&at| self.places[at].tokens.as_slice()).collect();
-        decoder.read_into(&mut self.states, &unread, &captions)
+        let read = decoder.read_into(&mut self.states, &unread, &captions);
+        if read.is_err() {
+            // Nobody may take them for read.
+            unread.iter().for_each(|&at| self.places[at].asked = 0);
+        }
+        read
     }
 }

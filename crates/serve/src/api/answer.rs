@@ -21,22 +21,20 @@ use super::wanted::{Delivery, Format, Shown};
 use super::{ApiError, Kind, Wanted};
 use crate::App;
 use crate::events::EventLog;
-use crate::limits::{PENDING_JOBS, WRITE_TIMEOUT};
+use crate::limits::WRITE_TIMEOUT;
 use crate::studio::{Refused, Ticket};
 
 /// Bytes of an answer that are handed to the connection at once; the rest is given up if they are not taken in time.
 const PIECE_BYTES: usize = 64 * 1024;
 /// Events that wait for a client.
-const WAITING_EVENTS: usize = 16;
+const WAITING_EVENTS: usize = 4;
 /// How often a stream says that it is still there.
 const STILL_THERE: Duration = Duration::from_secs(10);
 
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> ApiError {
         match refused {
-            Refused::Busy => ApiError::busy(format!(
-                "Too much waits already ({PENDING_JOBS} requests at most): try again in a moment."
-            )),
+            Refused::Busy => ApiError::busy("Too much waits already: try again in a moment."),
             Refused::Stopped => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "The server is stopping.")
             }
@@ -55,7 +53,7 @@ pub async fn answer(app: &Arc<App>, wanted: Wanted, host: String) -> Result<Resp
     match teller.wanted.delivery {
         Delivery::Whole => teller.whole(ticket).await,
         Delivery::Stream(shown) => Ok(teller.stream(ticket, shown)),
-        Delivery::Log(shown) => Ok(teller.log(ticket, shown)),
+        Delivery::Log(shown) => teller.log(ticket, shown),
     }
 }
 
@@ -142,8 +140,8 @@ impl Teller {
         events_response(receiver)
     }
 
-    fn log(self, ticket: Ticket, shown: Shown) -> Response {
-        let log = self.app.events.start();
+    fn log(self, ticket: Ticket, shown: Shown) -> Result<Response, ApiError> {
+        let log = self.app.events.start().ok_or(Refused::Busy)?;
         let id = log.id.clone();
         let task = tokio::spawn({
             let log = log.clone();
@@ -154,7 +152,7 @@ impl Teller {
         });
         log.written_by(task.abort_handle());
         let told = json!({ "id": id, "status": "queued", "events": format!("/v1/events/{id}") });
-        (StatusCode::ACCEPTED, Json(told)).into_response()
+        Ok((StatusCode::ACCEPTED, Json(told)).into_response())
     }
 
     /// Tells all that happens, frame by frame, as long as it is listened to.

@@ -25,7 +25,7 @@ use fields::Fields;
 use wanted::Wanted;
 
 use crate::App;
-use crate::limits::{BODIES_AT_ONCE, BODY_BYTES, BODY_TIMEOUT, UPLOADS_AT_ONCE};
+use crate::limits::{BODY_TIMEOUT, FORM_BYTES, FORMS_AT_ONCE, JSON_BYTES, UPLOADS_AT_ONCE};
 use crate::page::{PAGE, POLICY};
 
 /// All routes: path, methods, and whether a key is wanted where there are keys. The OpenAPI document has each of them.
@@ -55,12 +55,12 @@ pub enum Kind {
 /// What only a few requests may do at once.
 pub struct Gates {
     uploads: Semaphore,
-    bodies: Semaphore,
+    forms: Semaphore,
 }
 
 impl Default for Gates {
     fn default() -> Gates {
-        Gates { uploads: Semaphore::new(UPLOADS_AT_ONCE), bodies: Semaphore::new(BODIES_AT_ONCE) }
+        Gates { uploads: Semaphore::new(UPLOADS_AT_ONCE), forms: Semaphore::new(FORMS_AT_ONCE) }
     }
 }
 
@@ -168,7 +168,7 @@ async fn codes(State(app): State<Arc<App>>, Path(model): Path<String>) -> Result
 }
 
 async fn generations(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let (headers, body) = read_body(request).await?;
+    let (headers, body) = read_body(request, JSON_BYTES).await?;
     let fields = Fields::json(&headers, &body)?;
     let wanted = Wanted::read(fields, Kind::Generation, &app, None)?;
     answer::answer(&app, wanted, host(&headers)).await
@@ -183,8 +183,8 @@ async fn variations(State(app): State<Arc<App>>, request: Request) -> Result<Res
 }
 
 async fn with_picture(app: Arc<App>, request: Request, kind: Kind) -> Result<Response, ApiError> {
-    let place = app.gates.bodies.acquire().await.map_err(|_| ApiError::ours("The server is stopping."))?;
-    let (headers, body) = read_body(request).await?;
+    let place = app.gates.forms.acquire().await.map_err(|_| ApiError::ours("The server is stopping."))?;
+    let (headers, body) = read_body(request, FORM_BYTES).await?;
     let fields = Fields::form(&headers, body).await?;
     let wanted = upload::read(fields, kind, &app).await?;
     drop(place);
@@ -221,18 +221,18 @@ fn png_response(png: Vec<u8>) -> Response {
 }
 
 /// The body of a request, if it is not too large and comes in time.
-async fn read_body(request: Request) -> Result<(HeaderMap, Bytes), ApiError> {
+async fn read_body(request: Request, most: usize) -> Result<(HeaderMap, Bytes), ApiError> {
     let (parts, body) = request.into_parts();
     let too_large = || {
-        let message = format!("The body is larger than {} MiB.", BODY_BYTES / (1024 * 1024));
+        let message = format!("The body is larger than {} KiB.", most / 1024);
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
     };
     let declared =
         parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > BODY_BYTES as u64) {
+    if declared.is_some_and(|length| length > most as u64) {
         return Err(too_large());
     }
-    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(Body::new(body), BODY_BYTES)).await {
+    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(Body::new(body), most)).await {
         Ok(Ok(bytes)) => Ok((parts.headers, bytes)),
         // Either it was longer than it said, or the client left, who does not read this.
         Ok(Err(_)) => Err(too_large()),

@@ -10,13 +10,11 @@ use tessera_model::{Parameters, Request, Sampling};
 use super::fields::{Fields, shortened};
 use super::{ApiError, Kind};
 use crate::App;
-use crate::limits::{BEST_OF, N, PARTIAL_IMAGES, PROMPT_CHARS, SIZE};
+use crate::limits::{ANSWER_PIXELS, BEST_OF, N, PARTIAL_IMAGES, PROMPT_CHARS, SIZE};
 use crate::picture::Style;
 
 /// Candidates for each picture, if they can be ranked and nothing else is asked for.
 const CANDIDATES: usize = 4;
-/// Pixels of all pictures of an answer together.
-const ANSWER_PIXELS: usize = 16 * 1024 * 1024;
 /// How many times a picture is enlarged unless a size is asked for.
 const SCALE: u32 = 4;
 /// Seeds that are chosen here are short, so that people can read them out.
@@ -102,8 +100,9 @@ impl Wanted {
         };
         let seed = fields.whole("seed", 0, LARGEST)?.unwrap_or_else(some_seed);
         let sampling = sampling(&mut fields)?;
-        let size = size(&mut fields, app, n)?;
+        let size = size(&mut fields, app)?;
         let (format, delivery) = (format(&mut fields)?, delivery(&mut fields)?);
+        bounded(size, n, of, delivery, app)?;
         fields.ignore(&IGNORED);
         fields.finish()?;
         let request = Request {
@@ -197,7 +196,7 @@ fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
     }
 }
 
-fn size(fields: &mut Fields, app: &App, n: usize) -> Result<u32, ApiError> {
+fn size(fields: &mut Fields, app: &App) -> Result<u32, ApiError> {
     let native = app.model.side as u32;
     let said = fields.text("size")?.filter(|said| said != "auto");
     let size = match &said {
@@ -212,13 +211,21 @@ fn size(fields: &mut Fields, app: &App, n: usize) -> Result<u32, ApiError> {
             })?
         }
     };
-    let side = size as usize;
-    match n.saturating_mul(side * side) > ANSWER_PIXELS {
-        true => Err(ApiError::invalid(
-            "size",
-            format!("{n} pictures of {size}x{size}: wanted {ANSWER_PIXELS} pixels at most in all."),
-        )),
-        false => Ok(size),
+    Ok(size)
+}
+
+/// Refuses an answer that would fill the memory: `n` pictures, and partial ones of `of` candidates.
+fn bounded(size: u32, n: usize, of: usize, delivery: Delivery, app: &App) -> Result<(), ApiError> {
+    let partial = match delivery {
+        Delivery::Whole => 0,
+        Delivery::Stream(shown) | Delivery::Log(shown) => of * shown.partial_images.min(app.model.grid),
+    };
+    match (n + partial).saturating_mul(size as usize * size as usize) > ANSWER_PIXELS {
+        true => {
+            let got = format!("{n} pictures and {partial} partial ones of {size}x{size}");
+            Err(ApiError::invalid("size", format!("{got}: wanted {ANSWER_PIXELS} pixels at most in all.")))
+        }
+        false => Ok(()),
     }
 }
 

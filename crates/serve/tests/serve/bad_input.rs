@@ -60,6 +60,11 @@ fn every_wrong_parameter_is_named() {
         (json!({ "prompt": "a", "size": "1024x1792" }), 400, "wanted a square from 48x48 to 1024x1024"),
         (json!({ "prompt": "a", "size": "99999999999x99999999999" }), 400, "wanted a square"),
         (json!({ "prompt": "a", "n": 64, "size": "1024x1024" }), 400, "pixels at most in all"),
+        (
+            json!({ "prompt": "a", "best_of": 512, "stream": true, "partial_images": 11 }),
+            400,
+            "5632 partial ones of 192x192",
+        ),
         (json!({ "prompt": "a", "response_format": "png" }), 400, "wanted b64_json or url"),
         (json!({ "prompt": "a", "output_format": "webp" }), 400, "wanted png"),
         (json!({ "prompt": "a", "temperature": -1 }), 400, "temperature -1: wanted 0 or more"),
@@ -110,17 +115,21 @@ fn a_body_of_100_megabytes_is_refused_before_it_is_read() {
         stream
     })
     .error();
-    assert!(status == 413 && message.contains("larger than 24 MiB"), "{message}");
+    assert!(status == 413 && message.contains("larger than 256 KiB"), "{message}");
     assert!(start.elapsed() < Duration::from_secs(5));
     // Without saying how long it is.
     let mut stream = server.connect();
-    let head = format!(
+    let unsaid = format!(
         "POST {GENERATIONS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     );
-    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(unsaid.as_bytes()).unwrap();
     let chunk = [&b"100000\r\n"[..], &[b' '; 1 << 20], b"\r\n"].concat();
     let sent = (0..100).take_while(|_| stream.write_all(&chunk).is_ok()).count();
     assert!(sent < 100, "all of it was taken");
+    // A form may hold two large pictures, and no more.
+    let (status, message) =
+        server.send(&head(EDITS, "multipart/form-data; boundary=edge", 100_000_000), &[]).error();
+    assert!(status == 413 && message.contains("larger than 24576 KiB"), "{message}");
     still_draws(&server);
 }
 
@@ -332,7 +341,7 @@ fn when_too_much_waits_clients_are_told_to_come_again() {
             break answer;
         }
         started.push(answer.json()["events"].as_str().unwrap().to_string());
-        assert!(started.len() <= limits::PENDING_PICTURES / 512, "nothing is refused");
+        assert!(started.len() <= limits::PENDING_LOGS, "nothing is refused");
     };
     assert_eq!(refused.error().0, 429);
     assert!(refused.head.contains("retry-after: "), "{}", refused.head);

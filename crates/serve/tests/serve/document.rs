@@ -78,8 +78,15 @@ fn the_limits_in_the_document_are_those_of_the_server() {
         assert_eq!(properties["top_p"]["default"], defaults.top_p.unwrap());
     }
     let text = document.to_string();
-    let megabytes = format!("larger than {} MiB", limits::BODY_BYTES >> 20);
-    assert!(text.contains(&megabytes) && text.contains(&format!("to {0}x{0}", limits::SIZE)));
+    for said in [
+        format!("a form larger than {} MiB", limits::FORM_BYTES >> 20),
+        format!("JSON larger than {} KiB", limits::JSON_BYTES >> 10),
+        format!("to {0}x{0}", limits::SIZE),
+        "16,777,216 pixels at most".to_string(),
+    ] {
+        assert!(text.contains(&said), "{said:?} is not in the document");
+    }
+    assert_eq!(limits::ANSWER_PIXELS, 16_777_216);
 }
 
 /// Each parameter of the document is taken, with an example of its type, and each answer has what the document promises.

@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, DynamicImage, Frame, RgbImage};
 use serde_json::json;
-use tessera_data::{atomic, png_text};
+use tessera_data::atomic;
+use tessera_data::png_text::{self, Effort};
 use tessera_model::{Parameters, Picture, Tessera};
 use tessera_train::grid;
 
@@ -104,7 +105,8 @@ fn described(files: &[PathBuf], pictures: &[Picture], parameters: &Parameters) -
 
 /// Writes `image` with its parameters, whole or not at all.
 fn write_png(path: &Path, image: &RgbImage, parameters: &Parameters) -> Result<()> {
-    atomic::write(path, &png_text::encode(image, serde_json::to_string(parameters)?)?)
+    let text = serde_json::to_string(parameters)?;
+    atomic::write(path, &png_text::encode(image, text, Effort::Small)?)
 }
 
 /// The sheet as it forms, token by token; cells to come are white, unless they are given.
