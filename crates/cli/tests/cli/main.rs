@@ -16,6 +16,8 @@ mod draw;
 #[cfg(test)]
 mod eval;
 #[cfg(test)]
+mod gallery;
+#[cfg(test)]
 #[cfg(unix)]
 mod interrupt;
 #[cfg(test)]
@@ -28,5 +30,7 @@ mod plan;
 mod program;
 #[cfg(test)]
 mod published;
+#[cfg(test)]
+mod serve;
 #[cfg(test)]
 mod tidy;

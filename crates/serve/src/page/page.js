@@ -292,7 +292,8 @@ async function beginWith(blob, mode = "paint", painted = "bottom") {
   setMode(mode);
   $("no-source").classList.add("hidden");
   $("with-source").classList.remove("hidden");
-  $("source").scrollIntoView({ block: "nearest", behavior: "smooth" });
+  $("source").scrollIntoView({ block: "nearest" });
+  if (mode === "paint") $("mask").focus({ preventScroll: true });
 }
 
 function setMode(mode) {

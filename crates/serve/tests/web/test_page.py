@@ -98,6 +98,7 @@ def test_a_mask_is_painted_and_what_is_not_painted_stays(page, screens):
     before = page.evaluate("drawing.pictures[0].b64_json")
     page.locator(".picture").first.click()
     page.click("#sheet-paint")
+    expect(page.locator("#mask")).to_be_focused()
     box = page.locator("#mask").bounding_box()
     at = lambda x, y: (box["x"] + box["width"] * x, box["y"] + box["height"] * y)
     page.mouse.move(*at(0.3, 0.3))
@@ -160,7 +161,7 @@ def test_all_of_it_by_keyboard(page):
     page.evaluate("document.querySelector('.picture').click()")
     page.focus("#sheet-paint")
     page.keyboard.press("Enter")
-    page.focus("#mask")
+    expect(page.locator("#mask")).to_be_focused()
     for key in ["ArrowRight", "ArrowDown", "Space", "ArrowDown", "Space"]:
         page.keyboard.press(key)
     assert page.evaluate("source.painted.flatMap((p, at) => p ? [at] : [])") == [13, 25]

@@ -1,0 +1,73 @@
+//! `tessera serve` as a program: its line, its answers, its end. What it answers is tested in the crate `serve`.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use super::pipeline::pipeline;
+use super::program::{command, folder, mistake};
+
+/// A running server, its address and its standard error.
+fn serve(dir: &Path, args: &[&str]) -> (Child, String) {
+    let model = pipeline().model();
+    let all = [&["serve", "--model", &model, "--bind", "127.0.0.1:0"], args].concat();
+    let mut child = command(dir, &all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.strip_prefix("http://").and_then(|line| line.strip_suffix(" draws; Ctrl-C stops\n"));
+    let address = address.unwrap_or_else(|| panic!("it said {line:?}")).to_string();
+    (child, address)
+}
+
+fn ask(address: &str, head: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{head} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+#[cfg(unix)]
+fn it_draws_logs_and_stops_when_it_is_asked_to() {
+    let dir = folder();
+    let (mut child, address) = serve(dir.path(), &["--log", "json"]);
+    assert!(ask(&address, "GET /healthz", "").contains(r#""status":"ok""#));
+    let answer =
+        ask(&address, "POST /v1/images/generations", r#"{"prompt": "a secret cat", "size": "32x32"}"#);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("b64_json"), "{answer}");
+    let stop = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(stop.success());
+    assert!(child.wait().unwrap().success());
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let drawn = lines.iter().find(|line| line["route"] == "/v1/images/generations").unwrap();
+    assert_eq!((&drawn["status"], &drawn["method"]), (&200.into(), &"POST".into()));
+    assert!(!log.contains("secret"), "what people ask for is their own");
+}
+
+#[test]
+fn what_it_cannot_start_with_is_said_in_a_line() {
+    let dir = folder();
+    fs::write(dir.path().join("no-keys"), "# none\n").unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (args, wanted) in [
+        (&["--api-key-file", "none"][..], "cannot read none"),
+        (&["--api-key-file", "no-keys"], "no-keys holds no key: wanted one a line"),
+        (&["--rows", "0"], "--rows 0: wanted 1 to 1024"),
+        (&["--model", "none.safetensors"], "cannot read the model file none.safetensors"),
+        (&["--bind", &taken], "choose another --bind"),
+    ] {
+        let error = mistake(dir.path(), &[&["serve", "--log", "off"], args].concat());
+        assert!(error.contains(wanted), "{args:?}: {error}");
+    }
+}
