@@ -9,7 +9,9 @@ use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
-use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageReader, Limits, RgbImage};
+use image::{
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageFormat, ImageReader, Limits, RgbImage,
+};
 
 /// The largest picture that is decoded: 64 million pixels.
 pub const MAX_PIXELS: u64 = 64_000_000;
@@ -51,6 +53,8 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
 pub fn decode_any(bytes: &[u8], max_pixels: u64) -> Result<DynamicImage> {
     let reader =
         ImageReader::new(Cursor::new(bytes)).with_guessed_format().context("cannot read the picture")?;
+    let known = matches!(reader.format(), Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP));
+    ensure!(known, "not a PNG, JPEG or WebP picture");
     let mut decoder = reader.into_decoder().context("not a PNG, JPEG or WebP picture")?;
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);

@@ -92,12 +92,12 @@ impl Studio {
     /// # Errors
     /// If too much waits already, or the worker is gone.
     pub fn draw(self: &Arc<Studio>, request: Request) -> Result<Ticket, Refused> {
-        let pictures = request.n;
+        let (pictures, awaited) = (request.n, awaited(&request));
         let reserved = Reserved::new(&self.shared, pictures)?;
         let (events, receiver) = unbounded_channel();
         let ticket = self.next.fetch_add(1, Ordering::Relaxed) as u64;
         self.order(Order::Draw { ticket, request: Box::new(request), events })?;
-        Ok(Ticket { studio: self.clone(), ticket, events: receiver, ended: false, _reserved: reserved })
+        Ok(Ticket { studio: self.clone(), ticket, events: receiver, awaited, _reserved: reserved })
     }
 
     /// Lets the worker finish nothing more, and waits until it is gone.
@@ -150,22 +150,31 @@ pub struct Ticket {
     studio: Arc<Studio>,
     ticket: u64,
     events: UnboundedReceiver<Result<Event, Refused>>,
-    ended: bool,
+    /// Pictures that are still to come; none after an error.
+    awaited: usize,
     _reserved: Reserved,
 }
 
 impl Ticket {
-    /// What happens next; nothing if all is drawn.
+    /// What happens next; nothing if all is drawn, or after an error.
     pub async fn next(&mut self) -> Option<Result<Event, Refused>> {
-        let event = self.events.recv().await;
-        self.ended = event.is_none();
-        event
+        if self.awaited == 0 {
+            return None;
+        }
+        // A worker that ends before all is drawn leaves its clients without a word.
+        let event = self.events.recv().await.unwrap_or(Err(Refused::Stopped));
+        match &event {
+            Ok(Event::Picture(_)) => self.awaited -= 1,
+            Ok(_) => {}
+            Err(_) => self.awaited = 0,
+        }
+        Some(event)
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if !self.ended {
+        if self.awaited > 0 {
             let _ = self.studio.order(Order::Cancel(self.ticket));
         }
     }
@@ -228,7 +237,7 @@ fn accept<'a>(
     request: Request,
     events: Events,
 ) -> Option<Client> {
-    let awaited = request.best.unwrap_or(request.n);
+    let awaited = awaited(&request);
     match tessera.job(request).and_then(|job| batch.add(job)) {
         Ok(job) => Some(Client { job, ticket, awaited, events }),
         Err(error) => {
@@ -258,5 +267,41 @@ fn deliver(batch: &mut Batch, clients: &mut Vec<Client>, events: Vec<(u64, Event
         if left || clients[at].awaited == 0 {
             clients.remove(at);
         }
+    }
+}
+
+/// Pictures that a request gets.
+fn awaited(request: &Request) -> usize {
+    request.best.unwrap_or(request.n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_still_waits_when_the_worker_ends_is_told_so() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let tessera = Arc::new(Tessera::embedded().unwrap());
+        let studio = Arc::new(Studio::start(tessera, 4, metrics).unwrap());
+        let request = Request { prompt: "a cat".into(), n: 64, previews: false, ..Request::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut ticket = studio.draw(request.clone()).unwrap();
+            assert!(matches!(ticket.next().await, Some(Ok(Event::Tokens { .. }))));
+            studio.stop();
+            let mut pictures = 0;
+            let end = loop {
+                match ticket.next().await {
+                    Some(Ok(Event::Picture(_))) => pictures += 1,
+                    Some(Ok(_)) => {}
+                    other => break other,
+                }
+            };
+            assert!(matches!(end, Some(Err(Refused::Stopped))) && pictures < 64, "{pictures} pictures");
+            assert!(ticket.next().await.is_none());
+        });
+        assert!(!studio.is_alive() && studio.draw(request).is_err());
+        assert_eq!(studio.pending(), 0);
     }
 }

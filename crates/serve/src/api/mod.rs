@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -91,7 +91,7 @@ async fn at_the_door(State(app): State<Arc<App>>, request: Request, next: Next) 
     let start = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_string();
     let method = request.method().clone();
-    let response = match let_in(&app, &route, request.headers()) {
+    let response = match let_in(&app, &route, &method, request.headers()) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
@@ -102,9 +102,9 @@ async fn at_the_door(State(app): State<Arc<App>>, request: Request, next: Next) 
     response
 }
 
-fn let_in(app: &App, route: &str, headers: &HeaderMap) -> Result<(), ApiError> {
-    // A form can be sent to this machine by any page that a browser shows; browsers say where it comes from.
-    if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
+fn let_in(app: &App, route: &str, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
+    // A form can be sent to this machine by any page that a browser shows; browsers say where it comes from. Links may lead here.
+    if method != Method::GET && headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
         let message = "This request comes from another site's page.";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "cross_site", message));
     }

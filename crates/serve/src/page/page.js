@@ -30,6 +30,7 @@ async function call(path, options = {}) {
 
 function askForKey() {
   return new Promise((resolve) => {
+    $("key").value = "";
     $("key-dialog").showModal();
     $("key-dialog").addEventListener("close", () => {
       localStorage.setItem("tessera-key", $("key").value);
@@ -96,6 +97,7 @@ async function draw(meant = null) {
   const stop = running = new AbortController();
   const prompt = $("prompt").value.trim(), chosen = settings();
   const from = source && { ...source, painted: [...source.painted] };
+  if (prompt === "" && from === null) { $("prompt").focus(); return tell("Say what to draw first.", true); }
   if (from?.mode === "paint" && !from.painted.includes(true)) return tell("Paint over what shall be drawn anew first.", true);
   drawing = { prompt, chosen, pictures: [], from: from !== null, meant };
   busy(true);
@@ -142,7 +144,7 @@ function begin({ drawn, seed, revised_prompt, given, strength }) {
   $("empty").classList.add("hidden");
   $("pictures").className = "pictures forming";
   $("pictures").replaceChildren(...Array.from({ length: drawn }, () => {
-    const canvas = Object.assign(document.createElement("canvas"), { width: model.side, height: model.side });
+    const canvas = Object.assign(document.createElement("canvas"), { width: model.side, height: model.side, ariaHidden: "true" });
     const cell = document.createElement("div");
     cell.className = "picture";
     cell.append(canvas);

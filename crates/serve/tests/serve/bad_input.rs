@@ -231,6 +231,9 @@ fn another_sites_page_cannot_have_this_machine_draw() {
     let own = head(GENERATIONS, "application/json", body.len())
         .replace("\r\n\r\n", "\r\nSec-Fetch-Site: same-origin\r\n\r\n");
     assert_eq!(server.send(&own, body).status, 200);
+    // A link may lead here from anywhere.
+    let link = "GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\nSec-Fetch-Site: cross-site\r\n\r\n";
+    assert_eq!(server.send(link, &[]).status, 200);
 }
 
 #[test]
