@@ -65,6 +65,42 @@ impl Fit {
     }
 }
 
+/// What of a picture is kept, as people say it.
+#[derive(Debug, Clone)]
+pub enum Keep {
+    /// So many of the top rows, as in the paper.
+    Rows(usize),
+    /// A rectangle, `[x, y, width, height]` in cells.
+    Rectangle([usize; 4]),
+    /// What is not white in a mask as large as the picture, or not transparent if anything of it is.
+    Mask(DynamicImage),
+    /// What is not transparent of the picture itself.
+    Opaque,
+    /// All of it.
+    All,
+}
+
+impl Keep {
+    /// The cells of `picture` that are kept, once it is fitted.
+    ///
+    /// # Errors
+    /// If nothing is left to draw, the rows or the rectangle do not fit the grid, or the mask is not as large as the picture.
+    pub fn of(&self, picture: &DynamicImage, grid: usize, fit: Fit) -> Result<Kept> {
+        match self {
+            Keep::Rows(rows) => Kept::rows(grid, *rows),
+            Keep::Rectangle(rectangle) => Kept::rectangle(grid, *rectangle),
+            Keep::Mask(mask) => {
+                let [got, wanted] =
+                    [mask, picture].map(|image| format!("{}x{}", image.width(), image.height()));
+                ensure!(got == wanted, "the mask has {got} pixels: wanted {wanted}, as large as the picture");
+                Kept::under(mask, grid, fit)
+            }
+            Keep::Opaque => Kept::under(picture, grid, fit),
+            Keep::All => Ok(Kept::new(grid, |_, _| true)),
+        }
+    }
+}
+
 /// Which cells of a grid are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
@@ -79,25 +115,14 @@ impl Kept {
         Kept { grid, cells: (0..grid * grid).map(|at| keep(at % grid, at / grid)).collect() }
     }
 
-    /// All cells.
-    pub fn all(grid: usize) -> Kept {
-        Kept::new(grid, |_, _| true)
-    }
-
     /// The cells of the top `rows` rows, as in the paper.
-    ///
-    /// # Errors
-    /// If that is none or all.
-    pub fn rows(grid: usize, rows: usize) -> Result<Kept> {
+    fn rows(grid: usize, rows: usize) -> Result<Kept> {
         ensure!((1..grid).contains(&rows), "keep {rows} rows: wanted 1 to {}, of {grid}", grid - 1);
         Ok(Kept::new(grid, |_, y| y < rows))
     }
 
-    /// The cells of a rectangle, `[x, y, width, height]` in cells.
-    ///
-    /// # Errors
-    /// If it is empty, lies outside or covers the whole grid.
-    pub fn rectangle(grid: usize, [x, y, width, height]: [usize; 4]) -> Result<Kept> {
+    /// The cells of a rectangle.
+    fn rectangle(grid: usize, [x, y, width, height]: [usize; 4]) -> Result<Kept> {
         let inside = |from: usize, length: usize| length > 0 && from.saturating_add(length) <= grid;
         ensure!(
             inside(x, width) && inside(y, height),
@@ -109,10 +134,7 @@ impl Kept {
 
     /// The cells in which no pixel of `mask` is white, once it is fitted like its picture. If any of it is transparent, that takes
     /// the place of white.
-    ///
-    /// # Errors
-    /// If nothing of it is white.
-    pub fn under(mask: &DynamicImage, grid: usize, fit: Fit) -> Result<Kept> {
+    fn under(mask: &DynamicImage, grid: usize, fit: Fit) -> Result<Kept> {
         let side = 8 * grid as u32;
         let white = fit.apply(&white_where_redrawn(mask), side, 0)?;
         let cell = side / grid as u32;
@@ -195,8 +217,11 @@ mod tests {
         let kept = Kept::under(&mask.into(), 3, Fit::Crop).unwrap();
         assert_eq!(cells(&kept), "#.####...");
         assert_eq!(kept.drawn(), 4);
-        let black = GrayImage::new(48, 48).into();
+        let black: DynamicImage = GrayImage::new(48, 48).into();
         assert!(Kept::under(&black, 3, Fit::Crop).unwrap_err().to_string().contains("nothing to draw"));
+        let other_size =
+            Keep::Mask(GrayImage::new(47, 47).into()).of(&black, 3, Fit::Crop).unwrap_err().to_string();
+        assert_eq!(other_size, "the mask has 47x47 pixels: wanted 48x48, as large as the picture");
     }
 
     #[test]

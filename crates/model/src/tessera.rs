@@ -11,7 +11,7 @@ use tessera_text::{Bpe, Prompt};
 use crate::dvae::Dvae;
 use crate::prior::{Prior, PriorConfig};
 use crate::rerank::Reranker;
-use crate::sample::{Batch, Decoder, Drawing, Job, Ranking, Request, mosaics};
+use crate::sample::{Batch, Decoder, Drawing, Job, Parameters, Ranking, Request, mosaics};
 use crate::weights::{ModelFile, check_count, import};
 
 /// dVAE, tokenizer, prior and perhaps reranker of one model file.
@@ -127,21 +127,24 @@ impl Tessera {
         Ok(codes.iter::<i64>().map(|code| code as u32).collect())
     }
 
-    /// Tokens of a picture as for [`Tessera::encode`], or those that it is `claimed` to be made of, if they look like it: what was
-    /// drawn by this model is then gone on with exactly. Says whether they were.
+    /// Tokens of a picture as for [`Tessera::encode`]; or those that it is `claimed` to be made of, if they look like it, and then the
+    /// claim as well. What was drawn by this model is so gone on with exactly.
     ///
     /// # Errors
     /// As for [`Tessera::encode`].
-    pub fn tokens_of(&self, picture: &RgbImage, claimed: Option<&[u32]>) -> Result<(Vec<u32>, bool)> {
-        if let Some(claimed) = claimed {
-            let known = claimed.iter().copied().map(Some).collect();
-            if let Ok(made) = self.decode(&[known])
-                && looks_like(&made[0], picture, self.prior.config().grid)
-            {
-                return Ok((claimed.to_vec(), true));
-            }
+    pub fn tokens_of(
+        &self,
+        picture: &RgbImage,
+        claimed: Option<Parameters>,
+    ) -> Result<(Vec<u32>, Option<Parameters>)> {
+        if let Some(claimed) = claimed
+            && let Some(tokens) = &claimed.tokens
+            && let Ok(made) = self.decode(&[tokens.iter().copied().map(Some).collect()])
+            && looks_like(&made[0], picture, self.prior.config().grid)
+        {
+            return Ok((tokens.clone(), Some(claimed)));
         }
-        Ok((self.encode(picture)?, false))
+        Ok((self.encode(picture)?, None))
     }
 
     /// Pictures of tokens, each `[G²]` in raster order; cells without a token are white.

@@ -135,7 +135,7 @@ fn what_cannot_be_meant_is_refused_in_a_line() {
         (&["--image", "text.png", "--keep-rows", "1"], "text.png: not a PNG, JPEG or WebP picture"),
         (&["--image", "a.png", "--keep-rows", "8"], "keep 8 rows: wanted 1 to 7, of 8"),
         (&["--image", "a.png", "--keep", "7,0,2,1"], "within 8x8 cells"),
-        (&["--image", "a.png", "--mask", "other.png"], "41x40 pixels; wanted 40x40, as large as the picture"),
+        (&["--image", "a.png", "--mask", "other.png"], "41x40 pixels: wanted 40x40, as large as the picture"),
         (&["--image", "a.png", "--mask", "a.png"], "there is nothing to draw"),
         (&["--image", "a.png", "--variations", "--strength", "2"], "strength 2: wanted 0 to 1"),
         (&["--negative", "red", "--guidance", "1"], "works through guidance"),

@@ -48,3 +48,11 @@ pub struct Parameters {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tokens: Option<Vec<u32>>,
 }
+
+impl Parameters {
+    /// What a file's text says of it, if the model of this fingerprint has drawn it.
+    pub fn claimed(text: &str, model_id: &str) -> Option<Parameters> {
+        let made: Parameters = serde_json::from_str(text).ok()?;
+        (made.model_id.as_deref() == Some(model_id)).then_some(made)
+    }
+}

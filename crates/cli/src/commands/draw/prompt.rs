@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use image::DynamicImage;
 use tessera_data::picture::{MAX_PIXELS, decode_any, on_white};
 use tessera_data::png_text;
-use tessera_data::prompt::{Fit, Kept, is_transparent};
+use tessera_data::prompt::{Fit, Keep, is_transparent};
 use tessera_model::{Parameters, Tessera};
 
 use crate::args::PicturePrompt;
@@ -28,19 +28,20 @@ pub fn read(args: &PicturePrompt, tessera: &Tessera, model_id: &str) -> Result<G
     ensure!((0.0..=1.0).contains(&args.strength), "--strength {}: wanted 0 to 1", args.strength);
     let (shown, fit) = (path.display(), Fit::from(args.fit));
     let (bytes, image) = load(path)?;
-    let kept = kept(args, &image, fit, tessera.prior.config().grid)?;
-    let claimed = claimed(&bytes, model_id);
+    let keep = keep(args, &image)?;
+    let kept = keep.of(&image, tessera.prior.config().grid, fit)?;
+    let text = png_text::read(Cursor::new(bytes)).ok().flatten();
+    let claimed = text.and_then(|text| Parameters::claimed(&text, model_id));
     let side = tessera.image_size as u32;
     let size = (image.width(), image.height());
     let fitted = fit.apply(&on_white(image), side, 255).with_context(|| shown.to_string())?;
-    let (tokens, own) =
-        tessera.tokens_of(&fitted, claimed.as_ref().and_then(|made| made.tokens.as_deref()))?;
+    let (tokens, own) = tessera.tokens_of(&fitted, claimed)?;
     match fit.rule(size, side) {
-        _ if own => eprintln!("{shown}: drawn by this model; its own tokens are used"),
+        _ if own.is_some() => eprintln!("{shown}: drawn by this model; its own tokens are used"),
         Some(rule) => eprintln!("{shown}: {rule}"),
         None => {}
     }
-    let prompt = claimed.filter(|_| own).and_then(|made| made.prompts.into_iter().next());
+    let prompt = own.and_then(|made| made.prompts.into_iter().next());
     let strength = if args.variations { args.strength } else { 0.0 };
     Ok(Given { tokens: kept.of(&tokens), strength, prompt })
 }
@@ -51,33 +52,13 @@ fn load(path: &Path) -> Result<(Vec<u8>, DynamicImage)> {
     Ok((bytes, image))
 }
 
-fn kept(args: &PicturePrompt, image: &DynamicImage, fit: Fit, grid: usize) -> Result<Kept> {
+fn keep(args: &PicturePrompt, image: &DynamicImage) -> Result<Keep> {
     match (args.keep_rows, args.keep, &args.mask) {
-        (Some(rows), _, _) => Kept::rows(grid, rows),
-        (_, Some(rectangle), _) => Kept::rectangle(grid, rectangle),
-        (_, _, Some(path)) => {
-            let (_, mask) = load(path)?;
-            let [got, wanted] = [&mask, image].map(|image| (image.width(), image.height()));
-            ensure!(
-                got == wanted,
-                "{}: {}x{} pixels; wanted {}x{}, as large as the picture",
-                path.display(),
-                got.0,
-                got.1,
-                wanted.0,
-                wanted.1
-            );
-            Kept::under(&mask, grid, fit).with_context(|| path.display().to_string())
-        }
-        _ if args.variations => Ok(Kept::all(grid)),
-        _ if is_transparent(image) => Kept::under(image, grid, fit),
+        (Some(rows), _, _) => Ok(Keep::Rows(rows)),
+        (_, Some(rectangle), _) => Ok(Keep::Rectangle(rectangle)),
+        (_, _, Some(path)) => Ok(Keep::Mask(load(path)?.1)),
+        _ if args.variations => Ok(Keep::All),
+        _ if is_transparent(image) => Ok(Keep::Opaque),
         _ => bail!("--image: what of it is kept? Say --keep-rows, --keep, --mask or --variations"),
     }
-}
-
-/// What the picture says of itself, if it was drawn by this very model.
-fn claimed(bytes: &[u8], model_id: &str) -> Option<Parameters> {
-    let text = png_text::read(Cursor::new(bytes)).ok()??;
-    let made: Parameters = serde_json::from_str(&text).ok()?;
-    (made.model_id.as_deref() == Some(model_id)).then_some(made)
 }
