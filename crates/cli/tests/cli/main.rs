@@ -33,4 +33,7 @@ mod published;
 #[cfg(test)]
 mod serve;
 #[cfg(test)]
+#[cfg(target_os = "linux")]
+mod serve_memory;
+#[cfg(test)]
 mod tidy;

@@ -10,7 +10,7 @@ use super::pipeline::pipeline;
 use super::program::{command, folder, mistake};
 
 /// A running server, its address and its standard error.
-fn serve(dir: &Path, args: &[&str]) -> (Child, String) {
+pub fn serve(dir: &Path, args: &[&str]) -> (Child, String) {
     let model = pipeline().model();
     let all = [&["serve", "--model", &model, "--bind", "127.0.0.1:0"], args].concat();
     let mut child = command(dir, &all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -21,7 +21,7 @@ fn serve(dir: &Path, args: &[&str]) -> (Child, String) {
     (child, address)
 }
 
-fn ask(address: &str, head: &str, body: &str) -> String {
+pub fn ask(address: &str, head: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let length = body.len();
     write!(

@@ -36,6 +36,11 @@ impl ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
+    pub fn too_large(most: usize) -> ApiError {
+        let message = format!("The body is larger than {} KiB.", most / 1024);
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    }
+
     /// Something of ours failed; asking differently would not help.
     pub fn ours(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value};
 
 use super::ApiError;
+use crate::limits::FORM_BYTES;
 
 /// Longest text of a form's field that is no file.
 const FIELD_BYTES: u64 = 64 * 1024;
@@ -36,18 +37,22 @@ impl Fields {
         }
     }
 
-    /// Of a form with files.
-    pub async fn form(headers: &HeaderMap, body: Bytes) -> Result<Fields, ApiError> {
+    /// Of a form with files, read as it comes.
+    pub async fn form(headers: &HeaderMap, body: Body) -> Result<Fields, ApiError> {
         expect_type(headers, "multipart/form-data")?;
-        let broken = |error: multer::Error| {
-            let message = format!("The form cannot be read: {error}.");
-            ApiError::new(StatusCode::BAD_REQUEST, "invalid_form", message)
+        let broken = |error: multer::Error| match error {
+            multer::Error::StreamSizeExceeded { .. } => ApiError::too_large(FORM_BYTES),
+            error => {
+                let message = format!("The form cannot be read: {error}.");
+                ApiError::new(StatusCode::BAD_REQUEST, "invalid_form", message)
+            }
         };
         let said =
             headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let boundary = multer::parse_boundary(said).map_err(broken)?;
-        let stream = tokio_stream::once(Ok::<Bytes, std::io::Error>(body));
-        let mut form = multer::Multipart::new(stream, boundary);
+        let limit = multer::SizeLimit::new().whole_stream(FORM_BYTES as u64);
+        let constraints = multer::Constraints::new().size_limit(limit);
+        let mut form = multer::Multipart::with_constraints(body.into_data_stream(), boundary, constraints);
         let mut fields = Fields { values: Map::new(), files: BTreeMap::new(), form: true };
         while let Some(field) = form.next_field().await.map_err(broken)? {
             // Clients that may send several pictures call one of them `image[]`.

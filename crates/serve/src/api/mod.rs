@@ -10,7 +10,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::body::{Body, Bytes};
+use axum::body::to_bytes;
 use axum::extract::{MatchedPath, Path, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -168,10 +168,13 @@ async fn codes(State(app): State<Arc<App>>, Path(model): Path<String>) -> Result
 }
 
 async fn generations(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let (headers, body) = read_body(request, JSON_BYTES).await?;
-    let fields = Fields::json(&headers, &body)?;
+    let (parts, body) = request.into_parts();
+    expect_length(&parts.headers, JSON_BYTES)?;
+    // Either it was longer than it said, or the client left, who does not read this.
+    let whole = async { to_bytes(body, JSON_BYTES).await.map_err(|_| ApiError::too_large(JSON_BYTES)) };
+    let fields = Fields::json(&parts.headers, &in_time(whole).await?)?;
     let wanted = Wanted::read(fields, Kind::Generation, &app, None)?;
-    answer::answer(&app, wanted, host(&headers)).await
+    answer::answer(&app, wanted, host(&parts.headers)).await
 }
 
 async fn edits(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -184,11 +187,12 @@ async fn variations(State(app): State<Arc<App>>, request: Request) -> Result<Res
 
 async fn with_picture(app: Arc<App>, request: Request, kind: Kind) -> Result<Response, ApiError> {
     let place = app.gates.forms.acquire().await.map_err(|_| ApiError::ours("The server is stopping."))?;
-    let (headers, body) = read_body(request, FORM_BYTES).await?;
-    let fields = Fields::form(&headers, body).await?;
+    let (parts, body) = request.into_parts();
+    expect_length(&parts.headers, FORM_BYTES)?;
+    let fields = in_time(Fields::form(&parts.headers, body)).await?;
     let wanted = upload::read(fields, kind, &app).await?;
     drop(place);
-    answer::answer(&app, wanted, host(&headers)).await
+    answer::answer(&app, wanted, host(&parts.headers)).await
 }
 
 async fn events(
@@ -220,27 +224,21 @@ fn png_response(png: Vec<u8>) -> Response {
     (headers, png).into_response()
 }
 
-/// The body of a request, if it is not too large and comes in time.
-async fn read_body(request: Request, most: usize) -> Result<(HeaderMap, Bytes), ApiError> {
-    let (parts, body) = request.into_parts();
-    let too_large = || {
-        let message = format!("The body is larger than {} KiB.", most / 1024);
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
-    };
-    let declared =
-        parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > most as u64) {
-        return Err(too_large());
+/// Refuses a body that says itself that it is too large.
+fn expect_length(headers: &HeaderMap, most: usize) -> Result<(), ApiError> {
+    let said = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    match said.is_some_and(|length| length > most as u64) {
+        true => Err(ApiError::too_large(most)),
+        false => Ok(()),
     }
-    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(Body::new(body), most)).await {
-        Ok(Ok(bytes)) => Ok((parts.headers, bytes)),
-        // Either it was longer than it said, or the client left, who does not read this.
-        Ok(Err(_)) => Err(too_large()),
-        Err(_) => {
-            let message = format!("The body did not come within {} seconds.", BODY_TIMEOUT.as_secs());
-            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message))
-        }
-    }
+}
+
+/// A body that is read, if it comes in time.
+async fn in_time<T>(read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    tokio::time::timeout(BODY_TIMEOUT, read).await.unwrap_or_else(|_| {
+        let message = format!("The body did not come within {} seconds.", BODY_TIMEOUT.as_secs());
+        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message))
+    })
 }
 
 /// The address that the client knows the server by.

@@ -118,14 +118,20 @@ fn a_body_of_100_megabytes_is_refused_before_it_is_read() {
     assert!(status == 413 && message.contains("larger than 256 KiB"), "{message}");
     assert!(start.elapsed() < Duration::from_secs(5));
     // Without saying how long it is.
-    let mut stream = server.connect();
-    let unsaid = format!(
-        "POST {GENERATIONS} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    );
-    stream.write_all(unsaid.as_bytes()).unwrap();
-    let chunk = [&b"100000\r\n"[..], &[b' '; 1 << 20], b"\r\n"].concat();
-    let sent = (0..100).take_while(|_| stream.write_all(&chunk).is_ok()).count();
-    assert!(sent < 100, "all of it was taken");
+    let picture = "--edge\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\n";
+    for (path, kind, start) in
+        [(GENERATIONS, "application/json", " "), (EDITS, "multipart/form-data; boundary=edge", picture)]
+    {
+        let mut stream = server.connect();
+        let unsaid = format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{start}\r\n",
+            start.len()
+        );
+        stream.write_all(unsaid.as_bytes()).unwrap();
+        let chunk = [&b"100000\r\n"[..], &[b' '; 1 << 20], b"\r\n"].concat();
+        let sent = (0..100).take_while(|_| stream.write_all(&chunk).is_ok()).count();
+        assert!(sent < 100, "{path}: all of it was taken");
+    }
     // A form may hold two large pictures, and no more.
     let (status, message) =
         server.send(&head(EDITS, "multipart/form-data; boundary=edge", 100_000_000), &[]).error();
@@ -178,7 +184,7 @@ fn forms_say_what_is_missing_or_does_not_fit() {
         (vec![prompt], "There is no file 'image'"),
         (vec![image, prompt], "What of the picture is kept?"),
         (vec![image, ("keep_rows", None, b"4")], "There is no 'prompt'"),
-        (vec![image, prompt, ("mask", Some("m.png"), &other)], "The mask has 50x48 pixels: wanted 48x48"),
+        (vec![image, prompt, ("mask", Some("m.png"), &other)], "the mask has 50x48 pixels: wanted 48x48"),
         (vec![image, prompt, ("mask", Some("m.png"), image.2)], "there is nothing to draw"),
         (vec![image, prompt, ("keep_rows", None, b"12")], "from 1 to 11"),
         (vec![image, prompt, ("keep", None, b"0,0,13,1")], "within 12x12 cells"),

@@ -1,0 +1,90 @@
+//! The memory of `tessera serve` is bounded, whatever is sent: each kind of large or many things, by as many clients at a time as it
+//! takes to go beyond what may be held at once.
+
+use std::fs;
+use std::io::{Cursor, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::process::Child;
+
+use image::{ImageFormat, RgbImage};
+use tessera_serve::limits;
+
+use super::program::folder;
+use super::serve::{ask, serve};
+
+/// What the server may take beside a small model: sixteen forms of 24 MB, each twice while it grows, two pictures being looked at, and what is
+/// kept of answers and logs. 600 to 800 MB were measured.
+const MOST_MB: u64 = 1200;
+
+#[test]
+fn memory_is_bounded_whatever_is_sent() {
+    let dir = folder();
+    let (mut child, address) = serve(dir.path(), &["--log", "off"]);
+    let pictures = r#"{"prompt": "a cat", "n": 64, "size": "512x512", "response_format": "url"}"#;
+    let logged = r#"{"prompt": "a cat", "n": 16, "size": "512x512", "partial_images": 2, "async": true}"#;
+    for (what, clients, request, status) in [
+        ("a body of 100 MB", 8, asked(&" ".repeat(100_000_000)), None),
+        ("a bomb of 430 MB", 8, varied(&picture(12_000)), Some(400)),
+        ("the largest picture", 24, varied(&picture(4000)), Some(200)),
+        ("24 MB that are no picture", 64, varied(&vec![0; limits::FORM_BYTES - 1000]), Some(400)),
+        ("answers of many pictures", 32, asked(pictures), Some(200)),
+        ("logs of many pictures", limits::PENDING_LOGS, asked(logged), Some(202)),
+        ("many clients", 200, asked(r#"{"prompt": "a cat"}"#), Some(200)),
+    ] {
+        let answers: Vec<String> = std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..clients).map(|_| scope.spawn(|| send(&address, &request))).collect();
+            clients.into_iter().map(|client| client.join().unwrap()).collect()
+        });
+        let start = status.map_or(String::new(), |status| format!("HTTP/1.1 {status} "));
+        for answer in answers {
+            assert!(answer.starts_with(&start), "{what}: {answer:.200}");
+        }
+        let peak = peak_memory(&child);
+        eprintln!("{what}: {peak} MB at most so far");
+        assert!(peak < MOST_MB, "{what}: {peak} MB");
+    }
+    assert!(ask(&address, "GET /healthz", "").contains(r#""status":"ok""#));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn asked(body: &str) -> Vec<u8> {
+    request("generations", "application/json", body.as_bytes())
+}
+
+fn varied(picture: &[u8]) -> Vec<u8> {
+    let head = "--edge\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a.png\"\r\n\r\n";
+    let body = [head.as_bytes(), picture, b"\r\n--edge--\r\n"].concat();
+    request("variations", "multipart/form-data; boundary=edge", &body)
+}
+
+fn request(what: &str, kind: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "POST /v1/images/{what} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}
+
+fn picture(side: u32) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    RgbImage::new(side, side).write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+/// Sends a request as far as it is taken; what comes back, unless the server has hung up before it was read.
+fn send(address: &str, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let mut answer = Vec::new();
+    if let Err(error) = stream.write_all(request).and_then(|()| stream.read_to_end(&mut answer)) {
+        assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// The most memory that the program has had so far, in MB.
+fn peak_memory(child: &Child) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() / 1000
+}
