@@ -1,5 +1,7 @@
 //! Reranking (paper §2.6): of many candidates the few are kept that a contrastive model finds likest to the caption.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 use image::RgbImage;
 use rayon::prelude::*;
@@ -52,7 +54,7 @@ impl<'a> Ranking<'a> {
         Ok(())
     }
 
-    /// Of equal pictures that with the smaller index is better, so that the order does not depend on how they come.
+    /// A picture that is drawn again is kept only where there are too few that differ.
     fn keep_best(&mut self, pictures: impl Iterator<Item = (Picture, Vec<f32>)>) {
         let caption = self.embedding.as_deref().unwrap_or_default();
         let scored = pictures.map(|(picture, embedding)| {
@@ -60,17 +62,27 @@ impl<'a> Ranking<'a> {
             Picture { score, ..picture }
         });
         self.best.extend(scored);
-        self.best.sort_by(|a, b| {
-            let score = |picture: &Picture| picture.score.unwrap_or(f32::NEG_INFINITY);
-            score(b).total_cmp(&score(a)).then(a.index.cmp(&b.index))
-        });
-        self.best.truncate(self.keep);
+        best_first(&mut self.best);
+        let mut seen = BTreeSet::new();
+        let (mut differing, again): (Vec<Picture>, Vec<Picture>) = std::mem::take(&mut self.best)
+            .into_iter()
+            .partition(|picture| seen.insert(picture.tokens.clone()));
+        differing.extend(again);
+        differing.truncate(self.keep);
+        self.best = differing;
     }
 
     /// The pictures kept, best first.
     pub(super) fn take(&mut self) -> Vec<Picture> {
+        best_first(&mut self.best);
         std::mem::take(&mut self.best)
     }
+}
+
+/// Of equal scores the smaller index comes first, so that the order does not depend on how pictures come.
+fn best_first(pictures: &mut [Picture]) {
+    let score = |picture: &Picture| picture.score.unwrap_or(f32::NEG_INFINITY);
+    pictures.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.index.cmp(&b.index)));
 }
 
 /// Embeds the captions that are not yet.

@@ -1,5 +1,7 @@
 //! Drawing against its promises: the same bits whatever the number of pictures or threads, and the order of events.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::Device;
 use tessera_text::Bpe;
 
@@ -269,6 +271,27 @@ fn the_best_come_first_and_are_those_of_all_candidates() {
     let caption = reranker.captions(&["a red apple"]).unwrap().remove(0).embedding;
     let alone = reranker.pictures(&[all[3].image.clone()]).unwrap().remove(0);
     assert_eq!(cosine(&alone, &caption), score(&all[3]));
+}
+
+/// As many as differ come before any that is drawn again.
+#[test]
+fn the_best_differ_from_each_other_if_enough_do() {
+    let given = (0..16).map(|at| (at % 5 != 4).then_some(3)).collect::<Vec<_>>(); // all but three
+    let sampling = Sampling { top_k: Some(2), ..Sampling::paper() };
+    let few = || Request { given: given.clone(), sampling: sampling.clone(), ..request(60, 5) };
+    let distinct =
+        |pictures: &[Picture]| pictures.iter().map(|p| p.tokens.clone()).collect::<BTreeSet<_>>().len();
+    let all = ranked(few(), 60);
+    let n = distinct(&all);
+    assert!((5..=8).contains(&n), "{n} of 60 differ");
+    let mut differing = all.clone();
+    let mut seen = BTreeSet::new();
+    differing.retain(|picture| seen.insert(picture.tokens.clone()));
+    assert!(same(&ranked(few(), 3), &differing[..3]));
+    assert!(same(&ranked(few(), n), &differing));
+    let more = ranked(few(), n + 2);
+    assert_eq!((more.len(), distinct(&more)), (n + 2, n));
+    assert!(more.windows(2).all(|pair| pair[0].score >= pair[1].score));
 }
 
 /// Three requests with prompts of their own, one of them guided, in a batch too small for all, the last added while the others are

@@ -99,9 +99,10 @@ async function draw(meant = null) {
   const from = source && { ...source, painted: [...source.painted] };
   if (prompt === "" && from === null) { $("prompt").focus(); return tell("Say what to draw first.", true); }
   if (from?.mode === "paint" && !from.painted.includes(true)) return tell("Paint over what shall be drawn anew first.", true);
-  drawing = { prompt, chosen, pictures: [], from: from !== null, meant };
+  drawing = { prompt, chosen, pictures: [], tokens: [], from: from !== null, meant };
   busy(true);
   tell("Waiting…");
+  lookAtPictures();
   try {
     const response = await call(...await request(prompt, chosen, from, stop.signal));
     for await (const event of events(response)) {
@@ -109,13 +110,23 @@ async function draw(meant = null) {
       if (event.error) throw new Error(event.error.message);
       take(event);
     }
+    if (drawing.pictures.length < chosen.n) throw new Error("The server hung up before the drawing was finished.");
     await settle();
   } catch (error) {
+    if (stop !== running) return; // another drawing has taken its place
     if (error.name !== "AbortError") tell(error.message, true);
     else tell("Stopped.");
   } finally {
     if (stop === running) { running = null; busy(false); }
   }
+}
+
+// On a phone they are below the form, perhaps under a keyboard.
+function lookAtPictures() {
+  const stage = document.querySelector(".stage");
+  if (stage.getBoundingClientRect().top < innerHeight / 2) return;
+  if (matchMedia("(pointer: coarse)").matches) document.activeElement.blur();
+  stage.scrollIntoView();
 }
 
 async function request(prompt, chosen, from, signal) {
@@ -158,6 +169,7 @@ function begin({ drawn, seed, revised_prompt, given, strength }) {
 function lay({ done, total, new: tokens }) {
   $("progress").value = done / total;
   for (const [picture, position, code] of tokens) {
+    (drawing.tokens[picture] ??= []).push(code);
     const canvas = $("pictures").children[picture]?.firstChild;
     if (canvas) layTile(canvas, position, code);
   }
@@ -181,7 +193,10 @@ async function settle() {
   const ranked = drawing.pictures.some((picture) => picture.score !== null) && n > 1 ? ", the best first" : "";
   const read = drawing.read !== undefined && drawing.prompt.length > 120 && drawing.read.length < drawing.prompt.length * .8
     ? ` The model read only up to “…${drawing.read.slice(-30)}”.` : "";
-  tell(`${n === 1 ? "One picture" : `${n} pictures`}${ranked}. Seed ${drawing.seed}.${read}`);
+  const differing = new Set(drawing.pictures.map((picture) => drawing.tokens[picture.index].join())).size;
+  const alike = differing < n
+    ? ` ${differing === 1 ? "They are all the same" : `Only ${differing} of them differ`}: raise top-p or temperature for others.` : "";
+  tell(`${n === 1 ? "One picture" : `${n} pictures`}${ranked}. Seed ${drawing.seed}.${read}${alike}`);
   await remember(drawing);
 }
 
@@ -428,7 +443,7 @@ async function recall() {
       $("prompt").value = past.prompt;
       show(past);
       tell(`Seed ${past.seed}.`);
-      scrollTo({ top: 0, behavior: "smooth" });
+      document.querySelector(".stage").scrollIntoView();
     };
     return card;
   }));

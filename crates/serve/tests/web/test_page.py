@@ -186,6 +186,15 @@ def test_everything_has_a_name_for_screen_readers(page):
     assert nameless == []
 
 
+def test_pictures_that_are_the_same_are_said_to_be(page):
+    draw(page, "a red apple", n=3, temperature=0)
+    finished(page, 3)
+    expect(page.locator("#status")).to_contain_text("They are all the same: raise top-p")
+    draw(page, "a sunflower", n=3, temperature=1, top_p=1)
+    finished(page, 3)
+    expect(page.locator("#status")).not_to_contain_text("raise")
+
+
 def test_stopping_frees_the_server(page):
     draw(page, "a tree", n=16, tries=16)
     expect(page.locator("#pictures.forming canvas").first).to_be_visible()
@@ -221,6 +230,7 @@ def test_it_fits_every_width(browser, server, screens, width, scheme):
     draw(page, "a sunflower", n=9, seed=3)
     finished(page, 9)
     page.wait_for_timeout(800)
+    expect(page.locator(".picture img").first).to_be_in_viewport()
     page.screenshot(path=screens / f"{width}-{scheme}.png", full_page=True)
     page.locator(".picture").first.click()
     page.screenshot(path=screens / f"{width}-{scheme}-sheet.png")
