@@ -23,6 +23,8 @@ pub enum Filter {
     Area,
     /// Sharper, for storing a picture once at a smaller size.
     Lanczos,
+    /// Smooth, for showing a small picture large.
+    CatmullRom,
 }
 
 /// A square within a picture, in pixels.
@@ -108,6 +110,7 @@ pub fn scale(image: &RgbImage, from: [u32; 4], to: [u32; 2], filter: Filter) -> 
     let kernel = match filter {
         Filter::Area => FilterType::Box,
         Filter::Lanczos => FilterType::Lanczos3,
+        Filter::CatmullRom => FilterType::CatmullRom,
     };
     let [left, top, width, height] = from.map(f64::from);
     let options =

@@ -1,7 +1,8 @@
 //! Many clients at once, drawn together and one after the other, in turns: `cargo run --release -p tessera-serve --example load`.
 //!
-//! Prints the table of docs/performance.md: throughput and times of whole requests, of one candidate each or of as many as the argument
-//! says, and the time to the first partial picture on an idle server. Clients are threads of this process and share its processors with the server.
+//! Prints the table of docs/performance.md: throughput and times of whole requests, of one candidate each or of as many as the first argument
+//! says, and the time to the first partial picture on an idle server. The second argument is the number of rows that step together. Clients are
+//! threads of this process and share its processors with the server.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -29,11 +30,14 @@ fn prompt(i: usize) -> String {
 }
 
 fn main() -> Result<()> {
-    let best_of = std::env::args().nth(1).map_or(Ok(1), |said| said.parse());
-    let best_of = best_of.context("wanted: load [candidates of a request]")?;
+    let argument = |at: usize, default: usize| {
+        let said = std::env::args().nth(at).map_or(Ok(default), |said| said.parse());
+        said.context("wanted: load [candidates of a request [rows of a step]]")
+    };
+    let (best_of, together) = (argument(1, 1)?, argument(2, Options::ROWS)?);
     let mut rounds = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
-        for (rows, rounds) in [Options::ROWS, ONE].into_iter().zip(&mut rounds) {
+        for (rows, rounds) in [together, ONE].into_iter().zip(&mut rounds) {
             rounds.push(with_server(rows, |address| load(address, best_of))?);
         }
     }
@@ -47,7 +51,7 @@ fn main() -> Result<()> {
     let ratios = rounds[0].iter().zip(&rounds[1]).map(|(together, one)| together.rate / one.rate);
     println!("\nRatio: {:.2}, the median of {ROUNDS} rounds\n", median(ratios));
     let firsts: Vec<f64> =
-        with_server(Options::ROWS, |address| (0..21).map(|_| first_partial(address)).collect())?;
+        with_server(together, |address| (0..21).map(|_| first_partial(address)).collect())?;
     let mut sorted = firsts.clone();
     sorted.sort_by(f64::total_cmp);
     println!(

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use image::RgbImage;
-use image::imageops::{FilterType, resize};
+use tessera_data::picture::{Filter, scale};
 use tessera_data::png_text::{self, Effort};
 use tessera_model::{Parameters, Picture};
 
@@ -28,13 +28,14 @@ impl Style {
             ..self.parameters.clone()
         };
         let text = serde_json::to_string(&parameters)?;
-        png_text::encode(&enlarged(&picture.image, self.size), text, Effort::Quick)
+        png_text::encode(&enlarged(&picture.image, self.size)?, text, Effort::Quick)
     }
 }
 
-fn enlarged(image: &RgbImage, size: u32) -> RgbImage {
-    match image.width() == size {
-        true => image.clone(),
-        false => resize(image, size, size, FilterType::CatmullRom),
+fn enlarged(image: &RgbImage, size: u32) -> Result<RgbImage> {
+    let (width, height) = image.dimensions();
+    match width == size {
+        true => Ok(image.clone()),
+        false => scale(image, [0, 0, width, height], [size, size], Filter::CatmullRom),
     }
 }

@@ -1,5 +1,6 @@
 //! The one worker that draws: a thread with the model, a bounded queue before it, and all requests in one batch.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
@@ -28,8 +29,18 @@ pub enum Refused {
 /// What a client gets of its request: an end is the end of the channel.
 type Events = UnboundedSender<Result<Event, Refused>>;
 
+/// Who waits for a request.
+struct Client {
+    ticket: u64,
+    /// Pictures that it will get.
+    awaited: usize,
+    /// Whether it is told of each token.
+    tokens: bool,
+    events: Events,
+}
+
 enum Order {
-    Draw { ticket: u64, request: Box<Request>, events: Events },
+    Draw(Box<Request>, Client),
     Cancel(u64),
     Stop,
 }
@@ -87,16 +98,16 @@ impl Studio {
         self.shared.jobs.load(Ordering::SeqCst)
     }
 
-    /// Hands a request to the worker.
+    /// Hands a request to the worker; each token is told only if it is wanted.
     ///
     /// # Errors
     /// If too much waits already, or the worker is gone.
-    pub fn draw(self: &Arc<Studio>, request: Request) -> Result<Ticket, Refused> {
+    pub fn draw(self: &Arc<Studio>, request: Request, tokens: bool) -> Result<Ticket, Refused> {
         let (pictures, awaited) = (request.n, awaited(&request));
         let reserved = Reserved::new(&self.shared, pictures)?;
         let (events, receiver) = unbounded_channel();
         let ticket = self.next.fetch_add(1, Ordering::Relaxed) as u64;
-        self.order(Order::Draw { ticket, request: Box::new(request), events })?;
+        self.order(Order::Draw(Box::new(request), Client { ticket, awaited, tokens, events }))?;
         Ok(Ticket { studio: self.clone(), ticket, events: receiver, awaited, _reserved: reserved })
     }
 
@@ -180,18 +191,9 @@ impl Drop for Ticket {
     }
 }
 
-/// A job of the batch and who waits for it.
-struct Client {
-    job: u64,
-    ticket: u64,
-    /// Pictures that it will get.
-    awaited: usize,
-    events: Events,
-}
-
 fn work(tessera: &Tessera, rows: usize, orders: &Receiver<Order>, shared: &Shared) {
     let mut batch = tessera.batch(rows);
-    let mut clients: Vec<Client> = Vec::new();
+    let mut clients: BTreeMap<u64, Client> = BTreeMap::new(); // by their jobs
     loop {
         loop {
             let order = match batch.is_empty() {
@@ -199,13 +201,13 @@ fn work(tessera: &Tessera, rows: usize, orders: &Receiver<Order>, shared: &Share
                 false => orders.try_recv(),
             };
             match order {
-                Ok(Order::Draw { ticket, request, events }) => {
-                    clients.extend(accept(tessera, &mut batch, ticket, *request, events));
+                Ok(Order::Draw(request, client)) => {
+                    clients.extend(accept(tessera, &mut batch, *request, client));
                 }
                 Ok(Order::Cancel(ticket)) => {
-                    for client in clients.extract_if(.., |client| client.ticket == ticket) {
+                    for (job, _) in clients.extract_if(.., |_, client| client.ticket == ticket) {
                         shared.metrics.cancelled.inc();
-                        batch.remove(client.job);
+                        batch.remove(job);
                     }
                 }
                 Err(TryRecvError::Empty) => break,
@@ -221,7 +223,7 @@ fn work(tessera: &Tessera, rows: usize, orders: &Receiver<Order>, shared: &Share
             Err(error) => {
                 tracing::error!(error = format!("{error:#}"), "drawing failed");
                 batch.clear();
-                for client in clients.drain(..) {
+                for client in std::mem::take(&mut clients).into_values() {
                     let _ = client.events.send(Err(Refused::Failed(format!("{error:#}"))));
                 }
             }
@@ -229,43 +231,50 @@ fn work(tessera: &Tessera, rows: usize, orders: &Receiver<Order>, shared: &Share
     }
 }
 
-/// Adds a request to the batch; what is wrong with it is told at once.
+/// Adds a request to the batch, as the job whose number comes back; what is wrong with it is told at once.
 fn accept<'a>(
     tessera: &'a Tessera,
     batch: &mut Batch<'a>,
-    ticket: u64,
     request: Request,
-    events: Events,
-) -> Option<Client> {
-    let awaited = awaited(&request);
+    client: Client,
+) -> Option<(u64, Client)> {
     match tessera.job(request).and_then(|job| batch.add(job)) {
-        Ok(job) => Some(Client { job, ticket, awaited, events }),
+        Ok(job) => Some((job, client)),
         Err(error) => {
-            let _ = events.send(Err(Refused::Wrong(format!("{error:#}"))));
+            let _ = client.events.send(Err(Refused::Wrong(format!("{error:#}"))));
             None
         }
     }
 }
 
-fn deliver(batch: &mut Batch, clients: &mut Vec<Client>, events: Vec<(u64, Event)>, metrics: &Metrics) {
+fn deliver(
+    batch: &mut Batch,
+    clients: &mut BTreeMap<u64, Client>,
+    events: Vec<(u64, Event)>,
+    metrics: &Metrics,
+) {
     for (job, event) in events {
-        let Some(at) = clients.iter().position(|client| client.job == job) else { continue };
-        match &event {
-            Event::Tokens { new, .. } => metrics.tokens.inc_by(new.len() as u64),
+        let Some(client) = clients.get_mut(&job) else { continue };
+        let told = match &event {
+            Event::Tokens { new, .. } => {
+                metrics.tokens.inc_by(new.len() as u64);
+                client.tokens
+            }
             Event::Picture(_) => {
                 metrics.pictures.inc();
-                clients[at].awaited -= 1;
+                client.awaited -= 1;
+                true
             }
-            Event::Preview(_) => {}
-        }
-        let left = clients[at].events.send(Ok(event)).is_err();
+            Event::Preview(_) => true,
+        };
+        let left = told && client.events.send(Ok(event)).is_err();
         if left {
             metrics.cancelled.inc();
             batch.remove(job);
         }
         // Dropped, its channel ends.
-        if left || clients[at].awaited == 0 {
-            clients.remove(at);
+        if left || client.awaited == 0 {
+            clients.remove(&job);
         }
     }
 }
@@ -287,7 +296,7 @@ mod tests {
         let request = Request { prompt: "a cat".into(), n: 64, previews: false, ..Request::default() };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let mut ticket = studio.draw(request.clone()).unwrap();
+            let mut ticket = studio.draw(request.clone(), true).unwrap();
             assert!(matches!(ticket.next().await, Some(Ok(Event::Tokens { .. }))));
             studio.stop();
             let mut pictures = 0;
@@ -301,7 +310,7 @@ mod tests {
             assert!(matches!(end, Some(Err(Refused::Stopped))) && pictures < 64, "{pictures} pictures");
             assert!(ticket.next().await.is_none());
         });
-        assert!(!studio.is_alive() && studio.draw(request).is_err());
+        assert!(!studio.is_alive() && studio.draw(request, false).is_err());
         assert_eq!(studio.pending(), 0);
     }
 }

@@ -252,6 +252,9 @@ impl<'a> Batch<'a> {
             running.started += 1;
             group.candidates.push(Candidate { job: id, index, tokens: Vec::new(), rows });
         }
+        for next in self.jobs.values().filter(|running| running.started == 0) {
+            self.captions.expect(&next.job.caption);
+        }
         self.captions.read(self.decoder)
     }
 
@@ -299,10 +302,13 @@ impl<'a> Batch<'a> {
 
     /// Shows finished pictures to the rankings of their jobs, all together.
     fn rank(&mut self, news: &mut BTreeMap<u64, News>) -> Result<()> {
-        let shown = self.jobs.iter_mut().filter_map(|(id, running)| {
-            let (ranking, news) = (running.job.ranking.as_mut()?, news.get_mut(id)?);
-            running.finished += news.finished.len();
-            (!news.finished.is_empty()).then(|| (ranking, std::mem::take(&mut news.finished)))
+        let under_way = self.jobs.iter_mut().filter(|(_, running)| running.started > 0);
+        let shown = under_way.filter_map(|(id, running)| {
+            let ranking = running.job.ranking.as_mut()?;
+            let finished =
+                news.get_mut(id).map(|news| std::mem::take(&mut news.finished)).unwrap_or_default();
+            running.finished += finished.len();
+            Some((ranking, finished))
         });
         Ranking::add(&mut shown.collect::<Vec<_>>())
     }

@@ -4,6 +4,9 @@ use anyhow::{Context, Result};
 
 use super::{Captions, Decoder};
 
+/// Captions beyond which reading more of them together is no faster.
+const TOGETHER: usize = 16;
+
 /// A caption's place.
 #[derive(Default)]
 struct Place {
@@ -35,19 +38,30 @@ impl ReadCaptions {
     /// # Errors
     /// If all places are in use.
     pub(super) fn take(&mut self, tokens: &[u32]) -> Result<usize> {
+        let at = self.place(tokens).context("no room for another caption")?;
+        self.places[at].users += 1;
+        Ok(at)
+    }
+
+    /// Has a caption that will be needed soon read with those that are needed now, if there are any: together it takes a third of the time.
+    pub(super) fn expect(&mut self, tokens: &[u32]) {
+        if (1..TOGETHER).contains(&self.unread.len()) {
+            self.place(tokens);
+        }
+    }
+
+    fn place(&mut self, tokens: &[u32]) -> Option<usize> {
         self.asked += 1;
         let known = self.places.iter().position(|place| place.asked > 0 && place.tokens == tokens);
         let at = known.or_else(|| {
-            let unused = self.places.iter().enumerate().filter(|(_, place)| place.users == 0);
-            let (at, _) = unused.min_by_key(|(_, place)| place.asked)?;
+            let free = |&at: &usize| self.places[at].users == 0 && !self.unread.contains(&at);
+            let at = (0..self.places.len()).filter(free).min_by_key(|&at| self.places[at].asked)?;
             self.places[at] = Place { tokens: tokens.to_vec(), users: 0, asked: 0 };
             self.unread.push(at);
             Some(at)
-        });
-        let at = at.context("no room for another caption")?;
-        self.places[at].users += 1;
+        })?;
         self.places[at].asked = self.asked;
-        Ok(at)
+        Some(at)
     }
 
     /// One user less.

@@ -30,15 +30,17 @@ impl<'a> Ranking<'a> {
         Ok(Ranking { reranker, caption: caption.to_string(), embedding: None, keep, best: Vec::new() })
     }
 
-    /// Scores pictures and keeps the best so far. All that one reranker is shown it looks at together.
+    /// Scores pictures and keeps the best so far. All that one reranker is shown it looks at together. Rankings that are shown none only have
+    /// their captions read when others do, since that is faster.
     pub(super) fn add(shown: &mut [(&mut Ranking, Vec<Picture>)]) -> Result<()> {
-        let mut rest = shown;
-        while let Some((first, _)) = rest.first() {
-            let reranker = first.reranker;
-            let same =
-                rest.iter().take_while(|(ranking, _)| std::ptr::eq(ranking.reranker, reranker)).count();
-            let (together, others) = rest.split_at_mut(same);
-            read_captions(reranker, together)?;
+        for together in shown.chunk_by_mut(|(a, _), (b, _)| std::ptr::eq(a.reranker, b.reranker)) {
+            let reranker = together[0].0.reranker;
+            let unread = |(ranking, pictures): &(&mut Ranking, Vec<Picture>)| {
+                ranking.embedding.is_none() && !pictures.is_empty()
+            };
+            if together.iter().any(unread) {
+                read_captions(reranker, together)?;
+            }
             let images: Vec<RgbImage> = together
                 .iter()
                 .flat_map(|(_, pictures)| pictures.iter().map(|picture| picture.image.clone()))
@@ -49,7 +51,6 @@ impl<'a> Ranking<'a> {
                 let embeddings = embeddings.by_ref().take(pictures.len());
                 ranking.keep_best(pictures.into_iter().zip(embeddings));
             }
-            rest = others;
         }
         Ok(())
     }
@@ -92,9 +93,6 @@ fn read_captions(reranker: &Reranker, rankings: &mut [(&mut Ranking, Vec<Picture
         .map(|(ranking, _)| &mut **ranking)
         .filter(|ranking| ranking.embedding.is_none())
         .collect();
-    if unread.is_empty() {
-        return Ok(());
-    }
     let captions: Vec<&str> = unread.iter().map(|ranking| ranking.caption.as_str()).collect();
     let read = reranker.captions(&captions)?;
     unread.iter_mut().zip(read).for_each(|(ranking, read)| ranking.embedding = Some(read.embedding));

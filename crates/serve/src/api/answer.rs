@@ -48,7 +48,11 @@ impl From<Refused> for ApiError {
 
 /// Draws what is wanted and answers in the form that is wanted.
 pub async fn answer(app: &Arc<App>, wanted: Wanted, host: String) -> Result<Response, ApiError> {
-    let ticket = app.studio.draw(wanted.request.clone())?;
+    let tokens = match wanted.delivery {
+        Delivery::Whole => false,
+        Delivery::Stream(shown) | Delivery::Log(shown) => shown.tokens,
+    };
+    let ticket = app.studio.draw(wanted.request.clone(), tokens)?;
     let teller = Teller { app: app.clone(), wanted, host };
     match teller.wanted.delivery {
         Delivery::Whole => teller.whole(ticket).await,
@@ -184,7 +188,7 @@ impl Teller {
 
     fn frames(&self, event: Event, progress: &mut Progress) -> Result<Vec<Bytes>, ApiError> {
         match event {
-            Event::Tokens { new, done, total } if progress.shown.tokens => {
+            Event::Tokens { new, done, total } => {
                 let new: Vec<[u64; 3]> = new
                     .iter()
                     .map(|token| [token.picture as u64, token.position as u64, u64::from(token.code)])
@@ -192,7 +196,6 @@ impl Teller {
                 let told = json!({ "type": "tessera.tokens", "done": done, "total": total, "new": new });
                 Ok(vec![frame("tessera.tokens", &told)])
             }
-            Event::Tokens { .. } => Ok(Vec::new()),
             Event::Preview(pictures) => {
                 let shown = pictures.iter().filter_map(|picture| Some((progress.partial(picture)?, picture)));
                 shown.map(|(at, picture)| self.image_frame("partial_image", picture, Some(at))).collect()
