@@ -6,6 +6,8 @@
 
 #![allow(unsafe_code)]
 
+use std::mem::MaybeUninit;
+
 use super::simd::{LANES, Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512, Avx512Bf16, Vnni};
@@ -20,12 +22,6 @@ const AHEAD: usize = 16;
 /// Sums of a tile, row by row, without gaps.
 #[repr(C, align(64))]
 pub struct Tile(pub [f32; SUMS]);
-
-impl Default for Tile {
-    fn default() -> Tile {
-        Tile([0.0; SUMS])
-    }
-}
 
 /// A stretch of K.
 #[repr(C)]
@@ -91,16 +87,18 @@ pub trait Tiles: Simd {
     /// Panels side by side that there are tiles of, widest first, 1 last.
     const WIDTHS: &'static [usize];
 
-    /// Multiplies `rows` × `panels`, as [`Self::TILES`] and [`Self::WIDTHS`] have them, into the start of `out`.
+    /// Multiplies `rows` × `panels`, as [`Self::TILES`] and [`Self::WIDTHS`] have them, beginning `from` units behind where the segments
+    /// begin, left and right; writes the sums to `out`, row by row.
     ///
     /// # Safety
-    /// The processor has [`Self::ISA`], and every unit that the segments and strides name can be read.
+    /// The processor has [`Self::ISA`], every unit that the segments and strides name can be read, and `out` is that of a [`Tile`].
     unsafe fn multiply(
         rows: usize,
         panels: usize,
         segments: &[Segment<Self::Unit>],
         strides: Strides,
-        out: &mut Tile,
+        from: [usize; 2],
+        out: *mut f32,
     );
 }
 
@@ -108,13 +106,14 @@ pub trait Tiles: Simd {
 unsafe fn tile<S: Simd, const R: usize, const P: usize>(
     segments: &[Segment<S::Unit>],
     strides: Strides,
-    out: &mut Tile,
+    from: [usize; 2],
+    out: *mut f32,
 ) {
     // SAFETY: the caller's promise, and `R` × `P` fit a `Tile`.
     unsafe {
         let mut sums = [[S::zero(); P]; R];
         for segment in segments {
-            let (mut a, mut b) = (segment.a, segment.b);
+            let (mut a, mut b) = (segment.a.wrapping_add(from[0]), segment.b.wrapping_add(from[1]));
             for _ in 0..segment.units {
                 for p in 0..P {
                     S::fetch(b.wrapping_add(p * strides.panel + AHEAD * LANES));
@@ -132,7 +131,7 @@ unsafe fn tile<S: Simd, const R: usize, const P: usize>(
             }
         }
         for (i, &sum) in sums.as_flattened().iter().enumerate() {
-            S::store(sum, out.0.as_mut_ptr().add(i * LANES));
+            S::store(sum, out.add(i * LANES));
         }
     }
 }
@@ -150,8 +149,8 @@ impl<S: Tiles> Micro for S {
         strides: Strides,
         mut sink: impl Sink,
     ) {
-        let mut tile = Tile::default();
-        let mut moved = segments.to_vec();
+        let mut tile = MaybeUninit::<Tile>::uninit();
+        let out: *mut f32 = tile.as_mut_ptr().cast();
         let mut panel = 0;
         let tile_of =
             |rows: usize| S::TILES.iter().copied().find(|&(tall, _)| tall <= rows).unwrap_or((1, 1));
@@ -162,15 +161,19 @@ impl<S: Tiles> Micro for S {
             let mut row = 0;
             while row < rows {
                 let (tall, _) = tile_of(rows - row);
-                // SAFETY: the caller's promise.
-                unsafe {
-                    for (moved, segment) in moved.iter_mut().zip(segments) {
-                        moved.a = segment.a.wrapping_add(row * strides.row);
-                        moved.b = segment.b.wrapping_add(panel * strides.panel);
-                    }
-                    S::multiply(tall, wide, &moved, strides, &mut tile);
-                }
-                for (r, sums) in tile.0.chunks_exact_mut(wide * LANES).enumerate().take(tall) {
+                // SAFETY: the caller's promise, and a tile has room for what is written and then read.
+                let sums = unsafe {
+                    S::multiply(
+                        tall,
+                        wide,
+                        segments,
+                        strides,
+                        [row * strides.row, panel * strides.panel],
+                        out,
+                    );
+                    std::slice::from_raw_parts_mut(out, tall * wide * LANES)
+                };
+                for (r, sums) in sums.chunks_exact_mut(wide * LANES).enumerate() {
                     sink.row(row + r, panel, sums);
                 }
                 row += tall;
@@ -192,21 +195,23 @@ macro_rules! micro {
                 panels: usize,
                 segments: &[Segment<Self::Unit>],
                 strides: Strides,
-                out: &mut Tile,
+                from: [usize; 2],
+                out: *mut f32,
             ) {
-                struct Multiply<'a>(usize, usize, &'a [Segment<<$simd as Simd>::Unit>], Strides, &'a mut Tile);
+                type Unit = <$simd as Simd>::Unit;
+                struct Multiply<'a>(usize, usize, &'a [Segment<Unit>], Strides, [usize; 2], *mut f32);
                 impl Body for Multiply<'_> {
                     type Output = ();
                     #[inline(always)]
                     fn run(self) {
                         match (self.0, self.1) {
                             // SAFETY: the promise of `multiply`'s caller.
-                            $(($rows, $panels) => unsafe { tile::<$simd, $rows, $panels>(self.2, self.3, self.4) },)+
+                            $(($rows, $panels) => unsafe { tile::<$simd, $rows, $panels>(self.2, self.3, self.4, self.5) },)+
                             (rows, panels) => unreachable!("no tile of {rows} rows and {panels} panels"),
                         }
                     }
                 }
-                Self::ISA.run(Multiply(rows, panels, segments, strides, out));
+                Self::ISA.run(Multiply(rows, panels, segments, strides, from, out));
             }
         }
     };
