@@ -35,8 +35,6 @@ pub struct Draw {
     pub seed: Option<u64>,
     #[command(flatten)]
     pub sampling: Sampling,
-    #[command(flatten)]
-    pub picture: PicturePrompt,
     /// The picture file.
     #[arg(long, default_value = "drawing.png")]
     pub out: PathBuf,
@@ -55,6 +53,9 @@ pub struct Draw {
     /// Print JSON: files, parameters, and of each picture its score and tokens.
     #[arg(long)]
     pub json: bool,
+    // Last, since what comes after it would be under its heading.
+    #[command(flatten)]
+    pub picture: PicturePrompt,
 }
 
 /// A picture to go on from, and what of it is kept. Cells are what a token covers; the embedded model has 12 x 12.
@@ -77,15 +78,12 @@ pub struct PicturePrompt {
     #[arg(long, requires = "image", group = "kept")]
     pub variations: bool,
     /// The share of cells that variations draw anew, 0 to 1.
-    #[arg(long, value_name = "S", default_value_t = DEFAULT_STRENGTH, requires = "variations")]
+    #[arg(long, value_name = "S", default_value_t = tessera_model::sample::DEFAULT_STRENGTH, requires = "variations")]
     pub strength: f64,
     /// How a picture that is no square is made one.
     #[arg(long, value_enum, default_value_t = Fit::Crop)]
     pub fit: Fit,
 }
-
-/// The share of cells that variations draw anew unless told otherwise.
-pub const DEFAULT_STRENGTH: f64 = 0.7;
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Fit {

@@ -18,7 +18,7 @@ pub use serve::{Log, Serve};
 #[command(version, about, max_term_width = 100)]
 pub struct Args {
     /// Threads to compute with; as many as the processor has if not given. Results do not depend on it.
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", display_order = 900)]
     pub threads: Option<std::num::NonZeroUsize>,
     #[command(subcommand)]
     pub command: Command,

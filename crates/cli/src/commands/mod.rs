@@ -18,6 +18,8 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use tessera_model::Tessera;
+use tessera_model::rerank::Reranker;
 use tessera_model::weights::{ModelFile, model_id};
 
 /// The model file at `path`, or the embedded one.
@@ -39,6 +41,22 @@ fn identified_model(path: Option<&Path>) -> Result<(ModelFile, String)> {
             Ok((file, model_id(tessera_pretrained::MODEL)))
         }
     }
+}
+
+/// The model at `path`, or the embedded one, ready to draw, and its fingerprint; its reranker is that of another file if one is named.
+fn tessera(path: Option<&Path>, rerank: Option<&Path>) -> Result<(Tessera, String)> {
+    let (file, id) = identified_model(path)?;
+    let mut tessera = Tessera::new(&file, &Default::default())?;
+    if let Some(path) = rerank {
+        let reranker = Reranker::new(&ModelFile::read(path)?, &Default::default());
+        tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
+    }
+    Ok((tessera, id))
+}
+
+/// What a model is called: a file's name alone, since where it lies is nobody's business who gets a picture.
+fn model_name(path: Option<&Path>) -> String {
+    path.map_or("embedded".into(), |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
 /// Fails early: before anything is drawn.

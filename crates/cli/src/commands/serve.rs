@@ -3,13 +3,10 @@
 use std::io::IsTerminal;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use tessera_model::Tessera;
-use tessera_model::rerank::Reranker;
-use tessera_model::weights::ModelFile;
+use anyhow::{Result, ensure};
 use tessera_serve::{About, Keys, Options, Server};
 
-use super::{identified_model, say};
+use super::{model_name, say, tessera};
 use crate::args::{Log, Serve};
 
 /// Most rows of a step: beyond, only memory is taken.
@@ -20,12 +17,7 @@ pub fn run(args: &Serve) -> Result<()> {
     log(args.log);
     let keys = args.api_key_file.as_deref().map(Keys::read).transpose()?;
     let open = keys.is_none() && !args.bind.ip().is_loopback();
-    let (file, id) = identified_model(args.model.as_deref())?;
-    let mut tessera = Tessera::new(&file, &Default::default())?;
-    if let Some(path) = &args.rerank {
-        let reranker = Reranker::new(&ModelFile::read(path)?, &Default::default());
-        tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
-    }
+    let (tessera, id) = tessera(args.model.as_deref(), args.rerank.as_deref())?;
     let options = Options { about: about(args.model.as_deref(), id), tessera, keys, rows: args.rows };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -41,17 +33,15 @@ pub fn run(args: &Serve) -> Result<()> {
 
 /// What people are told of the model.
 fn about(path: Option<&Path>, id: String) -> About {
+    let name = model_name(path);
     match path {
         None => About {
-            name: "embedded".into(),
+            name,
             id,
             text: tessera_pretrained::ABOUT.into(),
             examples: tessera_pretrained::EXAMPLES.map(str::to_string).into(),
         },
-        Some(path) => {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            About { name, id, text: String::new(), examples: Vec::new() }
-        }
+        Some(_) => About { name, id, text: String::new(), examples: Vec::new() },
     }
 }
 

@@ -19,7 +19,9 @@ pub use logits::choose;
 pub use mosaic::mosaics;
 pub use parameters::Parameters;
 pub use rank::Ranking;
-pub use request::{DEFAULT_GUIDANCE, DEFAULT_TOP_P, Event, Picture, Request, Sampling, Token};
+pub use request::{
+    DEFAULT_GUIDANCE, DEFAULT_STRENGTH, DEFAULT_TOP_P, Event, Picture, Request, Sampling, Token,
+};
 
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,9 @@ pub const DEFAULT_GUIDANCE: f64 = 1.5;
 /// neither helps nor harms; to the eye the drawings are cleaner.
 pub const DEFAULT_TOP_P: f64 = 0.7;
 
+/// The share of the given tokens that variations draw anew unless told otherwise: at half they are hardly seen.
+pub const DEFAULT_STRENGTH: f64 = 0.7;
+
 /// How tokens are picked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {

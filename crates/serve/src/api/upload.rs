@@ -9,14 +9,12 @@ use tessera_data::picture::{decode_any, on_white};
 use tessera_data::png_text;
 use tessera_data::prompt::{Fit, Keep, is_transparent};
 use tessera_model::Parameters;
+use tessera_model::sample::DEFAULT_STRENGTH;
 
 use super::fields::{Fields, shortened};
 use super::{ApiError, Kind, Wanted};
 use crate::App;
 use crate::limits::IMAGE_PIXELS;
-
-/// The share of cells that variations draw anew unless told otherwise.
-const STRENGTH: f64 = 0.7;
 
 /// What of the picture is kept, as it is said.
 enum Said {
@@ -67,7 +65,7 @@ struct Sent {
 }
 
 fn strength(fields: &mut Fields) -> Result<f64, ApiError> {
-    let strength = fields.number("strength")?.unwrap_or(STRENGTH);
+    let strength = fields.number("strength")?.unwrap_or(DEFAULT_STRENGTH);
     match (0.0..=1.0).contains(&strength) {
         true => Ok(strength),
         false => Err(ApiError::invalid("strength", format!("'strength' is {strength}: wanted 0 to 1."))),

@@ -3,7 +3,6 @@
 mod prompt;
 mod save;
 
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,11 +10,9 @@ use image::imageops::FilterType;
 use image::{RgbImage, imageops};
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_kernels::{Cpu, Isa};
-use tessera_model::rerank::Reranker;
-use tessera_model::weights::ModelFile;
 use tessera_model::{Batch, Event, Parameters, Picture, Request, Sampling, Tessera};
 
-use super::{check_writable, identified_model};
+use super::{check_writable, model_name, tessera};
 use crate::args::{self, Draw};
 
 /// Most pictures of one call: a limit against slips of the finger.
@@ -76,12 +73,7 @@ pub fn run(args: &Draw) -> Result<()> {
     }
     let mut prompts = prompts(args)?;
     let seed = args.seed.unwrap_or_else(clock_seed);
-    let (file, model_id) = identified_model(args.model.as_deref())?;
-    let mut tessera = Tessera::new(&file, &Default::default())?;
-    if let Some(path) = &args.rerank {
-        let reranker = Reranker::new(&ModelFile::read(path)?, &Default::default());
-        tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
-    }
+    let (tessera, model_id) = tessera(args.model.as_deref(), args.rerank.as_deref())?;
     let given = prompt::read(&args.picture, &tessera, &model_id)?;
     if prompts.is_empty() {
         prompts.push(given.prompt.unwrap_or_default());
@@ -115,12 +107,12 @@ pub fn run(args: &Draw) -> Result<()> {
         n: count.shown,
         of: count.of,
         scores: Vec::new(),
-        reranker: args.rerank.as_deref().map(name),
+        reranker: args.rerank.as_deref().map(|path| model_name(Some(path))),
         seed,
         sampling: request.sampling.clone(),
         kept: args.picture.image.is_some().then(|| request.given.iter().flatten().count()),
         strength: args.picture.variations.then_some(given.strength),
-        model: args.model.as_deref().map_or("embedded".into(), name),
+        model: model_name(args.model.as_deref()),
         model_id: Some(model_id),
         index: None,
         tokens: None,
@@ -161,11 +153,6 @@ fn read_prompts(tessera: &Tessera, prompts: &[String], ranked: bool) -> Result<V
         Ok(read.text)
     };
     prompts.iter().map(read).collect()
-}
-
-/// A file's name alone: where it lies is nobody's business who gets the picture.
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The sampling flags as the model takes them.

@@ -1,7 +1,6 @@
 //! What `draw` leaves behind: a sheet or single files, perhaps an animation, and a line or JSON.
 
-use std::fs::File;
-use std::io::{BufWriter, IsTerminal};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -119,8 +118,8 @@ fn write_gif(
     scale: u32,
 ) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
-    let file = BufWriter::new(File::create(path).with_context(cannot)?);
-    let mut encoder = GifEncoder::new_with_speed(file, 10);
+    let mut bytes = Vec::new();
+    let mut encoder = GifEncoder::new_with_speed(&mut bytes, 10);
     encoder.set_repeat(Repeat::Infinite).with_context(cannot)?;
     let len = pictures.first().map_or(0, |picture| picture.tokens.len());
     let first_drawn = given.iter().position(Option::is_none).unwrap_or(0);
@@ -136,7 +135,8 @@ fn write_gif(
         let delay = Delay::from_numer_denom_ms(if frame == FRAMES { LAST_MS } else { FRAME_MS }, 1);
         encoder.encode_frame(Frame::from_parts(sheet, 0, 0, delay)).with_context(cannot)?;
     }
-    Ok(())
+    drop(encoder);
+    atomic::write(path, &bytes)
 }
 
 /// Shows the sheet in the terminal.
