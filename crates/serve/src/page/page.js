@@ -72,6 +72,9 @@ async function meetModel() {
 async function fetchTiles() {
   const blob = await (await call(`/v1/models/${model.id}/codes.png`)).blob();
   tiles = await createImageBitmap(blob);
+  // What was laid without them is laid again.
+  document.querySelectorAll(".forming canvas").forEach((canvas, picture) =>
+    drawing.tokens[picture]?.forEach((code, position) => layTile(canvas, position, code)));
 }
 
 // ---- drawing ----

@@ -195,6 +195,19 @@ def test_pictures_that_are_the_same_are_said_to_be(page):
     expect(page.locator("#status")).not_to_contain_text("raise")
 
 
+def test_tiles_that_come_late_are_laid_all_the_same(page):
+    until(page, "tiles !== null")
+    page.evaluate("tiles = null")
+    draw(page, "a tree", n=16, tries=16)
+    until(page, "drawing?.tokens[0]?.length > 30")
+    corner = "Math.min(...document.querySelector('.forming canvas').getContext('2d').getImageData(1, 1, 1, 1).data)"
+    assert page.evaluate(corner) < 210, "a colour in place of a tile"
+    page.evaluate("fetchTiles()")
+    assert page.evaluate(corner) > 230, "the white tile of a background"
+    page.click("#stop")
+    expect(page.locator("#status")).to_have_text("Stopped.")
+
+
 def test_stopping_frees_the_server(page):
     draw(page, "a tree", n=16, tries=16)
     expect(page.locator("#pictures.forming canvas").first).to_be_visible()
