@@ -38,6 +38,8 @@ pub enum Purpose {
     Subset = 13,
     /// Which pictures go through a dVAE's tokens before a contrastive model sees them.
     Reconstruction = 14,
+    /// What a composed scene shows.
+    Scene = 15,
 }
 
 /// The generator of one item's draws for one purpose. The four numbers are its key, so streams never overlap.

@@ -7,6 +7,7 @@ pub mod coco;
 pub mod emoji;
 pub mod folder;
 mod output;
+pub mod scenes;
 
 use std::fmt;
 
@@ -18,6 +19,7 @@ pub use coco::{COCO_CAPTIONS, Described, coco_captions, cub_captions};
 pub use emoji::{EmojiOptions, Style, World, build_emoji};
 pub use folder::build_folder;
 pub(crate) use folder::list_files;
+pub use scenes::{Scenes, ScenesOptions, Shares, build_scenes};
 
 /// What a source wrote, and what it left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

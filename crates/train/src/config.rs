@@ -18,9 +18,10 @@ use crate::precision::Scaling;
 use crate::schedule::Schedule;
 
 /// The presets inside the program.
-const PRESETS: [(&str, &str); 5] = [
+const PRESETS: [(&str, &str); 6] = [
     ("tiny", include_str!("../../../configs/tiny.toml")),
     ("emoji", include_str!("../../../configs/emoji.toml")),
+    ("embedded", include_str!("../../../configs/embedded.toml")),
     ("paper", include_str!("../../../configs/paper.toml")),
     ("5.6b", include_str!("../../../configs/5.6b.toml")),
     ("2.8b", include_str!("../../../configs/2.8b.toml")),

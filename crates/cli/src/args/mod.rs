@@ -219,6 +219,32 @@ pub enum DataSource {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+    /// Compose captioned scenes from the emoji sets that `runs/fetch_emoji.sh` fetches.
+    Scenes {
+        /// Folder of fetched packages.
+        #[arg(long)]
+        packages: PathBuf,
+        /// Folder for the shards.
+        #[arg(long)]
+        out: PathBuf,
+        /// Side of the pictures in pixels.
+        #[arg(long, default_value_t = 128)]
+        size: u32,
+        /// Scenes to train on.
+        #[arg(long, default_value_t = 20_000)]
+        count: u64,
+        /// Scenes to validate on; they show the held-out combinations in turn.
+        #[arg(long, default_value_t = 500)]
+        val: u64,
+        /// Combinations to hold out, one a line, `KIND: THING | WITH`; the embedded model's list if absent.
+        #[arg(long, value_name = "FILE")]
+        held_out: Option<PathBuf>,
+        /// How often each kind of scene is drawn: plain, attributes, renditions, relations, blends, dressed, panels.
+        #[arg(long, value_name = "KIND=WEIGHT", value_delimiter = ',')]
+        shares: Vec<String>,
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
     /// Use your own pictures: NAME.png, .jpg or .webp beside NAME.txt with one caption a line.
     Folder {
         /// The folder, searched recursively.

@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::sources::{EmojiOptions, World, build_emoji, build_folder};
+use tessera_data::sources::{
+    Counts, EmojiOptions, ScenesOptions, Shares, World, build_emoji, build_folder, build_scenes,
+};
 
 use super::say;
 use crate::args::{self, DataSource};
@@ -24,15 +26,21 @@ pub fn run(source: DataSource) -> Result<()> {
                 seed,
                 max_concepts,
             };
-            let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
-                "rendering {bar:30} {pos}/{len} {per_sec} eta {eta}",
-            )?);
-            let counts = build_emoji(&options, &out, &|done, total| {
-                bar.set_length(total);
-                bar.set_position(done);
-            })?;
-            bar.finish_and_clear();
-            say(counts)?;
+            say(with_bar(|progress| build_emoji(&options, &out, progress))?)?;
+        }
+        DataSource::Scenes { packages, out, size, count, val, held_out, shares, seed } => {
+            let held_out = held_out.map(|file| {
+                std::fs::read_to_string(&file)
+                    .with_context(|| format!("cannot read the held-out list {}", file.display()))
+            });
+            let options = ScenesOptions {
+                packages,
+                size,
+                seed,
+                shares: shares_of(&shares)?,
+                held_out: held_out.transpose()?,
+            };
+            say(with_bar(|progress| build_scenes(&options, [count, val], &out, progress))?)?;
         }
         DataSource::Folder { dir, out, size, holdout, seed } => {
             let (counts, skipped) = build_folder(&dir, &out, size, holdout, seed)?;
@@ -43,6 +51,31 @@ pub fn run(source: DataSource) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs `build` with a bar that shows its progress.
+fn with_bar(build: impl FnOnce(&dyn Fn(u64, u64)) -> Result<Counts>) -> Result<Counts> {
+    let style = ProgressStyle::with_template("rendering {bar:30} {pos}/{len} {per_sec} eta {eta}")?;
+    let bar = ProgressBar::new(0).with_style(style);
+    let counts = build(&|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    Ok(counts)
+}
+
+/// `plain=0.3`, `panels=0.2` …: what isn't named keeps its default.
+fn shares_of(pairs: &[String]) -> Result<Shares> {
+    let mut shares = Shares::default();
+    for pair in pairs {
+        let (kind, weight) =
+            pair.split_once('=').with_context(|| format!("--shares {pair:?}: wanted KIND=WEIGHT"))?;
+        let weight =
+            weight.trim().parse().with_context(|| format!("--shares {pair:?}: the weight isn't a number"))?;
+        *shares.of(kind.trim())? = weight;
+    }
+    Ok(shares)
 }
 
 /// `RRGGBB`, with or without `#`.

@@ -4,12 +4,12 @@
 //! whose cells can be held out to measure generalisation to unseen combinations, the paper's claim in miniature.
 //! The packages come from `runs/fetch_emoji.sh`; this module reads them, draws them and writes shards.
 
-mod captions;
-mod catalog;
-mod package;
+pub(in crate::sources) mod captions;
+pub(in crate::sources) mod catalog;
+pub(in crate::sources) mod package;
 mod render;
 mod split;
-mod style;
+pub(in crate::sources) mod style;
 mod world;
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const MASS_NOUNS: &str = "bread rice popcorn butter salt garlic bacon sushi spag
     camping construction fuji tower confetti money salad ginger falafel milk dna blood paper water hair litter \
     littering smoking curling lacrosse dango laughing tofu yarn zzz";
 /// Plurals that do not end in s.
-const PLURALS: &str = "people men women children feet teeth mice";
+const PLURALS: &str = "people men women children feet teeth mice skis maracas";
 /// Ends the part of a phrase that holds its head noun: "slice of ...", "sun behind ...".
 const AFTER_HEAD: [&str; 14] = [
     " with ",
@@ -38,7 +38,7 @@ const AFTER_HEAD: [&str; 14] = [
 /// The words for a label of emojibase: lower case, no brackets, no colons.
 ///
 /// "woman running: dark skin tone" becomes "woman running with dark skin tone", "flag: France" "flag of france".
-pub(super) fn phrase(label: &str) -> String {
+pub(in crate::sources) fn phrase(label: &str) -> String {
     let mut words = label.to_lowercase().replace(['“', '”'], "").replace('’', "'");
     if let (Some(open), Some(close)) = (words.find('('), words.find(')'))
         && open < close
@@ -52,7 +52,7 @@ pub(super) fn phrase(label: &str) -> String {
 }
 
 /// The phrase with "a" or "an", or as it is if its noun is plural or not counted.
-pub(super) fn with_article(phrase: &str) -> String {
+pub(in crate::sources) fn with_article(phrase: &str) -> String {
     let head_end = AFTER_HEAD.iter().filter_map(|word| phrase.find(word)).min().unwrap_or(phrase.len());
     let head: Vec<&str> = phrase[..head_end].split_whitespace().collect();
     if takes_no_article(&head) {

@@ -14,8 +14,8 @@ const RENAMED: &str = include_str!("renamed.txt");
 const EMOJIBASE: &str = "emojibase-data";
 
 /// All packages, read.
-pub(super) struct Catalog {
-    pub(super) emoji: Vec<Emoji>,
+pub(in crate::sources) struct Catalog {
+    pub(in crate::sources) emoji: Vec<Emoji>,
     sets: Vec<StyleSet>,
     tag_uses: HashMap<String, usize>,
 }
@@ -30,7 +30,7 @@ struct StyleSet {
 
 impl Catalog {
     /// Reads the packages under `packages`.
-    pub(super) fn read(packages: &Path) -> Result<Self> {
+    pub(in crate::sources) fn read(packages: &Path) -> Result<Self> {
         let emoji: Vec<Emoji> = read_json(&packages.join(EMOJIBASE).join("en/data.json"))?;
         let sets = Style::ALL.iter().map(|&style| StyleSet::read(packages, style)).collect::<Result<_>>()?;
         let mut tag_uses = HashMap::new();
@@ -41,19 +41,22 @@ impl Catalog {
     }
 
     /// The styles that have a drawing of `emoji`, with the drawing's name there.
-    pub(super) fn icons<'a>(&'a self, emoji: &'a Emoji) -> impl Iterator<Item = (Style, &'a str)> {
+    pub(in crate::sources) fn icons<'a>(
+        &'a self,
+        emoji: &'a Emoji,
+    ) -> impl Iterator<Item = (Style, &'a str)> {
         self.sets.iter().filter_map(|set| Some((set.style, set.icon(emoji)?)))
     }
 
     /// The drawing as an SVG document.
-    pub(super) fn svg(&self, style: Style, icon: &str) -> Result<String> {
+    pub(in crate::sources) fn svg(&self, style: Style, icon: &str) -> Result<String> {
         let set = self.sets.iter().find(|set| set.style == style);
         set.and_then(|set| set.icons.svg(icon))
             .with_context(|| format!("{} has no icon {icon}", style.folder()))
     }
 
     /// The keywords of `emoji`: first those in its label, then the commonest, which tell the kind of thing.
-    pub(super) fn tags(&self, emoji: &Emoji) -> Vec<String> {
+    pub(in crate::sources) fn tags(&self, emoji: &Emoji) -> Vec<String> {
         let label = emoji.label.to_lowercase();
         let mut tags: Vec<String> = emoji.tags.iter().map(|tag| tag.to_lowercase()).collect();
         tags.sort_by_cached_key(|tag| {
@@ -64,7 +67,7 @@ impl Catalog {
     }
 
     /// How many icons of each set draw nothing that emojibase names, or are withdrawn.
-    pub(super) fn unmatched(&self) -> BTreeMap<Style, u64> {
+    pub(in crate::sources) fn unmatched(&self) -> BTreeMap<Style, u64> {
         let all: Vec<&Emoji> =
             self.emoji.iter().flat_map(|emoji| std::iter::once(emoji).chain(&emoji.skins)).collect();
         let unmatched = |set: &StyleSet| {
@@ -76,7 +79,7 @@ impl Catalog {
 }
 
 /// The version of each package, for the record.
-pub(super) fn versions(packages: &Path) -> Result<BTreeMap<String, String>> {
+pub(in crate::sources) fn versions(packages: &Path) -> Result<BTreeMap<String, String>> {
     let folders = Style::ALL.iter().map(|style| style.folder()).chain([EMOJIBASE]);
     folders.map(|folder| Ok((folder.to_string(), version(&packages.join(folder))?))).collect()
 }

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 /// An `icons.json`. The fields not listed here are of no use to us.
 #[derive(Debug, Deserialize)]
-pub(super) struct IconSet {
+pub(in crate::sources) struct IconSet {
     icons: BTreeMap<String, Icon>,
     #[serde(default)]
     aliases: BTreeMap<String, Alias>,
@@ -48,17 +48,17 @@ struct Alias {
 }
 
 impl IconSet {
-    pub(super) fn read(path: &Path) -> Result<Self> {
+    pub(in crate::sources) fn read(path: &Path) -> Result<Self> {
         read_json(path)
     }
 
     /// The names of all icons, hidden ones included.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(in crate::sources) fn names(&self) -> impl Iterator<Item = &str> {
         self.icons.keys().map(String::as_str)
     }
 
     /// The icon of that name, or of the one it is another name for; hidden (withdrawn) icons count as absent.
-    pub(super) fn resolve(&self, name: &str) -> Option<&str> {
+    pub(in crate::sources) fn resolve(&self, name: &str) -> Option<&str> {
         let name = match self.aliases.get(name) {
             Some(alias) if alias.changes.is_empty() => alias.parent.as_str(),
             Some(_) => return None,
@@ -68,7 +68,7 @@ impl IconSet {
     }
 
     /// The icon as an SVG document.
-    pub(super) fn svg(&self, name: &str) -> Option<String> {
+    pub(in crate::sources) fn svg(&self, name: &str) -> Option<String> {
         let icon = self.icons.get(name)?;
         let (width, height) = (icon.width.unwrap_or(self.width), icon.height.unwrap_or(self.height));
         Some(format!(
@@ -81,28 +81,28 @@ impl IconSet {
 
 /// One emoji of emojibase.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct Emoji {
-    pub(super) label: String,
-    pub(super) hexcode: String,
+pub(in crate::sources) struct Emoji {
+    pub(in crate::sources) label: String,
+    pub(in crate::sources) hexcode: String,
     #[serde(default)]
-    pub(super) tags: Vec<String>,
+    pub(in crate::sources) tags: Vec<String>,
     /// Absent for the parts that emoji are put together from, which are no pictures.
-    pub(super) group: Option<u32>,
+    pub(in crate::sources) group: Option<u32>,
     #[serde(default)]
-    pub(super) skins: Vec<Emoji>,
-    pub(super) tone: Option<Tone>,
+    pub(in crate::sources) skins: Vec<Emoji>,
+    pub(in crate::sources) tone: Option<Tone>,
 }
 
 /// One skin tone, or that of each person.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
-pub(super) enum Tone {
+pub(in crate::sources) enum Tone {
     One(u8),
     Several(Vec<u8>),
 }
 
 /// Reads one of a package's JSON files; a missing one says how to get it.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+pub(in crate::sources) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = fs::read(path).with_context(|| {
         format!("cannot read {}; fetch the packages with `runs/fetch_emoji.sh DIR`", path.display())
     })?;
@@ -115,7 +115,7 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// The version in the package's `package.json`.
-pub(super) fn version(package: &Path) -> Result<String> {
+pub(in crate::sources) fn version(package: &Path) -> Result<String> {
     #[derive(Deserialize)]
     struct Manifest {
         version: String,
@@ -124,13 +124,13 @@ pub(super) fn version(package: &Path) -> Result<String> {
 }
 
 /// A code point sequence as `chars.json` has it: lower case, without the variation selector FE0F.
-pub(super) fn plain_hexcode(hexcode: &str) -> String {
+pub(in crate::sources) fn plain_hexcode(hexcode: &str) -> String {
     let hexcode = hexcode.to_ascii_lowercase();
     hexcode.split('-').filter(|code| *code != "fe0f").collect::<Vec<_>>().join("-")
 }
 
 /// A label's letters and digits in lower case, with `separator` for whatever stands between them.
-pub(super) fn slug(label: &str, separator: &str) -> String {
+pub(in crate::sources) fn slug(label: &str, separator: &str) -> String {
     let label: String =
         label.to_lowercase().chars().filter(|c| !matches!(c, '\'' | '’')).map(unaccented).collect();
     let words = label.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());

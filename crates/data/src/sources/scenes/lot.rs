@@ -1,0 +1,258 @@
+//! How a scene is drawn by lot.
+
+use anyhow::{Context, Result, bail, ensure};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::held_out::{Combination, HeldOut};
+use super::scene::{Background, Colour, Content, Extra, Look, Operation, Relation, Rendition, Scene};
+use super::world::{Kind, World};
+use crate::loader::{below, chance, uniform};
+use crate::sources::emoji::style::Style;
+
+/// How often each kind of scene is drawn, as weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shares {
+    /// One thing as it is.
+    pub plain: f32,
+    /// One thing recoloured, tiny, huge or upside down, or two to four of it.
+    pub attributes: f32,
+    /// One thing as an x-ray, a sketch, a stamp and so on.
+    pub renditions: f32,
+    /// Two things in a place relative to each other.
+    pub relations: f32,
+    /// One thing made of another, or shaped like another.
+    pub blends: f32,
+    /// Characters in clothes, holding things, walking dogs.
+    pub dressed: f32,
+    /// Two panels of the same thing.
+    pub panels: f32,
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self {
+            plain: 0.24,
+            attributes: 0.15,
+            renditions: 0.17,
+            relations: 0.14,
+            blends: 0.06,
+            dressed: 0.12,
+            panels: 0.12,
+        }
+    }
+}
+
+impl Shares {
+    fn weights(&self) -> [f32; 7] {
+        let Shares { plain, attributes, renditions, relations, blends, dressed, panels } = *self;
+        [plain, attributes, renditions, relations, blends, dressed, panels]
+    }
+
+    /// The weight of the kind of that name.
+    pub fn of(&mut self, kind: &str) -> Result<&mut f32> {
+        Ok(match kind {
+            "plain" => &mut self.plain,
+            "attributes" => &mut self.attributes,
+            "renditions" => &mut self.renditions,
+            "relations" => &mut self.relations,
+            "blends" => &mut self.blends,
+            "dressed" => &mut self.dressed,
+            "panels" => &mut self.panels,
+            other => bail!(
+                "there is no kind of scene called {other:?}; wanted plain, attributes, renditions, relations, \
+                 blends, dressed or panels"
+            ),
+        })
+    }
+
+    /// Checks that a kind can be chosen.
+    pub(super) fn check(&self) -> Result<()> {
+        let weights = self.weights();
+        let usable = weights.iter().all(|share| share.is_finite() && *share >= 0.0);
+        ensure!(
+            usable && weights.iter().sum::<f32>() > 0.0,
+            "the shares of scenes are {weights:?}; wanted numbers of at least 0, not all 0"
+        );
+        Ok(())
+    }
+}
+
+/// Draws scenes by lot.
+pub(super) struct Lot<'a> {
+    world: &'a World,
+    shares: &'a Shares,
+    characters: Vec<usize>,
+    countable: Vec<usize>,
+    /// What can be held: objects, food, plants.
+    portable: Vec<usize>,
+}
+
+/// How often a scene that holds a held-out combination is drawn again before it counts as a fault of the list.
+const MOST_TRIES: usize = 1000;
+
+impl<'a> Lot<'a> {
+    pub(super) fn new(world: &'a World, shares: &'a Shares) -> Self {
+        Self {
+            world,
+            shares,
+            characters: world.those(|thing| thing.kind.is_character()),
+            countable: world.those(|thing| thing.plural.is_some()),
+            portable: world.those(|thing| match thing.kind {
+                Kind::Object | Kind::Food | Kind::Produce | Kind::Plant => true,
+                Kind::Animal | Kind::Face | Kind::Place => false,
+            }),
+        }
+    }
+
+    /// A scene without any combination of `held_out`.
+    pub(super) fn draw(&self, held_out: &HeldOut, rng: &mut ChaCha8Rng) -> Result<Scene> {
+        (0..MOST_TRIES)
+            .map(|_| self.any(rng))
+            .find(|scene| scene.combinations().iter().all(|one| !held_out.contains(one)))
+            .context("nearly every scene is held out; shorten the list of held-out combinations")
+    }
+
+    /// A scene that shows `combination`; everything else of it is drawn.
+    pub(super) fn showing(&self, combination: Combination, rng: &mut ChaCha8Rng) -> Scene {
+        let mut style = None;
+        let content = match combination {
+            Combination::Style(thing, wanted) => {
+                style = Some(wanted);
+                Content::One { thing, look: Look::Plain }
+            }
+            Combination::Rendition(thing, rendition) => Content::Rendered { thing, rendition },
+            Combination::Colour(thing, colour) => Content::One { thing, look: Look::Coloured(colour) },
+            Combination::Extra(thing, extra) => Content::Dressed { thing, extras: vec![extra], held: None },
+            Combination::Things(first, second) => {
+                Content::Two { first, second, relation: one_of(&Relation::ALL, rng) }
+            }
+            Combination::MadeOf(whole, part) => Content::MadeOf { whole, part },
+            Combination::ShapedLike(surface, shape) => Content::ShapedLike { surface, shape },
+            Combination::Panel(thing, operation) => Content::Panels { thing, operation },
+        };
+        self.finish(content, style, rng)
+    }
+
+    fn any(&self, rng: &mut ChaCha8Rng) -> Scene {
+        let content = match weighted(&self.shares.weights(), rng) {
+            0 => Content::One { thing: self.thing(rng), look: Look::Plain },
+            1 => self.attribute(rng),
+            2 => Content::Rendered { thing: self.thing(rng), rendition: one_of(&Rendition::ALL, rng) },
+            3 => {
+                let (first, second) = self.two(rng);
+                Content::Two { first, second, relation: one_of(&Relation::ALL, rng) }
+            }
+            4 => {
+                let (first, second) = self.two(rng);
+                match chance(rng, 0.5) {
+                    true => Content::MadeOf { whole: first, part: second },
+                    false => Content::ShapedLike { surface: first, shape: second },
+                }
+            }
+            5 => self.dressed(rng),
+            _ => Content::Panels { thing: self.thing(rng), operation: operation(rng) },
+        };
+        self.finish(content, None, rng)
+    }
+
+    /// Chooses a style that draws the first thing, and a background.
+    fn finish(&self, content: Content, style: Option<Style>, rng: &mut ChaCha8Rng) -> Scene {
+        let styles: Vec<Style> = self.world.things[content.first()].drawings.keys().copied().collect();
+        let style = style.unwrap_or_else(|| one_of(&styles, rng));
+        let background = match content.takes_background() && chance(rng, 0.3) {
+            true => Background::Named(one_of(&Colour::ALL, rng)),
+            false => Background::White,
+        };
+        Scene { content, style, background }
+    }
+
+    fn thing(&self, rng: &mut ChaCha8Rng) -> usize {
+        below(rng, self.world.things.len() as u64) as usize
+    }
+
+    fn two(&self, rng: &mut ChaCha8Rng) -> (usize, usize) {
+        let first = self.thing(rng);
+        let others = self.world.things.len() as u64 - 1;
+        let second = (first as u64 + 1 + below(rng, others)) % (others + 1);
+        (first, second as usize)
+    }
+
+    fn attribute(&self, rng: &mut ChaCha8Rng) -> Content {
+        let u = uniform(rng);
+        if u < 0.35 {
+            return Content::Several {
+                thing: one_of(&self.countable, rng),
+                count: 2 + below(rng, 3) as usize,
+            };
+        }
+        let look = match u {
+            u if u < 0.7 => Look::Coloured(one_of(&Colour::ALL, rng)),
+            u if u < 0.8 => Look::Tiny,
+            u if u < 0.9 => Look::Huge,
+            _ => Look::UpsideDown,
+        };
+        Content::One { thing: self.thing(rng), look }
+    }
+
+    /// One to three of: clothes, a thing in the hand, a dog.
+    fn dressed(&self, rng: &mut ChaCha8Rng) -> Content {
+        let thing = one_of(&self.characters, rng);
+        let wanted = match uniform(rng) {
+            u if u < 0.6 => 1,
+            u if u < 0.9 => 2,
+            _ => 3,
+        };
+        let mut extras: Vec<Extra> = Vec::new();
+        let mut held = None;
+        while extras.len() + usize::from(held.is_some()) < wanted {
+            if held.is_none() && !extras.contains(&Extra::WalkingDog) && chance(rng, 0.2) {
+                held = Some(one_of(&self.portable, rng)).filter(|&other| other != thing);
+                continue;
+            }
+            let extra = one_of(&Extra::ALL, rng);
+            let has_hands = held.is_none() || extra != Extra::WalkingDog;
+            if has_hands && extras.iter().all(|other| !extra.excludes(*other)) && self.can_be(thing, extra) {
+                extras.push(extra);
+            }
+        }
+        extras.sort_unstable();
+        Content::Dressed { thing, extras, held }
+    }
+
+    /// Only fruit and vegetables become babies by a face that is drawn on; animals have one.
+    fn can_be(&self, thing: usize, extra: Extra) -> bool {
+        extra != Extra::Baby || self.world.things[thing].kind == Kind::Produce
+    }
+}
+
+fn operation(rng: &mut ChaCha8Rng) -> Operation {
+    match below(rng, 8) {
+        0 => Operation::Sketch,
+        1 => Operation::XRay,
+        2 => Operation::Silhouette,
+        3 => Operation::UpsideDown,
+        4 => Operation::BlackAndWhite,
+        5 => Operation::Coloured(one_of(&Colour::ALL, rng)),
+        6 => Operation::Sunglasses,
+        _ => Operation::Stamp,
+    }
+}
+
+/// One of `all`, uniformly; `all` isn't empty.
+pub(super) fn one_of<T: Copy>(all: &[T], rng: &mut ChaCha8Rng) -> T {
+    all[below(rng, all.len() as u64) as usize]
+}
+
+/// An index, as often as its weight says.
+fn weighted(weights: &[f32], rng: &mut ChaCha8Rng) -> usize {
+    let mut rest = uniform(rng) * weights.iter().sum::<f32>();
+    weights
+        .iter()
+        .position(|weight| {
+            rest -= weight;
+            rest < 0.0
+        })
+        .unwrap_or(weights.len() - 1)
+}

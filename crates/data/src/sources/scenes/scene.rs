@@ -1,0 +1,250 @@
+//! What a scene shows, before it has words or pixels.
+
+use super::held_out::Combination;
+use crate::sources::emoji::style::Style;
+
+/// A colour that captions name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Colour {
+    Red,
+    Orange,
+    Yellow,
+    Green,
+    Blue,
+    Purple,
+    Pink,
+    Brown,
+}
+
+impl Colour {
+    pub(super) const ALL: [Colour; 8] = [
+        Colour::Red,
+        Colour::Orange,
+        Colour::Yellow,
+        Colour::Green,
+        Colour::Blue,
+        Colour::Purple,
+        Colour::Pink,
+        Colour::Brown,
+    ];
+}
+
+/// A way to render a thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Rendition {
+    XRay,
+    Sketch,
+    Silhouette,
+    BlackAndWhite,
+    PixelArt,
+    Neon,
+    Stamp,
+    Eraser,
+}
+
+impl Rendition {
+    pub(super) const ALL: [Rendition; 8] = [
+        Rendition::XRay,
+        Rendition::Sketch,
+        Rendition::Silhouette,
+        Rendition::BlackAndWhite,
+        Rendition::PixelArt,
+        Rendition::Neon,
+        Rendition::Stamp,
+        Rendition::Eraser,
+    ];
+}
+
+/// What a character wears or does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Extra {
+    /// Small, with a face drawn on: "a baby radish".
+    Baby,
+    Tutu,
+    Crown,
+    Hat,
+    Sunglasses,
+    Scarf,
+    Sweater,
+    WalkingDog,
+}
+
+impl Extra {
+    pub(super) const ALL: [Extra; 8] = [
+        Extra::Baby,
+        Extra::Tutu,
+        Extra::Crown,
+        Extra::Hat,
+        Extra::Sunglasses,
+        Extra::Scarf,
+        Extra::Sweater,
+        Extra::WalkingDog,
+    ];
+
+    /// Whether the two can't be worn together.
+    pub(super) fn excludes(self, other: Extra) -> bool {
+        use Extra::{Baby, Crown, Hat, Sunglasses, Sweater, Tutu};
+        matches!(
+            (self, other),
+            (Crown, Hat)
+                | (Hat, Crown)
+                | (Tutu, Sweater)
+                | (Sweater, Tutu)
+                | (Baby, Sunglasses)
+                | (Sunglasses, Baby)
+        ) || self == other
+    }
+}
+
+/// What happens to the lower half of a picture of two panels (paper Fig. 14).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Operation {
+    Sketch,
+    XRay,
+    Silhouette,
+    UpsideDown,
+    BlackAndWhite,
+    Coloured(Colour),
+    Sunglasses,
+    Stamp,
+}
+
+/// Where two things are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Relation {
+    SideBySide,
+    LeftOf,
+    RightOf,
+    Above,
+    Below,
+    InFrontOf,
+}
+
+impl Relation {
+    pub(super) const ALL: [Relation; 6] = [
+        Relation::SideBySide,
+        Relation::LeftOf,
+        Relation::RightOf,
+        Relation::Above,
+        Relation::Below,
+        Relation::InFrontOf,
+    ];
+}
+
+/// An attribute of a single thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Look {
+    Plain,
+    Coloured(Colour),
+    Tiny,
+    Huge,
+    UpsideDown,
+}
+
+/// What is behind the things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Background {
+    White,
+    Named(Colour),
+}
+
+/// The things of a scene, by their indices in the world, and what is done with them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Content {
+    One {
+        thing: usize,
+        look: Look,
+    },
+    Several {
+        thing: usize,
+        count: usize,
+    },
+    Rendered {
+        thing: usize,
+        rendition: Rendition,
+    },
+    Two {
+        first: usize,
+        second: usize,
+        relation: Relation,
+    },
+    /// The outline of `whole`, filled with small copies of `part`.
+    MadeOf {
+        whole: usize,
+        part: usize,
+    },
+    /// The outline of `shape`, filled with the surface of `surface`.
+    ShapedLike {
+        surface: usize,
+        shape: usize,
+    },
+    Dressed {
+        thing: usize,
+        extras: Vec<Extra>,
+        held: Option<usize>,
+    },
+    Panels {
+        thing: usize,
+        operation: Operation,
+    },
+}
+
+/// A scene: what it shows, in which style, on which background.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Scene {
+    pub(super) content: Content,
+    pub(super) style: Style,
+    pub(super) background: Background,
+}
+
+impl Content {
+    /// The thing that decides the style.
+    pub(super) fn first(&self) -> usize {
+        match *self {
+            Content::One { thing, .. }
+            | Content::Several { thing, .. }
+            | Content::Rendered { thing, .. }
+            | Content::Dressed { thing, .. }
+            | Content::Panels { thing, .. } => thing,
+            Content::Two { first, .. } => first,
+            Content::MadeOf { whole, .. } => whole,
+            Content::ShapedLike { surface, .. } => surface,
+        }
+    }
+
+    /// Whether a coloured background leaves the scene what it is.
+    pub(super) fn takes_background(&self) -> bool {
+        match self {
+            Content::One { .. }
+            | Content::Several { .. }
+            | Content::Two { .. }
+            | Content::MadeOf { .. }
+            | Content::ShapedLike { .. }
+            | Content::Dressed { .. } => true,
+            Content::Rendered { .. } | Content::Panels { .. } => false,
+        }
+    }
+}
+
+impl Scene {
+    /// Every combination that it shows and that can be held out.
+    pub(super) fn combinations(&self) -> Vec<Combination> {
+        let mut all = vec![Combination::Style(self.content.first(), self.style)];
+        match self.content {
+            Content::One { thing, look: Look::Coloured(colour) } => {
+                all.push(Combination::Colour(thing, colour));
+            }
+            Content::One { .. } | Content::Several { .. } => {}
+            Content::Rendered { thing, rendition } => all.push(Combination::Rendition(thing, rendition)),
+            Content::Two { first, second, .. } => all.push(Combination::things(first, second)),
+            Content::MadeOf { whole, part } => all.push(Combination::MadeOf(whole, part)),
+            Content::ShapedLike { surface, shape } => all.push(Combination::ShapedLike(surface, shape)),
+            Content::Dressed { thing, ref extras, held } => {
+                all.extend(extras.iter().map(|&extra| Combination::Extra(thing, extra)));
+                all.extend(held.map(|held| Combination::things(thing, held)));
+            }
+            Content::Panels { thing, operation } => all.push(Combination::Panel(thing, operation)),
+        }
+        all
+    }
+}

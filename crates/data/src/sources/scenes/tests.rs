@@ -1,0 +1,217 @@
+//! Scenes as a set: what is held out never occurs, captions say what is there, pictures are functions of (seed, index).
+
+use std::collections::{HashMap, HashSet};
+
+use super::held_out::{Combination, HeldOut, LIST};
+use super::lot::{Lot, Shares};
+use super::paint::Painter;
+use super::scene::{Background, Colour, Content, Extra, Look, Operation, Relation, Rendition, Scene};
+use super::world::World;
+use super::{captions, chinese, english};
+use crate::loader::{Purpose, item_rng};
+use crate::sources::emoji::style::Style;
+
+fn rng(index: u64) -> rand_chacha::ChaCha8Rng {
+    item_rng(0, Purpose::Scene, 0, index)
+}
+
+fn scene(content: Content) -> Scene {
+    Scene { content, style: Style::Flat, background: Background::White }
+}
+
+fn canonical(world: &World, content: Content) -> String {
+    captions::canonical(world, &scene(content))
+}
+
+#[test]
+fn a_million_draws_show_no_held_out_combination() {
+    let (world, shares) = (World::of_shapes(), Shares::default());
+    let held_out = HeldOut::parse(LIST, &world).unwrap();
+    let lot = Lot::new(&world, &shares);
+    let mut seen: HashSet<Combination> = HashSet::new();
+    for index in 0..1_000_000 {
+        let drawn = lot.draw(&held_out, &mut rng(index)).unwrap();
+        seen.extend(drawn.combinations());
+    }
+    let shown: Vec<&Combination> = held_out.list.iter().filter(|one| seen.contains(one)).collect();
+    assert!(shown.is_empty(), "{shown:?}");
+    // Without the list they do occur: the test would notice.
+    let nothing = HeldOut::parse("", &world).unwrap();
+    let free = |index| lot.draw(&nothing, &mut rng(index)).unwrap().combinations();
+    assert!((0..20_000).flat_map(free).any(|one| held_out.contains(&one)));
+}
+
+#[test]
+fn each_kind_is_drawn_as_often_as_its_share_says() {
+    let world = World::of_shapes();
+    let shares = Shares {
+        plain: 3.0,
+        panels: 1.0,
+        attributes: 0.0,
+        renditions: 0.0,
+        relations: 0.0,
+        blends: 0.0,
+        dressed: 0.0,
+    };
+    let (lot, nothing) = (Lot::new(&world, &shares), HeldOut::parse("", &world).unwrap());
+    let is_panel =
+        |index: &u64| matches!(lot.draw(&nothing, &mut rng(*index)).unwrap().content, Content::Panels { .. });
+    let panels = (0..4000).filter(is_panel).count();
+    assert!((900..1100).contains(&panels), "{panels} of 4000");
+    assert!(Shares { plain: -1.0, ..Shares::default() }.check().is_err());
+    assert!(Shares { plain: f32::NAN, ..Shares::default() }.check().is_err());
+}
+
+#[test]
+fn the_four_demonstrations_are_held_out() {
+    let world = World::of_shapes();
+    let held_out = HeldOut::parse(LIST, &world).unwrap();
+    let find = |name| world.find(name).unwrap();
+    for combination in [
+        Combination::Extra(find("radish"), Extra::Tutu),
+        Combination::Extra(find("radish"), Extra::WalkingDog),
+        Combination::Rendition(find("owl"), Rendition::XRay),
+        Combination::Rendition(find("peacock"), Rendition::Eraser),
+        Combination::Panel(find("cat"), Operation::Sketch),
+    ] {
+        assert!(held_out.contains(&combination), "{combination:?}");
+    }
+}
+
+#[test]
+fn a_bad_list_is_refused_by_line() {
+    let world = World::of_shapes();
+    for (list, wanted) in [
+        ("rendition: yeti | x-ray", "no thing called \"yeti\""),
+        ("rendition: owl | oil painting", "unknown word \"oil painting\"; wanted one of x-ray"),
+        ("mood: owl | sad", "unknown kind \"mood\""),
+        ("owl, x-ray", "wanted KIND: THING | WITH"),
+        ("rendition: owl | x-ray\nrendition: owl | x-ray", "line 2"),
+    ] {
+        let error = format!("{:#}", HeldOut::parse(list, &world).unwrap_err());
+        assert!(error.contains(wanted), "{list}: {error}");
+    }
+    let all: String = Style::ALL.iter().map(|style| format!("style: owl | {}\n", style.name())).collect();
+    let error = HeldOut::parse(&all, &world).unwrap().check(&world).unwrap_err().to_string();
+    assert!(error.contains("every style of \"owl\" is held out"), "{error}");
+}
+
+#[test]
+fn captions_say_what_is_there() {
+    let world = World::of_shapes();
+    let find = |name| world.find(name).unwrap();
+    let (cat, pizza, snail, harp) = (find("cat"), find("pizza"), find("snail"), find("harp"));
+    for (content, wanted) in [
+        (Content::One { thing: cat, look: Look::Plain }, "a cat, flat style"),
+        (
+            Content::One { thing: find("red apple"), look: Look::Coloured(Colour::Purple) },
+            "a purple apple, flat style",
+        ),
+        (Content::Several { thing: cat, count: 3 }, "three cats, flat style"),
+        (
+            Content::Rendered { thing: find("owl"), rendition: Rendition::XRay },
+            "an x-ray of an owl, flat style",
+        ),
+        (
+            Content::Rendered { thing: find("peacock"), rendition: Rendition::Eraser },
+            "a peacock eraser, flat style",
+        ),
+        (
+            Content::Two { first: cat, second: pizza, relation: Relation::LeftOf },
+            "a cat to the left of a pizza, flat style",
+        ),
+        (Content::MadeOf { whole: snail, part: harp }, "a snail made of harps, flat style"),
+        (
+            Content::ShapedLike { surface: find("armchair"), shape: find("avocado") },
+            "an armchair in the shape of an avocado, flat style",
+        ),
+        (
+            Content::Dressed {
+                thing: find("radish"),
+                extras: vec![Extra::Baby, Extra::Tutu, Extra::WalkingDog],
+                held: None,
+            },
+            "a baby radish wearing a tutu walking a dog, flat style",
+        ),
+        (
+            Content::Panels { thing: cat, operation: Operation::Sketch },
+            "the exact same cat on the top as a sketch on the bottom, flat style",
+        ),
+    ] {
+        assert_eq!(canonical(&world, content), wanted);
+    }
+}
+
+#[test]
+fn every_kind_has_eight_phrasings_and_chinese() {
+    let (world, shares) = (World::of_shapes(), Shares::default());
+    let (lot, nothing) = (Lot::new(&world, &shares), HeldOut::parse("", &world).unwrap());
+    let mut fewest: HashMap<std::mem::Discriminant<Content>, usize> = HashMap::new();
+    for index in 0..3000 {
+        let scene = lot.draw(&nothing, &mut rng(index)).unwrap();
+        let phrasings: HashSet<String> = english::phrasings(&world, &scene.content).into_iter().collect();
+        let fewest = fewest.entry(std::mem::discriminant(&scene.content)).or_insert(usize::MAX);
+        *fewest = (*fewest).min(phrasings.len());
+        let all = captions::captions(&world, &scene, &mut rng(index));
+        assert!(all.iter().all(|caption| !caption.contains("  ") && !caption.contains(" a a")), "{all:?}");
+        assert!(chinese::phrasings(&world, &scene.content).iter().all(|phrasing| !phrasing.is_ascii()));
+    }
+    assert_eq!(fewest.len(), 8);
+    assert!(fewest.values().all(|&n| n >= 8), "{fewest:?}");
+}
+
+#[test]
+fn a_picture_is_a_function_of_seed_and_index() {
+    let (world, shares) = (World::of_shapes(), Shares::default());
+    let (lot, nothing) = (Lot::new(&world, &shares), HeldOut::parse("", &world).unwrap());
+    let painter = Painter::new(&world, 64).unwrap();
+    let paint = |index| {
+        let mut rng = rng(index);
+        let scene = lot.draw(&nothing, &mut rng).unwrap();
+        painter.paint(&world, &scene, &mut rng).unwrap().unwrap()
+    };
+    for index in 0..64 {
+        let image = paint(index);
+        assert_eq!(image.dimensions(), (64, 64));
+        assert!(image.pixels().any(|pixel| pixel != image.get_pixel(0, 0)), "scene {index} is of one colour");
+        assert_eq!(image, paint(index));
+    }
+}
+
+#[test]
+fn panels_show_the_same_thing_twice_and_renditions_change_it() {
+    let world = World::of_shapes();
+    let painter = Painter::new(&world, 64).unwrap();
+    let cat = world.find("cat").unwrap();
+    let paint = |content| painter.paint(&world, &scene(content), &mut rng(1)).unwrap().unwrap();
+    let turned = paint(Content::Panels { thing: cat, operation: Operation::UpsideDown });
+    for (x, y, pixel) in turned.enumerate_pixels() {
+        assert_eq!(pixel, turned.get_pixel(x, 63 - y));
+    }
+    let pictures: HashSet<Vec<u8>> = Rendition::ALL
+        .iter()
+        .map(|&rendition| paint(Content::Rendered { thing: cat, rendition }).into_raw())
+        .collect();
+    assert_eq!(pictures.len(), Rendition::ALL.len());
+    let black = paint(Content::Rendered { thing: cat, rendition: Rendition::Silhouette });
+    assert!(black.pixels().all(|pixel| pixel.0[0] == pixel.0[1] || pixel.0[0].abs_diff(pixel.0[1]) < 4));
+}
+
+#[test]
+fn left_is_left_and_above_is_above() {
+    let world = World::of_shapes();
+    let painter = Painter::new(&world, 64).unwrap();
+    let (first, second) = (world.find("cat").unwrap(), world.find("pizza").unwrap());
+    let columns = |relation| {
+        let content = Content::Two { first, second, relation };
+        let image = painter.paint(&world, &scene(content), &mut rng(3)).unwrap().unwrap();
+        let seen = |from: [u32; 2]| {
+            (0..32)
+                .flat_map(|y| (0..32).map(move |x| (x, y)))
+                .any(|(x, y)| image.get_pixel(x + from[0], y + from[1]).0[1] < 128)
+        };
+        [seen([0, 16]), seen([32, 16]), seen([16, 0]), seen([16, 32])]
+    };
+    assert_eq!(columns(Relation::LeftOf)[..2], [true, true]);
+    assert_eq!(columns(Relation::Above)[2..], [true, true]);
+}
