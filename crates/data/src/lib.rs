@@ -17,6 +17,7 @@ pub mod png_text;
 pub mod prompt;
 pub mod shard;
 pub mod sources;
+mod text_file;
 
 pub use augment::{Augment, augment};
 pub use codes::{CodeItem, CodeSet};
@@ -24,3 +25,5 @@ pub use dataset::Dataset;
 pub use loader::{Purpose, batch_indices, evenly, item_rng};
 pub use pictures::{Captioned, Pictures};
 pub use shard::{Meta, Sample, Skipped, Split};
+pub use tessera_text::{decode_text, text_lines};
+pub use text_file::read_text;

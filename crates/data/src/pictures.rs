@@ -9,15 +9,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use rayon::prelude::*;
+use tessera_text::text_lines;
 
 use crate::picture::decode;
-use crate::shard::{Split, caption_lines, read_shards};
+use crate::shard::{Split, read_shards};
 use crate::sources::list_files;
+use crate::text_file::{read_at_most, read_text_of_at_most};
 
 /// Files that are decoded together.
 const BATCH: usize = 16;
 /// The largest picture file that is read.
 const MAX_IMAGE_BYTES: u64 = 256 << 20;
+/// The largest caption file that is read.
+const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// A set of pictures that is read as it is asked for.
 #[derive(Debug, Clone)]
@@ -141,14 +145,12 @@ fn is_picture(file: &Path) -> bool {
 }
 
 fn read_file(file: &Path) -> Result<Captioned> {
-    let read = || -> Result<RgbImage> {
-        let size = fs::metadata(file)?.len();
-        ensure!(size <= MAX_IMAGE_BYTES, "{size} bytes, more than the {MAX_IMAGE_BYTES} allowed");
-        decode(&fs::read(file)?)
+    let image = decode(&read_at_most(file, MAX_IMAGE_BYTES)?).with_context(|| file.display().to_string())?;
+    let text = file.with_extension("txt");
+    let caption = match text.is_file() {
+        true => text_lines(&read_text_of_at_most(&text, MAX_TEXT_BYTES)?).into_iter().next(),
+        false => None,
     };
-    let image = read().with_context(|| format!("{}", file.display()))?;
-    let caption = fs::read(file.with_extension("txt")).ok();
-    let caption = caption.and_then(|text| caption_lines(&String::from_utf8_lossy(&text)).first().cloned());
     Ok(Captioned { image, caption })
 }
 

@@ -146,11 +146,6 @@ impl fmt::Display for Skipped {
     }
 }
 
-/// The captions of a text: one a line, trimmed, empty lines left out.
-pub(crate) fn caption_lines(text: &str) -> Vec<String> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string).collect()
-}
-
 #[cfg(test)]
 pub(crate) fn test_sample(number: u64, split: Split) -> Sample {
     let shade = (number % 256) as u8;

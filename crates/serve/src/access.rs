@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use axum::http::{HeaderMap, StatusCode, header};
+use tessera_data::{read_text, text_lines};
 
 use crate::api::ApiError;
 
@@ -17,9 +18,8 @@ impl Keys {
     /// If the file cannot be read or holds no key.
     pub fn read(path: &Path) -> Result<Keys> {
         let shown = path.display();
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let keys: Vec<String> = lines.map(str::to_string).collect();
+        let lines = text_lines(&read_text(path)?);
+        let keys: Vec<String> = lines.into_iter().filter(|line| !line.starts_with('#')).collect();
         ensure!(!keys.is_empty(), "{shown} holds no key: wanted one a line");
         Ok(Keys(keys))
     }

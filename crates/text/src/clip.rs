@@ -9,6 +9,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
+use crate::decode_text;
+
 pub use clean::clean_for_clip;
 
 /// Merges of the published vocabulary that are used; ids are 256 bytes, 256 bytes that end words, these, and two marks.
@@ -34,8 +36,7 @@ pub fn clip_tokenizer(vocabulary: &[u8]) -> Result<String> {
         true => unpack(vocabulary)?,
         false => vocabulary.to_vec(),
     };
-    let text =
-        String::from_utf8(unpacked).map_err(|_| anyhow!("no vocabulary of CLIP: not text; {WHERE}"))?;
+    let text = decode_text(&unpacked).map_err(|error| anyhow!("no vocabulary of CLIP: {error}; {WHERE}"))?;
     let unknown = |error: &dyn std::fmt::Display| anyhow!("no vocabulary of CLIP: {error}; {WHERE}");
     let mut json = match text.trim_start().starts_with('{') {
         true => serde_json::from_str(&text).map_err(|error| unknown(&error))?,
@@ -150,7 +151,7 @@ mod tests {
     fn what_is_no_vocabulary_says_where_one_can_be_had() {
         for (bytes, wanted) in [
             (&b"\x1f\x8b\x08\x00"[..], "damaged gzip"),
-            (b"\xff\xfe", "not text"),
+            (b"\xff\xfd", "not UTF-8"),
             (b"title\na b\nc d\n", "2 merges"),
             (b"{\"model\": 1}", "no vocabulary of CLIP"),
         ] {

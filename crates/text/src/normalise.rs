@@ -1,15 +1,73 @@
-//! Caption normalisation: the paper lower-cases captions (§2.2); we also collapse white space.
+//! Caption normalisation: the paper lower-cases captions (§2.2); we also collapse white space, compose
+//! characters (NFC) and drop those that nobody sees.
 //!
 //! The same function serves training captions and a user's prompt, so a model never sees one form in training and
-//! another when it draws.
+//! another when it draws. Texts that look alike have the same tokens, however they were typed.
+
+use tokenizers::NormalizedString;
 
 /// Longest prompt that is read, in characters; the rest is dropped before tokenisation and reported.
 pub const MAX_PROMPT_CHARS: usize = 2_000;
 
-/// Lower-cases `caption`, drops control characters and joins words by single spaces.
+/// Lower-cases `caption`, drops control characters and invisible ones, composes characters (NFC), and joins words by
+/// single spaces.
 pub fn normalise(caption: &str) -> String {
-    let clean: String = caption.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    clean.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
+    let clean: String = visible(caption).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let words = clean.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ");
+    compose(words)
+}
+
+/// NFC.
+pub(crate) fn compose(text: String) -> String {
+    if text.is_ascii() { text } else { NormalizedString::from(text).nfc().get().to_owned() }
+}
+
+/// Without characters that have no glyph of their own, except where they are part of an emoji.
+fn visible(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        if !is_ignorable(c) || in_emoji(c, kept.chars().next_back(), rest.peek().copied()) {
+            kept.push(c);
+        }
+    }
+    kept
+}
+
+/// Unicode's `Default_Ignorable_Code_Point`: soft hyphens, zero-width characters, bidirectional marks, variation
+/// selectors, byte order marks, fillers.
+fn is_ignorable(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+        | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// Whether `c` changes the emoji that it stands in: a choice of presentation, a joiner, a tag of a flag.
+fn in_emoji(c: char, before: Option<char>, after: Option<char>) -> bool {
+    const JOINER: char = '\u{200d}';
+    const KEYCAP: char = '\u{20e3}';
+    const SELECTORS: std::ops::RangeInclusive<char> = '\u{fe0e}'..='\u{fe0f}';
+    const TAGS: std::ops::RangeInclusive<char> = '\u{e0020}'..='\u{e007f}';
+    let Some(before) = before else { return false };
+    if SELECTORS.contains(&c) {
+        return is_pictograph(before) || after == Some(KEYCAP);
+    }
+    if TAGS.contains(&c) {
+        return is_pictograph(before) || TAGS.contains(&before);
+    }
+    let ends_emoji = is_pictograph(before) || SELECTORS.contains(&before) || TAGS.contains(&before);
+    c == JOINER && ends_emoji && after.is_some_and(is_pictograph)
+}
+
+/// Blocks of Unicode that have emoji, and those outside of them.
+fn is_pictograph(c: char) -> bool {
+    matches!(c,
+        '©' | '®' | '‼' | '⁉' | '™' | 'ℹ' | '\u{2190}'..='\u{21ff}' | '\u{2300}'..='\u{23ff}' | 'Ⓜ' | 'ⓜ'
+        | '\u{25a0}'..='\u{27bf}' | '\u{2900}'..='\u{297f}' | '\u{2b00}'..='\u{2bff}' | '〰' | '〽' | '㊗' | '㊙'
+        | '\u{1f000}'..='\u{1faff}')
 }
 
 /// A user's prompt, ready for the tokenizer, and what was cut from it.
@@ -39,6 +97,45 @@ mod tests {
         assert_eq!(normalise("  A Red\tApple,\nFLAT  style "), "a red apple, flat style");
         assert_eq!(normalise("ÉCLAIR 苹果 🍎"), "éclair 苹果 🍎");
         assert_eq!(normalise(" \n"), "");
+    }
+
+    #[test]
+    fn texts_that_look_alike_are_the_same() {
+        for text in [
+            "a red\u{200b} apple",
+            "a red\u{ad} apple",
+            "\u{200e}a red apple",
+            "\u{202b}a red apple\u{202c}",
+            "a red apple\u{feff}",
+            "a red apple\u{fe0f}",
+            "a \u{2060}red \u{200d}apple\u{200c}",
+            "\u{feff}A \u{1160}red \u{3164} apple\u{e0061}",
+        ] {
+            assert_eq!(normalise(text), "a red apple", "{text:?}");
+        }
+        assert_eq!(normalise("E\u{301}clair"), "éclair");
+        assert_eq!(normalise("e\u{34f}\u{301}clair"), "éclair");
+        assert_eq!(normalise("\u{200b}\u{feff}\u{ad}\0"), "");
+    }
+
+    #[test]
+    fn emoji_keep_what_they_are_made_of() {
+        for emoji in ["❤️", "👩‍🚀", "🏳️‍🌈", "👁️‍🗨️", "1️⃣", "👩🏽‍🤝‍👨🏻", "🏴\u{e0067}\u{e0062}\u{e007f}", "❤︎"]
+        {
+            let text = format!("an {emoji} here");
+            assert_eq!(normalise(&text), text, "{emoji:?}");
+        }
+        assert_eq!(normalise("👩\u{200d} rocket \u{200d}🚀"), "👩 rocket 🚀");
+    }
+
+    #[test]
+    fn normalising_twice_changes_nothing() {
+        for text in
+            ["👩\u{200d}\u{200b}🚀\u{fe0f}\u{fe0f}", "İ\u{301}", "1\u{fe0f}\u{200b}\u{20e3}", "ΑΣ\u{ad} Σ"]
+        {
+            let once = normalise(text);
+            assert_eq!(normalise(&once), once, "{text:?}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use tessera_data::Augment;
+use tessera_data::{Augment, read_text};
 use tessera_kernels::{Cpu, Precision, SmallFloat};
 use tessera_model::dvae::DvaeConfig;
 use tessera_model::prior::{Activations, PriorConfig};
@@ -307,7 +307,7 @@ fn preset(name: &str, depth: usize) -> Option<Result<Table>> {
 
 fn read_file(path: &Path) -> Result<Table> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| {
+    let text = read_text(path).with_context(|| {
         format!("config {shown}: neither a preset ({}) nor a readable file", preset_names())
     })?;
     over_its_base(&text, Some("emoji"), 0).with_context(|| format!("config {shown}"))

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use rayon::prelude::*;
 use tessera_data::loader::{below, chance};
-use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, evenly, item_rng};
+use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, evenly, item_rng, read_text};
 use tessera_eval::recall_at;
 use tessera_kernels::dot;
 use tessera_model::dvae::Dvae;
@@ -131,7 +131,7 @@ pub fn train_rerank(
 
 /// The tokenizer in a file and its JSON.
 pub(crate) fn read_tokenizer(path: &Path) -> Result<(Bpe, String)> {
-    let json = std::fs::read_to_string(path)
+    let json = read_text(path)
         .with_context(|| format!("no tokenizer at {}; make one with `tessera train bpe`", path.display()))?;
     Ok((Bpe::from_json(&json)?, json))
 }

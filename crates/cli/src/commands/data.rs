@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use tessera_data::read_text;
 use tessera_data::sources::{
     Counts, EmojiOptions, ScenesOptions, Shares, World, build_emoji, build_folder, build_scenes,
 };
@@ -30,8 +31,7 @@ pub fn run(source: DataSource) -> Result<()> {
         }
         DataSource::Scenes { packages, out, size, count, val, held_out, shares, seed } => {
             let held_out = held_out.map(|file| {
-                std::fs::read_to_string(&file)
-                    .with_context(|| format!("cannot read the held-out list {}", file.display()))
+                read_text(&file).with_context(|| format!("cannot read the held-out list {}", file.display()))
             });
             let options = ScenesOptions {
                 packages,

@@ -8,8 +8,9 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use tessera_text::{decode_text, text_lines};
 
-use super::{Meta, Sample, SkipReason, Skipped, caption_lines};
+use super::{Meta, Sample, SkipReason, Skipped};
 use crate::picture;
 
 /// The largest tar that is read.
@@ -85,7 +86,8 @@ impl Group {
             (Some(_), None) => return Err((SkipReason::OrphanImage, format!("{name}: no caption"))),
             (None, _) => return Err((SkipReason::OrphanCaption, format!("{name}: no picture"))),
         };
-        let captions = caption_lines(&String::from_utf8_lossy(&txt));
+        let text = decode_text(&txt).map_err(|error| damaged(format!("the caption is {error:#}")))?;
+        let captions = text_lines(&text);
         if captions.is_empty() {
             return Err((SkipReason::OrphanImage, format!("{name}: the caption is empty")));
         }

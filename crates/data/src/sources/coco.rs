@@ -1,13 +1,14 @@
 //! The captions that text-to-image models are measured on (paper §3): MS-COCO's validation set of 2014, and CUB's birds.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use tessera_text::{normalise, text_lines};
 
 use crate::loader::{Purpose, below, item_rng};
+use crate::read_text;
 
 /// Captions that the paper draws of MS-COCO.
 pub const COCO_CAPTIONS: usize = 30_000;
@@ -32,7 +33,8 @@ pub fn coco_captions(dir: &Path, n: usize, seed: u64) -> Result<Vec<Described>> 
         .with_context(|| format!("{} is not the captions of MS-COCO, or damaged", file.display()))?;
     let names: HashMap<u64, &str> =
         set.images.iter().map(|image| (image.id, image.file_name.as_str())).collect();
-    let mut captions: Vec<&CocoCaption> = set.annotations.iter().collect();
+    let has_words = |caption: &&CocoCaption| !normalise(&caption.caption).is_empty();
+    let mut captions: Vec<&CocoCaption> = set.annotations.iter().filter(has_words).collect();
     captions.sort_by_key(|caption| caption.id);
     ensure!(n >= 1 && n <= captions.len(), "{n} captions of {}: it has {}", file.display(), captions.len());
     let mut rng = item_rng(seed, Purpose::Subset, 0, 0);
@@ -95,11 +97,9 @@ pub fn cub_captions(dir: &Path) -> Result<Vec<Described>> {
             continue;
         }
         let file = texts.join(name).with_extension("txt");
-        let lines = fs::read_to_string(&file)
-            .with_context(|| format!("cannot read the captions {}", file.display()))?;
-        for caption in lines.lines().map(str::trim).filter(|caption| !caption.is_empty()) {
-            if seen.insert(caption.to_string()) {
-                described.push(Described::new(dir.join("images").join(name), caption)?);
+        for caption in text_lines(&read_text(&file)?) {
+            if seen.insert(caption.clone()) {
+                described.push(Described::new(dir.join("images").join(name), &caption)?);
             }
         }
     }
@@ -118,7 +118,7 @@ impl Described {
 fn first_text(dir: &Path, names: &[&str]) -> Result<(PathBuf, String)> {
     let found = names.iter().map(|name| dir.join(name)).find(|path| path.is_file());
     let path = found.with_context(|| format!("no {} in {}", names.join(" or "), dir.display()))?;
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = read_text(&path)?;
     Ok((path, text))
 }
 
@@ -137,6 +137,8 @@ fn pairs_in_order<'a>(file: &Path, text: &'a str) -> Result<Vec<(&'a str, &'a st
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn write(path: PathBuf, text: &str) {
@@ -159,7 +161,7 @@ mod tests {
             images.join(","),
             captions.join(",")
         );
-        write(dir.path().join("annotations/captions_val2014.json"), &text);
+        write(dir.path().join("annotations/captions_val2014.json"), &format!("\u{feff}{text}"));
         dir
     }
 
@@ -201,13 +203,13 @@ mod tests {
     fn cub_gives_each_caption_of_test_pictures_once() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        write(at("images.txt"), "1 001.A/a.jpg\n2 001.A/b.jpg\n3 002.B/c.jpg\n");
+        write(at("images.txt"), "\u{feff}1 001.A/a.jpg\n2 001.A/b.jpg\n3 002.B/c.jpg\n");
         write(at("train_test_split.txt"), "1 1\n2 0\n3 0\n");
         for name in ["001.A/a", "001.A/b", "002.B/c"] {
             write(at(&format!("images/{name}.jpg")), "");
         }
         write(at("text/001.A/a.txt"), "a bird of training\n");
-        write(at("text/001.A/b.txt"), "a red bird\na small bird\n");
+        write(at("text/001.A/b.txt"), "\u{feff}a red bird\na small bird\n");
         write(at("text/002.B/c.txt"), "a red bird\n\na blue bird \n");
         let captions: Vec<String> =
             cub_captions(dir.path()).unwrap().into_iter().map(|d| d.caption).collect();

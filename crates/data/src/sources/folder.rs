@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 use serde_json::json;
+use tessera_text::text_lines;
 
 use super::Counts;
 use super::output::{self, Opened};
 use crate::loader::{Purpose, below, item_rng, name_index};
 use crate::picture::{self, Filter, Square};
-use crate::shard::{Meta, Packed, Sample, SkipReason, Skipped, Split, caption_lines};
+use crate::shard::{Meta, Packed, Sample, SkipReason, Skipped, Split};
+use crate::text_file::{read_at_most, read_text_of_at_most};
 
 /// The style of every picture of a folder.
 const STYLE: &str = "own";
@@ -64,7 +66,7 @@ pub fn build_folder(
                     counts.concepts += 1;
                     counts.enlarged += u64::from(taken.is_enlarged);
                 }
-                Err((reason, why)) => skipped.note(reason, format!("{}: {why}", pair.name)),
+                Err((reason, why)) => skipped.note(reason, format!("{}: {why}", pair.name.display())),
             }
         }
     }
@@ -79,7 +81,7 @@ pub fn build_folder(
 
 /// A picture and its captions, by the path they share.
 struct Pair {
-    name: String,
+    name: PathBuf,
     image: PathBuf,
     text: PathBuf,
 }
@@ -95,18 +97,17 @@ struct Taken {
 impl Pair {
     fn read(&self, number: usize, size: u32, split: Split) -> Result<Taken, (SkipReason, String)> {
         let damaged = |error: anyhow::Error| (SkipReason::Corrupt, format!("{error:#}"));
-        let text = read_limited(&self.text, MAX_TEXT_BYTES).map_err(damaged)?;
-        let captions = caption_lines(&String::from_utf8_lossy(&text));
+        let captions = text_lines(&read_text_of_at_most(&self.text, MAX_TEXT_BYTES).map_err(damaged)?);
         if captions.is_empty() {
             return Err((SkipReason::OrphanImage, "the caption file is empty".to_string()));
         }
-        let bytes = read_limited(&self.image, MAX_IMAGE_BYTES).map_err(damaged)?;
+        let bytes = read_at_most(&self.image, MAX_IMAGE_BYTES).map_err(damaged)?;
         let image = picture::decode(&bytes).map_err(damaged)?;
         let square = Square::centre(&image);
         let image = picture::resize(&image, square, size, Filter::Lanczos).map_err(damaged)?;
         let stem = self.image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let meta = Meta {
-            source: self.name.clone(),
+            source: self.name.to_string_lossy().into_owned(),
             concept: stem,
             style: STYLE.to_string(),
             split,
@@ -119,14 +120,8 @@ impl Pair {
     }
 }
 
-fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let size = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    ensure!(size <= limit, "{} has {size} bytes, more than the {limit} allowed", path.display());
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-fn split_of(name: &str, val_percent: u32, seed: u64) -> Split {
-    let mut rng = item_rng(seed, Purpose::Split, 0, name_index(name));
+fn split_of(name: &Path, val_percent: u32, seed: u64) -> Split {
+    let mut rng = item_rng(seed, Purpose::Split, 0, name_index(name.as_os_str().as_encoded_bytes()));
     if below(&mut rng, 100) < u64::from(val_percent) { Split::Val } else { Split::Train }
 }
 
@@ -139,7 +134,7 @@ fn find_pairs(dir: &Path) -> Result<(Vec<Pair>, Skipped)> {
     for file in files {
         let extension = file.extension().unwrap_or_default().to_ascii_lowercase();
         let name = file.with_extension("");
-        let name = name.strip_prefix(dir).unwrap_or(&name).to_string_lossy().into_owned();
+        let name = name.strip_prefix(dir).unwrap_or(&name).to_path_buf();
         match extension.to_str() {
             Some("png" | "jpg" | "jpeg" | "webp") => {
                 if let Some(second) = images.insert(name, file) {
@@ -238,6 +233,56 @@ mod tests {
         assert!(set.train.iter().all(|sample| sample.image.dimensions() == (32, 32)));
         assert_eq!(build_folder(&from, &out, 32, 0, 0).unwrap(), (counts, skipped));
         assert!(build_folder(&from, &out, 16, 0, 0).unwrap_err().to_string().contains("other settings"));
+    }
+
+    #[test]
+    fn captions_that_are_not_text_are_damaged_and_empty_ones_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("in");
+        let texts: [(&str, &[u8]); 6] = [
+            ("marked", b"\xef\xbb\xbfa fox"),
+            ("utf16", b"\xff\xfea\0 \0c\0a\0t\0\n\0"),
+            ("windows", b"a cat\x92s ear"),
+            ("picture", b"\x89PNG\r\n\x1a\n\0\0"),
+            ("nothing", b"\0\0"),
+            ("invisible", b"\xe2\x80\x8b\n"),
+        ];
+        for (name, text) in texts {
+            put(&from, &format!("{name}.png"), &png(8, 8));
+            put(&from, &format!("{name}.txt"), text);
+        }
+        let out = dir.path().join("out");
+        let (_, skipped) = build_folder(&from, &out, 8, 0, 0).unwrap();
+        let captions = Dataset::open(&out).unwrap().train.into_iter().map(|sample| sample.captions.concat());
+        assert_eq!(captions.collect::<Vec<_>>(), ["a fox", "a cat"]);
+        assert_eq!((skipped.corrupt, skipped.orphan_image), (2, 2), "{skipped}");
+        assert!(skipped.to_string().contains("windows.txt: not UTF-8: byte 0x92"), "{skipped}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_in_other_encodings_are_kept_apart() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("in");
+        fs::create_dir(&from).unwrap();
+        let write = |name: &[u8], bytes: &[u8]| {
+            fs::write(from.join(std::ffi::OsStr::from_bytes(name)), bytes).unwrap();
+        };
+        write(b"K\xf6ln.png", &png(8, 8));
+        write(b"K\xe4ln.txt", b"another town");
+        for name in [b"S\xfc\xdf", b"S\xe4\xdf"] {
+            write(&[&name[..], b".png"].concat(), &png(8, 8));
+            write(
+                &[&name[..], b".txt"].concat(),
+                &[&b"number "[..], name[1].to_string().as_bytes()].concat(),
+            );
+        }
+        let out = dir.path().join("out");
+        let (_, skipped) = build_folder(&from, &out, 8, 0, 0).unwrap();
+        let captions = Dataset::open(&out).unwrap().train.into_iter().map(|sample| sample.captions.concat());
+        assert_eq!(captions.collect::<Vec<_>>(), ["number 228", "number 252"]);
+        assert_eq!((skipped.orphan_image, skipped.orphan_caption), (1, 1), "{skipped}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use tokenizers::NormalizedString;
 
 use super::entities::{unescape, unescape_whole, windows_1252};
+use crate::normalise::compose;
 
 /// `caption` as CLIP's tokenizer reads it: repaired, HTML entities resolved, white space runs made one space, ends
 /// trimmed, lower case.
@@ -100,10 +101,6 @@ fn ligature(c: char) -> Option<&'static str> {
 /// The compatibility form (NFKC) of one fullwidth or halfwidth character.
 fn of_usual_width(c: char) -> String {
     NormalizedString::from(c.to_string()).nfkc().get().to_owned()
-}
-
-fn compose(text: String) -> String {
-    if text.is_ascii() { text } else { NormalizedString::from(text).nfc().get().to_owned() }
 }
 
 /// Without terminal escapes (`ESC [ 31 m`) and characters that neither print nor space.

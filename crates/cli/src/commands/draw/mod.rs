@@ -5,12 +5,14 @@ mod save;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use image::imageops::FilterType;
 use image::{RgbImage, imageops};
 use indicatif::{ProgressBar, ProgressStyle};
+use tessera_data::{read_text, text_lines};
 use tessera_kernels::{Cpu, Isa};
 use tessera_model::{Batch, Event, Parameters, Picture, Request, Sampling, Tessera};
+use tessera_text::normalise;
 
 use super::{check_writable, model_name, tessera};
 use crate::args::{self, Draw};
@@ -80,7 +82,7 @@ pub fn run(args: &Draw) -> Result<()> {
     }
     let unrankable = match &tessera.reranker {
         None => Some("the model has no reranker; name one with --rerank"),
-        Some(_) if prompts.iter().any(String::is_empty) => {
+        Some(_) if prompts.iter().any(|prompt| normalise(prompt).is_empty()) => {
             Some("there are no words to rank by; give a prompt")
         }
         Some(_) => None,
@@ -126,10 +128,7 @@ pub fn run(args: &Draw) -> Result<()> {
 fn prompts(args: &Draw) -> Result<Vec<String>> {
     let mut prompts = args.prompts.clone();
     if let Some(path) = &args.prompts_file {
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        prompts.extend(lines.map(str::to_string));
+        prompts.extend(text_lines(&read_text(path)?));
         ensure!(!prompts.is_empty(), "{} holds no prompt: wanted one a line", path.display());
     }
     Ok(prompts)

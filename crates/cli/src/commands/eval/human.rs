@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tessera_data::{Pictures, evenly};
+use tessera_data::{Pictures, evenly, read_text};
 use tessera_eval::{Comparison, Hasty, comparison_page, votes};
 
 use crate::args::Human;
@@ -19,11 +19,7 @@ pub fn run(human: &Human) -> Result<()> {
         }
         Human::Votes { files, drop_hasty, names, out, json } => {
             check_writable(out)?;
-            let read = |path: &std::path::PathBuf| {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read {}", path.display()))?;
-                Ok((path.display().to_string(), text))
-            };
+            let read = |path: &std::path::PathBuf| Ok((path.display().to_string(), read_text(path)?));
             let files = files.iter().map(read).collect::<Result<Vec<_>>>()?;
             let hasty = if *drop_hasty { Hasty::Dropped } else { Hasty::Kept };
             let [a, b] = names.as_slice() else { anyhow::bail!("--names: wanted two") };

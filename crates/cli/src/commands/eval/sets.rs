@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::{Captioned, Dataset, Pictures, Purpose, Sample, evenly, item_rng};
+use tessera_data::{Captioned, Dataset, Pictures, Purpose, Sample, evenly, item_rng, read_text, text_lines};
 use tessera_eval::{
     Embedding, Features, Frame, Inception, InceptionScore, OverlapSearch, Point, Report, Resize, Store,
     Vectors, XAxis, blur, clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval,
@@ -33,7 +33,7 @@ pub fn with_network<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> R
         None => {
             let classes = match &flags.classes {
                 None => Vec::new(),
-                Some(path) => lines(path)?,
+                Some(path) => text_lines(&read_text(path)?),
             };
             measure(&Embedding::new(&reranker(flags.rerank.as_deref())?, &classes)?)
         }
@@ -57,11 +57,6 @@ pub fn reranker(path: Option<&Path>) -> Result<Reranker> {
     };
     let named = || path.map_or("the embedded model".to_string(), |path| path.display().to_string());
     Reranker::new(&file, &Default::default()).with_context(named)
-}
-
-fn lines(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect())
 }
 
 /// What a network sees in the pictures under `path`, each first changed by `change`, which `changed` names.

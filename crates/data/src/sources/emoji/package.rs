@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tessera_text::decode_text;
 
 /// An `icons.json`. The fields not listed here are of no use to us.
 #[derive(Debug, Deserialize)]
@@ -106,7 +107,7 @@ pub(in crate::sources) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<
     let bytes = fs::read(path).with_context(|| {
         format!("cannot read {}; fetch the packages with `runs/fetch_emoji.sh DIR`", path.display())
     })?;
-    serde_json::from_slice(&bytes).with_context(|| {
+    decode_text(&bytes).and_then(|text| Ok(serde_json::from_str(&text)?)).with_context(|| {
         format!(
             "{} is not the file expected there; fetch the packages again with `runs/fetch_emoji.sh`",
             path.display()

@@ -41,7 +41,7 @@ impl Holdout {
     }
 
     fn draws(self, combination: &str) -> bool {
-        let mut rng = item_rng(self.seed, Purpose::Split, 0, name_index(combination));
+        let mut rng = item_rng(self.seed, Purpose::Split, 0, name_index(combination.as_bytes()));
         below(&mut rng, 100) < u64::from(self.percent)
     }
 }
