@@ -4,7 +4,8 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::Serialize;
 use tessera_model::dvae::{
-    Dvae, DvaeConfig, gumbel_softmax, kl_to_uniform, logit_laplace_nll, map_pixels, unmap_pixels,
+    Dvae, DvaeConfig, GumbelNoise, gumbel_softmax_drawn, kl_to_uniform, logit_laplace_nll, map_pixels,
+    unmap_pixels,
 };
 
 /// Pictures encoded at once.
@@ -81,12 +82,13 @@ pub struct RelaxationGap {
     pub sampled_elbo_nats_per_value: f64,
 }
 
-/// Both bounds of `pictures`, as for [`recon`], at temperature `tau`; `noise` gives picture `i` its Gumbel noise `[G·G·V]`.
+/// Both bounds of `pictures`, as for [`recon`], at temperature `tau`; cell `c` of picture `i` has the noise
+/// of row `i · G² + c`.
 pub fn relaxation_gap(
     dvae: &Dvae,
     config: &DvaeConfig,
     pictures: &[Vec<f32>],
-    noise: impl Fn(usize) -> Vec<f32>,
+    noise: GumbelNoise,
     tau: f64,
 ) -> RelaxationGap {
     let (side, device) = (config.image_size, dvae.device());
@@ -96,10 +98,10 @@ pub fn relaxation_gap(
         let x: Tensor<4> = Tensor::from_data(TensorData::new(batch.concat(), [n, 3, side, side]), &device);
         let x = map_pixels(x);
         let logits = dvae.encoder.forward(x.clone());
-        let noise: Vec<f32> = (first..first + n).flat_map(&noise).collect();
-        let noise = Tensor::from_data(TensorData::new(noise, logits.dims()), &device);
-        let sampled = (logits.clone() + noise.clone()).argmax(3).squeeze_dim(3);
-        let relaxed = dvae.decoder.forward(gumbel_softmax(logits.clone(), noise, tau));
+        let noise = noise.skip_rows(first * config.grid() * config.grid());
+        let code = gumbel_softmax_drawn(logits.clone(), noise, tau);
+        let sampled = code.clone().argmax(3).squeeze_dim(3); // the code is largest where logit and noise are
+        let relaxed = dvae.decoder.forward(code);
         let kl = scalar(kl_to_uniform(logits)) / config.values_per_token() as f64;
         for (sum, stats) in sums.iter_mut().zip([relaxed, dvae.decoder.forward_codes(sampled)]) {
             let nll = scalar(logit_laplace_nll(x.clone(), stats, config.min_log_b).mean());
@@ -157,8 +159,7 @@ mod tests {
         let dvae = Dvae::new(&config, 3, &burn::tensor::Device::default());
         let pictures: Vec<Vec<f32>> =
             (0..40).map(|p| (0..192).map(|i| ((p * 192 + i) % 17) as f32 / 17.0).collect()).collect();
-        let noise =
-            |p: usize| -> Vec<f32> { (0..96).map(|i| ((p * 96 + i) as f32 * 7.7).sin() * 2.0).collect() };
+        let noise = GumbelNoise { seed: 5, step: 0, first_row: 0 };
         let gap = |tau| {
             let RelaxationGap { relaxed_elbo_nats_per_value: relaxed, sampled_elbo_nats_per_value: sampled } =
                 relaxation_gap(&dvae, &config, &pictures, noise, tau);

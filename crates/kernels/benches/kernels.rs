@@ -19,9 +19,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 use tessera_kernels::decode::{Finish, Lane, PackedLinear, States, Visible, Weights, attend};
 use tessera_kernels::{
-    Activation, AdamW, Cpu, First, Output, Plan, Precision, approach, conv2d, conv2d_add, cross_entropy, dot,
-    gumbel, gumbel_softmax, kl_to_uniform, layer_norm, linear, linear_add, linear_f32, max_pool2,
-    pattern_attention, peak_gflops, sum_of_squares, upsample2,
+    Activation, AdamW, Cpu, First, GumbelNoise, Output, Plan, Precision, approach, conv2d, conv2d_add,
+    cross_entropy, dot, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform, layer_norm, linear, linear_add,
+    linear_f32, max_pool2, pattern_attention, peak_gflops, sum_of_squares, upsample2,
 };
 
 /// Positions of text.
@@ -319,8 +319,10 @@ fn codes(c: &mut Criterion<Rates>) {
     let (logits, noise) = (leaf([ROWS, V]), leaf([ROWS, V]));
     stream(c, "Gumbel softmax", [12 * N, 2 * 12 * N], || gumbel_softmax(logits.clone(), noise.clone(), 0.5));
     stream(c, "KL to uniform", [4 * N, 4 * N + 8 * N], || kl_to_uniform(logits.clone()));
-    let bits: Vec<u32> = (0..N as u32).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
-    pass(c, "Gumbel noise", 8 * N, || gumbel(&bits));
+    let noise = GumbelNoise { seed: 1, step: 2, first_row: 0 };
+    stream(c, "Gumbel softmax, drawn", [8 * N, 2 * 8 * N], || {
+        gumbel_softmax_drawn(logits.clone(), noise, 0.5)
+    });
 }
 
 fn optimiser(c: &mut Criterion<Rates>) {

@@ -3,40 +3,102 @@
 use std::mem::MaybeUninit;
 
 use burn::backend::flex::FlexTensor;
-use burn::tensor::Tensor;
 use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::cpu::{Cpu, vectorized};
 use crate::math::{exp, ln, log_sum_exp, sum, sum3};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, tensor};
+use crate::philox::{LANES, philox};
 
-/// Values that one task makes noise of.
-const PART: usize = 1 << 14;
+/// Gumbel noise `-ln(-ln U)`, addressed by row and column: the same for the same address, whatever thread makes it and
+/// whatever is made beside it. Nothing is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GumbelNoise {
+    /// Its stream.
+    pub seed: u64,
+    /// The training step.
+    pub step: u64,
+    /// The row that is the first here.
+    pub first_row: u64,
+}
 
-/// `-ln(-ln U)` of one uniform each. U keeps 23 of the random bits and a half, so that it never rounds to 0 or 1, where
-/// the noise would be infinite.
-pub fn gumbel(bits: &[u32]) -> Vec<f32> {
-    let isa = Cpu::current().isa();
-    // SAFETY: every part is written whole.
-    #[allow(unsafe_code)]
-    unsafe {
-        filled(bits.len(), |out| {
-            out.par_chunks_mut(PART)
-                .zip(bits.par_chunks(PART))
-                .for_each(|(out, bits)| gumbel_part(isa, bits, out));
-        })
+impl GumbelNoise {
+    /// The noise behind the first `n` rows.
+    pub fn skip_rows(self, n: usize) -> GumbelNoise {
+        GumbelNoise { first_row: self.first_row + n as u64, ..self }
+    }
+
+    /// The noise of `n` rows of `v` values, as it is added to logits.
+    pub fn values(self, n: usize, v: usize) -> Vec<f32> {
+        let isa = Cpu::current().isa();
+        let mut out = vec![0.0; n * v];
+        let rows = out.par_chunks_mut(v.max(1)).enumerate();
+        rows.for_each(|(row, out)| add_noise(isa, self.skip_rows(row), out));
+        out
     }
 }
 
+/// Columns that one group of counters makes the noise of: four words each.
+const GROUP: usize = 4 * LANES;
+
 vectorized! {
-    fn gumbel_part(bits: &[u32], out: &mut [MaybeUninit<f32>]) {
-        for (out, bits) in out.iter_mut().zip(bits) {
-            let uniform = ((bits >> 9) as f32 + 0.5) / (1 << 23) as f32;
-            out.write(-ln(-ln(uniform)));
+    /// Adds the noise of the first row.
+    fn add_noise(noise: GumbelNoise, row: &mut [f32]) {
+        add_to_row(noise, row);
+    }
+}
+
+/// Adds the noise of the first row. Column `GROUP g + LANES w + l` has word `w` of the row's counter `LANES g + l`.
+#[inline(always)]
+fn add_to_row(noise: GumbelNoise, row: &mut [f32]) {
+    let halves = |x: u64| [x as u32, (x >> 32) as u32];
+    let [step_low, step_high] = halves(noise.step);
+    let counters_of_row = (row.len().div_ceil(GROUP) * LANES) as u64;
+    let first = noise.first_row.wrapping_mul(counters_of_row);
+    for (group, values) in row.chunks_mut(GROUP).enumerate() {
+        let counter = |lane: usize| first.wrapping_add((group * LANES + lane) as u64);
+        let low = std::array::from_fn(|lane| counter(lane) as u32);
+        let high = std::array::from_fn(|lane| (counter(lane) >> 32) as u32);
+        let words = philox([low, high, [step_low; LANES], [step_high; LANES]], halves(noise.seed));
+        for (values, word) in values.chunks_mut(LANES).zip(words) {
+            values.iter_mut().zip(word).for_each(|(value, bits)| *value += gumbel(bits));
         }
     }
+}
+
+/// `-ln(-ln U)` of one uniform. U keeps 23 of the random bits and a half, so that it never rounds to 0 or 1, where the
+/// noise would be infinite.
+#[inline(always)]
+fn gumbel(bits: u32) -> f32 {
+    let uniform = ((bits >> 9) as f32 + 0.5) / (1 << 23) as f32;
+    -ln(-ln(uniform))
+}
+
+/// The relaxed code `softmax((logits + noise) / tau)` over the last dimension, the noise of each cell made where it is
+/// added: `[.., V]` → `[.., V]`.
+pub fn gumbel_softmax_drawn<const D: usize>(logits: Tensor<D>, noise: GumbelNoise, tau: f64) -> Tensor<D> {
+    match Input::new(logits.clone()) {
+        Some(logits) => {
+            apply(RelaxDrawn { cpu: Cpu::current(), noise, inverse: (1.0 / tau) as f32 }, [logits])
+        }
+        None => gumbel_softmax_drawn_reference(logits, noise, tau),
+    }
+}
+
+/// [`gumbel_softmax_drawn`] with its noise as a tensor.
+pub fn gumbel_softmax_drawn_reference<const D: usize>(
+    logits: Tensor<D>,
+    noise: GumbelNoise,
+    tau: f64,
+) -> Tensor<D> {
+    let (shape, device) = (logits.dims(), logits.device());
+    let v = shape[D - 1];
+    let rows = shape[..D - 1].iter().product();
+    let values = TensorData::new(noise.values(rows, v), shape);
+    gumbel_softmax_reference(logits, Tensor::from_data(values, &device), tau)
 }
 
 /// The relaxed code `softmax((logits + noise) / tau)` over the last dimension: `[.., V]` and `[.., V]` → `[.., V]`.
@@ -106,39 +168,104 @@ impl Op<2> for Relax {
 
     fn backward(
         &self,
-        [logits, _]: [&FlexTensor; 2],
+        _: [&FlexTensor; 2],
         code: &FlexTensor,
         gradient: &FlexTensor,
         [want_logits, want_noise]: [bool; 2],
     ) -> [Option<FlexTensor>; 2] {
+        let out = code_backward(self.cpu, code, gradient, self.inverse);
+        [want_logits.then(|| out.clone()), want_noise.then_some(out)]
+    }
+}
+
+#[derive(Debug, Clone)]
+struct RelaxDrawn {
+    cpu: Cpu,
+    noise: GumbelNoise,
+    inverse: f32,
+}
+
+impl Op<1> for RelaxDrawn {
+    /// The output.
+    type Saved = FlexTensor;
+
+    fn forward(&self, [logits]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<FlexTensor>) {
         let (shape, v) = rows(logits);
-        let (code, gradient) = (floats(code), floats(gradient));
+        let logits = floats(logits);
         // SAFETY: every row is written whole.
         #[allow(unsafe_code)]
         let out = unsafe {
-            filled(code.len(), |out| {
-                let rows = out.par_chunks_mut(v).zip(code.par_chunks(v)).zip(gradient.par_chunks(v));
-                rows.for_each(|((out, code), gradient)| {
-                    relax_backward(self.cpu.isa(), code, gradient, self.inverse, out);
+            filled(logits.len(), |out| {
+                let rows = out.par_chunks_mut(v).zip(logits.par_chunks(v)).enumerate();
+                rows.for_each(|(row, (out, logits))| {
+                    relax_drawn(self.cpu.isa(), logits, self.noise.skip_rows(row), self.inverse, out);
                 });
             })
         };
         let out = tensor::<f32>(out, &shape);
-        [want_logits.then(|| out.clone()), want_noise.then_some(out)]
+        let saved = keep.then(|| out.clone());
+        (out, saved)
     }
+
+    fn backward(
+        &self,
+        _: [&FlexTensor; 1],
+        code: &FlexTensor,
+        gradient: &FlexTensor,
+        [wanted]: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        [wanted.then(|| code_backward(self.cpu, code, gradient, self.inverse))]
+    }
+}
+
+/// The gradient of what was added and divided by the temperature, of that of the code.
+fn code_backward(cpu: Cpu, code: &FlexTensor, gradient: &FlexTensor, inverse: f32) -> FlexTensor {
+    let (shape, v) = rows(code);
+    let (code, gradient) = (floats(code), floats(gradient));
+    // SAFETY: every row is written whole.
+    #[allow(unsafe_code)]
+    let out = unsafe {
+        filled(code.len(), |out| {
+            let rows = out.par_chunks_mut(v).zip(code.par_chunks(v)).zip(gradient.par_chunks(v));
+            rows.for_each(|((out, code), gradient)| {
+                relax_backward(cpu.isa(), code, gradient, inverse, out);
+            });
+        })
+    };
+    tensor::<f32>(out, &shape)
 }
 
 vectorized! {
     fn relax(logits: &[f32], noise: &[f32], inverse: f32, out: &mut [MaybeUninit<f32>]) {
         for ((out, logit), noise) in out.iter_mut().zip(logits).zip(noise) {
-            out.write((logit + noise) * inverse);
+            out.write(logit + noise);
         }
         // SAFETY: written just now.
         #[allow(unsafe_code)]
         let out = unsafe { out.assume_init_mut() };
-        let log_sum = log_sum_exp(out);
-        out.iter_mut().for_each(|value| *value = exp(*value - log_sum));
+        softmax_of(out, inverse);
     }
+}
+
+vectorized! {
+    fn relax_drawn(logits: &[f32], noise: GumbelNoise, inverse: f32, out: &mut [MaybeUninit<f32>]) {
+        for (out, logit) in out.iter_mut().zip(logits) {
+            out.write(*logit);
+        }
+        // SAFETY: written just now.
+        #[allow(unsafe_code)]
+        let out = unsafe { out.assume_init_mut() };
+        add_to_row(noise, out);
+        softmax_of(out, inverse);
+    }
+}
+
+/// `softmax(row · inverse)` in its place.
+#[inline(always)]
+fn softmax_of(row: &mut [f32], inverse: f32) {
+    row.iter_mut().for_each(|value| *value *= inverse);
+    let log_sum = log_sum_exp(row);
+    row.iter_mut().for_each(|value| *value = exp(*value - log_sum));
 }
 
 vectorized! {
@@ -258,17 +385,57 @@ mod tests {
         }
     }
 
+    const NOISE: GumbelNoise = GumbelNoise { seed: 0x0123_4567_89ab_cdef, step: 1 << 40, first_row: 9 };
+
     #[test]
-    fn noise_is_finite_at_both_ends_and_exact_between_on_every_processor() {
-        let bits: Vec<u32> =
-            (0..4000).map(|i: u32| i.wrapping_mul(0x9e37_79b9)).chain([0, u32::MAX]).collect();
-        for cpu in Cpu::all() {
-            for (bits, got) in bits.iter().zip(cpu.scope(|| gumbel(&bits))) {
-                let uniform = (f64::from(bits >> 9) + 0.5) / f64::from(1 << 23);
-                let exact = -(-uniform.ln()).ln();
-                let off = (f64::from(got) - exact).abs();
-                assert!(off < 1e-5 * exact.abs().max(1.0), "{bits}, {cpu}: {got}, not {exact}");
-            }
+    fn the_code_of_drawn_noise_is_its_reference() {
+        for [rows, v] in [[1, 1], [3, 5], [70, 33], [9, 1000]] {
+            hold_equal(
+                || leaf([2, rows, v], 1),
+                |logits| gumbel_softmax_drawn(logits.clone(), NOISE, 0.3),
+                |logits| gumbel_softmax_drawn_reference(logits.clone(), NOISE, 0.3),
+                |logits, g| vec![grad(logits, g)],
+            );
         }
+    }
+
+    #[test]
+    fn noise_is_finite_at_both_ends_and_exact_between() {
+        let bits = (0..4000).map(|i: u32| i.wrapping_mul(0x9e37_79b9)).chain([0, u32::MAX]);
+        for bits in bits {
+            let uniform = (f64::from(bits >> 9) + 0.5) / f64::from(1 << 23);
+            let exact = -(-uniform.ln()).ln();
+            let off = (f64::from(gumbel(bits)) - exact).abs();
+            assert!(off < 1e-5 * exact.abs().max(1.0), "{bits}: {}, not {exact}", gumbel(bits));
+        }
+    }
+
+    #[test]
+    fn noise_has_the_gumbel_mean_and_variance() {
+        let draws = NOISE.values(100, 1000);
+        let mean = draws.iter().sum::<f32>() / 1e5;
+        let var = draws.iter().map(|g| (g - mean).powi(2)).sum::<f32>() / 1e5;
+        assert!((mean - 0.5772).abs() < 0.02, "mean {mean}"); // Euler's constant
+        assert!((var - 1.6449).abs() < 0.05, "variance {var}"); // π²/6
+    }
+
+    /// Noise is a function of (seed, step, row, column): not of the threads, of the processor, or of how many rows are made.
+    #[test]
+    fn noise_depends_on_its_address_alone() {
+        let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+        let whole = pool(1).install(|| NOISE.values(40, 200));
+        for cpu in Cpu::all() {
+            let again = pool(4).install(|| cpu.scope(|| NOISE.values(40, 200)));
+            let off = again.iter().zip(&whole).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()));
+            assert!(off < 1e-5, "{cpu}: off by {off}"); // the logarithms may differ in the last bit
+        }
+        assert_eq!(NOISE.skip_rows(7).values(3, 200), whole[1400..2000]);
+        let other = |noise: GumbelNoise| {
+            let same = noise.values(40, 200).iter().zip(&whole).filter(|(a, b)| a == b).count();
+            assert!(same < 10, "{noise:?}: {same} of 8000 alike");
+        };
+        other(GumbelNoise { seed: NOISE.seed ^ 1 << 63, ..NOISE });
+        other(GumbelNoise { step: NOISE.step + 1, ..NOISE });
+        other(GumbelNoise { first_row: 49, ..NOISE });
     }
 }

@@ -20,6 +20,7 @@ mod memory;
 mod norm;
 mod op;
 mod peak;
+mod philox;
 mod pool;
 mod scratch;
 #[cfg(test)]
@@ -35,7 +36,10 @@ pub use conv::{First, Output, conv2d, conv2d_add, conv2d_reference};
 pub use cpu::{Cpu, Isa, Precision};
 pub use cross_entropy::{cross_entropy, cross_entropy_reference};
 pub use dot::{dot, dot_reference};
-pub use gumbel::{gumbel, gumbel_softmax, gumbel_softmax_reference, kl_to_uniform, kl_to_uniform_reference};
+pub use gumbel::{
+    GumbelNoise, gumbel_softmax, gumbel_softmax_drawn, gumbel_softmax_drawn_reference,
+    gumbel_softmax_reference, kl_to_uniform, kl_to_uniform_reference,
+};
 pub use linear::{Activation, linear, linear_add, linear_f32, linear_reference};
 pub use norm::{layer_norm, layer_norm_reference};
 pub use peak::peak_gflops;

@@ -15,7 +15,7 @@ use toml::{Table, Value};
 
 use crate::optim::Moments;
 use crate::precision::Scaling;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, cosine};
 
 /// The presets inside the program.
 const PRESETS: [(&str, &str); 6] = [
@@ -198,6 +198,18 @@ impl Config {
     ///
     /// # Errors
     /// An unknown preset, file or key, a value of the wrong type, or sizes that do not fit each other.
+impl RelaxConfig {
+    /// The weight of the KL term in update `step`.
+    pub fn beta_at(&self, step: u64) -> f64 {
+        cosine(0.0, self.beta, step, self.beta_steps)
+    }
+
+    /// The temperature of update `step`.
+    pub fn tau_at(&self, step: u64) -> f64 {
+        cosine(1.0, self.tau_end, step, self.tau_steps)
+    }
+}
+
     pub fn resolve(name: &str, sets: &[String]) -> Result<Config> {
         let mut table = match preset(name, 0) {
             Some(table) => table?,

@@ -6,9 +6,10 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
+use rand_chacha::rand_core::Rng;
 use tessera_data::{Augment, Dataset, Purpose, Sample, augment, batch_indices, item_rng};
 use tessera_eval::{recon, relaxation_gap};
-use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, map_pixels};
+use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 
 use crate::config::Config;
@@ -18,7 +19,6 @@ use crate::log::Metrics;
 use crate::picture::{from_floats, grid, to_floats};
 use crate::precision::{Rules, Scales, Scaling};
 use crate::run_dir::{RunDir, RunOptions};
-use crate::schedule::cosine;
 
 /// Columns of the sample sheet; originals stand above reconstructions.
 const SAMPLES: usize = 16;
@@ -89,9 +89,14 @@ pub(crate) fn centre(sample: &Sample, side: u32) -> Result<Vec<f32>> {
 }
 
 impl DvaeTask<'_> {
-    /// Temperature of update `step`.
-    fn tau(&self, step: u64) -> f64 {
-        cosine(1.0, self.config.relax.tau_end, step, self.config.relax.tau_steps)
+    /// Cells of a picture's grid.
+    fn cells(&self) -> usize {
+        self.config.dvae.grid() * self.config.dvae.grid()
+    }
+
+    /// The noise of step `step`, a row for each cell of each picture of the batch.
+    fn noise(&self, purpose: Purpose, step: u64) -> GumbelNoise {
+        GumbelNoise { seed: item_rng(self.seed, purpose, 0, 0).next_u64(), step, first_row: 0 }
     }
 
     fn pictures(&self, values: Vec<f32>, n: usize) -> Tensor<4> {
@@ -102,25 +107,22 @@ impl DvaeTask<'_> {
 
 impl Task for DvaeTask<'_> {
     type Model = Dvae;
-    /// Pictures `[n, 3, S, S]` and Gumbel noise `[n, G, G, V]`, flat.
-    type Batch = (Vec<f32>, Vec<f32>);
+    /// Pictures `[n, 3, S, S]`, flat, and the noise of their cells.
+    type Batch = (Vec<f32>, GumbelNoise);
 
     fn batch(&self, step: u64, part: usize) -> Result<Self::Batch> {
         let config = &self.config.train_dvae;
         let share = config.batch / config.micro_batches;
         let indices = batch_indices(self.train.len(), config.batch, step, self.seed);
         let side = self.config.dvae.image_size as u32;
-        let cells = self.config.dvae.vocab * self.config.dvae.grid() * self.config.dvae.grid();
         let crop = self.config.data.dvae_crop;
-        let (mut pictures, mut noise) = (Vec::new(), Vec::new());
+        let mut pictures = Vec::new();
         for (slot, &index) in indices.iter().enumerate().skip(part * share).take(share) {
-            let rng = |purpose| item_rng(self.seed, purpose, step, slot as u64);
-            let sample = &self.train[index];
-            let image = augment(&sample.image, side, crop, &mut rng(Purpose::Augment))?;
+            let mut rng = item_rng(self.seed, Purpose::Augment, step, slot as u64);
+            let image = augment(&self.train[index].image, side, crop, &mut rng)?;
             pictures.extend(to_floats(&image));
-            noise.extend(gumbel_noise(cells, &mut rng(Purpose::Gumbel)));
         }
-        Ok((pictures, noise))
+        Ok((pictures, self.noise(Purpose::Gumbel, step).skip_rows(part * share * self.cells())))
     }
 
     /// One for the whole graph (paper §A.2).
@@ -138,14 +140,12 @@ impl Task for DvaeTask<'_> {
     ) -> Result<Gradient> {
         let relax = &self.config.relax;
         let share = self.config.train_dvae.batch / self.config.train_dvae.micro_batches;
-        let beta = cosine(0.0, relax.beta, step, relax.beta_steps);
-        let tau = self.tau(step);
         let x = map_pixels(self.pictures(pictures, share)).autodiff();
         differentiate(model, scales, |model| {
             let logits = model.encoder.forward(x.clone());
-            let noise = Tensor::from_data(TensorData::new(noise, logits.dims()), &self.device).autodiff();
-            let codes = gumbel_softmax(logits.clone(), noise, tau);
-            let elbo = elbo(x, model.decoder.forward(codes), logits, beta, self.config.dvae.min_log_b);
+            let codes = gumbel_softmax_drawn(logits.clone(), noise, relax.tau_at(step));
+            let stats = model.decoder.forward(codes);
+            let elbo = elbo(x, stats, logits, relax.beta_at(step), self.config.dvae.min_log_b);
             let figures =
                 vec![("nll_nats_per_value", elbo.nll_per_value), ("kl_nats_per_token", elbo.kl_per_token)];
             Loss { total: elbo.loss, figures }
@@ -157,9 +157,8 @@ impl Task for DvaeTask<'_> {
         let model = &model.clone().stored(None);
         let config = &self.config.dvae;
         let recon = recon(model, config, &self.val, &self.device);
-        let cells = config.vocab * config.grid() * config.grid();
-        let noise = |i| gumbel_noise(cells, &mut item_rng(self.seed, Purpose::ValidationGumbel, 0, i as u64));
-        let gap = relaxation_gap(model, config, &self.val, noise, self.tau(step));
+        let noise = self.noise(Purpose::ValidationGumbel, 0);
+        let gap = relaxation_gap(model, config, &self.val, noise, self.config.relax.tau_at(step));
         Ok(vec![
             ("relaxed_elbo_nats_per_value", gap.relaxed_elbo_nats_per_value),
             ("sampled_elbo_nats_per_value", gap.sampled_elbo_nats_per_value),
@@ -185,5 +184,51 @@ impl Task for DvaeTask<'_> {
         let originals = shown.iter().map(|v| from_floats(v, side));
         let restored = restored.chunks(shown[0].len()).map(|v| from_floats(v, side));
         Ok(grid(&originals.chain(restored).collect::<Vec<_>>(), shown.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_task<T>(sets: &[&str], body: impl FnOnce(&DvaeTask) -> T) -> T {
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        let config = Config::resolve("tiny", &sets).unwrap();
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
+        let train = Dataset::open(&dir).unwrap().train;
+        let device = Device::default();
+        body(&DvaeTask { config: &config, seed: 3, train: &train, val: Vec::new(), device })
+    }
+
+    /// The tiny preset's β rises over 10 updates, its temperature falls over 24: each is read by its own key.
+    #[test]
+    fn a_step_is_taken_at_the_weight_and_temperature_of_its_update() {
+        with_task(&[], |task| {
+            let model = Dvae::new(&task.config.dvae, 1, &task.device);
+            let half_way = 0.0625 + 0.5 * 0.9375 * (1.0 + (std::f64::consts::PI * 5.0 / 24.0).cos());
+            for (step, beta, tau) in [(5, 0.85, half_way), (12, 1.7, 0.53125), (40, 1.7, 0.0625)] {
+                let (pictures, noise) = task.batch(step, 0).unwrap();
+                let x = map_pixels(task.pictures(pictures.clone(), 16));
+                let logits = model.encoder.forward(x.clone());
+                let stats = model.decoder.forward(gumbel_softmax_drawn(logits.clone(), noise, tau));
+                let wanted =
+                    elbo(x, stats, logits, beta, task.config.dvae.min_log_b).loss.into_scalar::<f64>();
+                let got = task.gradient(&model, (pictures, noise), step, None).unwrap().loss;
+                assert!((got - wanted).abs() < 1e-6, "step {step}: {got}, wanted {wanted}");
+            }
+        });
+    }
+
+    #[test]
+    fn each_cell_of_a_step_has_its_noise_whatever_the_parts() {
+        let noise = |parts: usize, part| {
+            with_task(&[&format!("train_dvae.micro_batches={parts}")], |task| task.batch(7, part).unwrap().1)
+        };
+        let whole = noise(1, 0);
+        for part in 0..4 {
+            assert_eq!(noise(4, part), whole.skip_rows(part * 4 * 64)); // 4 pictures of 8 × 8 cells
+        }
+        let validated = with_task(&[], |task| task.noise(Purpose::ValidationGumbel, 7));
+        assert_ne!(validated.seed, whole.seed);
     }
 }

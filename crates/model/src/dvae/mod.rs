@@ -8,7 +8,6 @@ mod decoder;
 mod encoder;
 mod loss;
 mod pixels;
-mod relax;
 
 use anyhow::{Result, ensure};
 use burn::module::Module;
@@ -21,8 +20,7 @@ pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use loss::{Elbo, elbo, logit_laplace_nll};
 pub use pixels::{EPS, map_pixels, unmap_pixels};
-pub use relax::gumbel_noise;
-pub use tessera_kernels::{gumbel_softmax, kl_to_uniform};
+pub use tessera_kernels::{GumbelNoise, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform};
 
 use crate::nn::Init;
 

@@ -6,12 +6,11 @@ use anyhow::Result;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use image::RgbImage;
-use tessera_data::{Purpose, item_rng};
 use tessera_kernels::decode::Weights;
 use tessera_kernels::{Plan, cross_entropy};
-use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_noise, gumbel_softmax, map_pixels};
-use tessera_model::nn::{Init, LayerNorm};
-use tessera_model::prior::{Activations, Block, Prior, PriorConfig, PriorGradients, Stream, Wrap};
+use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
+use tessera_model::nn::{Init, LayerNorm, Role};
+use tessera_model::prior::{Activations, Block, Logits, Prior, PriorConfig, PriorGradients, Stream, Wrap};
 use tessera_train::{Config, FitConfig, Gradient, Loss, Metrics, Task, Trainer, differentiate};
 
 use super::{Work, count};
@@ -170,7 +169,7 @@ pub fn dvae_step() -> Result<Work> {
         vocab: 8192,
         min_log_b: -3.0,
     };
-    let (side, grid, min_log_b) = (config.image_size, config.grid(), config.min_log_b);
+    let (side, min_log_b) = (config.image_size, config.min_log_b);
     let device = Device::flex();
     let values = (0..BATCH * 3 * side * side).map(|i| (i * 7919 % 256) as f32 / 255.0);
     let pictures = TensorData::new(values.collect::<Vec<f32>>(), [BATCH, 3, side, side]);
@@ -179,9 +178,7 @@ pub fn dvae_step() -> Result<Work> {
     let loss = move |model: &Dvae| {
         let x = x.clone().autodiff();
         let logits = model.encoder.forward(x.clone());
-        let noise = gumbel_noise(BATCH * grid * grid * config.vocab, &mut item_rng(1, Purpose::Gumbel, 0, 0));
-        let noise = Tensor::from_data(TensorData::new(noise, logits.dims()), &x.device());
-        let codes = gumbel_softmax(logits.clone(), noise, 1.0);
+        let codes = gumbel_softmax_drawn(logits.clone(), GumbelNoise { seed: 1, step: 0, first_row: 0 }, 1.0);
         alone(elbo(x, model.decoder.forward(codes), logits, 6.6, min_log_b).loss)
     };
     // Convolutions, once forward and twice backward; the pictures need no gradient.
