@@ -11,6 +11,7 @@ pub mod augment;
 pub mod codes;
 pub mod dataset;
 pub mod loader;
+mod permutation;
 pub mod picture;
 pub mod pictures;
 pub mod png_text;

@@ -6,6 +6,8 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use crate::permutation::Permutation;
+
 /// What a random number is for. Two purposes never share a stream, so that turning one off leaves the others as they were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u64)]
@@ -83,6 +85,7 @@ pub fn evenly(n: usize, all: usize) -> impl Iterator<Item = usize> {
 /// The item indices of training step `step`: epochs follow each other, each a fresh permutation of all items.
 ///
 /// A batch may span two epochs, so every step is full, and it may be larger than the set. Empty if there are no items.
+/// Time and memory are those of the batch, whatever the size of the set.
 pub fn batch_indices(n_items: usize, batch: usize, step: u64, seed: u64) -> Vec<usize> {
     if n_items == 0 {
         return Vec::new();
@@ -91,22 +94,12 @@ pub fn batch_indices(n_items: usize, batch: usize, step: u64, seed: u64) -> Vec<
     let first = u128::from(step) * batch as u128;
     let (mut epoch, mut offset) = ((first / n_items as u128) as u64, (first % n_items as u128) as usize);
     while indices.len() < batch {
-        let order = epoch_order(n_items, epoch, seed);
+        let order = Permutation::new(n_items, &mut item_rng(seed, Purpose::Order, epoch, 0));
         let end = n_items.min(offset + batch - indices.len());
-        indices.extend_from_slice(&order[offset..end]);
+        indices.extend((offset..end).map(|index| order.at(index)));
         (epoch, offset) = (epoch + 1, 0);
     }
     indices
-}
-
-/// All items in the order of one epoch (Fisher-Yates).
-fn epoch_order(n_items: usize, epoch: u64, seed: u64) -> Vec<usize> {
-    let mut rng = item_rng(seed, Purpose::Order, epoch, 0);
-    let mut order: Vec<usize> = (0..n_items).collect();
-    for last in (1..n_items).rev() {
-        order.swap(last, below(&mut rng, last as u64 + 1) as usize);
-    }
-    order
 }
 
 #[cfg(test)]
@@ -146,6 +139,16 @@ mod tests {
         assert_ne!(stream(50, 50, 1, 1), stream(50, 50, 1, 2));
         let two = stream(50, 50, 2, 1);
         assert_ne!(two[..50], two[50..]);
+    }
+
+    /// A list of one epoch would have two terabytes.
+    #[test]
+    fn a_batch_of_a_huge_set_takes_no_list_of_it() {
+        let batch = |step| batch_indices(250_000_000_000, 1024, step, 0);
+        let mut all: Vec<usize> = (430_000..430_100).flat_map(batch).collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 102_400);
     }
 
     #[test]
