@@ -17,6 +17,7 @@ pub mod pictures;
 pub mod png_text;
 pub mod prompt;
 pub mod shard;
+mod share;
 pub mod sources;
 mod text_file;
 
@@ -26,5 +27,6 @@ pub use dataset::Dataset;
 pub use loader::{Purpose, batch_indices, evenly, item_rng};
 pub use pictures::{Captioned, Pictures};
 pub use shard::{Meta, Sample, Skipped, Split};
+pub use share::Share;
 pub use tessera_text::{decode_text, text_lines};
 pub use text_file::read_text;

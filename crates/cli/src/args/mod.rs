@@ -7,6 +7,7 @@ mod serve;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use tessera_data::Share;
 use tessera_kernels::Precision;
 
 pub use draw::{Draw, PicturePrompt, Sampling};
@@ -210,9 +211,9 @@ pub enum DataSource {
         /// Background colour, `RRGGBB`.
         #[arg(long, default_value = "ffffff")]
         background: String,
-        /// Combinations of thing and style to hold out, in percent.
-        #[arg(long, default_value_t = 8)]
-        holdout: u32,
+        /// Combinations of thing and style to hold out: a percentage, or parts per million as in 2424ppm.
+        #[arg(long, default_value = "8")]
+        holdout: Share,
         /// At most this many things.
         #[arg(long)]
         max_concepts: Option<usize>,
@@ -255,9 +256,9 @@ pub enum DataSource {
         /// Side of the stored pictures in pixels.
         #[arg(long, default_value_t = 72)]
         size: u32,
-        /// Pictures to hold out, in percent.
-        #[arg(long, default_value_t = 5)]
-        holdout: u32,
+        /// Pictures to hold out: a percentage, or parts per million as in 2424ppm, the paper's.
+        #[arg(long, default_value = "5")]
+        holdout: Share,
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },

@@ -18,15 +18,7 @@ pub fn run(source: DataSource) -> Result<()> {
                 args::World::Full => World::Full,
             };
             let background = colour(&background)?;
-            let options = EmojiOptions {
-                packages,
-                size,
-                world,
-                background,
-                holdout_percent: holdout,
-                seed,
-                max_concepts,
-            };
+            let options = EmojiOptions { packages, size, world, background, holdout, seed, max_concepts };
             say(with_bar(|progress| build_emoji(&options, &out, progress))?)?;
         }
         DataSource::Scenes { packages, out, size, count, val, held_out, shares, seed } => {

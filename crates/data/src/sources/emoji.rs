@@ -29,6 +29,7 @@ use self::world::Concept;
 use super::Counts;
 use super::output::{self, Opened};
 use crate::shard::{Meta, Packed, Sample, Skipped, Split};
+use crate::share::Share;
 
 pub use style::Style;
 pub use world::World;
@@ -53,7 +54,8 @@ pub struct EmojiOptions {
     /// The colour behind the drawings.
     pub background: [u8; 3],
     /// How likely a combination of concept and style is held out.
-    pub holdout_percent: u32,
+    #[serde(rename = "holdout_percent")]
+    pub holdout: Share,
     /// Decides what is held out.
     pub seed: u64,
     /// At most this many concepts, evenly spaced over the world: for a small fixture.
@@ -68,7 +70,7 @@ impl EmojiOptions {
             size,
             world: World::Small,
             background: [255; 3],
-            holdout_percent: 8,
+            holdout: Share::percent(8),
             seed: 0,
             max_concepts: None,
         }
@@ -80,7 +82,7 @@ impl EmojiOptions {
 /// A folder that already holds this very set is left as it is; one that holds anything else is an error.
 pub fn build_emoji(options: &EmojiOptions, out: &Path, progress: &dyn Fn(u64, u64)) -> Result<Counts> {
     ensure!((8..=4096).contains(&options.size), "size is {}, wanted 8 to 4096 pixels", options.size);
-    ensure!(options.holdout_percent <= 50, "holdout_percent is {}, wanted 0 to 50", options.holdout_percent);
+    ensure!(options.holdout <= Share::percent(50), "{} is held out, wanted at most 50%", options.holdout);
     let recipe = json!({ "emoji": options, "packages": catalog::versions(&options.packages)? });
     let mut output = match output::open(out, recipe)? {
         Opened::Complete(counts, _) => return Ok(counts),
@@ -160,7 +162,7 @@ fn list_drawings<'a>(
     concepts: &'a [Concept<'a>],
     options: &EmojiOptions,
 ) -> Vec<Drawing<'a>> {
-    let holdout = Holdout { percent: options.holdout_percent, seed: options.seed };
+    let holdout = Holdout { share: options.holdout, seed: options.seed };
     let mut drawings = Vec::new();
     for Concept { name, emoji } in concepts {
         let styles: Vec<Style> = catalog.icons(emoji).map(|(style, _)| style).collect();

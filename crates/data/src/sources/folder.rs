@@ -11,9 +11,10 @@ use tessera_text::text_lines;
 
 use super::Counts;
 use super::output::{self, Opened};
-use crate::loader::{Purpose, below, item_rng, name_index};
+use crate::loader::{Purpose, item_rng, name_index};
 use crate::picture::{self, Filter, Square};
 use crate::shard::{Meta, Packed, Sample, SkipReason, Skipped, Split};
+use crate::share::Share;
 use crate::text_file::{read_at_most, read_text_of_at_most};
 
 /// The style of every picture of a folder.
@@ -27,17 +28,17 @@ const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// Stores the captioned pictures under `dir` in `out`, each as the middle square of `size` x `size` pixels.
 ///
-/// About `val_percent` of them are held out, by their names, so that adding pictures does not move the others. What
+/// About `val_share` of them are held out, by their names, so that adding pictures does not move the others. What
 /// is damaged or has no partner is skipped and named; a folder without a single usable pair is an error.
 pub fn build_folder(
     dir: &Path,
     out: &Path,
     size: u32,
-    val_percent: u32,
+    val_share: Share,
     seed: u64,
 ) -> Result<(Counts, Skipped)> {
     ensure!((8..=4096).contains(&size), "size is {size}, wanted 8 to 4096 pixels");
-    ensure!(val_percent < 100, "val_percent is {val_percent}, wanted less than 100");
+    ensure!(val_share < Share::percent(100), "{val_share} is held out, wanted less than 100%");
     let (pairs, mut skipped) = find_pairs(dir)?;
     ensure!(
         !pairs.is_empty(),
@@ -45,7 +46,7 @@ pub fn build_folder(
         dir.display()
     );
     let recipe = json!({
-        "folder": { "size": size, "val_percent": val_percent, "seed": seed, "files": fingerprint(&pairs)? }
+        "folder": { "size": size, "val_percent": val_share, "seed": seed, "files": fingerprint(&pairs)? }
     });
     let mut output = match output::open(out, recipe)? {
         Opened::Complete(counts, skipped) => return Ok((counts, skipped)),
@@ -56,7 +57,7 @@ pub fn build_folder(
         let read: Vec<_> = batch
             .par_iter()
             .enumerate()
-            .map(|(n, pair)| pair.read(batch_idx * BATCH + n, size, split_of(&pair.name, val_percent, seed)))
+            .map(|(n, pair)| pair.read(batch_idx * BATCH + n, size, split_of(&pair.name, val_share, seed)))
             .collect();
         for (pair, taken) in batch.iter().zip(read) {
             match taken {
@@ -120,9 +121,9 @@ impl Pair {
     }
 }
 
-fn split_of(name: &Path, val_percent: u32, seed: u64) -> Split {
+fn split_of(name: &Path, val_share: Share, seed: u64) -> Split {
     let mut rng = item_rng(seed, Purpose::Split, 0, name_index(name.as_os_str().as_encoded_bytes()));
-    if below(&mut rng, 100) < u64::from(val_percent) { Split::Val } else { Split::Train }
+    if val_share.draws(&mut rng) { Split::Val } else { Split::Train }
 }
 
 /// Pairs pictures with captions, in the order of their names; what has no partner is noted.
@@ -222,7 +223,7 @@ mod tests {
         put(&from, "broken.txt", b"a broken thing");
         put(&from, "alone.webp", &png(8, 8));
         put(&from, "words.txt", b"only words");
-        let (counts, skipped) = build_folder(&from, &out, 32, 0, 0).unwrap();
+        let (counts, skipped) = build_folder(&from, &out, 32, Share::percent(0), 0).unwrap();
         assert_eq!((counts.pictures(), counts.captions, counts.enlarged), (2, 3, 1));
         assert_eq!((skipped.corrupt, skipped.orphan_image, skipped.orphan_caption), (1, 1, 1));
         assert!(skipped.to_string().contains("broken"), "{skipped}");
@@ -231,8 +232,13 @@ mod tests {
         assert_eq!(set.train[0].captions, ["a boat", "the boat"]);
         assert_eq!((set.train[0].meta.concept.as_str(), set.train[0].meta.style.as_str()), ("boat", "own"));
         assert!(set.train.iter().all(|sample| sample.image.dimensions() == (32, 32)));
-        assert_eq!(build_folder(&from, &out, 32, 0, 0).unwrap(), (counts, skipped));
-        assert!(build_folder(&from, &out, 16, 0, 0).unwrap_err().to_string().contains("other settings"));
+        assert_eq!(build_folder(&from, &out, 32, Share::percent(0), 0).unwrap(), (counts, skipped));
+        assert!(
+            build_folder(&from, &out, 16, Share::percent(0), 0)
+                .unwrap_err()
+                .to_string()
+                .contains("other settings")
+        );
     }
 
     #[test]
@@ -252,7 +258,7 @@ mod tests {
             put(&from, &format!("{name}.txt"), text);
         }
         let out = dir.path().join("out");
-        let (_, skipped) = build_folder(&from, &out, 8, 0, 0).unwrap();
+        let (_, skipped) = build_folder(&from, &out, 8, Share::percent(0), 0).unwrap();
         let captions = Dataset::open(&out).unwrap().train.into_iter().map(|sample| sample.captions.concat());
         assert_eq!(captions.collect::<Vec<_>>(), ["a fox", "a cat"]);
         assert_eq!((skipped.corrupt, skipped.orphan_image), (2, 2), "{skipped}");
@@ -279,7 +285,7 @@ mod tests {
             );
         }
         let out = dir.path().join("out");
-        let (_, skipped) = build_folder(&from, &out, 8, 0, 0).unwrap();
+        let (_, skipped) = build_folder(&from, &out, 8, Share::percent(0), 0).unwrap();
         let captions = Dataset::open(&out).unwrap().train.into_iter().map(|sample| sample.captions.concat());
         assert_eq!(captions.collect::<Vec<_>>(), ["number 228", "number 252"]);
         assert_eq!((skipped.orphan_image, skipped.orphan_caption), (1, 1), "{skipped}");
@@ -292,14 +298,17 @@ mod tests {
             put(dir.path(), &format!("in/{n}.png"), &png(8, 8));
             put(dir.path(), &format!("in/{n}.txt"), b"a thing");
         }
-        let (counts, _) = build_folder(&dir.path().join("in"), &dir.path().join("out"), 8, 25, 0).unwrap();
+        let (counts, _) =
+            build_folder(&dir.path().join("in"), &dir.path().join("out"), 8, Share::percent(25), 0).unwrap();
         assert!((3..20).contains(&counts.in_split(Split::Val)), "{counts}");
     }
 
     #[test]
     fn an_empty_folder_is_an_error_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let error = build_folder(dir.path(), &dir.path().join("out"), 32, 0, 0).unwrap_err().to_string();
+        let error = build_folder(dir.path(), &dir.path().join("out"), 32, Share::percent(0), 0)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("NAME.txt"), "{error}");
         assert!(!dir.path().join("out").exists());
     }

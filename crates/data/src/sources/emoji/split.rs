@@ -3,7 +3,8 @@
 //! A random picture held out says little, since its neighbours are trained on. A held-out *combination* asks the
 //! paper's question (§3.3): can the model draw what it knows in a way it has not seen it drawn?
 
-use crate::loader::{Purpose, below, item_rng, name_index};
+use crate::loader::{Purpose, item_rng, name_index};
+use crate::share::Share;
 
 use super::style::Style;
 
@@ -15,7 +16,7 @@ const KEPT_STYLES: usize = 3;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Holdout {
     /// How likely a combination is held out.
-    pub(super) percent: u32,
+    pub(super) share: Share,
     /// Another seed, another choice.
     pub(super) seed: u64,
 }
@@ -42,7 +43,7 @@ impl Holdout {
 
     fn draws(self, combination: &str) -> bool {
         let mut rng = item_rng(self.seed, Purpose::Split, 0, name_index(combination.as_bytes()));
-        below(&mut rng, 100) < u64::from(self.percent)
+        self.share.draws(&mut rng)
     }
 }
 
@@ -50,12 +51,12 @@ impl Holdout {
 mod tests {
     use super::*;
 
-    const HOLDOUT: Holdout = Holdout { percent: 8, seed: 0 };
+    const HOLDOUT: Holdout = Holdout { share: Share::percent(8), seed: 0 };
 
     #[test]
     fn every_concept_keeps_enough_styles() {
         for percent in [8, 50, 100] {
-            let holdout = Holdout { percent, seed: 3 };
+            let holdout = Holdout { share: Share::percent(percent), seed: 3 };
             for n_styles in 0..=6 {
                 for concept in 0..50 {
                     let present = &Style::ALL[..n_styles];
@@ -71,7 +72,7 @@ mod tests {
     fn about_the_asked_share_is_held_out() {
         let held: usize = (0..1000).map(|n| HOLDOUT.styles(&n.to_string(), &Style::ALL).len()).sum();
         assert!((400..560).contains(&held), "{held} of 6000");
-        assert!(Holdout { percent: 0, seed: 0 }.styles("red apple", &Style::ALL).is_empty());
+        assert!(Holdout { share: Share::percent(0), seed: 0 }.styles("red apple", &Style::ALL).is_empty());
     }
 
     #[test]
@@ -88,6 +89,6 @@ mod tests {
         let tones = [1, 2, 3, 4, 5];
         let held = (0..300).filter(|n| HOLDOUT.tone(&n.to_string(), &tones).is_some()).count();
         assert!((60..140).contains(&held), "{held} of 300");
-        assert_eq!(Holdout { percent: 100, seed: 0 }.tone("woman", &tones[..2]), None);
+        assert_eq!(Holdout { share: Share::percent(100), seed: 0 }.tone("woman", &tones[..2]), None);
     }
 }

@@ -65,7 +65,12 @@ fn write_packages(dir: &Path) {
 }
 
 fn options(packages: &Path) -> EmojiOptions {
-    EmojiOptions { world: World::Full, holdout_percent: 20, seed: 4, ..EmojiOptions::new(packages, 16) }
+    EmojiOptions {
+        world: World::Full,
+        holdout: crate::Share::percent(20),
+        seed: 4,
+        ..EmojiOptions::new(packages, 16)
+    }
 }
 
 #[test]
