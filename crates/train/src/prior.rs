@@ -65,7 +65,9 @@ pub fn train_prior(
     let task = PriorTask { config, seed, bpe: &bpe, codes: &codes, val, dvae };
     let model = match initial {
         Some(file) => {
-            let theirs = file.config.prior.as_ref();
+            // What logits compute in is no size of a weight.
+            let theirs =
+                file.config.prior.clone().map(|prior| PriorConfig { logits: config.prior.logits, ..prior });
             ensure!(
                 theirs == Some(&config.prior),
                 "--init holds a prior of {theirs:?}, wanted {:?}",

@@ -48,6 +48,31 @@ pub struct PriorConfig {
     /// What that window does at the end of a row.
     #[serde(default)]
     pub conv_wrap: Wrap,
+    /// What the last norm, the heads and the gradient of the logits compute in: `f32`, the paper's (§D.2), or `auto`, as the
+    /// layers do. Logits are summed and kept in 32 bits with both.
+    #[serde(default)]
+    pub logits: Logits,
+}
+
+/// What the last norm, the heads and the gradient of the logits compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Logits {
+    /// As the layers: bf16 products where they have them, and 8-bit weights where drawing has them.
+    #[default]
+    Auto,
+    /// 32 bits (paper §D.2: logits in 16 bits moved the training curve).
+    F32,
+}
+
+impl Logits {
+    /// The choice of numbers for what makes logits, in a model that otherwise computes by `cpu`.
+    pub fn cpu(self, cpu: Cpu) -> Cpu {
+        match self {
+            Logits::Auto => cpu,
+            Logits::F32 => cpu.in_f32(),
+        }
+    }
 }
 
 impl PriorConfig {
@@ -154,7 +179,10 @@ impl Prior {
     /// The same prior with the matrices that drawing multiplies in 8 bits, as the decoder keeps them.
     pub fn in_int8(mut self) -> Prior {
         self.blocks = self.blocks.into_iter().map(Block::in_int8).collect();
-        self.image_head = self.image_head.in_int8();
+        self.image_head = match self.config.logits {
+            Logits::Auto => self.image_head.in_int8(),
+            Logits::F32 => self.image_head,
+        };
         self
     }
 
@@ -172,8 +200,11 @@ impl Prior {
     ///
     /// `Ti` is the number of image tokens in `stream`: all of them in training, fewer in tests.
     pub fn forward(&self, stream: &Stream) -> (Tensor<3>, Tensor<3>) {
-        let (text, image) = self.normed(self.states(stream));
-        (self.text_head.forward(text), self.image_head.forward(image))
+        let x = self.states(stream);
+        self.config.logits.cpu(Cpu::current()).scope(|| {
+            let (text, image) = self.normed(x);
+            (self.text_head.forward(text), self.image_head.forward(image))
+        })
     }
 
     /// The loss of a batch of streams (paper §2.2), without ever holding their logits.
@@ -183,14 +214,17 @@ impl Prior {
 
     /// The loss of what leaves the last block, `[B, T, D]`.
     fn loss_of_states(&self, x: Tensor<3>, stream: &Stream) -> PriorLoss {
-        let (text, image) = self.normed(x);
         let nats = |x: Tensor<3>, head: &Linear, targets: &[u32]| {
             let [b, t, d] = x.dims();
             cross_entropy(x.reshape([b * t, d]), head.weight.val(), head.bias.val(), targets)
         };
-        let text = nats(text, &self.text_head, &stream.text);
-        let image = nats(image, &self.image_head, &stream.image);
-        weighted_cross_entropy(text, image)
+        // An operation's backward pass computes as its forward pass did.
+        self.config.logits.cpu(Cpu::current()).scope(|| {
+            let (text, image) = self.normed(x);
+            let text = nats(text, &self.text_head, &stream.text);
+            let image = nats(image, &self.image_head, &stream.image);
+            weighted_cross_entropy(text, image)
+        })
     }
 
     /// What leaves the last block, `[B, T, D]`.

@@ -119,6 +119,7 @@ impl Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prior::Logits;
 
     #[test]
     fn what_a_query_sees_is_still_kept_in_slots_of_its_own() {
@@ -238,6 +239,7 @@ mod tests {
             n_heads: 62,
             conv_kernel: 11,
             conv_wrap: Wrap::Flat,
+            logits: Logits::Auto,
         };
         let layers: Vec<Pattern> = (1..=64).map(|i| Pattern::of_layer(i, &config)).collect();
         let count = |p| layers.iter().filter(|&&layer| layer == p).count();

@@ -1,7 +1,7 @@
 //! The prior against its definition: parameter count, causality by gradient, the cache, finite differences.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use tessera_kernels::{Cpu, SmallFloat};
 
 use super::*;
@@ -18,6 +18,7 @@ fn config() -> PriorConfig {
         n_heads: 2,
         conv_kernel: 3,
         conv_wrap: Wrap::Flat,
+        logits: Logits::Auto,
     }
 }
 
@@ -78,6 +79,7 @@ fn the_papers_prior_has_twelve_billion_parameters() {
         n_heads: 62,
         conv_kernel: 11,
         conv_wrap: Wrap::Flat,
+        logits: Logits::Auto,
     };
     let billions = paper.n_parameters() as f64 / 1e9;
     assert!((12.0..12.5).contains(&billions), "{billions}");
@@ -283,4 +285,35 @@ fn an_overflow_in_16_bits_stays_in_its_resblock() {
             );
         }
     });
+}
+
+/// With bf16 products around them the losses of the same states are those of f32 to the bit, and so are all gradients from
+/// there; as the layers compute, they are not.
+#[test]
+fn logits_in_32_bits_are_those_of_f32_forward_and_gradient() {
+    let x: Vec<f32> = (0..2 * 12 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
+    let found = |logits: Logits, cpu: Cpu| {
+        let prior = Prior { config: PriorConfig { logits, ..config() }, ..prior() }.train();
+        let leaf = Tensor::<3>::from_data(TensorData::new(x.clone(), [2, 12, 8]), &Device::default());
+        let leaf = leaf.autodiff().require_grad();
+        cpu.scope(|| {
+            let loss = prior.loss_of_states(leaf.clone(), &stream());
+            let mut gradients = loss.loss.backward();
+            let toward = floats(leaf.grad_remove(&mut gradients).unwrap());
+            let head = prior.image_head.weight.val().grad_remove(&mut gradients).unwrap();
+            (floats(loss.loss), toward, floats(head))
+        })
+    };
+    for cpu in Cpu::all() {
+        let exact = found(Logits::Auto, cpu.in_f32());
+        assert_eq!(found(Logits::F32, cpu), exact, "{cpu}");
+        assert_eq!(found(Logits::Auto, cpu) == exact, !cpu.bf16(), "{cpu}");
+    }
+}
+
+#[test]
+fn a_config_from_before_the_choice_of_logits_computes_as_it_did() {
+    let mut old = serde_json::to_value(config()).unwrap();
+    assert!(old.as_object_mut().unwrap().remove("logits").is_some());
+    assert_eq!(serde_json::from_value::<PriorConfig>(old).unwrap(), config());
 }

@@ -13,7 +13,7 @@ use tessera_kernels::Cpu;
 use tessera_kernels::decode::{Finish, Lane, PackedLinear, States, Visible, Weights, attend, normalise};
 
 use crate::nn::{LayerNorm, Linear};
-use crate::prior::{Block, Pattern, Prior, PriorConfig, Stream, caption_slots};
+use crate::prior::{Block, Logits, Pattern, Prior, PriorConfig, Stream, caption_slots};
 
 /// A prior, ready to draw.
 pub struct Decoder {
@@ -95,7 +95,7 @@ impl Decoder {
         Ok(Decoder {
             layers,
             norm: Norm::new(&prior.norm)?,
-            head: packed(cpu, &prior.image_head, weights)?,
+            head: head(cpu, prior, weights)?,
             image: values(&prior.embed.image)?,
             positions: floats(prior.embed.image_positions())?,
             prior: prior.clone(),
@@ -279,6 +279,16 @@ impl Norm {
     fn apply(&self, cpu: Cpu, x: &[f32], out: &mut [f32]) {
         normalise(cpu, x, &self.gain, &self.bias, LayerNorm::EPSILON as f32, out);
     }
+}
+
+/// The head over picture tokens: logits in 32 bits want its weights as they are.
+fn head(cpu: Cpu, prior: &Prior, weights: Weights) -> Result<PackedLinear> {
+    let logits = prior.config().logits;
+    let weights = match logits {
+        Logits::Auto => weights,
+        Logits::F32 => Weights::Full,
+    };
+    packed(logits.cpu(cpu), &prior.image_head, weights)
 }
 
 fn packed(cpu: Cpu, linear: &Linear, weights: Weights) -> Result<PackedLinear> {

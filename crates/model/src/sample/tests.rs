@@ -11,7 +11,7 @@ use tessera_kernels::decode::Weights;
 use super::*;
 use crate::dvae::{Dvae, DvaeConfig};
 use crate::finite_differences::stirred;
-use crate::prior::{Prior, PriorConfig, Stream, Wrap, caption_slots};
+use crate::prior::{Logits, Prior, PriorConfig, Stream, Wrap, caption_slots};
 use crate::rerank::{Cleaning, Clip, ClipConfig, Gelu, Reranker, TowerConfig, cosine};
 
 fn model() -> (Prior, Dvae) {
@@ -34,6 +34,7 @@ fn model() -> (Prior, Dvae) {
         n_heads: 2,
         conv_kernel: 3,
         conv_wrap: Wrap::Flat,
+        logits: Logits::Auto,
     };
     let device = Device::default();
     (stirred(Prior::new(&prior, 1, &device), 0.4), Dvae::new(&dvae, 2, &device))
@@ -88,6 +89,31 @@ fn the_decoder_gives_the_logits_of_the_full_forward() {
         for weights in [Weights::Full, Weights::Int8] {
             cpu.scope(|| decoder_against_forward(cpu, weights));
         }
+    }
+}
+
+/// One layer without weights: what comes before the head is exact with any numbers, so the logits are those of f32 to
+/// rounding with bf16 products and 8-bit weights.
+#[test]
+fn the_decoder_keeps_logits_in_32_bits_when_the_config_says_so() {
+    let off = |logits: Logits, cpu: Cpu| {
+        let (prior, _) = model();
+        let config = PriorConfig { logits, n_layers: 1, ..prior.config().clone() };
+        let mut prior = stirred(Prior::new(&config, 1, &Device::default()), 0.4);
+        for linear in prior.blocks.iter_mut().flat_map(|block| [&mut block.attn_out, &mut block.mlp_out]) {
+            linear.weight = linear.weight.clone().map(|weight| weight.zeros_like());
+            linear.bias = linear.bias.clone().map(|bias| bias.zeros_like());
+        }
+        let image: Vec<u32> = (0..16).map(|i| i * 7 % 12).collect();
+        let logits = |cpu: Cpu, weights| {
+            cpu.scope(|| decoded(&prior.clone().in_int8(), weights, &[&[1, 2]], vec![0], &image))
+        };
+        let (exact, got) = (logits(cpu.in_f32(), Weights::Full), logits(cpu, Weights::Int8));
+        exact.iter().zip(&got).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()))
+    };
+    for cpu in Cpu::all() {
+        assert!(off(Logits::F32, cpu) < 1e-5, "{cpu}: {}", off(Logits::F32, cpu));
+        assert!(!cpu.bf16() || off(Logits::Auto, cpu) > 1e-4, "{cpu}: {}", off(Logits::Auto, cpu));
     }
 }
 

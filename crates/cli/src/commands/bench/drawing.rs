@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use tessera_data::{Purpose, item_rng, loader::uniform};
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};
-use tessera_model::nn::Init;
-use tessera_model::prior::{Pattern, Prior, PriorConfig, Wrap};
+use tessera_model::nn::{Init, Role};
+use tessera_model::prior::{Logits, Pattern, Prior, PriorConfig, Wrap};
 use tessera_model::sample::{Next, choose};
 use tessera_model::{Decoder, Event, Request, Sampling, Tessera};
 
@@ -28,6 +28,7 @@ pub fn decode(lanes: usize, text_len: usize, grid: usize) -> Result<Work> {
         n_heads: 6,
         conv_kernel: 3,
         conv_wrap: Wrap::Flat,
+        logits: Logits::Auto,
     };
     let device = Device::flex();
     let prior = Prior::new(&config, 1, &device).with_pattern(Pattern::Causal);

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tessera_kernels::decode::Weights;
 use tessera_kernels::{Cpu, peak_gflops};
-use tessera_model::prior::Activations;
+use tessera_model::prior::{Activations, Logits};
 
 use super::say;
 use crate::args::{Bench, Numbers};
@@ -54,12 +54,14 @@ const WORKS: [Entry; 22] = [
     ("depth-16-recompute", || training::depth(16, Activations::Recompute)),
     ("depth-32-recompute", || training::depth(32, Activations::Recompute)),
     ("depth-64-recompute", || training::depth(64, Activations::Recompute)),
+    ("logits-auto", || training::emoji_step(Logits::Auto)),
+    ("logits-f32", || training::emoji_step(Logits::F32)),
     ("released-decoder", drawing::released_decoder),
     ("draw-9", drawing::draw_9),
 ];
 
 /// How the names begin of works that are done only when they are named, since the longest takes minutes.
-const ON_DEMAND: [&str; 2] = ["grow-", "depth-"];
+const ON_DEMAND: [&str; 3] = ["grow-", "depth-", "logits-"];
 
 /// What is printed of a work.
 #[derive(Serialize)]

@@ -131,22 +131,29 @@ impl Gpt {
 
 /// Training on one stream of the paper's length: 256 text and 1024 picture tokens.
 pub fn paper_step() -> Result<Work> {
-    stream_step(sizes(), Activations::Keep)
+    stream_step(sizes(), 1, Activations::Keep)
 }
 
 /// The same in a deep and narrow prior, to see what the insides of its resblocks take when they are kept, and when not.
 pub fn depth(n_layers: usize, activations: Activations) -> Result<Work> {
-    stream_step(PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, activations)
+    stream_step(PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, 1, activations)
 }
 
-fn stream_step(config: PriorConfig, activations: Activations) -> Result<Work> {
-    let text = (0..config.text_len).map(|i| (i * 7919 % config.text_vocab) as u32).collect();
-    let image = (0..config.image_len()).map(|i| (i * 7919 % config.image_vocab) as u32).collect();
-    let stream = Stream::new(1, text, image, &config)?;
-    let amount = config.stream_len();
+/// Training on a batch of the emoji prior, its logits as the layers compute or in 32 bits.
+pub fn emoji_step(logits: Logits) -> Result<Work> {
+    let Config { prior, train_prior, .. } = Config::resolve("emoji", &[])?;
+    stream_step(PriorConfig { logits, ..prior }, train_prior.batch, Activations::Keep)
+}
+
+fn stream_step(config: PriorConfig, batch: usize, activations: Activations) -> Result<Work> {
+    let ids = |n: usize, vocab: usize| (0..batch * n).map(|i| (i * 7919 % vocab) as u32).collect();
+    let text = ids(config.text_len, config.text_vocab);
+    let image = ids(config.image_len(), config.image_vocab);
+    let stream = Stream::new(batch, text, image, &config)?;
+    let amount = batch * config.stream_len();
     // As in `gpt_step`; each position goes through one of the two heads.
-    let heads =
-        config.text_len * (config.text_vocab + config.text_len) + config.image_len() * config.image_vocab;
+    let heads = batch
+        * (config.text_len * (config.text_vocab + config.text_len) + config.image_len() * config.image_vocab);
     let products = amount * count::layers(config.n_layers, config.d_model) + heads * config.d_model;
     let gflop = 6e-9 * products as f64;
     let gradient = move |model: &Prior| {
@@ -200,5 +207,6 @@ fn sizes() -> PriorConfig {
         n_heads: 8,
         conv_kernel: 11,
         conv_wrap: Wrap::Flat,
+        logits: Logits::Auto,
     }
 }
