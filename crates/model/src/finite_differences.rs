@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use tessera_kernels::{Cpu, Precision};
 
-use crate::weights::{export, gradients, import};
+use crate::nn::{export, gradients, import};
 
 /// How far a difference may be from the gradient: `absolute + relative · |gradient|`.
 pub(crate) struct Tolerance {

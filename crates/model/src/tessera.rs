@@ -9,10 +9,11 @@ use tessera_kernels::decode::Weights;
 use tessera_text::{Bpe, Prompt};
 
 use crate::dvae::Dvae;
+use crate::nn::{check_count, import};
 use crate::prior::{Prior, PriorConfig};
-use crate::rerank::Reranker;
+use crate::rerank::{Clip, Reranker};
 use crate::sample::{Batch, Decoder, Drawing, Job, Parameters, Ranking, Request, mosaics};
-use crate::weights::{ModelFile, check_count, import};
+use crate::weights::ModelFile;
 
 /// dVAE, tokenizer, prior and perhaps reranker of one model file.
 ///
@@ -76,7 +77,7 @@ impl Tessera {
         let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
         let (dvae, prior) = (file.dvae(device)?, file.prior(device)?.in_int8());
         let decoder = Decoder::new(&prior, Weights::Int8)?;
-        let reranker = file.config.rerank.as_ref().map(|_| Reranker::new(file, device)).transpose()?;
+        let reranker = file.config.rerank.as_ref().map(|_| file.reranker(device)).transpose()?;
         let image_size = file.config.dvae.as_ref().map_or(0, |config| config.image_size);
         let tessera = Tessera { dvae, prior, bpe: Bpe::from_json(tokenizer)?, decoder, reranker, image_size };
         if let (Some(dvae), Some(prior)) = (&file.config.dvae, &file.config.prior) {
@@ -227,5 +228,26 @@ impl ModelFile {
         config.check()?;
         check_count("prior", config.n_parameters(), &self.prior)?;
         import(Prior::new(config, 0, device), &self.prior).context("prior")
+    }
+
+    /// The contrastive model of the file.
+    pub fn clip(&self, device: &Device) -> Result<Clip> {
+        let config = self
+            .config
+            .rerank
+            .as_ref()
+            .context("the file holds no contrastive model; was it made by `train rerank`?")?;
+        config.check()?;
+        check_count("contrastive model", config.n_parameters(), &self.rerank)?;
+        import(Clip::new(config, 0, device), &self.rerank).context("contrastive model")
+    }
+
+    /// The contrastive model of the file with its tokenizer.
+    ///
+    /// # Errors
+    /// If the file lacks one of the two, or they do not fit each other.
+    pub fn reranker(&self, device: &Device) -> Result<Reranker> {
+        let tokenizer = self.tokenizer.as_ref().context("the file holds no tokenizer")?;
+        Reranker::new(self.clip(device)?, Bpe::from_json(tokenizer)?)
     }
 }

@@ -163,7 +163,8 @@ pub struct FitConfig {
     /// `f16`, the paper's, and `bf16` are emulated in f32, and gradients are then scaled (paper §D). The residual stream, what
     /// is next to codes, gains, biases, embeddings and heads keep 32 bits.
     pub storage: Storage,
-    /// What the optimiser's moments are stored as: `full` or, for the matrices of a prior's layers, the paper's 16 bits, `small`.
+    /// What the optimizer's moments are stored as: `full` or, for matrices and filters inside blocks, the paper's 16 bits,
+    /// `small`.
     pub moments: Moments,
     /// Decay of the weights' moving average.
     pub ema: f64,

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use image::RgbImage;
 use tessera_kernels::Cpu;
-use tessera_model::weights::{HostTensor, export, import};
+use tessera_model::nn::{HostTensor, Role, export, import, roles};
 
 use crate::config::FitConfig;
 use crate::gradient::{Gradient, mean_gradient};
@@ -80,8 +80,8 @@ pub struct State {
 }
 
 impl State {
-    fn new(weights: Vec<HostTensor>, moments: Moments, scales: Option<Scales>) -> State {
-        let (average, adam) = (weights.clone(), AdamW::new(&weights, moments));
+    fn new(weights: Vec<HostTensor>, roles: &[Role], moments: Moments, scales: Option<Scales>) -> State {
+        let (average, adam) = (weights.clone(), AdamW::new(&weights, roles, moments));
         State { step: 0, weights, average, adam, plateau: Plateau::default(), scales }
     }
 }
@@ -141,6 +141,8 @@ pub struct Trainer<'a, T: Task> {
     model: T::Model,
     config: &'a FitConfig,
     cpu: Cpu,
+    /// Those of the parameters.
+    roles: Vec<Role>,
     /// What the last step left.
     pub state: State,
     /// Of its gradient.
@@ -150,10 +152,10 @@ pub struct Trainer<'a, T: Task> {
 impl<'a, T: Task> Trainer<'a, T> {
     /// Starts from `state`, or from the weights of `model`.
     pub fn new(task: &'a T, model: T::Model, config: &'a FitConfig, state: Option<State>) -> Result<Self> {
-        let scales = task.scales(&model);
+        let (scales, roles) = (task.scales(&model), roles(&model));
         let state = match state {
             Some(state) => state,
-            None => State::new(export(&model), config.moments, scales.clone()),
+            None => State::new(export(&model), &roles, config.moments, scales.clone()),
         };
         let count = |scales: &Option<Scales>| scales.as_ref().map(|scales| scales.log2().len());
         ensure!(
@@ -163,7 +165,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             count(&scales)
         );
         let model = import(model, &state.weights).context("the checkpoint is of another model")?;
-        Ok(Trainer { task, model, config, cpu: Cpu::current(), state, entering: Vec::new() })
+        Ok(Trainer { task, model, config, cpu: Cpu::current(), roles, state, entering: Vec::new() })
     }
 
     /// One update; returns figures to log, or none if the update was skipped because a 16-bit gradient was not finite.
@@ -192,7 +194,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             return Ok(Metrics::new());
         }
         let lr = learning_rate(config, step, &state.plateau);
-        let norm = state.adam.update(&mut state.weights, &gradient.values, config, lr);
+        let norm = state.adam.update(&mut state.weights, &self.roles, &gradient.values, config, lr);
         self.task.constrain(&mut state.weights);
         ensure!(
             norm.is_finite(),
@@ -486,7 +488,7 @@ mod tests {
         let stop = AtomicBool::new(false);
         let task = Line { stop: &stop, stop_after: u64::MAX };
         let mut model = Linear::new(&mut Init::new(1, &Device::default()), [2, 1], 0.1);
-        model.bias = Init::new(1, &Device::default()).normal([1], f64::INFINITY);
+        model.bias = Init::new(1, &Device::default()).normal(Role::Vector, [1], f64::INFINITY);
         let run = RunDir::open(&dir.path().join("run"), "c = 1\n", false).unwrap();
         let error = fit(&task, model, &config(), &run, &stop).err().unwrap();
         assert!(error.to_string().contains("step 0: the loss is"), "{error}");

@@ -62,7 +62,8 @@ fn follow<M: burn::module::Module>(
 ) {
     let mut weights = golden.weights("before", &export(&model));
     let mut model = import(model, &weights).unwrap();
-    let mut adam = AdamW::new(&weights, Moments::Full);
+    let roles = roles(&model);
+    let mut adam = AdamW::new(&weights, &roles, Moments::Full);
     for (step, wanted) in golden.floats("losses").into_iter().enumerate() {
         let found = gradient(&model, step);
         assert!(
@@ -70,7 +71,7 @@ fn follow<M: burn::module::Module>(
             "step {step}: loss {}, wanted {wanted}",
             found.loss
         );
-        adam.update(&mut weights, &found.values, config, config.lr);
+        adam.update(&mut weights, &roles, &found.values, config, config.lr);
         model = import(model, &weights).unwrap();
     }
     for (got, wanted) in weights.iter().zip(golden.weights("after", &weights)) {
@@ -110,8 +111,8 @@ fn ten_steps_of_a_prior_are_those_of_pytorch() {
         n_heads: 3,
         conv_kernel: 3,
         conv_wrap: Wrap::Flat,
-    };
         logits: Logits::Auto,
+    };
     let ids = |name: &str| golden.words(name, u32::from_le_bytes);
     let (text, image) = (ids("text"), ids("image"));
     let gradient = |prior: &Prior, step: usize| {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tessera_kernels::{SmallFloat, approach, sum_of_squares};
-use tessera_model::weights::HostTensor;
+use tessera_model::nn::{HostTensor, Role};
 
 use crate::buffer::Buffer;
 use crate::config::FitConfig;
@@ -18,7 +18,7 @@ pub struct AdamW {
     pub updates: u64,
 }
 
-/// What the moments of the layers' matrices are stored as; gains, biases, embeddings and heads keep 32 bits (paper §D.2).
+/// What the moments of matrices are stored as; gains, biases, embeddings and heads keep 32 bits (paper §D.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Moments {
@@ -29,14 +29,14 @@ pub enum Moments {
 }
 
 impl AdamW {
-    /// Zero moments for `weights`.
-    pub fn new(weights: &[HostTensor], moments: Moments) -> AdamW {
+    /// Zero moments for `weights` of these `roles`.
+    pub fn new(weights: &[HostTensor], roles: &[Role], moments: Moments) -> AdamW {
         let zeros = |format: SmallFloat| {
-            let small = |weight: &HostTensor| moments == Moments::Small && in_layers(weight);
-            let zeros = |weight: &HostTensor| {
-                Buffer::new(vec![0.0; weight.values.len()], small(weight).then_some(format))
+            let zeros = |(weight, role): (&HostTensor, &Role)| {
+                let small = moments == Moments::Small && role.may_be_small();
+                Buffer::new(vec![0.0; weight.values.len()], small.then_some(format))
             };
-            weights.iter().map(zeros).collect()
+            weights.iter().zip(roles).map(zeros).collect()
         };
         AdamW { mean: zeros(SmallFloat::OneSixNine), variance: zeros(SmallFloat::ZeroSixTen), updates: 0 }
     }
@@ -46,6 +46,7 @@ impl AdamW {
     pub fn update(
         &mut self,
         weights: &mut [HostTensor],
+        roles: &[Role],
         gradients: &[Vec<f32>],
         config: &FitConfig,
         lr: f64,
@@ -57,15 +58,16 @@ impl AdamW {
         self.updates += 1;
         let updates = i32::try_from(self.updates).unwrap_or(i32::MAX);
         let correction = |beta: f64| 1.0 - beta.powi(updates);
+        let weights = weights.iter_mut().zip(roles).zip(gradients);
         let moments = self.mean.iter_mut().zip(&mut self.variance);
-        for ((weight, gradient), (mean, variance)) in weights.iter_mut().zip(gradients).zip(moments) {
+        for (((weight, role), gradient), (mean, variance)) in weights.zip(moments) {
             let update = tessera_kernels::AdamW {
                 gradient_scale: if norm > config.clip { (config.clip / norm) as f32 } else { 1.0 },
                 beta1: config.beta1 as f32,
                 beta2: config.beta2 as f32,
                 step: (lr / correction(config.beta1)) as f32,
                 inverse_variance: (1.0 / correction(config.beta2)) as f32,
-                shrink: if decays(weight) { 1.0 - (lr * config.weight_decay) as f32 } else { 1.0 },
+                shrink: if role.decays() { 1.0 - (lr * config.weight_decay) as f32 } else { 1.0 },
                 epsilon: config.epsilon as f32,
                 variance_clip: config.variance_clip as f32,
             };
@@ -75,16 +77,6 @@ impl AdamW {
         }
         norm
     }
-}
-
-/// Whether `weight` is a matrix of a prior's layers.
-fn in_layers(weight: &HostTensor) -> bool {
-    weight.shape.len() >= 2 && weight.name.starts_with("blocks.")
-}
-
-/// Gains, biases and embeddings are not decayed; the paper does not say, and decay would only shrink their scale.
-fn decays(weight: &HostTensor) -> bool {
-    weight.shape.len() >= 2 && !weight.name.starts_with("embed.")
 }
 
 /// `average += (1 - decay) (weights - average)` of averaging number `n`, from 1. With `ema_rise` early averages follow faster, so
@@ -99,32 +91,67 @@ pub fn average(average: &mut [HostTensor], weights: &[HostTensor], config: &FitC
 
 #[cfg(test)]
 mod tests {
+    use burn::module::Module;
+    use burn::tensor::Device;
+    use tessera_model::dvae::Dvae;
+    use tessera_model::nn::{export, roles};
+    use tessera_model::prior::Prior;
+    use tessera_model::rerank::Clip;
+
     use super::*;
     use crate::config::Config;
 
-    fn weights(name: &str) -> Vec<HostTensor> {
-        vec![HostTensor { name: name.into(), shape: vec![1, 2], values: vec![1.0, -2.0] }]
+    fn weights() -> Vec<HostTensor> {
+        vec![HostTensor { name: "x".into(), shape: vec![1, 2], values: vec![1.0, -2.0] }]
     }
+
+    const MATRIX: &[Role] = &[Role::Matrix];
 
     #[test]
     fn two_steps_by_hand() {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
         (config.beta1, config.beta2, config.weight_decay, config.clip) = (0.9, 0.99, 0.5, 10.0);
-        let mut w = weights("x");
-        let mut adam = AdamW::new(&w, Moments::Full);
-        adam.update(&mut w, &[vec![0.5, -1.0]], &config, 0.1);
+        let mut w = weights();
+        let mut adam = AdamW::new(&w, MATRIX, Moments::Full);
+        adam.update(&mut w, MATRIX, &[vec![0.5, -1.0]], &config, 0.1);
         assert!((w[0].values[0] - 0.85).abs() < 1e-5 && (w[0].values[1] + 1.8).abs() < 1e-5);
-        adam.update(&mut w, &[vec![0.25, 2.0]], &config, 0.1);
+        adam.update(&mut w, MATRIX, &[vec![0.25, 2.0]], &config, 0.1);
         // 0.85 · 0.95 − 0.1 · (0.07 / 0.19) / √(0.0031 / 0.0199), and −1.8 · 0.95 − 0.1 · (0.11 / 0.19) / √(0.0499 / 0.0199)
         assert!((w[0].values[0] - 0.714_155).abs() < 1e-5, "{}", w[0].values[0]);
         assert!((w[0].values[1] + 1.746_561).abs() < 1e-5, "{}", w[0].values[1]);
     }
 
+    /// With a gradient of 0 only the decay acts.
     #[test]
-    fn embeddings_and_vectors_do_not_decay() {
-        assert!(decays(&weights("blocks.0.qkv.weight")[0]));
-        assert!(!decays(&weights("embed.text")[0]));
-        assert!(!decays(&HostTensor { name: "norm.gain".into(), shape: vec![2], values: vec![1.0, 1.0] }));
+    fn decay_follows_the_role_in_all_three_models() {
+        let config = Config::resolve("tiny", &[]).unwrap();
+        let device = Device::default();
+        let [dvae, prior, clip] = [
+            decayed(&Dvae::new(&config.dvae, 1, &device)),
+            decayed(&Prior::new(&config.prior, 1, &device)),
+            decayed(&Clip::new(&config.rerank, 1, &device)),
+        ];
+        let named = |decayed: &[String], end: &str| decayed.iter().filter(|name| name.ends_with(end)).count();
+        // 6 blocks of 4 filters, 5 of them with one more, and first and last filters of encoder and decoder.
+        assert_eq!((dvae.len(), named(&dvae, "weight")), (33, 33));
+        // 4 matrices in each of 4 layers, and the two heads.
+        assert_eq!((prior.len(), named(&prior, "weight"), named(&prior, "head.weight")), (18, 18, 2));
+        // 4 in each of 2 layers of both towers, the patches', and two projections.
+        assert_eq!((clip.len(), named(&clip, "weight"), named(&clip, "projection")), (19, 16, 2));
+        assert!(clip.contains(&"image.patch".to_string()));
+    }
+
+    /// The names of the parameters that shrink in an update.
+    fn decayed(model: &impl Module) -> Vec<String> {
+        let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
+        config.weight_decay = 0.5;
+        let (mut weights, roles) = (export(model), roles(model));
+        weights.iter_mut().for_each(|weight| weight.values.fill(1.0));
+        let gradients: Vec<Vec<f32>> = weights.iter().map(|weight| vec![0.0; weight.values.len()]).collect();
+        let mut adam = AdamW::new(&weights, &roles, Moments::Full);
+        adam.update(&mut weights, &roles, &gradients, &config, 0.1);
+        let shrunk = weights.into_iter().filter(|weight| weight.values.iter().any(|&value| value < 1.0));
+        shrunk.map(|weight| weight.name).collect()
     }
 
     #[test]
@@ -132,9 +159,9 @@ mod tests {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
         config.clip = 1.0;
         let moments = |gradient: [f32; 2]| {
-            let mut w = weights("x");
-            let mut adam = AdamW::new(&w, Moments::Full);
-            let norm = adam.update(&mut w, &[gradient.to_vec()], &config, 0.1);
+            let mut w = weights();
+            let mut adam = AdamW::new(&w, MATRIX, Moments::Full);
+            let norm = adam.update(&mut w, MATRIX, &[gradient.to_vec()], &config, 0.1);
             (norm, adam)
         };
         let (long, shortened) = moments([3.0, 4.0]);
@@ -145,34 +172,55 @@ mod tests {
     }
 
     #[test]
-    fn small_moments_follow_the_full_ones_and_only_in_layers() {
+    fn small_moments_follow_the_full_ones_and_only_for_matrices() {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
         (config.clip, config.variance_clip) = (1e9, 5.0);
-        let of = |moments, name: &str| {
-            let mut w = weights(name);
-            let mut adam = AdamW::new(&w, moments);
+        let of = |moments, role: Role| {
+            let mut w = weights();
+            let mut adam = AdamW::new(&w, &[role], moments);
             for step in 0..100 {
                 let gradient = [(step as f32).sin() * 1e-3, -100.0];
-                adam.update(&mut w, &[gradient.to_vec()], &config, 1e-3);
+                adam.update(&mut w, &[role], &[gradient.to_vec()], &config, 1e-3);
             }
             (w[0].values.clone(), adam)
         };
-        let (wanted, full) = of(Moments::Full, "blocks.0.qkv.weight");
-        let (got, small) = of(Moments::Small, "blocks.0.qkv.weight");
+        let (wanted, full) = of(Moments::Full, Role::Matrix);
+        let (got, small) = of(Moments::Small, Role::Matrix);
         assert!(matches!(small.mean[0], Buffer::Small(SmallFloat::OneSixNine, _)));
         assert!(matches!(small.variance[0], Buffer::Small(SmallFloat::ZeroSixTen, _)));
         assert!((wanted[0] - got[0]).abs() < 1e-3, "{} instead of {}", got[0], wanted[0]);
         assert_eq!(small.variance[0].values()[1], 5.0); // clipped by value
         assert_eq!(small.mean[0].values()[1], -SmallFloat::OneSixNine.largest());
         assert!(full.mean[0].values()[1] < -99.0);
-        assert!(matches!(of(Moments::Small, "embed.text").1.mean[0], Buffer::Full(_)));
+        for role in [Role::Head, Role::Embedding, Role::Vector] {
+            assert!(matches!(of(Moments::Small, role).1.mean[0], Buffer::Full(_)));
+        }
+    }
+
+    #[test]
+    fn small_moments_act_in_all_three_models() {
+        let config = Config::resolve("tiny", &[]).unwrap();
+        let device = Device::default();
+        let small = |weights: Vec<HostTensor>, roles: Vec<Role>| {
+            let moments = AdamW::new(&weights, &roles, Moments::Small);
+            moments.variance.iter().filter(|buffer| matches!(buffer, Buffer::Small(..))).count()
+        };
+        let (dvae, prior, clip) = (
+            Dvae::new(&config.dvae, 1, &device),
+            Prior::new(&config.prior, 1, &device),
+            Clip::new(&config.rerank, 1, &device),
+        );
+        // As many as decay, without heads, projections, and the convolutions next to pixels and codes.
+        assert_eq!(small(export(&dvae), roles(&dvae)), 31);
+        assert_eq!(small(export(&prior), roles(&prior)), 16);
+        assert_eq!(small(export(&clip), roles(&clip)), 16);
     }
 
     #[test]
     fn an_average_decays_as_said_and_with_a_rise_early_ones_faster() {
         let mut config = Config::resolve("paper", &[]).unwrap().train_prior;
         let after = |config: &FitConfig, n| {
-            let mut mean = weights("x");
+            let mut mean = weights();
             let followed = vec![HostTensor { values: vec![2.0, 0.0], ..mean[0].clone() }];
             average(&mut mean, &followed, config, n);
             mean[0].values.clone()
@@ -186,10 +234,10 @@ mod tests {
     #[test]
     fn a_gradient_that_is_not_finite_changes_nothing() {
         let config = Config::resolve("tiny", &[]).unwrap().train_prior;
-        let mut w = weights("x");
-        let mut adam = AdamW::new(&w, Moments::Full);
+        let mut w = weights();
+        let mut adam = AdamW::new(&w, MATRIX, Moments::Full);
         let before = (w.clone(), adam.clone());
-        assert!(!adam.update(&mut w, &[vec![f32::NAN, 1.0]], &config, 0.1).is_finite());
+        assert!(!adam.update(&mut w, MATRIX, &[vec![f32::NAN, 1.0]], &config, 0.1).is_finite());
         assert!(before == (w, adam));
     }
 }

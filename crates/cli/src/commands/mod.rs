@@ -19,7 +19,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use tessera_model::Tessera;
-use tessera_model::rerank::Reranker;
 use tessera_model::weights::{ModelFile, model_id};
 
 /// The model file at `path`, or the embedded one.
@@ -48,7 +47,7 @@ fn tessera(path: Option<&Path>, rerank: Option<&Path>) -> Result<(Tessera, Strin
     let (file, id) = identified_model(path)?;
     let mut tessera = Tessera::new(&file, &Default::default())?;
     if let Some(path) = rerank {
-        let reranker = Reranker::new(&ModelFile::read(path)?, &Default::default());
+        let reranker = ModelFile::read(path)?.reranker(&Default::default());
         tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
     }
     Ok((tessera, id))

@@ -43,8 +43,22 @@ const RULES: [Rule; 9] = [
     },
 ];
 
-/// Modules of `model` that must not name each other: the paper's stages meet in `sample` only.
-const STAGES: [&str; 2] = ["dvae", "prior"];
+/// Modules of `model`, and those that each may name. The paper's stages do not name each other: they meet in `sample`,
+/// and in the files of `weights`.
+const MODULES: [(&str, &[&str]); 9] = [
+    ("nn", &[]),
+    ("pil", &[]),
+    ("dvae", &["nn"]),
+    ("prior", &["nn"]),
+    ("rerank", &["nn", "pil"]),
+    ("weights", &["nn", "dvae", "prior", "rerank"]),
+    ("sample", &["nn", "dvae", "prior", "rerank"]),
+    ("tessera", &["nn", "dvae", "prior", "rerank", "weights", "sample"]),
+    ("finite_differences", &["nn"]),
+];
+
+/// What tests of any module of `model` may use.
+const FOR_TESTS: &str = "finite_differences";
 
 fn crates() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -100,18 +114,55 @@ fn crates_use_only_what_they_may() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
+/// The module of `model` that a path below its `src` belongs to.
+fn module_of(path: &Path) -> String {
+    let first = path.components().next().unwrap().as_os_str().to_string_lossy();
+    first.trim_end_matches(".rs").to_string()
+}
+
+/// The modules of its crate that a text names by `crate::`; a brace behind it would hide them.
+fn named_modules(text: &str) -> BTreeSet<&str> {
+    let names = text.split("crate::").skip(1);
+    names.map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap()).collect()
+}
+
 #[test]
-fn the_stages_do_not_know_each_other() {
+fn modules_of_the_model_use_only_what_they_may() {
     let model = crates().join("model/src");
-    let allowed = |from: &str, to: &str| from == to || (STAGES.contains(&from) && to == "nn");
-    for from in STAGES.into_iter().chain(["nn"]) {
-        for path in sources(&model.join(from)) {
-            let text = fs::read_to_string(&path).unwrap();
-            for to in ["dvae", "prior", "sample", "nn"] {
-                let names_it = text.contains(&format!("crate::{to}"));
-                assert!(!names_it || allowed(from, to), "{}: {from} may not use {to}", path.display());
+    let mut broken = Vec::new();
+    for path in sources(&model) {
+        let module = module_of(path.strip_prefix(&model).unwrap());
+        if module == "lib" {
+            continue;
+        }
+        let (_, allowed) = MODULES.iter().find(|(known, _)| *known == module).unwrap_or_else(|| {
+            panic!("model's module {module} has no rule; see ARCHITECTURE.md");
+        });
+        for named in named_modules(&fs::read_to_string(&path).unwrap()) {
+            if named != module && named != FOR_TESTS && !allowed.contains(&named) {
+                broken.push(format!("{}: {module} may not use {named:?}", path.display()));
             }
         }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn rules_of_modules_have_no_cycle() {
+    for (at, (module, allowed)) in MODULES.iter().enumerate() {
+        let before: Vec<&str> = MODULES[..at].iter().map(|(name, _)| *name).collect();
+        assert!(allowed.iter().all(|name| before.contains(name)), "{module} uses what comes after it");
+    }
+}
+
+/// A parameter's role is declared where it is made, so there is one place that makes them.
+#[test]
+fn only_init_makes_parameters() {
+    for path in sources(&crates()) {
+        let text = fs::read_to_string(&path).unwrap();
+        let makes = ["from_tensor(", "initialized(", "uninitialized(", "from_data("];
+        let makes = makes.iter().any(|made| text.contains(&format!("Param::{made}")));
+        assert!(!makes || path.ends_with("nn/init.rs"), "{} makes a parameter", path.display());
     }
 }
 

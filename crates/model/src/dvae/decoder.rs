@@ -21,7 +21,7 @@ pub struct Decoder {
 
 impl Decoder {
     pub(super) fn new(config: &DvaeConfig, init: &mut Init) -> Decoder {
-        let input = Conv2d::new(init, [config.vocab, config.n_init], 1);
+        let input = Conv2d::head(init, [config.vocab, config.n_init], 1);
         let mut n_in = config.n_init;
         let groups = (0..config.groups)
             .map(|group| {

@@ -32,7 +32,7 @@ impl Encoder {
                     .collect()
             })
             .collect();
-        Encoder { input, groups, output: Conv2d::new(init, [n_in, config.vocab], 1) }
+        Encoder { input, groups, output: Conv2d::head(init, [n_in, config.vocab], 1) }
     }
 
     /// All but the last convolution, which keeps 32 bits (paper §A.1).

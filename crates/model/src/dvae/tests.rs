@@ -57,7 +57,7 @@ fn the_released_architecture_has_the_released_parameter_counts() {
 #[test]
 fn first_weights_have_the_released_deviations() {
     let dvae = Dvae::new(&DvaeConfig { n_hid: 32, n_init: 16, vocab: 40, ..config() }, 5, &Device::default());
-    for weight in crate::weights::export(&dvae) {
+    for weight in crate::nn::export(&dvae) {
         let n = weight.values.len() as f64;
         let std = (weight.values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / n).sqrt();
         let wanted = match weight.shape[..] {
@@ -94,7 +94,7 @@ fn in_16_bits_a_scaled_gradient_is_near_that_in_32_and_the_codes_keep_32() {
         let logits = dvae.encoder.forward(x.clone());
         let stats = dvae.decoder.forward(burn::tensor::activation::softmax(logits.clone(), 3));
         let loss = elbo(x, stats, logits.clone(), 1.0, -3.0).loss;
-        let values = crate::weights::gradients(&dvae, (loss * scale).backward()).unwrap();
+        let values = crate::nn::gradients(&dvae, (loss * scale).backward()).unwrap();
         (values.concat().iter().map(|value| value / scale).collect::<Vec<f32>>(), floats(logits))
     };
     exactly(|| {
@@ -119,8 +119,8 @@ fn gradients_of_the_convolutions_next_to_the_codes_keep_32_bits_and_those_of_the
         let logits = dvae.encoder.forward(x.clone());
         let stats = dvae.decoder.forward(burn::tensor::activation::softmax(logits.clone(), 3));
         let loss = elbo(x, stats, logits, 1.0, -3.0).loss;
-        let gradients = crate::weights::gradients(&dvae, (loss * 1024.0).backward()).unwrap();
-        for (weight, gradient) in crate::weights::export(&dvae).iter().zip(gradients) {
+        let gradients = crate::nn::gradients(&dvae, (loss * 1024.0).backward()).unwrap();
+        for (weight, gradient) in crate::nn::export(&dvae).iter().zip(gradients) {
             let small = gradient.iter().all(|&value| SmallFloat::F16.round(value) == value);
             let next_to_codes = ["encoder.output.weight", "decoder.input.weight"].contains(&&*weight.name);
             let matrix = weight.shape.len() == 4;

@@ -6,7 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use tessera_kernels::{First, Output, SmallFloat, conv2d, conv2d_add};
 
-use super::{Init, stored};
+use super::{Init, Role, stored};
 
 /// A "same" convolution with bias.
 #[derive(Module, Debug)]
@@ -22,9 +22,18 @@ pub struct Conv2d {
 
 impl Conv2d {
     /// Weights N(0, 1/√(c_in k²)), bias 0 (the released code's initialisation). `k` must be odd.
-    pub fn new(init: &mut Init, [c_in, c_out]: [usize; 2], k: usize) -> Conv2d {
+    pub fn new(init: &mut Init, channels: [usize; 2], k: usize) -> Conv2d {
+        Conv2d::of(Role::Matrix, init, channels, k)
+    }
+
+    /// The same for a convolution next to the codes.
+    pub fn head(init: &mut Init, channels: [usize; 2], k: usize) -> Conv2d {
+        Conv2d::of(Role::Head, init, channels, k)
+    }
+
+    fn of(role: Role, init: &mut Init, [c_in, c_out]: [usize; 2], k: usize) -> Conv2d {
         let std = 1.0 / ((c_in * k * k) as f64).sqrt();
-        let weight = init.normal([c_out, c_in, k, k], std);
+        let weight = init.normal(role, [c_out, c_in, k, k], std);
         Conv2d { weight, bias: init.zeros([c_out]), storage: None }
     }
 

@@ -5,6 +5,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use super::Role;
+
 /// Draws initial weights in the order that a model asks for them.
 pub struct Init<'a> {
     rng: ChaCha8Rng,
@@ -18,23 +20,26 @@ impl<'a> Init<'a> {
     }
 
     /// Normal weights of mean 0 and standard deviation `std`.
-    pub fn normal<const D: usize>(&mut self, shape: [usize; D], std: f64) -> Param<Tensor<D>> {
+    pub fn normal<const D: usize>(&mut self, role: Role, shape: [usize; D], std: f64) -> Param<Tensor<D>> {
         let values = (0..shape.iter().product()).map(|_| (self.gaussian() * std) as f32).collect();
-        self.param(values, shape)
+        self.param(role, values, shape)
     }
 
-    /// Weights that are all zero.
+    /// A vector that is all zero, such as a bias.
     pub fn zeros<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
-        self.param(vec![0.0; shape.iter().product()], shape)
+        self.param(Role::Vector, vec![0.0; shape.iter().product()], shape)
     }
 
-    /// Weights that are all one.
+    /// A vector that is all one, such as a gain.
     pub fn ones<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
-        self.param(vec![1.0; shape.iter().product()], shape)
+        self.param(Role::Vector, vec![1.0; shape.iter().product()], shape)
     }
 
-    fn param<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<D>> {
-        Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), self.device))
+    fn param<const D: usize>(&self, role: Role, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<D>> {
+        let tensor = Tensor::from_data(TensorData::new(values, shape), self.device);
+        let mut param = Param::from_tensor(tensor);
+        param.id = role.id();
+        param
     }
 
     /// Standard normal by Box-Muller.
@@ -52,7 +57,7 @@ mod tests {
     #[test]
     fn normal_has_the_asked_deviation_and_repeats() {
         let device = Device::default();
-        let draw = || Init::new(3, &device).normal([100, 200], 0.5).val().into_data();
+        let draw = || Init::new(3, &device).normal(Role::Matrix, [100, 200], 0.5).val().into_data();
         let values = draw().try_to_vec::<f32>().unwrap();
         let mean = values.iter().sum::<f32>() / values.len() as f32;
         let var = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / values.len() as f32;

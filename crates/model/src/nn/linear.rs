@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, TensorData};
 use tessera_kernels::decode::int8_rounded;
 use tessera_kernels::{Activation, SmallFloat, linear, linear_add, linear_f32};
 
-use super::{Init, stored};
+use super::{Init, Role, stored};
 
 /// An affine map of the last dimension.
 #[derive(Module, Debug)]
@@ -18,8 +18,17 @@ pub struct Linear {
 
 impl Linear {
     /// Weights N(0, `std`), bias 0.
-    pub fn new(init: &mut Init, [d_in, d_out]: [usize; 2], std: f64) -> Linear {
-        Linear { weight: init.normal([d_in, d_out], std), bias: init.zeros([d_out]) }
+    pub fn new(init: &mut Init, sizes: [usize; 2], std: f64) -> Linear {
+        Linear::of(Role::Matrix, init, sizes, std)
+    }
+
+    /// The same for a map to the logits of tokens.
+    pub fn head(init: &mut Init, sizes: [usize; 2], std: f64) -> Linear {
+        Linear::of(Role::Head, init, sizes, std)
+    }
+
+    fn of(role: Role, init: &mut Init, [d_in, d_out]: [usize; 2], std: f64) -> Linear {
+        Linear { weight: init.normal(role, [d_in, d_out], std), bias: init.zeros([d_out]) }
     }
 
     /// `[.., d_in]` → `[.., d_out]` in f32.

@@ -14,8 +14,7 @@ use serde::{Deserialize, Serialize};
 use tessera_kernels::{SmallFloat, dot};
 
 use super::{Prior, PriorLoss, Stream};
-use crate::nn::stored;
-use crate::weights::Collected;
+use crate::nn::{Collected, stored};
 
 /// What the forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +40,7 @@ pub struct MixedPrecision<'a> {
 pub struct PriorGradients {
     /// The loss and its parts.
     pub loss: PriorLoss,
-    /// The gradient of each parameter, in the order of [`crate::weights::export`].
+    /// The gradient of each parameter, in the order of [`crate::nn::export`].
     pub gradients: Vec<Vec<f32>>,
     /// Resblocks, counted from 0, where something was not finite, in the order in which it was met. If the loss is not: the
     /// first whose output is not. In mixed precision: all with a gradient that is not.

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::stream::shifted;
 use super::{PriorConfig, Stream};
-use crate::nn::Init;
+use crate::nn::{Init, Role};
 
 /// All input tables.
 #[derive(Module, Debug)]
@@ -28,11 +28,11 @@ impl Embedding {
         let d = config.d_model;
         let std = |tables: usize| 0.125 / ((d * tables) as f64).sqrt();
         Embedding {
-            text: init.normal([config.text_vocab + config.text_len + 1, d], std(1)),
-            text_position: init.normal([config.text_len, d], std(1)),
-            image: init.normal([config.image_vocab + 1, d], std(1)),
-            row: init.normal([config.grid, d], std(2)),
-            column: init.normal([config.grid, d], std(2)),
+            text: init.normal(Role::Embedding, [config.text_vocab + config.text_len + 1, d], std(1)),
+            text_position: init.normal(Role::Embedding, [config.text_len, d], std(1)),
+            image: init.normal(Role::Embedding, [config.image_vocab + 1, d], std(1)),
+            row: init.normal(Role::Embedding, [config.grid, d], std(2)),
+            column: init.normal(Role::Embedding, [config.grid, d], std(2)),
         }
     }
 

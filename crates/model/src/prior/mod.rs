@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use tessera_kernels::{Plan, cross_entropy};
+use tessera_kernels::{Cpu, Plan, cross_entropy};
 
 pub use block::Block;
 pub use chain::{Activations, MixedPrecision, PriorGradients};
@@ -163,8 +163,8 @@ impl Prior {
             embed: Embedding::new(config, &mut init),
             blocks: (1..=config.n_layers).map(|layer| Block::new(config, layer, &mut init)).collect(),
             norm: LayerNorm::new(&mut init, d),
-            text_head: Linear::new(&mut init, [d, config.text_vocab + config.text_len], 0.0),
-            image_head: Linear::new(&mut init, [d, config.image_vocab], 0.0),
+            text_head: Linear::head(&mut init, [d, config.text_vocab + config.text_len], 0.0),
+            image_head: Linear::head(&mut init, [d, config.image_vocab], 0.0),
             config: config.clone(),
             plans: Plans::default(),
         }

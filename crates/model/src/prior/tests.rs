@@ -102,7 +102,7 @@ fn first_weights_have_the_deviations_of_sparse_transformers() {
     let config = PriorConfig { d_model: 64, text_vocab: 400, grid: 16, image_vocab: 300, ..config() };
     let prior = Prior::new(&config, 5, &Device::default());
     let residual = 1.0 / (2.0 * config.n_layers as f64).sqrt();
-    for weight in crate::weights::export(&prior) {
+    for weight in crate::nn::export(&prior) {
         let n = weight.values.len() as f64;
         let std = (weight.values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / n).sqrt();
         let name = weight.name.rsplit_once("blocks.").map_or(&*weight.name, |(_, rest)| &rest[2..]);
@@ -191,7 +191,7 @@ fn the_chain_gives_the_gradient_of_the_whole_graph() {
         cpu.scope(|| {
             let train = prior.clone().train();
             let loss = train.loss(&stream).loss;
-            let wanted = crate::weights::gradients(&train, loss.clone().backward()).unwrap();
+            let wanted = crate::nn::gradients(&train, loss.clone().backward()).unwrap();
             for activations in [Activations::Keep, Activations::Recompute] {
                 let got = prior.gradients(&stream, activations, None).unwrap();
                 assert_eq!(floats(got.loss.loss), floats(loss.clone()));
@@ -227,10 +227,10 @@ fn in_32_bits_no_scale_changes_a_gradient() {
 #[test]
 fn the_first_resblock_whose_output_is_not_finite_is_named() {
     let first = |name: &str, mixed| {
-        let mut weights = crate::weights::export(&prior());
+        let mut weights = crate::nn::export(&prior());
         let bias = weights.iter_mut().find(|weight| weight.name == name).unwrap();
         bias.values[0] = f32::NAN;
-        let prior = crate::weights::import(prior(), &weights).unwrap();
+        let prior = crate::nn::import(prior(), &weights).unwrap();
         let found = prior.gradients(&stream(), Activations::Recompute, mixed).unwrap();
         found.overflowed.first().copied()
     };
@@ -249,7 +249,7 @@ fn an_underflow_in_16_bits_stays_in_its_resblock() {
         let n = prior().n_resblocks();
         let lost = |scales: &[f32]| -> Vec<bool> {
             let [scaled, _] = mixed_and_plain(Some(SmallFloat::F16), scales);
-            let weights = crate::weights::export(&prior());
+            let weights = crate::nn::export(&prior());
             let of = |name: &str| {
                 let at = weights.iter().position(|weight| weight.name == name).unwrap();
                 scaled.gradients[at].iter().all(|&value| value == 0.0)

@@ -8,7 +8,7 @@ use tessera_kernels::{Plan, layer_norm_reference, linear_f32};
 
 use super::block::Block;
 use super::{ClipConfig, TowerConfig};
-use crate::nn::{Init, LayerNorm};
+use crate::nn::{Init, LayerNorm, Role};
 
 /// Patches `[B, n, 3·P²]` → embeddings `[B, E]`, not yet of unit length.
 #[derive(Module, Debug)]
@@ -37,13 +37,13 @@ impl ImageTower {
         let len = 1 + config.n_patches();
         ImageTower {
             // The variance of PyTorch's first weights of a convolution, which CLIP leaves as they are.
-            patch: init.normal([inputs, d], 1.0 / (3.0 * inputs as f64).sqrt()),
-            class: init.normal([d], std),
-            positions: init.normal([len, d], std),
+            patch: init.normal(Role::Head, [inputs, d], 1.0 / (3.0 * inputs as f64).sqrt()),
+            class: init.normal(Role::Embedding, [d], std),
+            positions: init.normal(Role::Embedding, [len, d], std),
             norm_in: LayerNorm::new(init, d),
             blocks: (0..n_layers).map(|_| Block::new(&config.image, config.gelu, init)).collect(),
             norm_out: LayerNorm::new(init, d),
-            projection: init.normal([d, config.embed], std),
+            projection: init.normal(Role::Head, [d, config.embed], std),
             plan: Arc::new(Plan::new((0..len).collect(), |_, _| true)),
         }
     }

@@ -1,12 +1,12 @@
 //! A contrastive model with its tokenizer: pictures and sentences in, how well they fit out.
 
-use anyhow::{Context, Result, ensure};
-use burn::tensor::{Device, Tensor, TensorData};
+use anyhow::{Result, ensure};
+use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
 use tessera_text::{Bpe, normalise};
 
 use super::{Cleaning, Clip, patches};
-use crate::weights::{ModelFile, check_count, export, import};
+use crate::nn::export;
 
 /// Pictures and captions that are embedded at once.
 const BATCH: usize = 32;
@@ -29,21 +29,19 @@ pub struct ReadCaption {
 }
 
 impl Reranker {
-    /// The contrastive model of a file.
+    /// A contrastive model with its tokenizer.
     ///
     /// # Errors
-    /// If it holds none, no tokenizer, or the two do not fit each other.
-    pub fn new(file: &ModelFile, device: &Device) -> Result<Reranker> {
-        let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
-        let reranker = Reranker { clip: file.clip(device)?, bpe: Bpe::from_json(tokenizer)? };
-        let (words, vocab) = (reranker.bpe.vocab_size(), reranker.clip.config().text_vocab);
+    /// If the two do not fit each other.
+    pub fn new(clip: Clip, bpe: Bpe) -> Result<Reranker> {
+        let (words, vocab) = (bpe.vocab_size(), clip.config().text_vocab);
         // CLIP's vocabulary lists its two marks among its tokens, ours does not.
-        let marks = if reranker.clip.config().cleaning == Cleaning::Clip { 0 } else { 2 };
+        let marks = if clip.config().cleaning == Cleaning::Clip { 0 } else { 2 };
         ensure!(
             words + marks <= vocab,
             "the tokenizer has {words} tokens, the text tower {vocab} with two marks"
         );
-        Ok(reranker)
+        Ok(Reranker { clip, bpe })
     }
 
     /// The tokens of a caption, cleaned as the model was trained.
@@ -123,18 +121,4 @@ fn rows(x: Tensor<2>) -> Result<Vec<Vec<f32>>> {
 /// The cosine of two embeddings of unit length.
 pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-impl ModelFile {
-    /// The contrastive model of the file.
-    pub fn clip(&self, device: &Device) -> Result<Clip> {
-        let config = self
-            .config
-            .rerank
-            .as_ref()
-            .context("the file holds no contrastive model; was it made by `train rerank`?")?;
-        config.check()?;
-        check_count("contrastive model", config.n_parameters(), &self.rerank)?;
-        import(Clip::new(config, 0, device), &self.rerank).context("contrastive model")
-    }
 }

@@ -57,7 +57,7 @@ fn openais_architectures_have_their_parameter_counts() {
     ] {
         assert_eq!(config.n_parameters(), wanted);
     }
-    let counted: usize = crate::weights::export(&clip()).iter().map(|tensor| tensor.values.len()).sum();
+    let counted: usize = crate::nn::export(&clip()).iter().map(|tensor| tensor.values.len()).sum();
     assert_eq!(counted as u128, small().n_parameters());
 }
 
@@ -97,7 +97,7 @@ fn the_first_weights_are_clips() {
     let config = ClipConfig { text_vocab: 2000, ..small() };
     let clip = Clip::new(&config, 1, &Device::default());
     let spread = |name: &str| {
-        let weights = crate::weights::export(&clip);
+        let weights = crate::nn::export(&clip);
         let weight = weights.iter().find(|weight| weight.name == name).expect(name);
         (weight.values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / weight.values.len() as f64).sqrt()
     };

@@ -9,7 +9,7 @@ use tessera_kernels::Plan;
 use super::block::Block;
 use super::image_tower::project;
 use super::{ClipConfig, TowerConfig};
-use crate::nn::{Init, LayerNorm};
+use crate::nn::{Init, LayerNorm, Role};
 
 /// Captions `[B, T]` → embeddings `[B, E]`, not yet of unit length.
 #[derive(Module, Debug)]
@@ -29,11 +29,11 @@ impl TextTower {
     pub(super) fn new(config: &ClipConfig, init: &mut Init) -> TextTower {
         let TowerConfig { width: d, n_layers, .. } = config.text;
         TextTower {
-            tokens: init.normal([config.text_vocab, d], 0.02),
-            positions: init.normal([config.context, d], 0.01),
+            tokens: init.normal(Role::Embedding, [config.text_vocab, d], 0.02),
+            positions: init.normal(Role::Embedding, [config.context, d], 0.01),
             blocks: (0..n_layers).map(|_| Block::new(&config.text, config.gelu, init)).collect(),
             norm_out: LayerNorm::new(init, d),
-            projection: init.normal([d, config.embed], 1.0 / (d as f64).sqrt()),
+            projection: init.normal(Role::Head, [d, config.embed], 1.0 / (d as f64).sqrt()),
         }
     }
 

@@ -3,13 +3,12 @@
 mod clip;
 mod file;
 mod openai_dvae;
-mod params;
 mod pickle;
 mod torch_file;
 
 pub use clip::read_clip;
 pub use file::{ModelConfig, ModelFile, Storage, model_id};
 pub use openai_dvae::read_openai_dvae;
-pub(crate) use params::check_count;
-pub use params::{Collected, HostTensor, export, gradients, import};
 pub use torch_file::read as read_torch_file;
+
+pub use crate::nn::{HostTensor, export, gradients, import};

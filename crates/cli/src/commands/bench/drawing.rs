@@ -64,7 +64,7 @@ struct DrawHead<'a> {
 impl ModuleMapper for DrawHead<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let is_head = param.dims()[..] == [self.config.d_model, self.config.image_vocab];
-        if is_head { self.init.normal(param.dims(), 0.02) } else { param }
+        if is_head { self.init.normal(Role::Head, param.dims(), 0.02) } else { param }
     }
 }
 

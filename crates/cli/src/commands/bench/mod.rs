@@ -33,7 +33,7 @@ struct Work {
 /// A work's name, and how it is set up.
 type Entry = (&'static str, fn() -> Result<Work>);
 
-const WORKS: [Entry; 22] = [
+const WORKS: [Entry; 24] = [
     ("gemm", kernels::gemm),
     ("conv", kernels::conv),
     ("gpt-step", training::gpt_step),

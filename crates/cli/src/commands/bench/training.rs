@@ -107,11 +107,11 @@ impl Gpt {
         let device = Device::flex();
         let mut init = Init::new(1, &device);
         Gpt {
-            tokens: init.normal([Self::VOCAB, Self::D], 0.02),
-            positions: init.normal([Self::LEN, Self::D], 0.02),
+            tokens: init.normal(Role::Embedding, [Self::VOCAB, Self::D], 0.02),
+            positions: init.normal(Role::Embedding, [Self::LEN, Self::D], 0.02),
             blocks: (1..=config.n_layers).map(|layer| Block::new(&config, layer, &mut init)).collect(),
             norm: LayerNorm::new(&mut init, Self::D),
-            head: init.normal([Self::D, Self::VOCAB], 0.02),
+            head: init.normal(Role::Head, [Self::D, Self::VOCAB], 0.02),
         }
     }
 

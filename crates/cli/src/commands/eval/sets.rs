@@ -56,7 +56,7 @@ pub fn reranker(path: Option<&Path>) -> Result<Reranker> {
         None => model_file(None)?,
     };
     let named = || path.map_or("the embedded model".to_string(), |path| path.display().to_string());
-    Reranker::new(&file, &Default::default()).with_context(named)
+    file.reranker(&Default::default()).with_context(named)
 }
 
 /// What a network sees in the pictures under `path`, each first changed by `change`, which `changed` names.

@@ -147,7 +147,7 @@ fn the_whole_shape_of_vit_b_32_gives_open_clips_embeddings() {
     let config = config(&weights, Gelu::Quick).unwrap();
     assert_eq!(config.n_parameters(), 151_277_313);
     let clip = Clip::new(&config, 0, &Device::default());
-    let clip = crate::weights::import(clip, &weights.into_values().collect::<Vec<_>>()).unwrap();
+    let clip = crate::nn::import(clip, &weights.into_values().collect::<Vec<_>>()).unwrap();
     hold(&clip, &serde_json::from_slice(&fixture("full.json")).unwrap());
 }
 

@@ -1,0 +1,88 @@
+//! What a parameter is for, declared where it is made: weight decay and 16-bit storage follow the role, never a name.
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::Tensor;
+
+/// The role of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A matrix or filter inside a block: it decays, and 16 bits are enough for it (paper §D.2).
+    Matrix,
+    /// A matrix next to pixels, tokens, codes or embeddings: it decays and keeps 32 bits.
+    Head,
+    /// Learned input vectors (tokens, positions, marks): they do not decay and keep 32 bits.
+    Embedding,
+    /// Gains, biases and a temperature: they do not decay and keep 32 bits.
+    Vector,
+}
+
+/// Bits of a parameter's id that hold its role. Burn copies the id with the parameter.
+const BITS: u32 = 2;
+
+impl Role {
+    const ALL: [Role; 1 << BITS] = [Role::Matrix, Role::Head, Role::Embedding, Role::Vector];
+
+    /// A new id for a parameter of this role.
+    pub(super) fn id(self) -> ParamId {
+        ParamId::from(ParamId::new().val() << BITS | self as u64)
+    }
+
+    /// The role of a parameter that [`Init`](super::Init) made.
+    fn of(id: ParamId) -> Role {
+        Role::ALL[id.val() as usize % Role::ALL.len()]
+    }
+
+    /// Whether AdamW's weight decay acts on it.
+    pub fn decays(self) -> bool {
+        match self {
+            Role::Matrix | Role::Head => true,
+            Role::Embedding | Role::Vector => false,
+        }
+    }
+
+    /// Whether it and what belongs to it may be stored in 16 bits.
+    pub fn may_be_small(self) -> bool {
+        match self {
+            Role::Matrix => true,
+            Role::Head | Role::Embedding | Role::Vector => false,
+        }
+    }
+}
+
+/// The roles of all parameters of `module`, in the order of [`export`](super::export).
+pub fn roles(module: &impl Module) -> Vec<Role> {
+    let mut roles = Roles(Vec::new());
+    module.visit(&mut roles);
+    roles.0
+}
+
+struct Roles(Vec<Role>);
+
+impl ModuleVisitor for Roles {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0.push(Role::of(param.id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::nn::{Conv2d, Init, LayerNorm, Linear, export, import};
+
+    #[test]
+    fn roles_survive_copies_imports_and_training() {
+        for role in Role::ALL {
+            assert_eq!(Role::of(role.id()), role);
+        }
+        let device = Device::default();
+        let init = &mut Init::new(1, &device);
+        let linear = Linear::new(init, [2, 3], 0.1);
+        let linear = import(linear.clone(), &export(&linear)).unwrap().train();
+        assert_eq!(roles(&linear), [Role::Matrix, Role::Vector]);
+        assert_eq!(roles(&Linear::head(init, [2, 3], 0.1)), [Role::Head, Role::Vector]);
+        assert_eq!(roles(&Conv2d::head(init, [2, 3], 1)), [Role::Head, Role::Vector]);
+        assert_eq!(roles(&LayerNorm::new(init, 2)), [Role::Vector, Role::Vector]);
+    }
+}
