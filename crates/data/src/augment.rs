@@ -20,6 +20,8 @@ pub enum Augment {
     Stage1,
     /// Listing 2: a square near the middle, scaled to 8/8 to 9/8 of the target, any crop, never mirrored.
     Stage2,
+    /// Any square, scaled to the target, never mirrored: CLIP's (Radford et al. 2021).
+    RandomSquare,
     /// The middle square, scaled to the target: for validation.
     CentreOnly,
 }
@@ -50,6 +52,11 @@ pub fn augment(image: &RgbImage, target: u32, kind: Augment, rng: &mut impl Rng)
             let top = in_middle_quarter(rng, height - side);
             let scaled = between(rng, target, limit(9));
             scale_and_crop(image, Square { left, top, side }, scaled, target, rng)
+        }
+        Augment::RandomSquare => {
+            let left = between(rng, 0, width - side);
+            let top = between(rng, 0, height - side);
+            resize(image, Square { left, top, side }, target, Filter::Area)
         }
         Augment::CentreOnly => resize(image, Square::centre(image), target, Filter::Area),
     }
@@ -96,7 +103,7 @@ mod tests {
 
     #[test]
     fn every_kind_gives_the_target_size() {
-        for kind in [Augment::Stage1, Augment::Stage2, Augment::CentreOnly] {
+        for kind in [Augment::Stage1, Augment::Stage2, Augment::RandomSquare, Augment::CentreOnly] {
             for (width, height) in [(32, 32), (33, 80), (64, 64), (72, 40), (200, 32)] {
                 for index in 0..20 {
                     assert_eq!(crop(&gradient(width, height), 32, kind, index).dimensions(), (32, 32));
@@ -131,6 +138,18 @@ mod tests {
         let offsets: Vec<u32> = (0..500).map(|_| in_middle_quarter(&mut rng, 80)).collect();
         assert_eq!((offsets.iter().min(), offsets.iter().max()), (Some(&30), Some(&49)));
         assert_eq!(in_middle_quarter(&mut rng, 0), 0);
+    }
+
+    /// Of 96 x 32 pixels at target 32 nothing is scaled: the crop's first column says where it was cut.
+    #[test]
+    fn a_random_square_lies_anywhere_and_is_whole() {
+        let image = gradient(96, 32);
+        let lefts: Vec<u8> =
+            (0..500).map(|i| crop(&image, 32, Augment::RandomSquare, i).get_pixel(0, 0).0[0] / 3).collect();
+        assert_eq!((lefts.iter().min(), lefts.iter().max()), (Some(&0), Some(&64)));
+        let square = gradient(48, 48);
+        let centre = crop(&square, 32, Augment::CentreOnly, 0);
+        assert!((0..20).all(|i| crop(&square, 32, Augment::RandomSquare, i) == centre));
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub struct DataConfig {
     /// Random crops that the dVAE is trained on: `stage1` (paper §A.2: 9/8 to 12/8 of the target size, mirrored half
     /// of the time) or `stage2` (§B.2: 8/8 to 9/8, never mirrored).
     pub dvae_crop: Augment,
-    /// Probability of skipping a BPE merge (paper §2.2: 0.1).
+    /// Probability of skipping a BPE merge when the prior is trained (paper §2.2: 0.1).
     pub bpe_dropout: f32,
     /// Probability of training a picture without its caption, so that drawing can be guided.
     pub caption_drop: f32,
@@ -121,6 +121,10 @@ pub struct DataConfig {
     /// share between 0 and this. What is predicted stays as it is (the paper: 0). Against learning a small set by heart from
     /// its first tokens instead of from the words, and against being lost after one unlucky draw.
     pub token_noise: f32,
+    /// Random crops that the contrastive model is trained on: `random-square` (CLIP), `stage1` or `stage2`.
+    pub rerank_crop: Augment,
+    /// Probability of skipping a BPE merge when the contrastive model is trained (CLIP: 0).
+    pub rerank_bpe_dropout: f32,
     /// Share of the pictures that the contrastive model sees as they come out of a dVAE's tokens, since what it ranks are drawings (CLIP: 0).
     pub reconstructed: f32,
     /// Differently cropped encodings of each training picture (paper §B.2, Listing 2).
@@ -166,7 +170,7 @@ pub struct FitConfig {
     /// What the optimizer's moments are stored as: `full` or, for matrices and filters inside blocks, the paper's 16 bits,
     /// `small`.
     pub moments: Moments,
-    /// Decay of the weights' moving average.
+    /// Decay of the weights' moving average; 0 for none: the weights themselves are validated and shipped.
     pub ema: f64,
     /// Updates between two averagings.
     pub ema_every: u64,
@@ -288,6 +292,7 @@ impl RelaxConfig {
         );
         ensure!(self.data.copies >= 1, "data.copies = 0: wanted at least 1");
         in_range("data.bpe_dropout", self.data.bpe_dropout.into(), 0.0..=1.0)?;
+        in_range("data.rerank_bpe_dropout", self.data.rerank_bpe_dropout.into(), 0.0..=1.0)?;
         in_range("data.caption_drop", self.data.caption_drop.into(), 0.0..=1.0)?;
         in_range("data.token_noise", self.data.token_noise.into(), 0.0..=1.0)?;
         in_range("data.reconstructed", self.data.reconstructed.into(), 0.0..=1.0)?;

@@ -210,9 +210,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         Ok(figures)
     }
 
-    /// The model with the averaged weights.
+    /// The model with the averaged weights, or with the weights themselves if none are averaged.
     pub fn averaged(&self) -> Result<T::Model> {
-        import(self.model.clone(), &self.state.average)
+        let weights = if self.config.ema == 0.0 { &self.state.weights } else { &self.state.average };
+        import(self.model.clone(), weights)
     }
 }
 
@@ -404,6 +405,18 @@ mod tests {
         (0..20).for_each(|_| drop(trainer.step().unwrap()));
         let wanted = 0.9 * first + 0.1 * weight;
         assert!((trainer.state.average[0].values[0] - wanted).abs() < 1e-6 && first != weight);
+    }
+
+    /// An average with a decay of 0 would still be one update behind.
+    #[test]
+    fn without_an_average_the_newest_weights_are_shipped() {
+        let task = Overflowing(|_| false);
+        for (ema, is_shipped) in [(0.0, true), (0.5, false)] {
+            let config = FitConfig { ema, ema_every: 1, ema_rise: false, ..config() };
+            let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
+            (0..5).for_each(|_| drop(trainer.step().unwrap()));
+            assert_eq!(export(&trainer.averaged().unwrap()) == trainer.state.weights, is_shipped);
+        }
     }
 
     /// The loss of `Overflowing` stays at 1, so that windows of 10 updates are soon all alike.

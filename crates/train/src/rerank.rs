@@ -158,10 +158,10 @@ impl RerankTask<'_> {
         let rng = |purpose| item_rng(self.seed, purpose, step, slot);
         let sample = &self.train[item];
         let side = self.config.rerank.image_size as u32;
-        let image = augment(&sample.image, side, Augment::Stage2, &mut rng(Purpose::Augment))?;
+        let image = augment(&sample.image, side, self.config.data.rerank_crop, &mut rng(Purpose::Augment))?;
         let caption = below(&mut rng(Purpose::CaptionChoice), sample.captions.len() as u64) as usize;
         let caption = sample.captions.get(caption).context("a picture has no caption")?;
-        let dropout = self.config.data.bpe_dropout;
+        let dropout = self.config.data.rerank_bpe_dropout;
         let tokens =
             self.bpe.encode_with_dropout(&normalise(caption), dropout, &mut rng(Purpose::BpeDropout))?;
         Ok((image, self.config.rerank.slots(&tokens).0))
@@ -381,6 +381,31 @@ mod tests {
         };
         assert_eq!((differing(0.0), differing(1.0)), (0, 12));
         assert!((2..11).contains(&differing(0.5)));
+    }
+
+    /// The fixture's pictures are square, so that a random square is the whole picture.
+    #[test]
+    fn by_clips_paper_captions_are_read_as_in_evaluation_and_pictures_are_not_scaled() {
+        let examples = |crop: Augment, dropout: f32| {
+            let mut config = config(1);
+            config.rerank.image_size = 16; // half of the fixture's, so that there is something to cut
+            (config.data.rerank_crop, config.data.rerank_bpe_dropout) = (crop, dropout);
+            with_task(&config, |task, _| {
+                let side = config.rerank.image_size as u32;
+                let (image, _) = pair(&task.train[0], side).unwrap();
+                let plain = |caption: &String| task.bpe.encode(&normalise(caption)).unwrap();
+                let captions = task.train[0].captions.iter();
+                let plain: Vec<_> = captions.map(|caption| config.rerank.slots(&plain(caption)).0).collect();
+                let examples = (0..50).map(|step| task.example(0, step, 0).unwrap());
+                let alike = examples.map(|(crop, slots)| (crop == image, plain.contains(&slots)));
+                alike.collect::<Vec<_>>()
+            })
+        };
+        let clip = Config::resolve("paper", &[]).unwrap().data;
+        let same = examples(clip.rerank_crop, clip.rerank_bpe_dropout);
+        assert!(same.iter().all(|same| *same == (true, true)));
+        let differ = examples(Augment::Stage2, 0.1);
+        assert!(differ.iter().any(|same| !same.0) && differ.iter().any(|same| !same.1));
     }
 
     #[test]
