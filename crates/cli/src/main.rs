@@ -6,6 +6,7 @@
 mod args;
 mod commands;
 mod digits;
+mod memory;
 
 use std::io;
 use std::process::ExitCode;

@@ -2,6 +2,7 @@
 
 mod bpe;
 mod buffer;
+mod capacity;
 mod config;
 pub mod dist;
 mod dvae;
@@ -24,6 +25,7 @@ mod schedule;
 pub use bpe::train_bpe;
 pub use config::{ChainConfig, Config, DataConfig, FitConfig, RelaxConfig, Storage};
 pub use dvae::train_dvae;
+pub use capacity::{Need, Stage};
 pub use encode::{encode, held_out_codes, held_out_pictures, held_out_subjects};
 pub use fit::{Outcome, Task, Trainer};
 pub use gradient::{Gradient, Loss, differentiate};

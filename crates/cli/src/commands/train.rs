@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use tessera_model::weights::{ModelFile, Storage};
-use tessera_train::{Config, Outcome, RerankInputs, RunOptions};
+use tessera_train::{Config, Need, Outcome, RerankInputs, RunOptions, Stage};
 
 use super::say;
 use crate::args::{Common, Encode, Settings, TrainTask};
+use crate::memory::present_bytes;
 
 pub fn run(task: TrainTask) -> Result<()> {
     match task {
@@ -18,17 +19,17 @@ pub fn run(task: TrainTask) -> Result<()> {
             say(format_args!("{} tokens in {}", bpe.vocab_size(), path.display()))
         }
         TrainTask::Dvae(common) => {
-            let (config, stop) = (resolve(&common.settings)?, stop_on_ctrl_c()?);
+            let (config, stop) = (fitting(&common.settings, Stage::Dvae)?, stop_on_ctrl_c()?);
             let train = || tessera_train::train_dvae(&config, &common.data, &options(&common), &stop);
             report(config.cpu()?.scope(train)?, &common.run)
         }
         TrainTask::Prior { common, bpe } => {
-            let (config, stop) = (resolve(&common.settings)?, stop_on_ctrl_c()?);
+            let (config, stop) = (fitting(&common.settings, Stage::Prior)?, stop_on_ctrl_c()?);
             let train = || tessera_train::train_prior(&config, &common.data, &bpe, &options(&common), &stop);
             report(config.cpu()?.scope(train)?, &common.run)
         }
         TrainTask::Rerank { common, bpe, dvae } => {
-            let (config, stop) = (resolve(&common.settings)?, stop_on_ctrl_c()?);
+            let (config, stop) = (fitting(&common.settings, Stage::Rerank)?, stop_on_ctrl_c()?);
             let inputs = RerankInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
             let train = || tessera_train::train_rerank(&config, inputs, &options(&common), &stop);
             report(config.cpu()?.scope(train)?, &common.run)
@@ -49,6 +50,15 @@ pub fn encode(args: &Encode) -> Result<()> {
 
 fn resolve(settings: &Settings) -> Result<Config> {
     Config::resolve(&settings.config, &settings.sets)
+}
+
+/// The config, if this machine can hold the training of `stage`.
+fn fitting(settings: &Settings, stage: Stage) -> Result<Config> {
+    let config = resolve(settings)?;
+    if let Some(present) = present_bytes() {
+        Need::new(&config, stage).ensure_fits(stage, present)?;
+    }
+    Ok(config)
 }
 
 /// A flag that the first Ctrl-C raises; a second one ends the program at once.

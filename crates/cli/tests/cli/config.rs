@@ -47,3 +47,24 @@ fn values_are_checked_before_a_run_begins() {
         assert!(error.contains(wanted), "{set}: {error}");
     }
 }
+
+/// Each has more than 3 · 10¹¹ weights, with 20 bytes or more for each of them.
+#[test]
+fn a_config_that_no_machine_holds_ends_before_anything_is_allocated() {
+    for (task, more, sets) in [
+        ("dvae", &[][..], "dvae.n_hid=4194304"),
+        ("prior", &["--bpe", "none.json"], "prior.n_layers=16000"),
+        ("rerank", &["--bpe", "none.json"], "rerank.image.width=49152"),
+    ] {
+        let dir = folder();
+        let data = fixture();
+        let train = ["train", task, "--data", &data, "--run", "run", "--config", "paper", "--set", sets];
+        let error = mistake(dir.path(), &[&train[..], more].concat());
+        for part in
+            ["in one process needs at least", "weights", "activations", "this machine has", "tessera plan"]
+        {
+            assert!(error.contains(part), "{task}: no {part:?} in {error}");
+        }
+        assert!(entries(dir.path()).is_empty(), "{task} began a run");
+    }
+}

@@ -14,7 +14,7 @@ const SMALL: f64 = 2.0;
 const FULL: f64 = 4.0;
 /// Numbers a resblock of attention and one of the MLP keep for their backward pass, in widths of the stream a position: norm,
 /// queries, keys, values, attended, output; norm, hidden before and after its activation, output.
-const INSIDE: [f64; 2] = [6.0, 10.0];
+pub(crate) const INSIDE: [f64; 2] = [6.0, 10.0];
 
 /// The machines.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
