@@ -199,6 +199,19 @@ mod tests {
         assert!(drawn.iter().all(|ids| bpe.decode(ids).unwrap() == text));
     }
 
+    /// " a" is one merge of two bytes, so that it is split as often as that merge is skipped.
+    #[test]
+    fn a_merge_is_skipped_with_the_asked_probability() {
+        let bpe = bpe();
+        assert_eq!(bpe.encode("a").unwrap().len(), 1);
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        for (dropout, expected) in [(0.1, 1_000), (0.5, 5_000)] {
+            let mut split = || bpe.encode_with_dropout("a", dropout, &mut rng).unwrap().len() == 2;
+            let splits = (0..10_000).filter(|_| split()).count();
+            assert!(splits.abs_diff(expected) < 150, "{splits} of 10,000 split at {dropout}");
+        }
+    }
+
     #[test]
     fn the_same_generator_state_gives_the_same_dropout() {
         let bpe = bpe();

@@ -198,11 +198,6 @@ pub struct RelaxConfig {
     pub tau_steps: u64,
 }
 
-impl Config {
-    /// Resolves `name` (a preset, or a TOML file with a `preset` key) and then each `key=value` of `sets`.
-    ///
-    /// # Errors
-    /// An unknown preset, file or key, a value of the wrong type, or sizes that do not fit each other.
 impl RelaxConfig {
     /// The weight of the KL term in update `step`.
     pub fn beta_at(&self, step: u64) -> f64 {
@@ -215,6 +210,11 @@ impl RelaxConfig {
     }
 }
 
+impl Config {
+    /// Resolves `name` (a preset, or a TOML file with a `preset` key) and then each `key=value` of `sets`.
+    ///
+    /// # Errors
+    /// An unknown preset, file or key, a value of the wrong type, or sizes that do not fit each other.
     pub fn resolve(name: &str, sets: &[String]) -> Result<Config> {
         let mut table = match preset(name, 0) {
             Some(table) => table?,

@@ -14,6 +14,8 @@ mod golden;
 mod gradient;
 mod log;
 mod optim;
+#[cfg(test)]
+mod paper;
 mod picture;
 mod precision;
 mod prior;
@@ -23,9 +25,9 @@ mod run_dir;
 mod schedule;
 
 pub use bpe::train_bpe;
+pub use capacity::{Need, Stage};
 pub use config::{ChainConfig, Config, DataConfig, FitConfig, RelaxConfig, Storage};
 pub use dvae::train_dvae;
-pub use capacity::{Need, Stage};
 pub use encode::{encode, held_out_codes, held_out_pictures, held_out_subjects};
 pub use fit::{Outcome, Task, Trainer};
 pub use gradient::{Gradient, Loss, differentiate};

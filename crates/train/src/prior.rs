@@ -12,7 +12,7 @@ use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices, item_rng};
 use tessera_eval::{LabelledCodes, conditioning};
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::Dvae;
-use tessera_model::prior::{MixedPrecision, Prior, PriorGradients, Stream, caption_slots};
+use tessera_model::prior::{MixedPrecision, Prior, PriorConfig, PriorGradients, Stream, caption_slots};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 use tessera_model::{Decoder, Drawing, Event, Request};
 use tessera_text::{Bpe, normalise};
@@ -69,13 +69,14 @@ pub fn train_prior(
             let theirs =
                 file.config.prior.clone().map(|prior| PriorConfig { logits: config.prior.logits, ..prior });
             ensure!(
-                theirs == Some(&config.prior),
+                theirs.as_ref() == Some(&config.prior),
                 "--init holds a prior of {theirs:?}, wanted {:?}",
                 config.prior
             );
             ensure!(file.fingerprint()? == codes.dvae, "--init was trained on the codes of another dVAE");
             ensure!(file.tokenizer.as_ref() == Some(&json), "--init was trained with another tokenizer");
-            file.prior(&device)?
+            ModelFile { config: ModelConfig { prior: theirs, ..file.config.clone() }, ..file }
+                .prior(&device)?
         }
         None => Prior::new(&config.prior, seed, &device),
     };
