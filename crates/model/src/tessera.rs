@@ -180,7 +180,16 @@ impl Tessera {
     /// # Errors
     /// If it wants the best of a model that has no reranker, or of fewer than it draws.
     pub fn job(&self, request: Request) -> Result<Job<'_>> {
-        let caption = self.read_prompt(&request.prompt)?.tokens;
+        let caption = self.read_prompt(&request.prompt)?;
+        self.job_of(&caption, request)
+    }
+
+    /// The same for a prompt that [`Tessera::read_prompt`] has already read.
+    ///
+    /// # Errors
+    /// As for [`Tessera::job`].
+    pub fn job_of(&self, prompt: &ReadPrompt, request: Request) -> Result<Job<'_>> {
+        let caption = prompt.tokens.clone();
         let negative = self.read_prompt(&request.negative)?.tokens;
         let rank = |best: usize| {
             let reranker =
@@ -218,7 +227,7 @@ impl ModelFile {
         let config = self.config.dvae.as_ref().context("the file holds no dVAE")?;
         config.check()?;
         check_count("dVAE", config.n_parameters().iter().sum(), &self.dvae)?;
-        import(Dvae::new(config, 0, device), &self.dvae).context("dVAE")
+        import(Dvae::blank(config, device), &self.dvae).context("dVAE")
     }
 
     /// The prior of the file.
@@ -227,7 +236,7 @@ impl ModelFile {
             self.config.prior.as_ref().context("the file holds no prior; was it made by `train prior`?")?;
         config.check()?;
         check_count("prior", config.n_parameters(), &self.prior)?;
-        import(Prior::new(config, 0, device), &self.prior).context("prior")
+        import(Prior::blank(config, device), &self.prior).context("prior")
     }
 
     /// The contrastive model of the file.
@@ -239,7 +248,7 @@ impl ModelFile {
             .context("the file holds no contrastive model; was it made by `train rerank`?")?;
         config.check()?;
         check_count("contrastive model", config.n_parameters(), &self.rerank)?;
-        import(Clip::new(config, 0, device), &self.rerank).context("contrastive model")
+        import(Clip::blank(config, device), &self.rerank).context("contrastive model")
     }
 
     /// The contrastive model of the file with its tokenizer.

@@ -133,7 +133,15 @@ pub struct Dvae {
 impl Dvae {
     /// A dVAE with weights drawn from `seed`.
     pub fn new(config: &DvaeConfig, seed: u64, device: &Device) -> Dvae {
-        let mut init = Init::new(seed, device);
+        Dvae::with(config, Init::new(seed, device))
+    }
+
+    /// A dVAE whose weights are zero, to be imported.
+    pub(crate) fn blank(config: &DvaeConfig, device: &Device) -> Dvae {
+        Dvae::with(config, Init::blank(device))
+    }
+
+    fn with(config: &DvaeConfig, mut init: Init) -> Dvae {
         Dvae { encoder: Encoder::new(config, &mut init), decoder: Decoder::new(config, &mut init) }
     }
 

@@ -9,19 +9,29 @@ use super::Role;
 
 /// Draws initial weights in the order that a model asks for them.
 pub struct Init<'a> {
-    rng: ChaCha8Rng,
+    /// Nothing if all weights are zero.
+    rng: Option<ChaCha8Rng>,
     device: &'a Device,
 }
 
 impl<'a> Init<'a> {
     /// A generator whose draws are a function of `seed` alone.
     pub fn new(seed: u64, device: &'a Device) -> Init<'a> {
-        Init { rng: ChaCha8Rng::seed_from_u64(seed), device }
+        Init { rng: Some(ChaCha8Rng::seed_from_u64(seed)), device }
+    }
+
+    /// All weights are zero, for a model whose weights are imported next: drawing them would take longer than reading them.
+    pub fn blank(device: &'a Device) -> Init<'a> {
+        Init { rng: None, device }
     }
 
     /// Normal weights of mean 0 and standard deviation `std`.
     pub fn normal<const D: usize>(&mut self, role: Role, shape: [usize; D], std: f64) -> Param<Tensor<D>> {
-        let values = (0..shape.iter().product()).map(|_| (self.gaussian() * std) as f32).collect();
+        let n = shape.iter().product();
+        let values = match &mut self.rng {
+            Some(rng) => (0..n).map(|_| (gaussian(rng) * std) as f32).collect(),
+            None => vec![0.0; n],
+        };
         self.param(role, values, shape)
     }
 
@@ -41,18 +51,26 @@ impl<'a> Init<'a> {
         param.id = role.id();
         param
     }
+}
 
-    /// Standard normal by Box-Muller.
-    fn gaussian(&mut self) -> f64 {
-        let mut unit = || (f64::from(self.rng.next_u32()) + 0.5) / 2f64.powi(32);
-        let (u, v) = (unit(), unit());
-        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
-    }
+/// Standard normal by Box-Muller.
+fn gaussian(rng: &mut ChaCha8Rng) -> f64 {
+    let mut unit = || (f64::from(rng.next_u32()) + 0.5) / 2f64.powi(32);
+    let (u, v) = (unit(), unit());
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_blank_model_has_zeros_in_the_shapes_of_a_drawn_one() {
+        let device = Device::default();
+        let [drawn, blank] = [Init::new(3, &device), Init::blank(&device)].map(|mut init| init.normal(Role::Matrix, [3, 2], 0.5));
+        assert_eq!(drawn.dims(), blank.dims());
+        assert_eq!(blank.val().into_data().try_to_vec::<f32>().unwrap(), [0.0; 6]);
+    }
 
     #[test]
     fn normal_has_the_asked_deviation_and_repeats() {

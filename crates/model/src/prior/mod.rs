@@ -157,7 +157,15 @@ impl Prior {
     /// A prior with weights drawn from `seed`, by the table of Child et al. 2019 (paper §B.1): matrices
     /// N(0, 0.125/√fan_in), residual outputs scaled further by 1/√(2·layers), logit matrices 0.
     pub fn new(config: &PriorConfig, seed: u64, device: &Device) -> Prior {
-        let mut init = Init::new(seed, device);
+        Prior::with(config, Init::new(seed, device))
+    }
+
+    /// A prior whose weights are zero, to be imported.
+    pub(crate) fn blank(config: &PriorConfig, device: &Device) -> Prior {
+        Prior::with(config, Init::blank(device))
+    }
+
+    fn with(config: &PriorConfig, mut init: Init) -> Prior {
         let d = config.d_model;
         Prior {
             embed: Embedding::new(config, &mut init),

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use image_tower::ImageTower;
 pub use loss::{ContrastiveLoss, contrastive, unit_rows};
 pub use preprocess::{patches, square};
-pub use reranker::{ReadCaption, Reranker, cosine};
+pub use reranker::{EncodedCaption, ReadCaption, Reranker, cosine};
 pub use text_tower::TextTower;
 
 use crate::nn::Init;
@@ -168,7 +168,15 @@ pub struct Clip {
 impl Clip {
     /// A model with CLIP's first weights, a function of `seed`; cosines are multiplied by 1/0.07.
     pub fn new(config: &ClipConfig, seed: u64, device: &Device) -> Clip {
-        let mut init = Init::new(seed, device);
+        Clip::with(config, Init::new(seed, device))
+    }
+
+    /// A model whose weights are zero, to be imported.
+    pub(crate) fn blank(config: &ClipConfig, device: &Device) -> Clip {
+        Clip::with(config, Init::blank(device))
+    }
+
+    fn with(config: &ClipConfig, mut init: Init) -> Clip {
         let image = ImageTower::new(config, &mut init);
         let text = TextTower::new(config, &mut init);
         let log_scale = init.zeros([1]).map(|zero| zero + -(0.07_f64.ln()));

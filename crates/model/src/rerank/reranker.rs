@@ -19,6 +19,15 @@ pub struct Reranker {
     pub bpe: Bpe,
 }
 
+/// A caption as the text tower reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedCaption {
+    /// As many ids as the tower has positions.
+    pub ids: Vec<u32>,
+    /// Tokens behind the text tower's last position.
+    pub dropped_tokens: usize,
+}
+
 /// A caption's embedding and what of it was not read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadCaption {
@@ -54,20 +63,30 @@ impl Reranker {
 
     /// Embeddings of captions; a caption that is too long is cut.
     pub fn captions<S: AsRef<str>>(&self, captions: &[S]) -> Result<Vec<ReadCaption>> {
-        let mut read = Vec::with_capacity(captions.len());
+        let encoded = captions.iter().map(|caption| self.encode(caption.as_ref()));
+        let encoded = encoded.collect::<Result<Vec<_>>>()?;
+        let embeddings = self.embed(&encoded.iter().collect::<Vec<_>>())?;
+        let read = |(caption, embedding): (EncodedCaption, _)| ReadCaption {
+            embedding,
+            dropped_tokens: caption.dropped_tokens,
+        };
+        Ok(encoded.into_iter().zip(embeddings).map(read).collect())
+    }
+
+    /// A caption as ids; one that is too long is cut.
+    pub fn encode(&self, caption: &str) -> Result<EncodedCaption> {
+        let (ids, dropped_tokens) = self.clip.config().slots(&self.tokens(caption)?);
+        Ok(EncodedCaption { ids, dropped_tokens })
+    }
+
+    /// Embeddings of captions, `[E]` each, of unit length.
+    pub fn embed(&self, captions: &[&EncodedCaption]) -> Result<Vec<Vec<f32>>> {
+        let mut embeddings = Vec::with_capacity(captions.len());
         for batch in captions.chunks(BATCH) {
-            let slots =
-                batch.iter().map(|caption| Ok(self.clip.config().slots(&self.tokens(caption.as_ref())?)));
-            let slots = slots.collect::<Result<Vec<_>>>()?;
-            let ids: Vec<u32> = slots.iter().flat_map(|(ids, _)| ids.iter().copied()).collect();
-            let rows = rows(self.clip.embed_texts(&ids))?;
-            read.extend(
-                rows.into_iter()
-                    .zip(slots)
-                    .map(|(embedding, (_, dropped_tokens))| ReadCaption { embedding, dropped_tokens }),
-            );
+            let ids: Vec<u32> = batch.iter().flat_map(|caption| caption.ids.iter().copied()).collect();
+            embeddings.extend(rows(self.clip.embed_texts(&ids))?);
         }
-        Ok(read)
+        Ok(embeddings)
     }
 
     /// Embeddings of pictures of any sizes, `[E]` each, of unit length.

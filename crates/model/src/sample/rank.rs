@@ -7,12 +7,12 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 use super::Picture;
-use crate::rerank::{Reranker, cosine};
+use crate::rerank::{EncodedCaption, Reranker, cosine};
 
 /// Keeps the best of a stream of pictures; holds no more than it keeps, whatever it is shown.
 pub struct Ranking<'a> {
     reranker: &'a Reranker,
-    caption: String,
+    caption: EncodedCaption,
     /// The caption's embedding, of unit length, once it is needed.
     embedding: Option<Vec<f32>>,
     keep: usize,
@@ -24,10 +24,16 @@ impl<'a> Ranking<'a> {
     /// Will keep `keep` pictures of `caption`.
     ///
     /// # Errors
-    /// If `keep` is 0.
+    /// If `keep` is 0, or the caption cannot be encoded.
     pub fn new(reranker: &'a Reranker, caption: &str, keep: usize) -> Result<Ranking<'a>> {
         ensure!(keep > 0, "the best 0 pictures: wanted at least 1");
-        Ok(Ranking { reranker, caption: caption.to_string(), embedding: None, keep, best: Vec::new() })
+        let caption = reranker.encode(caption)?;
+        Ok(Ranking { reranker, caption, embedding: None, keep, best: Vec::new() })
+    }
+
+    /// Tokens at the end of the caption that the reranker does not read.
+    pub fn dropped_tokens(&self) -> usize {
+        self.caption.dropped_tokens
     }
 
     /// Scores pictures and keeps the best so far. All that one reranker is shown it looks at together. Rankings that are shown none only have
@@ -93,9 +99,9 @@ fn read_captions(reranker: &Reranker, rankings: &mut [(&mut Ranking, Vec<Picture
         .map(|(ranking, _)| &mut **ranking)
         .filter(|ranking| ranking.embedding.is_none())
         .collect();
-    let captions: Vec<&str> = unread.iter().map(|ranking| ranking.caption.as_str()).collect();
-    let read = reranker.captions(&captions)?;
-    unread.iter_mut().zip(read).for_each(|(ranking, read)| ranking.embedding = Some(read.embedding));
+    let captions: Vec<&EncodedCaption> = unread.iter().map(|ranking| &ranking.caption).collect();
+    let embeddings = reranker.embed(&captions)?;
+    unread.iter_mut().zip(embeddings).for_each(|(ranking, read)| ranking.embedding = Some(read));
     Ok(())
 }
 
