@@ -22,6 +22,15 @@ fn a_work_is_one_json_object_with_all_fields() {
     assert!(0.0 < seconds && min == seconds && max == seconds, "one round: {figures}");
 }
 
+/// Each work runs in a process of its own, which has to be told.
+#[test]
+fn all_works_use_the_threads_that_were_asked_for() {
+    let args = ["bench", "gemm", "conv", "--rounds", "1", "--json", "--threads", "1"];
+    let said = succeed(folder().path(), &args).stdout;
+    let threads = |line: &str| serde_json::from_str::<Value>(line).unwrap()["threads"].clone();
+    assert_eq!(said.lines().map(threads).collect::<Vec<_>>(), [1, 1], "{said}");
+}
+
 #[test]
 fn an_unknown_work_is_refused_with_the_names_of_all() {
     let error = mistake(folder().path(), &["bench", "gem"]);
