@@ -4,8 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use image::{ImageFormat, RgbImage};
+use image::RgbImage;
 use serde::{Deserialize, Serialize};
+use tessera_data::atomic;
+use tessera_data::picture::encode_png;
 use tessera_model::{Event, Picture, Request, Sampling, Tessera};
 
 /// The file that says what a folder's pictures were drawn with.
@@ -66,8 +68,8 @@ pub fn draw_each(
             for &k in &draws.best_of {
                 let best = ranked.iter().find(|picture| picture.index < k).context("no picture")?;
                 let path = path(out, k, index);
-                fs::write(path.with_extension("txt"), caption)?;
-                write(&path, &best.image)?;
+                atomic::write(&path.with_extension("txt"), caption.as_bytes())?;
+                atomic::write(&path, &encode_png(&best.image)?)?;
             }
         }
         drawn(index + 1);
@@ -103,7 +105,7 @@ fn begin(tessera: &Tessera, model: &str, captions: &[String], draws: &Draws, out
     }
     let file = out.join(RECORD);
     match fs::read_to_string(&file) {
-        Err(_) => Ok(fs::write(&file, serde_json::to_string_pretty(&record)?)?),
+        Err(_) => atomic::write(&file, serde_json::to_string_pretty(&record)?.as_bytes()),
         Ok(text) => {
             let found: Record =
                 serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
@@ -125,14 +127,6 @@ fn pictures(tessera: &Tessera, request: Request) -> Result<Vec<Picture>> {
         }
     }
     Ok(pictures)
-}
-
-/// Whole or not at all.
-fn write(path: &Path, picture: &RgbImage) -> Result<()> {
-    let part = path.with_extension("part");
-    let written = picture.save_with_format(&part, ImageFormat::Png).map_err(anyhow::Error::from);
-    let written = written.and_then(|()| Ok(fs::rename(&part, path)?));
-    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The first `n` pictures of such a folder, in the order of their captions.

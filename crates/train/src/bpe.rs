@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tessera_data::atomic;
 use tessera_text::{Bpe, normalise};
 
@@ -14,6 +14,7 @@ use crate::dvae::open_dataset;
 /// # Errors
 /// If the folder holds another tokenizer: a model may depend on it.
 pub fn train_bpe(config: &Config, data: &Path, run: &Path) -> Result<(Bpe, PathBuf)> {
+    std::fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
     let dataset = open_dataset(data)?;
     let captions = dataset.train.iter().flat_map(|sample| &sample.captions).map(|caption| normalise(caption));
     let captions: Vec<String> = captions.collect();

@@ -67,7 +67,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, stop: &Ato
         dvae: export(&model),
         ..ModelFile::default()
     };
-    file.write(&run.path().join("dvae.tessera.safetensors"))?;
+    run.write_model(&file, "dvae.tessera.safetensors")?;
     Ok(outcome)
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, Split, augment, item_rng};
+use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, Split, atomic, augment, item_rng};
 use tessera_eval::{LabelledCodes, Subject};
 use tessera_model::dvae::{Dvae, DvaeConfig};
 use tessera_model::weights::ModelFile;
@@ -32,13 +32,13 @@ pub fn encode(
     out: &Path,
     seed: u64,
 ) -> Result<(usize, usize)> {
+    std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let file = ModelFile::read(dvae_file)?;
     let device = Device::default();
     let dvae = file.dvae(&device)?;
     let config = file.config.dvae.clone().context("the file holds no dVAE")?;
     ensure!(config.vocab <= 1 << 16, "code shards hold 16-bit codes; this dVAE has {}", config.vocab);
     let dataset = open_dataset(data)?;
-    std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let (mut pictures, mut tokens) = (0, 0);
     for split in Split::ALL {
         let samples = dataset.split(split);
@@ -57,7 +57,7 @@ pub fn encode(
         (pictures, tokens) = (pictures + samples.len(), tokens + set.codes.len());
         set.write(&out.join(split.name()))?;
     }
-    file.write(&out.join(DVAE_FILE))?;
+    atomic::write(&out.join(DVAE_FILE), &file.to_bytes()?)?;
     Ok((pictures, tokens))
 }
 

@@ -93,7 +93,7 @@ pub fn train_prior(
         prior: export(&model),
         ..ModelFile::default()
     };
-    file.write(&run.path().join("model.tessera.safetensors"))?;
+    run.write_model(&file, "model.tessera.safetensors")?;
     Ok(outcome)
 }
 

@@ -125,7 +125,7 @@ pub fn train_rerank(
         rerank: export(&model),
         ..ModelFile::default()
     };
-    file.write(&run.path().join(FILE))?;
+    run.write_model(&file, FILE)?;
     Ok(outcome)
 }
 

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tessera_data::atomic;
+use tessera_data::picture::encode_png;
 use tessera_kernels::{Cpu, SmallFloat};
 use tessera_model::weights::{HostTensor, ModelFile};
 
@@ -152,7 +153,12 @@ impl RunDir {
 
     pub(crate) fn write_sample(&self, step: u64, picture: &RgbImage) -> Result<()> {
         let path = self.path.join(format!("samples/step_{step:06}.png"));
-        picture.save(&path).with_context(|| format!("cannot write {}", path.display()))
+        atomic::write(&path, &encode_png(picture)?)
+    }
+
+    /// Writes the model that the run makes.
+    pub(crate) fn write_model(&self, file: &ModelFile, name: &str) -> Result<()> {
+        atomic::write(&self.path.join(name), &file.to_bytes()?)
     }
 }
 

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
+use super::{input, output};
+
 #[derive(ClapArgs)]
 pub struct Draw {
     /// What to draw; each further prompt gets a row of its own.
     #[arg(value_name = "PROMPT", required_unless_present_any = ["prompts_file", "variations"])]
     pub prompts: Vec<String>,
     /// Draw the prompts of a file, too: one a line.
-    #[arg(long = "prompts", value_name = "FILE", id = "prompts_file")]
+    #[arg(long = "prompts", value_name = "FILE", id = "prompts_file", value_parser = input())]
     pub prompts_file: Option<PathBuf>,
     /// What to steer away from.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
@@ -28,7 +30,7 @@ pub struct Draw {
     #[arg(long)]
     pub scores: bool,
     /// A model file whose reranker chooses, instead of the model's own; `train rerank` and `convert clip` make one.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = input())]
     pub rerank: Option<PathBuf>,
     /// The same seed gives the same pictures; drawn at random if absent.
     #[arg(long)]
@@ -36,19 +38,19 @@ pub struct Draw {
     #[command(flatten)]
     pub sampling: Sampling,
     /// The picture file.
-    #[arg(long, default_value = "drawing.png")]
+    #[arg(long, default_value = "drawing.png", value_parser = output())]
     pub out: PathBuf,
     /// Write each picture to a file of its own, `OUT-1.png` and so on, and no grid.
     #[arg(long)]
     pub separate: bool,
     /// Also write an animation of the mosaics forming.
-    #[arg(long, value_name = "FILE.gif")]
+    #[arg(long, value_name = "FILE.gif", value_parser = output())]
     pub gif: Option<PathBuf>,
     /// Enlarge each picture this many times.
     #[arg(long, default_value_t = 4)]
     pub scale: u32,
     /// A model file; the embedded model if absent.
-    #[arg(long)]
+    #[arg(long, value_parser = input())]
     pub model: Option<PathBuf>,
     /// Print JSON: files, parameters, and of each picture its score and tokens.
     #[arg(long)]
@@ -63,7 +65,7 @@ pub struct Draw {
 #[command(next_help_heading = "Picture prompts")]
 pub struct PicturePrompt {
     /// A PNG, JPEG or WebP to go on from; one that `draw` wrote as a single picture is gone on with exactly.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = input())]
     pub image: Option<PathBuf>,
     /// Keep the top N rows of cells and draw the rest.
     #[arg(long, value_name = "N", requires = "image", group = "kept")]
@@ -72,7 +74,7 @@ pub struct PicturePrompt {
     #[arg(long, value_name = "X,Y,WIDTH,HEIGHT", requires = "image", group = "kept", value_parser = rectangle)]
     pub keep: Option<[usize; 4]>,
     /// Draw the cells under the white of a mask as large as the picture, or under what is transparent if any of it is.
-    #[arg(long, value_name = "FILE", requires = "image", group = "kept")]
+    #[arg(long, value_name = "FILE", requires = "image", group = "kept", value_parser = input())]
     pub mask: Option<PathBuf>,
     /// Draw pictures like it: each has other cells drawn anew.
     #[arg(long, requires = "image", group = "kept")]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
-use super::{Numbers, Sampling};
+use super::{Numbers, Sampling, input, output};
 
 #[derive(Subcommand)]
 pub enum Eval {
@@ -24,7 +24,7 @@ pub enum Eval {
         #[command(flatten)]
         sampling: Sampling,
         /// Also write a sheet: a row for each of 20 captions, the real picture first.
-        #[arg(long, value_name = "FILE.png")]
+        #[arg(long, value_name = "FILE.png", value_parser = output())]
         sheet: Option<PathBuf>,
     },
     /// How often a held-out caption finds its picture among 100, and the other way round, by the contrastive model.
@@ -65,7 +65,7 @@ pub enum Eval {
         #[arg(long, value_delimiter = ',', default_values_t = [0.0, 1.0, 2.0, 4.0, 8.0])]
         radii: Vec<f32>,
         /// The plot.
-        #[arg(long, default_value = "blur.svg")]
+        #[arg(long, default_value = "blur.svg", value_parser = output())]
         out: PathBuf,
     },
     /// The training pictures that held-out ones are nearest to, by the contrastive model: the closest pairs as a sheet.
@@ -82,7 +82,7 @@ pub enum Eval {
         #[arg(long, value_name = "DIR")]
         fake: Option<PathBuf>,
         /// The sheet.
-        #[arg(long, default_value = "overlap.png")]
+        #[arg(long, default_value = "overlap.png", value_parser = output())]
         out: PathBuf,
     },
     /// The best of 1, 2, 4 … N candidates of each held-out caption (the paper's figure 9c), drawn, measured and plotted.
@@ -93,7 +93,7 @@ pub enum Eval {
         #[command(flatten)]
         drawn: Drawn,
         /// The plot.
-        #[arg(long, default_value = "rerank-curve.svg")]
+        #[arg(long, default_value = "rerank-curve.svg", value_parser = output())]
         out: PathBuf,
     },
     /// Drawings of MS-COCO's captions, as the paper is measured.
@@ -121,7 +121,7 @@ pub enum Eval {
         #[command(flatten)]
         drawn: Drawn,
         /// The page.
-        #[arg(long, default_value = "report.html")]
+        #[arg(long, default_value = "report.html", value_parser = output())]
         out: PathBuf,
     },
     /// The training curves of a run, or of several to compare, as an SVG picture.
@@ -133,7 +133,7 @@ pub enum Eval {
         #[arg(long = "metric", value_name = "NAME")]
         metrics: Vec<String>,
         /// The picture file.
-        #[arg(long, default_value = "curves.svg")]
+        #[arg(long, default_value = "curves.svg", value_parser = output())]
         out: PathBuf,
     },
 }
@@ -151,16 +151,16 @@ pub enum Resizing {
 #[derive(ClapArgs)]
 pub struct Network {
     /// Weights of an Inception v3: those of 2015 that FID is usually measured by, or torchvision's, as in the paper.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["rerank", "classes"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rerank", "classes"], value_parser = input())]
     pub inception: Option<PathBuf>,
     /// How pictures are resized for the weights of 2015; torchvision's have a way of their own.
     #[arg(long, value_enum, default_value_t = Resizing::PytorchFid, requires = "inception")]
     pub resize: Resizing,
     /// A model file whose contrastive model looks; that of the embedded model if no network is named.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = input())]
     pub rerank: Option<PathBuf>,
     /// Captions that are the classes of a contrastive model's IS, a line each.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = input())]
     pub classes: Option<PathBuf>,
     /// Folder in which what was seen is kept, so that an interrupted measurement goes on, and the next need not look again.
     #[arg(long, value_name = "DIR")]
@@ -196,13 +196,13 @@ pub struct Drawn {
     #[arg(long)]
     pub captions: Option<usize>,
     /// The model file that draws and ranks; the embedded model if absent.
-    #[arg(long)]
+    #[arg(long, value_parser = input())]
     pub model: Option<PathBuf>,
     /// A model file whose contrastive model judges. It must be another than the one that ranks, which would praise itself.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = input())]
     pub judge: PathBuf,
     /// Weights of an Inception v3 for FID, KID and IS; the judge's own features if absent.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = input())]
     pub inception: Option<PathBuf>,
     /// How pictures are resized for the weights of 2015; torchvision's have a way of their own.
     #[arg(long, value_enum, default_value_t = Resizing::PytorchFid, requires = "inception")]
@@ -228,13 +228,13 @@ pub enum Human {
         #[arg(long)]
         tasks: Option<usize>,
         /// The page.
-        #[arg(long, default_value = "compare.html")]
+        #[arg(long, default_value = "compare.html", value_parser = output())]
         out: PathBuf,
     },
     /// What the people said whose CSV files the page saved.
     Votes {
         /// One file a person.
-        #[arg(required = true, value_name = "CSV")]
+        #[arg(required = true, value_name = "CSV", value_parser = input())]
         files: Vec<PathBuf>,
         /// Leave out who disagrees with the others and answers in a hurry, as the paper did.
         #[arg(long)]
@@ -243,7 +243,7 @@ pub enum Human {
         #[arg(long, num_args = 2, value_names = ["A", "B"], default_values_t = ["A".to_string(), "B".to_string()])]
         names: Vec<String>,
         /// The plot.
-        #[arg(long, default_value = "votes.svg")]
+        #[arg(long, default_value = "votes.svg", value_parser = output())]
         out: PathBuf,
         /// Print JSON.
         #[arg(long)]
@@ -257,7 +257,7 @@ pub struct EvalArgs {
     #[arg(long)]
     pub data: PathBuf,
     /// A model file; the embedded model if absent.
-    #[arg(long)]
+    #[arg(long, value_parser = input())]
     pub model: Option<PathBuf>,
     /// Numbers to multiply.
     #[arg(long, value_enum, default_value_t = Numbers::Auto)]

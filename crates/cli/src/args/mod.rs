@@ -6,6 +6,7 @@ mod serve;
 
 use std::path::PathBuf;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use tessera_data::Share;
 use tessera_kernels::Precision;
@@ -13,6 +14,16 @@ use tessera_kernels::Precision;
 pub use draw::{Draw, PicturePrompt, Sampling};
 pub use eval::{Drawn, Eval, EvalArgs, Human, Network, Pair, Resizing};
 pub use serve::{Log, Serve};
+
+/// The name of a file to read: `-` is standard input.
+fn input() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| if path.as_os_str() == "-" { "/dev/stdin".into() } else { path })
+}
+
+/// The name of a file to write: `-` is standard output.
+fn output() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| if path.as_os_str() == "-" { "/dev/stdout".into() } else { path })
+}
 
 /// Draws pictures from sentences, and trains the models that do: DALL·E of 2021, whole.
 #[derive(Parser)]
@@ -44,7 +55,7 @@ pub enum Command {
         /// The folder; PNGs in it and below that `draw` wrote or the page saved.
         dir: PathBuf,
         /// The page: one file that needs nothing else.
-        #[arg(long, default_value = "gallery.html")]
+        #[arg(long, default_value = "gallery.html", value_parser = output())]
         out: PathBuf,
         /// Its heading.
         #[arg(long, default_value = "Gallery")]
@@ -53,12 +64,13 @@ pub enum Command {
     /// Store a model in 8 bits, for shipping, with a reranker if one is named.
     Pack {
         /// The model file.
+        #[arg(value_parser = input())]
         model: PathBuf,
         /// A file of `train rerank` whose contrastive model goes into the new file.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = input())]
         rerank: Option<PathBuf>,
         /// The smaller model file.
-        #[arg(long)]
+        #[arg(long, value_parser = output())]
         out: PathBuf,
     },
     /// Show what a drawing was made with, or what a model file holds.
@@ -82,25 +94,28 @@ pub enum Convert {
     /// OpenAI's released dVAE.
     OpenaiDvae {
         /// `encoder.pkl`, as published; it is read, not run.
+        #[arg(value_parser = input())]
         encoder: PathBuf,
         /// `decoder.pkl`
+        #[arg(value_parser = input())]
         decoder: PathBuf,
         /// The model file.
-        #[arg(long)]
+        #[arg(long, value_parser = output())]
         out: PathBuf,
     },
     /// A contrastive model to rank with: OpenAI's CLIP, Hugging Face's copy, or open_clip's; vision transformers only.
     Clip {
         /// The weights, as published: .pt or .safetensors; nothing in them is run.
+        #[arg(value_parser = input())]
         weights: PathBuf,
         /// CLIP's vocabulary: OpenAI's bpe_simple_vocab_16e6.txt.gz, or Hugging Face's tokenizer.json.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = input())]
         vocab: PathBuf,
         /// Which GELU the weights were trained with; OpenAI's own archives need no telling.
         #[arg(long, value_enum)]
         gelu: Option<WhichGelu>,
         /// The model file.
-        #[arg(long)]
+        #[arg(long, value_parser = output())]
         out: PathBuf,
     },
 }
@@ -116,12 +131,13 @@ pub enum WhichGelu {
 #[derive(ClapArgs)]
 pub struct Reconstruct {
     /// A PNG, JPEG or WebP picture; its middle square is used.
+    #[arg(value_parser = input())]
     pub image: PathBuf,
     /// A model file; the embedded model if absent.
-    #[arg(long)]
+    #[arg(long, value_parser = input())]
     pub model: Option<PathBuf>,
     /// The original beside its reconstruction.
-    #[arg(long, default_value = "reconstruction.png")]
+    #[arg(long, default_value = "reconstruction.png", value_parser = output())]
     pub out: PathBuf,
     /// Enlarge each picture this many times.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -292,7 +308,7 @@ pub enum TrainTask {
         #[command(flatten)]
         common: Common,
         /// The tokenizer that `train bpe` wrote.
-        #[arg(long)]
+        #[arg(long, value_parser = input())]
         bpe: PathBuf,
     },
     /// The contrastive model that ranks drawings, from a data set.
@@ -300,10 +316,10 @@ pub enum TrainTask {
         #[command(flatten)]
         common: Common,
         /// The tokenizer that `train bpe` wrote.
-        #[arg(long)]
+        #[arg(long, value_parser = input())]
         bpe: PathBuf,
         /// A model file with the dVAE through whose tokens a share of the pictures goes (`data.reconstructed`).
-        #[arg(long)]
+        #[arg(long, value_parser = input())]
         dvae: Option<PathBuf>,
     },
 }
@@ -334,7 +350,7 @@ pub struct Common {
     #[arg(long)]
     pub resume: bool,
     /// Start from the weights in this model file instead of random ones, to train a model further or on other pictures.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = input())]
     pub init: Option<PathBuf>,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -348,7 +364,7 @@ pub struct Encode {
     #[arg(long)]
     pub data: PathBuf,
     /// A model file with a dVAE.
-    #[arg(long)]
+    #[arg(long, value_parser = input())]
     pub dvae: PathBuf,
     /// Folder for the codes.
     #[arg(long)]
@@ -360,6 +376,7 @@ pub struct Encode {
 #[derive(ClapArgs)]
 pub struct Inspect {
     /// A PNG that `draw` wrote, or a model file.
+    #[arg(value_parser = input())]
     pub file: PathBuf,
     /// Print JSON.
     #[arg(long)]

@@ -5,19 +5,21 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
+use super::input;
+
 #[derive(ClapArgs)]
 pub struct Serve {
     /// Where to listen. Any address but 127.0.0.1 lets others in: then name keys, too.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     pub bind: SocketAddr,
     /// A file of keys, one a line, one of which requests must send.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = input())]
     pub api_key_file: Option<PathBuf>,
     /// A model file; the embedded model if absent.
-    #[arg(long)]
+    #[arg(long, value_parser = input())]
     pub model: Option<PathBuf>,
     /// A model file whose reranker chooses, instead of the model's own.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = input())]
     pub rerank: Option<PathBuf>,
     /// Rows that are drawn in a step, over all requests: a picture takes one, or two with guidance.
     #[arg(long, value_name = "N", default_value_t = tessera_serve::Options::ROWS)]

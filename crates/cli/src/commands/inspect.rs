@@ -1,8 +1,6 @@
 //! `tessera inspect`: what a drawing was made with, or what a model file holds.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
-use std::path::Path;
+use std::io::Cursor;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -10,21 +8,25 @@ use tessera_data::png_text;
 use tessera_model::Parameters;
 use tessera_model::weights::{HostTensor, ModelFile};
 
-use super::say;
+use super::{read, say};
 use crate::args::Inspect;
 
 /// The first bytes of every PNG.
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 pub fn run(args: &Inspect) -> Result<()> {
-    let value = match is_png(&args.file)? {
-        true => match drawn_with(&args.file)? {
+    // At once, since standard input can be read only once.
+    let (shown, bytes) = (args.file.display(), read(&args.file)?);
+    let value = match bytes.starts_with(PNG_SIGNATURE) {
+        true => match drawn_with(&bytes).with_context(|| shown.to_string())? {
             Some(parameters) => serde_json::to_value(parameters)?,
-            None => {
-                bail!("{} carries no drawing parameters; was it made by `tessera draw`?", args.file.display())
-            }
+            None => bail!("{shown} carries no drawing parameters; was it made by `tessera draw`?"),
         },
-        false => describe(&ModelFile::read(&args.file).context("neither a PNG nor a model")?)?,
+        false => {
+            let file = ModelFile::from_bytes(&bytes);
+            let file = file.with_context(|| format!("{shown} is not a whole Tessera model"));
+            describe(&file.context("neither a PNG nor a model")?)?
+        }
     };
     match args.json {
         true => say(value),
@@ -33,17 +35,10 @@ pub fn run(args: &Inspect) -> Result<()> {
 }
 
 /// What the picture says that it was drawn with.
-fn drawn_with(path: &Path) -> Result<Option<Parameters>> {
-    let file = BufReader::new(File::open(path)?);
-    let text = png_text::read(file).with_context(|| path.display().to_string())?;
-    text.map(|text| serde_json::from_str(&text).context("its parameters are damaged")).transpose()
-}
-
-fn is_png(path: &Path) -> Result<bool> {
-    let mut start = Vec::new();
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    file.take(PNG_SIGNATURE.len() as u64).read_to_end(&mut start)?;
-    Ok(start == PNG_SIGNATURE)
+fn drawn_with(png: &[u8]) -> Result<Option<Parameters>> {
+    png_text::read(Cursor::new(png))?
+        .map(|text| serde_json::from_str(&text).context("its parameters are damaged"))
+        .transpose()
 }
 
 fn describe(file: &ModelFile) -> Result<Value> {

@@ -7,6 +7,7 @@ pub mod draw;
 pub mod eval;
 pub mod gallery;
 pub mod inspect;
+mod output;
 pub mod plan;
 pub mod reconstruct;
 pub mod serve;
@@ -53,23 +54,14 @@ fn tessera(path: Option<&Path>, rerank: Option<&Path>) -> Result<(Tessera, Strin
     Ok((tessera, id))
 }
 
+/// The bytes of a file.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
 /// What a model is called: a file's name alone, since where it lies is nobody's business who gets a picture.
 fn model_name(path: Option<&Path>) -> String {
     path.map_or("embedded".into(), |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
-}
-
-/// Fails early: before anything is drawn.
-fn check_writable(out: &Path) -> Result<()> {
-    let existed = out.exists();
-    fs::File::options()
-        .append(true)
-        .create(true)
-        .open(out)
-        .with_context(|| format!("cannot write {}; choose another name", out.display()))?;
-    if !existed {
-        fs::remove_file(out)?;
-    }
-    Ok(())
 }
 
 /// Prints a line. A reader that has seen enough and closed the pipe is no error.

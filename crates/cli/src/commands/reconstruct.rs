@@ -7,11 +7,12 @@ use tessera_data::picture::decode;
 use tessera_train::{grid, reconstruct};
 
 use super::draw::enlarge;
-use super::{check_writable, model_file, say};
+use super::output::{Content, Outputs, write_picture};
+use super::{model_file, say};
 use crate::args::Reconstruct;
 
 pub fn run(args: &Reconstruct) -> Result<()> {
-    check_writable(&args.out)?;
+    let outputs = Outputs::check(&[(&args.out, Content::Picture)], args.json)?;
     let file = model_file(args.model.as_deref())?;
     let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
     let dvae = file.dvae(&Device::default())?;
@@ -20,10 +21,10 @@ pub fn run(args: &Reconstruct) -> Result<()> {
     let image = decode(&bytes).with_context(|| shown.to_string())?;
     let found = reconstruct(&dvae, config, &image).with_context(|| shown.to_string())?;
     let sheet = [found.original, found.restored].map(|picture| enlarge(&picture, args.scale));
-    grid(&sheet, 2).save(&args.out).with_context(|| format!("cannot write {}", args.out.display()))?;
+    write_picture(&args.out, &grid(&sheet, 2), None)?;
     match args.json {
         true => say(json!({ "psnr_db": found.psnr_db, "grid": config.grid(), "tokens": found.tokens })),
-        false => say(format_args!(
+        false => outputs.say(format_args!(
             "{}: original and reconstruction from {} tokens, {:.2} dB",
             args.out.display(),
             config.grid().pow(2),

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
+use tessera_data::atomic;
 use tessera_model::weights::{ModelFile, Storage};
 use tessera_train::{Config, Need, Outcome, RerankInputs, RunOptions, Stage};
 
+use super::output::{Content, Outputs};
 use super::say;
 use crate::args::{Common, Encode, Settings, TrainTask};
 use crate::memory::present_bytes;
@@ -87,6 +89,7 @@ fn report(outcome: Outcome, run: &Path) -> Result<()> {
 
 /// `tessera pack`
 pub fn pack(model: &Path, rerank: Option<&Path>, out: &Path) -> Result<()> {
+    let outputs = Outputs::check(&[(out, Content::Model)], false)?;
     let mut file = ModelFile { storage: Storage::Int8, ..ModelFile::read(model)? };
     if let Some(path) = rerank {
         let theirs = ModelFile::read(path)?;
@@ -102,7 +105,8 @@ pub fn pack(model: &Path, rerank: Option<&Path>, out: &Path) -> Result<()> {
         );
         (file.config.rerank, file.rerank) = (theirs.config.rerank, theirs.rerank);
     }
-    file.write(out)?;
-    let bytes = |path: &Path| std::fs::metadata(path).map(|meta| meta.len() as f64 / 1e6);
-    say(format_args!("{:.1} MB to {:.1} MB: {}", bytes(model)?, bytes(out)?, out.display()))
+    let bytes = file.to_bytes()?;
+    atomic::write(out, &bytes)?;
+    let [before, after] = [std::fs::metadata(model)?.len(), bytes.len() as u64].map(|len| len as f64 / 1e6);
+    outputs.say(format_args!("{before:.1} MB to {after:.1} MB: {}", out.display()))
 }

@@ -64,6 +64,19 @@ fn a_seed_gives_the_same_pictures_whatever_their_number() {
     assert_ne!(picture(dir.path(), "of5-1.png"), picture(dir.path(), "of5-2.png"), "candidates differ");
 }
 
+/// The clock's milliseconds would be near each other.
+#[test]
+fn a_seed_that_nobody_chose_is_random_and_short() {
+    let dir = folder();
+    let seed = || {
+        let said = draw(dir.path(), &["a cat", "-n", "1"]).stdout;
+        let seed = said.trim_end().strip_prefix("drawing.png (seed ").unwrap().strip_suffix(')').unwrap();
+        seed.parse::<u64>().unwrap()
+    };
+    let [one, two] = [seed(), seed()];
+    assert!(one.abs_diff(two) > 60_000 && one.max(two) < 1_000_000_000, "{one} and {two}");
+}
+
 #[test]
 fn the_best_of_many_come_first_with_their_scores() {
     let (dir, reranker) = (folder(), pipeline().reranker());

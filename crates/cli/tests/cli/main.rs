@@ -21,6 +21,11 @@ mod gallery;
 #[cfg(unix)]
 mod interrupt;
 #[cfg(test)]
+mod killed;
+#[cfg(test)]
+#[cfg(unix)]
+mod outputs;
+#[cfg(test)]
 mod picture_prompt;
 #[cfg(test)]
 mod pipeline;

@@ -29,7 +29,7 @@ const RULES: [Rule; 9] = [
     Rule { folder: "pretrained", may_use: &[], forbidden: &[EVERYTHING] },
     Rule { folder: "kernels", may_use: &[], forbidden: &[PICTURES, HTTP, COMMAND_LINE] },
     Rule { folder: "model", may_use: &["text", "kernels", "pretrained"], forbidden: &[HTTP, COMMAND_LINE] },
-    Rule { folder: "eval", may_use: &["model"], forbidden: &[HTTP, COMMAND_LINE] },
+    Rule { folder: "eval", may_use: &["data", "model"], forbidden: &[HTTP, COMMAND_LINE] },
     Rule {
         folder: "train",
         may_use: &["text", "kernels", "data", "model", "eval"],

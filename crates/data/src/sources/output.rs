@@ -106,7 +106,7 @@ fn read_record(dir: &Path) -> Result<Option<Record>> {
     }
     let mut entries =
         fs::read_dir(dir).with_context(|| format!("cannot read the folder {}", dir.display()))?;
-    if entries.next().is_some() {
+    if entries.any(|entry| !entry.is_ok_and(|entry| atomic::is_leftover(&entry.path()))) {
         bail!("{} is not empty and was not made by `tessera data`; choose another folder", dir.display());
     }
     Ok(None)

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -172,20 +171,6 @@ impl ModelFile {
     pub fn fingerprint(&self) -> Result<String> {
         let only = ModelFile { dvae: self.dvae.clone(), ..ModelFile::default() };
         Ok(format!("{:08x}", crc32fast::hash(&only.to_bytes()?)))
-    }
-
-    /// Writes the file whole or not at all: to a temporary name, synced, then renamed.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        let bytes = self.to_bytes()?;
-        let part = path.with_extension("part");
-        let write = || -> std::io::Result<()> {
-            let mut file = fs::File::create(&part)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&part, path)
-        };
-        let written = write().inspect_err(|_| drop(fs::remove_file(&part)));
-        written.with_context(|| format!("cannot write the model file {}", path.display()))
     }
 }
 

@@ -3,18 +3,20 @@
 mod prompt;
 mod save;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use image::imageops::FilterType;
 use image::{RgbImage, imageops};
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{read_text, text_lines};
 use tessera_kernels::{Cpu, Isa};
-use tessera_model::{Batch, Event, Parameters, Picture, Request, Sampling, Tessera};
+use tessera_model::sample::Ranking;
+use tessera_model::{Batch, Event, Job, Parameters, Picture, Request, Sampling, Tessera};
 use tessera_text::normalise;
 
-use super::{check_writable, model_name, tessera};
+use super::output::{Content, Outputs, is_file};
+use super::{model_name, tessera};
 use crate::args::{self, Draw};
 
 /// Most pictures of one call: a limit against slips of the finger.
@@ -24,6 +26,9 @@ const MAX_PICTURES: usize = 4096;
 const SHOWN: usize = 9;
 /// Candidates for each of them.
 const CANDIDATES: usize = 4;
+
+/// Seeds of which one is chosen at random.
+const SEEDS: u64 = 1_000_000_000;
 
 /// How many pictures of each prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,11 +75,9 @@ impl Count {
 
 pub fn run(args: &Draw) -> Result<()> {
     ensure!((1..=64).contains(&args.scale), "--scale {}: wanted 1 to 64", args.scale);
-    for out in [&args.out].into_iter().chain(&args.gif) {
-        check_writable(out)?;
-    }
+    check_outputs(args, 1)?;
     let mut prompts = prompts(args)?;
-    let seed = args.seed.unwrap_or_else(clock_seed);
+    let seed = args.seed.map_or_else(random_seed, Ok)?;
     let (tessera, model_id) = tessera(args.model.as_deref(), args.rerank.as_deref())?;
     let given = prompt::read(&args.picture, &tessera, &model_id)?;
     if prompts.is_empty() {
@@ -88,6 +91,7 @@ pub fn run(args: &Draw) -> Result<()> {
         Some(_) => None,
     };
     let count = Count::new(args, prompts.len(), unrankable)?;
+    let outputs = check_outputs(args, count.shown * prompts.len())?;
     if Cpu::current().isa() == Isa::Portable {
         eprintln!("this processor has neither AVX2 nor AVX-512: computing without them, which is slower");
     }
@@ -102,9 +106,10 @@ pub fn run(args: &Draw) -> Result<()> {
         previews: false,
         ..Request::default()
     };
+    let (read, jobs) = read_prompts(&tessera, &prompts, &request)?;
     let mut parameters = Parameters {
         program: format!("tessera {}", env!("CARGO_PKG_VERSION")),
-        prompts: read_prompts(&tessera, &prompts, count.of.is_some())?,
+        prompts: read,
         negative: args.negative.clone(),
         n: count.shown,
         of: count.of,
@@ -119,9 +124,30 @@ pub fn run(args: &Draw) -> Result<()> {
         index: None,
         tokens: None,
     };
-    let pictures = draw(&tessera, &prompts, &request)?;
+    let pictures = draw(&tessera, jobs)?;
     parameters.scores = pictures.iter().filter_map(|picture| picture.score).collect();
-    save::save(args, &tessera, &request.given, &pictures, &parameters)
+    save::save(args, &outputs, &tessera, &request.given, &pictures, &parameters)
+}
+
+/// Checks that the files of `n` pictures can be written.
+fn check_outputs(args: &Draw, n: usize) -> Result<Outputs> {
+    ensure!(
+        !args.separate || is_file(&args.out),
+        "--separate: wanted the name of a file; {} is none",
+        args.out.display()
+    );
+    let pictures = picture_files(args, n);
+    let pictures = pictures.iter().map(|path| (path.as_path(), Content::Picture));
+    let animation = args.gif.iter().map(|path| (path.as_path(), Content::Animation));
+    Outputs::check(&pictures.chain(animation).collect::<Vec<_>>(), args.json)
+}
+
+/// The files of `n` pictures: one for each, or one for all.
+fn picture_files(args: &Draw, n: usize) -> Vec<PathBuf> {
+    match args.separate {
+        true => (1..=n).map(|number| save::numbered(&args.out, number)).collect(),
+        false => vec![args.out.clone()],
+    }
 }
 
 /// Those of the command line, then those of the file.
@@ -134,24 +160,27 @@ fn prompts(args: &Draw) -> Result<Vec<String>> {
     Ok(prompts)
 }
 
-/// The prompts as the model reads them; what it loses of them is told.
-fn read_prompts(tessera: &Tessera, prompts: &[String], ranked: bool) -> Result<Vec<String>> {
+/// The prompts as the model reads them, and a job for each; what is lost of them is told.
+fn read_prompts<'a>(
+    tessera: &'a Tessera,
+    prompts: &[String],
+    request: &Request,
+) -> Result<(Vec<String>, Vec<Job<'a>>)> {
     let read = |prompt: &String| {
         let read = tessera.read_prompt(prompt)?;
+        let job = tessera.job_of(&read, Request { prompt: prompt.clone(), ..request.clone() })?;
         if read.truncated {
             eprintln!("warning: the prompt is too long; the model reads only up to: …{:?}", tail(&read.text));
         }
-        if let (true, Some(reranker)) = (ranked, &tessera.reranker) {
-            let dropped = reranker.captions(&[prompt])?[0].dropped_tokens;
-            if dropped > 0 {
-                eprintln!(
-                    "warning: the prompt is too long; the reranker does not read its last {dropped} tokens"
-                );
-            }
+        let dropped = job.ranking.as_ref().map_or(0, Ranking::dropped_tokens);
+        if dropped > 0 {
+            eprintln!(
+                "warning: the prompt is too long; the reranker does not read its last {dropped} tokens"
+            );
         }
-        Ok(read.text)
+        Ok((read.text, job))
     };
-    prompts.iter().map(read).collect()
+    Ok(prompts.iter().map(read).collect::<Result<Vec<_>>>()?.into_iter().unzip())
 }
 
 /// The sampling flags as the model takes them.
@@ -160,20 +189,20 @@ pub fn meant(flags: &args::Sampling) -> Sampling {
     Sampling { temperature, top_k, top_p: Some(top_p), guidance }
 }
 
-/// Draws all prompts together behind a bar; pictures in the order of prompts, of each in the order they come.
-fn draw(tessera: &Tessera, prompts: &[String], request: &Request) -> Result<Vec<Picture>> {
+/// Draws all jobs together behind a bar; pictures in the order of jobs, of each in the order they come.
+fn draw(tessera: &Tessera, jobs: Vec<Job>) -> Result<Vec<Picture>> {
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} tokens {per_sec} eta {eta}")?);
-    let mut batch = tessera.batch(Batch::ROWS);
-    for prompt in prompts {
-        batch.add(tessera.job(Request { prompt: prompt.clone(), ..request.clone() })?)?;
+    let (n_jobs, mut batch) = (jobs.len(), tessera.batch(Batch::ROWS));
+    for job in jobs {
+        batch.add(job)?;
     }
     let mut pictures: Vec<(u64, Picture)> = Vec::new();
     while !batch.is_empty() {
         for (id, event) in batch.step()? {
             match event {
                 Event::Tokens { new, total, .. } => {
-                    bar.set_length((total * prompts.len()) as u64);
+                    bar.set_length((total * n_jobs) as u64);
                     bar.inc(new.len() as u64);
                 }
                 Event::Preview(_) => {}
@@ -195,6 +224,7 @@ fn tail(text: &str) -> String {
     text.chars().skip(skip).collect()
 }
 
-fn clock_seed() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64 % 1_000_000)
+/// A seed that nobody chose, short enough to be typed again.
+fn random_seed() -> Result<u64> {
+    Ok(getrandom::u64().context("the system gives no random number; choose a --seed")? % SEEDS)
 }

@@ -8,12 +8,12 @@ use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, DynamicImage, Frame, RgbImage};
 use serde_json::json;
 use tessera_data::atomic;
-use tessera_data::png_text::{self, Effort};
 use tessera_model::{Parameters, Picture, Tessera};
 use tessera_train::grid;
 
-use super::enlarge;
+use super::{enlarge, picture_files};
 use crate::args::Draw;
+use crate::commands::output::{Outputs, write_picture};
 use crate::commands::say;
 use crate::digits::labelled;
 
@@ -24,6 +24,7 @@ const LAST_MS: u32 = 2500;
 
 pub fn save(
     args: &Draw,
+    outputs: &Outputs,
     tessera: &Tessera,
     given: &[Option<u32>],
     pictures: &[Picture],
@@ -39,20 +40,17 @@ pub fn save(
     let large: Vec<RgbImage> = pictures.iter().map(label).collect();
     let square = (parameters.n as f64).sqrt().ceil() as usize;
     let columns = if parameters.prompts.len() == 1 { square } else { parameters.n };
-    let mut files = Vec::new();
+    let mut files = picture_files(args, pictures.len());
     if args.separate {
-        for (index, (image, picture)) in large.iter().zip(pictures).enumerate() {
-            let path = numbered(&args.out, index + 1);
-            write_png(&path, image, &of_one(parameters, picture, index))?;
-            files.push(path);
+        for (index, (path, picture)) in files.iter().zip(pictures).enumerate() {
+            write(path, &large[index], &of_one(parameters, picture, index))?;
         }
     } else {
         let sheet = grid(&large, columns);
         let alone = pictures.first().filter(|_| pictures.len() == 1);
         let parameters = alone.map_or_else(|| parameters.clone(), |picture| of_one(parameters, picture, 0));
-        write_png(&args.out, &sheet, &parameters)?;
-        files.push(args.out.clone());
-        if std::io::stdout().is_terminal() && !args.json {
+        write(&args.out, &sheet, &parameters)?;
+        if std::io::stdout().is_terminal() && !args.json && outputs.stdout_is_free() {
             show(sheet);
         }
     }
@@ -62,7 +60,7 @@ pub fn save(
     }
     match args.json {
         true => say(described(&files, pictures, parameters)?),
-        false => say(line(&files, parameters.seed)),
+        false => outputs.say(line(&files, parameters.seed)),
     }
 }
 
@@ -102,10 +100,9 @@ fn described(files: &[PathBuf], pictures: &[Picture], parameters: &Parameters) -
     Ok(value)
 }
 
-/// Writes `image` with its parameters, whole or not at all.
-fn write_png(path: &Path, image: &RgbImage, parameters: &Parameters) -> Result<()> {
-    let text = serde_json::to_string(parameters)?;
-    atomic::write(path, &png_text::encode(image, text, Effort::Small)?)
+/// Writes `image`, with its parameters if its format has a place for them.
+fn write(path: &Path, image: &RgbImage, parameters: &Parameters) -> Result<()> {
+    write_picture(path, image, Some(serde_json::to_string(parameters)?))
 }
 
 /// The sheet as it forms, token by token; cells to come are white, unless they are given.
@@ -154,7 +151,7 @@ fn show(sheet: RgbImage) {
 }
 
 /// `dir/name.png` → `dir/name-3.png`
-fn numbered(out: &Path, number: usize) -> PathBuf {
+pub fn numbered(out: &Path, number: usize) -> PathBuf {
     let stem = out.file_stem().unwrap_or_default().to_string_lossy();
     let extension = out.extension().map_or("png".into(), |e| e.to_string_lossy());
     out.with_file_name(format!("{stem}-{number}.{extension}"))

@@ -7,15 +7,15 @@ use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::sources::{COCO_CAPTIONS, Described, coco_captions, cub_captions};
-use tessera_data::{Dataset, evenly, picture};
+use tessera_data::{Dataset, atomic, evenly, picture};
 use tessera_eval::{CurvePoint, Draws, Embedding, Features, Store, draw_each, plot_curve, rerank_curve};
 use tessera_model::Tessera;
 use tessera_model::rerank::Reranker;
 
 use super::sets::{inception, reranker};
 use crate::args::Drawn;
-use crate::commands::check_writable;
 use crate::commands::draw::meant;
+use crate::commands::output::{Content, Outputs};
 use crate::commands::{model_file, say};
 
 /// Candidates of each caption in the paper.
@@ -24,11 +24,11 @@ const PAPER: usize = 512;
 const CURVE: usize = 32;
 
 pub fn curve(data: &Path, args: &Drawn, out: &Path) -> Result<()> {
-    check_writable(out)?;
+    let outputs = Outputs::check(&[(out, Content::Plot)], args.json)?;
     let models = Models::open(args)?;
     let curve = models.curve_of(&Dataset::open(data)?, args)?;
-    std::fs::write(out, plot_curve(&curve)?).with_context(|| format!("cannot write {}", out.display()))?;
-    print(args, &curve)
+    atomic::write(out, plot_curve(&curve)?.as_bytes())?;
+    print(args, &curve, &outputs)
 }
 
 pub fn coco(dir: &Path, args: &Drawn) -> Result<()> {
@@ -53,7 +53,8 @@ fn published(described: Vec<Described>, args: &Drawn) -> Result<()> {
     });
     // Captions as classes would be thousands; IS is for an Inception here.
     let none: [&str; 0] = [];
-    print(args, &models.measure(&captions, &none, pictures, &[args.of.unwrap_or(PAPER)], args)?)
+    let curve = models.measure(&captions, &none, pictures, &[args.of.unwrap_or(PAPER)], args)?;
+    print(args, &curve, &Outputs::default())
 }
 
 /// What draws, and what judges.
@@ -132,13 +133,13 @@ fn doublings(most: usize) -> Vec<usize> {
     below.chain([most.max(1)]).collect()
 }
 
-fn print(args: &Drawn, curve: &[CurvePoint]) -> Result<()> {
+fn print(args: &Drawn, curve: &[CurvePoint], outputs: &Outputs) -> Result<()> {
     if args.json {
         return say(serde_json::to_string_pretty(curve)?);
     }
     curve.iter().try_for_each(|CurvePoint { best_of, figures }| {
-        say(format_args!("best of {best_of}"))?;
-        figures.iter().try_for_each(|figure| say(format_args!("  {figure}")))
+        outputs.say(format_args!("best of {best_of}"))?;
+        figures.iter().try_for_each(|figure| outputs.say(format_args!("  {figure}")))
     })
 }
 

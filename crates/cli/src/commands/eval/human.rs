@@ -3,39 +3,35 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tessera_data::{Pictures, evenly, read_text};
+use tessera_data::{Pictures, atomic, evenly, read_text};
 use tessera_eval::{Comparison, Hasty, comparison_page, votes};
 
 use crate::args::Human;
-use crate::commands::check_writable;
+use crate::commands::output::{Content, Outputs};
 use crate::commands::say;
 
 pub fn run(human: &Human) -> Result<()> {
     match human {
         Human::Page { a, b, tasks, out } => {
-            check_writable(out)?;
-            write(out, &comparison_page(&comparisons(a, b, *tasks)?)?)?;
-            say(out.display())
+            let outputs = Outputs::check(&[(out, Content::Page)], false)?;
+            atomic::write(out, comparison_page(&comparisons(a, b, *tasks)?)?.as_bytes())?;
+            outputs.say(out.display())
         }
         Human::Votes { files, drop_hasty, names, out, json } => {
-            check_writable(out)?;
+            let outputs = Outputs::check(&[(out, Content::Plot)], *json)?;
             let read = |path: &std::path::PathBuf| Ok((path.display().to_string(), read_text(path)?));
             let files = files.iter().map(read).collect::<Result<Vec<_>>>()?;
             let hasty = if *drop_hasty { Hasty::Dropped } else { Hasty::Kept };
             let [a, b] = names.as_slice() else { anyhow::bail!("--names: wanted two") };
             let found = votes(&files, [a, b], hasty)?;
             found.dropped.iter().for_each(|why| eprintln!("left out {why}"));
-            write(out, &found.plot([a, b])?)?;
+            atomic::write(out, found.plot([a, b])?.as_bytes())?;
             match json {
                 true => say(serde_json::to_string_pretty(&found.reports)?),
-                false => found.reports.iter().try_for_each(say),
+                false => found.reports.iter().try_for_each(|report| outputs.say(report)),
             }
         }
     }
-}
-
-fn write(out: &Path, text: &str) -> Result<()> {
-    std::fs::write(out, text).with_context(|| format!("cannot write {}", out.display()))
 }
 
 /// Pictures of the same captions from two folders, `n` of them evenly chosen.

@@ -11,7 +11,7 @@ use anyhow::{Context, Error, Result, bail};
 use burn::tensor::Device;
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::{Dataset, Sample};
+use tessera_data::{Dataset, Sample, atomic};
 use tessera_eval::{
     Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
 };
@@ -19,8 +19,8 @@ use tessera_kernels::Cpu;
 use tessera_model::{Request, Sampling, Tessera};
 use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
-use super::check_writable;
 use super::draw::{enlarge, meant};
+use super::output::{Content, Outputs, write_picture};
 use super::{model_file, say};
 use crate::args::{Eval, EvalArgs, Numbers};
 
@@ -68,8 +68,14 @@ fn measure(eval: Eval) -> Result<()> {
             report(&args, &found, conditioning_table)
         }
         Eval::Drawing { common, n, seed, sampling, sheet } => {
-            let found = judge(&common, n, seed, meant(&sampling), sheet.as_deref())?;
-            report(&common, &found, drawing_table)
+            let sheet = sheet.as_deref();
+            let files: Vec<_> = sheet.iter().map(|&path| (path, Content::Picture)).collect();
+            let outputs = Outputs::check(&files, common.json)?;
+            let found = judge(&common, n, seed, meant(&sampling), sheet)?;
+            match common.json {
+                true => report(&common, &found, drawing_table),
+                false => outputs.say(drawing_table(&found)),
+            }
         }
         Eval::Retrieval { data, network } => sets::measure_retrieval(&data, &network),
         Eval::Fid(pair) => sets::measure_fid(&pair),
@@ -88,9 +94,9 @@ fn measure(eval: Eval) -> Result<()> {
         Eval::Human(human) => human::run(&human),
         Eval::Report { data, drawn, out } => report::run(&data, &drawn, &out),
         Eval::Curves { runs, metrics, out } => {
-            std::fs::write(&out, curves(&runs, &metrics)?)
-                .with_context(|| format!("cannot write {}; choose another --out", out.display()))?;
-            say(out.display())
+            let outputs = Outputs::check(&[(&out, Content::Plot)], false)?;
+            atomic::write(&out, curves(&runs, &metrics)?.as_bytes())?;
+            outputs.say(out.display())
         }
     }
 }
@@ -115,7 +121,6 @@ fn judge(
     sampling: Sampling,
     sheet: Option<&Path>,
 ) -> Result<DrawingReport> {
-    sheet.map_or(Ok(()), check_writable)?;
     let file = model_file(args.model.as_deref())?;
     let side = file.config.dvae.as_ref().context("the file holds no dVAE")?.image_size;
     let tessera = Tessera::new(&file, &Device::default())?;
@@ -137,7 +142,7 @@ fn judge(
     })?;
     bar.finish_and_clear();
     if let Some(path) = sheet {
-        grid(&cells, n + 1).save(path).with_context(|| format!("cannot write {}", path.display()))?;
+        write_picture(path, &grid(&cells, n + 1), None)?;
         captions.iter().enumerate().for_each(|(row, caption)| eprintln!("{:3}. {caption}", row + 1));
     }
     Ok(found)

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use image::RgbImage;
-use tessera_data::{Dataset, Sample};
+use tessera_data::{Dataset, Sample, atomic};
 use tessera_eval::{
     Embedding, Figure, Page, Report, best_of, conditioning, drawing, pictures_in, plot_curve, recon,
     retrieval,
@@ -16,9 +16,9 @@ use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 use super::drawn::{Models, held_out_captions};
 use super::sets::{Embedded, Overlaps, blur_figures, embedded, held_out_pairs, overlaps};
 use crate::args::Drawn;
-use crate::commands::check_writable;
 use crate::commands::draw::{enlarge, meant};
-use crate::commands::{model_file, say};
+use crate::commands::model_file;
+use crate::commands::output::{Content, Outputs};
 
 /// Captions whose drawings are shown.
 const SHOWN: usize = 16;
@@ -28,7 +28,7 @@ const RADII: [f32; 5] = [0.0, 1.0, 2.0, 4.0, 8.0];
 const SAME: f32 = 0.95;
 
 pub fn run(data: &Path, args: &Drawn, out: &Path) -> Result<()> {
-    check_writable(out)?;
+    let outputs = Outputs::check(&[(out, Content::Page)], false)?;
     let dataset = Dataset::open(data)?;
     let captions = held_out_captions(&dataset, args.captions)?;
     let models = Models::open(args)?;
@@ -72,8 +72,8 @@ pub fn run(data: &Path, args: &Drawn, out: &Path) -> Result<()> {
     let Overlaps { figures, sheet } = overlaps(&network, &dataset, SAME, None, None)?;
     page.figures(&figures);
     page.picture(&sheet, "The closest pairs: held out, then in training.")?;
-    std::fs::write(out, page.to_html()).with_context(|| format!("cannot write {}", out.display()))?;
-    say(out.display())
+    atomic::write(out, page.to_html().as_bytes())?;
+    outputs.say(out.display())
 }
 
 /// What the tokens keep, how much the words matter, and whether drawings come out like their pictures.

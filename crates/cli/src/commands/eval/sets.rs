@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::{Captioned, Dataset, Pictures, Purpose, Sample, evenly, item_rng, read_text, text_lines};
+use tessera_data::{Captioned, Dataset, Pictures, Purpose, Sample, atomic, evenly, item_rng, read_text, text_lines};
 use tessera_eval::{
     Embedding, Features, Frame, Inception, InceptionScore, OverlapSearch, Point, Report, Resize, Store,
     Vectors, XAxis, blur, clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval,
@@ -16,7 +16,7 @@ use tessera_model::weights::ModelFile;
 use tessera_train::grid;
 
 use crate::args::{Network, Pair, Resizing};
-use crate::commands::check_writable;
+use crate::commands::output::{Content, Outputs, write_picture};
 use crate::commands::{model_file, say};
 
 /// Pairs on a sheet of overlaps, and of them in a row.
@@ -137,12 +137,12 @@ pub fn measure_is(dir: &Path, flags: &Network) -> Result<()> {
 }
 
 pub fn measure_blur(pair: &Pair, radii: &[f32], out: &Path) -> Result<()> {
-    check_writable(out)?;
+    let outputs = Outputs::check(&[(out, Content::Plot)], pair.network.json)?;
     with_network(&pair.network, |network| {
         let work = pair.network.work.as_deref();
         let (figures, plot) = blur_figures(network, &pair.real, &pair.fake, radii, work)?;
-        std::fs::write(out, plot).with_context(|| format!("cannot write {}", out.display()))?;
-        print(&pair.network, &figures)
+        atomic::write(out, plot.as_bytes())?;
+        print_beside(&outputs, &pair.network, &figures)
     })
 }
 
@@ -265,13 +265,13 @@ pub fn measure_overlap(
     fake: Option<&Path>,
     out: &Path,
 ) -> Result<()> {
-    check_writable(out)?;
+    let outputs = Outputs::check(&[(out, Content::Picture)], flags.json)?;
     let dataset = Dataset::open(data)?;
     with_network(flags, |network| {
         let Overlaps { figures, sheet } =
             overlaps(network, &dataset, threshold, fake, flags.work.as_deref())?;
-        sheet.save(out).with_context(|| format!("cannot write {}", out.display()))?;
-        print(flags, &figures)
+        write_picture(out, &sheet, None)?;
+        print_beside(&outputs, flags, &figures)
     })
 }
 
@@ -331,5 +331,13 @@ pub fn print(flags: &Network, reports: &[Report]) -> Result<()> {
     match flags.json {
         true => say(serde_json::to_string_pretty(reports)?),
         false => reports.iter().try_for_each(say),
+    }
+}
+
+/// The same beside files, one of which may be standard output.
+fn print_beside(outputs: &Outputs, flags: &Network, reports: &[Report]) -> Result<()> {
+    match flags.json {
+        true => print(flags, reports),
+        false => reports.iter().try_for_each(|report| outputs.say(report)),
     }
 }

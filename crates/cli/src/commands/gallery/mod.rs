@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use tessera_data::{atomic, png_text};
 use tessera_model::{Parameters, Sampling};
 
-use super::{check_writable, say};
+use super::output::{Content, Outputs};
 
 /// The page around the drawings: `{title}`, `{drawings}` and `{others}` are put in.
 const PAGE: &str = include_str!("gallery.html");
@@ -23,7 +23,7 @@ struct Drawing {
 }
 
 pub fn run(dir: &Path, out: &Path, title: &str) -> Result<()> {
-    check_writable(out)?;
+    let outputs = Outputs::check(&[(out, Content::Page)], false)?;
     let (mut drawings, mut others) = (Vec::new(), 0);
     for path in pngs(dir)? {
         let png = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -40,7 +40,7 @@ pub fn run(dir: &Path, out: &Path, title: &str) -> Result<()> {
     );
     atomic::write(out, page(title, &drawings, others).as_bytes())?;
     let left_out = if others > 0 { format!("; {others} other PNGs are left out") } else { String::new() };
-    say(format_args!("{}: {} drawings{left_out}", out.display(), drawings.len()))
+    outputs.say(format_args!("{}: {} drawings{left_out}", out.display(), drawings.len()))
 }
 
 /// PNGs in the folder and below, in the order of their names. Links are not followed, so there is no way out or round.
