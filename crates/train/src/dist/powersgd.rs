@@ -1,4 +1,8 @@
-//! Compressed sums of gradients over workers: the paper's variant of PowerSGD (§2.5, §E.2, steps 2 to 12).
+//! Compressed sums of gradients over workers: the paper's variant of PowerSGD (§2.5, §E.2), for matrices.
+//!
+//! These steps of §E.2 are here: 2 to 7, the norm of what is compressed (9), the flags (10), the decompression of 11, and 12. Not
+//! here are the sums of gradients that are not compressed (8), their part of the norm, and the update of 11: no training uses
+//! this yet. Sums over workers are made in f32 and then rounded; the paper makes them in 1-6-9.
 //!
 //! A gradient travels as two thin factors. What they leave out stays in an error buffer and is added to the next gradient; the
 //! same buffer adds up the gradients of an update. Other than in PowerSGD as published, the matrix that picks the columns'

@@ -1,0 +1,49 @@
+//! `kill -9` while training: no handler runs, and the run still ends with the weights of one that was never stopped.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::program::{command, fixture, folder, succeed};
+
+/// How long to wait for a checkpoint.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Names of the complete checkpoints of a run.
+fn checkpoints(run: &Path) -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir(run.join("checkpoints")) else { return BTreeSet::new() };
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.strip_prefix("step_").is_some_and(|step| step.parse::<u64>().is_ok())).collect()
+}
+
+#[test]
+fn a_run_that_was_killed_five_times_ends_with_the_same_model() {
+    let (dir, data) = (folder(), fixture());
+    let every = ["--set", "train_dvae.checkpoint_every=4"];
+    let train =
+        |run| [&["train", "dvae", "--config", "tiny", "--data", &data, "--run", run], &every[..]].concat();
+    succeed(dir.path(), &train("whole"));
+    let run = dir.path().join("run");
+    for _ in 0..5 {
+        let before = checkpoints(&run);
+        let resume: &[&str] = if before.is_empty() { &[] } else { &["--resume"] };
+        let mut training = command(dir.path(), &[&train("run")[..], resume].concat());
+        let mut child = training.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begun = Instant::now();
+        while checkpoints(&run).is_subset(&before) {
+            assert!(
+                begun.elapsed() < PATIENCE && child.try_wait().unwrap().is_none(),
+                "it made no checkpoint"
+            );
+            sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap(); // SIGKILL
+        child.wait().unwrap();
+    }
+    assert_eq!(succeed(dir.path(), &[&train("run")[..], &["--resume"]].concat()).stdout, "finished: run\n");
+    let model = |run: &str| fs::read(dir.path().join(run).join("dvae.tessera.safetensors")).unwrap();
+    assert!(model("run") == model("whole"), "a run that was killed has another model");
+}
