@@ -67,7 +67,8 @@ mod tests {
     #[test]
     fn a_blank_model_has_zeros_in_the_shapes_of_a_drawn_one() {
         let device = Device::default();
-        let [drawn, blank] = [Init::new(3, &device), Init::blank(&device)].map(|mut init| init.normal(Role::Matrix, [3, 2], 0.5));
+        let [drawn, blank] = [Init::new(3, &device), Init::blank(&device)]
+            .map(|mut init| init.normal(Role::Matrix, [3, 2], 0.5));
         assert_eq!(drawn.dims(), blank.dims());
         assert_eq!(blank.val().into_data().try_to_vec::<f32>().unwrap(), [0.0; 6]);
     }

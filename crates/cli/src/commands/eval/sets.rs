@@ -5,7 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::{Captioned, Dataset, Pictures, Purpose, Sample, atomic, evenly, item_rng, read_text, text_lines};
+use tessera_data::{
+    Captioned, Dataset, Pictures, Purpose, Sample, atomic, evenly, item_rng, read_text, text_lines,
+};
 use tessera_eval::{
     Embedding, Features, Frame, Inception, InceptionScore, OverlapSearch, Point, Report, Resize, Store,
     Vectors, XAxis, blur, clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval,
