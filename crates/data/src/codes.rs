@@ -2,20 +2,21 @@
 //!
 //! §2.2 trains the prior on the dVAE's argmax codes. Each picture is kept in several augmented copies, because the crop
 //! has to happen before the encoder. On disk: `STEM.safetensors` with the tensor `codes` (u16, `[n, copies, grid, grid]`,
-//! raster order) and `STEM.jsonl` with one [`CodeItem`] a line; the first names the checksum of the second.
+//! raster order) and `STEM.jsonl` with one [`CodeItem`] a line; the first has its own checksum (`tessera_container`) and that
+//! of the second.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
+use tessera_container::{Contents, Kind, Newer, Origin};
 
 use crate::atomic;
 
 /// A split of a dataset as image tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CodeSet {
     /// Side of the grid of tokens (32 in the paper).
     pub grid: usize,
@@ -29,6 +30,10 @@ pub struct CodeSet {
     pub items: Vec<CodeItem>,
     /// Fingerprint of the dVAE's weights; codes of another dVAE mean something else.
     pub dvae: String,
+    /// Hashes of the config and the data set that they were made with; `None` in files from before they were recorded.
+    pub origin: Option<Origin>,
+    /// Whether the file that was read has no checksum, so that damage to it may go unnoticed.
+    pub unverified: bool,
 }
 
 /// A picture of a [`CodeSet`] but for its tokens.
@@ -44,16 +49,16 @@ pub struct CodeItem {
     pub style: String,
 }
 
-/// The one entry of the safetensors metadata: a single key, because the format does not keep the order of several.
-const HEADER_KEY: &str = "tessera.codes";
-const VERSION: u32 = 1;
+/// The file's header and versions: 2 has a checksum and an origin.
+const KIND: Kind = Kind { key: "tessera.codes", name: "a set of codes", format: 2, checked: 2 };
 
 #[derive(Serialize, Deserialize)]
 struct Header {
-    version: u32,
     vocab: usize,
     dvae: String,
     items_crc32: u32,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    origin: Option<Origin>,
 }
 
 impl CodeSet {
@@ -95,18 +100,15 @@ impl CodeSet {
             items.push(b'\n');
         }
         let header = Header {
-            version: VERSION,
             vocab: self.vocab,
             dvae: self.dvae.clone(),
             items_crc32: crc32fast::hash(&items),
+            origin: self.origin.clone(),
         };
         let bytes: Vec<u8> = self.codes.iter().flat_map(|code| code.to_le_bytes()).collect();
         let shape = vec![self.items.len(), self.copies, self.grid, self.grid];
         let view = TensorView::new(Dtype::U16, shape, &bytes).context("cannot lay out the codes")?;
-        let header = serde_json::to_string(&header).context("cannot write the header of the codes")?;
-        let metadata = HashMap::from([(HEADER_KEY.to_string(), header)]);
-        let file =
-            safetensors::serialize([("codes", view)], Some(metadata)).context("cannot lay out the codes")?;
+        let file = KIND.write(&header, vec![("codes".into(), view)]).context("cannot lay out the codes")?;
         atomic::write(&items_path, &items)?;
         atomic::write(&tensor_path, &file)
     }
@@ -117,20 +119,15 @@ impl CodeSet {
         let file = fs::read(&tensor_path).with_context(|| {
             format!("no codes at {}; make them with `tessera encode`", tensor_path.display())
         })?;
-        Self::parse(&file, &items_path).with_context(|| {
-            format!("{} cannot be used; make it again with `tessera encode`", tensor_path.display())
+        let shown = tensor_path.display();
+        Self::parse(&file, &items_path).map_err(|error| match error.is::<Newer>() {
+            true => error.context(shown.to_string()),
+            false => error.context(format!("{shown} cannot be used; make it again with `tessera encode`")),
         })
     }
 
     fn parse(file: &[u8], items_path: &Path) -> Result<Self> {
-        let damaged = "the file is damaged or cut short";
-        let (_, metadata) = SafeTensors::read_metadata(file).context(damaged)?;
-        let header = metadata.metadata().as_ref().and_then(|entries| entries.get(HEADER_KEY));
-        let header = header.context("a safetensors file, but not one of codes")?;
-        let header: Header = serde_json::from_str(header).context("its header is of another version")?;
-        ensure!(header.version == VERSION, "its format is version {}, this reads {VERSION}", header.version);
-
-        let tensors = SafeTensors::deserialize(file).context(damaged)?;
+        let Contents { header, tensors, verified } = KIND.read::<Header>(file)?;
         let tensor = tensors.tensor("codes").context("it has no tensor `codes`")?;
         let &[n_items, copies, grid, grid_x] = tensor.shape() else {
             bail!("its codes have the shape {:?}, wanted [n, copies, grid, grid]", tensor.shape());
@@ -147,7 +144,8 @@ impl CodeSet {
             items_path.display(),
             items.len()
         );
-        let set = Self { grid, vocab: header.vocab, copies, codes, items, dvae: header.dvae };
+        let Header { vocab, dvae, origin, .. } = header;
+        let set = Self { grid, vocab, copies, codes, items, dvae, origin, unverified: !verified };
         set.check()?;
         Ok(set)
     }
@@ -212,7 +210,9 @@ mod tests {
             style: "flat".into(),
         });
         let codes = (0..3 * 2 * 16).collect();
-        CodeSet { grid: 4, vocab: 96, copies: 2, codes, items: items.collect(), dvae: "abc".into() }
+        let origin = Some(Origin { config: "1".into(), data: "2".into() });
+        let (items, dvae) = (items.collect(), "abc".into());
+        CodeSet { grid: 4, vocab: 96, copies: 2, codes, items, dvae, origin, unverified: false }
     }
 
     fn read_error(stem: &Path) -> String {
@@ -254,6 +254,30 @@ mod tests {
             fs::remove_file(&path).unwrap();
             CodeSet::read(&stem).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_damage_and_a_set_from_before_checksums_is_known_as_unverified() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stem, path) = (dir.path().join("train"), dir.path().join("train.safetensors"));
+        small_set().write(&stem).unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1; // code 95 becomes 351; of a larger codebook nothing but the checksum tells
+        fs::write(&path, &bytes).unwrap();
+        assert!(
+            read_error(&stem).contains("it is damaged: its bytes have the checksum"),
+            "{}",
+            read_error(&stem)
+        );
+
+        let items_crc32 = crc32fast::hash(&fs::read(dir.path().join("train.jsonl")).unwrap());
+        let header = format!(r#"{{"version":1,"vocab":96,"dvae":"abc","items_crc32":{items_crc32}}}"#);
+        let header = std::collections::HashMap::from([(KIND.key.to_string(), header)]);
+        let codes: Vec<u8> = small_set().codes.iter().flat_map(|code| code.to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::U16, vec![3, 2, 4, 4], &codes).unwrap();
+        fs::write(&path, safetensors::serialize([("codes", view)], Some(header)).unwrap()).unwrap();
+        let wanted = CodeSet { origin: None, unverified: true, ..small_set() };
+        assert_eq!(CodeSet::read(&stem).unwrap(), wanted);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The parts (dVAE, tokenizer, prior, contrastive model) are optional, so that each training stage writes the same kind of
 //! file. Weights are computed on in f32; the matrices of the prior and of the contrastive model may be stored in 8 bits, 32
-//! values sharing a scale, to halve a file that is shipped.
+//! values sharing a scale, to halve a file that is shipped. Every file has a checksum (`tessera_container`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -10,20 +10,20 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use half::f16;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
+use tessera_container::{Contents, Kind, Newer, Origin};
 
 use super::HostTensor;
 use crate::dvae::DvaeConfig;
 use crate::prior::PriorConfig;
 use crate::rerank::ClipConfig;
 
-/// Version of the file's layout; a reader refuses others.
-const FORMAT: u32 = 1;
+/// The file's header and versions: 2 has a checksum and an origin.
+const KIND: Kind = Kind { key: "tessera.model", name: "a Tessera model", format: 2, checked: 2 };
 
-/// The one entry of the safetensors metadata: a single key, because the format does not keep the order of several and
-/// the same model should have the same bytes.
-const HEADER_KEY: &str = "tessera.model";
+/// The header under which weights are hashed to a fingerprint, whatever a file's own header is.
+const FINGERPRINTED: &str = r#"{"format":1,"config":{},"tokenizer":null,"notes":{}}"#;
 
 /// Values that share one scale in 8-bit storage.
 const BLOCK: usize = 32;
@@ -42,10 +42,11 @@ pub enum Storage {
 
 #[derive(Serialize, Deserialize)]
 struct Header {
-    format: u32,
     config: ModelConfig,
     tokenizer: Option<String>,
     notes: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    origin: Option<Origin>,
 }
 
 /// Architecture of the parts that a file holds.
@@ -80,7 +81,14 @@ pub struct ModelFile {
     pub storage: Storage,
     /// Settings and facts of the training that made it, for people: name → text.
     pub notes: BTreeMap<String, String>,
+    /// Hashes of the config and the data that the last part was trained with, if it was trained here.
+    pub origin: Option<Origin>,
+    /// Whether the file that was read has no checksum, so that damage to it may go unnoticed.
+    pub unverified: bool,
 }
+
+/// A tensor as a file has it: name, type, shape, bytes.
+type Encoded = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// A short name of a model file's bytes: the same seed draws the same pictures only with the same file.
 pub fn model_id(bytes: &[u8]) -> String {
@@ -91,25 +99,28 @@ impl ModelFile {
     /// Reads a file.
     ///
     /// # Errors
-    /// If it is missing, truncated, of another format or version.
+    /// If it is missing, damaged, cut short, or written by a newer version.
     pub fn read(path: &Path) -> Result<ModelFile> {
         let bytes =
             fs::read(path).with_context(|| format!("cannot read the model file {}", path.display()))?;
-        ModelFile::from_bytes(&bytes)
-            .with_context(|| format!("{} is not a whole Tessera model", path.display()))
+        ModelFile::from_file(&bytes, path)
+    }
+
+    /// Reads the bytes of the file at `path`, which errors name.
+    pub fn from_file(bytes: &[u8], path: &Path) -> Result<ModelFile> {
+        let shown = path.display();
+        ModelFile::from_bytes(bytes).map_err(|error| match error.is::<Newer>() {
+            true => error.context(shown.to_string()),
+            false => error.context(format!("{shown} is not a whole Tessera model")),
+        })
     }
 
     /// Reads the bytes of a file.
     pub fn from_bytes(bytes: &[u8]) -> Result<ModelFile> {
-        let (_, header) =
-            SafeTensors::read_metadata(bytes).context("not a safetensors file, or truncated")?;
-        let header = header.metadata().as_ref().and_then(|meta| meta.get(HEADER_KEY));
-        let header = header.context("a safetensors file without Tessera's metadata")?;
-        let header: Header = serde_json::from_str(header).context("the metadata is damaged")?;
-        let Header { format, config, tokenizer, notes } = header;
-        ensure!(format == FORMAT, "format version {format}; this program reads version {FORMAT}");
-        let mut file = ModelFile { config, tokenizer, notes, ..ModelFile::default() };
-        let tensors = SafeTensors::deserialize(bytes).context("truncated or damaged weights")?;
+        let Contents { header, tensors, verified } = KIND.read(bytes)?;
+        let Header { config, tokenizer, notes, origin } = header;
+        let unverified = !verified;
+        let mut file = ModelFile { config, tokenizer, notes, origin, unverified, ..ModelFile::default() };
         for (full, view) in tensors.iter().filter(|(full, _)| !full.ends_with(SCALES)) {
             let Some((part, name)) = full.split_once('.') else {
                 bail!("weight {full} belongs to no part of a model")
@@ -137,13 +148,16 @@ impl ModelFile {
     /// The file's bytes.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let header = Header {
-            format: FORMAT,
             config: self.config.clone(),
             tokenizer: self.tokenizer.clone(),
             notes: self.notes.clone(),
+            origin: self.origin.clone(),
         };
-        let meta = HashMap::from([(HEADER_KEY.to_string(), serde_json::to_string(&header)?)]);
-        let mut encoded: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+        KIND.write(&header, views(&self.encoded())?)
+    }
+
+    fn encoded(&self) -> Vec<Encoded> {
+        let mut encoded = Vec::new();
         for (part, tensors) in [("dvae", &self.dvae), ("prior", &self.prior), ("rerank", &self.rerank)] {
             for tensor in tensors {
                 let name = format!("{part}.{}", tensor.name);
@@ -161,17 +175,23 @@ impl ModelFile {
                 }
             }
         }
-        let view = |(name, dtype, shape, bytes)| Ok((name, TensorView::new(dtype, shape, bytes)?));
-        let views =
-            encoded.iter().map(|(n, d, s, b)| view((n, *d, s.clone(), b))).collect::<Result<Vec<_>>>()?;
-        Ok(safetensors::serialize(views, Some(meta))?)
+        encoded
     }
 
     /// A short name of the dVAE's weights: codes made by another dVAE mean something else.
     pub fn fingerprint(&self) -> Result<String> {
         let only = ModelFile { dvae: self.dvae.clone(), ..ModelFile::default() };
-        Ok(format!("{:08x}", crc32fast::hash(&only.to_bytes()?)))
+        let header = HashMap::from([(KIND.key.to_string(), FINGERPRINTED.to_string())]);
+        let bytes = safetensors::serialize(views(&only.encoded())?, Some(header))?;
+        Ok(format!("{:08x}", crc32fast::hash(&bytes)))
     }
+}
+
+fn views<'a>(encoded: &'a [Encoded]) -> Result<Vec<(String, TensorView<'a>)>> {
+    let view = |(name, dtype, shape, bytes): &'a Encoded| {
+        Ok((name.clone(), TensorView::new(*dtype, shape.clone(), bytes)?))
+    };
+    encoded.iter().map(view).collect()
 }
 
 fn f16_bytes(values: &[f32]) -> Vec<u8> {
@@ -229,6 +249,41 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(ModelFile::from_bytes(&bytes[..len]).is_err(), "{len} of {} bytes", bytes.len());
         }
+    }
+
+    #[test]
+    fn a_file_from_before_checksums_is_read_and_known_as_unverified() {
+        let header = r#"{"format":1,"config":{},"tokenizer":"{}","notes":{}}"#.to_string();
+        let meta = HashMap::from([("tessera.model".to_string(), header)]);
+        let bytes = safetensors::serialize(views(&small().encoded()).unwrap(), Some(meta)).unwrap();
+        assert_eq!(ModelFile::from_bytes(&bytes).unwrap(), ModelFile { unverified: true, ..small() });
+        assert!(ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap().unverified);
+    }
+
+    #[test]
+    fn a_damaged_file_and_one_of_a_newer_version_are_told_apart() {
+        let said = |bytes: &[u8]| format!("{:#}", ModelFile::from_file(bytes, Path::new("x")).unwrap_err());
+        let mut bytes = small().to_bytes().unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        assert!(
+            said(&bytes).starts_with("x is not a whole Tessera model: it is damaged: "),
+            "{}",
+            said(&bytes)
+        );
+        let newer = Kind { format: KIND.format + 1, ..KIND };
+        let bytes = newer.write(&BTreeMap::from([("other", 1)]), views(&small().encoded()).unwrap()).unwrap();
+        assert!(said(&bytes).starts_with("x: a Tessera model of format version 3, written by a newer"));
+    }
+
+    /// Codes name the dVAE that made them: this must not change with the layout of the file.
+    #[test]
+    fn the_fingerprint_of_a_dvae_is_what_it_always_was() {
+        let fingerprint = small().fingerprint().unwrap();
+        let noted = ModelFile { origin: Some(Origin::default()), ..small() };
+        assert_eq!(
+            (fingerprint.as_str(), noted.fingerprint().unwrap().as_str()),
+            ("333355ed", fingerprint.as_str())
+        );
     }
 
     #[test]
