@@ -1,12 +1,15 @@
 //! The program `tessera`: typed flags → what they mean → one call into a library.
 //!
-//! Exit codes: 0 done (or stopped by Ctrl-C after saving), 2 a mistake in what was asked, 1 a fault of the program or
+//! Exit codes: 0 done (or stopped by a signal after saving), 2 a mistake in what was asked, 1 a fault of the program or
 //! of the machine under it.
 
 mod args;
 mod commands;
 mod digits;
 mod memory;
+mod reporter;
+mod signals;
+mod stderr;
 
 use std::io;
 use std::process::ExitCode;
@@ -15,6 +18,8 @@ use clap::Parser;
 use libmimalloc_sys::{mi_option_set, mi_option_t, mi_option_use_numa_nodes};
 
 use args::{Args, Command};
+use commands::ClosedOutput;
+use stderr::note;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -35,16 +40,22 @@ fn main() -> ExitCode {
     unsafe {
         mi_option_set(PURGE_DELAY, -1);
     }
-    std::panic::set_hook(Box::new(|fault| eprintln!("internal error, please report it: {fault}")));
+    std::panic::set_hook(Box::new(|fault| {
+        note!("internal error, please report it: {fault}");
+    }));
     let args = Args::parse();
-    match std::panic::catch_unwind(|| run(args)) {
+    let code = match std::panic::catch_unwind(|| run(args)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
+        // Whoever read the output has seen enough.
+        Ok(Err(error)) if error.is::<ClosedOutput>() => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            eprintln!("error: {error:#}");
+            note!("error: {error:#}");
             ExitCode::from(exit_code(&error))
         }
         Err(_) => ExitCode::from(OUR_FAULT),
-    }
+    };
+    stderr::flush();
+    code
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -57,6 +68,21 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 fn run(args: Args) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
+    }
+    match &args.command {
+        // They have something to finish first.
+        Command::Train(_) | Command::Serve(_) => {}
+        Command::Data(_)
+        | Command::Encode(_)
+        | Command::Pack { .. }
+        | Command::Draw(_)
+        | Command::Gallery { .. }
+        | Command::Inspect(_)
+        | Command::Eval(_)
+        | Command::Bench(_)
+        | Command::Convert(_)
+        | Command::Reconstruct(_)
+        | Command::Plan(_) => signals::end_as_process_1()?,
     }
     match args.command {
         Command::Data(source) => commands::data::run(source),

@@ -8,7 +8,7 @@ use tessera_data::png_text;
 use tessera_model::Parameters;
 use tessera_model::weights::{HostTensor, ModelFile};
 
-use super::{read, say};
+use super::{read, say, warn_unverified};
 use crate::args::Inspect;
 
 /// The first bytes of every PNG.
@@ -23,9 +23,9 @@ pub fn run(args: &Inspect) -> Result<()> {
             None => bail!("{shown} carries no drawing parameters; was it made by `tessera draw`?"),
         },
         false => {
-            let file = ModelFile::from_bytes(&bytes);
-            let file = file.with_context(|| format!("{shown} is not a whole Tessera model"));
-            describe(&file.context("neither a PNG nor a model")?)?
+            let file = ModelFile::from_file(&bytes, &args.file).context("neither a PNG nor a model")?;
+            warn_unverified(&file, &args.file);
+            describe(&file)?
         }
     };
     match args.json {

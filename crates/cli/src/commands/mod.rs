@@ -13,14 +13,18 @@ pub mod reconstruct;
 pub mod serve;
 pub mod train;
 
-use std::fmt::Display;
+use std::error::Error;
+use std::fmt::{Display, Formatter};
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use tessera_container::unverified;
 use tessera_model::Tessera;
 use tessera_model::weights::{ModelFile, model_id};
+
+use crate::stderr::note;
 
 /// The model file at `path`, or the embedded one.
 fn model_file(path: Option<&Path>) -> Result<ModelFile> {
@@ -33,8 +37,9 @@ fn identified_model(path: Option<&Path>) -> Result<(ModelFile, String)> {
         Some(path) => {
             let shown = path.display();
             let bytes = fs::read(path).with_context(|| format!("cannot read the model file {shown}"))?;
-            let file = ModelFile::from_bytes(&bytes);
-            Ok((file.with_context(|| format!("{shown} is not a whole Tessera model"))?, model_id(&bytes)))
+            let file = ModelFile::from_file(&bytes, path)?;
+            warn_unverified(&file, path);
+            Ok((file, model_id(&bytes)))
         }
         None => {
             let file = ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model")?;
@@ -48,7 +53,7 @@ fn tessera(path: Option<&Path>, rerank: Option<&Path>) -> Result<(Tessera, Strin
     let (file, id) = identified_model(path)?;
     let mut tessera = Tessera::new(&file, &Default::default())?;
     if let Some(path) = rerank {
-        let reranker = ModelFile::read(path)?.reranker(&Default::default());
+        let reranker = read_model(path)?.reranker(&Default::default());
         tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
     }
     Ok((tessera, id))
@@ -64,10 +69,38 @@ fn model_name(path: Option<&Path>) -> String {
     path.map_or("embedded".into(), |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
-/// Prints a line. A reader that has seen enough and closed the pipe is no error.
+/// The error for output that nobody reads any more: a command ends there, quietly, as other Unix tools do.
+#[derive(Debug)]
+pub struct ClosedOutput;
+
+impl Display for ClosedOutput {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        f.write_str("standard output was closed")
+    }
+}
+
+impl Error for ClosedOutput {}
+
+/// Prints a line of the result.
+///
+/// # Errors
+/// [`ClosedOutput`] if its reader has seen enough and closed the pipe.
 fn say(line: impl Display) -> Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => bail!(ClosedOutput),
         said => said.context("cannot write to standard output"),
+    }
+}
+
+/// A model file; a warning is given if it has no checksum.
+fn read_model(path: &Path) -> Result<ModelFile> {
+    let file = ModelFile::read(path)?;
+    warn_unverified(&file, path);
+    Ok(file)
+}
+
+fn warn_unverified(file: &ModelFile, path: &Path) {
+    if file.unverified {
+        note!("{}", unverified(path.display()));
     }
 }

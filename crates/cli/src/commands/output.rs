@@ -11,6 +11,7 @@ use tessera_data::atomic::{self, Destination};
 use tessera_data::png_text::{self, Effort};
 
 use super::say;
+use crate::stderr::note;
 
 /// Quality of JPEG files, of 100.
 const JPEG_QUALITY: u8 = 90;
@@ -89,7 +90,7 @@ impl Outputs {
     /// Says what was done: on standard output, or beside it if a file goes there.
     pub fn say(&self, line: impl Display) -> Result<()> {
         if self.to_stdout {
-            eprintln!("{line}");
+            note!("{line}");
             return Ok(());
         }
         say(line)

@@ -1,6 +1,5 @@
 //! `tessera serve`: a server for browsers and programs.
 
-use std::io::IsTerminal;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
@@ -8,6 +7,8 @@ use tessera_serve::{About, Keys, Options, Server};
 
 use super::{model_name, say, tessera};
 use crate::args::{Log, Serve};
+use crate::signals;
+use crate::stderr::{self, Stderr, note};
 
 /// Most rows of a step: beyond, only memory is taken.
 const MAX_ROWS: usize = 1024;
@@ -15,6 +16,10 @@ const MAX_ROWS: usize = 1024;
 pub fn run(args: &Serve) -> Result<()> {
     ensure!((1..=MAX_ROWS).contains(&args.rows), "--rows {}: wanted 1 to {MAX_ROWS}", args.rows);
     log(args.log);
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    signals::on_first(move || {
+        let _ = stop.send(());
+    })?;
     let keys = args.api_key_file.as_deref().map(Keys::read).transpose()?;
     let open = keys.is_none() && !args.bind.ip().is_loopback();
     let (tessera, id) = tessera(args.model.as_deref(), args.rerank.as_deref())?;
@@ -23,10 +28,11 @@ pub fn run(args: &Serve) -> Result<()> {
     runtime.block_on(async {
         let server = Server::bind(args.bind, options).await?;
         if open {
-            eprintln!("warning: whoever reaches {} may draw; --api-key-file asks for a key", args.bind);
+            note!("warning: whoever reaches {} may draw; --api-key-file asks for a key", args.bind);
         }
-        say(format_args!("http://{} draws; Ctrl-C stops", server.address()?))?;
-        server.run(asked_to_stop()).await;
+        // A server whose standard output is closed or full serves all the same.
+        let _ = say(format_args!("http://{} draws; Ctrl-C stops", server.address()?));
+        server.run(async { drop(stopped.await) }).await;
         Ok(())
     })
 }
@@ -46,28 +52,13 @@ fn about(path: Option<&Path>, id: String) -> About {
 }
 
 fn log(kind: Log) {
-    let terminal = std::io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    let terminal = stderr::is_terminal();
+    let lines =
+        tracing_subscriber::fmt().with_writer(|| Stderr).with_target(false).log_internal_errors(false);
     match kind {
         Log::Off => {}
         Log::Text => lines.with_ansi(terminal).init(),
         Log::Auto if terminal => lines.init(),
         Log::Auto | Log::Json => lines.json().flatten_event(true).init(),
     }
-}
-
-/// Ctrl-C, or the signal with which a system stops its services.
-async fn asked_to_stop() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = terminated.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-            return;
-        }
-    }
-    let _ = tokio::signal::ctrl_c().await;
 }

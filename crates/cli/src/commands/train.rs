@@ -4,39 +4,59 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tessera_data::atomic;
 use tessera_model::weights::{ModelFile, Storage};
-use tessera_train::{Config, Need, Outcome, RerankInputs, RunOptions, Stage};
+use tessera_train::{Config, Control, EncodeInputs, Need, Outcome, RerankInputs, RunOptions, Stage};
 
 use super::output::{Content, Outputs};
-use super::say;
+use super::{read_model, say};
 use crate::args::{Common, Encode, Settings, TrainTask};
 use crate::memory::present_bytes;
+use crate::reporter::Terminal;
+use crate::signals;
+use crate::stderr::note;
 
 pub fn run(task: TrainTask) -> Result<()> {
+    let terminal = Terminal::default();
     match task {
         TrainTask::Bpe { settings, data, run } => {
-            let (bpe, path) = tessera_train::train_bpe(&resolve(&settings)?, &data, &run)?;
+            signals::end_as_process_1()?;
+            let (bpe, path) = tessera_train::train_bpe(&resolve(&settings)?, &data, &run, &terminal)?;
             say(format_args!("{} tokens in {}", bpe.vocab_size(), path.display()))
         }
         TrainTask::Dvae(common) => {
-            let (config, stop) = (fitting(&common.settings, Stage::Dvae)?, stop_on_ctrl_c()?);
-            let train = || tessera_train::train_dvae(&config, &common.data, &options(&common), &stop);
+            let (config, stop) = (fitting(&common.settings, Stage::Dvae)?, stop_on_signal()?);
+            let train = || {
+                tessera_train::train_dvae(&config, &common.data, &options(&common), control(&stop, &terminal))
+            };
             report(config.cpu()?.scope(train)?, &common.run)
         }
         TrainTask::Prior { common, bpe } => {
-            let (config, stop) = (fitting(&common.settings, Stage::Prior)?, stop_on_ctrl_c()?);
-            let train = || tessera_train::train_prior(&config, &common.data, &bpe, &options(&common), &stop);
+            let (config, stop) = (fitting(&common.settings, Stage::Prior)?, stop_on_signal()?);
+            let train = || {
+                tessera_train::train_prior(
+                    &config,
+                    &common.data,
+                    &bpe,
+                    &options(&common),
+                    control(&stop, &terminal),
+                )
+            };
             report(config.cpu()?.scope(train)?, &common.run)
         }
         TrainTask::Rerank { common, bpe, dvae } => {
-            let (config, stop) = (fitting(&common.settings, Stage::Rerank)?, stop_on_ctrl_c()?);
+            let (config, stop) = (fitting(&common.settings, Stage::Rerank)?, stop_on_signal()?);
             let inputs = RerankInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
-            let train = || tessera_train::train_rerank(&config, inputs, &options(&common), &stop);
+            let train =
+                || tessera_train::train_rerank(&config, inputs, &options(&common), control(&stop, &terminal));
             report(config.cpu()?.scope(train)?, &common.run)
         }
     }
+}
+
+fn control<'a>(stop: &'a AtomicBool, terminal: &'a Terminal) -> Control<'a> {
+    Control { stop, reporter: terminal }
 }
 
 fn options(common: &Common) -> RunOptions<'_> {
@@ -45,7 +65,8 @@ fn options(common: &Common) -> RunOptions<'_> {
 
 pub fn encode(args: &Encode) -> Result<()> {
     let config = resolve(&args.settings)?;
-    let encode = || tessera_train::encode(&config.data, &args.data, &args.dvae, &args.out, args.seed);
+    let inputs = EncodeInputs { data: &args.data, dvae: &args.dvae, seed: args.seed };
+    let encode = || tessera_train::encode(&config.data, inputs, &args.out, &Terminal::default());
     let (pictures, tokens) = config.cpu()?.scope(encode)?;
     say(format_args!("{pictures} pictures, {tokens} tokens in {}", args.out.display()))
 }
@@ -63,17 +84,14 @@ fn fitting(settings: &Settings, stage: Stage) -> Result<Config> {
     Ok(config)
 }
 
-/// A flag that the first Ctrl-C raises; a second one ends the program at once.
-fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+/// A flag that the first signal raises; a second one ends the program at once.
+fn stop_on_signal() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let raised = stop.clone();
-    let handler = move || {
-        if raised.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        eprintln!("\nsaving; press Ctrl-C again to quit without");
-    };
-    ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")?;
+    signals::on_first(move || {
+        raised.store(true, Ordering::Relaxed);
+        note!("\nsaving; press Ctrl-C again to quit without");
+    })?;
     Ok(stop)
 }
 
@@ -90,9 +108,9 @@ fn report(outcome: Outcome, run: &Path) -> Result<()> {
 /// `tessera pack`
 pub fn pack(model: &Path, rerank: Option<&Path>, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Model)], false)?;
-    let mut file = ModelFile { storage: Storage::Int8, ..ModelFile::read(model)? };
+    let mut file = ModelFile { storage: Storage::Int8, ..read_model(model)? };
     if let Some(path) = rerank {
-        let theirs = ModelFile::read(path)?;
+        let theirs = read_model(path)?;
         let shown = path.display();
         ensure!(
             theirs.config.rerank.is_some(),

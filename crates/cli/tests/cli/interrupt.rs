@@ -1,12 +1,14 @@
-//! Ctrl-C while training: it saves, and the run continues as if nothing had happened.
+//! Signals while training: it saves, and the run continues as if nothing had happened.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::pipeline::{pipeline, steps};
-use super::program::{Said, command, fixture, folder, succeed};
+use super::program::{Said, command, entries, fixture, folder, mistake, succeed};
 
 /// How long to wait for the first line of metrics.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -14,18 +16,74 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[test]
 fn an_interrupted_dvae_ends_with_the_same_model() {
     let data = fixture();
-    continues_to_the_same_bytes("dvae", "dvae.tessera.safetensors", &["--data", &data]);
+    continues_to_the_same_bytes("dvae", "dvae.tessera.safetensors", &["--data", &data], "-INT");
 }
 
 #[test]
 fn an_interrupted_prior_ends_with_the_same_model() {
     let made = pipeline().dir.display();
     let (codes, bpe) = (format!("{made}/codes"), format!("{made}/bpe/tokenizer.json"));
-    continues_to_the_same_bytes("prior", "model.tessera.safetensors", &["--data", &codes, "--bpe", &bpe]);
+    let inputs = ["--data", &codes, "--bpe", &bpe];
+    continues_to_the_same_bytes("prior", "model.tessera.safetensors", &inputs, "-TERM");
+}
+
+/// `train dvae` in `run` below `dir`, for many steps.
+fn long_training(program: &str, dir: &Path) -> Child {
+    let data = fixture();
+    let mut train = Command::new(program);
+    train.current_dir(dir).args((program == "nohup").then_some(env!("CARGO_BIN_EXE_tessera")));
+    train.args(["train", "dvae", "--config", "tiny", "--run", "run", "--data", &data]);
+    train.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn a_terminal_that_goes_away_has_the_run_saved_and_nohup_has_it_go_on() {
+    for (program, ends) in [(env!("CARGO_BIN_EXE_tessera"), "stopped and saved"), ("nohup", "finished")] {
+        let dir = folder();
+        let mut child = long_training(program, dir.path());
+        wait_for_metrics(&dir.path().join("run"), &mut child);
+        send(&child, "-HUP");
+        let said = Said::of(child.wait_with_output().unwrap());
+        assert_eq!(said.code, Some(0), "{program}: {}", said.stderr);
+        assert!(said.stdout.starts_with(ends), "{program}: {}", said.stdout);
+    }
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let (dir, data) = (folder(), fixture());
+    // A step of seconds.
+    let train = ["train", "dvae", "--config", "tiny", "--run", "run", "--data", &data];
+    let large = ["--set", "train_dvae.batch=8192", "--set", "train_dvae.micro_batches=512"];
+    let mut child = command(dir.path(), &[&train[..], &large].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("computing with")));
+    send(&child, "-TERM");
+    assert!(lines.any(|line| line.starts_with("saving; press Ctrl-C again")));
+    send(&child, "-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+    assert!(entries(&dir.path().join("run/checkpoints")).is_empty());
+}
+
+#[test]
+fn a_run_that_is_still_going_keeps_others_out_of_its_folder() {
+    let (dir, data) = (folder(), fixture());
+    let mut child = long_training(env!("CARGO_BIN_EXE_tessera"), dir.path());
+    wait_for_metrics(&dir.path().join("run"), &mut child);
+    let train = ["train", "dvae", "--config", "tiny", "--run", "run", "--data", &data, "--seed", "9"];
+    let error = mistake(dir.path(), &train);
+    assert!(error.contains(&format!("still going (process {})", child.id())), "{error}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    succeed(dir.path(), &[&train[..], &["--set", "train_dvae.steps=1"]].concat());
 }
 
 /// Trains `task` with a stop on the way and compares with the pipeline's uninterrupted run.
-fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str]) {
+fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str], signal: &str) {
     let whole = pipeline().dir.join(task);
     let dir = folder();
     let train = [&["train", task, "--config", "tiny", "--run", "run"], inputs].concat();
@@ -33,12 +91,8 @@ fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str]) {
 
     let mut child =
         command(dir.path(), &train).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let begun = Instant::now();
-    while fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len()) == 0 {
-        assert!(begun.elapsed() < PATIENCE && child.try_wait().unwrap().is_none(), "training never began");
-        sleep(Duration::from_millis(5));
-    }
-    interrupt(&child);
+    wait_for_metrics(&run, &mut child);
+    send(&child, signal);
     let said = Said::of(child.wait_with_output().unwrap());
     assert_eq!(said.code, Some(0), "{}", said.stderr);
     assert!(said.stderr.contains("saving; press Ctrl-C again"), "{}", said.stderr);
@@ -52,8 +106,16 @@ fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str]) {
     assert!(model(&run) == model(&whole), "the resumed model has other bytes");
 }
 
-/// What a terminal sends on Ctrl-C.
-fn interrupt(child: &Child) {
-    let status = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+fn wait_for_metrics(run: &Path, child: &mut Child) {
+    let begun = Instant::now();
+    while fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len()) == 0 {
+        assert!(begun.elapsed() < PATIENCE && child.try_wait().unwrap().is_none(), "training never began");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends a signal, as a terminal does on Ctrl-C (`-INT`) or when it closes (`-HUP`), and a system before it stops (`-TERM`).
+fn send(child: &Child, signal: &str) {
+    let status = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
     assert!(status.success());
 }

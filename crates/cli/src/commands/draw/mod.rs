@@ -18,6 +18,7 @@ use tessera_text::normalise;
 use super::output::{Content, Outputs, is_file};
 use super::{model_name, tessera};
 use crate::args::{self, Draw};
+use crate::stderr::note;
 
 /// Most pictures of one call: a limit against slips of the finger.
 const MAX_PICTURES: usize = 4096;
@@ -93,7 +94,7 @@ pub fn run(args: &Draw) -> Result<()> {
     let count = Count::new(args, prompts.len(), unrankable)?;
     let outputs = check_outputs(args, count.shown * prompts.len())?;
     if Cpu::current().isa() == Isa::Portable {
-        eprintln!("this processor has neither AVX2 nor AVX-512: computing without them, which is slower");
+        note!("this processor has neither AVX2 nor AVX-512: computing without them, which is slower");
     }
     let request = Request {
         negative: args.negative.clone(),
@@ -170,13 +171,11 @@ fn read_prompts<'a>(
         let read = tessera.read_prompt(prompt)?;
         let job = tessera.job_of(&read, Request { prompt: prompt.clone(), ..request.clone() })?;
         if read.truncated {
-            eprintln!("warning: the prompt is too long; the model reads only up to: …{:?}", tail(&read.text));
+            note!("warning: the prompt is too long; the model reads only up to: …{:?}", tail(&read.text));
         }
         let dropped = job.ranking.as_ref().map_or(0, Ranking::dropped_tokens);
         if dropped > 0 {
-            eprintln!(
-                "warning: the prompt is too long; the reranker does not read its last {dropped} tokens"
-            );
+            note!("warning: the prompt is too long; the reranker does not read its last {dropped} tokens");
         }
         Ok((read.text, job))
     };

@@ -11,6 +11,7 @@ use tessera_data::prompt::{Fit, Keep, is_transparent};
 use tessera_model::{Parameters, Tessera};
 
 use crate::args::PicturePrompt;
+use crate::stderr::note;
 
 /// What a picture prompt comes to.
 #[derive(Default)]
@@ -37,8 +38,8 @@ pub fn read(args: &PicturePrompt, tessera: &Tessera, model_id: &str) -> Result<G
     let fitted = fit.apply(&on_white(image), side, 255).with_context(|| shown.to_string())?;
     let (tokens, own) = tessera.tokens_of(&fitted, claimed)?;
     match fit.rule(size, side) {
-        _ if own.is_some() => eprintln!("{shown}: drawn by this model; its own tokens are used"),
-        Some(rule) => eprintln!("{shown}: {rule}"),
+        _ if own.is_some() => note!("{shown}: drawn by this model; its own tokens are used"),
+        Some(rule) => note!("{shown}: {rule}"),
         None => {}
     }
     let prompt = own.and_then(|made| made.prompts.into_iter().next());

@@ -9,6 +9,7 @@ use tessera_eval::{Comparison, Hasty, comparison_page, votes};
 use crate::args::Human;
 use crate::commands::output::{Content, Outputs};
 use crate::commands::say;
+use crate::stderr::note;
 
 pub fn run(human: &Human) -> Result<()> {
     match human {
@@ -24,7 +25,7 @@ pub fn run(human: &Human) -> Result<()> {
             let hasty = if *drop_hasty { Hasty::Dropped } else { Hasty::Kept };
             let [a, b] = names.as_slice() else { anyhow::bail!("--names: wanted two") };
             let found = votes(&files, [a, b], hasty)?;
-            found.dropped.iter().for_each(|why| eprintln!("left out {why}"));
+            found.dropped.iter().for_each(|why| note!("left out {why}"));
             atomic::write(out, found.plot([a, b])?.as_bytes())?;
             match json {
                 true => say(serde_json::to_string_pretty(&found.reports)?),

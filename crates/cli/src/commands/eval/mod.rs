@@ -23,6 +23,7 @@ use super::draw::{enlarge, meant};
 use super::output::{Content, Outputs, write_picture};
 use super::{model_file, say};
 use crate::args::{Eval, EvalArgs, Numbers};
+use crate::stderr::note;
 
 /// Captions on a sheet of drawings.
 const SHEET_ROWS: usize = 20;
@@ -143,7 +144,7 @@ fn judge(
     bar.finish_and_clear();
     if let Some(path) = sheet {
         write_picture(path, &grid(&cells, n + 1), None)?;
-        captions.iter().enumerate().for_each(|(row, caption)| eprintln!("{:3}. {caption}", row + 1));
+        captions.iter().enumerate().for_each(|(row, caption)| note!("{:3}. {caption}", row + 1));
     }
     Ok(found)
 }

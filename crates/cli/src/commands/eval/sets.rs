@@ -14,12 +14,12 @@ use tessera_eval::{
     split_by_overlap,
 };
 use tessera_model::rerank::Reranker;
-use tessera_model::weights::ModelFile;
 use tessera_train::grid;
 
 use crate::args::{Network, Pair, Resizing};
 use crate::commands::output::{Content, Outputs, write_picture};
 use crate::commands::{model_file, say};
+use crate::stderr::note;
 
 /// Pairs on a sheet of overlaps, and of them in a row.
 const SHEET: [usize; 2] = [24, 6];
@@ -53,10 +53,7 @@ pub fn inception(path: &Path, resize: Resizing) -> Result<Inception> {
 
 /// The contrastive model in a file, or the embedded one.
 pub fn reranker(path: Option<&Path>) -> Result<Reranker> {
-    let file = match path {
-        Some(path) => ModelFile::read(path)?,
-        None => model_file(None)?,
-    };
+    let file = model_file(path)?;
     let named = || path.map_or("the embedded model".to_string(), |path| path.display().to_string());
     file.reranker(&Default::default()).with_context(named)
 }
@@ -70,7 +67,7 @@ fn seen(
 ) -> Result<Store> {
     let pictures = Pictures::open(path)?;
     if pictures.other_files() > 0 {
-        eprintln!("{}: passed over {} files that are no pictures", path.display(), pictures.other_files());
+        note!("{}: passed over {} files that are no pictures", path.display(), pictures.other_files());
     }
     let source = format!("{} {changed}", pictures.fingerprint()?);
     let mut store = Store::open(work, &source, network)?;
@@ -237,10 +234,10 @@ pub fn measure_clip_score(dir: &Path, flags: &Network) -> Result<()> {
     let shown = dir.display();
     ensure!(!images.is_empty(), "no picture in {shown} has a caption; wanted NAME.txt beside NAME.png");
     if without > 0 {
-        eprintln!("{shown}: passed over {without} pictures without a caption");
+        note!("{shown}: passed over {without} pictures without a caption");
     }
     if cut > 0 {
-        eprintln!("{cut} captions are longer than the text tower reads; their ends do not count");
+        note!("{cut} captions are longer than the text tower reads; their ends do not count");
     }
     print(flags, &[clip_score(&images, &texts)?])
 }

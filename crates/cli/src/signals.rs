@@ -1,0 +1,126 @@
+//! Signals that ask the program to end: Ctrl-C (SIGINT), SIGTERM and SIGHUP, also where it is process 1.
+//!
+//! SIGHUP stays ignored if the program was started so, which is what `nohup` does.
+
+use std::process::exit;
+use std::thread;
+
+use anyhow::{Context, Result};
+use tokio::runtime::Builder;
+
+/// What a shell adds to a signal's number to tell it as an exit code.
+const BY_SIGNAL: i32 = 128;
+
+/// Calls `first` at the first signal; the second ends the program at once.
+///
+/// # Errors
+/// If the system does not let the program listen.
+pub fn on_first(first: impl FnOnce() + Send + 'static) -> Result<()> {
+    watch(move |_| first())
+}
+
+/// Ends the program at the first signal. The system does this by itself, except to process 1.
+///
+/// # Errors
+/// If the system does not let the program listen.
+pub fn end_as_process_1() -> Result<()> {
+    if std::process::id() != 1 {
+        return Ok(());
+    }
+    watch(|signal| exit(BY_SIGNAL + signal))
+}
+
+/// Listens from now on, in a thread of its own.
+fn watch(first: impl FnOnce(i32) + Send + 'static) -> Result<()> {
+    let cannot = "cannot listen for signals";
+    let runtime = Builder::new_current_thread().enable_all().build().context(cannot)?;
+    let mut signals = {
+        let _inside = runtime.enter();
+        Signals::listen().context(cannot)?
+    };
+    let wait = move || {
+        runtime.block_on(async {
+            first(signals.next().await);
+            exit(BY_SIGNAL + signals.next().await)
+        })
+    };
+    thread::Builder::new().name("signals".into()).spawn(wait).context(cannot)?;
+    Ok(())
+}
+
+#[cfg(not(unix))]
+use other::Signals;
+#[cfg(unix)]
+use unix::Signals;
+
+#[cfg(unix)]
+mod unix {
+    use std::io;
+
+    use tokio::signal::unix::{Signal, SignalKind, signal};
+
+    /// The signals that are listened to.
+    pub struct Signals {
+        interrupted: Signal,
+        terminated: Signal,
+        /// `None` if SIGHUP is ignored.
+        hung_up: Option<Signal>,
+    }
+
+    impl Signals {
+        /// Listens from now on; wants a runtime around it.
+        pub fn listen() -> io::Result<Signals> {
+            let hung_up = (!is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup())).transpose()?;
+            Ok(Signals {
+                interrupted: signal(SignalKind::interrupt())?,
+                terminated: signal(SignalKind::terminate())?,
+                hung_up,
+            })
+        }
+
+        /// The number of the next one.
+        pub async fn next(&mut self) -> i32 {
+            let hung_up = async {
+                match &mut self.hung_up {
+                    Some(hung_up) => hung_up.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = self.interrupted.recv() => libc::SIGINT,
+                _ = self.terminated.recv() => libc::SIGTERM,
+                _ = hung_up => libc::SIGHUP,
+            }
+        }
+    }
+
+    /// Whether whoever started the program has it ignore `signal`.
+    fn is_ignored(signal: libc::c_int) -> bool {
+        // SAFETY: all zeros are a valid `sigaction`; without a new action the call only fills in the present one.
+        #[allow(unsafe_code)]
+        let (answer, action) = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            (libc::sigaction(signal, std::ptr::null(), &raw mut action), action)
+        };
+        answer == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+#[cfg(not(unix))]
+mod other {
+    use std::io;
+
+    /// Ctrl-C.
+    pub struct Signals;
+
+    impl Signals {
+        pub fn listen() -> io::Result<Signals> {
+            Ok(Signals)
+        }
+
+        pub async fn next(&mut self) -> i32 {
+            let _ = tokio::signal::ctrl_c().await;
+            2
+        }
+    }
+}

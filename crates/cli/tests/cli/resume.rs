@@ -1,0 +1,99 @@
+//! Runs that go on: with more steps, other line endings, after damage and after a divergence.
+
+use std::fs;
+use std::path::Path;
+
+use super::program::{Said, command, entries, fixture, folder, mistake};
+
+/// `train dvae` for `steps` steps in `run`, with more settings.
+fn train(dir: &Path, run: &str, steps: u64, more: &[&str]) -> Said {
+    Said::of(
+        command(dir, &training(run, steps, more).iter().map(String::as_str).collect::<Vec<_>>())
+            .output()
+            .unwrap(),
+    )
+}
+
+fn training(run: &str, steps: u64, more: &[&str]) -> Vec<String> {
+    let (data, steps) = (fixture(), format!("train_dvae.steps={steps}"));
+    let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", run, "--set", &steps];
+    let every = ["--set", "train_dvae.checkpoint_every=2", "--set", "train_dvae.log_every=1"];
+    [&train[..], &every, more].concat().into_iter().map(str::to_string).collect()
+}
+
+/// The run `whole` of 6 steps, and its model.
+fn whole(dir: &Path) -> Vec<u8> {
+    assert_eq!(train(dir, "whole", 6, &[]).stdout, "finished: whole\n");
+    model(dir, "whole")
+}
+
+fn model(dir: &Path, run: &str) -> Vec<u8> {
+    fs::read(dir.join(run).join("dvae.tessera.safetensors")).unwrap()
+}
+
+#[test]
+fn a_finished_run_goes_on_for_more_steps() {
+    let dir = folder();
+    let whole = whole(dir.path());
+    assert_eq!(train(dir.path(), "run", 3, &[]).code, Some(0));
+    // Line endings, and settings of another stage, are no other run.
+    let config = dir.path().join("run/config.toml");
+    fs::write(&config, fs::read_to_string(&config).unwrap().replace('\n', "\r\n")).unwrap();
+    let said = train(dir.path(), "run", 6, &["--resume", "--set", "train_prior.lr=0.5"]);
+    assert_eq!(said.stdout, "finished: run\n", "{}", said.stderr);
+    assert!(said.stderr.contains("train_dvae.steps was 3 so far, and is 6 from here"), "{}", said.stderr);
+    // The hash of the config tells them apart; nothing else does.
+    assert_eq!(model(dir.path(), "run").len(), whole.len());
+    assert_eq!(train(dir.path(), "run", 6, &["--resume"]).stdout, "finished: run\n");
+    assert!(model(dir.path(), "run") == whole, "a run that went on has another model");
+
+    let other = training("run", 6, &["--resume", "--set", "train_dvae.lr=0.5"]);
+    let error = mistake(dir.path(), &other.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(error.contains("it has train_dvae.lr = 0.001, this run 0.5"), "{error}");
+}
+
+#[test]
+fn a_flipped_bit_in_a_checkpoint_costs_that_checkpoint() {
+    let dir = folder();
+    let whole = whole(dir.path());
+    let newest = dir.path().join("whole/checkpoints/step_000006/state.safetensors");
+    let mut bytes = fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    let said = train(dir.path(), "whole", 6, &["--resume"]);
+    assert!(
+        said.stderr.contains("step_000006: it is damaged: its bytes have the checksum"),
+        "{}",
+        said.stderr
+    );
+    assert!(said.code == Some(0) && model(dir.path(), "whole") == whole);
+}
+
+#[test]
+fn a_damaged_log_does_not_keep_a_run_from_going_on() {
+    let dir = folder();
+    whole(dir.path());
+    let path = dir.path().join("whole/metrics.jsonl");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[3] = 0xe5;
+    fs::write(&path, bytes).unwrap();
+    let said = train(dir.path(), "whole", 7, &["--resume"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().filter(|line| line.contains("train")).count(), 6);
+}
+
+#[test]
+fn a_run_starts_from_a_checkpoint() {
+    let dir = folder();
+    whole(dir.path());
+    let started = |init: &str| train(dir.path(), init.rsplit('/').next().unwrap(), 1, &["--init", init]);
+    let checkpoint = "whole/checkpoints/step_000006";
+    assert_eq!(started(checkpoint).code, Some(0), "{}", started(checkpoint).stderr);
+    assert_eq!(started(&format!("{checkpoint}/state.safetensors")).code, Some(0));
+    assert!(model(dir.path(), "step_000006") == model(dir.path(), "state.safetensors"));
+    let wide = training("wide", 1, &["--init", checkpoint, "--set", "dvae.n_hid=8"]);
+    let error = mistake(dir.path(), &wide.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(error.contains("--init is a checkpoint of another model"), "{error}");
+    assert!(!entries(dir.path()).contains(&"wide".to_string()));
+}
