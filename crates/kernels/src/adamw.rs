@@ -3,7 +3,6 @@
 use rayon::prelude::*;
 
 use crate::cpu::{Cpu, vectorized};
-use crate::math::sum;
 
 /// Values that one task goes over.
 const PART: usize = 1 << 14;
@@ -56,16 +55,23 @@ vectorized! {
     }
 }
 
-/// `Σ v²`
+/// `Σ v²`, in 64 bits: finite if all values are.
 pub fn sum_of_squares(values: &[f32]) -> f64 {
     let isa = Cpu::current().isa();
-    let parts: Vec<f32> = values.par_chunks(PART).map(|part| squares(isa, part)).collect();
-    parts.into_iter().map(f64::from).sum()
+    let parts: Vec<f64> = values.par_chunks(PART).map(|part| squares(isa, part)).collect();
+    parts.into_iter().sum()
 }
 
 vectorized! {
-    fn squares(values: &[f32]) -> f32 {
-        sum(values, |value| value * value)
+    fn squares(values: &[f32]) -> f64 {
+        // Sums side by side, which are vectors once compiled.
+        let mut sums = [0.0_f64; 16];
+        let (rows, rest) = values.as_chunks::<16>();
+        let square = |value: f32| f64::from(value) * f64::from(value);
+        for row in rows {
+            sums.iter_mut().zip(row).for_each(|(sum, &value)| *sum += square(value));
+        }
+        sums.iter().sum::<f64>() + rest.iter().map(|&value| square(value)).sum::<f64>()
     }
 }
 
@@ -132,6 +138,8 @@ mod tests {
             cpu.scope(|| {
                 assert!((sum_of_squares(&a) / square - 1.0).abs() < 1e-6, "{cpu}");
                 assert_eq!(sum_of_squares(&[]), 0.0);
+                let largest = sum_of_squares(&[f32::MAX; 40]) / f64::from(f32::MAX).powi(2);
+                assert!((largest - 40.0).abs() < 1e-9, "{cpu}: {largest}");
                 let mut a = a.clone();
                 approach(&mut a, &b, 0.25);
                 assert!(a == nearer, "{cpu}");
