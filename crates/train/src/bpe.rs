@@ -8,14 +8,20 @@ use tessera_text::{Bpe, normalise};
 
 use crate::config::Config;
 use crate::dvae::open_dataset;
+use crate::reporter::Reporter;
 
 /// Learns the vocabulary and writes `RUN/tokenizer.json`; returns it and its path.
 ///
 /// # Errors
 /// If the folder holds another tokenizer: a model may depend on it.
-pub fn train_bpe(config: &Config, data: &Path, run: &Path) -> Result<(Bpe, PathBuf)> {
+pub fn train_bpe(
+    config: &Config,
+    data: &Path,
+    run: &Path,
+    reporter: &dyn Reporter,
+) -> Result<(Bpe, PathBuf)> {
     std::fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
-    let dataset = open_dataset(data)?;
+    let dataset = open_dataset(data, reporter)?;
     let captions = dataset.train.iter().flat_map(|sample| &sample.captions).map(|caption| normalise(caption));
     let captions: Vec<String> = captions.collect();
     let bpe = Bpe::train(captions.iter(), config.prior.text_vocab)?;

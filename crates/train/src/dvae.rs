@@ -1,7 +1,6 @@
 //! `train dvae`: stage 1 (paper §2.1).
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -12,13 +11,15 @@ use tessera_eval::{recon, relaxation_gap};
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 
+use crate::capacity::Stage;
 use crate::config::Config;
 use crate::fit::{Outcome, Task, fit};
 use crate::gradient::{Gradient, Loss, differentiate};
 use crate::log::Metrics;
 use crate::picture::{from_floats, grid, to_floats};
 use crate::precision::{Rules, Scales, Scaling};
-use crate::run_dir::{RunDir, RunOptions};
+use crate::reporter::{Control, Reporter};
+use crate::run_dir::{Initial, RunDir, RunOptions};
 
 /// Columns of the sample sheet; originals stand above reconstructions.
 const SAMPLES: usize = 16;
@@ -33,17 +34,21 @@ struct DvaeTask<'a> {
 }
 
 /// Trains a dVAE on the data set at `data`; writes `RUN/dvae.tessera.safetensors` when it finishes or is stopped.
-pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, stop: &AtomicBool) -> Result<Outcome> {
-    let dataset = open_dataset(data)?;
+pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: Control) -> Result<Outcome> {
+    let dataset = open_dataset(data, control.reporter)?;
     let seed = options.seed;
     let side = config.dvae.image_size as u32;
     let floats = |sample: &Sample| centre(sample, side);
     let held_out = if dataset.val.is_empty() { &dataset.train } else { &dataset.val };
     let val = held_out.iter().map(floats).collect::<Result<Vec<_>>>()?;
     let task = DvaeTask { config, seed, train: &dataset.train, val, device: Device::default() };
-    let (initial, named) = options.initial()?;
+    let (initial, named) = options.initial(control.reporter)?;
+    let inputs: Vec<_> = [("data", dataset.fingerprint())].into_iter().chain(named).collect();
+    let random = || Dvae::new(&config.dvae, seed, &task.device);
     let model = match initial {
-        Some(file) => {
+        Initial::Random => random(),
+        Initial::Checkpoint(checkpoint) => checkpoint.averaged(random(), Stage::Dvae, &inputs, &[])?,
+        Initial::Model(file) => {
             // The picture's size is no size of a weight.
             let theirs = file
                 .config
@@ -57,14 +62,14 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, stop: &Ato
             );
             file.dvae(&task.device)?
         }
-        None => Dvae::new(&config.dvae, seed, &task.device),
     };
     let model = model.stored(config.train_dvae.storage.format());
-    let run = RunDir::start(options, "dvae", &format!("data {}{named}", dataset.fingerprint()), config)?;
-    let (model, outcome) = fit(&task, model, &config.train_dvae, &run, stop)?;
+    let run = RunDir::start(options, Stage::Dvae, &inputs, config, control.reporter)?;
+    let (model, outcome) = fit(&task, model, &config.train_dvae, &run, control)?;
     let file = ModelFile {
         config: ModelConfig { dvae: Some(config.dvae.clone()), ..ModelConfig::default() },
         dvae: export(&model),
+        origin: Some(run.origin()),
         ..ModelFile::default()
     };
     run.write_model(&file, "dvae.tessera.safetensors")?;
@@ -72,10 +77,10 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, stop: &Ato
 }
 
 /// A data set; what had to be passed over is reported.
-pub(crate) fn open_dataset(data: &Path) -> Result<Dataset> {
+pub(crate) fn open_dataset(data: &Path, reporter: &dyn Reporter) -> Result<Dataset> {
     let dataset = Dataset::open(data)?;
     if dataset.skipped.total() > 0 {
-        eprintln!("{}", dataset.skipped);
+        reporter.note(&dataset.skipped.to_string());
     }
     Ok(dataset)
 }

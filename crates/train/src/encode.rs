@@ -6,17 +6,18 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use indicatif::{ProgressBar, ProgressStyle};
+use tessera_container::{Origin, hash};
 use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, Split, atomic, augment, item_rng};
 use tessera_eval::{LabelledCodes, Subject};
 use tessera_model::dvae::{Dvae, DvaeConfig};
-use tessera_model::weights::ModelFile;
 use tessera_text::{Bpe, normalise};
 
 use crate::config::DataConfig;
 use crate::dvae::{centre, open_dataset};
 use crate::picture::{from_floats, to_floats};
 use crate::prior::labelled_codes;
+use crate::reporter::{Progress, Reporter, Silent};
+use crate::run_dir::read_model;
 
 /// Pictures encoded at once.
 const BATCH: usize = 32;
@@ -24,27 +25,37 @@ const BATCH: usize = 32;
 /// File name of the dVAE in a folder of codes.
 pub(crate) const DVAE_FILE: &str = "dvae.tessera.safetensors";
 
-/// Encodes both splits of `data` with the dVAE in `dvae_file` into `out`. Returns (pictures, tokens).
+/// What is encoded, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct EncodeInputs<'a> {
+    /// The data set.
+    pub data: &'a Path,
+    /// A model file with the dVAE.
+    pub dvae: &'a Path,
+    /// Seed of the random crops.
+    pub seed: u64,
+}
+
+/// Encodes both splits of a data set into `out`. Returns (pictures, tokens).
 pub fn encode(
     data_config: &DataConfig,
-    data: &Path,
-    dvae_file: &Path,
+    EncodeInputs { data, dvae, seed }: EncodeInputs,
     out: &Path,
-    seed: u64,
+    reporter: &dyn Reporter,
 ) -> Result<(usize, usize)> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    let file = ModelFile::read(dvae_file)?;
+    let file = read_model(dvae, reporter)?;
     let device = Device::default();
     let dvae = file.dvae(&device)?;
     let config = file.config.dvae.clone().context("the file holds no dVAE")?;
     ensure!(config.vocab <= 1 << 16, "code shards hold 16-bit codes; this dVAE has {}", config.vocab);
-    let dataset = open_dataset(data)?;
+    let dataset = open_dataset(data, reporter)?;
     let (mut pictures, mut tokens) = (0, 0);
     for split in Split::ALL {
         let samples = dataset.split(split);
         let copies = if split == Split::Train { data_config.copies } else { 1 };
         let views = views(samples, config.image_size as u32, copies, seed)?;
-        let codes = codes_of(&dvae, &config, &views, &device)?;
+        let codes = codes_of(&dvae, &config, &views, reporter)?;
         let items = samples.iter().map(item).collect();
         let set = CodeSet {
             grid: config.grid(),
@@ -53,6 +64,11 @@ pub fn encode(
             codes,
             items,
             dvae: file.fingerprint()?,
+            origin: Some(Origin {
+                config: hash(&toml::to_string(data_config)?),
+                data: dataset.fingerprint(),
+            }),
+            unverified: false,
         };
         (pictures, tokens) = (pictures + samples.len(), tokens + set.codes.len());
         set.write(&out.join(split.name()))?;
@@ -87,10 +103,10 @@ pub fn held_out_codes(
     bpe: &Bpe,
 ) -> Result<Vec<LabelledCodes>> {
     let views = held_out_pictures(samples, config)?;
-    let codes = codes_of(dvae, config, &views, &Device::default())?;
+    let codes = codes_of(dvae, config, &views, &Silent)?;
     let items = samples.iter().map(item).collect();
     let (grid, vocab) = (config.grid(), config.vocab);
-    labelled_codes(&CodeSet { grid, vocab, copies: 1, codes, items, dvae: String::new() }, bpe)
+    labelled_codes(&CodeSet { grid, vocab, copies: 1, codes, items, ..CodeSet::default() }, bpe)
 }
 
 /// `samples` as `eval::drawing` takes them.
@@ -103,18 +119,22 @@ pub fn held_out_subjects(samples: &[Sample], side: u32, bpe: &Bpe) -> Result<Vec
     samples.iter().map(subject).collect()
 }
 
-fn codes_of(dvae: &Dvae, config: &DvaeConfig, views: &[Vec<f32>], device: &Device) -> Result<Vec<u16>> {
+fn codes_of(
+    dvae: &Dvae,
+    config: &DvaeConfig,
+    views: &[Vec<f32>],
+    reporter: &dyn Reporter,
+) -> Result<Vec<u16>> {
     let side = config.image_size;
-    let bar = ProgressBar::new(views.len() as u64);
-    bar.set_style(ProgressStyle::with_template("encoding {bar:30} {pos}/{len} {per_sec} eta {eta}")?);
+    let total = views.len() as u64;
     let mut codes = Vec::new();
-    for batch in views.chunks(BATCH) {
-        bar.inc(batch.len() as u64);
+    for (index, batch) in views.chunks(BATCH).enumerate() {
         let data = TensorData::new(batch.concat(), [batch.len(), 3, side, side]);
-        let tokens: Tensor<3, Int> = dvae.encode(Tensor::from_data(data, device));
+        let tokens: Tensor<3, Int> = dvae.encode(Tensor::from_data(data, &dvae.device()));
         codes.extend(tokens.into_data().iter::<i64>().map(|code| code as u16));
+        let done = (index * BATCH + batch.len()) as u64;
+        reporter.progress(Progress { task: "encoding", done, total, detail: "" });
     }
-    bar.finish_and_clear();
     Ok(codes)
 }
 

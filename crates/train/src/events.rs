@@ -19,36 +19,37 @@ impl EventWriter {
         let path = dir.join(format!("events.out.tfevents.{:010}.step{step:06}", now_secs() as u64));
         let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut writer = EventWriter { file: BufWriter::new(file) };
-        let mut event = double(1, now_secs());
-        event.extend(bytes(3, b"brain.Event:2"));
-        writer.record(&event)?;
+        writer.file.write_all(&record(&version(now_secs())))?;
         Ok(writer)
     }
 
     /// One event with a value for each figure, tagged `split/name`.
     pub fn scalars(&mut self, split: &str, step: u64, figures: &[(&'static str, f64)]) -> Result<()> {
-        let value = |(name, figure): &(&str, f64)| {
-            let mut value = bytes(1, format!("{split}/{name}").as_bytes());
-            value.extend(float(2, *figure as f32));
-            bytes(1, &value)
-        };
-        let summary: Vec<u8> = figures.iter().flat_map(value).collect();
-        let mut event = double(1, now_secs());
-        event.extend(tag(2, 0));
-        event.extend(varint(step));
-        event.extend(bytes(5, &summary));
-        self.record(&event)?;
+        self.file.write_all(&record(&values(now_secs(), split, step, figures)))?;
         Ok(self.file.flush()?)
     }
+}
 
-    /// A TFRecord: length, its checksum, the payload, its checksum.
-    fn record(&mut self, payload: &[u8]) -> Result<()> {
-        let length = (payload.len() as u64).to_le_bytes();
-        self.file.write_all(&length)?;
-        self.file.write_all(&masked_crc(&length).to_le_bytes())?;
-        self.file.write_all(payload)?;
-        Ok(self.file.write_all(&masked_crc(payload).to_le_bytes())?)
-    }
+/// The event that a file begins with.
+fn version(wall_time: f64) -> Vec<u8> {
+    [double(1, wall_time), bytes(3, b"brain.Event:2")].concat()
+}
+
+fn values(wall_time: f64, split: &str, step: u64, figures: &[(&'static str, f64)]) -> Vec<u8> {
+    let value = |(name, figure): &(&str, f64)| {
+        let mut value = bytes(1, format!("{split}/{name}").as_bytes());
+        value.extend(float(2, *figure as f32));
+        bytes(1, &value)
+    };
+    let summary: Vec<u8> = figures.iter().flat_map(value).collect();
+    [double(1, wall_time), tag(2, 0), varint(step), bytes(5, &summary)].concat()
+}
+
+/// A TFRecord: length, its checksum, the payload, its checksum.
+fn record(payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u64).to_le_bytes();
+    let (head, tail) = (masked_crc(&length).to_le_bytes(), masked_crc(payload).to_le_bytes());
+    [&length[..], &head, payload, &tail].concat()
 }
 
 fn now_secs() -> f64 {
@@ -89,12 +90,29 @@ fn bytes(field: u64, value: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// `masked_crc32c` of TensorFlow's own length field for a 24-byte record, from its record writer's tests:
-    /// crc32c("123456789") is the published check value 0xe3069283.
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// ```python
+    /// from tensorboard.compat.proto.event_pb2 import Event                 # tensorboard 2.21
+    /// from tensorboard.compat.proto.summary_pb2 import Summary
+    /// from tensorboard.summary.writer.record_writer import RecordWriter   # RecordWriter(file).write(event.SerializeToString())
+    /// Event(wall_time=1.5, file_version="brain.Event:2")
+    /// Event(wall_time=1.5, step=300, summary=Summary(value=[
+    ///     Summary.Value(tag="train/loss", simple_value=0.25), Summary.Value(tag="train/lr", simple_value=0.001)]))
+    /// ```
     #[test]
-    fn checksum_is_castagnoli_rotated_and_masked() {
-        assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
-        assert_eq!(masked_crc(b"123456789"), 0xe306_9283_u32.rotate_right(15).wrapping_add(0xa282_ead8));
+    fn records_are_the_bytes_that_tensorboard_writes() {
+        assert_eq!(
+            hex(&record(&version(1.5))),
+            "1800000000000000a37f4b2209000000000000f83f1a0d627261696e2e4576656e743a322a28646c"
+        );
+        assert_eq!(
+            hex(&record(&values(1.5, "train", 300, &[("loss", 0.25), ("lr", 0.001)]))),
+            "3200000000000000241956ec09000000000000f83f10ac022a240a110a0a747261696e2f6c6f7373150000803e\
+             0a0f0a08747261696e2f6c72156f12833adf45ab1f"
+        );
     }
 
     #[test]

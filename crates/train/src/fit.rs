@@ -5,11 +5,14 @@
 //! of the seed and the step, so a run that was stopped continues to the same bits. With 16-bit gradients an update in which
 //! one was not finite is skipped, and the scales follow (paper §D.1).
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::error::Error;
+use std::fmt::{Display, Formatter};
+use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::module::Module;
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 use tessera_kernels::Cpu;
 use tessera_model::nn::{HostTensor, Role, export, import, roles};
 
@@ -18,6 +21,7 @@ use crate::gradient::{Gradient, mean_gradient};
 use crate::log::{Log, Metrics};
 use crate::optim::{self, AdamW, Moments};
 use crate::precision::Scales;
+use crate::reporter::Control;
 use crate::run_dir::RunDir;
 use crate::schedule::{Plateau, learning_rate};
 
@@ -77,14 +81,69 @@ pub struct State {
     pub plateau: Plateau,
     /// Gradient scales, where gradients have 16 bits.
     pub scales: Option<Scales>,
+    /// The last good checkpoint.
+    pub good: Option<Good>,
+    /// Training losses since the last checkpoint. Not saved: it only helps to choose good checkpoints.
+    pub losses: Losses,
 }
 
 impl State {
     fn new(weights: Vec<HostTensor>, roles: &[Role], moments: Moments, scales: Option<Scales>) -> State {
         let (average, adam) = (weights.clone(), AdamW::new(&weights, roles, moments));
-        State { step: 0, weights, average, adam, plateau: Plateau::default(), scales }
+        let (plateau, losses) = (Plateau::default(), Losses::default());
+        State { step: 0, weights, average, adam, plateau, scales, good: None, losses }
+    }
+
+    /// Decides whether the checkpoint of this state is a good one: the loss before it has not risen.
+    fn judge(&mut self) {
+        let Losses { sum, n } = std::mem::take(&mut self.losses);
+        if n == 0 {
+            return;
+        }
+        let mean = sum / n as f64;
+        let lowest = self.good.map_or(mean, |good| good.lowest);
+        if mean <= lowest + RISEN * lowest.abs() {
+            self.good = Some(Good { step: self.step, lowest: lowest.min(mean) });
+        }
     }
 }
+
+/// Share by which the mean loss before a checkpoint may be above the lowest so far if the checkpoint is to count as good.
+const RISEN: f64 = 0.1;
+
+/// A checkpoint before which the loss had not risen: where a run that diverges can go on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Good {
+    /// Its step.
+    pub step: u64,
+    /// The lowest mean loss between two checkpoints so far.
+    pub lowest: f64,
+}
+
+/// A sum of losses, and how many they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Losses {
+    sum: f64,
+    n: u64,
+}
+
+impl Losses {
+    fn add(&mut self, loss: f64) {
+        (self.sum, self.n) = (self.sum + loss, self.n + 1);
+    }
+}
+
+/// The error for a run that cannot go on with its settings, since its numbers are no longer finite.
+#[derive(Debug)]
+struct Diverged(String);
+
+impl Display for Diverged {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Error for Diverged {}
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,15 +163,12 @@ pub fn fit<T: Task>(
     model: T::Model,
     config: &FitConfig,
     run: &RunDir,
-    stop: &AtomicBool,
+    control: Control,
 ) -> Result<(T::Model, Outcome)> {
-    let mut trainer = Trainer::new(task, model, config, run.newest_checkpoint()?)?;
-    let mut log = Log::open(run.path(), trainer.state.step, config.steps)?;
+    let mut trainer = Trainer::new(task, model, config, run.newest_checkpoint(control.reporter)?)?;
+    let mut log = Log::open(run.path(), trainer.state.step, config.steps, control.reporter)?;
     while trainer.state.step < config.steps {
-        let figures = trainer.step().map_err(|error| match run.write_checkpoint(&trainer.state) {
-            Ok(()) => error,
-            Err(unsaved) => error.context(format!("nothing was saved: {unsaved:#}")),
-        })?;
+        let figures = trainer.step().map_err(|error| failed(error, &trainer.state, run))?;
         let step = trainer.state.step;
         log.train(step, &figures, config)?;
         if let Some(scales) = &trainer.state.scales {
@@ -124,8 +180,9 @@ pub fn fit<T: Task>(
             log.validation(step, &task.validate(&averaged, step)?)?;
             run.write_sample(step, &task.picture(&averaged)?)?;
         }
-        let stopped = stop.load(Ordering::Relaxed);
+        let stopped = control.stop.load(Ordering::Relaxed);
         if last || stopped || step.is_multiple_of(config.checkpoint_every) {
+            trainer.state.judge();
             run.write_checkpoint(&trainer.state)?;
         }
         if stopped && !last {
@@ -133,6 +190,18 @@ pub fn fit<T: Task>(
         }
     }
     Ok((trainer.averaged()?, Outcome::Finished))
+}
+
+/// Saves what a failed step left, and says how to go on if the run has diverged.
+fn failed(error: anyhow::Error, state: &State, run: &RunDir) -> anyhow::Error {
+    let diverged = error.is::<Diverged>();
+    let saved = run.write_checkpoint(state);
+    let noted = saved.and_then(|()| diverged.then(|| run.write_divergence(state)).transpose());
+    match noted {
+        Ok(None) => error,
+        Ok(Some(ways_on)) => anyhow!("{error:#}; {ways_on}"),
+        Err(unsaved) => error.context(format!("nothing was saved: {unsaved:#}")),
+    }
 }
 
 /// A model in training.
@@ -188,20 +257,24 @@ impl<'a, T: Task> Trainer<'a, T> {
         let gradient = checked(gradient?, step, scales.as_ref().map_or(0, Vec::len))?;
         self.entering.clone_from(&gradient.entering);
         if let Some(scales) = &mut state.scales
-            && !scales.follow(step, &gradient.overflowed, gradient.is_finite())?
+            && !scales
+                .follow(step, &gradient.overflowed, gradient.is_finite())
+                .map_err(|error| Diverged(error.to_string()))?
         {
             state.step += 1;
             return Ok(Metrics::new());
         }
         let lr = learning_rate(config, step, &state.plateau);
         let norm = state.adam.update(&mut state.weights, &self.roles, &gradient.values, config, lr);
+        if !optim::is_applied(norm, config) {
+            let why = match gradient.culprit(&state.weights) {
+                Some(weight) => format!("is not finite, first at {weight}"),
+                None => format!("has the norm {norm:e}, too large to be squared in 32 bits"),
+            };
+            bail!(Diverged(format!("step {step}: the gradient {why}; lr was {lr:e}")));
+        }
         self.task.constrain(&mut state.weights);
-        ensure!(
-            norm.is_finite(),
-            "step {step}: the gradient is not finite, first at {}; try a smaller lr ({})",
-            gradient.culprit(&state.weights),
-            config.lr
-        );
+        state.losses.add(gradient.loss);
         state.plateau.follow(gradient.loss, config.eval_every, config.lr_end / config.lr);
         state.step += 1;
         self.model = import(self.model.clone(), &state.weights)?;
@@ -236,7 +309,9 @@ fn checked(mut gradient: Gradient, step: u64, n_scales: usize) -> Result<Gradien
             )
         };
         let place = gradient.overflowed.first().map_or(String::new(), first);
-        ensure!(n_scales > 0, "step {step}: the loss is {}{place}; try a smaller lr", gradient.loss);
+        if n_scales == 0 {
+            bail!(Diverged(format!("step {step}: the loss is {}{place}", gradient.loss)));
+        }
     }
     gradient.figures.insert(0, ("loss", gradient.loss));
     Ok(gradient)
@@ -245,15 +320,19 @@ fn checked(mut gradient: Gradient, step: u64, n_scales: usize) -> Result<Gradien
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::atomic::AtomicBool;
 
     use burn::tensor::{Device, Tensor, TensorData};
+    use tempfile::TempDir;
     use tessera_kernels::SmallFloat;
     use tessera_model::nn::{Init, Linear};
 
     use super::*;
+    use crate::capacity::Stage;
     use crate::config::Config;
     use crate::gradient::{Loss, differentiate};
     use crate::precision::{Rules, Scaling};
+    use crate::reporter::Silent;
     use crate::schedule::Schedule;
 
     /// Learns `y = x · [1, 2]ᵀ + 3`; asks to stop after `stop_after` steps.
@@ -301,13 +380,23 @@ mod tests {
         config
     }
 
+    const TEXT: &str = "# tessera train prior, seed 0\n\n[train_prior]\nlr = 1\n";
+
+    fn open(dir: &TempDir) -> RunDir {
+        RunDir::open(&dir.path().join("run"), Stage::Prior, TEXT, false, &Silent).unwrap()
+    }
+
+    fn control(stop: &AtomicBool) -> Control<'_> {
+        Control { stop, reporter: &Silent }
+    }
+
     /// Trains in `dir`, stopping after `stop_after` steps if that is before the end.
     fn train(dir: &Path, stop_after: u64) -> (Vec<HostTensor>, Outcome) {
         let stop = AtomicBool::new(false);
         let task = Line { stop: &stop, stop_after };
         let model = Linear::new(&mut Init::new(1, &Device::default()), [2, 1], 0.1);
-        let run = RunDir::open(dir, "c = 1\n", dir.exists()).unwrap();
-        let (model, outcome) = fit(&task, model, &config(), &run, &stop).unwrap();
+        let run = RunDir::open(dir, Stage::Prior, TEXT, dir.exists(), &Silent).unwrap();
+        let (model, outcome) = fit(&task, model, &config(), &run, control(&stop)).unwrap();
         (export(&model), outcome)
     }
 
@@ -385,12 +474,58 @@ mod tests {
     #[test]
     fn a_run_whose_updates_are_all_skipped_saves_and_says_where_it_began() {
         let dir = tempfile::tempdir().unwrap();
-        let run = RunDir::open(&dir.path().join("run"), "c = 1\n", false).unwrap();
+        let run = open(&dir);
         let task = Overflowing(|step| step >= 5);
-        let error = fit(&task, linear(), &config(), &run, &AtomicBool::new(false)).err().unwrap().to_string();
+        let error = fit(&task, linear(), &config(), &run, control(&AtomicBool::new(false)))
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("16 updates in a row") && error.contains("resblock 2 of 4"), "{error}");
-        let saved = run.newest_checkpoint().unwrap().unwrap();
+        let saved = run.newest_checkpoint(&Silent).unwrap().unwrap();
         assert_eq!((saved.step, saved.adam.updates), (20, 5));
+    }
+
+    /// The loss falls until update 30, rises from there, and is NaN from update 60 on.
+    struct Diverging;
+
+    impl Task for Diverging {
+        type Model = Linear;
+        type Batch = ();
+
+        fn batch(&self, _: u64, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn gradient(&self, model: &Linear, (): (), step: u64, _: Option<&[f32]>) -> Result<Gradient> {
+            let loss = if step < 60 { (step as f64 - 30.0).abs() + 5.0 } else { f64::NAN };
+            let values = export(model).iter().map(|weight| vec![1.0; weight.values.len()]).collect();
+            Ok(Gradient::new(values, loss, Vec::new()))
+        }
+
+        fn validate(&self, _: &Linear, _: u64) -> Result<Metrics> {
+            Ok(Metrics::new())
+        }
+
+        fn picture(&self, _: &Linear) -> Result<RgbImage> {
+            Ok(RgbImage::new(2, 2))
+        }
+    }
+
+    #[test]
+    fn a_run_that_diverges_keeps_the_checkpoint_before_its_loss_rose() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = open(&dir);
+        let stop = AtomicBool::new(false);
+        let error = fit(&Diverging, linear(), &config(), &run, control(&stop)).err().unwrap().to_string();
+        // Checkpoints are 7 updates apart; those up to 35 have losses around 8.
+        assert!(
+            error.contains("step 60: the loss is NaN; continue it from its last good checkpoint, step 35"),
+            "{error}"
+        );
+        let kept = std::fs::read_dir(run.path().join("checkpoints")).unwrap();
+        let mut kept: Vec<_> = kept.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        kept.sort();
+        assert_eq!(kept, ["step_000035", "step_000056", "step_000060"]);
     }
 
     #[test]
@@ -430,11 +565,12 @@ mod tests {
             (0..n).map(|_| lr(trainer.step().unwrap())).collect()
         };
         let dir = tempfile::tempdir().unwrap();
-        let run = RunDir::open(&dir.path().join("run"), "c = 1\n", false).unwrap();
+        let run = open(&dir);
         let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
         let mut lrs = steps(&mut trainer, 65);
         run.write_checkpoint(&trainer.state).unwrap();
-        let mut resumed = Trainer::new(&task, linear(), &config, run.newest_checkpoint().unwrap()).unwrap();
+        let mut resumed =
+            Trainer::new(&task, linear(), &config, run.newest_checkpoint(&Silent).unwrap()).unwrap();
         lrs.extend(steps(&mut resumed, 85));
         let wanted = |update: usize| [0.4, 0.2, 0.1, 0.1, 0.1][update.saturating_sub(10) / 30];
         (0..150)
@@ -468,11 +604,13 @@ mod tests {
     #[test]
     fn a_loss_that_is_none_names_the_first_resblock_and_leaves_a_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
-        let run = RunDir::open(&dir.path().join("run"), "c = 1\n", false).unwrap();
-        let error =
-            fit(&Broken, linear(), &config(), &run, &AtomicBool::new(false)).err().unwrap().to_string();
+        let run = open(&dir);
+        let error = fit(&Broken, linear(), &config(), &run, control(&AtomicBool::new(false)))
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("the loss is NaN; resblock 3"), "{error}");
-        assert_eq!(run.newest_checkpoint().unwrap().unwrap().step, 0);
+        assert_eq!(run.newest_checkpoint(&Silent).unwrap().unwrap().step, 0);
     }
 
     #[test]
@@ -490,9 +628,10 @@ mod tests {
     #[test]
     fn a_gradient_that_is_not_finite_names_its_weight() {
         let weights = export(&linear());
-        let culprit = |values| Gradient::new(values, 0.0, Vec::new()).culprit(&weights).to_string();
-        assert_eq!(culprit(vec![vec![1.0, f32::NAN], vec![0.0]]), weights[0].name);
-        assert_eq!(culprit(vec![vec![f32::NAN, 1.0], vec![f32::INFINITY]]), weights[1].name);
+        let culprit = |values| Gradient::new(values, 0.0, Vec::new()).culprit(&weights).map(str::to_string);
+        assert_eq!(culprit(vec![vec![1.0, f32::NAN], vec![0.0]]).as_ref(), Some(&weights[0].name));
+        assert_eq!(culprit(vec![vec![f32::NAN, 1.0], vec![f32::INFINITY]]).as_ref(), Some(&weights[1].name));
+        assert_eq!(culprit(vec![vec![f32::MAX, 1.0], vec![0.0]]), None);
     }
 
     #[test]
@@ -502,8 +641,8 @@ mod tests {
         let task = Line { stop: &stop, stop_after: u64::MAX };
         let mut model = Linear::new(&mut Init::new(1, &Device::default()), [2, 1], 0.1);
         model.bias = Init::new(1, &Device::default()).normal(Role::Vector, [1], f64::INFINITY);
-        let run = RunDir::open(&dir.path().join("run"), "c = 1\n", false).unwrap();
-        let error = fit(&task, model, &config(), &run, &stop).err().unwrap();
+        let run = open(&dir);
+        let error = fit(&task, model, &config(), &run, control(&stop)).err().unwrap();
         assert!(error.to_string().contains("step 0: the loss is"), "{error}");
     }
 }

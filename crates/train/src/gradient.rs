@@ -50,10 +50,10 @@ impl Gradient {
     }
 
     /// The last of `weights` whose gradient is not: the backward pass meets it first.
-    pub(crate) fn culprit<'a>(&self, weights: &'a [HostTensor]) -> &'a str {
+    pub(crate) fn culprit<'a>(&self, weights: &'a [HostTensor]) -> Option<&'a str> {
         let broken = |gradient: &[f32]| !gradient.iter().all(|value| value.is_finite());
         let mut pairs = weights.iter().zip(&self.values).rev();
-        pairs.find(|(_, gradient)| broken(gradient)).map_or("none", |(weight, _)| &weight.name)
+        pairs.find(|(_, gradient)| broken(gradient)).map(|(weight, _)| weight.name.as_str())
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a run writes while it trains: a bar for people, `metrics.jsonl` and TensorBoard events for programs.
+//! What a run tells while it trains: progress to a reporter, `metrics.jsonl` and TensorBoard events for programs.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -6,19 +6,22 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 use tessera_data::atomic;
 
 use crate::config::FitConfig;
 use crate::events::EventWriter;
+use crate::reporter::{Progress, Reporter};
 
 /// Names and values.
 pub type Metrics = Vec<(&'static str, f64)>;
 
 /// The outputs of one run.
-pub struct Log {
-    bar: ProgressBar,
+pub struct Log<'a> {
+    reporter: &'a dyn Reporter,
+    steps: u64,
+    /// The last mean loss, for people.
+    detail: String,
     metrics: BufWriter<File>,
     events: EventWriter,
     started: Instant,
@@ -29,19 +32,17 @@ pub struct Log {
     n_skipped: u32,
 }
 
-impl Log {
+impl<'a> Log<'a> {
     /// Continues the log of a run at `step`; lines of later steps, left by a killed run, are dropped.
-    pub fn open(dir: &Path, step: u64, steps: u64) -> Result<Log> {
+    pub fn open(dir: &Path, step: u64, steps: u64, reporter: &'a dyn Reporter) -> Result<Log<'a>> {
         let path = dir.join("metrics.jsonl");
-        atomic::write(&path, lines_up_to(&path, step)?.as_bytes())?;
+        atomic::write(&path, &lines_up_to(&path, step)?)?;
         let metrics = BufWriter::new(File::options().append(true).open(&path)?);
-        let bar = ProgressBar::new(steps).with_position(step);
-        let style = "{elapsed_precise} {bar:30} {pos}/{len} {per_sec} eta {eta} {msg}";
-        bar.set_style(ProgressStyle::with_template(style)?);
-        bar.reset_eta();
         let events = EventWriter::create(dir, step)?;
         Ok(Log {
-            bar,
+            reporter,
+            steps,
+            detail: String::new(),
             metrics,
             events,
             started: Instant::now(),
@@ -60,7 +61,7 @@ impl Log {
             (_, false) => self.sums.iter_mut().zip(figures).for_each(|(sum, figure)| sum.1 += figure.1),
         }
         self.n_sums += u32::from(!figures.is_empty());
-        self.bar.set_position(step);
+        self.progress(step);
         if !step.is_multiple_of(config.log_every) {
             return Ok(());
         }
@@ -73,7 +74,8 @@ impl Log {
             means.push(("updates_skipped", f64::from(skipped)));
         }
         if means[0].0 == "loss" {
-            self.bar.set_message(format!("loss {:.4}", means[0].1));
+            self.detail = format!("loss {:.4}", means[0].1);
+            self.progress(step);
         }
         self.write("train", step, &means)
     }
@@ -102,9 +104,13 @@ impl Log {
             return Ok(());
         }
         let text: Vec<String> = figures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
-        let line = format!("step {step}: {}", text.join(", "));
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.reporter.note(&format!("step {step}: {}", text.join(", ")));
         self.write("val", step, figures)
+    }
+
+    fn progress(&self, step: u64) {
+        let Log { steps, detail, .. } = self;
+        self.reporter.progress(Progress { task: "training", done: step, total: *steps, detail });
     }
 
     fn write(&mut self, split: &str, step: u64, figures: &Metrics) -> Result<()> {
@@ -116,14 +122,15 @@ impl Log {
     }
 }
 
-fn lines_up_to(path: &Path, step: u64) -> Result<String> {
-    let text = match fs::read_to_string(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+/// The lines of `metrics.jsonl` up to `step`. What is no line of ours, or damaged, is left out: nothing depends on it.
+fn lines_up_to(path: &Path, step: u64) -> Result<Vec<u8>> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        bytes => bytes.with_context(|| format!("cannot read {}", path.display()))?,
     };
-    let step_of = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
-    let kept = text.lines().filter(|line| step_of(line).is_some_and(|at| at <= step));
-    Ok(kept.map(|line| format!("{line}\n")).collect())
+    let step_of = |line: &[u8]| serde_json::from_slice::<Value>(line).ok()?.get("step")?.as_u64();
+    let kept = bytes.split(|&byte| byte == b'\n').filter(|line| step_of(line).is_some_and(|at| at <= step));
+    Ok(kept.flat_map(|line| [line, b"\n"].concat()).collect())
 }
 
 #[cfg(test)]
@@ -134,8 +141,11 @@ mod tests {
     fn lines_behind_the_checkpoint_and_half_lines_go() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        assert_eq!(lines_up_to(&path, 10).unwrap(), "");
+        assert_eq!(lines_up_to(&path, 10).unwrap(), b"");
         fs::write(&path, "{\"step\":5}\n{\"step\":10}\n{\"step\":15}\n{\"st").unwrap();
-        assert_eq!(lines_up_to(&path, 10).unwrap(), "{\"step\":5}\n{\"step\":10}\n");
+        assert_eq!(lines_up_to(&path, 10).unwrap(), b"{\"step\":5}\n{\"step\":10}\n");
+        // A damaged byte costs its line, and not the run.
+        fs::write(&path, b"{\"step\":5}\n{\"st\xe5p\":7}\r\n{\"step\":10}\r\n").unwrap();
+        assert_eq!(lines_up_to(&path, 10).unwrap(), b"{\"step\":5}\n{\"step\":10}\r\n");
     }
 }

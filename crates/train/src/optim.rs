@@ -42,7 +42,7 @@ impl AdamW {
     }
 
     /// An update with step size `lr`, gradients first scaled to a global norm of at most
-    /// `config.clip`. Returns the norm before; if it is not finite, nothing was changed.
+    /// `config.clip`. Returns the norm before; nothing was changed unless it [`is_applied`].
     pub fn update(
         &mut self,
         weights: &mut [HostTensor],
@@ -52,7 +52,7 @@ impl AdamW {
         lr: f64,
     ) -> f64 {
         let norm = gradients.iter().map(|g| sum_of_squares(g)).sum::<f64>().sqrt();
-        if !norm.is_finite() {
+        if !is_applied(norm, config) {
             return norm;
         }
         self.updates += 1;
@@ -77,6 +77,14 @@ impl AdamW {
         }
         norm
     }
+}
+
+/// Largest norm of a clipped gradient whose squares stay finite in the 32 bits of a running variance.
+const LARGEST_NORM: f64 = 1e19;
+
+/// Whether a gradient of this norm makes an update: it is finite and, once clipped, its squares are, too.
+pub fn is_applied(norm: f64, config: &FitConfig) -> bool {
+    norm.is_finite() && norm.min(config.clip) <= LARGEST_NORM
 }
 
 /// `average += (1 - decay) (weights - average)` of averaging number `n`, from 1. With `ema_rise` early averages follow faster, so
@@ -229,6 +237,23 @@ mod tests {
         config.ema_rise = true;
         assert!((after(&config, 1)[0] - (1.0 + 9.0 / 11.0)).abs() < 1e-6);
         assert!((after(&config, 10_000)[0] - 1.01).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_gradient_whose_square_overflows_is_clipped_or_changes_nothing() {
+        let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
+        let mut update = |clip| {
+            config.clip = clip;
+            let mut w = weights();
+            let mut adam = AdamW::new(&w, MATRIX, Moments::Full);
+            let norm = adam.update(&mut w, MATRIX, &[vec![3e20, 4e20]], &config, 0.1);
+            assert!((norm / 5e20 - 1.0).abs() < 1e-6, "{norm}");
+            (w, adam)
+        };
+        let (w, adam) = update(1.0);
+        assert!(adam.updates == 1 && w[0].values.iter().all(|w| w.is_finite()) && w != weights());
+        let (w, adam) = update(1e30);
+        assert!((w, adam.updates) == (weights(), 0));
     }
 
     #[test]

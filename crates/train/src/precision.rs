@@ -119,8 +119,7 @@ impl Scales {
         if self.skipped >= MOST_DROPS * rest {
             let skipped = std::mem::take(&mut self.skipped); // whoever goes on from here has as many again
             bail!(
-                "step {step}: {skipped} updates in a row were skipped, since gradients were not finite{}; \
-                 try a smaller lr, in another --run",
+                "step {step}: {skipped} updates in a row were skipped, since gradients were not finite{}",
                 self.beginning()
             );
         }

@@ -1,12 +1,12 @@
 //! `train prior`: stage 2 (paper §2.2, §B.2), on code shards.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 use image::RgbImage;
 use rand_chacha::rand_core::Rng;
+use tessera_container::hash;
 use tessera_data::loader::{below, chance, uniform};
 use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices, item_rng};
 use tessera_eval::{LabelledCodes, conditioning};
@@ -17,6 +17,7 @@ use tessera_model::weights::{ModelConfig, ModelFile, export};
 use tessera_model::{Decoder, Drawing, Event, Request};
 use tessera_text::{Bpe, normalise};
 
+use crate::capacity::Stage;
 use crate::config::Config;
 use crate::encode::DVAE_FILE;
 use crate::fit::{Outcome, Task, fit};
@@ -24,8 +25,9 @@ use crate::gradient::{Gradient, Loss};
 use crate::log::Metrics;
 use crate::picture::grid;
 use crate::precision::{Rules, Scales};
+use crate::reporter::{Control, Reporter};
 use crate::rerank::read_tokenizer;
-use crate::run_dir::{RunDir, RunOptions};
+use crate::run_dir::{Initial, RunDir, RunOptions, read_model, warn_unverified};
 
 /// Held-out captions that are drawn at each validation, and drawings of each.
 const SHOWN: [usize; 2] = [6, 4];
@@ -49,22 +51,33 @@ pub fn train_prior(
     data: &Path,
     bpe_file: &Path,
     options: &RunOptions,
-    stop: &AtomicBool,
+    control: Control,
 ) -> Result<Outcome> {
     let (bpe, json) = read_tokenizer(bpe_file)?;
-    let codes = CodeSet::read(&data.join(Split::Train.name()))?;
-    let val = labelled_codes(&CodeSet::read(&data.join(Split::Val.name()))?, &bpe)?;
-    let dvae_file = ModelFile::read(&data.join(DVAE_FILE))?;
+    let codes = read_codes(data, Split::Train, control.reporter)?;
+    let val = read_codes(data, Split::Val, control.reporter)?;
+    ensure!(
+        (&val.dvae, &val.origin) == (&codes.dvae, &codes.origin),
+        "{} holds the splits of different sets of codes; make it again with `tessera encode`",
+        data.display()
+    );
+    let val = labelled_codes(&val, &bpe)?;
+    let dvae_file = read_model(&data.join(DVAE_FILE), control.reporter)?;
     check_sizes(config, &codes, &bpe, &dvae_file)?;
     let device = Device::default();
     let dvae = dvae_file.dvae(&device)?;
     let seed = options.seed;
-    let (initial, named) = options.initial()?;
-    let tokenizer = crc32c::crc32c(json.as_bytes());
-    let inputs = format!("codes {}, tokenizer {tokenizer:08x}{named}", codes.fingerprint());
+    let (initial, named) = options.initial(control.reporter)?;
+    let inputs = [("codes", codes.fingerprint()), ("tokenizer", hash(&json)), ("dVAE", codes.dvae.clone())];
+    let inputs: Vec<_> = inputs.into_iter().chain(named).collect();
     let task = PriorTask { config, seed, bpe: &bpe, codes: &codes, val, dvae };
+    let random = || Prior::new(&config.prior, seed, &device);
     let model = match initial {
-        Some(file) => {
+        Initial::Random => random(),
+        Initial::Checkpoint(checkpoint) => {
+            checkpoint.averaged(random(), Stage::Prior, &inputs, &["tokenizer", "dVAE"])?
+        }
+        Initial::Model(file) => {
             // What logits compute in is no size of a weight.
             let theirs =
                 file.config.prior.clone().map(|prior| PriorConfig { logits: config.prior.logits, ..prior });
@@ -75,13 +88,12 @@ pub fn train_prior(
             );
             ensure!(file.fingerprint()? == codes.dvae, "--init was trained on the codes of another dVAE");
             ensure!(file.tokenizer.as_ref() == Some(&json), "--init was trained with another tokenizer");
-            ModelFile { config: ModelConfig { prior: theirs, ..file.config.clone() }, ..file }
+            ModelFile { config: ModelConfig { prior: theirs, ..file.config.clone() }, ..*file }
                 .prior(&device)?
         }
-        None => Prior::new(&config.prior, seed, &device),
     };
-    let run = RunDir::start(options, "prior", &inputs, config)?;
-    let (model, outcome) = fit(&task, model, &config.train_prior, &run, stop)?;
+    let run = RunDir::start(options, Stage::Prior, &inputs, config, control.reporter)?;
+    let (model, outcome) = fit(&task, model, &config.train_prior, &run, control)?;
     let file = ModelFile {
         config: ModelConfig {
             dvae: dvae_file.config.dvae.clone(),
@@ -91,10 +103,18 @@ pub fn train_prior(
         tokenizer: Some(json),
         dvae: dvae_file.dvae,
         prior: export(&model),
+        origin: Some(run.origin()),
         ..ModelFile::default()
     };
     run.write_model(&file, "model.tessera.safetensors")?;
     Ok(outcome)
+}
+
+fn read_codes(data: &Path, split: Split, reporter: &dyn Reporter) -> Result<CodeSet> {
+    let stem = data.join(split.name());
+    let codes = CodeSet::read(&stem)?;
+    warn_unverified(codes.unverified, &stem, reporter);
+    Ok(codes)
 }
 
 /// Each picture of `codes` with the tokens of its canonical caption: what conditioning is measured on.
@@ -272,7 +292,7 @@ mod tests {
         // Three pictures of 64 tokens; those of place p are p, 64 + p and 128 + p.
         let codes = (0..3u16).flat_map(|picture| (0..64).map(move |place| 64 * picture + place)).collect();
         let items = vec![item(), item(), item()];
-        let set = CodeSet { grid: 8, vocab: 192, copies: 1, codes, items, dvae: String::new() };
+        let set = CodeSet { grid: 8, vocab: 192, copies: 1, codes, items, ..CodeSet::default() };
         let own = set.tokens(1, 0).unwrap();
         let read = |most, index| {
             disturbed(own, &set, most, &mut item_rng(0, Purpose::TokenNoise, 0, index)).unwrap()

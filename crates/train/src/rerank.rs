@@ -1,13 +1,13 @@
 //! `train rerank`: the contrastive model that ranks drawings (paper §2.6; Radford et al. 2021), on pictures and captions.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use rayon::prelude::*;
+use tessera_container::hash;
 use tessera_data::loader::{below, chance};
 use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, evenly, item_rng, read_text};
 use tessera_eval::recall_at;
@@ -19,13 +19,15 @@ use tessera_model::rerank::{
 use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, gradients};
 use tessera_text::{Bpe, normalise};
 
+use crate::capacity::Stage;
 use crate::config::Config;
 use crate::dvae::open_dataset;
 use crate::fit::{Outcome, Task, fit};
 use crate::gradient::{Gradient, Loss, differentiate};
 use crate::log::Metrics;
 use crate::picture::{from_floats, grid, to_floats};
-use crate::run_dir::{RunDir, RunOptions};
+use crate::reporter::Control;
+use crate::run_dir::{Initial, RunDir, RunOptions, read_model};
 
 /// The file that a run writes.
 const FILE: &str = "rerank.tessera.safetensors";
@@ -66,7 +68,7 @@ pub fn train_rerank(
     config: &Config,
     RerankInputs { data, bpe, dvae }: RerankInputs,
     options: &RunOptions,
-    stop: &AtomicBool,
+    control: Control,
 ) -> Result<Outcome> {
     let (bpe, json) = read_tokenizer(bpe)?;
     let (words, vocab) = (bpe.vocab_size(), config.rerank.text_vocab);
@@ -78,7 +80,7 @@ pub fn train_rerank(
         config.rerank.cleaning == Cleaning::Tessera,
         "rerank.cleaning = \"clip\" is for published weights; training reads captions as the prior does: wanted \"tessera\""
     );
-    let dataset = open_dataset(data)?;
+    let dataset = open_dataset(data, control.reporter)?;
     let val = dataset.val.iter().map(|sample| pair(sample, config.rerank.image_size as u32));
     let val = val.collect::<Result<Vec<_>>>()?;
     let device = Device::default();
@@ -88,18 +90,25 @@ pub fn train_rerank(
         "data.reconstructed = {share}: wanted a dVAE for it, with --dvae"
     );
     let (dvae, through) = match dvae {
-        None => (None, String::new()),
+        None => (None, None),
         Some(path) => {
-            let file = ModelFile::read(path)?;
+            let file = read_model(path, control.reporter)?;
             let sizes = file.config.dvae.as_ref().context("the file of --dvae holds no dVAE")?;
             let dvae = (file.dvae(&device)?, sizes.image_size as u32);
-            (Some(dvae), format!(", dVAE {}", file.fingerprint()?))
+            (Some(dvae), Some(("dVAE", file.fingerprint()?)))
         }
     };
     let task = RerankTask { config, seed: options.seed, bpe: &bpe, train: &dataset.train, dvae, val };
-    let (initial, named) = options.initial()?;
+    let (initial, named) = options.initial(control.reporter)?;
+    let inputs = [("data", dataset.fingerprint()), ("tokenizer", hash(&json))];
+    let inputs: Vec<_> = inputs.into_iter().chain(through).chain(named).collect();
+    let random = || Clip::new(&config.rerank, options.seed, &device);
     let model = match initial {
-        Some(file) => {
+        Initial::Random => random(),
+        Initial::Checkpoint(checkpoint) => {
+            checkpoint.averaged(random(), Stage::Rerank, &inputs, &["tokenizer"])?
+        }
+        Initial::Model(file) => {
             let theirs = file.config.rerank.as_ref();
             ensure!(
                 theirs == Some(&config.rerank),
@@ -109,20 +118,14 @@ pub fn train_rerank(
             ensure!(file.tokenizer.as_ref() == Some(&json), "--init was trained with another tokenizer");
             file.clip(&device)?
         }
-        None => Clip::new(&config.rerank, options.seed, &device),
     };
-    let inputs = format!(
-        "data {}, tokenizer {:08x}{}{named}",
-        dataset.fingerprint(),
-        crc32c::crc32c(json.as_bytes()),
-        through
-    );
-    let run = RunDir::start(options, "rerank", &inputs, config)?;
-    let (model, outcome) = fit(&task, model, &config.train_rerank, &run, stop)?;
+    let run = RunDir::start(options, Stage::Rerank, &inputs, config, control.reporter)?;
+    let (model, outcome) = fit(&task, model, &config.train_rerank, &run, control)?;
     let file = ModelFile {
         config: ModelConfig { rerank: Some(config.rerank.clone()), ..ModelConfig::default() },
         tokenizer: Some(json),
         rerank: export(&model),
+        origin: Some(run.origin()),
         ..ModelFile::default()
     };
     run.write_model(&file, FILE)?;

@@ -1,31 +1,34 @@
 //! A training run is a folder: `config.toml`, `metrics.jsonl`, events, `samples/`, `checkpoints/step_NNNNNN/`.
 //!
-//! A checkpoint is written to a temporary name, synced, then renamed; resuming picks the newest whole one. The last two
-//! are kept.
+//! A checkpoint is written to a temporary name, synced, then renamed; resuming picks the newest that reads whole. The last two
+//! are kept, and the last good one, from which a run that diverged can go on. One process at a time owns the folder.
 
-use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use tessera_container::{Newer, Origin};
 use tessera_data::atomic;
 use tessera_data::picture::encode_png;
-use tessera_kernels::{Cpu, SmallFloat};
-use tessera_model::weights::{HostTensor, ModelFile};
+use tessera_kernels::Cpu;
+use tessera_model::weights::ModelFile;
 
-use crate::buffer::Buffer;
+use crate::capacity::Stage;
+use crate::checkpoint::{self, Checkpoint, STATE_FILE};
 use crate::config::Config;
 use crate::fit::State;
-use crate::optim::AdamW;
+use crate::reporter::Reporter;
+use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences};
 
-/// Checkpoints that stay.
+/// Checkpoints that stay in any case.
 const KEEP: usize = 2;
-/// Of checkpoints: 2 has gradient scales, plateaus and moments of 16 bits.
-const FORMAT: u64 = 2;
-/// The file in a checkpoint.
-const STATE_FILE: &str = "state.safetensors";
+/// Locked by the process that owns the folder; says which it is.
+const LOCK_FILE: &str = "owner.lock";
+/// There if the run has diverged.
+const DIVERGED_FILE: &str = "diverged.json";
 
 /// Where a run lives and how it starts.
 #[derive(Debug, Clone, Copy)]
@@ -34,80 +37,112 @@ pub struct RunOptions<'a> {
     pub dir: &'a Path,
     /// Continue from the newest checkpoint in it.
     pub resume: bool,
-    /// A model file whose weights it starts from, instead of random ones.
+    /// A model file or a checkpoint whose weights it starts from, instead of random ones.
     pub init: Option<&'a Path>,
     /// Seed of every random draw.
     pub seed: u64,
 }
 
+/// The weights that a run starts from.
+pub(crate) enum Initial {
+    Random,
+    Model(Box<ModelFile>),
+    Checkpoint(Box<Checkpoint>),
+}
+
 impl RunOptions<'_> {
-    /// The file to start from, if any, and its name among the inputs of a run.
+    /// The weights to start from and their name among the inputs of a run, if they have one.
     ///
     /// # Errors
-    /// If it cannot be read.
-    pub fn initial(&self) -> Result<(Option<ModelFile>, String)> {
+    /// If they cannot be read.
+    pub(crate) fn initial(&self, reporter: &dyn Reporter) -> Result<(Initial, Option<Input>)> {
         let Some(path) = self.init else {
-            return Ok((None, String::new()));
+            return Ok((Initial::Random, None));
         };
-        let bytes = fs::read(path).with_context(|| format!("cannot read --init {}", path.display()))?;
-        let file = ModelFile::from_bytes(&bytes)
-            .with_context(|| format!("--init {} is not a whole Tessera model", path.display()))?;
-        Ok((Some(file), format!(", from {:08x}", crc32c::crc32c(&bytes))))
+        let file = if path.is_dir() { path.join(STATE_FILE) } else { path.to_path_buf() };
+        let bytes = fs::read(&file).with_context(|| format!("cannot read --init {}", path.display()))?;
+        let named = Some(("from", format!("{:08x}", crc32c::crc32c(&bytes))));
+        if Checkpoint::is_one(&bytes) {
+            let read = Checkpoint::from_bytes(&bytes);
+            let read = read.with_context(|| format!("--init {} cannot be used", path.display()))?;
+            warn_unverified(read.text.is_none(), path, reporter);
+            return Ok((Initial::Checkpoint(Box::new(read)), named));
+        }
+        let model = ModelFile::from_file(&bytes, path).context("--init")?;
+        warn_unverified(model.unverified, path, reporter);
+        Ok((Initial::Model(Box::new(model)), named))
     }
 }
 
-/// An open run folder.
+/// What is known of a run that diverged.
+#[derive(Debug, Serialize, Deserialize)]
+struct Divergence {
+    /// The update in which it was noticed.
+    step: u64,
+    /// The step of the last good checkpoint.
+    good: Option<u64>,
+    /// The text of the run's config.
+    text: String,
+}
+
+/// An open run folder, owned as long as this value lives.
 pub struct RunDir {
     path: PathBuf,
+    stage: Stage,
+    /// What its `config.toml` says.
+    text: String,
+    /// Held, not read.
+    _lock: File,
 }
 
 impl RunDir {
-    /// Opens the folder of a run; prints its resolved config and what it computes with. A run is its task, seed, inputs and config: `inputs`
-    /// names the data by fingerprint, so that a run never continues on other data.
-    pub fn start(options: &RunOptions, task: &str, inputs: &str, config: &Config) -> Result<RunDir> {
-        let text =
-            format!("# tessera train {task}, seed {}, {inputs}\n\n{}", options.seed, config.to_toml()?);
-        let run = RunDir::open(options.dir, &text, options.resume)?;
-        eprintln!("{text}\ncomputing with {}, {} threads", Cpu::current(), rayon::current_num_threads());
+    /// Opens the folder of a run; reports its resolved config and what it computes with. `inputs` names the data by
+    /// fingerprint, so that a run never continues on other data.
+    pub(crate) fn start(
+        options: &RunOptions,
+        stage: Stage,
+        inputs: &[Input],
+        config: &Config,
+        reporter: &dyn Reporter,
+    ) -> Result<RunDir> {
+        let text = same_run::text(stage, options.seed, inputs, config)?;
+        let run = RunDir::open(options.dir, stage, &text, options.resume, reporter)?;
+        let (cpu, threads) = (Cpu::current(), rayon::current_num_threads());
+        reporter.note(&format!("{}\ncomputing with {cpu}, {threads} threads", run.text));
         Ok(run)
     }
 
-    /// Creates the folder, or opens it if it holds a run of the same `config` and `resume` is set.
+    /// Creates the folder, or opens it if it holds the run of `text` and `resume` is set.
     ///
     /// # Errors
-    /// If the folder holds a run of another config, a run although `resume` is not set, or none although it is.
-    pub fn open(path: &Path, config: &str, resume: bool) -> Result<RunDir> {
-        let shown = path.display();
-        let config_path = path.join("config.toml");
-        let started = path.join("checkpoints").is_dir() && !checkpoints(path)?.is_empty();
-        let is_empty = !path.is_dir() || fs::read_dir(path)?.next().is_none();
-        match (started, resume) {
-            (true, _) => {
-                let saved = fs::read_to_string(&config_path)
-                    .with_context(|| format!("{shown} has lost its config"))?;
-                if let Some((was, is)) = first_difference(&saved, config) {
-                    bail!(
-                        "{shown} belongs to another config: it has `{was}`, this run `{is}`; choose another --run"
-                    );
-                }
-                ensure!(
-                    resume,
-                    "{shown} already holds a run; add --resume to continue it, or choose another --run"
-                );
-            }
-            (false, true) => bail!("{shown} holds no checkpoint to resume; leave --resume out to start"),
-            // A run that was stopped before its first checkpoint has nothing to lose.
-            (false, false) => ensure!(
-                is_empty || config_path.exists(),
-                "{shown} is not empty and holds no run; choose another --run"
-            ),
-        }
+    /// If the folder holds another run, a run although `resume` is not set, or none although it is, or if another process
+    /// owns it.
+    pub(crate) fn open(
+        path: &Path,
+        stage: Stage,
+        text: &str,
+        resume: bool,
+        reporter: &dyn Reporter,
+    ) -> Result<RunDir> {
+        check(path, stage, text, resume)?; // before the folder is touched
         for folder in ["samples", "checkpoints"] {
-            fs::create_dir_all(path.join(folder))
-                .with_context(|| format!("cannot create {shown}/{folder}"))?;
+            let folder = path.join(folder);
+            fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
-        atomic::write(&config_path, config.as_bytes())?;
-        Ok(RunDir { path: path.to_path_buf() })
+        let lock = lock(path, reporter)?;
+        let changes = check(path, stage, text, resume)?; // what another process did before it gave up the lock
+        for Difference { key, was, is, .. } in &changes {
+            reporter.note(&format!("{key} was {was} so far, and is {is} from here"));
+        }
+        let config_path = path.join("config.toml");
+        let text = match fs::read_to_string(&config_path) {
+            Ok(saved) if resume => begun_as(text, &saved),
+            _ => text.to_string(),
+        };
+        atomic::write(&config_path, text.as_bytes())?;
+        let run = RunDir { path: path.to_path_buf(), stage, text, _lock: lock };
+        run.leave_divergence(reporter)?;
+        Ok(run)
     }
 
     /// The folder.
@@ -115,16 +150,35 @@ impl RunDir {
         &self.path
     }
 
+    /// What a file that this run makes is made from.
+    pub(crate) fn origin(&self) -> Origin {
+        same_run::origin(&self.text)
+    }
+
     /// The newest checkpoint that reads whole; `None` if there is no checkpoint.
     ///
     /// # Errors
-    /// If there are checkpoints and none of them is whole.
-    pub fn newest_checkpoint(&self) -> Result<Option<State>> {
+    /// If there are checkpoints and none of them is whole, or the newest is of another run or of a newer version.
+    pub(crate) fn newest_checkpoint(&self, reporter: &dyn Reporter) -> Result<Option<State>> {
         let folders = checkpoints(&self.path)?;
         for (_, folder) in folders.iter().rev() {
-            match read_state(&folder.join(STATE_FILE)) {
-                Ok(state) => return Ok(Some(state)),
-                Err(error) => eprintln!("skipping {}: {error:#}", folder.display()),
+            let shown = folder.display();
+            match Checkpoint::read(folder) {
+                Ok(Checkpoint { state, text }) => {
+                    warn_unverified(text.is_none(), folder, reporter);
+                    let differences =
+                        text.map(|text| differences(&text, &self.text, self.stage)).transpose()?;
+                    let other = differences.unwrap_or_default().into_iter();
+                    let other = other.filter(|found| found.may_change == MayChange::Never);
+                    if let Some(Difference { key, was, is, .. }) = other.into_iter().next() {
+                        bail!(
+                            "{shown} is of another run: its {key} is {was}, this run's {is}; choose another --run"
+                        );
+                    }
+                    return Ok(Some(state));
+                }
+                Err(error) if error.is::<Newer>() => return Err(error.context(shown.to_string())),
+                Err(error) => reporter.note(&format!("skipping {shown}: {error:#}")),
             }
         }
         ensure!(
@@ -138,17 +192,43 @@ impl RunDir {
     pub(crate) fn write_checkpoint(&self, state: &State) -> Result<()> {
         let folder = self.path.join(format!("checkpoints/step_{:06}", state.step));
         let partial = folder.with_extension("partial");
-        atomic::write(&partial.join(STATE_FILE), &state_bytes(state)?)?;
-        if folder.exists() {
+        atomic::write(&partial.join(STATE_FILE), &checkpoint::to_bytes(state, &self.text)?)?;
+        if folder.is_dir() {
             fs::remove_dir_all(&folder)?; // of a run that was stopped at this very step and continued
+        } else if folder.exists() {
+            fs::rename(&folder, folder.with_extension("aside"))?; // a file that is not ours
         }
         fs::rename(&partial, &folder)?;
-        fs::File::open(self.path.join("checkpoints"))?.sync_all()?;
+        File::open(self.path.join("checkpoints"))?.sync_all()?;
         let checkpoints = checkpoints(&self.path)?;
-        for (_, old) in &checkpoints[..checkpoints.len().saturating_sub(KEEP)] {
-            fs::remove_dir_all(old)?;
+        let good = state.good.map(|good| good.step);
+        for (step, old) in &checkpoints[..checkpoints.len().saturating_sub(KEEP)] {
+            if good != Some(*step) {
+                fs::remove_dir_all(old)?;
+            }
         }
         Ok(())
+    }
+
+    /// Notes that the run has diverged at `state`; says from where it can go on.
+    pub(crate) fn write_divergence(&self, state: &State) -> Result<String> {
+        let kept: Vec<u64> = checkpoints(&self.path)?.into_iter().map(|(step, _)| step).collect();
+        let good = state.good.map(|good| good.step).filter(|step| kept.contains(step));
+        let diverged = Divergence { step: state.step, good, text: self.text.clone() };
+        atomic::write(&self.path.join(DIVERGED_FILE), &serde_json::to_vec(&diverged)?)?;
+        Ok(ways_on(&diverged, self.stage))
+    }
+
+    /// Goes back to the last good checkpoint, if the run has diverged; [`check`] has seen that it won't do so again.
+    fn leave_divergence(&self, reporter: &dyn Reporter) -> Result<()> {
+        let Some(Divergence { step, good, .. }) = read_divergence(&self.path)? else { return Ok(()) };
+        if let Some(good) = good {
+            for (_, bad) in checkpoints(&self.path)?.iter().filter(|(step, _)| *step > good) {
+                fs::remove_dir_all(bad)?;
+            }
+            reporter.note(&format!("the run diverged at step {step}: going on from step {good}"));
+        }
+        Ok(fs::remove_file(self.path.join(DIVERGED_FILE))?)
     }
 
     pub(crate) fn write_sample(&self, step: u64, picture: &RgbImage) -> Result<()> {
@@ -162,204 +242,251 @@ impl RunDir {
     }
 }
 
+/// Whether a run of `text` may have the folder, and the values that it changes there.
+fn check(path: &Path, stage: Stage, text: &str, resume: bool) -> Result<Vec<Difference>> {
+    let shown = path.display();
+    let config_path = path.join("config.toml");
+    if checkpoints(path)?.is_empty() {
+        ensure!(!resume, "{shown} holds no checkpoint to resume; leave --resume out to start");
+        // A run that was stopped before its first checkpoint has nothing to lose.
+        ensure!(
+            config_path.exists() || is_empty(path)?,
+            "{shown} is not empty and holds no run; choose another --run"
+        );
+        return Ok(Vec::new());
+    }
+    let saved = fs::read_to_string(&config_path).with_context(|| format!("{shown} has lost its config"))?;
+    let found = differences(&saved, text, stage).with_context(|| config_path.display().to_string())?;
+    let diverged = read_divergence(path)?;
+    let other = found.iter().find(|found| match found.may_change {
+        MayChange::Always => false,
+        MayChange::AfterDivergence => diverged.is_none(),
+        MayChange::Never => true,
+    });
+    if let Some(Difference { key, was, is, .. }) = other {
+        bail!("{shown} belongs to another run: it has {key} = {was}, this run {is}; choose another --run");
+    }
+    ensure!(resume, "{shown} already holds a run; add --resume to continue it, or choose another --run");
+    if let Some(diverged) = diverged {
+        let changed = differences(&diverged.text, text, stage)?;
+        let changed = changed.iter().any(|found| found.may_change == MayChange::AfterDivergence);
+        ensure!(
+            changed,
+            "{shown} diverged at step {} and would again; {}",
+            diverged.step,
+            ways_on(&diverged, stage)
+        );
+    }
+    Ok(found)
+}
+
+/// How a run that diverged can be continued.
+fn ways_on(diverged: &Divergence, stage: Stage) -> String {
+    let lr = format!("--resume and a smaller step size, as in --set {}.lr=…", stage.training());
+    match diverged.good {
+        Some(good) => format!("continue it from its last good checkpoint, step {good}, with {lr}"),
+        None => format!("continue it with {lr}"),
+    }
+}
+
+fn read_divergence(run: &Path) -> Result<Option<Divergence>> {
+    let path = run.join(DIVERGED_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let read = || -> Result<Divergence> { Ok(serde_json::from_slice(&fs::read(&path)?)?) };
+    read().map(Some).with_context(|| format!("{} is damaged; remove it to go on", path.display()))
+}
+
+/// Whether there is nothing in the folder but what a run makes there first.
+fn is_empty(path: &Path) -> Result<bool> {
+    if !path.is_dir() {
+        return Ok(true);
+    }
+    let ours = ["samples", "checkpoints", LOCK_FILE];
+    let mut entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(entries.all(|entry| entry.is_ok_and(|entry| ours.iter().any(|name| entry.file_name() == *name))))
+}
+
+/// Makes this process the owner of a run folder, until the file is closed.
+fn lock(run: &Path, reporter: &dyn Reporter) -> Result<File> {
+    let path = run.join(LOCK_FILE);
+    let cannot = || format!("cannot lock {}", path.display());
+    let options = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = options.with_context(cannot)?;
+    match file.try_lock() {
+        Ok(()) => {
+            file.set_len(0).with_context(cannot)?;
+            write!(file, "process {}", std::process::id()).with_context(cannot)?;
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            let _ = file.rewind().and_then(|()| file.read_to_string(&mut owner)); // only for the message
+            bail!(
+                "{} belongs to a run that is still going ({owner}); wait for it, stop it, or choose another --run",
+                run.display()
+            );
+        }
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(error)) => reporter.note(&format!(
+            "warning: {} cannot be locked ({error}): make sure that no other run uses it",
+            run.display()
+        )),
+    }
+    Ok(file)
+}
+
+/// A model file; a warning is given if it has no checksum.
+pub(crate) fn read_model(path: &Path, reporter: &dyn Reporter) -> Result<ModelFile> {
+    let file = ModelFile::read(path)?;
+    warn_unverified(file.unverified, path, reporter);
+    Ok(file)
+}
+
+pub(crate) fn warn_unverified(unverified: bool, path: &Path, reporter: &dyn Reporter) {
+    if unverified {
+        reporter.note(&tessera_container::unverified(path.display()));
+    }
+}
+
 /// Steps and folders of a run's checkpoints, oldest first.
 fn checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let folder = run.join("checkpoints");
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
     let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step_")?.parse().ok();
-    let entries = fs::read_dir(run.join("checkpoints"))?.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut folders: Vec<(u64, PathBuf)> = entries.filter_map(|path| Some((step(&path)?, path))).collect();
+    let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let folders = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
+    let mut folders: Vec<(u64, PathBuf)> = folders.filter_map(|path| Some((step(&path)?, path))).collect();
     folders.sort();
     Ok(folders)
-}
-
-fn first_difference<'a>(saved: &'a str, config: &'a str) -> Option<(&'a str, &'a str)> {
-    if saved == config {
-        return None;
-    }
-    let differs = saved.lines().zip(config.lines()).find(|(was, is)| was != is);
-    Some(differs.unwrap_or(("a different number of keys", "the rest")))
-}
-
-/// What a tensor's numbers are, and they.
-type Bytes<'a> = (Dtype, &'a [u8]);
-
-fn state_bytes(state: &State) -> Result<Vec<u8>> {
-    let weights = state.weights.iter().map(|w| (&w.name, &w.shape));
-    let weights: Vec<(&String, &Vec<usize>)> = weights.collect();
-    let groups: [(&str, Vec<Bytes>); 4] = [
-        ("weight", state.weights.iter().map(weight_bytes).collect()),
-        ("average", state.average.iter().map(weight_bytes).collect()),
-        ("mean", state.adam.mean.iter().map(moment_bytes).collect()),
-        ("variance", state.adam.variance.iter().map(moment_bytes).collect()),
-    ];
-    let mut views = Vec::new();
-    for (group, values) in &groups {
-        for ((index, (name, shape)), (dtype, bytes)) in weights.iter().enumerate().zip(values) {
-            let view = TensorView::new(*dtype, (*shape).clone(), bytes)?;
-            views.push((format!("{group}/{index:04}/{name}"), view));
-        }
-    }
-    let mut meta = vec![
-        ("format", FORMAT.to_string()),
-        ("step", state.step.to_string()),
-        ("updates", state.adam.updates.to_string()),
-        ("plateau", serde_json::to_string(&state.plateau)?),
-    ];
-    if let Some(scales) = &state.scales {
-        meta.push(("scales", serde_json::to_string(scales)?));
-    }
-    let meta = HashMap::from_iter(meta.into_iter().map(|(key, value)| (key.to_string(), value)));
-    Ok(safetensors::serialize(views, Some(meta))?)
-}
-
-fn weight_bytes(weight: &HostTensor) -> Bytes<'_> {
-    (Dtype::F32, bytemuck::cast_slice(&weight.values))
-}
-
-fn moment_bytes(moment: &Buffer) -> Bytes<'_> {
-    match moment {
-        Buffer::Full(values) => (Dtype::F32, bytemuck::cast_slice(values)),
-        Buffer::Small(_, codes) => (Dtype::U16, bytemuck::cast_slice(codes)),
-    }
-}
-
-fn read_state(path: &Path) -> Result<State> {
-    let bytes = fs::read(path)?;
-    let (_, header) = SafeTensors::read_metadata(&bytes)?;
-    let meta = |key: &str| header.metadata().as_ref().and_then(|meta| meta.get(key));
-    let number = |key: &str| meta(key).map(|number| number.parse::<u64>()).transpose();
-    let format = number("format")?.unwrap_or(1);
-    ensure!(format == FORMAT, "a checkpoint of format {format}; this program reads {FORMAT}");
-    let step = number("step")?.context("the checkpoint has no step number")?;
-    let plateau = serde_json::from_str(meta("plateau").context("the checkpoint has no plateau")?)?;
-    let scales = meta("scales").map(|json| serde_json::from_str(json)).transpose()?;
-    let tensors = SafeTensors::deserialize(&bytes)?;
-    let weights = |group| -> Result<Vec<HostTensor>> {
-        let tensor = |(name, view): (String, TensorView)| {
-            Ok(HostTensor { name, shape: view.shape().to_vec(), values: floats(&view)? })
-        };
-        of_group(&tensors, group)?.into_iter().map(tensor).collect()
-    };
-    let moments = |group, format| -> Result<Vec<Buffer>> {
-        let moment = |(_, view): (String, TensorView)| match view.dtype() {
-            Dtype::U16 => Ok(Buffer::Small(format, words(&view))),
-            _ => Ok(Buffer::Full(floats(&view)?)),
-        };
-        of_group(&tensors, group)?.into_iter().map(moment).collect()
-    };
-    let state = State {
-        step,
-        weights: weights("weight")?,
-        average: weights("average")?,
-        adam: AdamW {
-            mean: moments("mean", SmallFloat::OneSixNine)?,
-            variance: moments("variance", SmallFloat::ZeroSixTen)?,
-            updates: number("updates")?.context("the checkpoint does not count updates")?,
-        },
-        plateau,
-        scales,
-    };
-    check(&state)?;
-    Ok(state)
-}
-
-/// Everything is there for each weight.
-fn check(state: &State) -> Result<()> {
-    let lens = |moments: &[Buffer]| moments.iter().map(Buffer::size).collect::<Vec<_>>();
-    let weights: Vec<usize> = state.weights.iter().map(|weight| weight.values.len()).collect();
-    let average: Vec<usize> = state.average.iter().map(|weight| weight.values.len()).collect();
-    ensure!(
-        [average, lens(&state.adam.mean), lens(&state.adam.variance)].iter().all(|lens| *lens == weights),
-        "the checkpoint's weights, averages and moments do not fit each other"
-    );
-    Ok(())
-}
-
-/// The tensors `GROUP/INDEX/NAME` by index, and their names.
-fn of_group<'a>(tensors: &'a SafeTensors, group: &str) -> Result<Vec<(String, TensorView<'a>)>> {
-    let mut names: Vec<&str> = tensors.names();
-    names.retain(|name| name.split('/').next() == Some(group));
-    names.sort_unstable();
-    ensure!(!names.is_empty(), "no tensors of {group}");
-    let named = |full: &str| {
-        let name = full.splitn(3, '/').nth(2).with_context(|| format!("unexpected tensor {full}"))?;
-        Ok((name.to_string(), tensors.tensor(full)?))
-    };
-    names.into_iter().map(named).collect()
-}
-
-fn floats(view: &TensorView) -> Result<Vec<f32>> {
-    ensure!(view.dtype() == Dtype::F32, "a tensor of {:?}: wanted F32", view.dtype());
-    Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-}
-
-fn words(view: &TensorView) -> Vec<u16> {
-    view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::precision::{Rules, Scales, Scaling};
-    use crate::schedule::Plateau;
+    use crate::checkpoint::tests::{TEXT, state};
+    use crate::fit::Good;
+    use crate::reporter::Silent;
 
-    fn state(step: u64) -> State {
-        let weight =
-            |v: f32| vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![v, 1.0 / 3.0] }];
-        let adam = AdamW {
-            mean: vec![Buffer::Small(SmallFloat::OneSixNine, vec![1, 2])],
-            variance: vec![Buffer::Full(vec![0.3, 0.4])],
-            updates: step / 2,
-        };
-        let mut plateau = Plateau::default();
-        (0..7).for_each(|i| plateau.follow(2.0 + 1e-9 * f64::from(i), 2, 0.1));
-        let mut scales = Scales::new(Rules::paper(Scaling::Resblock), 3, SmallFloat::F16, 1);
-        (0..1000).for_each(|step| drop(scales.follow(step, &[1][..usize::from(step % 300 == 7)], true)));
-        State { step, weights: weight(1.0), average: weight(2.0), adam, plateau, scales: Some(scales) }
+    fn open(path: &Path, text: &str, resume: bool) -> Result<RunDir> {
+        RunDir::open(path, Stage::Dvae, text, resume, &Silent)
+    }
+
+    fn error(path: &Path, text: &str, resume: bool) -> String {
+        format!("{:#}", open(path, text, resume).err().unwrap())
+    }
+
+    fn good(step: u64, good: u64) -> State {
+        State { good: Some(Good { step: good, lowest: 1.0 }), ..state(step) }
+    }
+
+    fn steps(path: &Path) -> Vec<u64> {
+        checkpoints(path).unwrap().into_iter().map(|(step, _)| step).collect()
     }
 
     #[test]
     fn the_newest_whole_checkpoint_is_taken_and_old_ones_go() {
         let dir = tempfile::tempdir().unwrap();
-        let run = RunDir::open(&dir.path().join("run"), "a = 1\n", false).unwrap();
+        let run = open(&dir.path().join("run"), TEXT, false).unwrap();
         for step in [999_998, 999_999, 1_000_000] {
             run.write_checkpoint(&state(step)).unwrap();
         }
-        assert_eq!(checkpoints(run.path()).unwrap().len(), KEEP);
-        assert_eq!(run.newest_checkpoint().unwrap(), Some(state(1_000_000)));
+        assert_eq!(steps(run.path()), [999_999, 1_000_000]);
+        assert_eq!(run.newest_checkpoint(&Silent).unwrap(), Some(state(1_000_000)));
         let damage = |step: u64| {
             let file = run.path().join(format!("checkpoints/step_{step}/state.safetensors"));
             fs::write(&file, &fs::read(&file).unwrap()[..100]).unwrap();
         };
         damage(1_000_000);
-        assert_eq!(run.newest_checkpoint().unwrap(), Some(state(999_999)));
+        assert_eq!(run.newest_checkpoint(&Silent).unwrap(), Some(state(999_999)));
         damage(999_999);
-        assert!(run.newest_checkpoint().unwrap_err().to_string().contains("can be read"));
+        assert!(run.newest_checkpoint(&Silent).unwrap_err().to_string().contains("can be read"));
     }
 
     #[test]
-    fn checkpoints_of_a_later_format_or_in_parts_are_refused() {
+    fn a_checkpoint_of_another_run_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("state.safetensors");
-        let bytes = state_bytes(&state(5)).unwrap();
-        let at = bytes.windows(12).position(|window| window == b"\"format\":\"2\"").unwrap();
-        fs::write(&file, [&bytes[..at + 10], b"3", &bytes[at + 11..]].concat()).unwrap();
-        assert!(read_state(&file).unwrap_err().to_string().contains("format 3; this program reads 2"));
-        let mut other = state(5);
-        other.adam.mean = vec![Buffer::Full(vec![0.1])];
-        assert!(check(&other).unwrap_err().to_string().contains("do not fit each other"));
+        let [ours, theirs] = ["ours", "theirs"].map(|name| dir.path().join(name));
+        let run = open(&ours, TEXT, false).unwrap();
+        open(&theirs, &TEXT.replace("seed 0", "seed 9"), false).unwrap().write_checkpoint(&state(7)).unwrap();
+        run.write_checkpoint(&state(5)).unwrap();
+        fs::rename(theirs.join("checkpoints/step_000007"), ours.join("checkpoints/step_000007")).unwrap();
+        let error = run.newest_checkpoint(&Silent).unwrap_err().to_string();
+        assert!(error.contains("is of another run: its seed is 9, this run's 0"), "{error}");
     }
 
     #[test]
-    fn a_folder_belongs_to_its_config() {
+    fn a_folder_belongs_to_its_run() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
-        RunDir::open(&path, "a = 1\n", false).unwrap();
-        let run = RunDir::open(&path, "a = 1\nb = 2\n", false).unwrap(); // nothing trained: still free
+        drop(open(&path, &TEXT.replace("0.5", "0.1"), false).unwrap());
+        let run = open(&path, TEXT, false).unwrap(); // nothing trained: still free
         run.write_checkpoint(&state(10)).unwrap();
-        assert!(RunDir::open(&dir.path().join("new"), "a = 1\n", true).is_err());
-        let error = |config, resume| RunDir::open(&path, config, resume).err().unwrap().to_string();
-        assert!(error("a = 1\nb = 3\n", true).contains("it has `b = 2`, this run `b = 3`"));
-        assert!(error("a = 1\nb = 2\n", false).contains("--resume"));
-        assert!(RunDir::open(&path, "a = 1\nb = 2\n", true).is_ok());
+        drop(run);
+        assert!(error(&dir.path().join("new"), TEXT, true).contains("holds no checkpoint"));
+        assert!(!dir.path().join("new").exists());
+        let other = error(&path, &TEXT.replace("0.5", "0.1"), true);
+        assert!(other.contains("it has train_dvae.lr = 0.5, this run 0.1"), "{other}");
+        assert!(error(&path, TEXT, false).contains("--resume"));
+        let longer = TEXT.replace("steps = 9", "steps = 90");
+        drop(open(&path, &longer, true).unwrap());
+        assert_eq!(fs::read_to_string(path.join("config.toml")).unwrap(), longer);
+        fs::create_dir(dir.path().join("other")).unwrap();
+        fs::write(dir.path().join("other/file"), "").unwrap();
+        assert!(error(&dir.path().join("other"), TEXT, false).contains("is not empty and holds no run"));
+    }
+
+    #[test]
+    fn a_folder_has_one_owner_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = open(dir.path(), TEXT, false).unwrap();
+        let refused = error(dir.path(), TEXT, false);
+        let owner = format!("still going (process {})", std::process::id());
+        assert!(refused.contains(&owner), "{refused}");
+        drop(run);
+        drop(open(dir.path(), TEXT, false).unwrap());
+    }
+
+    #[test]
+    fn files_among_the_checkpoints_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = open(dir.path(), TEXT, false).unwrap();
+        let at = |name: &str| dir.path().join("checkpoints").join(name);
+        ["step_000001", "step_000003"].iter().for_each(|name| fs::write(at(name), "mine").unwrap());
+        (2..6).for_each(|step| run.write_checkpoint(&state(step)).unwrap());
+        assert_eq!(steps(dir.path()), [4, 5]);
+        assert_eq!(fs::read(at("step_000001")).unwrap(), b"mine");
+        assert_eq!(fs::read(at("step_000003.aside")).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_run_that_diverged_goes_on_from_its_last_good_checkpoint_with_other_settings() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = open(dir.path(), TEXT, false).unwrap();
+        for step in [10, 20, 30, 40, 50] {
+            run.write_checkpoint(&good(step, step.min(20))).unwrap();
+        }
+        assert_eq!(steps(dir.path()), [20, 40, 50]);
+        let ways_on = run.write_divergence(&good(50, 20)).unwrap();
+        assert!(
+            ways_on.contains("step 20, with --resume") && ways_on.contains("--set train_dvae.lr="),
+            "{ways_on}"
+        );
+        drop(run);
+
+        let same = error(dir.path(), TEXT, true);
+        assert!(same.contains("diverged at step 50 and would again; continue it from"), "{same}");
+        let smaller = TEXT.replace("0.5", "0.1");
+        let run = open(dir.path(), &smaller, true).unwrap();
+        assert_eq!(run.newest_checkpoint(&Silent).unwrap().unwrap().step, 20);
+        assert_eq!(steps(dir.path()), [20]);
+        drop(run);
+        drop(open(dir.path(), &smaller, true).unwrap());
+        assert!(
+            error(dir.path(), TEXT, true).contains("belongs to another run"),
+            "it has not diverged again"
+        );
     }
 }

@@ -1,0 +1,315 @@
+//! A checkpoint: all that a run needs to go on, with the text that says which run it is of, as a verified file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use burn::module::Module;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use tessera_container::{Contents, Kind};
+use tessera_kernels::SmallFloat;
+use tessera_model::weights::{HostTensor, import};
+
+use crate::buffer::Buffer;
+use crate::capacity::Stage;
+use crate::fit::{Good, State};
+use crate::optim::AdamW;
+use crate::precision::Scales;
+use crate::same_run::{self, Input};
+use crate::schedule::Plateau;
+
+/// The file's header and versions: 2 has gradient scales, plateaus and moments of 16 bits; 3 a checksum and the run's text.
+const KIND: Kind = Kind { key: "tessera.checkpoint", name: "a checkpoint", format: 3, checked: 3 };
+/// The oldest version that is read.
+const OLDEST: &str = "2";
+/// The file in a checkpoint's folder.
+pub(crate) const STATE_FILE: &str = "state.safetensors";
+
+/// A checkpoint as it was read.
+pub struct Checkpoint {
+    /// What the run goes on from.
+    pub(crate) state: State,
+    /// The text of the run's `config.toml`; `None` in a file from before it was recorded, which has no checksum either.
+    pub(crate) text: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    step: u64,
+    updates: u64,
+    plateau: Plateau,
+    scales: Option<Scales>,
+    good: Option<Good>,
+    text: String,
+}
+
+/// What a tensor's numbers are, and they.
+type Bytes<'a> = (Dtype, &'a [u8]);
+
+/// The bytes of a checkpoint of the run of `text`.
+pub(crate) fn to_bytes(state: &State, text: &str) -> Result<Vec<u8>> {
+    let weights = state.weights.iter().map(|w| (&w.name, &w.shape));
+    let weights: Vec<(&String, &Vec<usize>)> = weights.collect();
+    let groups: [(&str, Vec<Bytes>); 4] = [
+        ("weight", state.weights.iter().map(weight_bytes).collect()),
+        ("average", state.average.iter().map(weight_bytes).collect()),
+        ("mean", state.adam.mean.iter().map(moment_bytes).collect()),
+        ("variance", state.adam.variance.iter().map(moment_bytes).collect()),
+    ];
+    let mut views = Vec::new();
+    for (group, values) in &groups {
+        for ((index, (name, shape)), (dtype, bytes)) in weights.iter().enumerate().zip(values) {
+            let view = TensorView::new(*dtype, (*shape).clone(), bytes)?;
+            views.push((format!("{group}/{index:04}/{name}"), view));
+        }
+    }
+    let header = Header {
+        step: state.step,
+        updates: state.adam.updates,
+        plateau: state.plateau.clone(),
+        scales: state.scales.clone(),
+        good: state.good,
+        text: text.to_string(),
+    };
+    KIND.write(&header, views)
+}
+
+fn weight_bytes(weight: &HostTensor) -> Bytes<'_> {
+    (Dtype::F32, bytemuck::cast_slice(&weight.values))
+}
+
+fn moment_bytes(moment: &Buffer) -> Bytes<'_> {
+    match moment {
+        Buffer::Full(values) => (Dtype::F32, bytemuck::cast_slice(values)),
+        Buffer::Small(_, codes) => (Dtype::U16, bytemuck::cast_slice(codes)),
+    }
+}
+
+impl Checkpoint {
+    /// Reads a checkpoint's folder or the file in it.
+    pub(crate) fn read(path: &Path) -> Result<Checkpoint> {
+        let path: PathBuf = if path.is_dir() { path.join(STATE_FILE) } else { path.to_path_buf() };
+        Checkpoint::from_bytes(&fs::read(path)?)
+    }
+
+    /// Whether `bytes` are a checkpoint, of any version and perhaps damaged, rather than another file.
+    pub(crate) fn is_one(bytes: &[u8]) -> bool {
+        let Ok((_, metadata)) = SafeTensors::read_metadata(bytes) else { return false };
+        let has = |key| metadata.metadata().as_ref().is_some_and(|entries| entries.contains_key(key));
+        has(KIND.key) || (has("step") && has("updates"))
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Checkpoint> {
+        if let Some(header) = old_header(bytes)? {
+            let state = state(header, &SafeTensors::deserialize(bytes)?)?;
+            return Ok(Checkpoint { state, text: None });
+        }
+        let Contents { header, tensors, .. } = KIND.read::<Header>(bytes)?;
+        let text = Some(header.text.clone());
+        Ok(Checkpoint { state: state(header, &tensors)?, text })
+    }
+
+    /// `model` with the averaged weights. The inputs that `same` names must be those of the checkpoint, where it knows them.
+    ///
+    /// # Errors
+    /// If the checkpoint is of another model or of one that reads or writes other tokens.
+    pub(crate) fn averaged<M: Module>(
+        &self,
+        model: M,
+        stage: Stage,
+        inputs: &[Input],
+        same: &[&str],
+    ) -> Result<M> {
+        let theirs = self.text.as_deref().map(same_run::inputs).transpose()?.unwrap_or_default();
+        let ours = inputs.iter().filter(|(name, _)| same.contains(name));
+        for (name, ours) in ours.cloned().chain([("stage", stage.name().to_string())]) {
+            let theirs = theirs.get(name).unwrap_or(&ours);
+            ensure!(*theirs == ours, "--init was trained with {name} {theirs}, this run has {ours}");
+        }
+        import(model, &self.state.average).context("--init is a checkpoint of another model")
+    }
+}
+
+/// The header of a file from before there were checksums: an entry of the metadata for each field.
+fn old_header(bytes: &[u8]) -> Result<Option<Header>> {
+    let (_, header) = SafeTensors::read_metadata(bytes)
+        .context("not a safetensors file, or one that is damaged or cut short")?;
+    let meta = |key: &str| header.metadata().as_ref().and_then(|meta| meta.get(key));
+    if meta(KIND.key).is_some() {
+        return Ok(None);
+    }
+    let number = |key: &str| meta(key).map(|number| number.parse::<u64>()).transpose();
+    let format = meta("format").map_or("1", String::as_str);
+    ensure!(
+        format == OLDEST,
+        "a checkpoint of format version {format}; this program reads {OLDEST} to {}",
+        KIND.format
+    );
+    Ok(Some(Header {
+        step: number("step")?.context("the checkpoint has no step number")?,
+        updates: number("updates")?.context("the checkpoint does not count updates")?,
+        plateau: serde_json::from_str(meta("plateau").context("the checkpoint has no plateau")?)?,
+        scales: meta("scales").map(|json| serde_json::from_str(json)).transpose()?,
+        good: None,
+        text: String::new(),
+    }))
+}
+
+fn state(header: Header, tensors: &SafeTensors) -> Result<State> {
+    let weights = |group| -> Result<Vec<HostTensor>> {
+        let tensor = |(name, view): (String, TensorView)| {
+            Ok(HostTensor { name, shape: view.shape().to_vec(), values: floats(&view)? })
+        };
+        of_group(tensors, group)?.into_iter().map(tensor).collect()
+    };
+    let moments = |group, format| -> Result<Vec<Buffer>> {
+        let moment = |(_, view): (String, TensorView)| match view.dtype() {
+            Dtype::U16 => Ok(Buffer::Small(format, words(&view))),
+            _ => Ok(Buffer::Full(floats(&view)?)),
+        };
+        of_group(tensors, group)?.into_iter().map(moment).collect()
+    };
+    let state = State {
+        step: header.step,
+        weights: weights("weight")?,
+        average: weights("average")?,
+        adam: AdamW {
+            mean: moments("mean", SmallFloat::OneSixNine)?,
+            variance: moments("variance", SmallFloat::ZeroSixTen)?,
+            updates: header.updates,
+        },
+        plateau: header.plateau,
+        scales: header.scales,
+        good: header.good,
+        losses: Default::default(),
+    };
+    check(&state)?;
+    Ok(state)
+}
+
+/// Everything is there for each weight.
+fn check(state: &State) -> Result<()> {
+    let lens = |moments: &[Buffer]| moments.iter().map(Buffer::size).collect::<Vec<_>>();
+    let weights: Vec<usize> = state.weights.iter().map(|weight| weight.values.len()).collect();
+    let average: Vec<usize> = state.average.iter().map(|weight| weight.values.len()).collect();
+    ensure!(
+        [average, lens(&state.adam.mean), lens(&state.adam.variance)].iter().all(|lens| *lens == weights),
+        "the checkpoint's weights, averages and moments do not fit each other"
+    );
+    Ok(())
+}
+
+/// The tensors `GROUP/INDEX/NAME` by index, and their names.
+fn of_group<'a>(tensors: &'a SafeTensors, group: &str) -> Result<Vec<(String, TensorView<'a>)>> {
+    let mut names: Vec<&str> = tensors.names();
+    names.retain(|name| name.split('/').next() == Some(group));
+    names.sort_unstable();
+    ensure!(!names.is_empty(), "no tensors of {group}");
+    let named = |full: &str| {
+        let name = full.splitn(3, '/').nth(2).with_context(|| format!("unexpected tensor {full}"))?;
+        Ok((name.to_string(), tensors.tensor(full)?))
+    };
+    names.into_iter().map(named).collect()
+}
+
+fn floats(view: &TensorView) -> Result<Vec<f32>> {
+    ensure!(view.dtype() == Dtype::F32, "a tensor of {:?}: wanted F32", view.dtype());
+    Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
+
+fn words(view: &TensorView) -> Vec<u16> {
+    view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::precision::{Rules, Scaling};
+
+    pub(crate) const TEXT: &str =
+        "# tessera train dvae, seed 0, data 12ab\n\n[train_dvae]\nlr = 0.5\nsteps = 9\n";
+
+    pub(crate) fn state(step: u64) -> State {
+        let weight =
+            |v: f32| vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![v, 1.0 / 3.0] }];
+        let adam = AdamW {
+            mean: vec![Buffer::Small(SmallFloat::OneSixNine, vec![1, 2])],
+            variance: vec![Buffer::Full(vec![0.3, 0.4])],
+            updates: step / 2,
+        };
+        let mut plateau = Plateau::default();
+        (0..7).for_each(|i| plateau.follow(2.0 + 1e-9 * f64::from(i), 2, 0.1));
+        let mut scales = Scales::new(Rules::paper(Scaling::Resblock), 3, SmallFloat::F16, 1);
+        (0..1000).for_each(|step| drop(scales.follow(step, &[1][..usize::from(step % 300 == 7)], true)));
+        let good = Some(Good { step: step / 3, lowest: 0.1 });
+        let (weights, average, scales) = (weight(1.0), weight(2.0), Some(scales));
+        State { step, weights, average, adam, plateau, scales, good, losses: Default::default() }
+    }
+
+    fn error(bytes: &[u8]) -> String {
+        format!("{:#}", Checkpoint::from_bytes(bytes).err().unwrap())
+    }
+
+    #[test]
+    fn a_checkpoint_comes_back_with_the_text_of_its_run() {
+        let bytes = to_bytes(&state(5), TEXT).unwrap();
+        let read = Checkpoint::from_bytes(&bytes).unwrap();
+        assert_eq!((read.state, read.text.as_deref()), (state(5), Some(TEXT)));
+        assert_eq!(bytes, to_bytes(&state(5), TEXT).unwrap());
+    }
+
+    #[test]
+    fn every_flipped_bit_is_damage() {
+        let bytes = to_bytes(&state(5), TEXT).unwrap();
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(Checkpoint::from_bytes(&damaged).is_err(), "bit {bit}");
+        }
+    }
+
+    /// As format version 2 wrote it: an entry of the metadata for each field.
+    fn of_format(format: &str) -> Vec<u8> {
+        let state = state(5);
+        let bytes = to_bytes(&state, TEXT).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let meta = [
+            ("format", format.to_string()),
+            ("step", state.step.to_string()),
+            ("updates", state.adam.updates.to_string()),
+            ("plateau", serde_json::to_string(&state.plateau).unwrap()),
+            ("scales", serde_json::to_string(&state.scales).unwrap()),
+        ];
+        let meta = HashMap::from_iter(meta.map(|(key, value)| (key.to_string(), value)));
+        safetensors::serialize(tensors.tensors(), Some(meta)).unwrap()
+    }
+
+    #[test]
+    fn a_checkpoint_from_before_checksums_is_read() {
+        let read = Checkpoint::from_bytes(&of_format("2")).unwrap();
+        assert_eq!((read.state, read.text), (State { good: None, ..state(5) }, None));
+        assert!(error(&of_format("1")).contains("format version 1; this program reads 2 to 3"));
+    }
+
+    #[test]
+    fn a_newer_format_and_parts_that_do_not_fit_are_refused() {
+        let newer =
+            Kind { format: 4, ..KIND }.write(&HashMap::from([("step", 1)]), Vec::<(_, TensorView)>::new());
+        assert!(error(&newer.unwrap()).contains("format version 4, written by a newer version"));
+        let mut other = state(5);
+        other.adam.mean = vec![Buffer::Full(vec![0.1])];
+        assert!(check(&other).unwrap_err().to_string().contains("do not fit each other"));
+    }
+
+    #[test]
+    fn checkpoints_and_other_files_are_told_apart() {
+        assert!(
+            Checkpoint::is_one(&to_bytes(&state(5), TEXT).unwrap()) && Checkpoint::is_one(&of_format("2"))
+        );
+        let model = tessera_model::weights::ModelFile::default().to_bytes().unwrap();
+        assert!(!Checkpoint::is_one(&model) && !Checkpoint::is_one(b"text"));
+    }
+}

@@ -1,0 +1,247 @@
+//! What makes two trainings the same run: stage, seed, inputs, and the part of the config that the stage reads.
+//!
+//! All of it is the text of a run's `config.toml`, of which every checkpoint holds a copy: a comment with stage, seed and
+//! inputs, then the resolved config. Texts are compared by their values. Keys of other stages don't matter; a key that only
+//! one of the texts has, because another version of the program wrote it, doesn't either.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result};
+use tessera_container::{Origin, hash};
+use toml::{Table, Value};
+
+use crate::capacity::Stage;
+use crate::config::Config;
+
+/// What precedes the stage in the first line.
+const HEAD: &str = "# tessera train ";
+/// The input that says which weights a run began with. A run that goes on doesn't need it.
+const FROM: &str = "from";
+
+/// Keys of a stage's training that may change whenever a run is continued.
+const FREE: [&str; 4] = ["steps", "eval_every", "checkpoint_every", "log_every"];
+/// Keys that may change, too, where a run goes on from before it diverged.
+const OPTIMISER: [&str; 11] = [
+    "schedule",
+    "lr",
+    "lr_end",
+    "lr_steps",
+    "warmup",
+    "beta1",
+    "beta2",
+    "epsilon",
+    "weight_decay",
+    "clip",
+    "variance_clip",
+];
+
+/// Keys of `data` that only the contrastive model's training reads.
+const OF_RERANK: [&str; 3] = ["reconstructed", "rerank_bpe_dropout", "rerank_crop"];
+
+impl Stage {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Stage::Dvae => "dvae",
+            Stage::Prior => "prior",
+            Stage::Rerank => "rerank",
+        }
+    }
+
+    /// The section of the config with steps and optimiser.
+    pub(crate) fn training(self) -> &'static str {
+        match self {
+            Stage::Dvae => "train_dvae",
+            Stage::Prior => "train_prior",
+            Stage::Rerank => "train_rerank",
+        }
+    }
+
+    /// Whether the stage reads a key of the config.
+    fn reads(self, section: &str, key: &str) -> bool {
+        match self {
+            Stage::Dvae => match section {
+                "data" => key == "dvae_crop",
+                _ => ["dvae", "relax", "train_dvae", "cpu"].contains(&section),
+            },
+            Stage::Prior => match section {
+                "data" => key != "dvae_crop" && !OF_RERANK.contains(&key),
+                _ => ["prior", "chain", "train_prior", "cpu"].contains(&section),
+            },
+            Stage::Rerank => match section {
+                "data" => OF_RERANK.contains(&key),
+                _ => ["rerank", "train_rerank", "cpu"].contains(&section),
+            },
+        }
+    }
+
+    /// When a key of the config may change.
+    fn may_change(self, section: &str, key: &str) -> MayChange {
+        match section == self.training() {
+            true if FREE.contains(&key) => MayChange::Always,
+            true if OPTIMISER.contains(&key) => MayChange::AfterDivergence,
+            _ => MayChange::Never,
+        }
+    }
+}
+
+/// What a run reads: name and fingerprint.
+pub(crate) type Input = (&'static str, String);
+
+/// When a run may go on with another value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MayChange {
+    Always,
+    AfterDivergence,
+    Never,
+}
+
+/// A value that is not the same in two texts.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Difference {
+    /// As in `train_dvae.lr`.
+    pub key: String,
+    pub was: String,
+    pub is: String,
+    pub may_change: MayChange,
+}
+
+/// The text of a new run.
+pub(crate) fn text(stage: Stage, seed: u64, inputs: &[Input], config: &Config) -> Result<String> {
+    let inputs: String = inputs.iter().map(|(name, value)| format!(", {name} {value}")).collect();
+    Ok(format!("{HEAD}{}, seed {seed}{inputs}\n\n{}", stage.name(), config.to_toml()?))
+}
+
+/// `text`, with the weights that a run began with if `saved` names some and `text` doesn't.
+pub(crate) fn begun_as(text: &str, saved: &str) -> String {
+    let began = |text: &str| inputs(text).ok()?.remove(FROM);
+    match (began(saved), began(text), text.split_once('\n')) {
+        (Some(from), None, Some((head, rest))) => format!("{head}, {FROM} {from}\n{rest}"),
+        _ => text.to_string(),
+    }
+}
+
+/// What a file made by the run of `text` was made from.
+pub(crate) fn origin(text: &str) -> Origin {
+    let (head, config) = text.split_once('\n').unwrap_or((text, ""));
+    let data = head.strip_prefix(HEAD).unwrap_or(head);
+    Origin { config: hash(config.trim_start()), data: data.to_string() }
+}
+
+/// Stage, seed and inputs by name.
+pub(crate) fn inputs(text: &str) -> Result<BTreeMap<String, String>> {
+    let head = text.lines().next().and_then(|line| line.strip_prefix(HEAD));
+    let head = head.with_context(|| format!("its first line is not `{HEAD}…`"))?;
+    let pair = |part: &str| {
+        let (name, value) = part.split_once(' ').unwrap_or(("stage", part));
+        (name.to_string(), value.to_string())
+    };
+    Ok(head.split(", ").map(pair).collect())
+}
+
+/// Where `now` differs from `saved`, in what matters to `stage`.
+///
+/// # Errors
+/// If a text is no run's.
+pub(crate) fn differences(saved: &str, now: &str, stage: Stage) -> Result<Vec<Difference>> {
+    let mut all = Vec::new();
+    let (was, is) = (inputs(saved)?, inputs(now)?);
+    let none = || "nothing".to_string();
+    let names: BTreeSet<&str> = was.keys().map(String::as_str).chain([FROM]).collect();
+    for name in names {
+        let (was, is) = (was.get(name), is.get(name));
+        let goes_on = name == FROM && is.is_none();
+        if was != is && !goes_on {
+            let [was, is] = [was, is].map(|value| value.cloned().unwrap_or_else(none));
+            all.push(Difference { key: name.to_string(), was, is, may_change: MayChange::Never });
+        }
+    }
+    let (was, is): (Table, Table) = (saved.parse()?, now.parse()?);
+    for (section, was) in &was {
+        let (Value::Table(was), Some(Value::Table(is))) = (was, is.get(section)) else { continue };
+        for (key, was) in was.iter().filter(|(key, _)| stage.reads(section, key)) {
+            if let Some(is) = is.get(key).filter(|is| *is != was) {
+                let (was, is) = (was.to_string(), is.to_string());
+                let may_change = stage.may_change(section, key);
+                all.push(Difference { key: format!("{section}.{key}"), was, is, may_change });
+            }
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(sets: &[&str]) -> Config {
+        Config::resolve("tiny", &sets.iter().map(|set| set.to_string()).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn run(sets: &[&str]) -> String {
+        text(Stage::Dvae, 7, &[("data", "1234".to_string())], &config(sets)).unwrap()
+    }
+
+    fn keys(saved: &str, now: &str, stage: Stage) -> Vec<(String, MayChange)> {
+        let all = differences(saved, now, stage).unwrap();
+        all.into_iter().map(|found| (found.key, found.may_change)).collect()
+    }
+
+    #[test]
+    fn line_endings_and_other_stages_make_no_difference() {
+        let dos = run(&[]).replace('\n', "\r\n");
+        assert_eq!(keys(&dos, &run(&[]), Stage::Dvae), []);
+        assert_eq!(keys(&run(&[]), &run(&["train_prior.lr=0.5", "data.bpe_dropout=0.2"]), Stage::Dvae), []);
+        let found = keys(&run(&[]), &run(&["train_prior.lr=0.5", "data.bpe_dropout=0.2"]), Stage::Prior);
+        let wanted = [("data.bpe_dropout", MayChange::Never), ("train_prior.lr", MayChange::AfterDivergence)];
+        assert_eq!(found, wanted.map(|(key, when)| (key.to_string(), when)));
+    }
+
+    #[test]
+    fn steps_may_change_and_sizes_may_not() {
+        let sets = ["train_dvae.steps=80", "train_dvae.log_every=1", "dvae.n_hid=8", "train_dvae.batch=8"];
+        let wanted = [
+            ("dvae.n_hid", MayChange::Never),
+            ("train_dvae.batch", MayChange::Never),
+            ("train_dvae.log_every", MayChange::Always),
+            ("train_dvae.steps", MayChange::Always),
+        ];
+        let mut found = keys(&run(&[]), &run(&sets), Stage::Dvae);
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(found, wanted.map(|(key, when)| (key.to_string(), when)));
+    }
+
+    #[test]
+    fn a_key_of_another_version_makes_no_difference() {
+        let older = run(&[]).replace("ema_rise = true\n", "");
+        let newer = run(&[]).replace("[dvae]\n", "[dvae]\nnew = 1\n");
+        assert_eq!(
+            (keys(&older, &run(&[]), Stage::Dvae), keys(&newer, &run(&[]), Stage::Dvae)),
+            (vec![], vec![])
+        );
+    }
+
+    #[test]
+    fn another_seed_or_input_is_another_run() {
+        let of = |seed, inputs: &[Input]| text(Stage::Dvae, seed, inputs, &config(&[])).unwrap();
+        let data = ("data", "1234".to_string());
+        let from = ("from", "ab".to_string());
+        let whole = of(7, std::slice::from_ref(&data));
+        let begun = of(7, &[data.clone(), from]);
+        let found = differences(&whole, &of(9, &[("data", "5".to_string())]), Stage::Dvae).unwrap();
+        let seen = |found: &Difference| format!("{} {} {}", found.key, found.was, found.is);
+        assert_eq!(found.iter().map(seen).collect::<Vec<_>>(), ["data 1234 5", "seed 7 9"]);
+        // What a run began from is told once.
+        assert_eq!(keys(&begun, &whole, Stage::Dvae), []);
+        assert_eq!(keys(&whole, &begun, Stage::Dvae), [("from".to_string(), MayChange::Never)]);
+        assert_eq!((begun_as(&whole, &begun), begun_as(&whole, &whole)), (begun, whole));
+    }
+
+    #[test]
+    fn an_origin_names_inputs_and_config() {
+        let found = origin(&run(&[]));
+        assert_eq!(found.data, "dvae, seed 7, data 1234");
+        assert_eq!(found.config, origin(&run(&[])).config);
+        assert_ne!(found.config, origin(&run(&["train_dvae.lr=0.5"])).config);
+    }
+}
