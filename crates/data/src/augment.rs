@@ -28,52 +28,64 @@ pub enum Augment {
 
 /// One `target` x `target` picture out of `image`; an error if its short side is less than `target`.
 pub fn augment(image: &RgbImage, target: u32, kind: Augment, rng: &mut impl Rng) -> Result<RgbImage> {
-    let (width, height) = image.dimensions();
-    let side = width.min(height);
-    ensure!(target > 0, "the target size of a crop must be at least 1 pixel");
-    ensure!(
-        side >= target,
-        "a picture of {width}x{height} is too small for a crop of {target}; store the pictures at a larger size"
-    );
-    let limit = |eighths: u32| side.min((u64::from(target) * u64::from(eighths) / 8) as u32);
-    match kind {
-        Augment::Stage1 => {
-            let left = between(rng, 0, width - side);
-            let top = between(rng, 0, height - side);
-            let scaled = between(rng, limit(9), limit(12));
-            let mut crop = scale_and_crop(image, Square { left, top, side }, scaled, target, rng)?;
-            if below(rng, 2) == 1 {
-                imageops::flip_horizontal_in_place(&mut crop);
+    let Some(crop) = Crop::draw(image.dimensions(), target, kind, rng)? else {
+        return resize(image, Square::centre(image), target, Filter::Area);
+    };
+    let scaled = resize(image, crop.from, crop.scaled, Filter::Area)?;
+    let mut cropped = imageops::crop_imm(&scaled, crop.left, crop.top, target, target).to_image();
+    if crop.is_mirrored {
+        imageops::flip_horizontal_in_place(&mut cropped);
+    }
+    Ok(cropped)
+}
+
+/// What the listings draw at random.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Crop {
+    /// The square of the source that is scaled.
+    from: Square,
+    /// Its side once it is scaled: the listings' `t`.
+    scaled: u32,
+    /// Where the target lies in that.
+    left: u32,
+    top: u32,
+    is_mirrored: bool,
+}
+
+impl Crop {
+    /// The crop of a picture of `width` x `height`; `None` for the centre.
+    fn draw(
+        (width, height): (u32, u32),
+        target: u32,
+        kind: Augment,
+        rng: &mut impl Rng,
+    ) -> Result<Option<Crop>> {
+        let side = width.min(height);
+        ensure!(target > 0, "the target size of a crop must be at least 1 pixel");
+        ensure!(
+            side >= target,
+            "a picture of {width}x{height} is too small for a crop of {target}; store the pictures at a larger size"
+        );
+        let slack = [width - side, height - side];
+        let limit = |n: u64| side.min(eighths(n, target));
+        let ([left, top], scaled) = match kind {
+            Augment::Stage1 => (slack.map(|slack| between(rng, 0, slack)), between(rng, limit(9), limit(12))),
+            Augment::Stage2 => {
+                (slack.map(|slack| in_middle_quarter(rng, slack)), between(rng, target, limit(9)))
             }
-            Ok(crop)
-        }
-        Augment::Stage2 => {
-            let left = in_middle_quarter(rng, width - side);
-            let top = in_middle_quarter(rng, height - side);
-            let scaled = between(rng, target, limit(9));
-            scale_and_crop(image, Square { left, top, side }, scaled, target, rng)
-        }
-        Augment::RandomSquare => {
-            let left = between(rng, 0, width - side);
-            let top = between(rng, 0, height - side);
-            resize(image, Square { left, top, side }, target, Filter::Area)
-        }
-        Augment::CentreOnly => resize(image, Square::centre(image), target, Filter::Area),
+            Augment::RandomSquare => (slack.map(|slack| between(rng, 0, slack)), target),
+            Augment::CentreOnly => return Ok(None),
+        };
+        let within = [0; 2].map(|zero| between(rng, zero, scaled - target));
+        let is_mirrored = kind == Augment::Stage1 && below(rng, 2) == 1;
+        let from = Square { left, top, side };
+        Ok(Some(Crop { from, scaled, left: within[0], top: within[1], is_mirrored }))
     }
 }
 
-/// The square `from`, area-resized to `scaled`, then a random crop of `target` out of that.
-fn scale_and_crop(
-    image: &RgbImage,
-    from: Square,
-    scaled: u32,
-    target: u32,
-    rng: &mut impl Rng,
-) -> Result<RgbImage> {
-    let image = resize(image, from, scaled, Filter::Area)?;
-    let left = between(rng, 0, scaled - target);
-    let top = between(rng, 0, scaled - target);
-    Ok(imageops::crop_imm(&image, left, top, target, target).to_image())
+/// `n` eighths of the target, rounded as the listings' `round` does: half to even.
+fn eighths(n: u64, target: u32) -> u32 {
+    (f64::from(target) * n as f64 / 8.0).round_ties_even() as u32
 }
 
 /// Listing 2's offset: uniform over the middle quarter of the slack, `[3s/8, max(3s/8 + 1, 5s/8))`.
@@ -132,12 +144,70 @@ mod tests {
         assert_eq!(flipped(Augment::Stage2), 0);
     }
 
+    /// The least and the largest of what 4,000 crops have.
+    fn range(size: (u32, u32), target: u32, kind: Augment, of: impl Fn(Crop) -> u32) -> [u32; 2] {
+        let draw = |index| Crop::draw(size, target, kind, &mut item_rng(3, Purpose::Augment, 0, index));
+        let drawn: Vec<u32> = (0..4000).map(|index| of(draw(index).unwrap().unwrap())).collect();
+        [*drawn.iter().min().unwrap(), *drawn.iter().max().unwrap()]
+    }
+
     #[test]
-    fn stage_2_stays_in_the_middle_quarter() {
-        let mut rng = item_rng(0, Purpose::Augment, 0, 0);
-        let offsets: Vec<u32> = (0..500).map(|_| in_middle_quarter(&mut rng, 80)).collect();
-        assert_eq!((offsets.iter().min(), offsets.iter().max()), (Some(&30), Some(&49)));
-        assert_eq!(in_middle_quarter(&mut rng, 0), 0);
+    fn sizes_reach_both_ends_of_each_listing_and_no_further() {
+        let t = |size, target, kind| range(size, target, kind, |crop| crop.scaled);
+        // The paper's own sizes: 288 to 384, and 256 to 288.
+        assert_eq!(t((400, 500), 256, Augment::Stage1), [288, 384]);
+        assert_eq!(t((400, 500), 256, Augment::Stage2), [256, 288]);
+        // A short side below a bound takes its place.
+        assert_eq!(t((300, 500), 256, Augment::Stage1), [288, 300]);
+        assert_eq!(t((270, 300), 256, Augment::Stage1), [270, 270]);
+        assert_eq!(t((270, 300), 256, Augment::Stage2), [256, 270]);
+        assert_eq!(t((108, 108), 48, Augment::Stage1), [54, 72]);
+        // 49.5 and 40.5 are rounded to the even number.
+        assert_eq!([eighths(9, 44), eighths(9, 36), eighths(9, 30)], [50, 40, 34]);
+    }
+
+    #[test]
+    fn squares_reach_both_ends_of_each_listing_and_no_further() {
+        let left = |size, kind| range(size, 32, kind, |crop| crop.from.left);
+        let top = |size, kind| range(size, 32, kind, |crop| crop.from.top);
+        assert_eq!([left((120, 40), Augment::Stage1), top((120, 40), Augment::Stage1)], [[0, 80], [0, 0]]);
+        assert_eq!([left((40, 120), Augment::Stage1), top((40, 120), Augment::Stage1)], [[0, 0], [0, 80]]);
+        // 3/8 to 5/8 of the slack, the end left out; of little slack one place.
+        assert_eq!([left((120, 40), Augment::Stage2), top((120, 40), Augment::Stage2)], [[30, 49], [0, 0]]);
+        assert_eq!([left((40, 120), Augment::Stage2), top((40, 120), Augment::Stage2)], [[0, 0], [30, 49]]);
+        assert_eq!([left((41, 40), Augment::Stage2), left((43, 40), Augment::Stage2)], [[0, 0], [1, 1]]);
+    }
+
+    #[test]
+    fn the_target_lies_anywhere_within_what_was_scaled() {
+        for (kind, most) in [(Augment::Stage1, 16), (Augment::Stage2, 4)] {
+            let [left, top] =
+                [|crop: Crop| crop.left, |crop: Crop| crop.top].map(|of| range((80, 60), 32, kind, of));
+            assert_eq!([left, top], [[0, most], [0, most]], "{kind:?}");
+            assert_eq!(
+                range((80, 60), 32, kind, |crop| crop.scaled.saturating_sub(32 + crop.left)),
+                [0, most]
+            );
+            let draw = |index| Crop::draw((80, 60), 32, kind, &mut item_rng(3, Purpose::Augment, 0, index));
+            let crops = (0..4000).map(|index| draw(index).unwrap().unwrap());
+            assert!(crops.into_iter().all(|crop| crop.left.max(crop.top) + 32 <= crop.scaled), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_crop_is_what_its_draws_say() {
+        let image = gradient(72, 50);
+        let expected = |index, kind| {
+            let crop = Crop::draw((72, 50), 32, kind, &mut item_rng(7, Purpose::Augment, 0, index));
+            let Crop { from, scaled, left, top, is_mirrored } = crop.unwrap().unwrap();
+            let square = imageops::crop_imm(&image, from.left, from.top, from.side, from.side).to_image();
+            let scaled = resize(&square, Square::centre(&square), scaled, Filter::Area).unwrap();
+            let cropped = imageops::crop_imm(&scaled, left, top, 32, 32).to_image();
+            if is_mirrored { imageops::flip_horizontal(&cropped) } else { cropped }
+        };
+        for kind in [Augment::Stage1, Augment::Stage2] {
+            (0..20).for_each(|index| assert_eq!(crop(&image, 32, kind, index), expected(index, kind)));
+        }
     }
 
     /// Of 96 x 32 pixels at target 32 nothing is scaled: the crop's first column says where it was cut.

@@ -1,26 +1,32 @@
 //! Pictures in and out of bytes, and between sizes.
 //!
-//! Every picture from outside passes [`decode`], which looks at the claimed size before it allocates anything.
+//! Every picture from outside passes [`decode`](decode()), which looks at the claimed size before it allocates anything.
 
-use std::io::Cursor;
+mod area;
+mod decode;
+mod exif;
+mod jpeg;
+pub(crate) mod png;
+mod scan;
 
 use anyhow::{Context, Result, ensure};
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::png::{CompressionType, FilterType as PngFilter, PngEncoder};
-use image::{
-    DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageFormat, ImageReader, Limits, RgbImage,
-};
+use image::{ExtendedColorType, ImageEncoder, RgbImage};
 
-/// The largest picture that is decoded: 64 million pixels.
-pub const MAX_PIXELS: u64 = 64_000_000;
+use area::{Corners, area};
+pub use decode::{MAX_PIXELS, decode, decode_any, on_white};
 
 /// How [`resize`] weighs the source pixels under a target pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filter {
-    /// The mean of the covered pixels: the paper's AREA (listings 1 and 2).
+    /// The mean of the covered pixels, partly covered ones by their share, with aligned corners: the paper's AREA
+    /// (listings 1 and 2).
     Area,
+    /// The same without aligned corners, so that no row counts more than another: for prompts of any size.
+    Mean,
     /// Sharper, for storing a picture once at a smaller size.
     Lanczos,
     /// Smooth, for showing a small picture large.
@@ -46,46 +52,6 @@ impl Square {
     }
 }
 
-/// Decodes a PNG, JPEG or WebP: upright as its camera meant it, transparent parts white.
-pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
-    decode_any(bytes, MAX_PIXELS).map(on_white)
-}
-
-/// Decodes a PNG, JPEG or WebP of at most `max_pixels`: upright as its camera meant it, with its transparency.
-pub fn decode_any(bytes: &[u8], max_pixels: u64) -> Result<DynamicImage> {
-    let reader =
-        ImageReader::new(Cursor::new(bytes)).with_guessed_format().context("cannot read the picture")?;
-    let known = matches!(reader.format(), Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP));
-    ensure!(known, "not a PNG, JPEG or WebP picture");
-    let mut decoder = reader.into_decoder().context("not a PNG, JPEG or WebP picture")?;
-    let (width, height) = decoder.dimensions();
-    let pixels = u64::from(width) * u64::from(height);
-    ensure!(pixels > 0, "the picture is empty ({width}x{height})");
-    ensure!(
-        pixels <= max_pixels,
-        "the picture claims {width}x{height} pixels, more than the {max_pixels} allowed"
-    );
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(16 * max_pixels);
-    decoder.set_limits(limits).context("the picture needs too much memory")?;
-    let orientation = decoder.orientation().context("the picture's orientation cannot be read")?;
-    let mut image = DynamicImage::from_decoder(decoder).context("the picture is damaged")?;
-    image.apply_orientation(orientation);
-    Ok(image)
-}
-
-/// Drops the alpha channel, if there is one, by laying the picture on white.
-pub fn on_white(image: DynamicImage) -> RgbImage {
-    if !image.color().has_alpha() {
-        return image.into_rgb8();
-    }
-    let rgba = image.into_rgba8();
-    RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
-        let [r, g, b, a] = rgba.get_pixel(x, y).0.map(u32::from);
-        image::Rgb([r, g, b].map(|c| ((c * a + 255 * (255 - a) + 127) / 255) as u8))
-    })
-}
-
 /// Encodes as PNG; the same pixels always give the same bytes.
 pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -104,14 +70,22 @@ pub fn resize(image: &RgbImage, from: Square, side: u32, filter: Filter) -> Resu
 /// The rectangle `from` of `image`, `[left, top, width, height]`, scaled to `[width, height]` pixels.
 pub fn scale(image: &RgbImage, from: [u32; 4], to: [u32; 2], filter: Filter) -> Result<RgbImage> {
     ensure!(to[0] > 0 && to[1] > 0, "cannot resize a picture to 0 pixels");
-    // Typed, because the untyped call compiles every pixel format there is.
-    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())
-        .context("the picture's pixels do not fit its size")?;
+    let inside = |start: u32, length: u32, all: u32| length > 0 && start.saturating_add(length) <= all;
+    ensure!(
+        inside(from[0], from[2], image.width()) && inside(from[1], from[3], image.height()),
+        "cannot resize {from:?} of a {}x{} picture: wanted a rectangle inside it",
+        image.width(),
+        image.height()
+    );
     let kernel = match filter {
-        Filter::Area => FilterType::Box,
+        Filter::Area => return Ok(area(image, from, to, Corners::Aligned)),
+        Filter::Mean => return Ok(area(image, from, to, Corners::Edges)),
         Filter::Lanczos => FilterType::Lanczos3,
         Filter::CatmullRom => FilterType::CatmullRom,
     };
+    // Typed, because the untyped call compiles every pixel format there is.
+    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())
+        .context("the picture's pixels do not fit its size")?;
     let [left, top, width, height] = from.map(f64::from);
     let options =
         ResizeOptions::new().resize_alg(ResizeAlg::Convolution(kernel)).crop(left, top, width, height);
@@ -121,6 +95,15 @@ pub fn scale(image: &RgbImage, from: [u32; 4], to: [u32; 2], filter: Filter) -> 
     })?;
     let bytes = target.pixels().iter().flat_map(|pixel| pixel.0).collect();
     RgbImage::from_raw(to[0], to[1], bytes).context("the resized picture has the wrong size")
+}
+
+/// `image` at `to` pixels, smoothly: how drawings are shown, in files and by the server.
+pub fn enlarge(image: &RgbImage, to: [u32; 2]) -> Result<RgbImage> {
+    let (width, height) = image.dimensions();
+    match [width, height] == to {
+        true => Ok(image.clone()),
+        false => scale(image, [0, 0, width, height], to, Filter::CatmullRom),
+    }
 }
 
 #[cfg(test)]
@@ -133,13 +116,6 @@ mod tests {
         let bytes = encode_png(&image).unwrap();
         assert_eq!(decode(&bytes).unwrap(), image);
         assert_eq!(encode_png(&image).unwrap(), bytes);
-    }
-
-    #[test]
-    fn area_halving_takes_the_mean_of_four() {
-        let image = RgbImage::from_fn(4, 4, |x, y| image::Rgb([((x + 4 * y) * 10) as u8; 3]));
-        let half = resize(&image, Square::centre(&image), 2, Filter::Area).unwrap();
-        assert_eq!(half.pixels().map(|p| p.0[0]).collect::<Vec<_>>(), [25, 45, 105, 125]);
     }
 
     #[test]
@@ -164,7 +140,8 @@ mod tests {
 
     #[test]
     fn transparency_becomes_white() {
-        let rgba = image::RgbaImage::from_pixel(2, 2, image::Rgba([10, 20, 30, 0]));
-        assert_eq!(on_white(rgba.into()).get_pixel(0, 0).0, [255; 3]);
+        let rgba = |alpha| image::RgbaImage::from_pixel(2, 2, image::Rgba([10, 20, 30, alpha]));
+        let shown = |alpha| on_white(rgba(alpha).into()).get_pixel(0, 0).0;
+        assert_eq!([shown(0), shown(128), shown(255)], [[255; 3], [132, 137, 142], [10, 20, 30]]);
     }
 }

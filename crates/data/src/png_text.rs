@@ -5,6 +5,8 @@ use std::io::{BufRead, Seek};
 use anyhow::{Context, Result};
 use image::RgbImage;
 
+use crate::picture;
+
 /// The chunk's keyword.
 const KEYWORD: &str = "tessera";
 
@@ -37,7 +39,8 @@ pub fn encode(image: &RgbImage, text: String, effort: Effort) -> Result<Vec<u8>>
 /// # Errors
 /// If it is not a whole PNG.
 pub fn read(file: impl BufRead + Seek) -> Result<Option<String>> {
-    let reader = png::Decoder::new(file).read_info().context("not a whole PNG")?;
+    let reader =
+        picture::png::decoder(file, png::Limits::default()).read_info().context("not a whole PNG")?;
     let chunk = reader.info().utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD);
     chunk.map(|chunk| chunk.get_text().context("its text chunk is damaged")).transpose()
 }

@@ -29,8 +29,8 @@ impl Fit {
     pub fn apply(self, image: &RgbImage, side: u32, border: u8) -> Result<RgbImage> {
         let (width, height) = image.dimensions();
         ensure!(width > 0 && height > 0, "the picture is empty ({width}x{height})");
-        // Averages are what training saw; they would show an enlarged picture in squares.
-        let filter = |length: u32| if length >= side { Filter::Area } else { Filter::Lanczos };
+        // Averages are what training saw, but for a pixel at the edges; they would show an enlarged picture in squares.
+        let filter = |length: u32| if length >= side { Filter::Mean } else { Filter::Lanczos };
         match self {
             Fit::Crop => {
                 let square = Square::centre(image);

@@ -23,10 +23,14 @@ mod interrupt;
 #[cfg(test)]
 mod killed;
 #[cfg(test)]
+mod online;
+#[cfg(test)]
 #[cfg(unix)]
 mod outputs;
 #[cfg(test)]
 mod picture_prompt;
+#[cfg(test)]
+mod pictures;
 #[cfg(test)]
 mod pipeline;
 #[cfg(test)]

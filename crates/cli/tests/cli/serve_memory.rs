@@ -6,6 +6,8 @@ use std::io::{Cursor, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::Child;
 
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
 use image::{ImageFormat, RgbImage};
 use tessera_serve::limits;
 
@@ -25,6 +27,7 @@ fn memory_is_bounded_whatever_is_sent() {
     for (what, clients, request, status) in [
         ("a body of 100 MB", 8, asked(&" ".repeat(100_000_000)), None),
         ("a bomb of 430 MB", 8, varied(&picture(12_000)), Some(400)),
+        ("a colour profile of 1 GiB", 24, varied(&profile_bomb()), Some(200)),
         ("the largest picture", 24, varied(&picture(4000)), Some(200)),
         ("24 MB that are no picture", 64, varied(&vec![0; limits::FORM_BYTES - 1000]), Some(400)),
         ("answers of many pictures", 32, asked(pictures), Some(200)),
@@ -70,6 +73,23 @@ fn picture(side: u32) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     RgbImage::new(side, side).write_to(&mut bytes, ImageFormat::Png).unwrap();
     bytes.into_inner()
+}
+
+/// A PNG of 64x64 pixels whose colour profile of 1 MB unpacks to 1 GiB.
+fn profile_bomb() -> Vec<u8> {
+    let mut profile = ZlibEncoder::new(b"name\0\0".to_vec(), Compression::best());
+    std::io::copy(&mut std::io::repeat(0).take(1 << 30), &mut profile).unwrap();
+    let profile = profile.finish().unwrap();
+    let mut plain = Cursor::new(Vec::new());
+    RgbImage::from_pixel(64, 64, image::Rgb([85; 3])).write_to(&mut plain, ImageFormat::Png).unwrap();
+    let (header, pixels) = plain.get_ref().split_at(8 + 25);
+    let mut sum = flate2::Crc::new();
+    sum.update(b"iCCP");
+    sum.update(&profile);
+    let mut bytes = header.to_vec();
+    bytes.write_all(&(profile.len() as u32).to_be_bytes()).unwrap();
+    bytes.extend([b"iCCP", &profile[..], &sum.sum().to_be_bytes(), pixels].concat());
+    bytes
 }
 
 /// Sends a request as far as it is taken; what comes back, unless the server has hung up before it was read.

@@ -174,6 +174,26 @@ fn a_decompression_bomb_is_not_unpacked() {
     still_draws(&server);
 }
 
+/// What is missing of a JPEG would be grey, and a mask's grey part drawn anew.
+#[test]
+fn cut_jpegs_are_refused_as_pictures_and_as_masks() {
+    let server = Running::new();
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/jpeg");
+    for name in ["baseline.jpg", "progressive.jpg"] {
+        let whole = std::fs::read(dir.join(name)).unwrap();
+        let (cut, image) = (&whole[..whole.len() * 3 / 5], picture(53, 43));
+        for (image, mask) in [(cut, None), (&image[..], Some(cut))] {
+            let mut fields =
+                vec![("image", Some("a.jpg"), image), ("prompt", None, b"a cat"), ("best_of", None, b"1")];
+            fields.push(mask.map_or(("keep_rows", None, b"4"), |mask| ("mask", Some("m.jpg"), mask)));
+            let (kind, body) = form(&fields);
+            let (status, message) = server.post_as(EDITS, &kind, &body).error();
+            assert!(status == 400 && message.contains("damaged: it is cut short"), "{name}: {message}");
+        }
+    }
+    still_draws(&server);
+}
+
 #[test]
 fn forms_say_what_is_missing_or_does_not_fit() {
     let server = Running::new();

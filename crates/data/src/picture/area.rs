@@ -1,0 +1,166 @@
+//! TensorFlow 1's AREA resize with `align_corners = True`, which listings 1 and 2 of the paper use.
+//!
+//! A target pixel is the mean of the source pixels under it, weighted by how much of each it covers. With aligned
+//! corners the ratio of sizes is `(source - 1) / (target - 1)`, and windows that reach past the last row or column
+//! read that row or column again. The sums are in f32 in TensorFlow's order, so the result has the same bits.
+
+use std::ops::Range;
+
+use image::RgbImage;
+
+/// Which points of source and target lie on each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Corners {
+    /// The middles of the corner pixels, as in the listings.
+    Aligned,
+    /// The outer edges, so that each source pixel counts as much as any other.
+    Edges,
+}
+
+/// The source pixels under one target pixel, along one axis.
+struct Window {
+    pixels: Range<usize>,
+    /// Covered share of each pixel.
+    weights: Vec<f32>,
+}
+
+/// The rectangle `[left, top, width, height]` of `image`, which must lie inside it and not be empty, as `to` pixels.
+pub(crate) fn area(image: &RgbImage, from: [u32; 4], to: [u32; 2], corners: Corners) -> RgbImage {
+    let bytes = area_f32(image, from, to, corners)
+        .into_iter()
+        .map(|value| value.clamp(0.0, 255.0).round_ties_even() as u8);
+    let bytes: Vec<u8> = bytes.collect();
+    RgbImage::from_fn(to[0], to[1], |x, y| {
+        let at = 3 * (y as usize * to[0] as usize + x as usize);
+        image::Rgb([bytes[at], bytes[at + 1], bytes[at + 2]])
+    })
+}
+
+/// The same before it is rounded, channel-last.
+fn area_f32(
+    image: &RgbImage,
+    [left, top, width, height]: [u32; 4],
+    to: [u32; 2],
+    corners: Corners,
+) -> Vec<f32> {
+    let [(columns, x_ratio), (rows, y_ratio)] =
+        [(width, to[0]), (height, to[1])].map(|(source, target)| windows(source, target, corners));
+    let scale = 1.0 / (y_ratio * x_ratio);
+    let row = |y: usize| {
+        let first =
+            3 * ((top as usize + y.min(height as usize - 1)) * image.width() as usize + left as usize);
+        &image.as_raw()[first..first + 3 * width as usize]
+    };
+    let mut target = Vec::with_capacity(3 * columns.len() * rows.len());
+    for window in &rows {
+        let mut sums = vec![[0.0_f32; 3]; columns.len()];
+        for (y, weight) in window.pixels.clone().zip(&window.weights) {
+            add_row(&mut sums, row(y), &columns, *weight);
+        }
+        target.extend(sums.iter().flatten().map(|sum| sum * scale));
+    }
+    target
+}
+
+/// Adds the sums over each window of columns, times `weight`, to `sums`.
+fn add_row(sums: &mut [[f32; 3]], row: &[u8], columns: &[Window], weight: f32) {
+    let pixels = row.as_chunks::<3>().0;
+    for (sum, window) in sums.iter_mut().zip(columns) {
+        let mut across = [0.0_f32; 3];
+        for (x, share) in window.pixels.clone().zip(&window.weights) {
+            let pixel = pixels[x.min(pixels.len() - 1)];
+            across.iter_mut().zip(pixel).for_each(|(across, value)| *across += f32::from(value) * share);
+        }
+        sum.iter_mut().zip(across).for_each(|(sum, across)| *sum += across * weight);
+    }
+}
+
+/// The window of each target pixel along one axis, and the ratio of the sizes.
+fn windows(source: u32, target: u32, corners: Corners) -> (Vec<Window>, f32) {
+    // A single pixel has no corners to align.
+    let ratio = match corners {
+        Corners::Aligned if source > 1 && target > 1 => (source - 1) as f32 / (target - 1) as f32,
+        Corners::Aligned | Corners::Edges => source as f32 / target as f32,
+    };
+    let window = |at: u32| {
+        let (from, to) = (at as f32 * ratio, (at + 1) as f32 * ratio);
+        let pixels = from.floor() as usize..to.ceil() as usize;
+        let weights = pixels.clone().map(|pixel| share(pixel as f32, from, to, ratio)).collect();
+        Window { pixels, weights }
+    };
+    ((0..target).map(window).collect(), ratio)
+}
+
+/// How much of a pixel lies in the window from `from` to `to`, which is `ratio` long.
+fn share(pixel: f32, from: f32, to: f32, ratio: f32) -> f32 {
+    match (pixel < from, pixel + 1.0 > to) {
+        (true, true) => ratio,
+        (true, false) => pixel + 1.0 - from,
+        (false, true) => to - pixel,
+        (false, false) => 1.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `fixtures/area/make.py` has the same.
+    fn picture(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| {
+            image::Rgb([0, 1, 2].map(|c: u64| {
+                let (x, y) = (u64::from(x), u64::from(y));
+                let noise = ((x * 7919 + y * 104_729 + c * 1_299_709) * 2_654_435_761) as u32 >> 24;
+                (u64::from(noise) + x * 3 + y * 5) as u8
+            }))
+        })
+    }
+
+    #[test]
+    fn area_has_the_bits_of_tensorflow() {
+        const SIZES: &str = include_str!("../../../../fixtures/area/sizes.json");
+        const EXPECTED: &[u8] = include_bytes!("../../../../fixtures/area/expected.f32");
+        let sizes: Vec<[[u32; 2]; 2]> = serde_json::from_str(SIZES).unwrap();
+        let mut expected = EXPECTED.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        for [[height, width], [to_height, to_width]] in sizes {
+            let found = area_f32(
+                &picture(width, height),
+                [0, 0, width, height],
+                [to_width, to_height],
+                Corners::Aligned,
+            );
+            let wanted: Vec<f32> = expected.by_ref().take(found.len()).collect();
+            assert_eq!(found, wanted, "{width}x{height} to {to_width}x{to_height}");
+        }
+        assert_eq!(expected.next(), None);
+    }
+
+    #[test]
+    fn a_rectangle_is_resized_as_if_it_were_alone() {
+        let large = picture(40, 30);
+        let part = image::imageops::crop_imm(&large, 5, 7, 20, 11).to_image();
+        assert_eq!(
+            area(&large, [5, 7, 20, 11], [13, 9], Corners::Aligned),
+            area(&part, [0, 0, 20, 11], [13, 9], Corners::Aligned)
+        );
+    }
+
+    #[test]
+    fn between_edges_every_pixel_counts_the_same() {
+        let image = RgbImage::from_fn(4, 4, |x, y| image::Rgb([((x + 4 * y) * 10) as u8; 3]));
+        let grey = |image: RgbImage| image.pixels().map(|pixel| pixel.0[0]).collect::<Vec<_>>();
+        assert_eq!(grey(area(&image, [0, 0, 4, 4], [2, 2], Corners::Edges)), [25, 45, 105, 125]);
+        // Three pixels in two: each takes one and a half.
+        let row = RgbImage::from_fn(3, 1, |x, _| image::Rgb([(x * 90) as u8; 3]));
+        assert_eq!(grey(area(&row, [0, 0, 3, 1], [2, 1], Corners::Edges)), [30, 150]);
+        // With aligned corners two: the second and third, and the third twice.
+        assert_eq!(grey(area(&row, [0, 0, 3, 1], [2, 1], Corners::Aligned)), [45, 180]);
+    }
+
+    #[test]
+    fn half_is_rounded_to_even_as_rint_does() {
+        let pair = |a, b| RgbImage::from_fn(2, 1, |x, _| image::Rgb([if x == 0 { a } else { b }; 3]));
+        let one = |image: RgbImage| area(&image, [0, 0, 2, 1], [1, 1], Corners::Aligned).get_pixel(0, 0).0[0];
+        assert_eq!([one(pair(2, 3)), one(pair(3, 4)), one(pair(255, 255))], [2, 4, 255]);
+    }
+}

@@ -1,0 +1,316 @@
+//! JPEG pictures, of which every block must be there.
+//!
+//! Decoders fill what is missing of a JPEG with grey, and so do Pillow and browsers when the end marker is there. To
+//! tell a whole picture from a cut one, [`check`] walks through its markers, and [`scan`](super::scan) through its
+//! entropy-coded data, before the pixels are decoded.
+
+use std::io::Cursor;
+
+use anyhow::{Context, Result, bail, ensure};
+use image::codecs::jpeg::JpegDecoder;
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder};
+
+use super::decode::{DAMAGED, check_size};
+use super::exif;
+use super::scan::{self, Band, Component, Frame, Table, Tables};
+
+/// More scans are refused: each may be small and take as long as a large one.
+const MAX_SCANS: usize = 100;
+
+/// The picture, and which way up it is.
+pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<(DynamicImage, Orientation)> {
+    let orientation = check(bytes, max_pixels)?;
+    let decoder = JpegDecoder::new(Cursor::new(bytes)).context("this kind of JPEG cannot be read")?;
+    check_size(decoder.dimensions(), max_pixels)?;
+    Ok((DynamicImage::from_decoder(decoder).context(DAMAGED)?, orientation))
+}
+
+/// What the markers before a scan have said.
+#[derive(Default)]
+struct Header {
+    frame: Option<Frame>,
+    tables: Tables,
+    restart_interval: usize,
+    orientation: Option<Orientation>,
+}
+
+/// Walks through a JPEG until its end marker; returns which way up it is.
+///
+/// # Errors
+/// If anything of it is missing, or the decoder would read it wrongly.
+fn check(bytes: &[u8], max_pixels: u64) -> Result<Orientation> {
+    let mut header = Header::default();
+    let (mut at, mut scans) = (2, 0);
+    loop {
+        let marker = next_marker(bytes, &mut at).context(DAMAGED)?;
+        match marker {
+            0xD9 => break,
+            0x01 | 0xD0..=0xD8 => {}
+            0xDA => {
+                scans += 1;
+                ensure!(scans <= MAX_SCANS, "it has more than {MAX_SCANS} scans");
+                let band = header.band(segment(bytes, &mut at).context(DAMAGED)?)?;
+                let frame = header.frame.as_mut().context("it has pixels before their size")?;
+                let length = scan::check(&bytes[at..], frame, &band, &header.tables, header.restart_interval);
+                at += length.context(DAMAGED)?;
+            }
+            _ => header.read(marker, segment(bytes, &mut at).context(DAMAGED)?, max_pixels)?,
+        }
+    }
+    let frame = header.frame.context("it has no size").context(DAMAGED)?;
+    let is_complete = frame.components.iter().all(|component| component.is_seen);
+    ensure!(is_complete, "{DAMAGED}: a colour channel is missing");
+    Ok(header.orientation.unwrap_or(Orientation::NoTransforms))
+}
+
+/// The next marker's code; bytes before it that belong to nothing are passed over, as all decoders do.
+fn next_marker(bytes: &[u8], at: &mut usize) -> Result<u8> {
+    let rest = bytes.get(*at..).unwrap_or_default();
+    let found = rest.windows(2).position(|pair| pair[0] == 0xFF && !matches!(pair[1], 0 | 0xFF));
+    let found = found.context("it is cut short: the end marker is missing")?;
+    *at += found + 2;
+    Ok(rest[found + 1])
+}
+
+/// What follows a marker, without its length.
+fn segment<'a>(bytes: &'a [u8], at: &mut usize) -> Result<&'a [u8]> {
+    let cut = "it is cut short within its header";
+    let length = bytes.get(*at..*at + 2).context(cut)?;
+    let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+    let segment = bytes.get(*at + 2..*at + length.max(2)).context(cut)?;
+    *at += length.max(2);
+    Ok(segment)
+}
+
+impl Header {
+    fn read(&mut self, marker: u8, segment: &[u8], max_pixels: u64) -> Result<()> {
+        match marker {
+            0xC0..=0xC2 => {
+                ensure!(self.frame.is_none(), "it has two sizes");
+                self.frame = Some(frame(segment, marker == 0xC2, max_pixels)?);
+            }
+            0xC4 => read_tables(segment, &mut self.tables)?,
+            0xDD => {
+                let &[high, low, ..] = segment else { bail!("its restart interval is cut short") };
+                self.restart_interval = usize::from(u16::from_be_bytes([high, low]));
+            }
+            // Pillow too takes the first of several.
+            0xE1 if segment.starts_with(b"Exif\0\0") && self.orientation.is_none() => {
+                self.orientation = Some(exif::orientation(segment));
+            }
+            0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => {
+                bail!("lossless, hierarchical and arithmetic-coded JPEGs cannot be read")
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Which coefficients of which channels a scan has.
+    fn band(&self, segment: &[u8]) -> Result<Band> {
+        let cut = "the header of a scan is cut short";
+        let n = usize::from(*segment.first().context(cut)?);
+        ensure!(segment.len() >= 4 + 2 * n, cut);
+        let frame = self.frame.as_ref().context("it has pixels before their size")?;
+        let channel = |pair: &[u8; 2]| {
+            let index = frame.components.iter().position(|component| component.id == pair[0]);
+            let index = index.context("a scan has a colour channel that the picture has not")?;
+            Ok((index, [usize::from(pair[1] >> 4), usize::from(pair[1] & 15)]))
+        };
+        let channels =
+            segment[1..1 + 2 * n].as_chunks::<2>().0.iter().map(channel).collect::<Result<Vec<_>>>()?;
+        let &[start, end, bits] = &segment[1 + 2 * n..4 + 2 * n] else { bail!(cut) };
+        let (start, end) = if frame.is_progressive { (start, end) } else { (0, 63) };
+        ensure!(start <= end && end < 64, "a scan has coefficients {start} to {end} of 64");
+        ensure!(!channels.is_empty(), "a scan has no colour channel");
+        ensure!(
+            start == 0 || channels.len() == 1,
+            "a scan of several colour channels has coefficients {start} to {end}"
+        );
+        let separate = channels.len() < frame.components.len() && !frame.is_progressive;
+        ensure!(
+            !separate || frame.has_readable_scans(&channels),
+            "its colours are in separate scans and of different sizes, which cannot be read; save it in another way"
+        );
+        Ok(Band { channels, start, end, is_refinement: frame.is_progressive && bits >> 4 != 0 })
+    }
+}
+
+/// Reads a frame header.
+fn frame(segment: &[u8], is_progressive: bool, max_pixels: u64) -> Result<Frame> {
+    let &[precision, h1, h0, w1, w0, n, ref rest @ ..] = segment else { bail!("its size is cut short") };
+    ensure!(precision == 8, "it has {precision} bits a channel: wanted 8");
+    let size = [[w1, w0], [h1, h0]].map(|pair| usize::from(u16::from_be_bytes(pair)));
+    check_size((size[0] as u32, size[1] as u32), max_pixels)?;
+    let components = rest.as_chunks::<3>().0.iter().take(usize::from(n));
+    let components: Vec<Component> = components
+        .map(|&[id, sampling, _]| Component::new(id, usize::from(sampling >> 4), usize::from(sampling & 15)))
+        .collect();
+    ensure!(
+        (1..=4).contains(&n) && components.len() == usize::from(n),
+        "it has {n} colour channels: wanted 1, 3 or 4"
+    );
+    let shape = |component: &Component| [component.across, component.down];
+    let first = shape(&components[0]);
+    for [across, down] in components.iter().map(shape) {
+        ensure!(
+            (1..=4).contains(&across) && (1..=4).contains(&down),
+            "a channel is sampled {across}x{down}: wanted 1 to 4"
+        );
+        ensure!(
+            first[0].is_multiple_of(across) && first[1].is_multiple_of(down),
+            "its colour is sampled {across}x{down}, its brightness {}x{}: wanted colour that is no finer and divides it",
+            first[0],
+            first[1]
+        );
+    }
+    Ok(Frame::new(size, components, is_progressive))
+}
+
+/// Reads Huffman tables.
+fn read_tables(mut segment: &[u8], tables: &mut Tables) -> Result<()> {
+    while let Some((&place, rest)) = segment.split_first() {
+        let (counts, rest) = rest.split_first_chunk::<16>().context("a Huffman table is cut short")?;
+        let n = counts.iter().map(|&count| usize::from(count)).sum();
+        let symbols = rest.get(..n).context("a Huffman table is cut short")?;
+        let [class, slot] = [usize::from(place >> 4), usize::from(place & 15)];
+        let table = tables.get_mut(class).and_then(|class| class.get_mut(slot));
+        *table.context("a Huffman table has a number that there is not")? =
+            Some(Table::new(counts, symbols)?);
+        segment = &rest[n..];
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANY_PIXELS: u64 = 1 << 20;
+
+    /// `fixtures/jpeg`, made by Pillow.
+    fn fixture(name: &str) -> Vec<u8> {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/jpeg");
+        std::fs::read(dir.join(name)).unwrap()
+    }
+
+    const ALL: [&str; 6] = [
+        "baseline.jpg",
+        "progressive.jpg",
+        "restarts.jpg",
+        "progressive-restarts.jpg",
+        "grey.jpg",
+        "cmyk.jpg",
+    ];
+
+    fn refused(bytes: &[u8]) -> Option<String> {
+        decode(bytes, MANY_PIXELS).err().map(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn whole_jpegs_of_every_kind_are_read() {
+        for name in ALL {
+            let bytes = fixture(name);
+            let (image, _) = decode(&bytes, MANY_PIXELS).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            assert_eq!((image.width(), image.height()), (53, 43), "{name}");
+            // What follows the end marker belongs to something else.
+            decode(&[&bytes[..], b"trailing bytes \xff\xd8\xff"].concat(), MANY_PIXELS).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_jpeg_cut_anywhere_is_refused() {
+        for name in ALL {
+            let bytes = fixture(name);
+            for length in 3..bytes.len() {
+                let error = refused(&bytes[..length]);
+                assert!(
+                    error.is_some_and(|error| error.starts_with("the picture is damaged")),
+                    "{name} cut at {length}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_jpeg_whose_tail_is_zeros_is_refused() {
+        for name in ALL {
+            let mut bytes = fixture(name);
+            for length in (3..bytes.len()).rev() {
+                bytes[length] = 0;
+                assert!(refused(&bytes).is_some(), "{name} with zeros from {length}");
+            }
+        }
+    }
+
+    /// The end marker alone does not make a picture whole.
+    #[test]
+    fn blocks_that_are_missing_before_the_end_marker_are_noticed() {
+        for name in ALL {
+            let bytes = fixture(name);
+            let scan = bytes.windows(2).rposition(|pair| pair == b"\xff\xda").unwrap();
+            let first = scan + 2 + usize::from(bytes[scan + 3]);
+            // The last bytes hold the last block and bits that fill up.
+            for length in first..bytes.len() - 6 {
+                let cut = [&bytes[..length], b"\xff\xd9"].concat();
+                assert!(refused(&cut).is_some(), "{name} cut at {length} and ended");
+            }
+        }
+        let bytes = fixture("baseline.jpg");
+        let padded = [&bytes[..bytes.len() - 2], &[0; 300], b"\xff\xd9"].concat();
+        assert!(refused(&padded).unwrap().contains("bytes follow the last block"));
+    }
+
+    #[test]
+    fn colour_finer_than_brightness_is_refused() {
+        let mut bytes = fixture("baseline.jpg");
+        let frame = bytes.windows(2).position(|pair| pair == b"\xff\xc0").unwrap();
+        assert_eq!([bytes[frame + 11], bytes[frame + 14]], [0x22, 0x11]);
+        (bytes[frame + 11], bytes[frame + 14]) = (0x11, 0x22);
+        let error = refused(&bytes).unwrap();
+        assert!(error.contains("its colour is sampled 2x2, its brightness 1x1"), "{error}");
+    }
+
+    /// The decoder takes such scans for whole pictures and gives others.
+    #[test]
+    fn sequential_colours_in_separate_scans_are_refused_where_they_would_be_misread() {
+        let separated = |name: &str| {
+            let bytes = fixture(name);
+            let scan = bytes.windows(2).position(|pair| pair == b"\xff\xda").unwrap();
+            let of_brightness = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0";
+            refused(&[&bytes[..scan], of_brightness, &bytes[scan + 14..]].concat()).unwrap()
+        };
+        assert!(separated("baseline.jpg").contains("in separate scans"), "{}", separated("baseline.jpg"));
+        assert!(!separated("restarts.jpg").contains("in separate scans"), "{}", separated("restarts.jpg"));
+    }
+
+    #[test]
+    fn the_first_of_two_orientations_counts() {
+        let exif = |orientation: u8| {
+            let tiff =
+                [b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0", &[orientation, 0, 0, 0, 0, 0, 0, 0][..]]
+                    .concat();
+            [b"\xff\xe1\0\x22Exif\0\0", &tiff[..]].concat()
+        };
+        let bytes = fixture("baseline.jpg");
+        let with =
+            |blocks: &[u8]| decode(&[&bytes[..2], blocks, &bytes[2..]].concat(), MANY_PIXELS).unwrap().1;
+        assert_eq!(with(&exif(6)), Orientation::Rotate90);
+        assert_eq!(with(&[exif(6), exif(3)].concat()), Orientation::Rotate90);
+    }
+
+    #[test]
+    fn nothing_that_is_changed_makes_the_decoder_panic() {
+        for name in ALL {
+            let whole = fixture(name);
+            for at in 2..whole.len() {
+                for byte in [0, 0x11, 0xC4, 0xD0, 0xFF, whole[at] ^ 1] {
+                    let mut bytes = whole.clone();
+                    bytes[at] = byte;
+                    let _ = decode(&bytes, MANY_PIXELS);
+                }
+            }
+        }
+    }
+}

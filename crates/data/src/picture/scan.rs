@@ -1,0 +1,352 @@
+//! Whether the entropy-coded data of a JPEG's scan has all its blocks, for sequential and progressive Huffman coding.
+//!
+//! This is a decoder without arithmetic (ITU-T T.81, annexes F and G): codes are followed and the bits of coefficients
+//! passed over. Only which coefficients are not 0 is kept, since refining scans have a bit more for each.
+
+use std::ops::Range;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Bytes that may follow the last block of a scan: some cameras fill up.
+const MAX_SURPLUS: usize = 256;
+
+/// Huffman tables by class (0: DC, 1: AC) and number.
+pub(super) type Tables = [[Option<Table>; 4]; 2];
+
+/// A colour channel.
+pub(super) struct Component {
+    pub id: u8,
+    /// Blocks in an MCU along each axis.
+    pub across: usize,
+    pub down: usize,
+    /// Whether a scan had its DC coefficients.
+    pub is_seen: bool,
+    /// Blocks of the channel by itself, along each axis.
+    blocks: [usize; 2],
+    /// A bit for each coefficient of a block that is not 0; empty until a scan has AC coefficients alone.
+    nonzero: Vec<u64>,
+}
+
+impl Component {
+    pub fn new(id: u8, across: usize, down: usize) -> Component {
+        Component { id, across, down, is_seen: false, blocks: [0; 2], nonzero: Vec::new() }
+    }
+}
+
+/// The size of a picture and its channels.
+pub(super) struct Frame {
+    pub components: Vec<Component>,
+    pub is_progressive: bool,
+    /// MCUs along each axis.
+    mcus: [usize; 2],
+}
+
+impl Frame {
+    /// Of a picture of `[width, height]` pixels whose first channel has the finest sampling.
+    pub fn new(size: [usize; 2], mut components: Vec<Component>, is_progressive: bool) -> Frame {
+        let finest = [components[0].across, components[0].down];
+        let along = |axis: usize, sampling: usize| (size[axis] * sampling).div_ceil(finest[axis]).div_ceil(8);
+        for component in &mut components {
+            component.blocks = [along(0, component.across), along(1, component.down)];
+        }
+        let mcus = [0, 1].map(|axis| size[axis].div_ceil(8 * finest[axis]));
+        Frame { components, is_progressive, mcus }
+    }
+
+    /// Whether the decoder reads sequential scans of some of the channels rightly: only if MCUs are no more than a block high and,
+    /// where several channels share a scan, wide.
+    pub fn has_readable_scans(&self, channels: &[(usize, [usize; 2])]) -> bool {
+        let is_narrow =
+            |(channel, _): &(usize, _)| channels.len() == 1 || self.components[*channel].across == 1;
+        self.components.iter().all(|component| component.down == 1) && channels.iter().all(is_narrow)
+    }
+
+    /// Blocks of a channel in an MCU: one if it is alone in its scan.
+    fn blocks_per_mcu(&self, channel: usize, band: &Band) -> usize {
+        let component = &self.components[channel];
+        if band.channels.len() == 1 { 1 } else { component.across * component.down }
+    }
+}
+
+/// What a scan has.
+pub(super) struct Band {
+    /// Indices of channels, and the numbers of their DC and AC tables.
+    pub channels: Vec<(usize, [usize; 2])>,
+    /// First and last coefficient, in zigzag order.
+    pub start: u8,
+    pub end: u8,
+    /// Whether it has one more bit of coefficients that were there before.
+    pub is_refinement: bool,
+}
+
+/// A Huffman table: for each 16 bits the length of the code that they begin with, 0 if there is none, and its symbol.
+pub(super) struct Table(Vec<(u8, u8)>);
+
+impl Table {
+    /// Of `counts[n]` codes of `n + 1` bits.
+    pub fn new(counts: &[u8; 16], symbols: &[u8]) -> Result<Table> {
+        let mut entries = Vec::with_capacity(1 << 16);
+        let mut symbols = symbols.iter();
+        for (length, &count) in (1..).zip(counts) {
+            for symbol in symbols.by_ref().take(usize::from(count)) {
+                entries.resize(entries.len() + (1 << (16 - length)), (length, *symbol));
+            }
+        }
+        ensure!(entries.len() <= 1 << 16, "a Huffman table has too many codes");
+        entries.resize(1 << 16, (0, 0));
+        Ok(Table(entries))
+    }
+}
+
+/// Bits, the highest of a byte first.
+struct Bits<'a> {
+    data: &'a [u8],
+    /// Bytes that are in the buffer or were taken.
+    at: usize,
+    /// The next `count` bits are its lowest.
+    buffer: u64,
+    count: u32,
+}
+
+impl<'a> Bits<'a> {
+    fn new(data: &'a [u8]) -> Bits<'a> {
+        Bits { data, at: 0, buffer: 0, count: 0 }
+    }
+
+    fn fill(&mut self) {
+        while let (true, Some(byte)) = (self.count <= 48, self.data.get(self.at)) {
+            self.buffer = self.buffer << 8 | u64::from(*byte);
+            (self.at, self.count) = (self.at + 1, self.count + 8);
+        }
+    }
+
+    /// The next `n` bits, at most 16.
+    fn take(&mut self, n: u8) -> Result<usize> {
+        if self.count < u32::from(n) {
+            self.fill();
+        }
+        self.count = self.count.checked_sub(u32::from(n)).context("it is cut short: blocks are missing")?;
+        Ok((self.buffer >> self.count) as usize & ((1 << n) - 1))
+    }
+
+    /// The symbol of the next code.
+    fn symbol(&mut self, table: &Table) -> Result<u8> {
+        if self.count < 16 {
+            self.fill();
+        }
+        // Behind the last bit a code may read zeros, but not take them.
+        let ahead = match self.count.checked_sub(16) {
+            Some(behind) => self.buffer >> behind,
+            None => self.buffer << (16 - self.count),
+        };
+        let (length, symbol) = table.0[ahead as usize & 0xFFFF];
+        ensure!(length > 0, "a code is in none of its Huffman tables");
+        self.take(length)?;
+        Ok(symbol)
+    }
+
+    /// Whole bytes that were not taken.
+    fn surplus(&self) -> usize {
+        self.data.len() - self.at + self.count as usize / 8
+    }
+}
+
+/// Walks through a scan, whose entropy-coded data is at the start of `data`; returns how long that is.
+///
+/// # Errors
+/// If blocks are missing, codes are none, or much more follows than the blocks need.
+pub(super) fn check(
+    data: &[u8],
+    frame: &mut Frame,
+    band: &Band,
+    tables: &Tables,
+    restart_interval: usize,
+) -> Result<usize> {
+    let n_mcus: usize = match band.channels[..] {
+        [(channel, _)] => frame.components[channel].blocks.iter().product(),
+        _ => frame.mcus.iter().product(),
+    };
+    let interval = if restart_interval == 0 { n_mcus } else { restart_interval };
+    let (mut at, mut done, mut restarts) = (0, 0, 0);
+    while done < n_mcus {
+        if done > 0 {
+            at += restart_marker(&data[at..], restarts)?;
+            restarts += 1;
+        }
+        let (bytes, length) = unstuffed(&data[at..]);
+        let mut bits = Bits::new(&bytes);
+        let until = n_mcus.min(done + interval);
+        walk(&mut bits, done..until, frame, band, tables)?;
+        let surplus = bits.surplus();
+        ensure!(surplus <= MAX_SURPLUS, "{surplus} bytes follow the last block");
+        (at, done) = (at + length, until);
+    }
+    Ok(at)
+}
+
+/// The length of the restart marker that must come next, with the bytes that may fill up before it.
+fn restart_marker(data: &[u8], restarts: usize) -> Result<usize> {
+    let fill = data.iter().take_while(|&&byte| byte == 0xFF).count();
+    let wanted = 0xD0 + (restarts % 8) as u8;
+    ensure!(
+        fill > 0 && data.get(fill) == Some(&wanted),
+        "it is cut short: restart marker {restarts} is missing"
+    );
+    Ok(fill + 1)
+}
+
+/// The entropy-coded bytes up to the next marker, without the zeros that are stuffed behind 0xFF, and their length with them.
+fn unstuffed(data: &[u8]) -> (Vec<u8>, usize) {
+    let end = data.windows(2).position(|pair| pair[0] == 0xFF && pair[1] != 0).unwrap_or(data.len());
+    let mut bytes = Vec::with_capacity(end);
+    let mut stuffed = data[..end].iter();
+    while let Some(&byte) = stuffed.next() {
+        bytes.push(byte);
+        if byte == 0xFF {
+            stuffed.next();
+        }
+    }
+    (bytes, end)
+}
+
+/// Walks through the blocks of some MCUs.
+fn walk(bits: &mut Bits, mcus: Range<usize>, frame: &mut Frame, band: &Band, tables: &Tables) -> Result<()> {
+    let table = |class: usize, slot: usize| {
+        let table = tables[class].get(slot).and_then(Option::as_ref);
+        table.with_context(|| format!("Huffman table {slot} is missing"))
+    };
+    if band.start == 0 {
+        for (channel, _) in &band.channels {
+            frame.components[*channel].is_seen = true;
+        }
+    }
+    if let (true, [(channel, [_, ac])]) = (band.start > 0, &band.channels[..]) {
+        let component = &mut frame.components[*channel];
+        component.nonzero.resize(component.blocks.iter().product(), 0);
+        let (ac, mut end_of_band) = (table(1, *ac)?, 0);
+        for nonzero in &mut component.nonzero[mcus] {
+            match band.is_refinement {
+                false => first_bits(bits, ac, band, nonzero, &mut end_of_band)?,
+                true => refined_bits(bits, ac, band, nonzero, &mut end_of_band)?,
+            }
+        }
+        return Ok(());
+    }
+    if band.is_refinement {
+        let blocks = band.channels.iter().map(|(channel, _)| frame.blocks_per_mcu(*channel, band));
+        let blocks: usize = blocks.sum();
+        return mcus.flat_map(|_| 0..blocks).try_for_each(|_| bits.take(1).map(drop));
+    }
+    let channels = band.channels.iter().map(|&(channel, [dc, ac])| {
+        let ac = if frame.is_progressive { None } else { Some(table(1, ac)?) };
+        Ok((frame.blocks_per_mcu(channel, band), table(0, dc)?, ac))
+    });
+    let channels = channels.collect::<Result<Vec<_>>>()?;
+    for _ in mcus {
+        for &(blocks, dc, ac) in &channels {
+            for _ in 0..blocks {
+                block(bits, dc, ac)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The DC coefficient of a block and, in a sequential JPEG, all others.
+fn block(bits: &mut Bits, dc: &Table, ac: Option<&Table>) -> Result<()> {
+    let size = bits.symbol(dc)?;
+    ensure!(size <= 16, "a DC coefficient has {size} bits");
+    bits.take(size)?;
+    let Some(ac) = ac else { return Ok(()) };
+    let mut at = 1;
+    while at < 64 {
+        let symbol = bits.symbol(ac)?;
+        match (symbol >> 4, symbol & 15) {
+            (15, 0) => at += 16,
+            (_, 0) => return Ok(()),
+            (zeros, size) => {
+                at += zeros + 1;
+                ensure!(at <= 64, "a block has more than 64 coefficients");
+                bits.take(size)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first bits of a block's AC coefficients; `end_of_band` is how many blocks more have none.
+fn first_bits(
+    bits: &mut Bits,
+    ac: &Table,
+    band: &Band,
+    nonzero: &mut u64,
+    end_of_band: &mut usize,
+) -> Result<()> {
+    if *end_of_band > 0 {
+        *end_of_band -= 1;
+        return Ok(());
+    }
+    let mut at = band.start;
+    while at <= band.end {
+        let symbol = bits.symbol(ac)?;
+        match (symbol >> 4, symbol & 15) {
+            (15, 0) => at += 16,
+            (run, 0) => {
+                *end_of_band = (1 << run) - 1 + bits.take(run)?;
+                return Ok(());
+            }
+            (zeros, size) => {
+                at += zeros;
+                ensure!(at < 64, "a block has more than 64 coefficients");
+                bits.take(size)?;
+                *nonzero |= 1 << at;
+                at += 1;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One more bit of the AC coefficients that are not 0, and those that become so.
+fn refined_bits(
+    bits: &mut Bits,
+    ac: &Table,
+    band: &Band,
+    nonzero: &mut u64,
+    end_of_band: &mut usize,
+) -> Result<()> {
+    let mut at = band.start;
+    while *end_of_band == 0 && at <= band.end {
+        let symbol = bits.symbol(ac)?;
+        let (mut zeros, size) = (symbol >> 4, symbol & 15);
+        match size {
+            0 if zeros < 15 => {
+                *end_of_band = (1 << zeros) + bits.take(zeros)?;
+                break;
+            }
+            0 => {}
+            1 => drop(bits.take(1)?),
+            _ => bail!("a refined coefficient has {size} bits"),
+        }
+        while at <= band.end {
+            if *nonzero >> at & 1 == 1 {
+                bits.take(1)?;
+            } else if zeros == 0 {
+                break;
+            } else {
+                zeros -= 1;
+            }
+            at += 1;
+        }
+        if size == 1 && at < 64 {
+            *nonzero |= 1 << at;
+        }
+        at += 1;
+    }
+    if *end_of_band > 0 {
+        let left = (at..=band.end).filter(|&at| *nonzero >> at & 1 == 1).count();
+        (0..left).try_for_each(|_| bits.take(1).map(drop))?;
+        *end_of_band -= 1;
+    }
+    Ok(())
+}
