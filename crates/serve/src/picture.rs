@@ -1,8 +1,7 @@
 //! A drawing as the bytes that clients get: enlarged, a PNG that says how it was made.
 
 use anyhow::Result;
-use image::RgbImage;
-use tessera_data::picture::{Filter, scale};
+use tessera_data::picture::enlarge;
 use tessera_data::png_text::{self, Effort};
 use tessera_model::{Parameters, Picture};
 
@@ -28,14 +27,6 @@ impl Style {
             ..self.parameters.clone()
         };
         let text = serde_json::to_string(&parameters)?;
-        png_text::encode(&enlarged(&picture.image, self.size)?, text, Effort::Quick)
-    }
-}
-
-fn enlarged(image: &RgbImage, size: u32) -> Result<RgbImage> {
-    let (width, height) = image.dimensions();
-    match width == size {
-        true => Ok(image.clone()),
-        false => scale(image, [0, 0, width, height], [size, size], Filter::CatmullRom),
+        png_text::encode(&enlarge(&picture.image, [self.size; 2])?, text, Effort::Quick)
     }
 }

@@ -20,7 +20,7 @@ pub fn run(args: &Reconstruct) -> Result<()> {
     let bytes = std::fs::read(&args.image).with_context(|| format!("cannot read {shown}"))?;
     let image = decode(&bytes).with_context(|| shown.to_string())?;
     let found = reconstruct(&dvae, config, &image).with_context(|| shown.to_string())?;
-    let sheet = [found.original, found.restored].map(|picture| enlarge(&picture, args.scale));
+    let sheet = [enlarge(&found.original, args.scale)?, enlarge(&found.restored, args.scale)?];
     write_picture(&args.out, &grid(&sheet, 2), None)?;
     match args.json {
         true => say(json!({ "psnr_db": found.psnr_db, "grid": config.grid(), "tokens": found.tokens })),

@@ -6,10 +6,9 @@ mod save;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use image::imageops::FilterType;
-use image::{RgbImage, imageops};
+use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::{read_text, text_lines};
+use tessera_data::{picture, read_text, text_lines};
 use tessera_kernels::{Cpu, Isa};
 use tessera_model::sample::Ranking;
 use tessera_model::{Batch, Event, Job, Parameters, Picture, Request, Sampling, Tessera};
@@ -214,8 +213,9 @@ fn draw(tessera: &Tessera, jobs: Vec<Job>) -> Result<Vec<Picture>> {
     Ok(pictures.into_iter().map(|(_, picture)| picture).collect())
 }
 
-pub fn enlarge(picture: &RgbImage, scale: u32) -> RgbImage {
-    imageops::resize(picture, picture.width() * scale, picture.height() * scale, FilterType::CatmullRom)
+/// `picture` with sides `scale` times as long.
+pub fn enlarge(picture: &RgbImage, scale: u32) -> Result<RgbImage> {
+    picture::enlarge(picture, [picture.width() * scale, picture.height() * scale])
 }
 
 fn tail(text: &str) -> String {

@@ -31,13 +31,13 @@ pub fn save(
     parameters: &Parameters,
 ) -> Result<()> {
     let label = |picture: &Picture| {
-        let large = enlarge(&picture.image, args.scale);
-        match picture.score {
+        let large = enlarge(&picture.image, args.scale)?;
+        Ok(match picture.score {
             Some(score) if args.scores => labelled(&large, &format!("{score:.3}")),
             _ => large,
-        }
+        })
     };
-    let large: Vec<RgbImage> = pictures.iter().map(label).collect();
+    let large: Vec<RgbImage> = pictures.iter().map(label).collect::<Result<_>>()?;
     let square = (parameters.n as f64).sqrt().ceil() as usize;
     let columns = if parameters.prompts.len() == 1 { square } else { parameters.n };
     let mut files = picture_files(args, pictures.len());
@@ -127,7 +127,7 @@ fn write_gif(
             (0..len).map(|at| if at < drawn { Some(picture.tokens[at]) } else { later(at) }).collect()
         };
         let images = tessera.decode(&pictures.iter().map(known).collect::<Vec<_>>())?;
-        let images: Vec<RgbImage> = images.iter().map(|image| enlarge(image, scale)).collect();
+        let images = images.iter().map(|image| enlarge(image, scale)).collect::<Result<Vec<RgbImage>>>()?;
         let sheet = DynamicImage::from(grid(&images, columns)).into_rgba8();
         let delay = Delay::from_numer_denom_ms(if frame == FRAMES { LAST_MS } else { FRAME_MS }, 1);
         encoder.encode_frame(Frame::from_parts(sheet, 0, 0, delay)).with_context(cannot)?;

@@ -137,12 +137,13 @@ fn judge(
         bar.inc(1);
         if sheet.is_some() && index.is_multiple_of(every) {
             let row = std::iter::once(&subjects[index].image).chain(&drawings);
-            cells.extend(row.map(|picture| enlarge(picture, SHEET_SCALE)));
+            cells.extend(row.cloned());
             captions.push(samples[index].captions[0].clone());
         }
     })?;
     bar.finish_and_clear();
     if let Some(path) = sheet {
+        let cells = cells.iter().map(|picture| enlarge(picture, SHEET_SCALE)).collect::<Result<Vec<_>>>()?;
         write_picture(path, &grid(&cells, n + 1), None)?;
         captions.iter().enumerate().for_each(|(row, caption)| note!("{:3}. {caption}", row + 1));
     }

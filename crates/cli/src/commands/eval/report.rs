@@ -145,7 +145,9 @@ fn sheet(dataset: &Dataset, captions: &[String], k: usize, args: &Drawn) -> Resu
         let real = dataset.val.iter().find(|sample| sample.captions.first() == Some(caption));
         let side = first[i].width();
         let real = real.map(|sample| image::imageops::thumbnail(&sample.image, side, side));
-        cells.extend(real.iter().chain([&first[i], &best[i]]).map(|picture| enlarge(picture, 2)));
+        for picture in real.iter().chain([&first[i], &best[i]]) {
+            cells.push(enlarge(picture, 2)?);
+        }
     }
     Ok(grid(&cells, 12))
 }
