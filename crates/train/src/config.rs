@@ -127,8 +127,21 @@ pub struct DataConfig {
     pub rerank_bpe_dropout: f32,
     /// Share of the pictures that the contrastive model sees as they come out of a dVAE's tokens, since what it ranks are drawings (CLIP: 0).
     pub reconstructed: f32,
-    /// Differently cropped encodings of each training picture (paper §B.2, Listing 2).
+    /// When pictures become the prior's tokens: `stored` reads those that `encode` wrote; `online`, the paper's way, crops
+    /// (§B.2, Listing 2) and encodes each picture again whenever it is read, and takes a data set and `--dvae`.
+    pub encode: Encoding,
+    /// Random crops (paper §B.2, Listing 2) of each training picture that `encode` stores; 0: its centre.
     pub copies: usize,
+}
+
+/// When pictures become the prior's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// Before training, by `encode`.
+    Stored,
+    /// In training, from a new crop each time.
+    Online,
 }
 
 /// Steps, batch, optimiser and reporting of one training run.
@@ -290,7 +303,6 @@ impl Config {
             self.train_rerank.storage == Storage::Full,
             "train_rerank.storage: the contrastive model is trained in full numbers only; wanted \"full\""
         );
-        ensure!(self.data.copies >= 1, "data.copies = 0: wanted at least 1");
         in_range("data.bpe_dropout", self.data.bpe_dropout.into(), 0.0..=1.0)?;
         in_range("data.rerank_bpe_dropout", self.data.rerank_bpe_dropout.into(), 0.0..=1.0)?;
         in_range("data.caption_drop", self.data.caption_drop.into(), 0.0..=1.0)?;
@@ -426,6 +438,16 @@ mod tests {
             let config = Config::resolve(name, &[]).unwrap();
             assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
         }
+    }
+
+    #[test]
+    fn the_papers_presets_encode_online_and_the_small_ones_read_stored_tokens() {
+        for (name, _) in PRESETS {
+            let is_papers = ["paper", "5.6b", "2.8b"].contains(&name);
+            let expected = if is_papers { Encoding::Online } else { Encoding::Stored };
+            assert_eq!(Config::resolve(name, &[]).unwrap().data.encode, expected, "{name}");
+        }
+        assert!(error("data.encode='never'").contains("expected `stored` or `online`"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `encode`: pictures → code shards, several differently cropped copies of each training picture.
+//! `encode`: pictures → code shards, random crops of each training picture (paper §B.2, listing 2), the centres of held-out ones.
 //!
 //! The output folder also gets the dVAE, since codes mean nothing without it.
 
@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
 use tessera_container::{Origin, hash};
 use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, Split, atomic, augment, item_rng};
 use tessera_eval::{LabelledCodes, Subject};
@@ -45,22 +46,25 @@ pub fn encode(
 ) -> Result<(usize, usize)> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let file = read_model(dvae, reporter)?;
-    let device = Device::default();
-    let dvae = file.dvae(&device)?;
+    let dvae = file.dvae(&Device::default())?;
     let config = file.config.dvae.clone().context("the file holds no dVAE")?;
     ensure!(config.vocab <= 1 << 16, "code shards hold 16-bit codes; this dVAE has {}", config.vocab);
     let dataset = open_dataset(data, reporter)?;
     let (mut pictures, mut tokens) = (0, 0);
     for split in Split::ALL {
         let samples = dataset.split(split);
-        let copies = if split == Split::Train { data_config.copies } else { 1 };
-        let views = views(samples, config.image_size as u32, copies, seed)?;
-        let codes = codes_of(&dvae, &config, &views, reporter)?;
+        let views = match split {
+            Split::Train if data_config.copies > 0 => {
+                Views { copies: data_config.copies, crop: Augment::Stage2, seed }
+            }
+            Split::Train | Split::Val => Views::CENTRES,
+        };
+        let codes = views.codes(samples, &dvae, &config, reporter)?;
         let items = samples.iter().map(item).collect();
         let set = CodeSet {
             grid: config.grid(),
             vocab: config.vocab,
-            copies,
+            copies: views.copies,
             codes,
             items,
             dvae: file.fingerprint()?,
@@ -77,22 +81,51 @@ pub fn encode(
     Ok((pictures, tokens))
 }
 
-/// `copies` views of each picture: its centre, then random crops (paper §B.2, Listing 2).
-fn views(samples: &[Sample], side: u32, copies: usize, seed: u64) -> Result<Vec<Vec<f32>>> {
-    let mut views = Vec::new();
-    for (index, sample) in samples.iter().enumerate() {
-        views.push(centre(sample, side)?);
-        for copy in 1..copies {
-            let mut rng = item_rng(seed, Purpose::Augment, copy as u64, index as u64);
-            views.push(to_floats(&augment(&sample.image, side, Augment::Stage2, &mut rng)?));
-        }
+/// How pictures are viewed before they are encoded.
+#[derive(Clone, Copy)]
+struct Views {
+    /// Of each picture.
+    copies: usize,
+    crop: Augment,
+    seed: u64,
+}
+
+impl Views {
+    const CENTRES: Views = Views { copies: 1, crop: Augment::CentreOnly, seed: 0 };
+
+    /// View `index` of `samples`, picture by picture: `[3·S·S]` in [0, 1].
+    fn of(self, samples: &[Sample], index: usize, side: u32) -> Result<Vec<f32>> {
+        let (item, copy) = (index / self.copies, index % self.copies);
+        let mut rng = item_rng(self.seed, Purpose::Augment, copy as u64, item as u64);
+        let view = augment(&samples[item].image, side, self.crop, &mut rng);
+        Ok(to_floats(&view.with_context(|| format!("picture {}", samples[item].key))?))
     }
-    Ok(views)
+
+    /// The tokens of all views of `samples`, a few at a time.
+    fn codes(
+        self,
+        samples: &[Sample],
+        dvae: &Dvae,
+        config: &DvaeConfig,
+        reporter: &dyn Reporter,
+    ) -> Result<Vec<u16>> {
+        let total = samples.len() * self.copies;
+        let mut codes = Vec::new();
+        for first in (0..total).step_by(BATCH) {
+            let done = total.min(first + BATCH);
+            let views = (first..done).into_par_iter();
+            let views = views.map(|index| self.of(samples, index, config.image_size as u32));
+            codes.extend(codes_of(dvae, config, &views.collect::<Result<Vec<_>>>()?));
+            let [done, total] = [done, total].map(|count| count as u64);
+            reporter.progress(Progress { task: "encoding", done, total, detail: "" });
+        }
+        Ok(codes)
+    }
 }
 
 /// The centres of `samples` at the dVAE's size, as `eval::recon` takes them.
 pub fn held_out_pictures(samples: &[Sample], config: &DvaeConfig) -> Result<Vec<Vec<f32>>> {
-    views(samples, config.image_size as u32, 1, 0)
+    (0..samples.len()).map(|index| Views::CENTRES.of(samples, index, config.image_size as u32)).collect()
 }
 
 /// `samples` as tokens with their canonical captions, as `eval::conditioning` takes them.
@@ -102,8 +135,7 @@ pub fn held_out_codes(
     config: &DvaeConfig,
     bpe: &Bpe,
 ) -> Result<Vec<LabelledCodes>> {
-    let views = held_out_pictures(samples, config)?;
-    let codes = codes_of(dvae, config, &views, &Silent)?;
+    let codes = Views::CENTRES.codes(samples, dvae, config, &Silent)?;
     let items = samples.iter().map(item).collect();
     let (grid, vocab) = (config.grid(), config.vocab);
     labelled_codes(&CodeSet { grid, vocab, copies: 1, codes, items, ..CodeSet::default() }, bpe)
@@ -119,23 +151,12 @@ pub fn held_out_subjects(samples: &[Sample], side: u32, bpe: &Bpe) -> Result<Vec
     samples.iter().map(subject).collect()
 }
 
-fn codes_of(
-    dvae: &Dvae,
-    config: &DvaeConfig,
-    views: &[Vec<f32>],
-    reporter: &dyn Reporter,
-) -> Result<Vec<u16>> {
+/// The tokens of pictures `[3·S·S]` in [0, 1], one after another.
+pub(crate) fn codes_of(dvae: &Dvae, config: &DvaeConfig, pictures: &[Vec<f32>]) -> Vec<u16> {
     let side = config.image_size;
-    let total = views.len() as u64;
-    let mut codes = Vec::new();
-    for (index, batch) in views.chunks(BATCH).enumerate() {
-        let data = TensorData::new(batch.concat(), [batch.len(), 3, side, side]);
-        let tokens: Tensor<3, Int> = dvae.encode(Tensor::from_data(data, &dvae.device()));
-        codes.extend(tokens.into_data().iter::<i64>().map(|code| code as u16));
-        let done = (index * BATCH + batch.len()) as u64;
-        reporter.progress(Progress { task: "encoding", done, total, detail: "" });
-    }
-    Ok(codes)
+    let data = TensorData::new(pictures.concat(), [pictures.len(), 3, side, side]);
+    let tokens: Tensor<3, Int> = dvae.encode(Tensor::from_data(data, &dvae.device()));
+    tokens.into_data().iter::<i64>().map(|code| code as u16).collect()
 }
 
 fn item(sample: &Sample) -> CodeItem {

@@ -38,7 +38,8 @@ const TABLE: &[Row] = &[
     ("data.rerank_crop", "'random-square'", CLIP),
     ("data.rerank_bpe_dropout", "0.0", CLIP),
     ("data.reconstructed", "0.0", CLIP),
-    ("data.copies", "1", OURS),
+    ("data.encode", "'online'", "§B.2, listing 2"),
+    ("data.copies", "1", OURS), // of no effect online
     ("train_dvae.steps", "3000000", "§A.2"),
     ("train_dvae.batch", "512", "§A.2"),
     ("train_dvae.micro_batches", "1", OURS),

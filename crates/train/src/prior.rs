@@ -1,14 +1,14 @@
-//! `train prior`: stage 2 (paper §2.2, §B.2), on code shards.
+//! `train prior`: stage 2 (paper §2.2, §B.2), on stored codes or on pictures that are encoded as training goes.
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
 use image::RgbImage;
-use rand_chacha::rand_core::Rng;
+use rand_chacha::ChaCha8Rng;
 use tessera_container::hash;
-use tessera_data::loader::{below, chance, uniform};
-use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices, item_rng};
+use tessera_data::loader::{below, chance};
+use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices};
 use tessera_eval::{LabelledCodes, conditioning};
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::Dvae;
@@ -18,8 +18,9 @@ use tessera_model::{Decoder, Drawing, Event, Request};
 use tessera_text::{Bpe, normalise};
 
 use crate::capacity::Stage;
-use crate::config::Config;
-use crate::encode::DVAE_FILE;
+use crate::config::{Config, Encoding};
+use crate::dvae::open_dataset;
+use crate::encode::{DVAE_FILE, held_out_codes};
 use crate::fit::{Outcome, Task, fit};
 use crate::gradient::{Gradient, Loss};
 use crate::log::Metrics;
@@ -28,6 +29,7 @@ use crate::precision::{Rules, Scales};
 use crate::reporter::{Control, Reporter};
 use crate::rerank::read_tokenizer;
 use crate::run_dir::{Initial, RunDir, RunOptions, read_model, warn_unverified};
+use crate::tokens::{Draws, OnlineEncoder, TokenSource};
 
 /// Held-out captions that are drawn at each validation, and drawings of each.
 const SHOWN: [usize; 2] = [6, 4];
@@ -36,41 +38,60 @@ struct PriorTask<'a> {
     config: &'a Config,
     seed: u64,
     bpe: &'a Bpe,
-    codes: &'a CodeSet,
+    tokens: TokenSource,
     val: Vec<LabelledCodes>,
     dvae: Dvae,
 }
 
-/// Trains a prior on the codes at `data` with the tokenizer in `bpe_file`; writes the whole model to
-/// `RUN/model.tessera.safetensors` when it finishes or is stopped.
+/// What a prior is trained on.
+#[derive(Debug, Clone, Copy)]
+pub struct PriorInputs<'a> {
+    /// A folder of codes or, with `data.encode = "online"`, a data set.
+    pub data: &'a Path,
+    /// The tokenizer that `train bpe` wrote.
+    pub bpe: &'a Path,
+    /// With `data.encode = "online"`: a model file with the dVAE that encodes the pictures.
+    pub dvae: Option<&'a Path>,
+}
+
+/// Training pictures, held-out ones, and the dVAE that their tokens are of.
+struct Source {
+    tokens: TokenSource,
+    val: Vec<LabelledCodes>,
+    dvae_file: ModelFile,
+    /// What the pictures are of, and their fingerprint.
+    name: (&'static str, String),
+}
+
+/// Trains a prior; writes the complete model to `RUN/model.tessera.safetensors` when it finishes or is stopped.
 ///
 /// # Errors
-/// If the codes, the tokenizer and the config disagree on sizes.
+/// If the codes, the tokenizer and the config disagree on sizes, or `--dvae` and `data.encode` do not fit each other.
 pub fn train_prior(
     config: &Config,
-    data: &Path,
-    bpe_file: &Path,
+    inputs: PriorInputs,
     options: &RunOptions,
     control: Control,
 ) -> Result<Outcome> {
-    let (bpe, json) = read_tokenizer(bpe_file)?;
-    let codes = read_codes(data, Split::Train, control.reporter)?;
-    let val = read_codes(data, Split::Val, control.reporter)?;
-    ensure!(
-        (&val.dvae, &val.origin) == (&codes.dvae, &codes.origin),
-        "{} holds the splits of different sets of codes; make it again with `tessera encode`",
-        data.display()
-    );
-    let val = labelled_codes(&val, &bpe)?;
-    let dvae_file = read_model(&data.join(DVAE_FILE), control.reporter)?;
-    check_sizes(config, &codes, &bpe, &dvae_file)?;
+    let (bpe, json) = read_tokenizer(inputs.bpe)?;
+    let Source { tokens, val, dvae_file, name } = match (config.data.encode, inputs.dvae) {
+        (Encoding::Stored, None) => stored(inputs.data, &bpe, control.reporter)?,
+        (Encoding::Online, Some(dvae)) => online(inputs.data, dvae, &bpe, control.reporter)?,
+        (Encoding::Stored, Some(_)) => bail!(
+            "--dvae: data.encode = \"stored\" reads codes that `tessera encode` wrote, with their dVAE; leave --dvae out, or encode pictures in training with --set data.encode='online'"
+        ),
+        (Encoding::Online, None) => bail!(
+            "data.encode = \"online\" encodes the pictures of a data set in training: wanted --data DATASET and --dvae FILE; to train on codes that `tessera encode` wrote, add --set data.encode='stored'"
+        ),
+    };
+    check_sizes(config, &tokens, &bpe)?;
     let device = Device::default();
     let dvae = dvae_file.dvae(&device)?;
     let seed = options.seed;
     let (initial, named) = options.initial(control.reporter)?;
-    let inputs = [("codes", codes.fingerprint()), ("tokenizer", hash(&json)), ("dVAE", codes.dvae.clone())];
+    let inputs = [name, ("tokenizer", hash(&json)), ("dVAE", dvae_file.fingerprint()?)];
     let inputs: Vec<_> = inputs.into_iter().chain(named).collect();
-    let task = PriorTask { config, seed, bpe: &bpe, codes: &codes, val, dvae };
+    let task = PriorTask { config, seed, bpe: &bpe, tokens, val, dvae };
     let random = || Prior::new(&config.prior, seed, &device);
     let model = match initial {
         Initial::Random => random(),
@@ -86,7 +107,10 @@ pub fn train_prior(
                 "--init holds a prior of {theirs:?}, wanted {:?}",
                 config.prior
             );
-            ensure!(file.fingerprint()? == codes.dvae, "--init was trained on the codes of another dVAE");
+            ensure!(
+                file.fingerprint()? == dvae_file.fingerprint()?,
+                "--init was trained on the codes of another dVAE"
+            );
             ensure!(file.tokenizer.as_ref() == Some(&json), "--init was trained with another tokenizer");
             ModelFile { config: ModelConfig { prior: theirs, ..file.config.clone() }, ..*file }
                 .prior(&device)?
@@ -110,6 +134,37 @@ pub fn train_prior(
     Ok(outcome)
 }
 
+/// Codes that `encode` wrote to the folder `data`, with their dVAE.
+fn stored(data: &Path, bpe: &Bpe, reporter: &dyn Reporter) -> Result<Source> {
+    let codes = read_codes(data, Split::Train, reporter)?;
+    let val = read_codes(data, Split::Val, reporter)?;
+    ensure!(
+        (&val.dvae, &val.origin) == (&codes.dvae, &codes.origin),
+        "{} holds the splits of different sets of codes; make it again with `tessera encode`",
+        data.display()
+    );
+    let val = labelled_codes(&val, bpe)?;
+    let dvae_file = read_model(&data.join(DVAE_FILE), reporter)?;
+    ensure!(
+        codes.dvae == dvae_file.fingerprint()?,
+        "the codes were made by another dVAE than the one beside them"
+    );
+    let name = ("codes", codes.fingerprint());
+    Ok(Source { tokens: TokenSource::Stored(codes), val, dvae_file, name })
+}
+
+/// The pictures of the data set `data`, to be encoded by the dVAE in a model file.
+fn online(data: &Path, dvae: &Path, bpe: &Bpe, reporter: &dyn Reporter) -> Result<Source> {
+    let dvae_file = read_model(dvae, reporter)?;
+    let config = dvae_file.config.dvae.clone().context("the file of --dvae holds no dVAE")?;
+    let dvae = dvae_file.dvae(&Device::default())?;
+    let dataset = open_dataset(data, reporter)?;
+    let name = ("data", dataset.fingerprint());
+    let val = held_out_codes(&dataset.val, &dvae, &config, bpe)?;
+    let tokens = TokenSource::Online(Box::new(OnlineEncoder::new(dataset.train, dvae, config)?));
+    Ok(Source { tokens, val, dvae_file, name })
+}
+
 fn read_codes(data: &Path, split: Split, reporter: &dyn Reporter) -> Result<CodeSet> {
     let stem = data.join(split.name());
     let codes = CodeSet::read(&stem)?;
@@ -131,13 +186,11 @@ pub fn labelled_codes(codes: &CodeSet, bpe: &Bpe) -> Result<Vec<LabelledCodes>> 
     codes.items.iter().enumerate().map(label).collect()
 }
 
-fn check_sizes(config: &Config, codes: &CodeSet, bpe: &Bpe, dvae: &ModelFile) -> Result<()> {
-    let prior = &config.prior;
+fn check_sizes(config: &Config, tokens: &TokenSource, bpe: &Bpe) -> Result<()> {
+    let (prior, (grid, vocab)) = (&config.prior, tokens.sizes());
     ensure!(
-        (codes.grid, codes.vocab) == (prior.grid, prior.image_vocab),
-        "the codes are {0}×{0} of {1}; the config's prior.grid is {2} and prior.image_vocab {3}",
-        codes.grid,
-        codes.vocab,
+        (grid, vocab) == (prior.grid, prior.image_vocab),
+        "the codes are {grid}×{grid} of {vocab}; the config's prior.grid is {} and prior.image_vocab {}",
         prior.grid,
         prior.image_vocab
     );
@@ -147,29 +200,14 @@ fn check_sizes(config: &Config, codes: &CodeSet, bpe: &Bpe, dvae: &ModelFile) ->
         bpe.vocab_size(),
         prior.text_vocab
     );
-    ensure!(
-        codes.dvae == dvae.fingerprint()?,
-        "the codes were made by another dVAE than the one beside them"
-    );
-    ensure!(!codes.is_empty(), "there are no training pictures");
+    ensure!(tokens.len() > 0, "there are no training pictures");
     Ok(())
 }
 
-/// One stream of a batch.
-struct Example {
-    /// Text slots.
-    text: Vec<u32>,
-    /// The picture's tokens.
-    image: Vec<u32>,
-    /// The tokens that are read in their places.
-    seen: Vec<u32>,
-}
-
 impl PriorTask<'_> {
-    /// A copy of the picture's codes, one of its captions, sometimes none.
-    fn example(&self, item: usize, step: u64, slot: u64) -> Result<Example> {
-        let rng = |purpose| item_rng(self.seed, purpose, step, slot);
-        let captions = &self.codes.items[item].captions;
+    /// The text slots of one of a picture's captions, sometimes of none.
+    fn caption(&self, item: usize, rng: impl Fn(Purpose) -> ChaCha8Rng) -> Result<Vec<u32>> {
+        let captions = self.tokens.captions(item);
         let caption = below(&mut rng(Purpose::CaptionChoice), captions.len() as u64) as usize;
         let caption = captions.get(caption).context("a picture has no caption")?;
         let tokens = match chance(&mut rng(Purpose::CaptionDrop), self.config.data.caption_drop) {
@@ -179,30 +217,8 @@ impl PriorTask<'_> {
                 self.bpe.encode_with_dropout(&normalise(caption), dropout, &mut rng(Purpose::BpeDropout))?
             }
         };
-        let copy = below(&mut rng(Purpose::CopyChoice), self.codes.copies as u64) as usize;
-        let codes = self.codes.tokens(item, copy).context("the code set is damaged")?;
-        let noise = self.config.data.token_noise;
-        Ok(Example {
-            text: caption_slots(&tokens, &self.config.prior).0,
-            image: codes.iter().map(|&code| u32::from(code)).collect(),
-            seen: disturbed(codes, self.codes, noise, &mut rng(Purpose::TokenNoise))?,
-        })
+        Ok(caption_slots(&tokens, &self.config.prior).0)
     }
-}
-
-/// `codes`, each with some probability that of any picture of `set` in the same place; the probability, at most `most`,
-/// is drawn first.
-fn disturbed(codes: &[u16], set: &CodeSet, most: f32, rng: &mut impl Rng) -> Result<Vec<u32>> {
-    let noise = most * uniform(rng);
-    let token = |(place, &code): (usize, &u16)| {
-        if !chance(rng, noise) {
-            return Ok(u32::from(code));
-        }
-        let other = below(rng, set.len() as u64) as usize;
-        let token = set.tokens(other, 0).and_then(|codes| codes.get(place));
-        token.map(|&code| u32::from(code)).context("the code set is damaged")
-    };
-    codes.iter().enumerate().map(token).collect()
 }
 
 impl Task for PriorTask<'_> {
@@ -212,13 +228,16 @@ impl Task for PriorTask<'_> {
     fn batch(&self, step: u64, part: usize) -> Result<Stream> {
         let config = &self.config.train_prior;
         let share = config.batch / config.micro_batches;
-        let indices = batch_indices(self.codes.len(), config.batch, step, self.seed);
+        let indices = batch_indices(self.tokens.len(), config.batch, step, self.seed);
+        let draws = Draws { seed: self.seed, step, first_slot: part * share };
+        let items = &indices[part * share..(part + 1) * share];
+        let codes = self.tokens.tokens(items, draws)?;
         let [mut text, mut image, mut seen] = [const { Vec::new() }; 3];
-        for (slot, &item) in indices.iter().enumerate().skip(part * share).take(share) {
-            let example = self.example(item, step, slot as u64)?;
-            text.extend(example.text);
-            image.extend(example.image);
-            seen.extend(example.seen);
+        for (slot, (&item, own)) in items.iter().zip(&codes).enumerate() {
+            let mut noise = draws.rng(Purpose::TokenNoise, slot);
+            text.extend(self.caption(item, |purpose| draws.rng(purpose, slot))?);
+            image.extend(own.iter().map(|&code| u32::from(code)));
+            seen.extend(self.tokens.disturbed(own, &codes, self.config.data.token_noise, &mut noise)?);
         }
         Stream::new(share, text, image, &self.config.prior)?.seeing(seen, &self.config.prior)
     }
@@ -274,38 +293,5 @@ impl Task for PriorTask<'_> {
             }
         }
         Ok(grid(&cells, drawings))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn noise_takes_tokens_from_the_same_place_of_other_pictures() {
-        let item = || CodeItem {
-            key: String::new(),
-            captions: Vec::new(),
-            concept: String::new(),
-            style: String::new(),
-        };
-        // Three pictures of 64 tokens; those of place p are p, 64 + p and 128 + p.
-        let codes = (0..3u16).flat_map(|picture| (0..64).map(move |place| 64 * picture + place)).collect();
-        let items = vec![item(), item(), item()];
-        let set = CodeSet { grid: 8, vocab: 192, copies: 1, codes, items, ..CodeSet::default() };
-        let own = set.tokens(1, 0).unwrap();
-        let read = |most, index| {
-            disturbed(own, &set, most, &mut item_rng(0, Purpose::TokenNoise, 0, index)).unwrap()
-        };
-        assert!(read(0.0, 0).iter().zip(own).all(|(token, &own)| *token == u32::from(own)));
-        let streams: Vec<Vec<u32>> = (0..1000).map(|index| read(0.6, index)).collect();
-        assert!(streams.iter().all(|read| read.iter().zip(0..).all(|(token, place)| token % 64 == place)));
-        // Of the tokens that are drawn anew, a third comes out as it was: up to 26 of 64 differ, evenly spread.
-        let differ = |read: &Vec<u32>| read.iter().filter(|&&token| token / 64 != 1).count();
-        let mut differing: Vec<usize> = streams.iter().map(differ).collect();
-        differing.sort_unstable();
-        let [few, middle, many] = [100, 500, 900].map(|rank| differing[rank]);
-        let spread = (1..5).contains(&few) && (11..15).contains(&middle) && (20..27).contains(&many);
-        assert!(spread, "{few}, {middle} and {many} of 64 differ in the 10th, 50th and 90th of 100 streams");
     }
 }

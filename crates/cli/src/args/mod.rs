@@ -303,13 +303,16 @@ pub enum TrainTask {
     },
     /// Stage 1: the discrete VAE, from a data set.
     Dvae(Common),
-    /// Stage 2: the transformer, from a folder of codes.
+    /// Stage 2: the transformer, from a folder of codes or, with `data.encode = "online"`, from a data set and a dVAE.
     Prior {
         #[command(flatten)]
         common: Common,
         /// The tokenizer that `train bpe` wrote.
         #[arg(long, value_parser = input())]
         bpe: PathBuf,
+        /// A model file with the dVAE that encodes the pictures (`data.encode = "online"`).
+        #[arg(long)]
+        dvae: Option<PathBuf>,
     },
     /// The contrastive model that ranks drawings, from a data set.
     Rerank {

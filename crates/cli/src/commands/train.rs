@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, ensure};
 use tessera_data::atomic;
 use tessera_model::weights::{ModelFile, Storage};
-use tessera_train::{Config, Control, EncodeInputs, Need, Outcome, RerankInputs, RunOptions, Stage};
+use tessera_train::{
+    Config, Control, EncodeInputs, Need, Outcome, PriorInputs, RerankInputs, RunOptions, Stage,
+};
 
 use super::output::{Content, Outputs};
 use super::{read_model, say};
@@ -32,17 +34,11 @@ pub fn run(task: TrainTask) -> Result<()> {
             };
             report(config.cpu()?.scope(train)?, &common.run)
         }
-        TrainTask::Prior { common, bpe } => {
+        TrainTask::Prior { common, bpe, dvae } => {
             let (config, stop) = (fitting(&common.settings, Stage::Prior)?, stop_on_signal()?);
-            let train = || {
-                tessera_train::train_prior(
-                    &config,
-                    &common.data,
-                    &bpe,
-                    &options(&common),
-                    control(&stop, &terminal),
-                )
-            };
+            let inputs = PriorInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
+            let train =
+                || tessera_train::train_prior(&config, inputs, &options(&common), control(&stop, &terminal));
             report(config.cpu()?.scope(train)?, &common.run)
         }
         TrainTask::Rerank { common, bpe, dvae } => {

@@ -1,0 +1,243 @@
+//! The training pictures as image tokens: as `encode` stored them, or encoded as training goes.
+//!
+//! Stage 2 of the paper crops each picture anew and encodes the crop (§B.2, listing 2), so that a picture hardly ever
+//! has the same tokens twice. Stored tokens are the same few crops in every epoch, and cost no encoding.
+
+use anyhow::{Context, Result, ensure};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::Rng;
+use rayon::prelude::*;
+use tessera_data::loader::{below, chance, uniform};
+use tessera_data::{Augment, CodeSet, Purpose, Sample, augment, item_rng};
+use tessera_model::dvae::{Dvae, DvaeConfig};
+
+use crate::encode::codes_of;
+use crate::picture::to_floats;
+
+/// Where a prior's image tokens come from.
+pub(crate) enum TokenSource {
+    /// What `encode` wrote.
+    Stored(CodeSet),
+    /// Pictures, each cropped and encoded whenever it is read.
+    Online(Box<OnlineEncoder>),
+}
+
+/// Pictures and the dVAE that encodes them.
+pub(crate) struct OnlineEncoder {
+    samples: Vec<Sample>,
+    dvae: Dvae,
+    config: DvaeConfig,
+}
+
+impl OnlineEncoder {
+    /// # Errors
+    /// If the codebook does not fit 16 bits, or a picture is smaller than the dVAE's.
+    pub fn new(samples: Vec<Sample>, dvae: Dvae, config: DvaeConfig) -> Result<OnlineEncoder> {
+        ensure!(config.vocab <= 1 << 16, "tokens have 16 bits; this dVAE has {} codes", config.vocab);
+        let side = config.image_size as u32;
+        for Sample { key, image, .. } in &samples {
+            let (width, height) = image.dimensions();
+            ensure!(
+                width.min(height) >= side,
+                "picture {key} has {width}x{height} pixels: wanted at least {side} on its short side; make the data set with a larger --size"
+            );
+        }
+        Ok(OnlineEncoder { samples, dvae, config })
+    }
+
+    fn encode(&self, items: &[usize], draws: Draws) -> Result<Vec<Vec<u16>>> {
+        let side = self.config.image_size as u32;
+        let crop = |(slot, &item): (usize, &usize)| -> Result<Vec<f32>> {
+            let mut rng = draws.rng(Purpose::Augment, slot);
+            let sample = &self.samples[item];
+            let image = augment(&sample.image, side, Augment::Stage2, &mut rng);
+            Ok(to_floats(&image.with_context(|| format!("picture {}", sample.key))?))
+        };
+        let crops = items.par_iter().enumerate().map(crop);
+        let crops = crops.collect::<Result<Vec<_>>>()?;
+        let codes = codes_of(&self.dvae, &self.config, &crops);
+        let n_tokens = self.config.grid() * self.config.grid();
+        Ok(codes.chunks(n_tokens).map(<[u16]>::to_vec).collect())
+    }
+}
+
+/// Which random numbers belong to a micro-batch: those of `step`, from slot `first_slot` of its batch on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Draws {
+    pub seed: u64,
+    pub step: u64,
+    pub first_slot: usize,
+}
+
+impl Draws {
+    /// The generator of the micro-batch's item `slot`.
+    pub fn rng(self, purpose: Purpose, slot: usize) -> ChaCha8Rng {
+        item_rng(self.seed, purpose, self.step, (self.first_slot + slot) as u64)
+    }
+}
+
+impl TokenSource {
+    /// How many training pictures there are.
+    pub fn len(&self) -> usize {
+        match self {
+            TokenSource::Stored(codes) => codes.len(),
+            TokenSource::Online(encoder) => encoder.samples.len(),
+        }
+    }
+
+    /// The side of the grid of tokens, and the size of the codebook.
+    pub fn sizes(&self) -> (usize, usize) {
+        match self {
+            TokenSource::Stored(codes) => (codes.grid, codes.vocab),
+            TokenSource::Online(encoder) => (encoder.config.grid(), encoder.config.vocab),
+        }
+    }
+
+    /// What picture `item` shows, in several wordings.
+    pub fn captions(&self, item: usize) -> &[String] {
+        match self {
+            TokenSource::Stored(codes) => &codes.items[item].captions,
+            TokenSource::Online(encoder) => &encoder.samples[item].captions,
+        }
+    }
+
+    /// The tokens of each of `items`: of one of its stored copies, or of a new crop.
+    pub fn tokens(&self, items: &[usize], draws: Draws) -> Result<Vec<Vec<u16>>> {
+        let stored = |codes: &CodeSet, slot: usize, item: usize| {
+            let copy = below(&mut draws.rng(Purpose::CopyChoice, slot), codes.copies as u64) as usize;
+            codes.tokens(item, copy).map(<[u16]>::to_vec).context("the code set is damaged")
+        };
+        match self {
+            TokenSource::Stored(codes) => {
+                items.iter().enumerate().map(|(slot, &item)| stored(codes, slot, item)).collect()
+            }
+            TokenSource::Online(encoder) => encoder.encode(items, draws),
+        }
+    }
+
+    /// `codes`, each with some probability that of another picture in the same place; the probability, at most `most`, is drawn
+    /// first. Other pictures are those of the set where their tokens are stored, else those of the micro-batch.
+    pub fn disturbed(
+        &self,
+        codes: &[u16],
+        batch: &[Vec<u16>],
+        most: f32,
+        rng: &mut impl Rng,
+    ) -> Result<Vec<u32>> {
+        let noise = most * uniform(rng);
+        let token = |(place, &code): (usize, &u16)| {
+            if !chance(rng, noise) {
+                return Ok(u32::from(code));
+            }
+            let other = match self {
+                TokenSource::Stored(codes) => codes.tokens(below(rng, codes.len() as u64) as usize, 0),
+                TokenSource::Online(_) => {
+                    batch.get(below(rng, batch.len() as u64) as usize).map(Vec::as_slice)
+                }
+            };
+            let token = other.and_then(|codes| codes.get(place));
+            token.map(|&code| u32::from(code)).context("the code set is damaged")
+        };
+        codes.iter().enumerate().map(token).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use image::RgbImage;
+    use tessera_data::{CodeItem, Meta};
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn noise_takes_tokens_from_the_same_place_of_other_pictures() {
+        let item = || CodeItem {
+            key: String::new(),
+            captions: Vec::new(),
+            concept: String::new(),
+            style: String::new(),
+        };
+        // Three pictures of 64 tokens; those of place p are p, 64 + p and 128 + p.
+        let codes = (0..3u16).flat_map(|picture| (0..64).map(move |place| 64 * picture + place)).collect();
+        let items = vec![item(), item(), item()];
+        let codes = CodeSet { grid: 8, vocab: 192, copies: 1, codes, items, ..CodeSet::default() };
+        let own = codes.tokens(1, 0).unwrap().to_vec();
+        let set = TokenSource::Stored(codes);
+        let read = |most, index| {
+            set.disturbed(&own, &[], most, &mut item_rng(0, Purpose::TokenNoise, 0, index)).unwrap()
+        };
+        assert!(read(0.0, 0).iter().zip(&own).all(|(token, &own)| *token == u32::from(own)));
+        let streams: Vec<Vec<u32>> = (0..1000).map(|index| read(0.6, index)).collect();
+        assert!(streams.iter().all(|read| read.iter().zip(0..).all(|(token, place)| token % 64 == place)));
+        // Of the tokens that are drawn anew, a third comes out as it was: up to 26 of 64 differ, evenly spread.
+        let differ = |read: &Vec<u32>| read.iter().filter(|&&token| token / 64 != 1).count();
+        let mut differing: Vec<usize> = streams.iter().map(differ).collect();
+        differing.sort_unstable();
+        let [few, middle, many] = [100, 500, 900].map(|rank| differing[rank]);
+        let spread = (1..5).contains(&few) && (11..15).contains(&middle) && (20..27).contains(&many);
+        assert!(spread, "{few}, {middle} and {many} of 64 differ in the 10th, 50th and 90th of 100 streams");
+    }
+
+    /// Twelve pictures of 56x44 pixels, each of another colour and with an edge, for a dVAE of 32.
+    fn wide() -> OnlineEncoder {
+        let sample = |number: u8| Sample {
+            key: format!("{number}"),
+            image: RgbImage::from_fn(56, 44, |x, y| {
+                image::Rgb([number * 20, (x * 4) as u8, if y > 20 { 250 } else { (y * 9) as u8 }])
+            }),
+            captions: vec![format!("picture {number}")],
+            meta: Meta::default(),
+        };
+        let config = Config::resolve("tiny", &[]).unwrap().dvae;
+        let dvae = Dvae::new(&config, 1, &Device::default());
+        OnlineEncoder::new((0..12).map(sample).collect(), dvae, config).unwrap()
+    }
+
+    #[test]
+    fn online_tokens_are_those_of_a_new_crop_at_each_step() {
+        let encoder = wide();
+        let (dvae, config) = (encoder.dvae.clone(), encoder.config.clone());
+        let expected = |step: u64, slot: u64, item: usize| {
+            let mut rng = item_rng(5, Purpose::Augment, step, slot);
+            let crop = augment(&encoder.samples[item].image, 32, Augment::Stage2, &mut rng).unwrap();
+            codes_of(&dvae, &config, &[to_floats(&crop)])
+        };
+        let draws = |step, first_slot| Draws { seed: 5, step, first_slot };
+        let items = [3, 7, 3, 11];
+        let whole = encoder.encode(&items, draws(9, 0)).unwrap();
+        for (slot, &item) in items.iter().enumerate() {
+            assert_eq!(whole[slot], expected(9, slot as u64, item), "slot {slot}");
+        }
+        assert_ne!(whole[0], whole[2], "two crops of one picture in a batch are the same");
+        assert_ne!(whole, encoder.encode(&items, draws(10, 0)).unwrap(), "two steps have the same crops");
+        // The parts of a batch have the crops that it has as one.
+        assert_eq!(whole[2..], encoder.encode(&items[2..], draws(9, 2)).unwrap());
+    }
+
+    #[test]
+    fn online_noise_takes_tokens_of_other_pictures_of_the_batch() {
+        let source = TokenSource::Online(Box::new(wide()));
+        let batch = [vec![1; 64], vec![2; 64], vec![3; 64]];
+        let mut rng = item_rng(0, Purpose::TokenNoise, 0, 1);
+        let seen: Vec<u32> =
+            (0..50).flat_map(|_| source.disturbed(&batch[0], &batch, 1.0, &mut rng).unwrap()).collect();
+        let share = |code| seen.iter().filter(|&&seen| seen == code).count() as f64 / seen.len() as f64;
+        assert!(
+            (0.1..0.25).contains(&share(2)) && (0.1..0.25).contains(&share(3)),
+            "{}, {}",
+            share(2),
+            share(3)
+        );
+        assert!((share(1) + share(2) + share(3) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn pictures_smaller_than_the_model_are_named() {
+        let OnlineEncoder { mut samples, dvae, config } = wide();
+        samples[4].image = RgbImage::new(60, 31);
+        let error = OnlineEncoder::new(samples, dvae, config).err().unwrap().to_string();
+        assert!(error.contains("picture 4 has 60x31 pixels: wanted at least 32"), "{error}");
+    }
+}
