@@ -6,7 +6,7 @@ mod serve;
 
 use std::path::PathBuf;
 
-use clap::builder::{PathBufValueParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, StringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use tessera_data::Share;
 use tessera_kernels::Precision;
@@ -18,6 +18,11 @@ pub use serve::{Log, Serve};
 /// The name of a file to read: `-` is standard input.
 fn input() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(|path| if path.as_os_str() == "-" { "/dev/stdin".into() } else { path })
+}
+
+/// A preset's name, or that of a file to read.
+fn config() -> impl TypedValueParser<Value = String> {
+    StringValueParser::new().map(|name| if name == "-" { "/dev/stdin".into() } else { name })
 }
 
 /// The name of a file to write: `-` is standard output.
@@ -331,7 +336,7 @@ pub enum TrainTask {
 #[derive(ClapArgs)]
 pub struct Settings {
     /// A preset (tiny, emoji, 2.8b, 5.6b, paper) or a TOML file of differences to one.
-    #[arg(long, default_value = "emoji")]
+    #[arg(long, default_value = "emoji", value_parser = config())]
     pub config: String,
     /// Change one value, as in `--set prior.n_layers=12`; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -45,9 +45,10 @@ impl Content {
         let endings = self.endings();
         ensure!(
             ending.is_empty() || endings.is_empty() || endings.contains(&ending.as_str()),
-            "cannot write {}: a file of this kind is called .{}",
+            "cannot write {}: a file of this kind is called .{}{}",
             path.display(),
-            endings.join(", .")
+            endings.join(", ."),
+            if self == Content::Picture && ending == "gif" { "; --gif writes an animation" } else { "" }
         );
         Ok(())
     }

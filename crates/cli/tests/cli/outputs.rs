@@ -86,6 +86,11 @@ fn a_dash_is_standard_input() {
     with_input(&args, b"a cat\n");
     assert_eq!(fs::read(dir.path().join("again.png")).unwrap(), cat);
     with_input(&one("-", &["--out", "again.png"]), &weights);
+    let args = ["plan", "--config", "-", "--gpus", "8", "--gpu-mem", "16GiB"];
+    assert_eq!(
+        with_input(&args, b"preset = \"tiny\"\n"),
+        succeed(dir.path(), &[&["plan", "--config", "tiny"], &args[3..]].concat()).stdout
+    );
     let args = ["draw", "--image", "-", "--variations", "-n", "1", "--model", &model, "--out", "like.png"];
     with_input(&args, &cat);
 }
@@ -124,7 +129,7 @@ fn outputs_that_make_no_sense_are_refused_and_nothing_changes() {
     let model = model.as_str();
     let refused: [(Vec<&str>, &str); 11] = [
         (one(model, &["--out", "keep.bmp"]), "a file of this kind is called .png, .jpg, .jpeg, .webp"),
-        (one(model, &["--out", "x.gif"]), "a file of this kind is called .png"),
+        (one(model, &["--out", "x.gif"]), ".webp; --gif writes an animation"),
         (one(model, &["--gif", "x.png"]), "a file of this kind is called .gif"),
         (one(model, &["--out", &long]), "too long"),
         (one(model, &["--out", "."]), "names no file"),
@@ -171,7 +176,9 @@ fn packing_touches_no_other_file_and_keeps_links() {
     // Two at a time whose temporary names were one.
     let spawn = |out| command(dir.path(), &["pack", &model, "--out", out]).stdout(Stdio::null()).spawn();
     let children = ["x.one", "x.two", "x.one"].map(|out| spawn(out).unwrap());
-    children.map(|mut child| assert!(child.wait().unwrap().success()));
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
     assert_eq!(fs::read(at("x.one")).unwrap(), packed);
     assert_eq!(fs::read(at("x.two")).unwrap(), packed);
     assert_eq!(
