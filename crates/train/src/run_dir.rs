@@ -192,6 +192,9 @@ impl RunDir {
     pub(crate) fn write_checkpoint(&self, state: &State) -> Result<()> {
         let folder = self.path.join(format!("checkpoints/step_{:06}", state.step));
         let partial = folder.with_extension("partial");
+        if partial.exists() {
+            fs::remove_dir_all(&partial)?; // of a run that was killed while it wrote
+        }
         atomic::write(&partial.join(STATE_FILE), &checkpoint::to_bytes(state, &self.text)?)?;
         if folder.is_dir() {
             fs::remove_dir_all(&folder)?; // of a run that was stopped at this very step and continued
@@ -305,7 +308,11 @@ fn is_empty(path: &Path) -> Result<bool> {
     }
     let ours = ["samples", "checkpoints", LOCK_FILE];
     let mut entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(entries.all(|entry| entry.is_ok_and(|entry| ours.iter().any(|name| entry.file_name() == *name))))
+    Ok(entries.all(|entry| {
+        entry.is_ok_and(|entry| {
+            ours.iter().any(|name| entry.file_name() == *name) || atomic::is_leftover(&entry.path())
+        })
+    }))
 }
 
 /// Makes this process the owner of a run folder, until the file is closed.

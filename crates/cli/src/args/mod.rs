@@ -30,7 +30,7 @@ fn output() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(|path| if path.as_os_str() == "-" { "/dev/stdout".into() } else { path })
 }
 
-/// Draws pictures from sentences, and trains the models that do: DALL·E of 2021, whole.
+/// Draws pictures from sentences, and trains the models that do: the original DALL·E (2021).
 #[derive(Parser)]
 #[command(version, about, max_term_width = 100)]
 pub struct Args {

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::program::{command, fixture, folder, succeed};
+use super::program::{command, entries, fixture, folder, succeed};
 
 /// How long to wait for a checkpoint.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -44,6 +44,9 @@ fn a_run_that_was_killed_five_times_ends_with_the_same_model() {
         child.wait().unwrap();
     }
     assert_eq!(succeed(dir.path(), &[&train("run")[..], &["--resume"]].concat()).stdout, "finished: run\n");
+    for checkpoint in checkpoints(&run) {
+        assert_eq!(entries(&run.join("checkpoints").join(checkpoint)), ["state.safetensors"]);
+    }
     let model = |run: &str| fs::read(dir.path().join(run).join("dvae.tessera.safetensors")).unwrap();
     assert!(model("run") == model("whole"), "a run that was killed has another model");
 }
