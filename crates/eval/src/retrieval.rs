@@ -5,7 +5,7 @@
 //! of them is finding it.
 
 use anyhow::{Result, ensure};
-use rayon::prelude::*;
+use tessera_model::parallel::*;
 
 use crate::vectors::{Block, dot, for_blocks, unit};
 use crate::{Report, Vectors};

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use faer::linalg::matmul::matmul;
 use faer::traits::ComplexField;
 use faer::{Accum, MatMut, MatRef, Par};
-use rayon::prelude::*;
+use tessera_model::parallel::*;
 
 /// Vectors of a block of products, on either side.
 const BLOCK: usize = 256;
@@ -64,7 +64,7 @@ impl Vectors {
     }
 
     /// Vector `i`, `[D]`
-    pub(crate) fn row(&self, i: usize) -> &[f32] {
+    pub fn row(&self, i: usize) -> &[f32] {
         &self.values[i * self.dims..][..self.dims]
     }
 

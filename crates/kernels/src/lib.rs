@@ -19,6 +19,7 @@ mod math;
 mod memory;
 mod norm;
 mod op;
+pub mod parallel;
 mod peak;
 mod philox;
 mod pool;

@@ -13,5 +13,7 @@ pub mod sample;
 mod tessera;
 pub mod weights;
 
+pub use tessera_kernels::parallel;
+
 pub use sample::{Batch, Decoder, Drawing, Event, Job, Parameters, Picture, Request, Sampling};
 pub use tessera::{ReadPrompt, Tessera};

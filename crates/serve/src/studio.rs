@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
-use tessera_model::{Batch, Event, Request, Tessera};
+use tessera_model::{Batch, Event, Request, Tessera, parallel};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::limits::{PENDING_JOBS, PENDING_PICTURES};
@@ -73,7 +73,7 @@ impl Studio {
             alive: AtomicBool::new(true),
             metrics,
         });
-        let worker = std::thread::Builder::new().name("drawing".into()).spawn({
+        let worker = parallel::spawn("drawing", {
             let shared = shared.clone();
             move || {
                 // Whatever ends the worker, the server must know.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::module::Module;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
-use tessera_kernels::Cpu;
+use tessera_kernels::{Cpu, parallel};
 use tessera_model::nn::{HostTensor, Role, export, import, roles};
 
 use crate::config::FitConfig;
@@ -246,7 +246,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let scales = state.scales.as_ref().map(Scales::values);
         // The average follows what this update starts from while the gradient is computed: nobody waits for it (paper §B.2).
         let (average, weights) = (&mut state.average, &state.weights);
-        let (gradient, ()) = rayon::join(
+        let (gradient, ()) = parallel::join(
             || {
                 self.cpu.scope(|| {
                     self.task.batch_gradient(&self.model, step, config.micro_batches, scales.as_deref())

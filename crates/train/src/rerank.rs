@@ -6,12 +6,12 @@ use anyhow::{Context, Result, ensure};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
-use rayon::prelude::*;
 use tessera_container::hash;
 use tessera_data::loader::{below, chance};
 use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, evenly, item_rng, read_text};
 use tessera_eval::recall_at;
 use tessera_kernels::dot;
+use tessera_kernels::parallel::*;
 use tessera_model::dvae::Dvae;
 use tessera_model::rerank::{
     Cleaning, Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine, patches, square,

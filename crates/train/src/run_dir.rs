@@ -14,6 +14,7 @@ use tessera_container::{Newer, Origin};
 use tessera_data::atomic;
 use tessera_data::picture::encode_png;
 use tessera_kernels::Cpu;
+use tessera_kernels::parallel::current_num_threads;
 use tessera_model::weights::ModelFile;
 
 use crate::capacity::Stage;
@@ -107,7 +108,7 @@ impl RunDir {
     ) -> Result<RunDir> {
         let text = same_run::text(stage, options.seed, inputs, config)?;
         let run = RunDir::open(options.dir, stage, &text, options.resume, reporter)?;
-        let (cpu, threads) = (Cpu::current(), rayon::current_num_threads());
+        let (cpu, threads) = (Cpu::current(), current_num_threads());
         reporter.note(&format!("{}\ncomputing with {cpu}, {threads} threads", run.text));
         Ok(run)
     }

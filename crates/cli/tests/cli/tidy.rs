@@ -21,6 +21,8 @@ const TENSORS: &[&str] = &["burn", "candle", "cubecl", "tch", "ndarray"];
 const PICTURES: &[&str] = &["image", "fast_image_resize", "resvg", "png"];
 const HTTP: &[&str] = &["axum", "hyper", "reqwest", "ureq", "hf-hub", "tokio"];
 const COMMAND_LINE: &[&str] = &["clap", "viuer"];
+/// rayon's own loops lose the caller's `Cpu`; `tessera_kernels::parallel` has the same that keep it.
+const THREADS: &[&str] = &["rayon"];
 const EVERYTHING: &[&str] = &[""];
 
 const RULES: [Rule; 10] = [
@@ -32,19 +34,19 @@ const RULES: [Rule; 10] = [
     Rule {
         folder: "model",
         may_use: &["text", "container", "kernels", "pretrained"],
-        forbidden: &[HTTP, COMMAND_LINE],
+        forbidden: &[HTTP, COMMAND_LINE, THREADS],
     },
-    Rule { folder: "eval", may_use: &["data", "model"], forbidden: &[HTTP, COMMAND_LINE] },
+    Rule { folder: "eval", may_use: &["data", "model"], forbidden: &[HTTP, COMMAND_LINE, THREADS] },
     Rule {
         folder: "train",
         may_use: &["text", "container", "kernels", "data", "model", "eval"],
-        forbidden: &[HTTP, COMMAND_LINE],
+        forbidden: &[HTTP, COMMAND_LINE, THREADS],
     },
-    Rule { folder: "serve", may_use: &["data", "model"], forbidden: &[TENSORS, COMMAND_LINE] },
+    Rule { folder: "serve", may_use: &["data", "model"], forbidden: &[TENSORS, COMMAND_LINE, THREADS] },
     Rule {
         folder: "cli",
         may_use: &["text", "container", "kernels", "data", "pretrained", "model", "eval", "train", "serve"],
-        forbidden: &[],
+        forbidden: &[THREADS],
     },
 ];
 

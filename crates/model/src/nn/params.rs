@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Gradients, Tensor, TensorData};
-use rayon::prelude::*;
+use tessera_kernels::parallel::*;
 
 /// One parameter on the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,7 +135,7 @@ impl Import<'_> {
         }
         self.used += 1;
         // Many megabytes at every step of training: by all threads.
-        let values: Vec<f32> = tensor.values.par_iter().copied().collect();
+        let values: Vec<f32> = tensor.values.par_iter().map(|&value| value).collect();
         Ok(TensorData::new(values, shape.to_vec()))
     }
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
-use rayon::prelude::*;
+use tessera_kernels::parallel::*;
 
 use super::captions::ReadCaptions;
 use super::decode::{Captions, Decoder, Lanes, Next};
@@ -159,7 +159,7 @@ impl<'a> Batch<'a> {
 
     /// A batch whose step has about `rows` rows: a candidate takes one, or two with guidance.
     pub fn new(decoder: &'a Decoder, dvae: &'a Dvae, rows: usize) -> Batch<'a> {
-        let n_groups = (rows / GROUP_ROWS).clamp(1, rayon::current_num_threads());
+        let n_groups = (rows / GROUP_ROWS).clamp(1, current_num_threads());
         // An even number, so that guidance leaves none over.
         let rows = rows.div_ceil(n_groups).next_multiple_of(2).max(2);
         let group = |_| Group {

@@ -11,6 +11,7 @@ use burn::module::Param;
 use burn::tensor::{FloatDType, Tensor};
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::{Finish, Lane, PackedLinear, States, Visible, Weights, attend, normalise};
+use tessera_kernels::parallel::in_pool;
 
 use crate::nn::{LayerNorm, Linear};
 use crate::prior::{Block, Logits, Pattern, Prior, PriorConfig, Stream, caption_slots};
@@ -162,8 +163,7 @@ impl Decoder {
     /// # Panics
     /// If a lane comes twice, or there is no such caption.
     pub fn step<'a>(&self, read: &Captions, lanes: &'a mut Lanes, next: &[Next]) -> Result<&'a [f32]> {
-        // Inside the pool, handing work to its threads costs a fraction of what it does from outside.
-        rayon::scope(|_| self.step_inside(read, lanes, next))?;
+        in_pool(|| self.step_inside(read, lanes, next))?;
         Ok(&lanes.work.logits)
     }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
-use rayon::prelude::*;
+use tessera_kernels::parallel::*;
 
 use crate::dvae::Dvae;
 
@@ -16,7 +16,7 @@ const PICTURES: usize = 16;
 /// If the tensors cannot be read.
 pub fn mosaics(dvae: &Dvae, grid: usize, known: &[Vec<Option<u32>>]) -> Result<Vec<RgbImage>> {
     // Each thread decodes its own, which is faster than sharing every convolution.
-    let together = known.len().div_ceil(rayon::current_num_threads()).clamp(1, PICTURES);
+    let together = known.len().div_ceil(current_num_threads()).clamp(1, PICTURES);
     let pictures: Result<Vec<Vec<RgbImage>>> =
         known.par_chunks(together).map(|known| decoded(dvae, grid, known)).collect();
     Ok(pictures?.into_iter().flatten().collect())
@@ -51,6 +51,48 @@ fn whiten(image: &mut RgbImage, known: &[Option<u32>], grid: usize) {
     for (x, y, pixel) in image.enumerate_pixels_mut() {
         if known[cell(y, height) * grid + cell(x, width)].is_none() {
             *pixel = image::Rgb([255; 3]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tessera_kernels::Cpu;
+
+    use super::*;
+    use crate::dvae::DvaeConfig;
+
+    /// Pictures that the pool's threads decode are those of the caller's choice of instructions.
+    #[test]
+    fn pixels_have_the_callers_precision_on_every_thread() {
+        let config = DvaeConfig {
+            image_size: 16,
+            groups: 2,
+            blocks_per_group: 1,
+            n_hid: 16,
+            n_init: 16,
+            vocab: 64,
+            min_log_b: -3.0,
+        };
+        let dvae = Dvae::new(&config, 3, &Default::default());
+        let known: Vec<Vec<Option<u32>>> =
+            (0..8).map(|p| (0..64).map(|i| Some((p * 64 + i) * 7 % 64)).collect()).collect();
+        let all: Vec<Vec<RgbImage>> = Cpu::all()
+            .into_iter()
+            .map(|cpu| {
+                cpu.scope(|| {
+                    let here: Vec<RgbImage> =
+                        known.chunks(1).flat_map(|known| decoded(&dvae, 8, known).unwrap()).collect();
+                    assert_eq!(mosaics(&dvae, 8, &known).unwrap(), here, "{cpu}");
+                    here
+                })
+            })
+            .collect();
+        if Cpu::all()[0].bf16() {
+            assert!(
+                all.iter().any(|pictures| *pictures != all[0]),
+                "bf16 gives the pixels of f32, so this shows nothing"
+            );
         }
     }
 }

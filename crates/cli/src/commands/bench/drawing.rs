@@ -3,9 +3,9 @@
 use anyhow::Result;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use rayon::prelude::*;
 use tessera_data::{Purpose, item_rng, loader::uniform};
 use tessera_kernels::decode::Weights;
+use tessera_kernels::parallel::*;
 use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};
 use tessera_model::nn::{Init, Role};
 use tessera_model::prior::{Logits, Pattern, Prior, PriorConfig, Wrap};

@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tessera_kernels::decode::Weights;
+use tessera_kernels::parallel::current_num_threads;
 use tessera_kernels::{Cpu, peak_gflops};
 use tessera_model::prior::{Activations, Logits};
 
@@ -95,7 +96,7 @@ pub fn run(args: &Bench) -> Result<()> {
             if !args.json {
                 say(format_args!(
                     "{cpu}, {} threads, {:.0} GF/s at most",
-                    rayon::current_num_threads(),
+                    current_num_threads(),
                     peak_gflops(cpu)
                 ))?;
             }
@@ -157,7 +158,7 @@ fn time(name: &str, work: fn() -> Result<Work>, args: &Bench, cpu: Cpu) -> Resul
         gflops: work.gflop.map(|gflop| gflop / median),
         peak_gflops: peak_gflops(cpu),
         precision: numbers(cpu, work.weights),
-        threads: rayon::current_num_threads(),
+        threads: current_num_threads(),
         peak_rss_mib: peak_rss_mib(),
     };
     match args.json {

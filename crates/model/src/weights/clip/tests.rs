@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use burn::tensor::{Tensor, TensorData};
-use rayon::prelude::*;
 use serde::Deserialize;
+use tessera_kernels::parallel::*;
 
 use super::*;
 use crate::finite_differences::exactly;
