@@ -5,6 +5,7 @@
 //! radius is 1, so that it blurs less than it says.
 
 use image::RgbImage;
+use tessera_model::pil;
 
 /// Deviations that the filter reaches on either side; beyond lies a share of 6e-5.
 const REACH: f32 = 4.0;
@@ -14,6 +15,12 @@ const CHANNELS: usize = 3;
 /// `picture` blurred by a Gaussian with a deviation of `radius` pixels; 0 leaves it as it is.
 pub fn blur(picture: &RgbImage, radius: f32) -> RgbImage {
     if radius > 0.0 && picture.width() > 0 { spread(picture, &weights(radius)) } else { picture.clone() }
+}
+
+/// `picture` brought to `side` × `side` pixels and then blurred: a radius means the same in pictures of all sizes only then. It is
+/// resized as an Inception's pictures are, whole and with Pillow's bilinear filter.
+pub fn blur_at(picture: &RgbImage, side: u32, radius: f32) -> RgbImage {
+    blur(&pil::resize(picture, [side; 2], pil::Filter::Bilinear), radius)
 }
 
 /// The filter's middle and what follows on either side; with both sides they add up to 1.
@@ -103,6 +110,26 @@ mod tests {
             let deviation = sides(2).sqrt();
             assert!((deviation / radius - 1.0).abs() < 2e-3, "{deviation}, wanted {radius}");
         }
+    }
+
+    /// Radii are pixels of one size: a picture and the same at four times its size give the same curve.
+    #[test]
+    fn pictures_of_any_size_are_blurred_alike() {
+        let small = RgbImage::from_fn(32, 32, |x, y| {
+            Rgb([(x * 8) as u8, (y * 8) as u8, if x > y { 255 } else { 0 }])
+        });
+        let large = pil::resize(&small, [128, 128], pil::Filter::Bilinear);
+        let apart = |a: &RgbImage, b: &RgbImage| {
+            let off = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
+            off.sum::<f64>() / a.as_raw().len() as f64
+        };
+        let at = |picture: &RgbImage| blur_at(picture, 64, 4.0);
+        assert!(apart(&at(&small), &at(&large)) < 1.0, "{}", apart(&at(&small), &at(&large)));
+        // Blurred first, the large one keeps detail that the small one loses.
+        let then = |picture: &RgbImage| pil::resize(&blur(picture, 4.0), [64; 2], pil::Filter::Bilinear);
+        assert!(apart(&then(&small), &then(&large)) > 4.0, "{}", apart(&then(&small), &then(&large)));
+        assert_eq!(blur_at(&large, 128, 0.0), large);
+        assert_eq!(blur_at(&RgbImage::new(30, 20), 16, 1.0).dimensions(), (16, 16));
     }
 
     #[test]

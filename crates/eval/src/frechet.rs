@@ -22,6 +22,8 @@ const BLOCK: usize = 512;
 pub struct Gaussian {
     features: String,
     n: usize,
+    /// Of statistics that others published, and so of an unknown number of vectors.
+    published: bool,
     /// The first vector, subtracted from all, so that sums stay small.
     origin: Vec<f64>,
     sum: Vec<f64>,
@@ -37,11 +39,33 @@ impl Gaussian {
         Gaussian {
             features: features.to_string(),
             n: 0,
+            published: false,
             origin: vec![0.0; d],
             sum: vec![0.0; d],
             products: Mat::zeros(d, d),
             waiting: Vec::new(),
         }
+    }
+
+    /// Of a published mean `[D]` and covariance `[D, D]`, of an unknown number of vectors.
+    ///
+    /// # Errors
+    /// If a number is not finite, the covariance has another shape, or a variance is negative.
+    pub fn of_statistics(features: &str, mean: Vec<f64>, covariance: &[f64]) -> Result<Gaussian> {
+        let d = mean.len();
+        ensure!(covariance.len() == d * d, "a covariance of {} numbers; wanted {}", covariance.len(), d * d);
+        let all = || mean.iter().chain(covariance);
+        ensure!(all().all(|value| value.is_finite()), "a number of the statistics is not finite");
+        let covariance = MatRef::from_row_major_slice(covariance, d, d).to_owned();
+        ensure!((0..d).all(|i| covariance[(i, i)] >= 0.0), "a variance of the statistics is negative");
+        // As two vectors around the mean would have it: their sum of products is their covariance.
+        let own = Gaussian::new(features, d);
+        Ok(Gaussian { n: 2, published: true, origin: mean, products: covariance, ..own })
+    }
+
+    /// The vectors that it has seen, if they were counted.
+    pub fn counted(&self) -> Option<usize> {
+        (!self.published).then_some(self.n)
     }
 
     /// Whose features they are, to be reported beside every distance.
@@ -80,6 +104,7 @@ impl Gaussian {
     /// If they are no whole number of vectors or a feature is not finite; none of them is added then.
     pub fn push_all(&mut self, vectors: &[f32]) -> Result<()> {
         let d = self.dims();
+        ensure!(!self.published, "published statistics take no more vectors");
         check(vectors, d)?;
         for vector in vectors.chunks_exact(d) {
             if self.n == 0 {
@@ -145,10 +170,10 @@ fn add_products(products: &mut Mat<f64>, x: &[f64]) {
 pub fn fid(real: &Gaussian, fake: &Gaussian) -> Result<Report> {
     let least = real.dims() + 1;
     ensure!(
-        real.n >= least && fake.n >= least,
-        "{} real and {} drawn pictures for a FID; wanted at least {least} of each, since it is refused below one more than \
+        (real.published || real.n >= least) && fake.n >= least,
+        "{} and {} drawn pictures for a FID; wanted at least {least} of each, since it is refused below one more than \
          its {} features; `tessera eval kid` does with fewer",
-        real.n,
+        real.counted().map_or("published statistics".into(), |n| format!("{n} real")),
         fake.n,
         real.dims()
     );

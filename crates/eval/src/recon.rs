@@ -1,4 +1,4 @@
-//! Reconstruction quality of a dVAE (paper §2.1, §A.2): PSNR, hard ELBO, and how much of the codebook is in use.
+//! Reconstruction quality of a dVAE (paper §2.1, §A.2): PSNR, likelihood and KL, and how much of the codebook is in use.
 
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -20,8 +20,9 @@ pub struct Recon {
     pub psnr_db: f64,
     /// Standard error of `psnr_db`.
     pub psnr_db_se: f64,
-    /// Evidence lower bound at β = 1 in nats per pixel value: −(nll + KL / values per token); higher is better.
-    pub elbo_nats_per_value: f64,
+    /// −(nll + KL / values per token) in nats per pixel value, higher is better: the evidence lower bound at β = 1 with the argmax
+    /// tokens in place of samples of the posterior. So it is no bound; [`relaxation_gap`] has the one of sampled tokens.
+    pub argmax_objective_nats_per_value: f64,
     /// Mean negative log-likelihood of a pixel value in nats.
     pub nll_nats_per_value: f64,
     /// Mean KL of a token's posterior to the uniform categorical in nats.
@@ -64,7 +65,7 @@ pub fn recon(
         pictures: pictures.len(),
         psnr_db,
         psnr_db_se,
-        elbo_nats_per_value: -(nll + kl / config.values_per_token() as f64),
+        argmax_objective_nats_per_value: -(nll + kl / config.values_per_token() as f64),
         nll_nats_per_value: nll,
         kl_nats_per_token: kl,
         codes_used: counts.iter().filter(|&&count| count > 0).count(),

@@ -16,7 +16,7 @@ use crate::features::Features;
 use crate::plot::{Frame, XAxis, line_plots};
 use crate::store::Store;
 use crate::vectors::Vectors;
-use crate::{Report, clip_score, fid, kid};
+use crate::{Gaussian, Protocol, Report, clip_score, fid, kid};
 
 /// The figures of one number of candidates.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -27,8 +27,17 @@ pub struct CurvePoint {
     pub figures: Vec<Report>,
 }
 
+/// The pictures that drawings are compared with.
+#[derive(Debug)]
+pub struct Real {
+    /// Their mean and covariance, for FID.
+    pub gaussian: Gaussian,
+    /// Their features, for KID; absent if only statistics are at hand.
+    pub vectors: Option<Vectors>,
+}
+
 /// Measures the drawings of `captions` in `drawings` (of [`draw_each`](crate::draw_each)) for each of `ks`: how well they fit by `judge`, and
-/// their distances from `real` by the `network` that has looked at it.
+/// their distances from `real`, which the network of the `protocol` has looked at.
 ///
 /// # Errors
 /// If drawings are missing, or another network looked at `real`.
@@ -36,8 +45,8 @@ pub fn rerank_curve(
     drawings: &Path,
     ks: &[usize],
     captions: &[String],
-    real: &Store,
-    network: &dyn Features,
+    real: &Real,
+    protocol: Protocol,
     judge: &Reranker,
 ) -> Result<Vec<CurvePoint>> {
     let judging = Embedding::new::<&str>(judge, &[])?;
@@ -48,7 +57,6 @@ pub fn rerank_curve(
         store.see(network, pictures_in(folder, captions.len()), |_| ())?;
         Ok(store)
     };
-    let (gaussian, vectors) = (real.gaussian()?, real.vectors()?);
     let mut first: Option<Vec<f64>> = None;
     let mut curve = Vec::new();
     for &k in ks {
@@ -58,11 +66,13 @@ pub fn rerank_curve(
         let first = first.get_or_insert_with(|| scores.clone());
         let mut figures = vec![Report { name: "score by the judge".into(), ..clip_score(&judged, &texts)? }];
         figures.extend(preferred(&scores, first, texts.features()));
-        let seen = see(&folder, network)?;
-        figures.extend(seen.inception_score()?);
-        figures.push(kid(&vectors, &seen.vectors()?, &mut ChaCha8Rng::seed_from_u64(0))?);
+        let seen = see(&folder, protocol.distance()?)?;
+        figures.extend(protocol.inception_score(&seen, |network| see(&folder, network))?);
+        if let Some(vectors) = &real.vectors {
+            figures.push(kid(vectors, &seen.vectors()?, &mut ChaCha8Rng::seed_from_u64(0))?);
+        }
         // Too few drawings have no FID, and the others are figures all the same.
-        figures.extend(fid(&gaussian, &seen.gaussian()?).ok());
+        figures.extend(fid(&real.gaussian, &protocol.gaussian(&seen)?).ok());
         curve.push(CurvePoint { best_of: k, figures });
     }
     Ok(curve)

@@ -141,8 +141,17 @@ impl Store {
 
     /// Mean and covariance of the features.
     pub fn gaussian(&self) -> Result<Gaussian> {
-        let mut gaussian = Gaussian::new(&self.header.network, self.header.dims);
-        self.read(|seen| gaussian.push_all(&seen.features))?;
+        self.gaussian_of(self.len)
+    }
+
+    /// Mean and covariance of the features of the first `n` pictures.
+    pub fn gaussian_of(&self, n: usize) -> Result<Gaussian> {
+        let d = self.header.dims;
+        let mut gaussian = Gaussian::new(&self.header.network, d);
+        self.read(|seen| {
+            let wanted = d * (n - gaussian.len());
+            gaussian.push_all(&seen.features[..wanted.min(seen.features.len())])
+        })?;
         Ok(gaussian)
     }
 
@@ -262,5 +271,21 @@ mod tests {
         let gaussian = store.gaussian().unwrap();
         assert!(crate::frechet_distance(&gaussian, &gaussian).unwrap().abs() < 1e-6);
         assert_eq!((store.vectors().unwrap().len(), store.network()), (100, "an eye"));
+    }
+
+    #[test]
+    fn dm_gan_leaves_out_what_fills_no_batch_of_64() {
+        let seen = |n: u8| {
+            let mut store = Store::open(None, "a", &eye()).unwrap();
+            store.see(&eye(), pictures(0..n), |_| ()).unwrap();
+            store
+        };
+        let (whole, cut) = (seen(200), seen(192));
+        let own = crate::DmGan::new(Vec::new()).unwrap();
+        let distance = |store: &Store, protocol: crate::Protocol| {
+            crate::frechet_distance(&protocol.gaussian(store).unwrap(), &cut.gaussian().unwrap()).unwrap()
+        };
+        assert!(distance(&whole, crate::Protocol::DmGan(&own)).abs() < 1e-6);
+        assert!(distance(&whole, crate::Protocol::One(&eye())) > 1.0);
     }
 }

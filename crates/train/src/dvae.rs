@@ -172,7 +172,7 @@ impl Task for DvaeTask<'_> {
                 gap.relaxed_elbo_nats_per_value - gap.sampled_elbo_nats_per_value,
             ),
             ("psnr_db", recon.psnr_db),
-            ("elbo_nats_per_value", recon.elbo_nats_per_value),
+            ("argmax_objective_nats_per_value", recon.argmax_objective_nats_per_value),
             ("kl_nats_per_token", recon.kl_nats_per_token),
             ("codes_used", recon.codes_used as f64),
             ("perplexity", recon.perplexity),

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use rayon::prelude::*;
 use tessera_container::{Origin, hash};
 use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, Split, atomic, augment, item_rng};
 use tessera_eval::{LabelledCodes, Subject};
+use tessera_kernels::parallel::*;
 use tessera_model::dvae::{Dvae, DvaeConfig};
 use tessera_text::{Bpe, normalise};
 

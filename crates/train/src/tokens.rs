@@ -6,9 +6,9 @@
 use anyhow::{Context, Result, ensure};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
-use rayon::prelude::*;
 use tessera_data::loader::{below, chance, uniform};
 use tessera_data::{Augment, CodeSet, Purpose, Sample, augment, item_rng};
+use tessera_kernels::parallel::*;
 use tessera_model::dvae::{Dvae, DvaeConfig};
 
 use crate::encode::codes_of;

@@ -8,7 +8,7 @@ use super::{Numbers, Sampling, input, output};
 
 #[derive(Subcommand)]
 pub enum Eval {
-    /// Reconstructions of held-out pictures: PSNR, ELBO, codebook usage.
+    /// Reconstructions of held-out pictures: PSNR, likelihood, codebook usage.
     Recon(EvalArgs),
     /// How much the words matter: the image loss under the true and other captions.
     Conditioning(EvalArgs),
@@ -64,6 +64,9 @@ pub enum Eval {
         /// Standard deviations of the blur in pixels.
         #[arg(long, value_delimiter = ',', default_values_t = [0.0, 1.0, 2.0, 4.0, 8.0])]
         radii: Vec<f32>,
+        /// Height and width that all pictures are brought to before they are blurred.
+        #[arg(long, value_name = "PIXELS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=4096))]
+        size: u32,
         /// The plot.
         #[arg(long, default_value = "blur.svg", value_parser = output())]
         out: PathBuf,
@@ -92,23 +95,29 @@ pub enum Eval {
         data: PathBuf,
         #[command(flatten)]
         drawn: Drawn,
+        #[command(flatten)]
+        sampling: Sampling,
         /// The plot.
         #[arg(long, default_value = "rerank-curve.svg", value_parser = output())]
         out: PathBuf,
     },
-    /// Drawings of MS-COCO's captions, as the paper is measured.
+    /// Drawings of MS-COCO's captions, sampled and measured as in the paper unless flags say otherwise.
     Coco {
         /// Folder with captions_val2014.json (or annotations/…) and the pictures in val2014/.
         dir: PathBuf,
         #[command(flatten)]
         drawn: Drawn,
+        #[command(flatten)]
+        sampling: PaperSampling,
     },
-    /// Drawings of the captions of CUB-200-2011's test pictures.
+    /// Drawings of the captions of CUB-200-2011's test pictures, sampled as in the paper unless flags say otherwise.
     Cub {
         /// Folder with images.txt, train_test_split.txt, images/ and the captions in text/ or text_c10/.
         dir: PathBuf,
         #[command(flatten)]
         drawn: Drawn,
+        #[command(flatten)]
+        sampling: PaperSampling,
     },
     /// Comparisons by people (the paper's figure 7).
     #[command(subcommand)]
@@ -120,6 +129,8 @@ pub enum Eval {
         data: PathBuf,
         #[command(flatten)]
         drawn: Drawn,
+        #[command(flatten)]
+        sampling: Sampling,
         /// The page.
         #[arg(long, default_value = "report.html", value_parser = output())]
         out: PathBuf,
@@ -147,15 +158,26 @@ pub enum Resizing {
     TorchFidelity,
 }
 
+/// Whose code FID and IS are to be comparable with.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Protocol {
+    /// DM-GAN's, which the paper's figures are by: FID by torchvision's Inception, IS by that of 2015.
+    DmGan,
+}
+
 /// Which network looks at pictures.
 #[derive(ClapArgs)]
 pub struct Network {
     /// Weights of an Inception v3: those of 2015 that FID is usually measured by, or torchvision's, as in the paper.
+    /// With --protocol it may be given twice.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["rerank", "classes"], value_parser = input())]
-    pub inception: Option<PathBuf>,
+    pub inception: Vec<PathBuf>,
     /// How pictures are resized for the weights of 2015; torchvision's have a way of their own.
     #[arg(long, value_enum, default_value_t = Resizing::PytorchFid, requires = "inception")]
     pub resize: Resizing,
+    /// Measure FID and IS as another's code does.
+    #[arg(long, value_enum, requires = "inception", conflicts_with = "resize")]
+    pub protocol: Option<Protocol>,
     /// A model file whose contrastive model looks; that of the embedded model if no network is named.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub rerank: Option<PathBuf>,
@@ -175,7 +197,7 @@ pub struct Network {
 
 #[derive(ClapArgs)]
 pub struct Pair {
-    /// A folder of real pictures, or a data set.
+    /// A folder of real pictures, or a data set; for `fid` also a .npz file of statistics.
     pub real: PathBuf,
     /// A folder of pictures to measure, or a data set.
     pub fake: PathBuf,
@@ -201,19 +223,40 @@ pub struct Drawn {
     /// A model file whose contrastive model judges. It must be another than the one that ranks, which would praise itself.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub judge: PathBuf,
-    /// Weights of an Inception v3 for FID, KID and IS; the judge's own features if absent.
+    /// Weights of an Inception v3 for FID, KID and IS; the judge's own features if absent. With --protocol it may be given twice.
     #[arg(long, value_name = "FILE", value_parser = input())]
-    pub inception: Option<PathBuf>,
+    pub inception: Vec<PathBuf>,
     /// How pictures are resized for the weights of 2015; torchvision's have a way of their own.
     #[arg(long, value_enum, default_value_t = Resizing::PytorchFid, requires = "inception")]
     pub resize: Resizing,
+    /// Measure FID and IS as another's code does.
+    #[arg(long, value_enum, requires = "inception", conflicts_with = "resize")]
+    pub protocol: Option<Protocol>,
+    /// Statistics of the real pictures' features for FID, `mu` and `sigma` as pytorch-fid and DM-GAN's code save them.
+    #[arg(long, value_name = "FILE.npz", requires = "inception", value_parser = input())]
+    pub reference: Option<PathBuf>,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    #[command(flatten)]
-    pub sampling: Sampling,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// How tokens are picked: each from the model's whole distribution, as in the paper, unless told otherwise.
+#[derive(ClapArgs)]
+pub struct PaperSampling {
+    /// 1 is the model's own distribution, less is safer, 0 the likeliest tokens.
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    pub temperature: f64,
+    /// Choose among the K likeliest tokens only.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Choose among the likeliest tokens that hold this probability only.
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// How strongly to follow the words; 1 is the model's own distribution.
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    pub guidance: f64,
 }
 
 #[derive(Subcommand)]

@@ -12,7 +12,7 @@ use tessera_data::Share;
 use tessera_kernels::Precision;
 
 pub use draw::{Draw, PicturePrompt, Sampling};
-pub use eval::{Drawn, Eval, EvalArgs, Human, Network, Pair, Resizing};
+pub use eval::{Drawn, Eval, EvalArgs, Human, Network, Pair, PaperSampling, Protocol, Resizing};
 pub use serve::{Log, Serve};
 
 /// The name of a file to read: `-` is standard input.

@@ -81,6 +81,18 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
     }
     let error = mistake(dir.path(), &["eval", "fid", &train, &train, "--inception", "none.pth"]);
     assert!(error.contains("none.pth: there is no such file; download https://"), "{error}");
+    for (what, wanted) in [
+        (&["kid", &train, &train, "--protocol", "dm-gan"][..], "--protocol says how FID and IS are measured"),
+        (&["fid", &train, &train, "--inception", "two.pth"], "2 files of --inception; wanted one"),
+        (&["blur", "real.npz", &train, "--protocol", "dm-gan"], "statistics cannot be blurred"),
+        (&["fid", &train, &train, "--protocol", "dm-gan"], "none.pth: there is no such file"),
+    ] {
+        let error = mistake(dir.path(), &[&["eval"], what, &["--inception", "none.pth"]].concat());
+        assert!(error.contains(wanted), "{what:?}: {error}");
+    }
+    let statistics = Path::new(&fixture()).join("../eval/statistics.npz");
+    let error = mistake(dir.path(), &[&["eval", "fid", arg(&statistics), &train], &rerank[..]].concat());
+    assert!(error.contains("statistics.npz, mu: shape [2]; wanted [32]"), "{error}");
     fs::write(dir.path().join("other.pth"), fs::read(&reranker).unwrap()).unwrap();
     let error = mistake(dir.path(), &["eval", "fid", &train, &train, "--inception", "other.pth"]);
     assert!(error.contains("other.pth: no file of PyTorch"), "{error}");
@@ -120,14 +132,58 @@ fn scores_retrieval_blur_and_overlap_are_measured() {
     assert_eq!(measure(dir.path(), &["retrieval", "--data", &fixture()]).len(), 6);
     let figures = measure(dir.path(), &["blur", &train, &own, "--radii", "0,2", "--out", "blur.svg"]);
     let plain = value(&measure(dir.path(), &["fid", &train, &own])[0]);
-    assert_eq!((figures.len(), value(&figures[0])), (2, plain), "a radius of 0 is no blur");
+    let names: Vec<&str> = figures.iter().map(|figure| figure["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["FID, at 256 pixels blurred by 0", "FID, at 256 pixels blurred by 2"]);
+    assert!((value(&figures[0]) / plain - 1.0).abs() < 0.2, "a radius of 0 is no blur: {figures:?}, {plain}");
+    let small =
+        measure(dir.path(), &["blur", &train, &own, "--radii", "2", "--size", "24", "--out", "blur.svg"]);
+    assert_ne!(value(&small[0]), value(&figures[1]), "pixels of another size");
     assert!(fs::read_to_string(dir.path().join("blur.svg")).unwrap().ends_with("</svg>\n"));
-    let overlap =
-        ["overlap", "--data", &fixture(), "--threshold", "2", "--fake", &own, "--out", "overlap.png"];
-    let figures = measure(dir.path(), &overlap);
-    assert_eq!((figures.len(), value(&figures[0])), (3, 0.0));
-    assert_eq!(value(&figures[1]), value(&figures[2]), "without overlaps nothing is left out");
-    assert!(picture(dir.path(), "overlap.png").width() > 100);
+}
+
+/// A data set whose held-out part is the fixture's two splits, of which training has seen the held-out one.
+fn overlapping(dir: &Path) -> String {
+    let set = dir.join("set");
+    for (from, to) in [("val", "train/00000"), ("val", "val/00000"), ("train", "val/00001")] {
+        let to = set.join(to).with_extension("tar");
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(Path::new(&fixture()).join(from).join("00000.tar"), to).unwrap();
+    }
+    arg(&set).to_string()
+}
+
+#[test]
+fn distances_are_measured_with_and_without_pictures_that_training_has_seen() {
+    let dir = folder();
+    let (own, set) = (arg(&pictures(dir.path())).to_string(), overlapping(dir.path()));
+    let overlap = |threshold: &str| {
+        let what = ["overlap", "--data", &set, "--threshold", threshold, "--fake", &own, "--out", "o.png"];
+        measure(dir.path(), &what)
+    };
+    let figures = overlap("0.999999");
+    let names: Vec<&str> = figures.iter().map(|figure| figure["name"].as_str().unwrap()).collect();
+    assert_eq!(names[0], "overlaps, cosine ≥ 0.999999");
+    for (name, wanted) in names[1..].iter().zip(["FID, all", "KID, ", "FID, without overlaps", "KID, "]) {
+        assert!(name.starts_with(wanted), "{names:?}");
+    }
+    assert!(names[2].ends_with(", all") && names[4].ends_with(", without overlaps"), "{names:?}");
+    assert!((value(&figures[0]) - 100.0 * 16.0 / 216.0).abs() < 1e-6, "16 of 216 are seen: {figures:?}");
+    // What is left is the fixture's training split, and everything is all of the held-out part.
+    for (at, real) in [(1, format!("{set}/val")), (3, split("train"))] {
+        for (at, what) in [(at, "fid"), (at + 1, "kid")] {
+            let wanted = value(&measure(dir.path(), &[what, &real, &own])[0]);
+            let got = value(&figures[at]);
+            assert!((got / wanted - 1.0).abs() < 1e-6, "{}: {got}, wanted {wanted}", names[at]);
+        }
+    }
+    assert_ne!(value(&figures[1]), value(&figures[3]));
+    let figures = overlap("2");
+    assert_eq!((value(&figures[0]), value(&figures[1])), (0.0, value(&figures[3])), "nothing overlaps");
+    assert!(picture(dir.path(), "o.png").width() > 100);
+    let all = ["eval", "overlap", "--data", &set, "--threshold=-1", "--fake", &own];
+    let rerank = ["--rerank", &pipeline().reranker()];
+    let error = mistake(dir.path(), &[&all[..], &rerank].concat());
+    assert!(error.contains("0 held-out pictures are left; wanted at least 2: raise --threshold"), "{error}");
 }
 
 /// The pipeline's model with its reranker, and another reranker to judge.
@@ -199,17 +255,71 @@ fn captions_of_coco_are_drawn_and_measured() {
     let images: Vec<String> = (0..3).map(|i| format!(r#"{{"id":{i},"file_name":"{i}.png"}}"#)).collect();
     let text = format!(r#"{{"images":[{}],"annotations":[{}]}}"#, images.join(","), captions.join(","));
     fs::write(dir.path().join("coco/captions_val2014.json"), text).unwrap();
-    let coco = ["eval", "coco", "coco", "--drawings", "drawings", "--captions", "2", "--of", "2", "--json"];
+    let coco = ["eval", "coco", "coco", "--captions", "2"];
     let models = ["--model", "model.safetensors", "--judge", "judge/rerank.tessera.safetensors"];
-    let said = succeed(dir.path(), &[&coco[..], &models].concat());
-    let points: Vec<Value> = serde_json::from_str(&said.stdout).unwrap();
-    assert_eq!((points.len(), &points[0]["best_of"]), (1, &2.into()));
+    let run = |flags: &[&str]| succeed(dir.path(), &[&coco[..], &models, flags].concat()).stdout;
+    // Unless told otherwise the best of 512, each token from the model's whole distribution.
+    let points: Vec<Value> = serde_json::from_str(&run(&["--drawings", "drawings", "--json"])).unwrap();
+    assert_eq!((points.len(), &points[0]["best_of"]), (1, &512.into()));
+    let paper = serde_json::json!({"temperature": 1.0, "top_k": null, "top_p": null, "guidance": 1.0});
+    assert_eq!(points[0]["sampling"], paper);
+    let drawn = fs::read_to_string(dir.path().join("drawings/drawn.json")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&drawn).unwrap()["sampling"], paper);
     assert_eq!(
-        entries(&dir.path().join("drawings/best-of-002")),
+        entries(&dir.path().join("drawings/best-of-512")),
         ["00000.png", "00000.txt", "00001.png", "00001.txt"]
     );
-    let error = mistake(dir.path(), &[&["eval", "cub", "coco", "--drawings", "x"], &models[..]].concat());
-    assert!(error.contains("no images.txt in coco"), "{error}");
+    let said = run(&["--drawings", "drawings"]);
+    assert!(
+        said.starts_with("sampled as in the paper: temperature 1, all tokens, no guidance\nbest of 512\n"),
+        "{said}"
+    );
+    let said = run(&["--drawings", "others", "--of", "2", "--top-p", "0.5", "--temperature", "0.9"]);
+    assert!(said.starts_with("sampled at temperature 0.9, top-p 0.5\nbest of 2\n"), "{said}");
+    for protocol in [&["--protocol", "dm-gan"][..], &[]] {
+        let missing = ["--drawings", "x", "--inception", "none.pth"];
+        let error = mistake(dir.path(), &[&coco[..], &models, &missing, protocol].concat());
+        assert!(error.contains("none.pth: there is no such file; download"), "{error}");
+        assert!(!dir.path().join("x").exists(), "nothing is drawn that cannot be measured");
+    }
+}
+
+#[test]
+fn captions_of_cub_are_drawn_and_measured() {
+    let dir = folder();
+    ranking_and_judging(dir.path());
+    let cub = dir.path().join("cub");
+    let write = |name: &str, text: &str| {
+        let file = cub.join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    };
+    write("images.txt", "1 001.Tern/a.png\n2 001.Tern/b.png\n3 002.Wren/c.png\n");
+    write("train_test_split.txt", "1 1\n2 0\n3 0\n");
+    write("text/001.Tern/a.txt", "a bird of training\n");
+    write("text/001.Tern/b.txt", "a white bird\na small bird\n");
+    write("text/002.Wren/c.txt", "a brown bird\n");
+    for (name, shade) in [("001.Tern/a", 10), ("001.Tern/b", 90), ("002.Wren/c", 200)] {
+        let file = cub.join("images").join(name).with_extension("png");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        image::RgbImage::from_pixel(30, 20, image::Rgb([shade; 3])).save(file).unwrap();
+    }
+    let cub = ["eval", "cub", "cub", "--drawings", "drawings", "--of", "2", "--json"];
+    let models = ["--model", "model.safetensors", "--judge", "judge/rerank.tessera.safetensors"];
+    let said = succeed(dir.path(), &[&cub[..], &models].concat());
+    let points: Vec<Value> = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!(
+        (points.len(), &points[0]["best_of"], &points[0]["sampling"]["guidance"]),
+        (1, &2.into(), &1.0.into())
+    );
+    let figures = points[0]["figures"].as_array().unwrap();
+    assert!(figures.iter().all(|figure| figure["n"] == 3 && value(figure).is_finite()), "{figures:?}");
+    let captions = (0..3)
+        .map(|i| fs::read_to_string(dir.path().join(format!("drawings/best-of-002/{i:05}.txt"))).unwrap());
+    assert_eq!(captions.collect::<Vec<_>>(), ["a white bird", "a small bird", "a brown bird"]);
+    fs::remove_file(dir.path().join("cub/images.txt")).unwrap();
+    let error = mistake(dir.path(), &[&cub[..], &models].concat());
+    assert!(error.contains("no images.txt in cub"), "{error}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
-use rayon::prelude::*;
+use tessera_model::parallel::*;
 use tessera_model::weights::{HostTensor, read_torch_file};
 
 pub use self::resize::Convention;
@@ -43,6 +43,8 @@ pub enum Resize {
     PytorchFid,
     /// As torch-fidelity, which follows TensorFlow 1.
     TorchFidelity,
+    /// As DM-GAN's code, which resizes with Pillow before the graph of 2015 and before torchvision's.
+    DmGan,
 }
 
 /// Whose weights a file holds.
@@ -60,6 +62,9 @@ impl Kind {
         match weights.shape("fc.weight") {
             Some([1008, DIMS]) => Ok(Kind::Tf2015),
             Some([1000, DIMS]) => Ok(Kind::Torchvision),
+            Some([classes @ (50 | 51), _]) => bail!(
+                "fc.weight has {classes} classes: StackGAN's Inception, fine-tuned on birds, is not supported"
+            ),
             Some(shape) => bail!(
                 "fc.weight has shape {shape:?}; wanted [1008, {DIMS}] (the weights of 2015) or [1000, {DIMS}] (torchvision's)"
             ),
@@ -78,7 +83,8 @@ impl Kind {
         match (self, resize) {
             (Kind::Tf2015, Resize::PytorchFid) => Ok(Convention::PytorchFid),
             (Kind::Tf2015, Resize::TorchFidelity) => Ok(Convention::TorchFidelity),
-            (Kind::Torchvision, Resize::PytorchFid) => Ok(Convention::Torchvision),
+            (Kind::Tf2015, Resize::DmGan) => Ok(Convention::DmGanScore),
+            (Kind::Torchvision, Resize::PytorchFid | Resize::DmGan) => Ok(Convention::Torchvision),
             (Kind::Torchvision, Resize::TorchFidelity) => {
                 bail!("torch-fidelity's resizing belongs to the weights of 2015; these are torchvision's")
             }
@@ -172,6 +178,7 @@ impl Features for Inception {
         let (weights, resized) = match self.convention {
             Convention::PytorchFid => ("Inception v3 of 2015-12-05", "pytorch-fid"),
             Convention::TorchFidelity => ("Inception v3 of 2015-12-05", "torch-fidelity"),
+            Convention::DmGanScore => ("Inception v3 of 2015-12-05", "DM-GAN's code"),
             Convention::Torchvision => ("torchvision's Inception v3", "DM-GAN's code"),
         };
         format!("{weights}, pool 3, resized as by {resized}")

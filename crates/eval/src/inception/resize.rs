@@ -15,7 +15,9 @@ pub enum Convention {
     PytorchFid,
     /// torch-fidelity's, which is TensorFlow 1's: the same by the corners; `(x - 128) / 128` of bytes.
     TorchFidelity,
-    /// That of DM-GAN's code, which the paper's figures are by (§3): Pillow's, then ImageNet's means and deviations put
+    /// That of DM-GAN's code for the graph of 2015, which gives the paper's IS: Pillow's, then `(x - 128) / 128` of bytes.
+    DmGanScore,
+    /// That of DM-GAN's code for torchvision's network, which the paper's FIDs are by (§3): Pillow's, then ImageNet's means and deviations put
     /// in where they should have been taken out.
     Torchvision,
 }
@@ -31,15 +33,20 @@ pub fn prepare(picture: &RgbImage, convention: Convention) -> Vec<f32> {
             between(picture, centres, |byte| f32::from(byte) / 255.0, |value| 2.0 * value - 1.0)
         }
         Convention::TorchFidelity => between(picture, corners, f32::from, |value| (value - 128.0) / 128.0),
-        Convention::Torchvision => {
-            let bytes = pil::resize(picture, [SIDE as u32; 2], pil::Filter::Bilinear).into_raw();
-            let colour = |c: usize| {
-                let [scale, shift] = [DEVIATION[c] / 0.5, (MEAN[c] - 0.5) / 0.5];
-                bytes[c..].iter().step_by(3).map(move |&byte| f32::from(byte) / 255.0 * scale + shift)
-            };
-            (0..3).flat_map(colour).collect()
-        }
+        Convention::DmGanScore => pillow(picture, |byte, _| (f32::from(byte) - 128.0) / 128.0),
+        Convention::Torchvision => pillow(picture, |byte, c| {
+            let [scale, shift] = [DEVIATION[c] / 0.5, (MEAN[c] - 0.5) / 0.5];
+            f32::from(byte) / 255.0 * scale + shift
+        }),
     }
+}
+
+/// `after` the bytes that Pillow makes, each with its colour.
+fn pillow(picture: &RgbImage, after: impl Fn(u8, usize) -> f32) -> Vec<f32> {
+    let bytes = pil::resize(picture, [SIDE as u32; 2], pil::Filter::Bilinear).into_raw();
+    (0..3)
+        .flat_map(|c| bytes[c..].iter().step_by(3).map(|&byte| after(byte, c)).collect::<Vec<f32>>())
+        .collect()
 }
 
 /// The two pixels of a line that a new one lies between, and how near it is to the second.

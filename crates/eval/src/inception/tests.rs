@@ -8,7 +8,7 @@ use image::{GenericImageView, RgbImage};
 use safetensors::SafeTensors;
 
 use super::*;
-use crate::{Gaussian, frechet_distance};
+use crate::{DmGan, Gaussian, InceptionScore, Protocol, Store, frechet_distance};
 
 const CONVENTIONS: [(&str, Kind, Resize); 3] = [
     ("pytorch_fid", Kind::Tf2015, Resize::PytorchFid),
@@ -116,6 +116,55 @@ fn pictures_are_prepared_as_by_each_of_three_conventions() {
     }
 }
 
+/// Pillow's bytes, which torchvision's convention has scaled, as the graph of 2015 scales them itself.
+#[test]
+fn dm_gan_prepares_pictures_for_its_score_with_pillow() {
+    for picture in few() {
+        let scaled = prepare(&picture, Convention::Torchvision);
+        let wanted = scaled.chunks(SIDE * SIDE).zip([(0.458, -0.03), (0.448, -0.088), (0.45, -0.188)]);
+        let wanted = wanted.flat_map(|(values, (scale, shift))| {
+            values.iter().map(move |value| ((value - shift) / scale * 255.0).round() / 128.0 - 1.0)
+        });
+        assert!(prepare(&picture, Convention::DmGanScore).into_iter().eq(wanted));
+    }
+    let same = &few()[4]; // needs no resizing
+    assert_eq!(prepare(same, Convention::DmGanScore), prepare(same, Convention::TorchFidelity));
+}
+
+#[test]
+fn dm_gan_has_torchvisions_network_for_fid_and_that_of_2015_for_is() {
+    let [fid, score] = [Kind::Torchvision, Kind::Tf2015].map(|kind| move || network(kind, Resize::DmGan));
+    let both = DmGan::new(vec![score(), fid()]).unwrap();
+    assert_eq!([both.distance(), both.score()].map(|network| network.unwrap().classes()), [1000, 1008]);
+    let protocol = Protocol::DmGan(&both);
+    assert!(protocol.ensure_enough(2048).unwrap_err().to_string().contains("at least 2112"));
+    protocol.ensure_enough(2112).unwrap();
+    let mut store = Store::open(None, "", protocol.distance().unwrap()).unwrap();
+    let pictures = || tiles().into_iter().take(10).map(Ok);
+    store.see(protocol.distance().unwrap(), pictures(), |_| ()).unwrap();
+    let look = |network: &dyn Features| {
+        let mut store = Store::open(None, "", network)?;
+        store.see(network, pictures(), |_| ())?;
+        Ok(store)
+    };
+    let report = protocol.inception_score(&store, look).unwrap().unwrap();
+    assert!(
+        report.features.contains("2015-12-05") && report.features.contains("DM-GAN"),
+        "{}",
+        report.features
+    );
+    assert!(report.plus_minus.is_some(), "ten splits");
+    assert!(both.without_birds().unwrap_err().to_string().contains("birds_valid299"));
+
+    let error = |networks| DmGan::new(networks).unwrap_err().to_string();
+    assert!(error(vec![fid(), fid()]).contains("the same weights twice"));
+    assert!(error(vec![network(Kind::Tf2015, Resize::PytorchFid)]).contains("not a network of DM-GAN's"));
+    let none = DmGan::new(Vec::new()).unwrap();
+    assert!(none.distance().unwrap_err().to_string().contains(TORCHVISION_URL));
+    assert!(none.score().unwrap_err().to_string().contains(TF_2015_URL));
+    none.without_birds().unwrap();
+}
+
 /// The greatest difference, as a share of the greatest number.
 fn off(got: &[f32], wanted: &[f64]) -> f64 {
     assert_eq!(got.len(), wanted.len());
@@ -167,26 +216,13 @@ fn distances_between_sets_are_those_of_pytorch_fid() {
     near("the distance", frechet_distance(&sets[0], &sets[1]).unwrap(), golden("fid")[0]);
 }
 
-/// `exp(E KL(p(y|x) ‖ p(y)))`
-fn inception_score(logits: &[f32], classes: usize) -> f64 {
-    let softmax = |logits: &[f32]| {
-        let most = logits.iter().copied().fold(f32::MIN, f32::max);
-        let exps: Vec<f64> = logits.iter().map(|logit| f64::from(logit - most).exp()).collect();
-        let sum: f64 = exps.iter().sum();
-        exps.into_iter().map(|exp| exp / sum).collect::<Vec<f64>>()
-    };
-    let p: Vec<Vec<f64>> = logits.chunks(classes).map(softmax).collect();
-    let share = |c: usize| p.iter().map(|p| p[c]).sum::<f64>() / p.len() as f64;
-    let all: Vec<f64> = (0..classes).map(share).collect();
-    let divergence = |p: &Vec<f64>| p.iter().zip(&all).map(|(p, all)| p * (p / all).ln()).sum::<f64>();
-    (p.iter().map(divergence).sum::<f64>() / p.len() as f64).exp()
-}
-
 /// By its logarithm: the score of a network that has learnt nothing is close to 1.
 #[test]
 fn the_inception_score_is_that_of_torch_fidelity() {
     let seen = network(Kind::Tf2015, Resize::TorchFidelity).see(&tiles()).unwrap();
-    near("its logarithm", inception_score(&seen.logits, 1008).ln(), golden("inception_score")[0].ln());
+    let mut score = InceptionScore::new("", 16, 1008, 1).unwrap();
+    score.push_all(&seen.logits).unwrap();
+    near("its logarithm", score.report().unwrap().value.ln(), golden("inception_score")[0].ln());
 }
 
 fn wide(values: &[f32]) -> Vec<f64> {
@@ -226,9 +262,14 @@ fn weights_of_another_network_are_refused() {
     let at = |weights: &[HostTensor], name: &str| weights.iter().position(|w| w.name == name).unwrap();
     let few_classes = error(|weights| {
         let i = at(weights, "fc.weight");
-        weights[i] = formula("fc.weight", &[50, DIMS]);
+        weights[i] = formula("fc.weight", &[52, DIMS]);
     });
-    assert!(few_classes.contains("[50, 2048]; wanted [1008, 2048]"), "{few_classes}");
+    assert!(few_classes.contains("[52, 2048]; wanted [1008, 2048]"), "{few_classes}");
+    let birds = error(|weights| {
+        let i = at(weights, "fc.weight");
+        weights[i] = formula("fc.weight", &[51, DIMS]);
+    });
+    assert!(birds.contains("51 classes") && birds.contains("birds, is not supported"), "{birds}");
     let no_classes = error(|weights| weights.retain(|w| !w.name.starts_with("fc.")));
     assert!(no_classes.contains("fc.weight is missing"), "{no_classes}");
     let narrow = error(|weights| {

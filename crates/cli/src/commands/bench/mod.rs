@@ -129,7 +129,7 @@ fn each<'a>(works: impl Iterator<Item = &'a str>, args: &Bench) -> Result<()> {
         };
         let mut command = Command::new(&program);
         command.args(["bench", work, "--precision", precision, "--rounds", &args.rounds.to_string()]);
-        command.args(["--threads", &rayon::current_num_threads().to_string()]);
+        command.args(["--threads", &current_num_threads().to_string()]);
         command.args(args.json.then_some("--json"));
         let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
         ensure!(status.success(), "the work {work} failed");

@@ -6,15 +6,18 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use tessera_data::sources::{COCO_CAPTIONS, Described, coco_captions, cub_captions};
 use tessera_data::{Dataset, atomic, evenly, picture};
-use tessera_eval::{CurvePoint, Draws, Embedding, Features, Store, draw_each, plot_curve, rerank_curve};
-use tessera_model::Tessera;
+use tessera_eval::{
+    CurvePoint, Draws, Embedding, Features, Protocol, Real, Store, draw_each, plot_curve, read_statistics,
+    rerank_curve,
+};
 use tessera_model::rerank::Reranker;
+use tessera_model::{Sampling, Tessera};
 
-use super::sets::{inception, reranker};
-use crate::args::Drawn;
-use crate::commands::draw::meant;
+use super::protocol::{dm_gan, inception, reranker};
+use crate::args::{self, Drawn};
 use crate::commands::output::{Content, Outputs};
 use crate::commands::{model_file, say};
 
@@ -23,26 +26,48 @@ const PAPER: usize = 512;
 /// Most candidates of a curve unless told otherwise.
 const CURVE: usize = 32;
 
-pub fn curve(data: &Path, args: &Drawn, out: &Path) -> Result<()> {
+pub fn curve(data: &Path, args: &Drawn, sampling: Sampling, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Plot)], args.json)?;
     let models = Models::open(args)?;
-    let curve = models.curve_of(&Dataset::open(data)?, args)?;
+    let curve = models.curve_of(&Dataset::open(data)?, args, &sampling)?;
     atomic::write(out, plot_curve(&curve)?.as_bytes())?;
-    print(args, &curve, &outputs)
+    print(args, &sampling, &curve, &outputs)
 }
 
-pub fn coco(dir: &Path, args: &Drawn) -> Result<()> {
+pub fn coco(dir: &Path, args: &Drawn, sampling: Sampling) -> Result<()> {
     // The sample is the same for all models, whatever they are drawn with.
-    published(coco_captions(dir, args.captions.unwrap_or(COCO_CAPTIONS), 0)?, args)
+    let described = coco_captions(dir, args.captions.unwrap_or(COCO_CAPTIONS), 0)?;
+    match args.protocol {
+        None => published(described, args, &sampling, None),
+        Some(args::Protocol::DmGan) => {
+            let networks = dm_gan(&args.inception)?;
+            networks.score()?;
+            published(described, args, &sampling, Some(Protocol::DmGan(&networks)))
+        }
+    }
 }
 
-pub fn cub(dir: &Path, args: &Drawn) -> Result<()> {
+pub fn cub(dir: &Path, args: &Drawn, sampling: Sampling) -> Result<()> {
     let all = cub_captions(dir)?;
-    published(evenly(args.captions.unwrap_or(all.len()), all.len()).map(|i| all[i].clone()).collect(), args)
+    let described = evenly(args.captions.unwrap_or(all.len()), all.len()).map(|i| all[i].clone()).collect();
+    match args.protocol {
+        None => published(described, args, &sampling, None),
+        Some(args::Protocol::DmGan) => {
+            let networks = dm_gan(&args.inception)?;
+            networks.without_birds()?;
+            published(described, args, &sampling, Some(Protocol::DmGan(&networks)))
+        }
+    }
 }
 
 /// Draws captions of a published set and measures the drawings against the pictures that the captions describe.
-fn published(described: Vec<Described>, args: &Drawn) -> Result<()> {
+fn published(
+    described: Vec<Described>,
+    args: &Drawn,
+    sampling: &Sampling,
+    protocol: Option<Protocol>,
+) -> Result<()> {
+    protocol.map_or(Ok(()), |protocol| protocol.ensure_enough(described.len()))?;
     let models = Models::open(args)?;
     let (files, captions): (Vec<_>, Vec<String>) =
         described.into_iter().map(|d| (d.image, d.caption)).unzip();
@@ -51,10 +76,16 @@ fn published(described: Vec<Described>, args: &Drawn) -> Result<()> {
         let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         picture::decode(&bytes).with_context(|| file.display().to_string())
     });
+    let best_of = [args.of.unwrap_or(PAPER)];
+    let measured =
+        |protocol: Protocol<'_>| models.measure(&captions, pictures, &best_of, args, sampling, protocol);
     // Captions as classes would be thousands; IS is for an Inception here.
     let none: [&str; 0] = [];
-    let curve = models.measure(&captions, &none, pictures, &[args.of.unwrap_or(PAPER)], args)?;
-    print(args, &curve, &Outputs::default())
+    let curve = match protocol {
+        Some(protocol) => measured(protocol),
+        None => models.with_network(args, &none, |network| measured(Protocol::One(network))),
+    };
+    print(args, sampling, &curve?, &Outputs::default())
 }
 
 /// What draws, and what judges.
@@ -80,42 +111,71 @@ impl Models {
     }
 
     /// The curve of a data set's held-out captions.
-    pub fn curve_of(&self, dataset: &Dataset, args: &Drawn) -> Result<Vec<CurvePoint>> {
+    pub fn curve_of(&self, dataset: &Dataset, args: &Drawn, sampling: &Sampling) -> Result<Vec<CurvePoint>> {
+        ensure!(args.protocol.is_none(), "--protocol is for `eval coco` and `eval cub`; leave it out here");
         let captions = held_out_captions(dataset, args.captions)?;
         let all = || dataset.train.iter().chain(&dataset.val);
         // A thing is a class, whatever its style.
         let classes: BTreeSet<&str> = all().map(|sample| sample.meta.concept.as_str()).collect();
         let classes: Vec<&str> = classes.into_iter().collect();
         let pictures = all().map(|sample| Ok(sample.image.clone()));
-        self.measure(&captions, &classes, pictures, &doublings(args.of.unwrap_or(CURVE)), args)
+        let best_of = doublings(args.of.unwrap_or(CURVE));
+        self.with_network(args, &classes, |network| {
+            self.measure(&captions, pictures, &best_of, args, sampling, Protocol::One(network))
+        })
     }
 
-    fn measure(
-        &self,
-        captions: &[String],
-        classes: &[&str],
-        real: impl Iterator<Item = Result<RgbImage>>,
-        best_of: &[usize],
-        args: &Drawn,
-    ) -> Result<Vec<CurvePoint>> {
+    /// Draws what is not drawn yet.
+    fn draw(&self, captions: &[String], best_of: &[usize], args: &Drawn, sampling: &Sampling) -> Result<()> {
         let most = best_of.last().copied().unwrap_or(1);
         ensure!(
             most == 1 || self.tessera.reranker.is_some(),
             "--of {most}: the model has no reranker; `tessera pack --rerank` adds one"
         );
-        let draws = Draws { best_of: best_of.to_vec(), seed: args.seed, sampling: meant(&args.sampling) };
+        let draws = Draws { best_of: best_of.to_vec(), seed: args.seed, sampling: sampling.clone() };
         let bar = ProgressBar::new(captions.len() as u64);
         bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} captions eta {eta}")?);
         let model = (&self.tessera, self.name.as_str());
         draw_each(model, captions, &draws, &args.drawings, |done| bar.set_position(done as u64))?;
         bar.finish_and_clear();
-        let network: Box<dyn Features> = match &args.inception {
-            Some(path) => Box::new(inception(path, args.resize)?),
-            None => Box::new(Embedding::new(&self.judge, classes)?),
+        Ok(())
+    }
+
+    /// Runs `measure` with the Inception that the flags name, or with the judge.
+    fn with_network<T>(
+        &self,
+        args: &Drawn,
+        classes: &[&str],
+        measure: impl FnOnce(&dyn Features) -> Result<T>,
+    ) -> Result<T> {
+        match inception(&args.inception, args.resize)? {
+            Some(network) => measure(&network),
+            None => measure(&Embedding::new(&self.judge, classes)?),
+        }
+    }
+
+    /// Draws what is not drawn yet and measures it. What can be wrong is read before anything slow happens.
+    fn measure(
+        &self,
+        captions: &[String],
+        real: impl Iterator<Item = Result<RgbImage>>,
+        best_of: &[usize],
+        args: &Drawn,
+        sampling: &Sampling,
+        protocol: Protocol,
+    ) -> Result<Vec<CurvePoint>> {
+        let network = protocol.distance()?;
+        let reference = args.reference.as_ref().map(|file| read_statistics(file, network)).transpose()?;
+        self.draw(captions, best_of, args, sampling)?;
+        let real = match reference {
+            Some(gaussian) => Real { gaussian, vectors: None },
+            None => {
+                let mut store = Store::open(None, "", network)?;
+                store.see(network, real, |_| ())?;
+                Real { gaussian: protocol.gaussian(&store)?, vectors: Some(store.vectors()?) }
+            }
         };
-        let mut store = Store::open(None, "", &*network)?;
-        store.see(&*network, real, |_| ())?;
-        rerank_curve(&args.drawings, best_of, captions, &store, &*network, &self.judge)
+        rerank_curve(&args.drawings, best_of, captions, &real, protocol, &self.judge)
     }
 }
 
@@ -133,14 +193,38 @@ fn doublings(most: usize) -> Vec<usize> {
     below.chain([most.max(1)]).collect()
 }
 
-fn print(args: &Drawn, curve: &[CurvePoint], outputs: &Outputs) -> Result<()> {
+/// The figures of one number of candidates, and how they were sampled.
+#[derive(Serialize)]
+struct Sampled<'a> {
+    sampling: &'a Sampling,
+    #[serde(flatten)]
+    point: &'a CurvePoint,
+}
+
+fn print(args: &Drawn, sampling: &Sampling, curve: &[CurvePoint], outputs: &Outputs) -> Result<()> {
     if args.json {
-        return say(serde_json::to_string_pretty(curve)?);
+        let curve: Vec<Sampled> = curve.iter().map(|point| Sampled { sampling, point }).collect();
+        return say(serde_json::to_string_pretty(&curve)?);
     }
+    outputs.say(described(sampling))?;
     curve.iter().try_for_each(|CurvePoint { best_of, figures }| {
         outputs.say(format_args!("best of {best_of}"))?;
         figures.iter().try_for_each(|figure| outputs.say(format_args!("  {figure}")))
     })
+}
+
+/// A line about how tokens were picked.
+fn described(sampling: &Sampling) -> String {
+    let Sampling { temperature, top_k, top_p, guidance } = sampling;
+    let top_k = top_k.map(|k| format!("top-k {k}"));
+    let top_p = top_p.filter(|p| *p < 1.0).map(|p| format!("top-p {p}"));
+    let guidance = sampling.is_guided().then(|| format!("guidance {guidance}"));
+    let changes: Vec<String> = [top_k, top_p, guidance].into_iter().flatten().collect();
+    match (changes.is_empty(), *temperature == 1.0) {
+        (true, true) => "sampled as in the paper: temperature 1, all tokens, no guidance".into(),
+        (true, false) => format!("sampled at temperature {temperature}, all tokens, no guidance"),
+        (false, _) => format!("sampled at temperature {temperature}, {}", changes.join(", ")),
+    }
 }
 
 #[cfg(test)]
@@ -152,5 +236,14 @@ mod tests {
         assert_eq!(doublings(1), [1]);
         assert_eq!(doublings(32), [1, 2, 4, 8, 16, 32]);
         assert_eq!(doublings(36), [1, 2, 4, 8, 16, 32, 36]);
+    }
+
+    #[test]
+    fn how_tokens_were_picked_is_said() {
+        assert!(described(&Sampling::paper()).starts_with("sampled as in the paper: temperature 1"));
+        let own = Sampling { top_p: Some(0.7), guidance: 1.5, ..Sampling::paper() };
+        assert_eq!(described(&own), "sampled at temperature 1, top-p 0.7, guidance 1.5");
+        let cold = Sampling { temperature: 0.5, top_p: Some(1.0), ..Sampling::paper() };
+        assert_eq!(described(&cold), "sampled at temperature 0.5, all tokens, no guidance");
     }
 }

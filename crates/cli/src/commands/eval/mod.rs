@@ -2,6 +2,8 @@
 
 mod drawn;
 mod human;
+mod overlap;
+mod protocol;
 mod report;
 mod sets;
 
@@ -22,7 +24,7 @@ use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 use super::draw::{enlarge, meant};
 use super::output::{Content, Outputs, write_picture};
 use super::{model_file, say};
-use crate::args::{Eval, EvalArgs, Numbers};
+use crate::args::{Eval, EvalArgs, Numbers, PaperSampling};
 use crate::stderr::note;
 
 /// Captions on a sheet of drawings.
@@ -85,21 +87,31 @@ fn measure(eval: Eval) -> Result<()> {
         Eval::PrecisionRecall(pair) => sets::measure_precision_recall(&pair),
         Eval::Is { dir, network } => sets::measure_is(&dir, &network),
         Eval::ClipScore { dir, network } => sets::measure_clip_score(&dir, &network),
-        Eval::Blur { pair, radii, out } => sets::measure_blur(&pair, &radii, &out),
-        Eval::Overlap { data, network, threshold, fake, out } => {
-            sets::measure_overlap(&data, &network, threshold, fake.as_deref(), &out)
+        Eval::Blur { pair, radii, size, out } => {
+            sets::measure_blur(&pair, &sets::Blurs { radii: &radii, size }, &out)
         }
-        Eval::RerankCurve { data, drawn, out } => drawn::curve(&data, &drawn, &out),
-        Eval::Coco { dir, drawn } => drawn::coco(&dir, &drawn),
-        Eval::Cub { dir, drawn } => drawn::cub(&dir, &drawn),
+        Eval::Overlap { data, network, threshold, fake, out } => {
+            overlap::measure_overlap(&data, &network, threshold, fake.as_deref(), &out)
+        }
+        Eval::RerankCurve { data, drawn, sampling, out } => {
+            drawn::curve(&data, &drawn, meant(&sampling), &out)
+        }
+        Eval::Coco { dir, drawn, sampling } => drawn::coco(&dir, &drawn, as_in_the_paper(sampling)),
+        Eval::Cub { dir, drawn, sampling } => drawn::cub(&dir, &drawn, as_in_the_paper(sampling)),
         Eval::Human(human) => human::run(&human),
-        Eval::Report { data, drawn, out } => report::run(&data, &drawn, &out),
+        Eval::Report { data, drawn, sampling, out } => report::run(&data, &drawn, meant(&sampling), &out),
         Eval::Curves { runs, metrics, out } => {
             let outputs = Outputs::check(&[(&out, Content::Plot)], false)?;
             atomic::write(&out, curves(&runs, &metrics)?.as_bytes())?;
             outputs.say(out.display())
         }
     }
+}
+
+/// The sampling flags of what is measured as in the paper.
+fn as_in_the_paper(flags: PaperSampling) -> Sampling {
+    let PaperSampling { temperature, top_k, top_p, guidance } = flags;
+    Sampling { temperature, top_k, top_p, guidance }
 }
 
 fn held_out(args: &EvalArgs) -> Result<Vec<Sample>> {
@@ -161,7 +173,10 @@ fn recon_table(r: &Recon) -> String {
     [
         format!("reconstruction of {} held-out pictures", r.pictures),
         format!("  PSNR             {:8.2} ± {:.2} dB", r.psnr_db, r.psnr_db_se),
-        format!("  ELBO             {:8.4} nats a value (hard tokens, β = 1)", r.elbo_nats_per_value),
+        format!(
+            "  −(NLL + KL)      {:8.4} nats a value (β = 1; of argmax tokens, so no bound)",
+            r.argmax_objective_nats_per_value
+        ),
         format!("  likelihood       {:8.4} nats a value", -r.nll_nats_per_value),
         format!("  KL to uniform    {:8.3} nats a token", r.kl_nats_per_token),
         format!("  codes in use     {:8}", r.codes_used),

@@ -6,17 +6,18 @@ use anyhow::{Context, Result};
 use image::RgbImage;
 use tessera_data::{Dataset, Sample, atomic};
 use tessera_eval::{
-    Embedding, Figure, Page, Report, best_of, conditioning, drawing, pictures_in, plot_curve, recon,
-    retrieval,
+    Embedding, Figure, Page, Protocol, Report, best_of, conditioning, drawing, pictures_in, plot_curve,
+    recon, retrieval,
 };
-use tessera_model::Request;
 use tessera_model::dvae::DvaeConfig;
+use tessera_model::{Request, Sampling};
 use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
 use super::drawn::{Models, held_out_captions};
-use super::sets::{Embedded, Overlaps, blur_figures, embedded, held_out_pairs, overlaps};
+use super::overlap::{Overlaps, overlaps};
+use super::sets::{Blurs, Embedded, blur_figures, embedded, held_out_pairs};
 use crate::args::Drawn;
-use crate::commands::draw::{enlarge, meant};
+use crate::commands::draw::enlarge;
 use crate::commands::model_file;
 use crate::commands::output::{Content, Outputs};
 
@@ -24,10 +25,12 @@ use crate::commands::output::{Content, Outputs};
 const SHOWN: usize = 16;
 /// Radii of the blur in pixels (paper, figure 9).
 const RADII: [f32; 5] = [0.0, 1.0, 2.0, 4.0, 8.0];
+/// Height and width of the pictures that are blurred, as the paper's.
+const SIZE: u32 = 256;
 /// Cosine from which a held-out picture counts as one that training has seen.
 const SAME: f32 = 0.95;
 
-pub fn run(data: &Path, args: &Drawn, out: &Path) -> Result<()> {
+pub fn run(data: &Path, args: &Drawn, sampling: Sampling, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Page)], false)?;
     let dataset = Dataset::open(data)?;
     let captions = held_out_captions(&dataset, args.captions)?;
@@ -38,8 +41,9 @@ pub fn run(data: &Path, args: &Drawn, out: &Path) -> Result<()> {
     let name = name.map_or("the embedded model".into(), |name| name.to_string_lossy());
     let mut page = Page::new(&format!("{name}, measured"));
 
-    stages(&mut page, &models, &dataset.val, config, args)?;
-    let curve = models.curve_of(&dataset, args)?;
+    let request = Request { n: 4, seed: args.seed, sampling, previews: false, ..Request::default() };
+    stages(&mut page, &models, &dataset.val, config, &request)?;
+    let curve = models.curve_of(&dataset, args, &request.sampling)?;
     page.section(
         "Choosing among candidates",
         "Each held-out caption is drawn many times; the model's own contrastive model keeps the best, and another one, which never \
@@ -62,8 +66,9 @@ pub fn run(data: &Path, args: &Drawn, out: &Path) -> Result<()> {
          and 9b).",
     );
     let best = best_of(&args.drawings, curve.last().map_or(1, |point| point.best_of));
-    let (figures, plot) = blur_figures(&network, data, &best, &RADII, None)?;
-    page.plot(&plot, "By the radius of the blur in pixels.");
+    let blurs = Blurs { radii: &RADII, size: SIZE };
+    let (figures, plot) = blur_figures(Protocol::One(&network), data, &best, &blurs, None)?;
+    page.plot(&plot, "By the radius of the blur in pixels, of pictures of 256 × 256.");
     page.figures(&figures);
     page.section(
         "Seen in training?",
@@ -77,7 +82,13 @@ pub fn run(data: &Path, args: &Drawn, out: &Path) -> Result<()> {
 }
 
 /// What the tokens keep, how much the words matter, and whether drawings come out like their pictures.
-fn stages(page: &mut Page, models: &Models, val: &[Sample], config: &DvaeConfig, args: &Drawn) -> Result<()> {
+fn stages(
+    page: &mut Page,
+    models: &Models,
+    val: &[Sample],
+    config: &DvaeConfig,
+    request: &Request,
+) -> Result<()> {
     let tessera = &models.tessera;
     let found = recon(&tessera.dvae, config, &held_out_pictures(val, config)?, &Default::default());
     let figure = |name: &str, value, unit: &str, error: Option<f64>| Report {
@@ -88,7 +99,12 @@ fn stages(page: &mut Page, models: &Models, val: &[Sample], config: &DvaeConfig,
     page.section("Reconstruction", "Held-out pictures through the tokens and back.");
     page.figures(&[
         figure("PSNR", found.psnr_db, "dB", Some(found.psnr_db_se)),
-        figure("ELBO, β = 1", found.elbo_nats_per_value, "nats a value", None),
+        figure(
+            "−(NLL + KL), β = 1, of argmax tokens",
+            found.argmax_objective_nats_per_value,
+            "nats a value",
+            None,
+        ),
         figure("codes in use", found.codes_used as f64, "", None),
         figure("codebook perplexity", found.perplexity, "", None),
     ]);
@@ -106,14 +122,7 @@ fn stages(page: &mut Page, models: &Models, val: &[Sample], config: &DvaeConfig,
         nats("more under none", words.gap.none),
     ]);
     let subjects = held_out_subjects(val, config.image_size as u32, &tessera.bpe)?;
-    let request = Request {
-        n: 4,
-        seed: args.seed,
-        sampling: meant(&args.sampling),
-        previews: false,
-        ..Request::default()
-    };
-    let judged = drawing(&tessera.decoder, &tessera.dvae, &subjects, &request, |_, _| ())?;
+    let judged = drawing(&tessera.decoder, &tessera.dvae, &subjects, request, |_, _| ())?;
     page.section(
         "Drawings, unranked",
         "How often the nearest of eight real pictures of the style, by layout and colour, is the one that was asked for; chance is 12.5 %.",

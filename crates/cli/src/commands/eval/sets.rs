@@ -5,61 +5,26 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::{
-    Captioned, Dataset, Pictures, Purpose, Sample, atomic, evenly, item_rng, read_text, text_lines,
-};
+use tessera_data::{Captioned, Pictures, Purpose, Sample, atomic, evenly, item_rng};
 use tessera_eval::{
-    Embedding, Features, Frame, Inception, InceptionScore, OverlapSearch, Point, Report, Resize, Store,
-    Vectors, XAxis, blur, clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval,
-    split_by_overlap,
+    Embedding, Features, Frame, InceptionScore, Point, Protocol, Report, Store, Vectors, XAxis, blur_at,
+    clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval,
 };
 use tessera_model::rerank::Reranker;
-use tessera_train::grid;
 
-use crate::args::{Network, Pair, Resizing};
-use crate::commands::output::{Content, Outputs, write_picture};
-use crate::commands::{model_file, say};
+use super::protocol::{gaussian, is_statistics, reranker, with_network, with_protocol};
+use crate::args::{Network, Pair};
+use crate::commands::output::{Content, Outputs};
+use crate::commands::say;
 use crate::stderr::note;
 
-/// Pairs on a sheet of overlaps, and of them in a row.
-const SHEET: [usize; 2] = [24, 6];
 /// Held-out pairs among which retrieval is measured.
 const AMONG: usize = 100;
 /// Pairs that are embedded together.
-const TOGETHER: usize = 32;
-
-/// Runs `measure` with the network that the flags name.
-pub fn with_network<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> Result<T>) -> Result<T> {
-    match &flags.inception {
-        Some(path) => measure(&inception(path, flags.resize)?),
-        None => {
-            let classes = match &flags.classes {
-                None => Vec::new(),
-                Some(path) => text_lines(&read_text(path)?),
-            };
-            measure(&Embedding::new(&reranker(flags.rerank.as_deref())?, &classes)?)
-        }
-    }
-}
-
-/// The Inception in a file.
-pub fn inception(path: &Path, resize: Resizing) -> Result<Inception> {
-    let resize = match resize {
-        Resizing::PytorchFid => Resize::PytorchFid,
-        Resizing::TorchFidelity => Resize::TorchFidelity,
-    };
-    Inception::read(path, resize)
-}
-
-/// The contrastive model in a file, or the embedded one.
-pub fn reranker(path: Option<&Path>) -> Result<Reranker> {
-    let file = model_file(path)?;
-    let named = || path.map_or("the embedded model".to_string(), |path| path.display().to_string());
-    file.reranker(&Default::default()).with_context(named)
-}
+pub const TOGETHER: usize = 32;
 
 /// What a network sees in the pictures under `path`, each first changed by `change`, which `changed` names.
-fn seen(
+pub fn seen(
     work: Option<&Path>,
     network: &dyn Features,
     path: &Path,
@@ -82,7 +47,8 @@ fn seen(
     Ok(store)
 }
 
-fn unchanged(picture: RgbImage) -> RgbImage {
+/// The change of a picture that stays as it is.
+pub fn unchanged(picture: RgbImage) -> RgbImage {
     picture
 }
 
@@ -93,9 +59,12 @@ fn both(pair: &Pair, network: &dyn Features) -> Result<[Store; 2]> {
 }
 
 pub fn measure_fid(pair: &Pair) -> Result<()> {
-    with_network(&pair.network, |network| {
-        let [real, fake] = both(pair, network)?;
-        print(&pair.network, &[fid(&real.gaussian()?, &fake.gaussian()?)?])
+    with_protocol(&pair.network, |protocol| {
+        let look = |path: &Path, network: &dyn Features| {
+            seen(pair.network.work.as_deref(), network, path, ("", &unchanged))
+        };
+        let real = gaussian(&pair.real, protocol, look)?;
+        print(&pair.network, &[fid(&real, &gaussian(&pair.fake, protocol, look)?)?])
     })
 }
 
@@ -123,7 +92,7 @@ pub fn measure_precision_recall(pair: &Pair) -> Result<()> {
 }
 
 pub fn measure_is(dir: &Path, flags: &Network) -> Result<()> {
-    with_network(flags, |network| {
+    let measure = |network: &dyn Features| {
         ensure!(
             network.classes() > 1,
             "the contrastive model knows no classes: name a file of captions with --classes, or weights with --inception"
@@ -132,14 +101,33 @@ pub fn measure_is(dir: &Path, flags: &Network) -> Result<()> {
         let splits = InceptionScore::SPLITS;
         let score = store.inception_score()?;
         print(flags, &[score.with_context(|| format!("{} pictures; wanted at least {splits}", store.len()))?])
+    };
+    with_protocol(flags, |protocol| match protocol {
+        Protocol::One(network) => measure(network),
+        Protocol::DmGan(own) => measure(own.score()?),
     })
 }
 
-pub fn measure_blur(pair: &Pair, radii: &[f32], out: &Path) -> Result<()> {
+/// How pictures are blurred.
+pub struct Blurs<'a> {
+    /// Standard deviations in pixels.
+    pub radii: &'a [f32],
+    /// Height and width that all pictures are brought to first.
+    pub size: u32,
+}
+
+pub fn measure_blur(pair: &Pair, blurs: &Blurs, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Plot)], pair.network.json)?;
-    with_network(&pair.network, |network| {
+    for set in [&pair.real, &pair.fake] {
+        let shown = set.display();
+        ensure!(!is_statistics(set), "{shown}: statistics cannot be blurred; wanted a folder of pictures");
+    }
+    with_protocol(&pair.network, |protocol| {
+        if let Protocol::DmGan(own) = protocol {
+            own.score()?; // before anything slow happens
+        }
         let work = pair.network.work.as_deref();
-        let (figures, plot) = blur_figures(network, &pair.real, &pair.fake, radii, work)?;
+        let (figures, plot) = blur_figures(protocol, &pair.real, &pair.fake, blurs, work)?;
         atomic::write(out, plot.as_bytes())?;
         print_beside(&outputs, &pair.network, &figures)
     })
@@ -147,10 +135,10 @@ pub fn measure_blur(pair: &Pair, radii: &[f32], out: &Path) -> Result<()> {
 
 /// FID (of too few pictures KID) and IS by the radius of the blur, and their plot (paper §3, figure 9).
 pub fn blur_figures(
-    network: &dyn Features,
+    protocol: Protocol,
     real: &Path,
     fake: &Path,
-    radii: &[f32],
+    Blurs { radii, size }: &Blurs,
     work: Option<&Path>,
 ) -> Result<(Vec<Report>, String)> {
     ensure!(
@@ -159,12 +147,14 @@ pub fn blur_figures(
     );
     let mut lines: Vec<(String, Vec<Point>)> = Vec::new();
     let mut figures = Vec::new();
-    for &radius in radii {
-        let named = format!("blurred by {radius}");
-        let blurred = |picture: RgbImage| blur(&picture, radius);
-        let of = |path: &Path| seen(work, network, path, (&named, &blurred));
-        let [real, fake] = [of(real)?, of(fake)?];
-        for figure in [Some(distance(&real, &fake)?), fake.inception_score()?].into_iter().flatten() {
+    for &radius in *radii {
+        let named = format!("at {size} pixels blurred by {radius}");
+        let blurred = |picture: RgbImage| blur_at(&picture, *size, radius);
+        let look = |path: &Path, network: &dyn Features| seen(work, network, path, (&named, &blurred));
+        let network = protocol.distance()?;
+        let stores = [look(real, network)?, look(fake, network)?];
+        let score = protocol.inception_score(&stores[1], |network| look(fake, network))?;
+        for figure in [Some(distance(protocol, &stores)?), score].into_iter().flatten() {
             let point = (f64::from(radius), figure.value, figure.plus_minus);
             match lines.iter_mut().find(|(name, _)| *name == figure.name) {
                 Some((_, points)) => points.push(point),
@@ -173,18 +163,22 @@ pub fn blur_figures(
             figures.push(Report { name: format!("{}, {named}", figure.name), ..figure });
         }
     }
-    let x_label = "radius of the blur, pixels";
+    let x_label = &format!("radius of the blur, pixels of {size}");
     let panel = |line: &(String, Vec<Point>)| vec![line.clone()];
     let frame = |title| Frame { title, x_label, y_label: "", x_axis: XAxis::Linear };
     let panels: Vec<_> = lines.iter().map(|line| (frame(line.0.as_str()), panel(line))).collect();
     Ok((figures, line_plots(&panels)?))
 }
 
-/// FID, or of sets that are too small for it KID.
-fn distance(real: &Store, fake: &Store) -> Result<Report> {
-    match fid(&real.gaussian()?, &fake.gaussian()?) {
-        Ok(figure) => Ok(figure),
-        Err(_) => kid(&real.vectors()?, &fake.vectors()?, &mut item_rng(0, Purpose::Subset, 0, 0)),
+/// FID, or of sets that are too small for it KID, of which DM-GAN's protocol knows nothing.
+fn distance(protocol: Protocol, [real, fake]: &[Store; 2]) -> Result<Report> {
+    let found = fid(&protocol.gaussian(real)?, &protocol.gaussian(fake)?);
+    match (found, protocol) {
+        (Ok(figure), _) => Ok(figure),
+        (Err(error), Protocol::DmGan(_)) => Err(error),
+        (Err(_), Protocol::One(_)) => {
+            kid(&real.vectors()?, &fake.vectors()?, &mut item_rng(0, Purpose::Subset, 0, 0))
+        }
     }
 }
 
@@ -219,7 +213,7 @@ pub fn embedded(
 
 pub fn measure_clip_score(dir: &Path, flags: &Network) -> Result<()> {
     let model = "captions are scored by a contrastive model; use --rerank";
-    ensure!(flags.inception.is_none(), "--inception: {model}");
+    ensure!(flags.inception.is_empty(), "--inception: {model}");
     let pictures = Pictures::open(dir)?;
     let mut without = 0;
     let pairs = pictures.from(0).filter_map(|picture| match picture {
@@ -257,74 +251,6 @@ pub fn measure_retrieval(data: &Path, flags: &Network) -> Result<()> {
     print(flags, &retrieval(&images, &texts, None)?)
 }
 
-pub fn measure_overlap(
-    data: &Path,
-    flags: &Network,
-    threshold: f32,
-    fake: Option<&Path>,
-    out: &Path,
-) -> Result<()> {
-    let outputs = Outputs::check(&[(out, Content::Picture)], flags.json)?;
-    let dataset = Dataset::open(data)?;
-    with_network(flags, |network| {
-        let Overlaps { figures, sheet } =
-            overlaps(network, &dataset, threshold, fake, flags.work.as_deref())?;
-        write_picture(out, &sheet, None)?;
-        print_beside(&outputs, flags, &figures)
-    })
-}
-
-/// How much of a data set's held-out part training has seen.
-pub struct Overlaps {
-    pub figures: Vec<Report>,
-    /// The closest pairs.
-    pub sheet: RgbImage,
-}
-
-/// The training pictures that held-out ones are nearest to; with `fake` also the distance of these pictures from the held-out ones, with and
-/// without those that overlap (paper §3).
-pub fn overlaps(
-    network: &dyn Features,
-    Dataset { train, val, .. }: &Dataset,
-    threshold: f32,
-    fake: Option<&Path>,
-    work: Option<&Path>,
-) -> Result<Overlaps> {
-    ensure!(!val.is_empty(), "the data set holds out no pictures; make it with --holdout 5");
-    let real = vectors_of(network, val)?;
-    let mut search = OverlapSearch::new(&real)?;
-    search.push_all(vectors_of(network, train)?.values())?;
-    let overlaps = search.overlaps()?;
-    let pairs = overlaps.iter().take(SHEET[0]);
-    let cells: Vec<RgbImage> =
-        pairs.flat_map(|pair| [&val[pair.val].image, &train[pair.train].image]).cloned().collect();
-    let (with, without) = split_by_overlap(&overlaps, f64::from(threshold));
-    let share = 100.0 * with.len() as f64 / val.len() as f64;
-    let name = format!("overlaps, cosine ≥ {threshold}");
-    let mut figures =
-        vec![Report { unit: "%".into(), features: network.name(), ..Report::new(&name, share, val.len()) }];
-    if let Some(fake) = fake {
-        let fake = seen(work, network, fake, ("", &unchanged))?.vectors()?;
-        let mut rest = Vectors::new(&network.name(), network.dims());
-        let row = |i: usize| &real.values()[i * network.dims()..(i + 1) * network.dims()];
-        without.iter().try_for_each(|&i| rest.push_all(row(i)))?;
-        for (what, real) in [("all", &real), ("without overlaps", &rest)] {
-            let figure = kid(real, &fake, &mut item_rng(0, Purpose::Subset, 0, 0))?;
-            figures.push(Report { name: format!("{}, {what}", figure.name), ..figure });
-        }
-    }
-    Ok(Overlaps { figures, sheet: grid(&cells, 2 * SHEET[1]) })
-}
-
-fn vectors_of(network: &dyn Features, samples: &[Sample]) -> Result<Vectors> {
-    let mut vectors = Vectors::new(&network.name(), network.dims());
-    for samples in samples.chunks(TOGETHER) {
-        let pictures: Vec<RgbImage> = samples.iter().map(|sample| sample.image.clone()).collect();
-        vectors.push_all(&network.see(&pictures)?.features)?;
-    }
-    Ok(vectors)
-}
-
 /// A line a figure, or JSON.
 pub fn print(flags: &Network, reports: &[Report]) -> Result<()> {
     match flags.json {
@@ -334,7 +260,7 @@ pub fn print(flags: &Network, reports: &[Report]) -> Result<()> {
 }
 
 /// The same beside files, one of which may be standard output.
-fn print_beside(outputs: &Outputs, flags: &Network, reports: &[Report]) -> Result<()> {
+pub fn print_beside(outputs: &Outputs, flags: &Network, reports: &[Report]) -> Result<()> {
     match flags.json {
         true => print(flags, reports),
         false => reports.iter().try_for_each(|report| outputs.say(report)),

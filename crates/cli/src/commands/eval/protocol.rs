@@ -1,0 +1,81 @@
+//! Which networks the flags name, and by whose rules they measure.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use tessera_data::{read_text, text_lines};
+use tessera_eval::{
+    DmGan, Embedding, Features, Gaussian, Inception, Protocol, Resize, Store, read_statistics,
+};
+use tessera_model::rerank::Reranker;
+
+use crate::args::{self, Network, Resizing};
+use crate::commands::model_file;
+
+/// Runs `measure` with the network that the flags name, for figures that have no protocol of their own.
+pub fn with_network<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> Result<T>) -> Result<T> {
+    ensure!(flags.protocol.is_none(), "--protocol says how FID and IS are measured; leave it out here");
+    with_one(flags, measure)
+}
+
+/// Runs `measure` with the networks that the flags name, by the rules that they name.
+pub fn with_protocol<T>(flags: &Network, measure: impl FnOnce(Protocol) -> Result<T>) -> Result<T> {
+    match flags.protocol {
+        Some(args::Protocol::DmGan) => measure(Protocol::DmGan(&dm_gan(&flags.inception)?)),
+        None => with_one(flags, |network| measure(Protocol::One(network))),
+    }
+}
+
+fn with_one<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> Result<T>) -> Result<T> {
+    if let Some(network) = inception(&flags.inception, flags.resize)? {
+        return measure(&network);
+    }
+    let classes = match &flags.classes {
+        None => Vec::new(),
+        Some(path) => text_lines(&read_text(path)?),
+    };
+    measure(&Embedding::new(&reranker(flags.rerank.as_deref())?, &classes)?)
+}
+
+/// The networks of DM-GAN's protocol that the files hold.
+pub fn dm_gan(files: &[PathBuf]) -> Result<DmGan> {
+    DmGan::new(files.iter().map(|file| Inception::read(file, Resize::DmGan)).collect::<Result<_>>()?)
+}
+
+/// The Inception in a file, if one is named.
+pub fn inception(files: &[PathBuf], resize: Resizing) -> Result<Option<Inception>> {
+    let resize = match resize {
+        Resizing::PytorchFid => Resize::PytorchFid,
+        Resizing::TorchFidelity => Resize::TorchFidelity,
+    };
+    match files {
+        [] => Ok(None),
+        [file] => Inception::read(file, resize).map(Some),
+        _ => bail!("{} files of --inception; wanted one, or two with --protocol dm-gan", files.len()),
+    }
+}
+
+/// The contrastive model in a file, or the embedded one.
+pub fn reranker(path: Option<&Path>) -> Result<Reranker> {
+    let file = model_file(path)?;
+    let named = || path.map_or("the embedded model".to_string(), |path| path.display().to_string());
+    file.reranker(&Default::default()).with_context(named)
+}
+
+/// Whether a set is given by its statistics instead of its pictures.
+pub fn is_statistics(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npz"))
+}
+
+/// Mean and covariance of a set: those in a file of statistics, or of what `look` sees in its pictures.
+pub fn gaussian(
+    set: &Path,
+    protocol: Protocol,
+    look: impl FnOnce(&Path, &dyn Features) -> Result<Store>,
+) -> Result<Gaussian> {
+    let network = protocol.distance()?;
+    match is_statistics(set) {
+        true => read_statistics(set, network),
+        false => protocol.gaussian(&look(set, network)?),
+    }
+}
