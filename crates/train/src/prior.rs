@@ -295,3 +295,46 @@ impl Task for PriorTask<'_> {
         Ok(grid(&cells, drawings))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tessera_data::item_rng;
+
+    use super::*;
+
+    /// "a" is one token of one merge; skipping it leaves two.
+    #[test]
+    fn training_drops_merges_at_the_configs_rate_and_evaluation_none() {
+        let bpe = Bpe::train(["a b"; 60].iter(), 300).unwrap();
+        let item = CodeItem {
+            key: String::new(),
+            captions: vec!["a".to_string()],
+            concept: String::new(),
+            style: String::new(),
+        };
+        let codes = CodeSet {
+            grid: 8,
+            vocab: 64,
+            copies: 1,
+            codes: vec![0; 64],
+            items: vec![item],
+            ..CodeSet::default()
+        };
+        let held_out = labelled_codes(&codes, &bpe).unwrap();
+        assert_eq!(held_out[0].caption.len(), 1);
+        let mut config = Config::resolve("tiny", &[]).unwrap();
+        config.data.caption_drop = 0.0;
+        let dvae = Dvae::new(&config.dvae, 1, &Device::default());
+        for (dropout, expected) in [(0.0, 0), (0.1, 500), (0.5, 2_500)] {
+            config.data.bpe_dropout = dropout;
+            let (tokens, val) = (TokenSource::Stored(codes.clone()), Vec::new());
+            let task = PriorTask { config: &config, seed: 0, bpe: &bpe, tokens, val, dvae: dvae.clone() };
+            let is_split = |step: &u64| {
+                let slots = task.caption(0, |purpose| item_rng(0, purpose, *step, 0)).unwrap();
+                (slots[1] as usize) < config.prior.text_vocab // no pad
+            };
+            let split = (0..5_000).filter(is_split).count();
+            assert!(split.abs_diff(expected) < 120, "{split} of 5,000 split at {dropout}");
+        }
+    }
+}
