@@ -69,7 +69,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     let file = ModelFile {
         config: ModelConfig { dvae: Some(config.dvae.clone()), ..ModelConfig::default() },
         dvae: export(&model),
-        origin: Some(run.origin()),
+        origin: Some(run.origin()?),
         ..ModelFile::default()
     };
     run.write_model(&file, "dvae.tessera.safetensors")?;

@@ -127,7 +127,7 @@ pub fn train_prior(
         tokenizer: Some(json),
         dvae: dvae_file.dvae,
         prior: export(&model),
-        origin: Some(run.origin()),
+        origin: Some(run.origin()?),
         ..ModelFile::default()
     };
     run.write_model(&file, "model.tessera.safetensors")?;

@@ -125,7 +125,7 @@ pub fn train_rerank(
         config: ModelConfig { rerank: Some(config.rerank.clone()), ..ModelConfig::default() },
         tokenizer: Some(json),
         rerank: export(&model),
-        origin: Some(run.origin()),
+        origin: Some(run.origin()?),
         ..ModelFile::default()
     };
     run.write_model(&file, FILE)?;

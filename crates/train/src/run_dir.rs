@@ -152,8 +152,8 @@ impl RunDir {
     }
 
     /// What a file that this run makes is made from.
-    pub(crate) fn origin(&self) -> Origin {
-        same_run::origin(&self.text)
+    pub(crate) fn origin(&self) -> Result<Origin> {
+        same_run::origin(&self.text, self.stage)
     }
 
     /// The newest checkpoint that reads whole; `None` if there is no checkpoint.

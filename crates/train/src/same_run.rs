@@ -121,22 +121,35 @@ pub(crate) fn begun_as(text: &str, saved: &str) -> String {
     }
 }
 
-/// What a file made by the run of `text` was made from.
-pub(crate) fn origin(text: &str) -> Origin {
-    let (head, config) = text.split_once('\n').unwrap_or((text, ""));
-    let data = head.strip_prefix(HEAD).unwrap_or(head);
-    Origin { config: hash(config.trim_start()), data: data.to_string() }
+/// What a file made by the run of `text` was made from. Settings that change no weight don't count.
+///
+/// # Errors
+/// If the text is no run's.
+pub(crate) fn origin(text: &str, stage: Stage) -> Result<Origin> {
+    let table: Table = text.parse()?;
+    let mut counts = String::new();
+    for (section, keys) in table.iter().filter_map(|(name, value)| Some((name, value.as_table()?))) {
+        for (key, value) in keys.iter().filter(|(key, _)| stage.reads(section, key)) {
+            if key == "steps" || stage.may_change(section, key) != MayChange::Always {
+                counts += &format!("{section}.{key} = {value}\n");
+            }
+        }
+    }
+    Ok(Origin { config: hash(&counts), data: head(text)?.to_string() })
 }
 
 /// Stage, seed and inputs by name.
 pub(crate) fn inputs(text: &str) -> Result<BTreeMap<String, String>> {
-    let head = text.lines().next().and_then(|line| line.strip_prefix(HEAD));
-    let head = head.with_context(|| format!("its first line is not `{HEAD}…`"))?;
     let pair = |part: &str| {
         let (name, value) = part.split_once(' ').unwrap_or(("stage", part));
         (name.to_string(), value.to_string())
     };
-    Ok(head.split(", ").map(pair).collect())
+    Ok(head(text)?.split(", ").map(pair).collect())
+}
+
+fn head(text: &str) -> Result<&str> {
+    let head = text.lines().next().and_then(|line| line.strip_prefix(HEAD));
+    head.with_context(|| format!("its first line is not `{HEAD}…`"))
 }
 
 /// Where `now` differs from `saved`, in what matters to `stage`.
@@ -239,9 +252,10 @@ mod tests {
 
     #[test]
     fn an_origin_names_inputs_and_config() {
-        let found = origin(&run(&[]));
-        assert_eq!(found.data, "dvae, seed 7, data 1234");
-        assert_eq!(found.config, origin(&run(&[])).config);
-        assert_ne!(found.config, origin(&run(&["train_dvae.lr=0.5"])).config);
+        let of = |sets: &[&str]| origin(&run(sets), Stage::Dvae).unwrap();
+        assert_eq!(of(&[]).data, "dvae, seed 7, data 1234");
+        assert_eq!(of(&[]), of(&["train_prior.lr=0.5", "train_dvae.log_every=1"]));
+        assert_ne!(of(&[]).config, of(&["train_dvae.lr=0.5"]).config);
+        assert_ne!(of(&[]).config, of(&["train_dvae.steps=1"]).config);
     }
 }

@@ -49,6 +49,7 @@ fn describe(file: &ModelFile) -> Result<Value> {
         "reranker_parameters": count(&file.rerank),
         "tokenizer": file.tokenizer.is_some(),
         "notes": file.notes,
+        "origin": file.origin,
     });
     value["config"] = serde_json::to_value(&file.config)?;
     Ok(value)

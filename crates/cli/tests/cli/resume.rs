@@ -42,9 +42,6 @@ fn a_finished_run_goes_on_for_more_steps() {
     let said = train(dir.path(), "run", 6, &["--resume", "--set", "train_prior.lr=0.5"]);
     assert_eq!(said.stdout, "finished: run\n", "{}", said.stderr);
     assert!(said.stderr.contains("train_dvae.steps was 3 so far, and is 6 from here"), "{}", said.stderr);
-    // The hash of the config tells them apart; nothing else does.
-    assert_eq!(model(dir.path(), "run").len(), whole.len());
-    assert_eq!(train(dir.path(), "run", 6, &["--resume"]).stdout, "finished: run\n");
     assert!(model(dir.path(), "run") == whole, "a run that went on has another model");
 
     let other = training("run", 6, &["--resume", "--set", "train_dvae.lr=0.5"]);
