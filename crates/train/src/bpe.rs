@@ -20,8 +20,8 @@ pub fn train_bpe(
     run: &Path,
     reporter: &dyn Reporter,
 ) -> Result<(Bpe, PathBuf)> {
-    std::fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
     let dataset = open_dataset(data, reporter)?;
+    std::fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
     let captions = dataset.train.iter().flat_map(|sample| &sample.captions).map(|caption| normalise(caption));
     let captions: Vec<String> = captions.collect();
     let bpe = Bpe::train(captions.iter(), config.prior.text_vocab)?;
