@@ -88,7 +88,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Data(source) => commands::data::run(source),
         Command::Train(task) => commands::train::run(task),
         Command::Encode(encode) => commands::train::encode(&encode),
-        Command::Pack { model, rerank, out } => commands::train::pack(&model, rerank.as_deref(), &out),
+        Command::Pack(pack) => commands::pack::run(&pack),
         Command::Draw(draw) => commands::draw::run(&draw),
         Command::Serve(serve) => commands::serve::run(&serve),
         Command::Gallery { dir, out, title } => commands::gallery::run(&dir, &out, &title),

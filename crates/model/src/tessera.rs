@@ -12,7 +12,10 @@ use crate::dvae::Dvae;
 use crate::nn::{check_count, import};
 use crate::prior::{Prior, PriorConfig};
 use crate::rerank::{Clip, Reranker};
-use crate::sample::{Batch, Decoder, Drawing, Job, Parameters, Ranking, Request, mosaics};
+use crate::sample::{
+    Batch, Decoder, Drawing, Job, Parameters, Ranking, Request, Sampling, default_guidance, mosaics,
+    trained_for_guidance,
+};
 use crate::weights::ModelFile;
 
 /// dVAE, tokenizer, prior and perhaps reranker of one model file.
@@ -34,7 +37,7 @@ use crate::weights::ModelFile;
 pub struct Tessera {
     /// Picture ↔ tokens.
     pub dvae: Dvae,
-    /// Caption → tokens, its matrices rounded as drawing keeps them.
+    /// Caption → tokens, its matrices as drawing keeps them.
     pub prior: Prior,
     /// The caption's tokenizer.
     pub bpe: Bpe,
@@ -44,6 +47,8 @@ pub struct Tessera {
     pub reranker: Option<Reranker>,
     /// Side of its pictures in pixels.
     pub image_size: usize,
+    /// The share of captions that were dropped in training, if the file says it.
+    pub caption_drop: Option<f32>,
 }
 
 /// A caption as the model will read it, and what was lost on the way.
@@ -69,17 +74,38 @@ impl Tessera {
         Tessera::new(&ModelFile::read(path)?, &Device::default()).with_context(|| path.display().to_string())
     }
 
-    /// The model of an already read file, on `device`.
+    /// The model of an already read file, on `device`. It draws with weights in 8 bits if the file says what that changes, else with those
+    /// that the processor multiplies.
     ///
     /// # Errors
     /// If the file lacks a part that drawing needs, or its weights do not fit its config.
     pub fn new(file: &ModelFile, device: &Device) -> Result<Tessera> {
+        let measured = file.int8_nats_per_token.is_some();
+        Tessera::with_weights(file, device, if measured { Weights::Int8 } else { Weights::Full })
+    }
+
+    /// The same with a choice of how the prior's weights are kept.
+    ///
+    /// # Errors
+    /// As for [`Tessera::new`], and for 8 bits if the file does not say what they change.
+    pub fn with_weights(file: &ModelFile, device: &Device, weights: Weights) -> Result<Tessera> {
         let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
-        let (dvae, prior) = (file.dvae(device)?, file.prior(device)?.in_int8());
-        let decoder = Decoder::new(&prior, Weights::Int8)?;
+        let dvae = file.dvae(device)?;
+        let prior = match weights {
+            Weights::Full => file.prior(device)?,
+            Weights::Int8 => {
+                ensure!(
+                    file.int8_nats_per_token.is_some(),
+                    "the model file does not say what weights in 8 bits change in its drawings; `tessera pack` measures it"
+                );
+                file.prior(device)?.in_int8()
+            }
+        };
+        let decoder = Decoder::new(&prior, weights)?;
         let reranker = file.config.rerank.as_ref().map(|_| file.reranker(device)).transpose()?;
         let image_size = file.config.dvae.as_ref().map_or(0, |config| config.image_size);
-        let tessera = Tessera { dvae, prior, bpe: Bpe::from_json(tokenizer)?, decoder, reranker, image_size };
+        let (bpe, caption_drop) = (Bpe::from_json(tokenizer)?, file.caption_drop);
+        let tessera = Tessera { dvae, prior, bpe, decoder, reranker, image_size, caption_drop };
         if let (Some(dvae), Some(prior)) = (&file.config.dvae, &file.config.prior) {
             ensure!(
                 (dvae.vocab, dvae.grid()) == (prior.image_vocab, prior.grid),
@@ -97,6 +123,32 @@ impl Tessera {
             );
         }
         Ok(tessera)
+    }
+
+    /// The guidance to draw with: as `wanted`, or what suits the model. Guidance compares with drawing without a caption, which a model has
+    /// learnt only if captions were dropped in its training.
+    ///
+    /// # Errors
+    /// If guidance is wanted that the file does not say the model was trained for.
+    pub fn guidance(&self, wanted: Option<f64>) -> Result<f64> {
+        let trained = trained_for_guidance(self.caption_drop);
+        let guidance = wanted.unwrap_or(default_guidance(self.caption_drop));
+        let why = match self.caption_drop {
+            Some(_) => {
+                "the model was trained without dropping captions (data.caption_drop = 0), so it has not learnt to draw without one"
+            }
+            None => {
+                "the model file does not say that captions were dropped in training; if they were, `tessera pack MODEL --dtype exact \
+                 --caption-drop SHARE --out NEW` writes a file that does"
+            }
+        };
+        ensure!(trained || guidance == 1.0, "guidance {guidance}: {why}; wanted 1");
+        Ok(guidance)
+    }
+
+    /// How it picks tokens unless told otherwise.
+    pub fn sampling(&self) -> Sampling {
+        Sampling { guidance: default_guidance(self.caption_drop), ..Sampling::default() }
     }
 
     /// What the model reads of `prompt`: its normalised tokens, cut to the text positions.
@@ -124,7 +176,7 @@ impl Tessera {
         let values: Vec<f32> = picture.as_raw().iter().map(|&value| f32::from(value) / 255.0).collect();
         let x: Tensor<4> =
             Tensor::from_data(TensorData::new(values, [1, side, side, 3]), &self.dvae.device());
-        let codes = self.dvae.encode(x.permute([0, 3, 1, 2])).into_data();
+        let codes = self.decoder.cpu().scope(|| self.dvae.encode(x.permute([0, 3, 1, 2])).into_data());
         Ok(codes.iter::<i64>().map(|code| code as u32).collect())
     }
 
@@ -159,7 +211,7 @@ impl Tessera {
             let unknown = tokens.iter().flatten().find(|&&token| token as usize >= image_vocab);
             ensure!(unknown.is_none(), "token {unknown:?}: wanted less than {image_vocab}");
         }
-        mosaics(&self.dvae, grid, tokens)
+        self.decoder.cpu().scope(|| mosaics(&self.dvae, grid, tokens))
     }
 
     /// Draws; the pictures come as events. A prompt that is too long is cut as [`Tessera::read_prompt`] tells.
@@ -178,7 +230,7 @@ impl Tessera {
     /// The request with what the model reads of it.
     ///
     /// # Errors
-    /// If it wants the best of a model that has no reranker, or of fewer than it draws.
+    /// If it wants guidance that the model was not trained for, the best of a model that has no reranker, or of fewer than it draws.
     pub fn job(&self, request: Request) -> Result<Job<'_>> {
         let caption = self.read_prompt(&request.prompt)?;
         self.job_of(&caption, request)
@@ -189,6 +241,7 @@ impl Tessera {
     /// # Errors
     /// As for [`Tessera::job`].
     pub fn job_of(&self, prompt: &ReadPrompt, request: Request) -> Result<Job<'_>> {
+        self.guidance(Some(request.sampling.guidance))?;
         let caption = prompt.tokens.clone();
         let negative = self.read_prompt(&request.negative)?.tokens;
         let rank = |best: usize| {
@@ -258,5 +311,43 @@ impl ModelFile {
     pub fn reranker(&self, device: &Device) -> Result<Reranker> {
         let tokenizer = self.tokenizer.as_ref().context("the file holds no tokenizer")?;
         Reranker::new(self.clip(device)?, Bpe::from_json(tokenizer)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::export;
+
+    #[test]
+    fn guidance_takes_a_model_that_was_trained_for_it() {
+        let mut tessera = Tessera::embedded().unwrap();
+        assert_eq!((tessera.guidance(None).unwrap(), tessera.sampling().guidance), (1.5, 1.5));
+        for (drop, why) in [(Some(0.0), "data.caption_drop = 0"), (None, "--caption-drop SHARE")] {
+            tessera.caption_drop = drop;
+            assert_eq!((tessera.guidance(None).unwrap(), tessera.sampling().guidance), (1.0, 1.0));
+            assert_eq!(tessera.guidance(Some(1.0)).unwrap(), 1.0);
+            let error = tessera.guidance(Some(1.5)).unwrap_err().to_string();
+            assert!(error.starts_with("guidance 1.5: ") && error.contains(why), "{error}");
+            let guided = Request { prompt: "a cat".into(), ..Request::default() };
+            assert!(tessera.job(guided.clone()).is_err());
+            assert!(tessera.job(Request { sampling: tessera.sampling(), ..guided }).is_ok());
+        }
+    }
+
+    #[test]
+    fn weights_in_8_bits_take_a_file_that_says_what_they_change() {
+        let device = Device::default();
+        let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
+        let (exact, rounded) = (file.prior(&device).unwrap(), file.prior(&device).unwrap().in_int8());
+        let [exact, rounded] = [exact, rounded].map(|prior| export(&prior));
+        assert!(exact != rounded);
+        let of = |tessera: Result<Tessera>| export(&tessera.unwrap().prior);
+        assert!(of(Tessera::new(&file, &device)) == rounded);
+        assert!(of(Tessera::with_weights(&file, &device, Weights::Full)) == exact);
+        let unmeasured = ModelFile { int8_nats_per_token: None, ..file };
+        assert!(of(Tessera::new(&unmeasured, &device)) == exact);
+        let refused = Tessera::with_weights(&unmeasured, &device, Weights::Int8).err().unwrap().to_string();
+        assert!(refused.contains("`tessera pack` measures it"), "{refused}");
     }
 }

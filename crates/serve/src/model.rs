@@ -40,6 +40,8 @@ pub struct Model {
     pub prompt_tokens: usize,
     /// Whether the best of several candidates can be chosen.
     pub ranks: bool,
+    /// The guidance of a request that says none; 1 if the model was not trained for any other.
+    pub guidance: f64,
     #[serde(skip)]
     tiles: OnceLock<RgbImage>,
 }
@@ -58,6 +60,7 @@ impl Model {
             codes: config.image_vocab,
             prompt_tokens: config.max_caption(),
             ranks: tessera.reranker.is_some(),
+            guidance: tessera.sampling().guidance,
             tiles: OnceLock::new(),
         }
     }

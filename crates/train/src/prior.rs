@@ -13,8 +13,9 @@ use tessera_eval::{LabelledCodes, conditioning};
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::Dvae;
 use tessera_model::prior::{MixedPrecision, Prior, PriorConfig, PriorGradients, Stream, caption_slots};
+use tessera_model::sample::default_guidance;
 use tessera_model::weights::{ModelConfig, ModelFile, export};
-use tessera_model::{Decoder, Drawing, Event, Request};
+use tessera_model::{Decoder, Drawing, Event, Request, Sampling};
 use tessera_text::{Bpe, normalise};
 
 use crate::capacity::Stage;
@@ -128,6 +129,7 @@ pub fn train_prior(
         dvae: dvae_file.dvae,
         prior: export(&model),
         origin: Some(run.origin()?),
+        caption_drop: Some(config.data.caption_drop),
         ..ModelFile::default()
     };
     run.write_model(&file, "model.tessera.safetensors")?;
@@ -285,7 +287,10 @@ impl Task for PriorTask<'_> {
         let decoder = Decoder::new(model, Weights::Full)?;
         let mut cells = Vec::new();
         for item in self.val.iter().step_by(self.val.len().div_ceil(captions).max(1)) {
-            let request = Request { n: drawings, seed: self.seed, previews: false, ..Request::default() };
+            let guidance = default_guidance(Some(self.config.data.caption_drop));
+            let sampling = Sampling { guidance, ..Sampling::default() };
+            let request =
+                Request { n: drawings, seed: self.seed, sampling, previews: false, ..Request::default() };
             for event in Drawing::new(&decoder, &self.dvae, &item.caption, request)? {
                 if let Event::Picture(picture) = event? {
                     cells.push(picture.image);

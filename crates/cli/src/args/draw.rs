@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use super::{input, output};
+use super::{Weights, input, output};
 
 #[derive(ClapArgs)]
 pub struct Draw {
@@ -52,6 +52,9 @@ pub struct Draw {
     /// A model file; the embedded model if absent.
     #[arg(long, value_parser = input())]
     pub model: Option<PathBuf>,
+    /// How the prior's weights are kept; 8 bits if the model file says what they change, else as the processor multiplies them.
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
     /// Print JSON: files, parameters, and of each picture its score and tokens.
     #[arg(long)]
     pub json: bool,
@@ -122,7 +125,8 @@ pub struct Sampling {
     /// Choose among the likeliest tokens that hold this probability only; 1 is all of them.
     #[arg(long, value_name = "P", default_value_t = tessera_model::sample::DEFAULT_TOP_P)]
     pub top_p: f64,
-    /// How strongly to follow the words; 1 is the model's own distribution.
-    #[arg(long, value_name = "S", default_value_t = tessera_model::sample::DEFAULT_GUIDANCE)]
-    pub guidance: f64,
+    /// How strongly to follow the words; 1 is the model's own distribution. 1.5 unless told otherwise, or 1 if captions were not dropped in
+    /// the model's training, which guidance needs.
+    #[arg(long, value_name = "S")]
+    pub guidance: Option<f64>,
 }

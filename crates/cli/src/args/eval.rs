@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
-use super::{Numbers, Sampling, input, output};
+use super::{Numbers, Sampling, Weights, input, output};
 
 #[derive(Subcommand)]
 pub enum Eval {
@@ -220,6 +220,9 @@ pub struct Drawn {
     /// The model file that draws and ranks; the embedded model if absent.
     #[arg(long, value_parser = input())]
     pub model: Option<PathBuf>,
+    /// How the prior's weights are kept while it draws; as the processor multiplies them, bf16 or f32, if absent.
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
     /// A model file whose contrastive model judges. It must be another than the one that ranks, which would praise itself.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub judge: PathBuf,
@@ -302,6 +305,9 @@ pub struct EvalArgs {
     /// A model file; the embedded model if absent.
     #[arg(long, value_parser = input())]
     pub model: Option<PathBuf>,
+    /// How the prior's weights are kept while it draws; as the processor multiplies them, bf16 or f32, if absent.
+    #[arg(long, value_enum, conflicts_with = "precision")]
+    pub weights: Option<Weights>,
     /// Numbers to multiply.
     #[arg(long, value_enum, default_value_t = Numbers::Auto)]
     pub precision: Numbers,

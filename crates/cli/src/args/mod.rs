@@ -66,18 +66,8 @@ pub enum Command {
         #[arg(long, default_value = "Gallery")]
         title: String,
     },
-    /// Store a model in 8 bits, for shipping, with a reranker if one is named.
-    Pack {
-        /// The model file.
-        #[arg(value_parser = input())]
-        model: PathBuf,
-        /// A file of `train rerank` whose contrastive model goes into the new file.
-        #[arg(long, value_name = "FILE", value_parser = input())]
-        rerank: Option<PathBuf>,
-        /// The smaller model file.
-        #[arg(long, value_parser = output())]
-        out: PathBuf,
-    },
+    /// Store a model in 8 bits, for shipping, with a reranker if one is named, and measure what 8 bits change.
+    Pack(Pack),
     /// Show what a drawing was made with, or what a model file holds.
     Inspect(Inspect),
     /// Measure a model on held-out data, or sets of pictures.
@@ -94,6 +84,26 @@ pub enum Command {
     Plan(PlanArgs),
 }
 
+#[derive(ClapArgs)]
+pub struct Pack {
+    /// The model file.
+    #[arg(value_parser = input())]
+    pub model: PathBuf,
+    /// A file of `train rerank` whose contrastive model goes into the new file.
+    #[arg(long, value_name = "FILE", value_parser = input())]
+    pub rerank: Option<PathBuf>,
+    /// How weights are stored. The dVAE's are never in 8 bits.
+    #[arg(long, value_enum, default_value_t = Packing::Int8)]
+    pub dtype: Packing,
+    /// Write down the share of captions that were dropped in the prior's training, of a file that does not say it; `data.caption_drop` of
+    /// its config.
+    #[arg(long, value_name = "SHARE")]
+    pub caption_drop: Option<f32>,
+    /// The smaller model file.
+    #[arg(long, value_parser = output())]
+    pub out: PathBuf,
+}
+
 #[derive(Subcommand)]
 pub enum Convert {
     /// OpenAI's released dVAE.
@@ -104,6 +114,8 @@ pub enum Convert {
         /// `decoder.pkl`
         #[arg(value_parser = input())]
         decoder: PathBuf,
+        #[command(flatten)]
+        stored: Stored,
         /// The model file.
         #[arg(long, value_parser = output())]
         out: PathBuf,
@@ -116,13 +128,60 @@ pub enum Convert {
         /// CLIP's vocabulary: OpenAI's bpe_simple_vocab_16e6.txt.gz, or Hugging Face's tokenizer.json.
         #[arg(long, value_name = "FILE", value_parser = input())]
         vocab: PathBuf,
-        /// Which GELU the weights were trained with; OpenAI's own archives need no telling.
+        /// Which GELU the weights were trained with; not needed if config.json or open_clip_config.json lies beside the weights, nor for
+        /// OpenAI's own archives.
         #[arg(long, value_enum)]
         gelu: Option<WhichGelu>,
+        /// Heads of the image tower, if nothing beside the weights says it and their shape is of no published model.
+        #[arg(long, value_name = "N", requires = "text_heads")]
+        image_heads: Option<usize>,
+        /// Heads of the text tower.
+        #[arg(long, value_name = "N", requires = "image_heads")]
+        text_heads: Option<usize>,
+        #[command(flatten)]
+        stored: Stored,
         /// The model file.
         #[arg(long, value_parser = output())]
         out: PathBuf,
     },
+}
+
+/// How the weights of a file are stored.
+#[derive(ClapArgs)]
+pub struct Stored {
+    /// How weights are stored.
+    #[arg(long, value_enum, default_value_t = Dtype::Exact)]
+    pub dtype: Dtype,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Dtype {
+    /// As they are: in f32, or in f16 where that loses nothing.
+    Exact,
+    F32,
+    /// Rounded to half precision.
+    F16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Packing {
+    /// As they are: in f32, or in f16 where that loses nothing.
+    Exact,
+    /// Rounded to half precision.
+    F16,
+    /// Signed bytes, 32 of which share a scale.
+    Int8,
+}
+
+/// How the prior's weights are kept while it draws.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Weights {
+    /// In 32 bits, in which everything is computed then.
+    F32,
+    /// In bf16.
+    Bf16,
+    /// In 8 bits; only of a model file that says what that changes.
+    Int8,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

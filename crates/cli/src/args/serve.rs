@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use super::input;
+use super::{Weights, input};
 
 #[derive(ClapArgs)]
 pub struct Serve {
@@ -18,6 +18,9 @@ pub struct Serve {
     /// A model file; the embedded model if absent.
     #[arg(long, value_parser = input())]
     pub model: Option<PathBuf>,
+    /// How the prior's weights are kept; 8 bits if the model file says what they change, else as the processor multiplies them.
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
     /// A model file whose reranker chooses, instead of the model's own.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub rerank: Option<PathBuf>,

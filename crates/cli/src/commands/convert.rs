@@ -3,34 +3,60 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tessera_data::atomic;
+use tessera_data::{atomic, read_text};
 use tessera_model::rerank::Gelu;
-use tessera_model::weights::{HostTensor, ModelFile, read_clip, read_openai_dvae};
+use tessera_model::weights::{ClipHints, HostTensor, ModelFile, Storage, read_clip, read_openai_dvae};
 use tessera_text::clip_tokenizer;
 
 use super::output::{Content, Outputs};
 use super::read;
-use crate::args::{Convert, WhichGelu};
+use crate::args::{Convert, Dtype, WhichGelu};
 
 pub fn run(convert: Convert) -> Result<()> {
     match convert {
-        Convert::OpenaiDvae { encoder, decoder, out } => {
+        Convert::OpenaiDvae { encoder, decoder, stored, out } => {
             let outputs = Outputs::check(&[(&out, Content::Model)], false)?;
             let file = read_openai_dvae(&read(&encoder)?, &read(&decoder)?)?;
+            let file = ModelFile { storage: storage(stored.dtype), ..file };
             write(&file, &file.dvae, &out, &outputs)
         }
-        Convert::Clip { weights, vocab, gelu, out } => {
+        Convert::Clip { weights, vocab, gelu, image_heads, text_heads, stored, out } => {
             let outputs = Outputs::check(&[(&out, Content::Model)], false)?;
             let tokenizer = clip_tokenizer(&read(&vocab)?).with_context(|| vocab.display().to_string())?;
             let gelu = gelu.map(|gelu| match gelu {
                 WhichGelu::Quick => Gelu::Quick,
                 WhichGelu::Exact => Gelu::Exact,
             });
-            let file = read_clip(&read(&weights)?, tokenizer, gelu)
+            let heads = image_heads.zip(text_heads).map(|(image, text)| [image, text]);
+            let hints = ClipHints { gelu, heads, ..hints_beside(&weights)? };
+            let file = read_clip(&read(&weights)?, tokenizer, &hints)
                 .with_context(|| weights.display().to_string())?;
+            let file = ModelFile { storage: storage(stored.dtype), ..file };
             write(&file, &file.rerank, &out, &outputs)
         }
     }
+}
+
+fn storage(dtype: Dtype) -> Storage {
+    match dtype {
+        Dtype::Exact => Storage::Exact,
+        Dtype::F32 => Storage::F32,
+        Dtype::F16 => Storage::F16,
+    }
+}
+
+/// The configurations in the folder of a file of weights.
+fn hints_beside(weights: &Path) -> Result<ClipHints> {
+    let read = |name: &str| {
+        let path = weights.with_file_name(name);
+        path.exists().then(|| read_text(&path)).transpose()
+    };
+    Ok(ClipHints {
+        hugging_face: read("config.json")?,
+        preprocessor: read("preprocessor_config.json")?,
+        open_clip: read("open_clip_config.json")?,
+        ..ClipHints::default()
+    })
 }
 
 fn write(file: &ModelFile, weights: &[HostTensor], out: &Path, outputs: &Outputs) -> Result<()> {

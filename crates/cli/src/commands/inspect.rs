@@ -48,6 +48,8 @@ fn describe(file: &ModelFile) -> Result<Value> {
         "prior_parameters": count(&file.prior),
         "reranker_parameters": count(&file.rerank),
         "tokenizer": file.tokenizer.is_some(),
+        "caption_drop": file.caption_drop,
+        "int8_nats_per_token": file.int8_nats_per_token,
         "notes": file.notes,
         "origin": file.origin,
     });

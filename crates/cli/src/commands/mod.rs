@@ -8,6 +8,7 @@ pub mod eval;
 pub mod gallery;
 pub mod inspect;
 mod output;
+pub mod pack;
 pub mod plan;
 pub mod reconstruct;
 pub mod serve;
@@ -21,9 +22,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use tessera_container::unverified;
+use tessera_kernels::decode::Weights as Kept;
+use tessera_kernels::{Cpu, Precision};
 use tessera_model::Tessera;
 use tessera_model::weights::{ModelFile, model_id};
 
+use crate::args::Weights;
 use crate::stderr::note;
 
 /// The model file at `path`, or the embedded one.
@@ -48,10 +52,34 @@ fn identified_model(path: Option<&Path>) -> Result<(ModelFile, String)> {
     }
 }
 
+/// The instructions for weights that are kept so; what `absent` says if that is left open.
+fn cpu(weights: Option<Weights>, absent: Precision) -> Result<Cpu> {
+    let precision = match weights {
+        Some(Weights::F32) => Precision::F32,
+        Some(Weights::Bf16) => Precision::Bf16,
+        Some(Weights::Int8) | None => absent,
+    };
+    Cpu::new(precision).map_err(anyhow::Error::msg)
+}
+
+/// The model of a file, its weights kept as `weights` says, or as the file suggests.
+fn tessera_of(file: &ModelFile, weights: Option<Weights>) -> Result<Tessera> {
+    let device = Default::default();
+    match weights {
+        Some(Weights::F32 | Weights::Bf16) => Tessera::with_weights(file, &device, Kept::Full),
+        Some(Weights::Int8) => Tessera::with_weights(file, &device, Kept::Int8).context("--weights int8"),
+        None => Tessera::new(file, &device),
+    }
+}
+
 /// The model at `path`, or the embedded one, ready to draw, and its fingerprint; its reranker is that of another file if one is named.
-fn tessera(path: Option<&Path>, rerank: Option<&Path>) -> Result<(Tessera, String)> {
+fn tessera(
+    path: Option<&Path>,
+    rerank: Option<&Path>,
+    weights: Option<Weights>,
+) -> Result<(Tessera, String)> {
     let (file, id) = identified_model(path)?;
-    let mut tessera = Tessera::new(&file, &Default::default())?;
+    let mut tessera = tessera_of(&file, weights)?;
     if let Some(path) = rerank {
         let reranker = read_model(path)?.reranker(&Default::default());
         tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
@@ -62,6 +90,16 @@ fn tessera(path: Option<&Path>, rerank: Option<&Path>) -> Result<(Tessera, Strin
 /// The bytes of a file.
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Says that a model draws without guidance because its file does not say more.
+fn warn_without_guidance(tessera: &Tessera) {
+    if tessera.caption_drop.is_none() {
+        note!(
+            "warning: the model file does not say whether captions were dropped in training, so it draws with guidance 1; `tessera pack \
+             --caption-drop` writes that down"
+        );
+    }
 }
 
 /// What a model is called: a file's name alone, since where it lies is nobody's business who gets a picture.

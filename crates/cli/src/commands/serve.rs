@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use tessera_kernels::Precision;
 use tessera_serve::{About, Keys, Options, Server};
 
-use super::{model_name, say, tessera};
+use super::{cpu, model_name, say, tessera, warn_without_guidance};
 use crate::args::{Log, Serve};
 use crate::signals;
 use crate::stderr::{self, Stderr, note};
@@ -22,7 +23,10 @@ pub fn run(args: &Serve) -> Result<()> {
     })?;
     let keys = args.api_key_file.as_deref().map(Keys::read).transpose()?;
     let open = keys.is_none() && !args.bind.ip().is_loopback();
-    let (tessera, id) = tessera(args.model.as_deref(), args.rerank.as_deref())?;
+    // The model keeps the instructions that it is read with.
+    let read = || tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights);
+    let (tessera, id) = cpu(args.weights, Precision::Auto)?.scope(read)?;
+    warn_without_guidance(&tessera);
     let options = Options { about: about(args.model.as_deref(), id), tessera, keys, rows: args.rows };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -1,18 +1,15 @@
-//! `tessera train`, `tessera encode` and `tessera pack`.
+//! `tessera train` and `tessera encode`.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, ensure};
-use tessera_data::atomic;
-use tessera_model::weights::{ModelFile, Storage};
+use anyhow::Result;
 use tessera_train::{
     Config, Control, EncodeInputs, Need, Outcome, PriorInputs, RerankInputs, RunOptions, Stage,
 };
 
-use super::output::{Content, Outputs};
-use super::{read_model, say};
+use super::say;
 use crate::args::{Common, Encode, Settings, TrainTask};
 use crate::memory::present_bytes;
 use crate::reporter::Terminal;
@@ -99,28 +96,4 @@ fn report(outcome: Outcome, run: &Path) -> Result<()> {
             say(format_args!("stopped and saved at step {step}: {path}; continue it with --resume"))
         }
     }
-}
-
-/// `tessera pack`
-pub fn pack(model: &Path, rerank: Option<&Path>, out: &Path) -> Result<()> {
-    let outputs = Outputs::check(&[(out, Content::Model)], false)?;
-    let mut file = ModelFile { storage: Storage::Int8, ..read_model(model)? };
-    if let Some(path) = rerank {
-        let theirs = read_model(path)?;
-        let shown = path.display();
-        ensure!(
-            theirs.config.rerank.is_some(),
-            "{shown} holds no contrastive model; `train rerank` makes one"
-        );
-        ensure!(
-            theirs.tokenizer == file.tokenizer,
-            "{shown} was trained with another tokenizer than {}; give both the same --bpe",
-            model.display()
-        );
-        (file.config.rerank, file.rerank) = (theirs.config.rerank, theirs.rerank);
-    }
-    let bytes = file.to_bytes()?;
-    atomic::write(out, &bytes)?;
-    let [before, after] = [std::fs::metadata(model)?.len(), bytes.len() as u64].map(|len| len as f64 / 1e6);
-    outputs.say(format_args!("{before:.1} MB to {after:.1} MB: {}", out.display()))
 }

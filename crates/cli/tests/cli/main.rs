@@ -23,6 +23,8 @@ mod interrupt;
 #[cfg(test)]
 mod killed;
 #[cfg(test)]
+mod model_file;
+#[cfg(test)]
 mod online;
 #[cfg(test)]
 #[cfg(unix)]

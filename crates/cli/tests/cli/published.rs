@@ -88,7 +88,11 @@ fn a_clip_is_read_and_what_it_lacks_is_named() {
     let refused = |args: &[&str]| {
         mistake(dir.path(), &[&["convert", "clip"], args, &["--out", "x.safetensors"]].concat())
     };
-    assert!(refused(&[&hf, "--vocab", &vocab]).contains("--gelu quick for OpenAI's"));
+    let heads = ["--image-heads", "1", "--text-heads", "1"];
+    let error = refused(&[&[&hf, "--vocab", &vocab], &heads[..]].concat());
+    assert!(error.contains("--gelu quick for OpenAI's"), "{error}");
+    let error = refused(&[&hf, "--vocab", &vocab, "--gelu", "quick"]);
+    assert!(error.contains("put its config.json or open_clip_config.json beside them"), "{error}");
     assert!(refused(&[&hf, "--vocab", "none.gz"]).contains("cannot read none.gz"));
     let error = refused(&[&hf, "--vocab", &hf, "--gelu", "quick"]);
     assert!(
@@ -98,4 +102,56 @@ fn a_clip_is_read_and_what_it_lacks_is_named() {
     let error = refused(&[&vocab, "--vocab", &vocab, "--gelu", "exact"]);
     assert!(error.contains("neither a file of PyTorch nor a whole safetensors file"), "{error}");
     assert_eq!(entries(dir.path()), before);
+}
+
+/// `fixtures/clip/heads` has its configuration beside the weights, which are of 32 bits.
+#[test]
+fn a_configuration_beside_the_weights_is_read_and_dtype_says_how_they_are_stored() {
+    let dir = folder();
+    let clip = |name: &str| {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/clip").join(name).display().to_string()
+    };
+    let (weights, vocab) = (clip("heads/model.safetensors"), clip("vocabulary.txt.gz"));
+    let convert = |out: &str, more: &[&str]| {
+        let args = ["convert", "clip", &weights, "--vocab", &vocab, "--out", out];
+        succeed(dir.path(), &[&args[..], more].concat());
+        std::fs::metadata(dir.path().join(out)).unwrap().len()
+    };
+    let [exact, f32, f16] = [("a", &[][..]), ("b", &["--dtype", "f32"]), ("c", &["--dtype", "f16"])]
+        .map(|(out, more)| convert(out, more));
+    let inspected = succeed(dir.path(), &["inspect", "a", "--json"]).stdout;
+    assert!(inspected.contains("\"n_heads\":4") && inspected.contains("\"gelu\":\"exact\""), "{inspected}");
+    assert!(f16 + 100_000 < exact && exact <= f32, "{f16}, {exact} and {f32} bytes");
+    let error = mistake(
+        dir.path(),
+        &["convert", "clip", &weights, "--vocab", &vocab, "--gelu", "quick", "--out", "d"],
+    );
+    assert!(error.contains("--gelu: open_clip_config.json says the other one"), "{error}");
+}
+
+#[test]
+fn what_stands_in_for_weights_is_named() {
+    let dir = folder();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4f2a\nsize 605157884\n";
+    std::fs::write(dir.path().join("lfs.safetensors"), pointer).unwrap();
+    let index = r#"{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}"#;
+    std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    let vocab = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/clip/vocabulary.txt.gz");
+    let vocab = vocab.display().to_string();
+    for (name, wanted) in [
+        ("lfs.safetensors", "a pointer of Git LFS, not the weights"),
+        (
+            "model.safetensors.index.json",
+            "an index of weights that lie in 1 files (model-00001-of-00002.safetensors …)",
+        ),
+    ] {
+        for args in [
+            &["convert", "clip", name, "--vocab", &vocab, "--out", "x"][..],
+            &["convert", "openai-dvae", name, name, "--out", "x"],
+            &["draw", "a cat", "--model", name],
+        ] {
+            let error = mistake(dir.path(), args);
+            assert!(error.contains(wanted), "{args:?}: {error}");
+        }
+    }
 }

@@ -118,7 +118,8 @@ impl Inception {
             ),
             _ => anyhow!("{shown}: {error}"),
         })?;
-        let tensors = read_torch_file(&bytes).with_context(|| shown.to_string())?;
+        let tensors = read_torch_file(&bytes, |name| !name.ends_with(".num_batches_tracked"))
+            .with_context(|| shown.to_string())?;
         drop(bytes);
         Inception::new(tensors, resize).with_context(|| shown.to_string())
     }

@@ -263,6 +263,11 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// If the tensors fail; the batch is then good for nothing but [`Batch::clear`].
     pub fn step(&mut self) -> Result<Vec<(u64, Event)>> {
+        // With the instructions that the weights are packed for, whatever those of this thread are.
+        self.decoder.cpu().scope(|| self.step_all())
+    }
+
+    fn step_all(&mut self) -> Result<Vec<(u64, Event)>> {
         self.admit()?;
         let Batch { decoder, captions, jobs, .. } = self;
         let requests: BTreeMap<u64, &Request> =

@@ -104,6 +104,11 @@ impl Decoder {
         })
     }
 
+    /// The instructions that its weights are packed for.
+    pub fn cpu(&self) -> Cpu {
+        self.cpu
+    }
+
     /// The sizes.
     pub fn config(&self) -> &PriorConfig {
         self.prior.config()

@@ -6,6 +6,7 @@ mod batch;
 mod captions;
 mod decode;
 mod generate;
+mod int8;
 mod logits;
 mod mosaic;
 mod parameters;
@@ -15,12 +16,14 @@ mod request;
 pub use batch::{Batch, Job};
 pub use decode::{Captions, Decoder, Lanes, Next};
 pub use generate::Drawing;
+pub use int8::int8_nats_per_token;
 pub use logits::choose;
 pub use mosaic::mosaics;
 pub use parameters::Parameters;
 pub use rank::Ranking;
 pub use request::{
     DEFAULT_GUIDANCE, DEFAULT_STRENGTH, DEFAULT_TOP_P, Event, Picture, Request, Sampling, Token,
+    default_guidance, trained_for_guidance,
 };
 
 #[cfg(test)]

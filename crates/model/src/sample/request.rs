@@ -14,8 +14,18 @@ const TOKENS: u64 = u64::from_le_bytes(*b"drawings");
 const VARIED: u64 = u64::from_le_bytes(*b"variants");
 
 /// How strongly drawing follows the words unless told otherwise: what evaluates best for the embedded model (its card
-/// has the figures). It takes a model that was trained with dropped captions, as all presets are.
+/// has the figures). It takes a model that was trained with dropped captions; [`default_guidance`] is that of any model.
 pub const DEFAULT_GUIDANCE: f64 = 1.5;
+
+/// Whether a model in whose training this share of captions was dropped has learnt what guidance needs; nothing if it is not known.
+pub fn trained_for_guidance(caption_drop: Option<f32>) -> bool {
+    caption_drop.is_some_and(|share| share > 0.0)
+}
+
+/// The guidance that such a model is drawn with unless told otherwise: 1, which is none, if it has not learnt that.
+pub fn default_guidance(caption_drop: Option<f32>) -> f64 {
+    if trained_for_guidance(caption_drop) { DEFAULT_GUIDANCE } else { 1.0 }
+}
 
 /// The share of the likeliest tokens that drawing chooses among unless told otherwise. By the figures in the card it
 /// neither helps nor harms; to the eye the drawings are cleaner.

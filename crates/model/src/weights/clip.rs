@@ -1,6 +1,9 @@
 //! Published contrastive models: OpenAI's CLIP, Hugging Face's copies and open_clip's, all vision transformers, as a model file.
 //!
-//! Which of them a file is, is told by the names in it, and all sizes are read off its shapes.
+//! Which of them a file is, is told by the names in it, and all sizes are read off its shapes. What weights do not tell (`described.rs`) is
+//! not guessed.
+
+mod described;
 
 use std::collections::BTreeMap;
 
@@ -9,34 +12,48 @@ use burn::tensor::Device;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use super::{HostTensor, ModelConfig, ModelFile, torch_file};
+use self::described::{Described, Sizes};
+use super::stand_in::refuse_stand_in;
+use super::torch_file::{self, TorchFile};
+use super::{HostTensor, ModelConfig, ModelFile};
 use crate::rerank::{Cleaning, ClipConfig, Gelu, LOG_SCALE, TowerConfig};
 
-/// Width of a head in all published models.
-const HEAD: usize = 64;
-/// Mean and deviation of the colours that all of them were trained with.
+/// Width of a head in all of OpenAI's models.
+const OPENAI_HEAD: usize = 64;
+/// Mean and deviation of the colours that OpenAI's and most other models were trained with.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
+/// What is known of a contrastive model beside its weights.
+#[derive(Debug, Clone, Default)]
+pub struct ClipHints {
+    /// Hugging Face's `config.json`.
+    pub hugging_face: Option<String>,
+    /// Hugging Face's `preprocessor_config.json`.
+    pub preprocessor: Option<String>,
+    /// `open_clip_config.json`.
+    pub open_clip: Option<String>,
+    /// The nonlinearity, if a person says it.
+    pub gelu: Option<Gelu>,
+    /// Heads of the image and the text tower, if a person says them.
+    pub heads: Option<[usize; 2]>,
+}
+
 /// The contrastive model in the bytes of a file: a TorchScript archive, a state dictionary of PyTorch, or safetensors. `tokenizer` is CLIP's
-/// vocabulary as JSON. Weights do not say which nonlinearity they were trained with; OpenAI's own archives are known to be quick.
+/// vocabulary as JSON.
 ///
 /// # Errors
-/// If it is damaged, another kind of model, or `gelu` is not given where it cannot be known.
-pub fn read_clip(bytes: &[u8], tokenizer: String, gelu: Option<Gelu>) -> Result<ModelFile> {
-    let (tensors, is_script) = match bytes.starts_with(b"PK") || bytes.starts_with(b"\x80\x02") {
-        true => (torch_file::read(bytes)?, torch_file::is_script(bytes)),
-        false => (safetensors(bytes)?, false),
+/// If it is damaged, another kind of model, or nothing tells its heads and its nonlinearity.
+pub fn read_clip(bytes: &[u8], tokenizer: String, hints: &ClipHints) -> Result<ModelFile> {
+    refuse_stand_in(bytes)?;
+    let tensors = match bytes.starts_with(b"PK") || bytes.starts_with(b"\x80\x02") {
+        true => torch_weights(TorchFile::open(bytes)?)?,
+        false => safetensors(bytes)?,
     };
-    let gelu = match (gelu, is_script) {
-        (Some(gelu), _) => gelu,
-        (None, true) => Gelu::Quick,
-        (None, false) => bail!(
-            "weights do not say which GELU they want: --gelu quick for OpenAI's, here or at Hugging Face, --gelu exact for most of open_clip's"
-        ),
-    };
-    let weights = renamed(tensors)?;
-    let config = config(&weights, gelu)?;
+    let is_openais = torch_file::is_script(bytes) && tensors.has_openais_sizes;
+    let described = describe(hints, tensors.is_hugging_faces)?;
+    let weights = renamed(tensors.weights)?;
+    let config = config(&weights, described.as_ref(), hints, is_openais)?;
     config.check()?;
     let config = ModelConfig { rerank: Some(config), ..ModelConfig::default() };
     let rerank = weights.into_values().collect();
@@ -45,25 +62,92 @@ pub fn read_clip(bytes: &[u8], tokenizer: String, gelu: Option<Gelu>) -> Result<
     Ok(file)
 }
 
-/// The tensors of a safetensors file whose numbers have a fraction; whole numbers are sizes and places, which are known.
-fn safetensors(bytes: &[u8]) -> Result<Vec<HostTensor>> {
+/// What the configuration says that belongs to weights by these names; the other one's if that is missing.
+fn describe(hints: &ClipHints, is_hugging_faces: bool) -> Result<Option<Described>> {
+    let hugging_face = || {
+        let config = hints.hugging_face.as_deref();
+        config.map(|config| described::hugging_face(config, hints.preprocessor.as_deref())).transpose()
+    };
+    let open_clip = || hints.open_clip.as_deref().map(described::open_clip).transpose();
+    match is_hugging_faces {
+        true => Ok(hugging_face()?.or(open_clip()?)),
+        false => Ok(match open_clip()? {
+            Some(described) => Some(described),
+            None => hugging_face()?,
+        }),
+    }
+}
+
+/// The weights of a file by their own names, less what wraps them.
+struct Tensors {
+    weights: Vec<HostTensor>,
+    /// Whether the names are Hugging Face's.
+    is_hugging_faces: bool,
+    /// Whether the sizes lie beside the weights, as in OpenAI's archives.
+    has_openais_sizes: bool,
+}
+
+impl Tensors {
+    /// Of a file with these names, from which `read` reads those weights that are needed, by name and whether their numbers have a fraction.
+    fn new(
+        names: &[String],
+        read: impl FnOnce(&dyn Fn(&str, bool) -> bool) -> Result<Vec<HostTensor>>,
+    ) -> Result<Tensors> {
+        // A checkpoint has the weights in one of its parts.
+        let wrapped = names.iter().any(|name| name.starts_with(WRAP));
+        let theirs = |name: &str| -> Option<String> {
+            let name = if wrapped { name.strip_prefix(WRAP)? } else { name };
+            Some(name.strip_prefix("module.").unwrap_or(name).to_string())
+        };
+        let needed = |name: &str, is_float: bool| {
+            theirs(name).is_some_and(|name| !is_known(&name) && (is_float || our_name(&name).is_some()))
+        };
+        let mut weights = read(&needed)?;
+        for weight in &mut weights {
+            weight.name = theirs(&weight.name).unwrap_or_default();
+        }
+        let has = |wanted: &str| names.iter().filter_map(|name| theirs(name)).any(|name| name == wanted);
+        Ok(Tensors {
+            is_hugging_faces: weights.iter().any(|weight| weight.name.starts_with("vision_model.")),
+            has_openais_sizes: OPENAIS_SIZES.iter().all(|name| has(name)),
+            weights,
+        })
+    }
+}
+
+/// Where a checkpoint of training has its weights.
+const WRAP: &str = "state_dict.";
+
+fn torch_weights(file: TorchFile) -> Result<Tensors> {
+    let names: Vec<String> = file.names().map(str::to_string).collect();
+    Tensors::new(&names, |needed| file.read(needed))
+}
+
+fn safetensors(bytes: &[u8]) -> Result<Tensors> {
     let file =
         SafeTensors::deserialize(bytes).context("neither a file of PyTorch nor a whole safetensors file")?;
-    let read = |(name, view): (String, TensorView<'_>)| {
-        let data = view.data();
-        let pairs = || data.as_chunks::<2>().0.iter();
-        let values: Vec<f32> = match view.dtype() {
-            Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::I64 | Dtype::I32 => return None,
-            other => {
-                return Some(Err(anyhow::anyhow!("weight {name} is {other:?}; wanted F32, F16 or BF16")));
-            }
-        };
-        Some(Ok(HostTensor { name, shape: view.shape().to_vec(), values }))
+    let names: Vec<String> = file.names().into_iter().map(str::to_string).collect();
+    Tensors::new(&names, |needed| {
+        let views = file.tensors().into_iter();
+        views.filter(|(name, view)| needed(name, is_float(view.dtype()))).map(host_tensor).collect()
+    })
+}
+
+fn is_float(dtype: Dtype) -> bool {
+    [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16].contains(&dtype)
+}
+
+fn host_tensor((name, view): (String, TensorView<'_>)) -> Result<HostTensor> {
+    let data = view.data();
+    let pairs = || data.as_chunks().0.iter();
+    let values: Vec<f32> = match view.dtype() {
+        Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::BF16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        other => bail!("weight {name} is {other:?}; wanted F32, F16, BF16 or F64"),
     };
-    file.tensors().into_iter().filter_map(read).collect()
+    Ok(HostTensor { name, shape: view.shape().to_vec(), values })
 }
 
 /// How a published weight becomes one of ours.
@@ -83,19 +167,20 @@ enum Form {
 fn renamed(tensors: Vec<HostTensor>) -> Result<BTreeMap<String, HostTensor>> {
     let (mut weights, mut thirds) = (BTreeMap::new(), BTreeMap::<String, [Option<HostTensor>; 3]>::new());
     for tensor in tensors {
-        let theirs = tensor.name.rsplit_once("state_dict.").map_or(tensor.name.as_str(), |(_, name)| name);
-        let theirs = theirs.strip_prefix("module.").unwrap_or(theirs);
-        if is_known(theirs) {
-            continue;
-        }
-        let (ours, form) = our_name(theirs).with_context(|| {
-            format!("the weight {theirs} is of no CLIP with a vision transformer, which is what can be read")
+        let (ours, form) = our_name(&tensor.name).with_context(|| {
+            format!(
+                "the weight {} is of no CLIP with a vision transformer, which is what can be read",
+                tensor.name
+            )
         })?;
         let tensor = in_our_form(HostTensor { name: ours.clone(), ..tensor }, form)
             .with_context(|| format!("the weight {ours}"))?;
         match form {
             Form::Third(which) => thirds.entry(ours).or_default()[which] = Some(tensor),
-            _ => drop(weights.insert(ours, tensor)),
+            _ => {
+                let twice = weights.insert(ours, tensor);
+                ensure!(twice.is_none(), "two weights are {}", twice.map_or_else(String::new, |w| w.name));
+            }
         }
     }
     for (ours, thirds) in thirds {
@@ -108,10 +193,13 @@ fn renamed(tensors: Vec<HostTensor>) -> Result<BTreeMap<String, HostTensor>> {
     Ok(weights)
 }
 
+/// Sizes that OpenAI's archives have beside the weights.
+const OPENAIS_SIZES: [&str; 3] = ["input_resolution", "context_length", "vocab_size"];
+
 /// What is no weight: sizes, places and masks that follow from the sizes.
 fn is_known(theirs: &str) -> bool {
-    let sizes = ["input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias"];
-    sizes.contains(&theirs) || theirs.ends_with(".position_ids")
+    let follows = theirs == "attn_mask" || theirs == "logit_bias" || theirs.ends_with(".position_ids");
+    follows || OPENAIS_SIZES.contains(&theirs)
 }
 
 fn our_name(theirs: &str) -> Option<(String, Form)> {
@@ -227,19 +315,19 @@ fn side_by_side(name: String, thirds: [HostTensor; 3]) -> Result<HostTensor> {
     Ok(HostTensor { name, shape, values })
 }
 
-fn config(weights: &BTreeMap<String, HostTensor>, gelu: Gelu) -> Result<ClipConfig> {
+/// The sizes that the shapes tell.
+fn sizes(weights: &BTreeMap<String, HostTensor>) -> Result<Sizes> {
     let shape = |name: &str| match weights.get(name).map(|weight| &weight.shape[..]) {
         Some(&[a, b]) => Ok([a, b]),
         Some(other) => bail!("{name} has the shape {other:?}; wanted two sizes"),
         None => bail!("{name} is missing"),
     };
-    let tower = |name: &str, width: usize| {
+    let layers = |name: &str| {
         let has = |layer: &usize| weights.contains_key(&format!("{name}.blocks.{layer}.qkv.weight"));
-        ensure!(width.is_multiple_of(HEAD), "{name}: a width of {width}; wanted a multiple of {HEAD}");
-        Ok(TowerConfig { width, n_layers: (0..).take_while(has).count(), n_heads: width / HEAD })
+        (0..).take_while(has).count()
     };
     let ([inputs, width], [places, _]) = (shape("image.patch")?, shape("image.positions")?);
-    let ([text_vocab, text_width], [context, _]) = (shape("text.tokens")?, shape("text.positions")?);
+    let ([vocab, text_width], [context, _]) = (shape("text.tokens")?, shape("text.positions")?);
     let patch = (inputs / 3).isqrt();
     let grid = places.saturating_sub(1).isqrt();
     ensure!(
@@ -247,19 +335,87 @@ fn config(weights: &BTreeMap<String, HostTensor>, gelu: Gelu) -> Result<ClipConf
         "{places} positions of a picture; wanted a square of patches and one more"
     );
     let [_, embed] = shape("image.projection")?;
-    Ok(ClipConfig {
+    Ok(Sizes {
         image_size: patch.saturating_mul(grid),
         patch,
-        image: tower("image", width)?,
+        image: [width, layers("image")],
         context,
-        text_vocab,
-        text: tower("text", text_width)?,
+        vocab,
+        text: [text_width, layers("text")],
         embed,
-        gelu,
-        cleaning: Cleaning::Clip,
-        mean: MEAN,
-        deviation: DEVIATION,
     })
+}
+
+fn config(
+    weights: &BTreeMap<String, HostTensor>,
+    described: Option<&Described>,
+    hints: &ClipHints,
+    is_openais: bool,
+) -> Result<ClipConfig> {
+    let sizes = sizes(weights)?;
+    if let Some(Described { source, sizes: theirs, .. }) = described {
+        ensure!(
+            *theirs == sizes,
+            "{source} beside the weights is of another model: it says {theirs:?}, and the weights are of {sizes:?}"
+        );
+    }
+    let [image_heads, text_heads] = heads(&sizes, described, hints, is_openais)?;
+    let [mean, deviation] = described.map_or([MEAN, DEVIATION], |described| described.colours);
+    let tower = |[width, n_layers]: [usize; 2], n_heads| TowerConfig { width, n_layers, n_heads };
+    Ok(ClipConfig {
+        image_size: sizes.image_size,
+        patch: sizes.patch,
+        image: tower(sizes.image, image_heads),
+        context: sizes.context,
+        text_vocab: sizes.vocab,
+        text: tower(sizes.text, text_heads),
+        embed: sizes.embed,
+        gelu: gelu(described, hints, is_openais)?,
+        cleaning: Cleaning::Clip,
+        mean,
+        deviation,
+    })
+}
+
+/// Heads of the image and the text tower, which no shape tells.
+fn heads(
+    sizes: &Sizes,
+    described: Option<&Described>,
+    hints: &ClipHints,
+    is_openais: bool,
+) -> Result<[usize; 2]> {
+    let openais = is_openais.then(|| [sizes.image[0], sizes.text[0]].map(|width| width / OPENAI_HEAD));
+    let known = described.map(|described| described.heads).or(openais).or_else(|| sizes.published_heads());
+    match (known, hints.heads) {
+        (Some(known), Some(given)) if known != given => bail!(
+            "--image-heads {} --text-heads {}: {} has {} and {}",
+            given[0],
+            given[1],
+            described.map_or("a model of this shape", |described| described.source),
+            known[0],
+            known[1]
+        ),
+        (Some(heads), _) | (None, Some(heads)) => Ok(heads),
+        (None, None) => bail!(
+            "weights do not say how many heads they have, and this is no published shape: put its config.json or open_clip_config.json \
+             beside them, or, if it reads a class token and its text tower is causal, give --image-heads and --text-heads"
+        ),
+    }
+}
+
+fn gelu(described: Option<&Described>, hints: &ClipHints, is_openais: bool) -> Result<Gelu> {
+    let openais = is_openais.then_some(Gelu::Quick);
+    match (described.map(|described| described.gelu).or(openais), hints.gelu) {
+        (Some(known), Some(given)) if known != given => bail!(
+            "--gelu: {} says the other one",
+            described.map_or("an archive of OpenAI's", |described| described.source)
+        ),
+        (Some(gelu), _) | (None, Some(gelu)) => Ok(gelu),
+        (None, None) => bail!(
+            "weights do not say which GELU they want: put the model's config.json or open_clip_config.json beside them, or give --gelu quick \
+             for OpenAI's, here or at Hugging Face, --gelu exact for most of open_clip's"
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -104,19 +104,37 @@ const MOST_CONTAINERS: usize = 1 << 14;
 /// Most values on the stack or put aside: far more than any model has, far fewer than memory holds.
 const MOST_VALUES: usize = 1 << 22;
 
-/// Reads the pickle at the start of `bytes`; returns its value and how long it is.
+/// A pickle that was read.
+#[derive(Debug)]
+pub struct Pickle {
+    /// Its value.
+    pub value: Value,
+    /// Its length in bytes.
+    pub len: usize,
+    /// Everything that it names outside of itself, also what the value does not keep.
+    pub outside: Vec<Rc<Value>>,
+}
+
+/// Reads the pickle at the start of `bytes`.
 ///
 /// # Errors
 /// If it is cut short, or has an opcode that is not known.
-pub fn read(bytes: &[u8]) -> Result<(Value, usize)> {
-    let mut machine =
-        Machine { bytes, at: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), containers: 0 };
+pub fn read(bytes: &[u8]) -> Result<Pickle> {
+    let mut machine = Machine {
+        bytes,
+        at: 0,
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+        outside: Vec::new(),
+        containers: 0,
+    };
     loop {
         let at = machine.at;
         let opcode = machine.take(1)?[0];
         if opcode == b'.' {
             let value = machine.pop()?;
-            return Ok((value, machine.at));
+            return Ok(Pickle { value, len: machine.at, outside: machine.outside });
         }
         machine.run(opcode).with_context(|| format!("the pickle's opcode 0x{opcode:02x} at byte {at}"))?;
         let values = machine.stack.len().max(machine.memo.len()).max(machine.marks.len());
@@ -134,6 +152,7 @@ struct Machine<'a> {
     /// Heights of the stack.
     marks: Vec<usize>,
     memo: HashMap<u64, Value>,
+    outside: Vec<Rc<Value>>,
     /// Tuples, lists, dictionaries and calls so far.
     containers: usize,
 }
@@ -240,8 +259,9 @@ impl Machine<'_> {
                 }
             }
             b'Q' => {
-                let value = self.pop()?;
-                self.push(Value::Outside(Rc::new(value)));
+                let value = Rc::new(self.pop()?);
+                self.outside.push(Rc::clone(&value));
+                self.push(Value::Outside(value));
             }
             _ => bail!("it is not one that PyTorch's files have"),
         }
@@ -334,7 +354,7 @@ mod tests {
     use super::*;
 
     fn value(bytes: &[u8]) -> Value {
-        read(bytes).unwrap().0
+        read(bytes).unwrap().value
     }
 
     #[test]

@@ -5,39 +5,75 @@
 
 use std::collections::HashMap;
 use std::io::{Cursor, Read};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 
 use super::HostTensor;
-use super::pickle::{self, Value};
+use super::pickle::{self, Pickle, Value};
+use super::stand_in::refuse_stand_in;
 
 /// How a file from before PyTorch 1.6 begins: the pickle of a number of 10 bytes.
 const OLD: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
-/// The tensors in the bytes of a file, in its order; names of parameters inside of modules are joined by dots. Whole numbers,
-/// which in a model count batches and are no weights, become the nearest f32.
+/// A file whose tensors are known by name and kind, and not yet read.
+pub struct TorchFile {
+    views: Vec<View>,
+    storages: Storages,
+    /// Bytes of the file.
+    len: usize,
+}
+
+/// The tensors in the bytes of a file, in its order; names of parameters inside of modules are joined by dots. Tensors that are not
+/// needed may hold any kind of numbers.
 ///
 /// # Errors
-/// If it is none of the two containers, damaged, or holds numbers other than f32, f16, bf16 and i64.
-pub fn read(bytes: &[u8]) -> Result<Vec<HostTensor>> {
-    let (root, storages) = match (bytes.starts_with(b"PK"), bytes.strip_prefix(OLD)) {
-        (true, _) => zipped(bytes)?,
-        (_, Some(rest)) => old(rest)?,
-        _ => bail!(
-            "no file of PyTorch: it begins neither like a ZIP archive nor like one from before PyTorch 1.6"
-        ),
-    };
-    let views = views(&root)?;
-    ensure!(!views.is_empty(), "the file holds no tensors");
-    // Tensors may share a storage, and a model's do now and then; not so that they need several times the file.
-    let numbers = views.iter().map(View::len).try_fold(0_usize, |sum, len| sum.checked_add(len?));
-    let most = bytes.len().saturating_mul(MOST_SHARING);
-    ensure!(
-        numbers.is_some_and(|numbers| numbers <= most),
-        "the tensors are many times larger than the file"
-    );
-    views.into_iter().map(|view| view.read(&storages)).collect()
+/// If it is none of the two containers, damaged, or a tensor that is needed holds numbers other than f32, f16, bf16 and f64.
+pub fn read(bytes: &[u8], is_needed: impl Fn(&str) -> bool) -> Result<Vec<HostTensor>> {
+    TorchFile::open(bytes)?.read(|name, _| is_needed(name))
+}
+
+impl TorchFile {
+    /// Finds the tensors in the bytes of a file.
+    ///
+    /// # Errors
+    /// If it is none of the two containers, or damaged.
+    pub fn open(bytes: &[u8]) -> Result<TorchFile> {
+        refuse_stand_in(bytes)?;
+        let (root, storages) = match (bytes.starts_with(b"PK"), bytes.strip_prefix(OLD)) {
+            (true, _) => zipped(bytes)?,
+            (_, Some(rest)) => old(rest)?,
+            _ => bail!(
+                "no file of PyTorch: it begins neither like a ZIP archive nor like one from before PyTorch 1.6"
+            ),
+        };
+        let views = views(&root)?;
+        ensure!(!views.is_empty(), "the file holds no tensors");
+        Ok(TorchFile { views, storages, len: bytes.len() })
+    }
+
+    /// The names of the tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.views.iter().map(|view| view.name.as_str())
+    }
+
+    /// The tensors that are needed, by their name and whether their numbers have a fraction.
+    ///
+    /// # Errors
+    /// If one of them holds numbers of another kind, or reaches beyond the file.
+    pub fn read(self, is_needed: impl Fn(&str, bool) -> bool) -> Result<Vec<HostTensor>> {
+        let TorchFile { mut views, storages, len } = self;
+        views.retain(|view| is_needed(&view.name, view.numbers.is_float()));
+        // Tensors may share a storage, and a model's do now and then; not so that they need several times the file.
+        let numbers = views.iter().map(View::len).try_fold(0_usize, |sum, len| sum.checked_add(len?));
+        let most = len.saturating_mul(MOST_SHARING);
+        ensure!(
+            numbers.is_some_and(|numbers| numbers <= most),
+            "the tensors are many times larger than the file"
+        );
+        views.into_iter().map(|view| view.read(&storages)).collect()
+    }
 }
 
 /// Whether it is an archive of TorchScript, which has constants beside its weights.
@@ -72,7 +108,7 @@ fn zipped(bytes: &[u8]) -> Result<(Value, Storages)> {
         read.with_context(|| format!("cannot read {name} of the archive"))?;
         left = left.checked_sub(content.len() as u64).context("the archive unpacks to more than it holds")?;
         match part {
-            "data.pkl" => root = Some(pickle::read(&content)?.0),
+            "data.pkl" => root = Some(pickle::read(&content)?.value),
             key => drop(storages.insert(key.to_string(), content)),
         }
     }
@@ -82,18 +118,21 @@ fn zipped(bytes: &[u8]) -> Result<(Value, Storages)> {
 /// What follows the first number: the protocol, facts about the system, the object, the keys of its storages, the storages.
 fn old(bytes: &[u8]) -> Result<(Value, Storages)> {
     let mut rest = bytes;
-    let mut next = || -> Result<Value> {
-        let (value, len) = pickle::read(rest)?;
-        rest = &rest[len..];
-        Ok(value)
+    let mut next = || -> Result<Pickle> {
+        let pickle = pickle::read(rest)?;
+        rest = &rest[pickle.len..];
+        Ok(pickle)
     };
     let [_, _, root, keys] = [next()?, next()?, next()?, next()?];
-    let widths: HashMap<String, usize> =
-        views(&root)?.into_iter().map(|view| (view.storage.clone(), view.numbers.width())).collect();
+    // Also of what belongs to no weight, as the state of an optimizer: storages lie one after another.
+    let mut widths = HashMap::new();
+    for storage in root.outside.iter().filter_map(|outside| Storage::new(outside)) {
+        widths.insert(storage.key, storage.numbers.width()?);
+    }
     let mut storages = Storages::new();
-    for key in keys.elements() {
+    for key in keys.value.elements() {
         let key = key.as_str().context("a storage without a name")?.to_string();
-        let width = *widths.get(&key).with_context(|| format!("storage {key} belongs to no tensor"))?;
+        let width = *widths.get(&key).with_context(|| format!("storage {key} is of no known kind"))?;
         let (count, after) = rest.split_first_chunk::<8>().context("the file is cut short")?;
         let len = usize::try_from(u64::from_le_bytes(*count))?.checked_mul(width);
         let (content, after) =
@@ -101,50 +140,80 @@ fn old(bytes: &[u8]) -> Result<(Value, Storages)> {
         storages.insert(key, content.to_vec());
         rest = after;
     }
-    Ok((root, storages))
+    Ok((root.value, storages))
+}
+
+/// A storage as a pickle names it.
+struct Storage {
+    key: String,
+    numbers: Numbers,
+}
+
+impl Storage {
+    /// Of the elements `storage`, kind, key, …; nothing if it is something else.
+    fn new(outside: &Value) -> Option<Storage> {
+        match &outside.elements()[..] {
+            [_, Value::Global(kind), Value::Str(key), ..] => {
+                Some(Storage { key: key.to_string(), numbers: Numbers::of(kind) })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Kinds of numbers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Numbers {
+    F64,
     F32,
     F16,
     Bf16,
-    I64,
+    /// Those of a storage that holds no weights: whole numbers, truth values, complex ones.
+    Other(Rc<str>),
 }
 
 impl Numbers {
-    fn of(storage: &Value) -> Result<Numbers> {
-        match storage {
-            Value::Global(name) => match &**name {
-                "torch FloatStorage" => Ok(Numbers::F32),
-                "torch HalfStorage" => Ok(Numbers::F16),
-                "torch BFloat16Storage" => Ok(Numbers::Bf16),
-                "torch LongStorage" => Ok(Numbers::I64),
-                other => {
-                    bail!(
-                        "numbers of {other}; wanted FloatStorage, HalfStorage, BFloat16Storage or LongStorage"
-                    )
-                }
-            },
-            _ => bail!("a storage without a kind"),
+    fn of(kind: &Rc<str>) -> Numbers {
+        match &**kind {
+            "torch DoubleStorage" => Numbers::F64,
+            "torch FloatStorage" => Numbers::F32,
+            "torch HalfStorage" => Numbers::F16,
+            "torch BFloat16Storage" => Numbers::Bf16,
+            _ => Numbers::Other(Rc::clone(kind)),
         }
     }
 
-    fn width(self) -> usize {
+    fn is_float(&self) -> bool {
         match self {
-            Numbers::I64 => 8,
+            Numbers::F64 | Numbers::F32 | Numbers::F16 | Numbers::Bf16 => true,
+            Numbers::Other(_) => false,
+        }
+    }
+
+    /// Bytes of a number.
+    fn width(&self) -> Result<usize> {
+        Ok(match self {
+            Numbers::F64 => 8,
             Numbers::F32 => 4,
             Numbers::F16 | Numbers::Bf16 => 2,
-        }
+            Numbers::Other(kind) => match &**kind {
+                "torch BoolStorage" | "torch ByteStorage" | "torch CharStorage" => 1,
+                "torch QInt8Storage" | "torch QUInt8Storage" => 1,
+                "torch ShortStorage" => 2,
+                "torch IntStorage" | "torch QInt32Storage" => 4,
+                "torch LongStorage" | "torch ComplexFloatStorage" => 8,
+                "torch ComplexDoubleStorage" => 16,
+                other => bail!("a storage of the kind {other}, which is none of PyTorch's"),
+            },
+        })
     }
 
-    fn read(self, bytes: &[u8]) -> f32 {
+    fn read(&self, bytes: &[u8]) -> f32 {
         match (self, bytes) {
+            (Numbers::F64, &[a, b, c, d, e, f, g, h]) => f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
             (Numbers::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
             (Numbers::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
             (Numbers::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
-            (Numbers::I64, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
             _ => f32::NAN,
         }
     }
@@ -166,15 +235,14 @@ impl View {
         let [Value::Outside(storage), offset, size, stride, ..] = args else {
             bail!("a tensor without storage, offset, size and stride")
         };
-        let storage = storage.elements();
-        let [_, kind, key, ..] = &storage[..] else { bail!("a storage without kind and key") };
+        let Storage { key, numbers } = Storage::new(storage).context("a storage without kind and key")?;
         let sizes = |value: &Value| -> Result<Vec<usize>> {
             value.elements().iter().map(|size| size.as_size().context("a size that is none")).collect()
         };
         Ok(View {
             name,
-            storage: key.as_str().context("a storage without a key")?.to_string(),
-            numbers: Numbers::of(kind)?,
+            storage: key,
+            numbers,
             offset: offset.as_size().context("an offset that is none")?,
             shape: sizes(size)?,
             strides: sizes(stride)?,
@@ -197,7 +265,11 @@ impl View {
     }
 
     fn read(self, storages: &Storages) -> Result<HostTensor> {
-        let (name, width) = (&self.name, self.numbers.width());
+        let name = &self.name;
+        if let Numbers::Other(kind) = &self.numbers {
+            bail!("weight {name} lies in a {kind}; wanted numbers of f32, f16, bf16 or f64")
+        }
+        let width = self.numbers.width()?;
         let storage = storages
             .get(&self.storage)
             .with_context(|| format!("{name}: storage {} is missing", self.storage))?;
@@ -321,12 +393,12 @@ mod tests {
     }
 
     fn error(object: &[u8]) -> String {
-        format!("{:#}", read(&file(object, &[1.0, 2.0, 3.0, 4.0])).unwrap_err())
+        format!("{:#}", read(&file(object, &[1.0, 2.0, 3.0, 4.0]), |_| true).unwrap_err())
     }
 
     #[test]
     fn a_tensor_is_read_by_its_offset_size_and_stride() {
-        let read = |layout| read(&file(&tensors(&["w"], layout), &[1.0, 2.0, 3.0, 4.0])).unwrap();
+        let read = |layout| read(&file(&tensors(&["w"], layout), &[1.0, 2.0, 3.0, 4.0]), |_| true).unwrap();
         assert_eq!(
             (&*read([0, 4, 1])[0].name, &read([0, 4, 1])[0].values[..]),
             ("w", &[1.0, 2.0, 3.0, 4.0][..])
@@ -335,27 +407,45 @@ mod tests {
         assert_eq!(read([2, 3, 0])[0].values, [3.0, 3.0, 3.0]);
     }
 
+    fn fixture(name: &str) -> Vec<u8> {
+        std::fs::read(format!("{}/../../fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+    }
+
     /// A convolution and its batch-norm, whose count of batches is a whole number and has no dimension, as
     /// `fixtures/eval/inception.py` saved them by both containers.
     #[test]
-    fn a_state_dictionary_with_whole_numbers_is_read_from_both_containers() {
-        let [new, old] = ["batch_norm.pth", "batch_norm_old.pth"].map(|name| {
-            let path = format!("{}/../../fixtures/eval/{name}", env!("CARGO_MANIFEST_DIR"));
-            super::read(&std::fs::read(path).unwrap()).unwrap()
-        });
+    fn whole_numbers_are_left_out_of_both_containers_unless_a_weight_is_one() {
+        let files = ["eval/batch_norm.pth", "eval/batch_norm_old.pth"].map(fixture);
+        for file in &files {
+            let error = format!("{:#}", read(file, |_| true).unwrap_err());
+            assert!(error.contains("bn.num_batches_tracked lies in a torch LongStorage"), "{error}");
+        }
+        let [new, old] = files.map(|file| read(&file, |name| name != "bn.num_batches_tracked").unwrap());
         assert_eq!(new, old);
         let shapes: Vec<(&str, &[usize])> = new.iter().map(|t| (&*t.name, &t.shape[..])).collect();
-        let wanted: [(&str, &[usize]); 6] = [
+        let wanted: [(&str, &[usize]); 5] = [
             ("conv.weight", &[2, 3, 1, 1]),
             ("bn.weight", &[2]),
             ("bn.bias", &[2]),
             ("bn.running_mean", &[2]),
             ("bn.running_var", &[2]),
-            ("bn.num_batches_tracked", &[]),
         ];
         assert_eq!(shapes, wanted);
-        assert_eq!(new[5].values, [7.0]);
         assert!(new[4].values.iter().all(|variance| (0.5..1.5).contains(variance)), "{:?}", new[4].values);
+    }
+
+    /// A checkpoint of `fixtures/clip/odd_types.py`: a map, tensors of every other kind, and an optimizer's state by numbers.
+    #[test]
+    fn tensors_of_any_kind_may_lie_beside_what_is_needed() {
+        for name in ["clip/odd-types.pt", "clip/odd-types-old.pt"] {
+            let file = TorchFile::open(&fixture(name)).unwrap();
+            assert!(file.names().any(|name| name == "flags.bool"), "{name}");
+            let read = file.read(|name, _| name.starts_with("state_dict.")).unwrap();
+            let read: Vec<_> = read.iter().map(|tensor| (&*tensor.name, &tensor.values[..])).collect();
+            let wanted: [(&str, &[f32]); 2] =
+                [("state_dict.w", &[1.0, 2.0, 3.0]), ("state_dict.double", &[0.5, -0.25])];
+            assert_eq!(read, wanted, "{name}");
+        }
     }
 
     #[test]

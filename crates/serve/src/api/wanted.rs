@@ -99,7 +99,7 @@ impl Wanted {
             None => n,
         };
         let seed = fields.whole("seed", 0, LARGEST)?.unwrap_or_else(some_seed);
-        let sampling = sampling(&mut fields)?;
+        let sampling = sampling(&mut fields, app)?;
         let size = size(&mut fields, app)?;
         let (format, delivery) = (format(&mut fields)?, delivery(&mut fields)?);
         bounded(size, n, of, delivery, app)?;
@@ -182,16 +182,16 @@ fn text(fields: &mut Fields, name: &str) -> Result<Option<String>, ApiError> {
     }
 }
 
-fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
-    let default = Sampling::default();
+fn sampling(fields: &mut Fields, app: &App) -> Result<Sampling, ApiError> {
+    let default = app.tessera.sampling();
     let sampling = Sampling {
         temperature: fields.number("temperature")?.unwrap_or(default.temperature),
         top_k: fields.whole("top_k", 1, LARGEST)?.map(|k| k as usize),
         top_p: fields.number("top_p")?.or(default.top_p),
         guidance: fields.number("guidance")?.unwrap_or(default.guidance),
     };
-    match sampling.check() {
-        Ok(()) => Ok(sampling),
+    match sampling.check().and_then(|()| app.tessera.guidance(Some(sampling.guidance))) {
+        Ok(_) => Ok(sampling),
         Err(error) => Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", format!("{error}."))),
     }
 }

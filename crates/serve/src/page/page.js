@@ -62,6 +62,7 @@ async function meetModel() {
   $("model").replaceChildren(bold(model.name), ` ${model.fingerprint}`, document.createElement("br"), side);
   $("about").textContent = `${model.about} It draws ${side}, and reads the first ${model.prompt_tokens} tokens of a prompt.`.trim();
   $("tries-label").classList.toggle("hidden", !model.ranks);
+  for (const id of ["guidance-label", "negative-label"]) $(id).classList.toggle("hidden", model.guidance === 1);
   for (const example of model.examples) {
     const chip = Object.assign(document.createElement("button"), { type: "button", className: "chip", textContent: example });
     chip.onclick = () => { $("prompt").value = example; draw(); };
@@ -81,8 +82,8 @@ async function fetchTiles() {
 
 function settings() {
   const number = (id) => Number($(id).value);
-  return { n: number("n"), tries: model?.ranks ? number("tries") : 1, guidance: number("guidance"), top_p: number("top_p"),
-    temperature: number("temperature"), negative: $("negative").value.trim(), seed: $("seed").value === "" ? null : number("seed") };
+  return { n: number("n"), tries: model?.ranks ? number("tries") : 1, guidance: model?.guidance === 1 ? 1 : number("guidance"), top_p: number("top_p"),
+    temperature: number("temperature"), negative: model?.guidance === 1 ? "" : $("negative").value.trim(), seed: $("seed").value === "" ? null : number("seed") };
 }
 
 function parameters(prompt, chosen) {

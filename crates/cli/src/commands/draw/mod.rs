@@ -9,13 +9,13 @@ use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{picture, read_text, text_lines};
-use tessera_kernels::{Cpu, Isa};
+use tessera_kernels::{Cpu, Isa, Precision};
 use tessera_model::sample::Ranking;
 use tessera_model::{Batch, Event, Job, Parameters, Picture, Request, Sampling, Tessera};
 use tessera_text::normalise;
 
 use super::output::{Content, Outputs, is_file};
-use super::{model_name, tessera};
+use super::{cpu, model_name, tessera, warn_without_guidance};
 use crate::args::{self, Draw};
 use crate::stderr::note;
 
@@ -74,11 +74,15 @@ impl Count {
 }
 
 pub fn run(args: &Draw) -> Result<()> {
+    cpu(args.weights, Precision::Auto)?.scope(|| draw_and_save(args))
+}
+
+fn draw_and_save(args: &Draw) -> Result<()> {
     ensure!((1..=64).contains(&args.scale), "--scale {}: wanted 1 to 64", args.scale);
     check_outputs(args, 1)?;
     let mut prompts = prompts(args)?;
     let seed = args.seed.map_or_else(random_seed, Ok)?;
-    let (tessera, model_id) = tessera(args.model.as_deref(), args.rerank.as_deref())?;
+    let (tessera, model_id) = tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights)?;
     let given = prompt::read(&args.picture, &tessera, &model_id)?;
     if prompts.is_empty() {
         prompts.push(given.prompt.unwrap_or_default());
@@ -100,7 +104,7 @@ pub fn run(args: &Draw) -> Result<()> {
         n: count.drawn(),
         best: count.of.map(|_| count.shown),
         seed,
-        sampling: meant(&args.sampling),
+        sampling: meant(&args.sampling, &tessera)?,
         given: given.tokens,
         strength: given.strength,
         previews: false,
@@ -182,9 +186,15 @@ fn read_prompts<'a>(
 }
 
 /// The sampling flags as the model takes them.
-pub fn meant(flags: &args::Sampling) -> Sampling {
+///
+/// # Errors
+/// If they ask for guidance that it was not trained for.
+pub fn meant(flags: &args::Sampling, tessera: &Tessera) -> Result<Sampling> {
     let args::Sampling { temperature, top_k, top_p, guidance } = *flags;
-    Sampling { temperature, top_k, top_p: Some(top_p), guidance }
+    if guidance.is_none() {
+        warn_without_guidance(tessera);
+    }
+    Ok(Sampling { temperature, top_k, top_p: Some(top_p), guidance: tessera.guidance(guidance)? })
 }
 
 /// Draws all jobs together behind a bar; pictures in the order of jobs, of each in the order they come.

@@ -16,8 +16,10 @@ use tessera_eval::{
 use tessera_model::rerank::Reranker;
 use tessera_model::{Sampling, Tessera};
 
+use super::measured_tessera;
 use super::protocol::{dm_gan, inception, reranker};
 use crate::args::{self, Drawn};
+use crate::commands::draw::meant;
 use crate::commands::output::{Content, Outputs};
 use crate::commands::{model_file, say};
 
@@ -26,9 +28,10 @@ const PAPER: usize = 512;
 /// Most candidates of a curve unless told otherwise.
 const CURVE: usize = 32;
 
-pub fn curve(data: &Path, args: &Drawn, sampling: Sampling, out: &Path) -> Result<()> {
+pub fn curve(data: &Path, args: &Drawn, sampling: &args::Sampling, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Plot)], args.json)?;
     let models = Models::open(args)?;
+    let sampling = meant(sampling, &models.tessera)?;
     let curve = models.curve_of(&Dataset::open(data)?, args, &sampling)?;
     atomic::write(out, plot_curve(&curve)?.as_bytes())?;
     print(args, &sampling, &curve, &outputs)
@@ -69,6 +72,7 @@ fn published(
 ) -> Result<()> {
     protocol.map_or(Ok(()), |protocol| protocol.ensure_enough(described.len()))?;
     let models = Models::open(args)?;
+    models.tessera.guidance(Some(sampling.guidance))?;
     let (files, captions): (Vec<_>, Vec<String>) =
         described.into_iter().map(|d| (d.image, d.caption)).unzip();
     let unlike: BTreeSet<_> = files.iter().collect();
@@ -98,7 +102,7 @@ pub struct Models {
 impl Models {
     /// Reads both, and sees that the judge does not judge its own choice.
     pub fn open(args: &Drawn) -> Result<Models> {
-        let tessera = Tessera::new(&model_file(args.model.as_deref())?, &Default::default())?;
+        let tessera = measured_tessera(&model_file(args.model.as_deref())?, args.weights)?;
         let judge = reranker(Some(&args.judge))?;
         let shown = args.judge.display();
         let own = tessera.reranker.as_ref().is_some_and(|ranker| ranker.fingerprint() == judge.fingerprint());

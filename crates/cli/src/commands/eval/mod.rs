@@ -9,7 +9,7 @@ mod sets;
 
 use std::path::Path;
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -17,14 +17,15 @@ use tessera_data::{Dataset, Sample, atomic};
 use tessera_eval::{
     Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
 };
-use tessera_kernels::Cpu;
+use tessera_kernels::decode::Weights as Kept;
+use tessera_model::weights::ModelFile;
 use tessera_model::{Request, Sampling, Tessera};
 use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
 use super::draw::{enlarge, meant};
 use super::output::{Content, Outputs, write_picture};
-use super::{model_file, say};
-use crate::args::{Eval, EvalArgs, Numbers, PaperSampling};
+use super::{cpu, model_file, say, tessera_of};
+use crate::args::{self, Eval, EvalArgs, Numbers, PaperSampling, Weights};
 use crate::stderr::note;
 
 /// Captions on a sheet of drawings.
@@ -33,7 +34,30 @@ const SHEET_ROWS: usize = 20;
 const SHEET_SCALE: u32 = 2;
 
 pub fn run(eval: Eval) -> Result<()> {
-    let numbers = match &eval {
+    let weights = match &eval {
+        Eval::Recon(args) | Eval::Conditioning(args) | Eval::Drawing { common: args, .. } => args.weights,
+        Eval::RerankCurve { drawn, .. }
+        | Eval::Coco { drawn, .. }
+        | Eval::Cub { drawn, .. }
+        | Eval::Report { drawn, .. } => drawn.weights,
+        Eval::Fid(_)
+        | Eval::Kid(_)
+        | Eval::Cmmd(_)
+        | Eval::PrecisionRecall(_)
+        | Eval::Blur { .. }
+        | Eval::Retrieval { .. }
+        | Eval::Is { .. }
+        | Eval::ClipScore { .. }
+        | Eval::Overlap { .. }
+        | Eval::Curves { .. }
+        | Eval::Human(_) => None,
+    };
+    cpu(weights, numbers(&eval).into())?.scope(|| measure(eval))
+}
+
+/// The numbers that a measurement multiplies.
+fn numbers(eval: &Eval) -> Numbers {
+    match eval {
         Eval::Recon(args) | Eval::Conditioning(args) | Eval::Drawing { common: args, .. } => args.precision,
         Eval::Fid(pair) | Eval::Kid(pair) | Eval::Cmmd(pair) | Eval::PrecisionRecall(pair) => {
             pair.network.precision
@@ -49,8 +73,17 @@ pub fn run(eval: Eval) -> Result<()> {
         | Eval::Cub { .. }
         | Eval::Human(_)
         | Eval::Report { .. } => Numbers::Auto,
-    };
-    Cpu::new(numbers.into()).map_err(Error::msg)?.scope(|| measure(eval))
+    }
+}
+
+/// The model of a file, as figures are made with it: its weights are in 8 bits only if that is asked for.
+fn measured_tessera(file: &ModelFile, weights: Option<Weights>) -> Result<Tessera> {
+    match weights {
+        Some(Weights::Int8) => tessera_of(file, weights),
+        Some(Weights::F32 | Weights::Bf16) | None => {
+            Tessera::with_weights(file, &Device::default(), Kept::Full)
+        }
+    }
 }
 
 fn measure(eval: Eval) -> Result<()> {
@@ -65,7 +98,7 @@ fn measure(eval: Eval) -> Result<()> {
         Eval::Conditioning(args) => {
             let file = model_file(args.model.as_deref())?;
             let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
-            let tessera = Tessera::new(&file, &Device::default())?;
+            let tessera = measured_tessera(&file, args.weights)?;
             let items = held_out_codes(&held_out(&args)?, &tessera.dvae, config, &tessera.bpe)?;
             let found = conditioning(&tessera.prior, Some(&tessera.decoder), &items)?;
             report(&args, &found, conditioning_table)
@@ -74,7 +107,7 @@ fn measure(eval: Eval) -> Result<()> {
             let sheet = sheet.as_deref();
             let files: Vec<_> = sheet.iter().map(|&path| (path, Content::Picture)).collect();
             let outputs = Outputs::check(&files, common.json)?;
-            let found = judge(&common, n, seed, meant(&sampling), sheet)?;
+            let found = judge(&common, n, seed, &sampling, sheet)?;
             match common.json {
                 true => report(&common, &found, drawing_table),
                 false => outputs.say(drawing_table(&found)),
@@ -93,13 +126,11 @@ fn measure(eval: Eval) -> Result<()> {
         Eval::Overlap { data, network, threshold, fake, out } => {
             overlap::measure_overlap(&data, &network, threshold, fake.as_deref(), &out)
         }
-        Eval::RerankCurve { data, drawn, sampling, out } => {
-            drawn::curve(&data, &drawn, meant(&sampling), &out)
-        }
+        Eval::RerankCurve { data, drawn, sampling, out } => drawn::curve(&data, &drawn, &sampling, &out),
         Eval::Coco { dir, drawn, sampling } => drawn::coco(&dir, &drawn, as_in_the_paper(sampling)),
         Eval::Cub { dir, drawn, sampling } => drawn::cub(&dir, &drawn, as_in_the_paper(sampling)),
         Eval::Human(human) => human::run(&human),
-        Eval::Report { data, drawn, sampling, out } => report::run(&data, &drawn, meant(&sampling), &out),
+        Eval::Report { data, drawn, sampling, out } => report::run(&data, &drawn, &sampling, &out),
         Eval::Curves { runs, metrics, out } => {
             let outputs = Outputs::check(&[(&out, Content::Plot)], false)?;
             atomic::write(&out, curves(&runs, &metrics)?.as_bytes())?;
@@ -131,12 +162,13 @@ fn judge(
     args: &EvalArgs,
     n: usize,
     seed: u64,
-    sampling: Sampling,
+    sampling: &args::Sampling,
     sheet: Option<&Path>,
 ) -> Result<DrawingReport> {
     let file = model_file(args.model.as_deref())?;
     let side = file.config.dvae.as_ref().context("the file holds no dVAE")?.image_size;
-    let tessera = Tessera::new(&file, &Device::default())?;
+    let tessera = measured_tessera(&file, args.weights)?;
+    let sampling = meant(sampling, &tessera)?;
     let samples = held_out(args)?;
     let subjects: Vec<Subject> = held_out_subjects(&samples, side as u32, &tessera.bpe)?;
     let every = subjects.len().div_ceil(SHEET_ROWS);

@@ -9,15 +9,15 @@ use tessera_eval::{
     Embedding, Figure, Page, Protocol, Report, best_of, conditioning, drawing, pictures_in, plot_curve,
     recon, retrieval,
 };
+use tessera_model::Request;
 use tessera_model::dvae::DvaeConfig;
-use tessera_model::{Request, Sampling};
 use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
 use super::drawn::{Models, held_out_captions};
 use super::overlap::{Overlaps, overlaps};
 use super::sets::{Blurs, Embedded, blur_figures, embedded, held_out_pairs};
-use crate::args::Drawn;
-use crate::commands::draw::enlarge;
+use crate::args::{Drawn, Sampling};
+use crate::commands::draw::{enlarge, meant};
 use crate::commands::model_file;
 use crate::commands::output::{Content, Outputs};
 
@@ -30,7 +30,7 @@ const SIZE: u32 = 256;
 /// Cosine from which a held-out picture counts as one that training has seen.
 const SAME: f32 = 0.95;
 
-pub fn run(data: &Path, args: &Drawn, sampling: Sampling, out: &Path) -> Result<()> {
+pub fn run(data: &Path, args: &Drawn, sampling: &Sampling, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Page)], false)?;
     let dataset = Dataset::open(data)?;
     let captions = held_out_captions(&dataset, args.captions)?;
@@ -41,6 +41,7 @@ pub fn run(data: &Path, args: &Drawn, sampling: Sampling, out: &Path) -> Result<
     let name = name.map_or("the embedded model".into(), |name| name.to_string_lossy());
     let mut page = Page::new(&format!("{name}, measured"));
 
+    let sampling = meant(sampling, &models.tessera)?;
     let request = Request { n: 4, seed: args.seed, sampling, previews: false, ..Request::default() };
     stages(&mut page, &models, &dataset.val, config, &request)?;
     let curve = models.curve_of(&dataset, args, &request.sampling)?;

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use burn::tensor::{Tensor, TensorData};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tessera_kernels::parallel::*;
 
 use super::*;
 use crate::finite_differences::exactly;
 use crate::rerank::Clip;
+use crate::weights::Storage;
 
 /// How far a number of an embedding may be from open_clip's.
 const CLOSE: f32 = 1e-4;
@@ -65,8 +67,14 @@ fn hold(clip: &Clip, golden: &Golden) {
     });
 }
 
+/// What is read of a file when heads of 64 are given, as the small fixtures have.
 fn read(bytes: &[u8], gelu: Option<Gelu>) -> Result<ModelFile> {
-    read_clip(bytes, "{}".into(), gelu)
+    read_clip(bytes, "{}".into(), &ClipHints { gelu, heads: Some([1, 1]), ..ClipHints::default() })
+}
+
+/// The model after it was written to a file and read again.
+fn through_a_file(file: &ModelFile) -> Clip {
+    ModelFile::from_bytes(&file.to_bytes().unwrap()).unwrap().clip(&Device::default()).unwrap()
 }
 
 #[test]
@@ -81,10 +89,134 @@ fn every_kind_of_file_gives_open_clips_embeddings() {
             (32, 8, 12, 90),
             "{name}"
         );
-        let clip = file.clip(&Device::default()).unwrap();
+        let clip = through_a_file(&file);
         hold(&clip, &golden);
         assert!((clip.scale().into_scalar::<f32>() - 2.5_f32.exp()).abs() < 1e-3, "{name}");
     }
+}
+
+/// A copy of `heads/` with `key` of `part` of its configuration changed.
+fn heads_but(part: &str, key: &str, value: Value) -> Result<ModelFile> {
+    let mut config: Value = serde_json::from_slice(&fixture("heads/open_clip_config.json")).unwrap();
+    config["model_cfg"][part][key] = value;
+    let hints = ClipHints { open_clip: Some(config.to_string()), ..ClipHints::default() };
+    read_clip(&fixture("heads/model.safetensors"), "{}".into(), &hints)
+}
+
+/// Its weights have 32 bits, of which f16 would keep 11: the file is held to open_clip ten times closer than f16 is.
+#[test]
+fn heads_and_colours_are_those_of_the_configuration_and_weights_stay_exact() {
+    let golden: Golden = serde_json::from_slice(&fixture("heads/golden.json")).unwrap();
+    let file = heads_but("text_cfg", "pad_id", 0.into()).unwrap();
+    let config = file.config.rerank.as_ref().unwrap();
+    assert_eq!((config.image.n_heads, config.text.n_heads, config.gelu), (2, 4, Gelu::Exact));
+    assert_eq!((config.mean, config.deviation), ([0.5; 3], [0.25; 3]));
+    let off = |clip: &Clip| {
+        exactly(|| {
+            let found: Vec<f32> = clip.embed_images(patches(2, clip.config())).into_data().iter().collect();
+            let wanted = golden.images.iter().flatten();
+            found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        })
+    };
+    hold(&through_a_file(&file), &golden);
+    let exact = off(&through_a_file(&file));
+    let rounded = off(&through_a_file(&ModelFile { storage: Storage::F16, ..file }));
+    assert!(exact < 1e-6 && rounded > 1e-5, "{exact} exact, {rounded} in f16");
+}
+
+#[test]
+fn a_clip_of_another_kind_is_refused_by_the_key_that_says_it() {
+    for (part, key, value, wanted) in [
+        (
+            "vision_cfg",
+            "pool_type",
+            json!("avg"),
+            "vision_cfg.pool_type = \"avg\": this program can run only \"tok\"",
+        ),
+        ("vision_cfg", "final_ln_after_pool", json!(true), "vision_cfg.final_ln_after_pool = true"),
+        ("vision_cfg", "no_ln_pre", json!(true), "vision_cfg.no_ln_pre = true"),
+        ("vision_cfg", "act_kwargs", json!({"approximate": "tanh"}), "vision_cfg.act_kwargs"),
+        ("vision_cfg", "layers", json!(3), "open_clip_config.json beside the weights is of another model"),
+        ("text_cfg", "no_causal_mask", json!(true), "text_cfg.no_causal_mask = true"),
+        ("text_cfg", "pool_type", json!("last"), "text_cfg.pool_type = \"last\""),
+        ("text_cfg", "norm_kwargs", json!({"eps": 1e-6}), "text_cfg.norm_kwargs"),
+        ("text_cfg", "heads", json!(0), "text_cfg.heads = 0; wanted a size above 0"),
+        ("text_cfg", "something_new", json!(1), "text_cfg.something_new = 1: this program cannot run that"),
+    ] {
+        let error = format!("{:#}", heads_but(part, key, value).unwrap_err());
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn without_a_configuration_heads_are_of_a_published_shape_or_given() {
+    let bytes = fixture("heads/model.safetensors");
+    let read = |hints: ClipHints| read_clip(&bytes, "{}".into(), &hints);
+    let gelu = Some(Gelu::Exact);
+    let error = format!("{:#}", read(ClipHints { gelu, ..ClipHints::default() }).unwrap_err());
+    assert!(error.contains("how many heads") && error.contains("--image-heads and --text-heads"), "{error}");
+    let file = read(ClipHints { gelu, heads: Some([2, 4]), ..ClipHints::default() }).unwrap();
+    assert_eq!(file.config.rerank.unwrap().text.n_heads, 4);
+    let open_clip = Some(String::from_utf8(fixture("heads/open_clip_config.json")).unwrap());
+    let error = format!(
+        "{:#}",
+        read(ClipHints { open_clip, heads: Some([2, 2]), ..ClipHints::default() }).unwrap_err()
+    );
+    assert!(error.contains("--text-heads 2: open_clip_config.json has 2 and 4"), "{error}");
+}
+
+/// `config.json` of Hugging Face for the small fixture.
+fn hugging_face() -> Value {
+    json!({
+        "model_type": "clip", "projection_dim": 24,
+        "vision_config": {
+            "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 32, "patch_size": 8,
+            "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+        },
+        "text_config": {
+            "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 12, "vocab_size": 90,
+            "eos_token_id": 2,
+        },
+    })
+}
+
+#[test]
+fn hugging_faces_configuration_says_the_same() {
+    let read = |config: Value, preprocessor: Option<&str>| {
+        let preprocessor = preprocessor.map(str::to_string);
+        let hints =
+            ClipHints { hugging_face: Some(config.to_string()), preprocessor, ..ClipHints::default() };
+        read_clip(&fixture("small-hf.safetensors"), "{}".into(), &hints)
+    };
+    let golden: Golden = serde_json::from_slice(&fixture("small.json")).unwrap();
+    let grey = Some(r#"{"image_mean": [0.5, 0.5, 0.5], "resample": 3}"#);
+    let file = read(hugging_face(), grey).unwrap();
+    assert_eq!(file.config.rerank.as_ref().unwrap().mean, [0.5; 3]);
+    hold(&through_a_file(&file), &golden);
+    let with = |part: &str, key: &str, value: Value| {
+        let mut config = hugging_face();
+        config[part][key] = value;
+        format!("{:#}", read(config, None).unwrap_err())
+    };
+    for (part, key, value, wanted) in [
+        (
+            "vision_config",
+            "hidden_act",
+            json!("gelu_new"),
+            "hidden_act = \"gelu_new\": this program can run only",
+        ),
+        ("vision_config", "hidden_act", json!("gelu"), "hidden_act differs between the towers"),
+        ("vision_config", "layer_norm_eps", json!(1e-6), "vision_config.layer_norm_eps"),
+        ("text_config", "eos_token_id", json!(7), "text_config.eos_token_id = 7"),
+        ("text_config", "hidden_size", json!(32), "config.json beside the weights is of another model"),
+    ] {
+        let error = with(part, key, value);
+        assert!(error.contains(wanted), "{error}");
+    }
+    let error = format!("{:#}", read(json!({"model_type": "siglip"}), None).unwrap_err());
+    assert!(error.contains("a model of type \"siglip\"; wanted \"clip\""), "{error}");
+    let error = format!("{:#}", read(hugging_face(), Some(r#"{"resample": 2}"#)).unwrap_err());
+    assert!(error.contains("preprocessor_config.json: resample = 2"), "{error}");
 }
 
 /// The names and shapes of open_clip's ViT-B/32.
@@ -144,7 +276,9 @@ fn the_whole_shape_of_vit_b_32_gives_open_clips_embeddings() {
         HostTensor { name, shape, values }
     };
     let weights = renamed(vit_b_32().into_iter().map(weight).collect()).unwrap();
-    let config = config(&weights, Gelu::Quick).unwrap();
+    let hints = ClipHints { gelu: Some(Gelu::Quick), ..ClipHints::default() };
+    let config = config(&weights, None, &hints, false).unwrap();
+    assert_eq!((config.image.n_heads, config.text.n_heads), (12, 8));
     assert_eq!(config.n_parameters(), 151_277_313);
     let clip = Clip::new(&config, 0, &Device::default());
     let clip = crate::nn::import(clip, &weights.into_values().collect::<Vec<_>>()).unwrap();
@@ -155,7 +289,10 @@ fn the_whole_shape_of_vit_b_32_gives_open_clips_embeddings() {
 fn what_cannot_be_read_is_named() {
     let error = |bytes: &[u8], gelu| format!("{:#}", read(bytes, gelu).unwrap_err());
     let (hf, quick) = (fixture("small-hf.safetensors"), Some(Gelu::Quick));
-    assert!(error(&hf, None).contains("weights do not say which GELU they want: --gelu quick"));
+    assert!(
+        error(&hf, None).contains("weights do not say which GELU they want")
+            && error(&hf, None).contains("--gelu quick")
+    );
     assert!(
         error(&hf[..hf.len() / 2], quick).contains("neither a file of PyTorch nor a whole safetensors file")
     );

@@ -1,0 +1,90 @@
+//! What weights in 8 bits change in a model's drawings, measured on pictures of its own: a model file holds no others.
+
+use anyhow::{Result, ensure};
+use tessera_kernels::decode::Weights;
+
+use super::{Decoder, Next, Request, Sampling, choose};
+use crate::prior::Prior;
+
+/// Pictures that are drawn for it.
+const PICTURES: usize = 16;
+
+/// The mean of KL(p ‖ q) over the tokens of some pictures, in nats: p is the distribution of the next token by `prior`, q that by `packed`
+/// when it draws with weights in 8 bits. The pictures are drawn from p, each of a caption of one token, which are spread over the
+/// vocabulary.
+///
+/// # Errors
+/// If the two have other sizes, or something is not finite.
+pub fn int8_nats_per_token(prior: &Prior, packed: Prior) -> Result<f64> {
+    let config = prior.config().clone();
+    ensure!(config == *packed.config(), "two priors of other sizes");
+    let (full, int8) = (Decoder::new(prior, Weights::Full)?, Decoder::new(&packed.in_int8(), Weights::Int8)?);
+    let captions: Vec<[u32; 1]> =
+        (0..PICTURES).map(|picture| [(picture * config.text_vocab / PICTURES) as u32]).collect();
+    let captions: Vec<&[u32]> = captions.iter().map(|caption| &caption[..]).collect();
+    let read = [full.read(&captions)?, int8.read(&captions)?];
+    let mut lanes = [full.room_for_lanes(PICTURES), int8.room_for_lanes(PICTURES)];
+    let (request, sampling) = (Request::default(), Sampling::paper());
+    let mut previous = vec![0; PICTURES];
+    let mut nats = 0.0;
+    for at in 0..config.image_len() {
+        let next = Next::all(at, &previous);
+        let [p_lanes, q_lanes] = &mut lanes;
+        let p = full.step(&read[0], p_lanes, &next)?.chunks(config.image_vocab);
+        let q = int8.step(&read[1], q_lanes, &next)?.chunks(config.image_vocab);
+        for (picture, (p, q)) in p.zip(q).enumerate() {
+            nats += divergence(p, q);
+            previous[picture] = choose(p, &sampling, request.unit(picture, at));
+        }
+    }
+    let mean = nats / (PICTURES * config.image_len()) as f64;
+    ensure!(mean.is_finite(), "the model's logits are not finite; are its weights damaged?");
+    Ok(mean)
+}
+
+/// KL(p ‖ q) of the softmaxes of two rows of logits.
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let log_total = |row: &[f32]| {
+        let top = row.iter().fold(f32::NEG_INFINITY, |top, &logit| top.max(logit));
+        f64::from(top) + row.iter().map(|&logit| f64::from(logit - top).exp()).sum::<f64>().ln()
+    };
+    let (p_total, q_total) = (log_total(p), log_total(q));
+    let term = |(&p, &q): (&f32, &f32)| {
+        let log_p = f64::from(p) - p_total;
+        log_p.exp() * (log_p - (f64::from(q) - q_total))
+    };
+    p.iter().zip(q).map(term).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{HostTensor, ModelFile};
+
+    #[test]
+    fn a_divergence_is_that_of_its_definition() {
+        // scipy.stats.entropy([0.5, 0.5], [0.25, 0.75]) = 0.14384103622589045
+        let [p, q] = [[0.5_f32, 0.5], [0.25, 0.75]].map(|row| row.map(|p| p.ln() + 3.0));
+        assert!((divergence(&p, &q) - 0.143_841_036).abs() < 1e-6);
+        assert!(divergence(&p, &p).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_embedded_models_8_bits_are_what_is_said_of_them_and_damage_shows() {
+        let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
+        let prior = file.prior(&Default::default()).unwrap();
+        let found = int8_nats_per_token(&prior, prior.clone()).unwrap();
+        let said = tessera_pretrained::INT8_NATS_PER_TOKEN;
+        assert!((found / said - 1.0).abs() < 0.5, "{found}; {said} is said");
+        // Other numbers in one matrix are more than rounding.
+        let zeroed = |weight: &HostTensor| match &*weight.name {
+            "blocks.0.mlp_out.weight" => {
+                HostTensor { values: vec![0.0; weight.values.len()], ..weight.clone() }
+            }
+            _ => weight.clone(),
+        };
+        let other = ModelFile { prior: file.prior.iter().map(zeroed).collect(), ..file };
+        let damaged = int8_nats_per_token(&prior, other.prior(&Default::default()).unwrap()).unwrap();
+        assert!(damaged > 10.0 * found, "{damaged} with a layer missing, {found} without");
+    }
+}
