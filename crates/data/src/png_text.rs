@@ -34,15 +34,33 @@ pub fn encode(image: &RgbImage, text: String, effort: Effort) -> Result<Vec<u8>>
     Ok(bytes)
 }
 
-/// The text that a PNG carries, if it has any.
+/// The text that a PNG carries, if it has any: in a tEXt, zTXt or iTXt chunk, before or after the pixels.
 ///
 /// # Errors
-/// If it is not a whole PNG.
+/// If it is not a complete PNG.
 pub fn read(file: impl BufRead + Seek) -> Result<Option<String>> {
-    let reader =
-        picture::png::decoder(file, png::Limits::default()).read_info().context("not a whole PNG")?;
-    let chunk = reader.info().utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD);
-    chunk.map(|chunk| chunk.get_text().context("its text chunk is damaged")).transpose()
+    let decoder = picture::png::decoder(file, png::Limits::default());
+    let mut reader = decoder.read_info().context("not a complete PNG")?;
+    if let Some(text) = text_of(reader.info())? {
+        return Ok(Some(text));
+    }
+    // Programs that save a PNG again may write its text after the pixels.
+    reader.finish().context("not a complete PNG")?;
+    text_of(reader.info())
+}
+
+/// The text of the first chunk with our keyword; compressed text may unpack to 2 MiB.
+fn text_of(info: &png::Info) -> Result<Option<String>> {
+    let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD).map(|chunk| chunk.get_text());
+    let packed = || {
+        let chunk = info.compressed_latin1_text.iter().find(|chunk| chunk.keyword == KEYWORD);
+        chunk.map(|chunk| chunk.get_text())
+    };
+    let plain = || {
+        let chunk = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == KEYWORD);
+        chunk.map(|chunk| Ok(chunk.text.clone()))
+    };
+    utf8.or_else(packed).or_else(plain).transpose().context("its text chunk is damaged")
 }
 
 #[cfg(test)]
@@ -61,5 +79,33 @@ mod tests {
         let plain = crate::picture::encode_png(&image).unwrap();
         assert_eq!(read(Cursor::new(&plain)).unwrap(), None);
         assert!(read(Cursor::new(&bytes[..40])).is_err());
+    }
+
+    /// What other programs make of our files: PIL writes tEXt or zTXt, others move the text after the pixels.
+    #[test]
+    fn text_in_any_chunk_and_place_is_read() {
+        let (image, text) = (RgbImage::new(5, 3), "{\"prompt\":\"ein grüner Apfel\"}");
+        let written = |add: &dyn Fn(&mut png::Encoder<&mut Vec<u8>>)| {
+            let mut bytes = Vec::new();
+            let mut encoder = png::Encoder::new(&mut bytes, 5, 3);
+            encoder.set_color(png::ColorType::Rgb);
+            add(&mut encoder);
+            encoder.write_header().unwrap().write_image_data(&image).unwrap();
+            bytes
+        };
+        let plain = written(&|encoder| encoder.add_text_chunk(KEYWORD.into(), text.into()).unwrap());
+        let packed = written(&|encoder| encoder.add_ztxt_chunk(KEYWORD.into(), text.into()).unwrap());
+        let other = written(&|encoder| encoder.add_text_chunk("Comment".into(), "none".into()).unwrap());
+        let mut after = Vec::new();
+        let mut encoder = png::Encoder::new(&mut after, 5, 3);
+        encoder.set_color(png::ColorType::Rgb);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&image).unwrap();
+        writer.write_text_chunk(&png::text_metadata::ITXtChunk::new(KEYWORD, text)).unwrap();
+        writer.finish().unwrap();
+        for (what, bytes) in [("tEXt", plain), ("zTXt", packed), ("after the pixels", after)] {
+            assert_eq!(read(Cursor::new(&bytes)).unwrap().as_deref(), Some(text), "{what}");
+        }
+        assert_eq!(read(Cursor::new(&other)).unwrap(), None);
     }
 }
