@@ -136,8 +136,8 @@ fn post(address: SocketAddr, body: &serde_json::Value) -> Result<TcpStream> {
 fn with_server<T>(rows: usize, work: impl FnOnce(SocketAddr) -> Result<T>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let about = About { name: "embedded".into(), id: "0".into(), text: String::new(), examples: Vec::new() };
-    let options = Options { tessera: Tessera::embedded()?, about, keys: None, rows };
-    let server = runtime.block_on(Server::bind("127.0.0.1:0".parse()?, options))?;
+    let options = Options { rows, ..Options::new(Tessera::embedded()?, about) };
+    let server = runtime.block_on(Server::bind("127.0.0.1:0", options))?;
     let (address, (stop, stopped)) = (server.address()?, oneshot::channel::<()>());
     let running = runtime.spawn(server.run(async { drop(stopped.await) }));
     // Whatever is slow only once.

@@ -29,7 +29,9 @@ impl Keys {
         let said = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let refused =
             |message: &str| Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message));
-        let Some(key) = said.and_then(|said| said.strip_prefix("Bearer ")) else {
+        // The scheme is a word in any case.
+        let bearer = said.and_then(|said| said.trim().split_once(' '));
+        let Some((_, key)) = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
             return refused("This server wants a key: send the header Authorization: Bearer KEY.");
         };
         // Every key is looked at whole, so that the time taken tells nothing.

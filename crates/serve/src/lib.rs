@@ -5,11 +5,13 @@
 
 mod access;
 mod api;
+mod client;
 mod connections;
 mod events;
 pub mod limits;
 mod metrics;
 mod model;
+mod origins;
 mod page;
 mod picture;
 mod shelf;
@@ -26,10 +28,12 @@ use tokio::net::TcpListener;
 pub use access::Keys;
 pub use api::ROUTES;
 pub use model::About;
+pub use origins::{Origin, public_url};
 
 use events::EventLogs;
 use metrics::Metrics;
 use model::Model;
+use origins::Origins;
 use shelf::Shelf;
 use studio::Studio;
 
@@ -43,11 +47,20 @@ pub struct Options {
     pub keys: Option<Keys>,
     /// Rows of the decoder that step together; [`Options::ROWS`] is fastest.
     pub rows: usize,
+    /// The address at which clients reach the server, of [`public_url`]; that of each request if absent.
+    pub public_url: Option<String>,
+    /// Other sites whose pages may have the server draw.
+    pub origins: Vec<Origin>,
 }
 
 impl Options {
     /// Rows of the decoder that step together unless told otherwise.
     pub const ROWS: usize = Batch::ROWS;
+
+    /// A server for anyone who reaches it.
+    pub fn new(tessera: Tessera, about: About) -> Options {
+        Options { tessera, about, keys: None, rows: Options::ROWS, public_url: None, origins: Vec::new() }
+    }
 }
 
 /// What all requests share.
@@ -60,6 +73,8 @@ struct App {
     shelf: Shelf,
     events: Arc<EventLogs>,
     gates: api::Gates,
+    public_url: Option<String>,
+    origins: Origins,
 }
 
 /// A server that listens, but does not answer yet.
@@ -69,14 +84,15 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the worker and listens at `address`; port 0 is any free one.
+    /// Starts the worker and listens at `address`, a host's name or number and a port; port 0 is any free one.
     ///
     /// # Errors
     /// If the address is taken or not this machine's.
-    pub async fn bind(address: SocketAddr, options: Options) -> Result<Server> {
+    pub async fn bind(address: &str, options: Options) -> Result<Server> {
+        let wanted = "wanted HOST:PORT of this machine, such as 127.0.0.1:8080";
         let listener = TcpListener::bind(address).await;
-        let listener =
-            listener.with_context(|| format!("cannot listen at {address}; choose another --bind"))?;
+        let listener = listener
+            .with_context(|| format!("cannot listen at {address}; choose another --bind, {wanted}"))?;
         let metrics = Arc::new(Metrics::new()?);
         let tessera = Arc::new(options.tessera);
         let app = App {
@@ -88,6 +104,8 @@ impl Server {
             shelf: Shelf::default(),
             events: Arc::default(),
             gates: api::Gates::default(),
+            public_url: options.public_url,
+            origins: Origins::new(options.origins),
         };
         Ok(Server { listener, app: Arc::new(app) })
     }

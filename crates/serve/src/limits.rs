@@ -26,16 +26,26 @@ pub const PENDING_JOBS: usize = 256;
 pub const PENDING_PICTURES: usize = 8192;
 /// Uploaded pictures that are decoded and encoded at once; others wait. Each may take the memory of [`IMAGE_PIXELS`].
 pub const UPLOADS_AT_ONCE: usize = 2;
-/// Forms in memory at once; others wait before they are read.
+/// Bytes of a form that are read at once, as many as of JSON: a larger one then waits for its place.
+pub const SMALL_FORM_BYTES: usize = JSON_BYTES;
+/// Larger forms in memory at once; others wait before they are read any further.
 pub const FORMS_AT_ONCE: usize = 16;
 /// Requests that are drawn behind the scenes, or wait for it.
 pub const PENDING_LOGS: usize = 32;
 /// Connections; more wait until one is closed.
 pub const CONNECTIONS: usize = 512;
-/// For the head of a request to arrive, and for the next one on a connection that is kept.
+/// For the head of a connection's first request to arrive.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// For the head of the next request on a connection that is kept: longer than clients and proxies keep theirs.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// For the body of a request to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// For more of a form that has one of the places.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes that are read of the body of a request that was refused early: many clients read no answer before they have sent all.
+pub const DRAIN_BYTES: usize = 48 * 1024 * 1024;
+/// For more of such a body.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// For a response to be taken by its client before it is given up.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// For what is being drawn to be finished after the server was asked to stop.

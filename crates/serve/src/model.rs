@@ -67,7 +67,7 @@ impl Model {
 
     /// Whether a request that names `name` means this model. Clients of OpenAI name one of its own.
     pub fn is_meant_by(&self, name: &str) -> bool {
-        let openai = ["dall-e", "gpt-image"].iter().any(|family| name.starts_with(family));
+        let openai = ["dall-e", "gpt-image", "chatgpt-image"].iter().any(|family| name.starts_with(family));
         openai || [self.id.as_str(), "tessera"].contains(&name)
     }
 

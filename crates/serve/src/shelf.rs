@@ -27,12 +27,12 @@ struct Kept {
 }
 
 impl Shelf {
-    /// Keeps a picture and tells its name.
-    pub fn keep(&self, png: Vec<u8>) -> String {
-        let name = unguessable();
+    /// Keeps a picture's file and tells its name, which ends as that of its format.
+    pub fn keep(&self, file: Vec<u8>, ending: &str) -> String {
+        let name = format!("{}.{ending}", unguessable());
         if let Ok(mut kept) = self.0.lock() {
-            kept.bytes += png.len();
-            kept.pictures.push_back((name.clone(), png));
+            kept.bytes += file.len();
+            kept.pictures.push_back((name.clone(), file));
             while kept.bytes > KEPT_BYTES {
                 let Some((_, oldest)) = kept.pictures.pop_front() else { break };
                 kept.bytes -= oldest.len();
@@ -44,7 +44,7 @@ impl Shelf {
     /// The picture of this name, if it is still there.
     pub fn get(&self, name: &str) -> Option<Vec<u8>> {
         let kept = self.0.lock().ok()?;
-        kept.pictures.iter().find(|(known, _)| known == name).map(|(_, png)| png.clone())
+        kept.pictures.iter().find(|(known, _)| known == name).map(|(_, file)| file.clone())
     }
 }
 
@@ -56,10 +56,10 @@ mod tests {
     fn the_oldest_go_when_there_are_too_many() {
         let shelf = Shelf::default();
         let third = || vec![7; KEPT_BYTES / 3];
-        let names: Vec<String> = (0..4).map(|_| shelf.keep(third())).collect();
+        let names: Vec<String> = (0..4).map(|_| shelf.keep(third(), "png")).collect();
         assert!(shelf.get(&names[0]).is_none());
         assert!(names[1..].iter().all(|name| shelf.get(name) == Some(third())));
-        assert!(names.iter().all(|name| name.len() == 32));
+        assert!(names.iter().all(|name| name.len() == 36 && name.ends_with(".png")));
         assert_ne!(names[0], names[1]);
     }
 }

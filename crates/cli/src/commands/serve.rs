@@ -22,16 +22,22 @@ pub fn run(args: &Serve) -> Result<()> {
         let _ = stop.send(());
     })?;
     let keys = args.api_key_file.as_deref().map(Keys::read).transpose()?;
-    let open = keys.is_none() && !args.bind.ip().is_loopback();
     // The model keeps the instructions that it is read with.
     let read = || tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights);
     let (tessera, id) = cpu(args.weights, Precision::Auto)?.scope(read)?;
     warn_without_guidance(&tessera);
-    let options = Options { about: about(args.model.as_deref(), id), tessera, keys, rows: args.rows };
+    let options = Options {
+        keys,
+        rows: args.rows,
+        public_url: args.public_url.clone(),
+        origins: args.cors_origin.clone(),
+        ..Options::new(tessera, about(args.model.as_deref(), id))
+    };
+    let open = options.keys.is_none();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let server = Server::bind(args.bind, options).await?;
-        if open {
+        let server = Server::bind(&args.bind, options).await?;
+        if open && !server.address()?.ip().is_loopback() {
             note!("warning: whoever reaches {} may draw; --api-key-file asks for a key", args.bind);
         }
         // A server whose standard output is closed or full serves all the same.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use super::pipeline::pipeline;
-use super::program::{command, folder, mistake};
+use super::program::{Said, command, folder, mistake};
 
 /// A running server, its address and its standard error.
 pub fn serve(dir: &Path, args: &[&str]) -> (Child, String) {
@@ -17,7 +17,8 @@ pub fn serve(dir: &Path, args: &[&str]) -> (Child, String) {
 /// A running server with a given standard error, and its address.
 pub fn serve_with(dir: &Path, args: &[&str], stderr: Stdio) -> (Child, String) {
     let model = pipeline().model();
-    let all = [&["serve", "--model", &model, "--bind", "127.0.0.1:0"], args].concat();
+    let bind: &[&str] = if args.contains(&"--bind") { &[] } else { &["--bind", "127.0.0.1:0"] };
+    let all = [&["serve", "--model", &model], bind, args].concat();
     let mut child = command(dir, &all).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -71,8 +72,25 @@ fn what_it_cannot_start_with_is_said_in_a_line() {
         (&["--rows", "0"], "--rows 0: wanted 1 to 1024"),
         (&["--model", "none.safetensors"], "cannot read the model file none.safetensors"),
         (&["--bind", &taken], "choose another --bind"),
+        (&["--bind", "localhost"], "wanted HOST:PORT of this machine"),
     ] {
         let error = mistake(dir.path(), &[&["serve", "--log", "off"], args].concat());
         assert!(error.contains(wanted), "{args:?}: {error}");
     }
+    for (flag, value, wanted) in [
+        ("--public-url", "example.org", "wanted an address such as https://example.org/tessera"),
+        ("--cors-origin", "https://example.org/page", "not an origin: wanted one such as"),
+    ] {
+        let said = Said::of(command(dir.path(), &["serve", flag, value]).output().unwrap());
+        assert!(said.code == Some(2) && said.stderr.contains(wanted), "{flag}: {}", said.stderr);
+    }
+}
+
+#[test]
+fn it_listens_where_a_name_leads() {
+    let dir = folder();
+    let (mut child, address) = serve(dir.path(), &["--bind", "localhost:0"]);
+    assert!(ask(&address, "GET /healthz", "").contains(r#""status":"ok""#), "{address}");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::http::{StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -20,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::wanted::{Delivery, Format, Shown};
 use super::{ApiError, Kind, Wanted};
 use crate::App;
+use crate::client::{Client, LOOK};
 use crate::events::EventLog;
 use crate::limits::WRITE_TIMEOUT;
 use crate::studio::{Refused, Ticket};
@@ -28,8 +30,10 @@ use crate::studio::{Refused, Ticket};
 const PIECE_BYTES: usize = 64 * 1024;
 /// Events that wait for a client.
 const WAITING_EVENTS: usize = 4;
-/// How often a stream says that it is still there.
-const STILL_THERE: Duration = Duration::from_secs(10);
+/// What a stream says when nothing has happened for [`SILENCE`].
+const STILL_THERE: &[u8] = b": still there\n\n";
+/// How long a stream says nothing at most.
+const SILENCE: Duration = Duration::from_secs(10);
 
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> ApiError {
@@ -46,19 +50,27 @@ impl From<Refused> for ApiError {
     }
 }
 
-/// Draws what is wanted and answers in the form that is wanted.
-pub async fn answer(app: &Arc<App>, wanted: Wanted, host: String) -> Result<Response, ApiError> {
+/// Draws what is wanted and answers in the form that is wanted by the client of `asked`.
+pub async fn answer(app: &Arc<App>, wanted: Wanted, asked: &Parts) -> Result<Response, ApiError> {
     let tokens = match wanted.delivery {
         Delivery::Whole => false,
         Delivery::Stream(shown) | Delivery::Log(shown) => shown.tokens,
     };
     let ticket = app.studio.draw(wanted.request.clone(), tokens)?;
-    let teller = Teller { app: app.clone(), wanted, host };
+    let base = app.public_url.clone().unwrap_or_else(|| host(&asked.headers));
+    let teller = Teller { app: app.clone(), wanted, base };
     match teller.wanted.delivery {
         Delivery::Whole => teller.whole(ticket).await,
-        Delivery::Stream(shown) => Ok(teller.stream(ticket, shown)),
+        Delivery::Stream(shown) => Ok(teller.stream(ticket, shown, asked.extensions.get().cloned())),
         Delivery::Log(shown) => teller.log(ticket, shown),
     }
+}
+
+/// The address that the client knows the server by.
+fn host(headers: &HeaderMap) -> String {
+    let said = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let scheme = said("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
+    format!("{scheme}://{}", said("host").unwrap_or("localhost"))
 }
 
 /// Turns what happens into what the client reads.
@@ -66,7 +78,7 @@ struct Teller {
     app: Arc<App>,
     wanted: Wanted,
     /// The address that the client knows the server by.
-    host: String,
+    base: String,
 }
 
 impl Teller {
@@ -83,7 +95,7 @@ impl Teller {
             "data": data,
             "model": self.app.model.id,
             "size": format!("{size}x{size}"),
-            "output_format": "png",
+            "output_format": self.wanted.style.encoding.name(),
             "background": "opaque",
             "usage": self.usage(),
         });
@@ -97,7 +109,7 @@ impl Teller {
 
     /// A finished picture, as an entry of an answer.
     fn picture(&self, picture: &Picture) -> Result<Value, ApiError> {
-        let png = self.png(picture)?;
+        let file = self.file(picture)?;
         let parameters = &self.wanted.style.parameters;
         let mut entry = json!({
             "revised_prompt": parameters.prompts[0],
@@ -106,17 +118,17 @@ impl Teller {
             "score": picture.score,
         });
         match self.wanted.format {
-            Format::Base64 => entry["b64_json"] = STANDARD.encode(png).into(),
+            Format::Base64 => entry["b64_json"] = STANDARD.encode(file).into(),
             Format::Url => {
-                let name = self.app.shelf.keep(png);
-                entry["url"] = format!("{}/v1/pictures/{name}.png", self.host).into();
+                let name = self.app.shelf.keep(file, self.wanted.style.encoding.name());
+                entry["url"] = format!("{}/v1/pictures/{name}", self.base).into();
             }
         }
         Ok(entry)
     }
 
-    fn png(&self, picture: &Picture) -> Result<Vec<u8>, ApiError> {
-        self.wanted.style.png(picture).map_err(|error| ApiError::ours(format!("{error:#}.")))
+    fn file(&self, picture: &Picture) -> Result<Vec<u8>, ApiError> {
+        self.wanted.style.file(picture).map_err(|error| ApiError::ours(format!("{error:#}.")))
     }
 
     fn usage(&self) -> Value {
@@ -132,13 +144,15 @@ impl Teller {
         })
     }
 
-    fn stream(self, ticket: Ticket, shown: Shown) -> Response {
+    fn stream(self, ticket: Ticket, shown: Shown, client: Option<Client>) -> Response {
         let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
         tokio::spawn(async move {
-            let client = Listener::Client(sender.clone());
+            let listener = Listener::Client(sender.clone());
+            // If the client has left, the ticket is dropped and cancels.
             tokio::select! {
-                () = self.tell(ticket, shown, &client) => {}
-                () = sender.closed() => {} // The client has left; the ticket is dropped and cancels.
+                () = self.tell(ticket, shown, &listener) => {}
+                () = sender.closed() => {}
+                () = ask_if_there(client, &listener) => {}
             }
         });
         events_response(receiver)
@@ -147,6 +161,7 @@ impl Teller {
     fn log(self, ticket: Ticket, shown: Shown) -> Result<Response, ApiError> {
         let log = self.app.events.start().ok_or(Refused::Busy)?;
         let id = log.id.clone();
+        let base = self.app.public_url.clone().unwrap_or_default();
         let task = tokio::spawn({
             let log = log.clone();
             async move {
@@ -155,7 +170,7 @@ impl Teller {
             }
         });
         log.written_by(task.abort_handle());
-        let told = json!({ "id": id, "status": "queued", "events": format!("/v1/events/{id}") });
+        let told = json!({ "id": id, "status": "queued", "events": format!("{base}/v1/events/{id}") });
         Ok((StatusCode::ACCEPTED, Json(told)).into_response())
     }
 
@@ -214,19 +229,28 @@ impl Teller {
         let mut told = match partial {
             // Always whole: a partial picture is gone before its address could be asked for.
             Some(at) => json!({
-                "b64_json": STANDARD.encode(self.png(picture)?), "partial_image_index": at, "index": picture.index,
+                "b64_json": STANDARD.encode(self.file(picture)?), "partial_image_index": at, "index": picture.index,
             }),
             None => self.picture(picture)?,
         };
         told["type"] = name.clone().into();
         told["created_at"] = now().into();
         told["size"] = format!("{size}x{size}").into();
-        told["output_format"] = "png".into();
+        told["output_format"] = self.wanted.style.encoding.name().into();
         told["background"] = "opaque".into();
         if partial.is_none() {
             told["usage"] = self.usage();
         }
         Ok(frame(&name, &told))
+    }
+}
+
+/// Writes to a client that sends no more, since only that shows whether it has left; ends when nobody listens.
+async fn ask_if_there(client: Option<Client>, listener: &Listener) {
+    let Some(client) = client else { return std::future::pending().await };
+    client.ended().await;
+    while listener.hear(Bytes::from_static(STILL_THERE)).await {
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -304,10 +328,9 @@ fn frame(name: &str, data: &Value) -> Bytes {
 
 fn events_response(frames: mpsc::Receiver<Frame>) -> Response {
     // Between events a stream says now and then that it is still there.
-    let silent = tokio::time::interval_at(tokio::time::Instant::now() + STILL_THERE, STILL_THERE);
+    let silent = tokio::time::interval_at(tokio::time::Instant::now() + SILENCE, SILENCE);
     let frames = ReceiverStream::new(frames).timeout_repeating(silent);
-    let body =
-        Body::from_stream(frames.map(|frame| frame.unwrap_or(Ok(Bytes::from_static(b": still there\n\n")))));
+    let body = Body::from_stream(frames.map(|frame| frame.unwrap_or(Ok(Bytes::from_static(STILL_THERE)))));
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
     (headers, body).into_response()
 }

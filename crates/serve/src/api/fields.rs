@@ -1,34 +1,39 @@
 //! The parameters of a request, from JSON or a form, read one by one; what is left over is refused.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value};
+use tessera_data::decode_text;
 
 use super::ApiError;
+use super::intake::Intake;
 use crate::limits::FORM_BYTES;
 
 /// Longest text of a form's field that is no file.
-const FIELD_BYTES: u64 = 64 * 1024;
+const FIELD_BYTES: usize = 64 * 1024;
+/// Parameters that are always files, whatever a form says of them.
+const FILES: [&str; 2] = ["image", "mask"];
 
 /// Parameters by name.
 pub struct Fields {
     values: Map<String, Value>,
     files: BTreeMap<String, Bytes>,
-    /// In a form everything is text, numbers too.
-    form: bool,
 }
 
 impl Fields {
     /// Of a JSON object.
     pub fn json(headers: &HeaderMap, body: &Bytes) -> Result<Fields, ApiError> {
         expect_type(headers, "application/json")?;
-        let value: Value = serde_json::from_slice(body).map_err(|error| {
+        let no_json = |error: &dyn Display| {
             ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("The body is not JSON: {error}."))
-        })?;
+        };
+        let text = decode_text(body).map_err(|error| no_json(&error))?;
+        let value: Value = serde_json::from_str(&text).map_err(|error| no_json(&error))?;
         match value {
-            Value::Object(values) => Ok(Fields { values, files: BTreeMap::new(), form: false }),
+            Value::Object(values) => Ok(Fields { values, files: BTreeMap::new() }),
             _ => Err(ApiError::new(
                 StatusCode::BAD_REQUEST,
                 "invalid_json",
@@ -38,7 +43,7 @@ impl Fields {
     }
 
     /// Of a form with files, read as it comes.
-    pub async fn form(headers: &HeaderMap, body: Body) -> Result<Fields, ApiError> {
+    pub async fn form(headers: &HeaderMap, body: Body, intake: &mut Intake<'_>) -> Result<Fields, ApiError> {
         expect_type(headers, "multipart/form-data")?;
         let broken = |error: multer::Error| match error {
             multer::Error::StreamSizeExceeded { .. } => ApiError::too_large(FORM_BYTES),
@@ -53,69 +58,85 @@ impl Fields {
         let limit = multer::SizeLimit::new().whole_stream(FORM_BYTES as u64);
         let constraints = multer::Constraints::new().size_limit(limit);
         let mut form = multer::Multipart::with_constraints(body.into_data_stream(), boundary, constraints);
-        let mut fields = Fields { values: Map::new(), files: BTreeMap::new(), form: true };
-        while let Some(field) = form.next_field().await.map_err(broken)? {
-            // Clients that may send several pictures call one of them `image[]`.
-            let name = field.name().unwrap_or_default().trim_end_matches("[]").to_string();
-            let is_file = field.file_name().is_some();
-            let bytes = field.bytes().await.map_err(broken)?;
-            fields.put(name, is_file, bytes)?;
+        let mut fields = Fields { values: Map::new(), files: BTreeMap::new() };
+        while let Some(mut field) = intake.next(async { form.next_field().await.map_err(broken) }).await? {
+            let name = plain(field.name().unwrap_or_default()).to_string();
+            let is_file = FILES.contains(&name.as_str()) || is_file(&field);
+            let is_named = field.file_name().is_some_and(|name| !name.is_empty());
+            let mut bytes = Vec::new();
+            while let Some(chunk) = intake.next(async { field.chunk().await.map_err(broken) }).await? {
+                intake.count(chunk.len()).await?;
+                bytes.extend_from_slice(&chunk);
+            }
+            match is_file {
+                // A page's form sends a file that was not chosen without a name.
+                true if bytes.is_empty() && !is_named => {}
+                true => fields.put_file(name, bytes.into())?,
+                false => fields.put_text(name, &bytes)?,
+            }
         }
         Ok(fields)
     }
 
-    fn put(&mut self, name: String, is_file: bool, bytes: Bytes) -> Result<(), ApiError> {
-        if self.values.contains_key(&name) || self.files.contains_key(&name) {
-            return Err(ApiError::invalid(&name, format!("'{name}' comes twice: wanted it once.")));
+    fn put_file(&mut self, name: String, bytes: Bytes) -> Result<(), ApiError> {
+        if self.files.contains_key(&name) {
+            let message =
+                format!("'{name}' comes twice: wanted one picture, since one is drawn from at a time.");
+            return Err(ApiError::invalid(&name, message));
         }
-        if is_file {
-            self.files.insert(name, bytes);
-            return Ok(());
-        }
-        let long = bytes.len() as u64 > FIELD_BYTES;
-        match String::from_utf8(bytes.to_vec()) {
-            Ok(text) if !long => self.values.insert(name, Value::String(text)),
-            _ => return Err(ApiError::invalid(&name, format!("'{name}' is no text, or too long a one."))),
-        };
+        self.files.insert(name, bytes);
         Ok(())
     }
 
-    fn take(&mut self, name: &str) -> Option<Value> {
-        self.values.remove(name).filter(|value| !value.is_null())
+    fn put_text(&mut self, name: String, bytes: &[u8]) -> Result<(), ApiError> {
+        if self.values.contains_key(&name) {
+            return Err(ApiError::invalid(&name, format!("'{name}' comes twice: wanted it once.")));
+        }
+        match decode_text(bytes) {
+            Ok(text) if text.len() <= FIELD_BYTES => {
+                self.values.insert(name, Value::String(text));
+                Ok(())
+            }
+            Ok(_) | Err(_) => {
+                let most = FIELD_BYTES / 1024;
+                Err(ApiError::invalid(&name, format!("'{name}' must be UTF-8 text of at most {most} KiB.")))
+            }
+        }
     }
 
-    /// A text.
+    /// What was sent under this name; null and an empty text are as good as nothing.
+    fn take(&mut self, name: &str) -> Option<Value> {
+        self.values.remove(name).filter(|value| !value.is_null() && value.as_str() != Some(""))
+    }
+
+    /// A text that is one of a few words.
     pub fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
-        match self.take(name) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong(name, &other, "a text")),
-        }
+        text_of(name, self.take(name))
+    }
+
+    /// A text of its own, which may be empty.
+    pub fn prose(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        let value = self.values.remove(name).filter(|value| !value.is_null());
+        text_of(name, value)
     }
 
     /// A number.
     pub fn number(&mut self, name: &str) -> Result<Option<f64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        let number = match &value {
-            Value::String(text) if self.form => text.trim().parse().ok(),
-            other => other.as_f64(),
-        };
-        number.map(Some).ok_or_else(|| wrong(name, &value, "a number"))
+        number_of(&value).map(Some).ok_or_else(|| wrong(name, &value, "a number"))
     }
 
-    /// A whole number within bounds.
+    /// A whole number within bounds; 4.0 is one, too.
     pub fn whole(&mut self, name: &str, least: u64, most: u64) -> Result<Option<u64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        let number = match &value {
-            Value::String(text) if self.form => text.trim().parse().ok(),
-            other => other.as_u64().or_else(|| {
-                // 4.0 is a whole number, too.
-                other
-                    .as_f64()
-                    .filter(|number| number.fract() == 0.0 && (0.0..1e15).contains(number))
-                    .map(|n| n as u64)
-            }),
+        let exact = match &value {
+            Value::String(text) => text.trim().parse().ok(),
+            other => other.as_u64(),
         };
+        let number = exact.or_else(|| {
+            let number = number_of(&value)?;
+            (number.fract() == 0.0 && (0.0..1e15).contains(&number)).then_some(number as u64)
+        });
         let within = number.filter(|number| (least..=most).contains(number));
         within.map(Some).ok_or_else(|| wrong(name, &value, &format!("a whole number from {least} to {most}")))
     }
@@ -125,12 +146,8 @@ impl Fields {
         match self.take(name) {
             None => Ok(false),
             Some(Value::Bool(flag)) => Ok(flag),
-            Some(Value::String(text)) if self.form && ["true", "True", "1"].contains(&text.as_str()) => {
-                Ok(true)
-            }
-            Some(Value::String(text)) if self.form && ["false", "False", "0"].contains(&text.as_str()) => {
-                Ok(false)
-            }
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("true") || text == "1" => Ok(true),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("false") || text == "0" => Ok(false),
             Some(other) => Err(wrong(name, &other, "true or false")),
         }
     }
@@ -138,6 +155,11 @@ impl Fields {
     /// A file.
     pub fn file(&mut self, name: &str) -> Option<Bytes> {
         self.files.remove(name)
+    }
+
+    /// The names of all files that have not been taken.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
     }
 
     /// Parameters of OpenAI's that mean nothing here, and may be given.
@@ -154,6 +176,43 @@ impl Fields {
                 ..ApiError::invalid(name, format!("There is no parameter '{}'.", shortened(name)))
             }),
         }
+    }
+}
+
+/// A part's name: clients that may send several pictures call one of them `image[]` or `image[0]`.
+fn plain(name: &str) -> &str {
+    match name.strip_suffix(']').and_then(|name| name.split_once('[')) {
+        Some((plain, index)) if index.bytes().all(|digit| digit.is_ascii_digit()) => plain,
+        Some(_) | None => name,
+    }
+}
+
+/// Whether a part is a file: some clients name it only in the extended way, or not at all, and say what it is by its type.
+fn is_file(field: &multer::Field) -> bool {
+    let disposition = field.headers().get(header::CONTENT_DISPOSITION).map(|value| value.as_bytes());
+    let extended = b"filename*=";
+    let is_named = field.file_name().is_some()
+        || disposition
+            .is_some_and(|said| said.windows(extended.len()).any(|part| part.eq_ignore_ascii_case(extended)));
+    let is_typed = field
+        .content_type()
+        .is_some_and(|kind| kind.type_() == "image" || kind.essence_str() == "application/octet-stream");
+    is_named || is_typed
+}
+
+fn text_of(name: &str, value: Option<Value>) -> Result<Option<String>, ApiError> {
+    match value {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(wrong(name, &other, "a text")),
+    }
+}
+
+/// A number, which may come as a text: a form has nothing else, and some clients write JSON like that.
+fn number_of(value: &Value) -> Option<f64> {
+    match value {
+        Value::String(text) => text.trim().parse().ok().filter(|number: &f64| number.is_finite()),
+        other => other.as_f64(),
     }
 }
 

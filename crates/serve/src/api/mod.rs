@@ -3,6 +3,8 @@
 mod answer;
 mod error;
 mod fields;
+mod intake;
+mod rest;
 mod upload;
 mod wanted;
 
@@ -12,7 +14,7 @@ use std::time::Instant;
 
 use axum::body::to_bytes;
 use axum::extract::{MatchedPath, Path, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -21,20 +23,24 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 pub use error::ApiError;
-use fields::Fields;
+use fields::{Fields, shortened};
+use intake::{Intake, too_slow};
+use rest::Rest;
 use wanted::Wanted;
 
 use crate::App;
+use crate::client::Client;
 use crate::limits::{BODY_TIMEOUT, FORM_BYTES, FORMS_AT_ONCE, JSON_BYTES, UPLOADS_AT_ONCE};
 use crate::page::{PAGE, POLICY};
 
 /// All routes: path, methods, and whether a key is wanted where there are keys. The OpenAPI document has each of them.
-pub const ROUTES: [(&str, &[&str], bool); 11] = [
+pub const ROUTES: [(&str, &[&str], bool); 12] = [
     ("/", &["GET"], false),
     ("/healthz", &["GET"], false),
     ("/openapi.json", &["GET"], false),
     ("/metrics", &["GET"], true),
     ("/v1/models", &["GET"], true),
+    ("/v1/models/{model}", &["GET"], true),
     ("/v1/models/{model}/codes.png", &["GET"], true),
     ("/v1/images/generations", &["POST"], true),
     ("/v1/images/edits", &["POST"], true),
@@ -65,12 +71,14 @@ impl Default for Gates {
 }
 
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let origins = app.origins.clone();
+    let router = Router::new()
         .route("/", get(page))
         .route("/healthz", get(health))
         .route("/openapi.json", get(openapi))
         .route("/metrics", get(metrics))
         .route("/v1/models", get(models))
+        .route("/v1/models/{model}", get(model))
         .route("/v1/models/{model}/codes.png", get(codes))
         .route("/v1/images/generations", post(generations))
         .route("/v1/images/edits", post(edits))
@@ -83,7 +91,11 @@ pub fn router(app: Arc<App>) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
         })
         .layer(from_fn_with_state(app.clone(), at_the_door))
-        .with_state(app)
+        .with_state(app);
+    match origins.is_empty() {
+        true => router,
+        false => router.layer(origins.layer()),
+    }
 }
 
 /// Lets requests in, times and logs them.
@@ -91,20 +103,43 @@ async fn at_the_door(State(app): State<Arc<App>>, request: Request, next: Next) 
     let start = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_string();
     let method = request.method().clone();
+    let (request, rest) = Rest::of(request);
     let response = match let_in(&app, &route, &method, request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            let left = left(request.extensions().get().cloned(), request.version());
+            tokio::select! {
+                response = next.run(request) => response,
+                () = left => unread(),
+            }
+        }
         Err(error) => error.into_response(),
     };
     let (status, seconds) = (response.status().as_u16(), start.elapsed().as_secs_f64());
     app.metrics.requests.with_label_values(&[route.as_str(), &status.to_string()]).inc();
     app.metrics.seconds.with_label_values(&[route.as_str()]).observe(seconds);
     tracing::info!(%method, route, status, ms = (seconds * 1e3).round() as u64, "request");
+    rest.after(response)
+}
+
+/// Waits until the client has left, who then reads no answer.
+async fn left(client: Option<Client>, version: Version) {
+    match client {
+        Some(client) => client.left(version).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the log says of an answer that nobody reads, as nginx does.
+fn unread() -> Response {
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
     response
 }
 
 fn let_in(app: &App, route: &str, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
     // A form can be sent to this machine by any page that a browser shows; browsers say where it comes from. Links may lead here.
-    if method != Method::GET && headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
+    let crossing = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
+    if method != Method::GET && crossing && !app.origins.allow(headers) {
         let message = "This request comes from another site's page.";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "cross_site", message));
     }
@@ -144,24 +179,39 @@ async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
 }
 
 async fn models(State(app): State<Arc<App>>) -> Response {
-    let entry = json!({
-        "id": app.model.id, "object": "model", "created": 0, "owned_by": "tessera", "tessera": app.model,
-    });
-    Json(json!({ "object": "list", "data": [entry] })).into_response()
+    Json(json!({ "object": "list", "data": [entry(&app)] })).into_response()
+}
+
+async fn model(State(app): State<Arc<App>>, Path(model): Path<String>) -> Result<Response, ApiError> {
+    expect_model(&app, &model)?;
+    Ok(Json(entry(&app)).into_response())
+}
+
+/// The model, as OpenAI's clients read it and as it is.
+fn entry(app: &App) -> serde_json::Value {
+    json!({ "id": app.model.id, "object": "model", "created": 0, "owned_by": "tessera", "tessera": app.model })
+}
+
+fn expect_model(app: &App, name: &str) -> Result<(), ApiError> {
+    match app.model.is_meant_by(name) {
+        true => Ok(()),
+        false => {
+            let message = format!("There is no model '{}' here: wanted '{}'.", shortened(name), app.model.id);
+            Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).of("model"))
+        }
+    }
 }
 
 /// Each code as a tile, so that a page can lay a mosaic token by token.
 async fn codes(State(app): State<Arc<App>>, Path(model): Path<String>) -> Result<Response, ApiError> {
-    if !app.model.is_meant_by(&model) {
-        return Err(ApiError::not_found("There is no such model here."));
-    }
+    expect_model(&app, &model)?;
     let made = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<u8>> {
         let mut bytes = Cursor::new(Vec::new());
         app.model.tiles(&app.tessera)?.write_to(&mut bytes, image::ImageFormat::Png)?;
         Ok(bytes.into_inner())
     });
     match made.await {
-        Ok(Ok(png)) => Ok(png_response(png)),
+        Ok(Ok(png)) => Ok(picture_response(png, "png")),
         Ok(Err(error)) => Err(ApiError::ours(format!("{error:#}"))),
         Err(_) => Err(ApiError::ours("The tiles could not be made.")),
     }
@@ -174,7 +224,7 @@ async fn generations(State(app): State<Arc<App>>, request: Request) -> Result<Re
     let whole = async { to_bytes(body, JSON_BYTES).await.map_err(|_| ApiError::too_large(JSON_BYTES)) };
     let fields = Fields::json(&parts.headers, &in_time(whole).await?)?;
     let wanted = Wanted::read(fields, Kind::Generation, &app, None)?;
-    answer::answer(&app, wanted, host(&parts.headers)).await
+    answer::answer(&app, wanted, &parts).await
 }
 
 async fn edits(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -186,13 +236,13 @@ async fn variations(State(app): State<Arc<App>>, request: Request) -> Result<Res
 }
 
 async fn with_picture(app: Arc<App>, request: Request, kind: Kind) -> Result<Response, ApiError> {
-    let place = app.gates.forms.acquire().await.map_err(|_| ApiError::ours("The server is stopping."))?;
     let (parts, body) = request.into_parts();
     expect_length(&parts.headers, FORM_BYTES)?;
-    let fields = in_time(Fields::form(&parts.headers, body)).await?;
+    let mut intake = Intake::new(&app.gates.forms);
+    let fields = Fields::form(&parts.headers, body, &mut intake).await?;
     let wanted = upload::read(fields, kind, &app).await?;
-    drop(place);
-    answer::answer(&app, wanted, host(&parts.headers)).await
+    drop(intake);
+    answer::answer(&app, wanted, &parts).await
 }
 
 async fn events(
@@ -215,13 +265,15 @@ async fn stop_events(State(app): State<Arc<App>>, Path(id): Path<String>) -> Res
 }
 
 async fn picture(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {
-    let kept = name.strip_suffix(".png").and_then(|name| app.shelf.get(name));
-    kept.map(png_response).ok_or_else(|| ApiError::not_found("There is no picture of this name, or no more."))
+    let ending = name.rsplit_once('.').map_or("png", |(_, ending)| ending);
+    let kept = app.shelf.get(&name).map(|file| picture_response(file, ending));
+    kept.ok_or_else(|| ApiError::not_found("There is no picture of this name, or no more."))
 }
 
-fn png_response(png: Vec<u8>) -> Response {
-    let headers = [(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "private, max-age=3600")];
-    (headers, png).into_response()
+fn picture_response(file: Vec<u8>, format: &str) -> Response {
+    let kind = format!("image/{format}");
+    let headers = [(header::CONTENT_TYPE, kind.as_str()), (header::CACHE_CONTROL, "private, max-age=3600")];
+    (headers, file).into_response()
 }
 
 /// Refuses a body that says itself that it is too large.
@@ -235,15 +287,5 @@ fn expect_length(headers: &HeaderMap, most: usize) -> Result<(), ApiError> {
 
 /// A body that is read, if it comes in time.
 async fn in_time<T>(read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-    tokio::time::timeout(BODY_TIMEOUT, read).await.unwrap_or_else(|_| {
-        let message = format!("The body did not come within {} seconds.", BODY_TIMEOUT.as_secs());
-        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message))
-    })
-}
-
-/// The address that the client knows the server by.
-fn host(headers: &HeaderMap) -> String {
-    let said = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let scheme = said("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
-    format!("{scheme}://{}", said("host").unwrap_or("localhost"))
+    tokio::time::timeout(BODY_TIMEOUT, read).await.unwrap_or_else(|_| Err(too_slow()))
 }

@@ -28,10 +28,7 @@ enum Said {
 
 /// Reads a request with a picture.
 pub async fn read(mut fields: Fields, kind: Kind, app: &Arc<App>) -> Result<Wanted, ApiError> {
-    let image = fields.file("image").ok_or_else(|| ApiError {
-        code: "missing_required_parameter",
-        ..ApiError::invalid("image", "There is no file 'image': send a PNG, JPEG or WebP.")
-    })?;
+    let image = fields.file("image").ok_or_else(|| no_image(&fields))?;
     let fit = match fields.text("fit")?.as_deref() {
         None | Some("crop") => Fit::Crop,
         Some("pad") => Fit::Pad,
@@ -62,6 +59,14 @@ struct Sent {
     given: Vec<Option<u32>>,
     /// The prompt that it was drawn of by this model, if it says so.
     drawn_of: Option<String>,
+}
+
+fn no_image(fields: &Fields) -> ApiError {
+    let others: Vec<String> = fields.files().map(|name| format!("'{}'", shortened(name))).collect();
+    let instead = if others.is_empty() { String::new() } else { format!(" but {}", others.join(", ")) };
+    let message =
+        format!("There is no file 'image'{instead}: send one picture, a PNG, JPEG or WebP, as 'image'.");
+    ApiError { code: "missing_required_parameter", ..ApiError::invalid("image", message) }
 }
 
 fn strength(fields: &mut Fields) -> Result<f64, ApiError> {

@@ -8,10 +8,10 @@ use axum::http::StatusCode;
 use tessera_model::{Parameters, Request, Sampling};
 
 use super::fields::{Fields, shortened};
-use super::{ApiError, Kind};
+use super::{ApiError, Kind, expect_model};
 use crate::App;
 use crate::limits::{ANSWER_PIXELS, BEST_OF, N, PARTIAL_IMAGES, PROMPT_CHARS, SIZE};
-use crate::picture::Style;
+use crate::picture::{Encoding, Style};
 
 /// Candidates for each picture, if they can be ranked and nothing else is asked for.
 const CANDIDATES: usize = 4;
@@ -23,8 +23,7 @@ const SEEDS: u64 = 1_000_000_000;
 const LARGEST: u64 = (1 << 53) - 1;
 
 /// Parameters of OpenAI's that mean nothing here.
-const IGNORED: [&str; 7] =
-    ["user", "quality", "style", "background", "moderation", "output_compression", "input_fidelity"];
+const IGNORED: [&str; 6] = ["user", "quality", "style", "background", "moderation", "input_fidelity"];
 
 /// How pictures come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +70,7 @@ impl Wanted {
         app: &App,
         drawn: Option<String>,
     ) -> Result<Wanted, ApiError> {
-        expect_model(&mut fields, app)?;
+        let model = model(&mut fields, app)?;
         let prompt = prompt(&mut fields, kind)?.or(drawn).unwrap_or_default();
         let negative = text(&mut fields, "negative_prompt")?.unwrap_or_default();
         let read = app
@@ -101,7 +100,8 @@ impl Wanted {
         let seed = fields.whole("seed", 0, LARGEST)?.unwrap_or_else(some_seed);
         let sampling = sampling(&mut fields, app)?;
         let size = size(&mut fields, app)?;
-        let (format, delivery) = (format(&mut fields)?, delivery(&mut fields)?);
+        let (encoding, delivery) = (encoding(&mut fields)?, delivery(&mut fields)?);
+        let format = format(&mut fields)?.unwrap_or_else(|| usual_format(kind, model.as_deref(), delivery));
         bounded(size, n, of, delivery, app)?;
         fields.ignore(&IGNORED);
         fields.finish()?;
@@ -117,7 +117,7 @@ impl Wanted {
             ..Request::default()
         };
         let parameters = parameters(&request, read.text, n, app);
-        Ok(Wanted { kind, request, style: Style { size, parameters }, format, delivery })
+        Ok(Wanted { kind, request, style: Style { size, encoding, parameters }, format, delivery })
     }
 
     /// With tokens that are given, and the share of them that is drawn anew.
@@ -149,15 +149,11 @@ fn parameters(request: &Request, read: String, n: usize, app: &App) -> Parameter
     }
 }
 
-fn expect_model(fields: &mut Fields, app: &App) -> Result<(), ApiError> {
-    match fields.text("model")? {
-        Some(name) if !app.model.is_meant_by(&name) => {
-            let message =
-                format!("There is no model '{}' here: wanted '{}'.", shortened(&name), app.model.id);
-            Err(ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).of("model"))
-        }
-        _ => Ok(()),
-    }
+/// The model that is named, if one is.
+fn model(fields: &mut Fields, app: &App) -> Result<Option<String>, ApiError> {
+    let named = fields.text("model")?;
+    named.as_deref().map_or(Ok(()), |name| expect_model(app, name))?;
+    Ok(named)
 }
 
 fn prompt(fields: &mut Fields, kind: Kind) -> Result<Option<String>, ApiError> {
@@ -171,7 +167,7 @@ fn prompt(fields: &mut Fields, kind: Kind) -> Result<Option<String>, ApiError> {
 }
 
 fn text(fields: &mut Fields, name: &str) -> Result<Option<String>, ApiError> {
-    let text = fields.text(name)?;
+    let text = fields.prose(name)?;
     let chars = text.as_ref().map_or(0, |text| text.chars().count());
     match chars > PROMPT_CHARS {
         true => Err(ApiError::invalid(
@@ -229,15 +225,38 @@ fn bounded(size: u32, n: usize, of: usize, delivery: Delivery, app: &App) -> Res
     }
 }
 
-fn format(fields: &mut Fields) -> Result<Format, ApiError> {
-    let output = fields.text("output_format")?;
-    if let Some(other) = output.filter(|output| output != "png") {
-        let message = format!("'output_format' is {}: wanted png.", shortened(&other));
-        return Err(ApiError::invalid("output_format", message));
+/// OpenAI's `output_compression` is the quality of a JPEG; PNG and WebP have all of the picture whatever it says.
+fn encoding(fields: &mut Fields) -> Result<Encoding, ApiError> {
+    let quality = fields.whole("output_compression", 0, 100)?.unwrap_or(100).max(1);
+    match fields.text("output_format")?.as_deref() {
+        None | Some("png") => Ok(Encoding::Png),
+        Some("jpeg") => Ok(Encoding::Jpeg(quality as u8)),
+        Some("webp") => Ok(Encoding::WebP),
+        Some(other) => Err(ApiError::invalid(
+            "output_format",
+            format!("'output_format' is {}: wanted png, jpeg or webp.", shortened(other)),
+        )),
     }
+}
+
+/// What OpenAI's model of this name answers with: DALL·E with addresses, which is the only one for variations, others with the
+/// pictures, as all of their streams do.
+fn usual_format(kind: Kind, model: Option<&str>, delivery: Delivery) -> Format {
+    let dall_e = match model {
+        Some(name) => name.starts_with("dall-e"),
+        None => kind == Kind::Variation,
+    };
+    match delivery {
+        Delivery::Whole if dall_e => Format::Url,
+        Delivery::Whole | Delivery::Stream(_) | Delivery::Log(_) => Format::Base64,
+    }
+}
+
+fn format(fields: &mut Fields) -> Result<Option<Format>, ApiError> {
     match fields.text("response_format")?.as_deref() {
-        None | Some("b64_json") => Ok(Format::Base64),
-        Some("url") => Ok(Format::Url),
+        None => Ok(None),
+        Some("b64_json") => Ok(Some(Format::Base64)),
+        Some("url") => Ok(Some(Format::Url)),
         Some(other) => Err(ApiError::invalid(
             "response_format",
             format!("'response_format' is {}: wanted b64_json or url.", shortened(other)),

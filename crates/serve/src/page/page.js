@@ -3,6 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const SETTINGS = ["n", "tries", "guidance", "top_p", "temperature", "strength"];
 const HISTORY = 60; // drawings that this browser keeps
+const HERE = location.origin + location.pathname.replace(/\/?$/, "/"); // perhaps below a path of a proxy
 
 let model = null;      // what /v1/models says
 let tiles = null;      // each code as a tile, once it has come
@@ -20,7 +21,7 @@ function headers(extra = {}) {
 
 async function call(path, options = {}) {
   for (;;) {
-    const response = await fetch(path, { ...options, headers: headers(options.headers) });
+    const response = await fetch(HERE + path, { ...options, headers: headers(options.headers) });
     if (response.ok) return response;
     if (response.status === 401 && await askForKey()) continue;
     const told = await response.json().catch(() => null);
@@ -57,7 +58,7 @@ async function* events(response) {
 }
 
 async function meetModel() {
-  model = (await (await call("/v1/models")).json()).data[0].tessera;
+  model = (await (await call("v1/models")).json()).data[0].tessera;
   const side = `${model.side}×${model.side} pixels of ${model.grid}×${model.grid} tokens`;
   $("model").replaceChildren(bold(model.name), ` ${model.fingerprint}`, document.createElement("br"), side);
   $("about").textContent = `${model.about} It draws ${side}, and reads the first ${model.prompt_tokens} tokens of a prompt.`.trim();
@@ -71,7 +72,7 @@ async function meetModel() {
 }
 
 async function fetchTiles() {
-  const blob = await (await call(`/v1/models/${model.id}/codes.png`)).blob();
+  const blob = await (await call(`v1/models/${model.id}/codes.png`)).blob();
   tiles = await createImageBitmap(blob);
   // What was laid without them is laid again.
   document.querySelectorAll(".forming canvas").forEach((canvas, picture) =>
@@ -137,14 +138,14 @@ async function request(prompt, chosen, from, signal) {
   const wanted = parameters(prompt, chosen);
   if (from === null) {
     const body = JSON.stringify(wanted);
-    return ["/v1/images/generations", { method: "POST", headers: { "Content-Type": "application/json" }, body, signal }];
+    return ["v1/images/generations", { method: "POST", headers: { "Content-Type": "application/json" }, body, signal }];
   }
   const form = new FormData();
   for (const [name, value] of Object.entries(wanted)) form.append(name, value);
   form.append("image", from.blob, "picture.png");
   if (from.mode === "vary") form.append("strength", $("strength").value);
   else form.append("mask", await maskOf(from), "mask.png");
-  return [from.mode === "vary" ? "/v1/images/variations" : "/v1/images/edits", { method: "POST", body: form, signal }];
+  return [from.mode === "vary" ? "v1/images/variations" : "v1/images/edits", { method: "POST", body: form, signal }];
 }
 
 function take(event) {

@@ -8,7 +8,7 @@ use image::{DynamicImage, GrayImage, ImageFormat, Luma, RgbImage};
 use serde_json::{Value, json};
 use tessera_data::png_text;
 use tessera_model::{Event, Parameters, Request, Tessera};
-use tessera_serve::Keys;
+use tessera_serve::{Keys, Options};
 
 use super::client::{Answer, Running, form};
 
@@ -177,6 +177,7 @@ fn variations_of_any_picture() {
         let (kind, body) = form(&[
             ("image", Some("a.png"), &photo),
             ("n", None, b"4"),
+            ("response_format", None, b"b64_json"),
             ("strength", None, strength),
             ("seed", None, b"1"),
         ]);
@@ -193,7 +194,8 @@ fn variations_of_any_picture() {
 fn with_keys_only_who_has_one_may_draw() {
     let dir = std::env::temp_dir().join(format!("tessera-keys-{}", std::process::id()));
     std::fs::write(&dir, "# ours\n\nfirst-key\nsecond-key\n").unwrap();
-    let server = Running::with(Some(Keys::read(&dir).unwrap()), 8);
+    let keys = Keys::read(&dir).unwrap();
+    let server = Running::with(|options| Options { keys: Some(keys), ..options });
     std::fs::remove_file(&dir).unwrap();
     let ask = |key: &str| {
         let head = format!("GET /v1/models HTTP/1.1\r\nHost: here\r\nConnection: close\r\n{key}\r\n");
@@ -209,7 +211,10 @@ fn with_keys_only_who_has_one_may_draw() {
         let (status, message) = ask(key).error();
         assert!(status == 401 && message.contains(said), "{key}: {message}");
     }
-    assert_eq!(ask("Authorization: Bearer second-key\r\n").status, 200);
+    // The scheme is a word in any case.
+    for scheme in ["Bearer", "bearer", "BEARER", " Bearer "] {
+        assert_eq!(ask(&format!("Authorization: {scheme} second-key\r\n")).status, 200, "{scheme}");
+    }
     assert_eq!(server.post("/v1/images/generations", &json!({ "prompt": "a" })).error().0, 401);
     for open in ["/", "/healthz", "/openapi.json"] {
         assert_eq!(server.get(open).status, 200, "{open}");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tessera_model::Tessera;
 use tessera_model::weights::model_id;
-use tessera_serve::{About, Keys, Options, Server};
+use tessera_serve::{About, Options, Server};
 use tokio::sync::oneshot;
 
 /// A server of the embedded model, until it is dropped.
@@ -20,20 +20,21 @@ pub struct Running {
 
 impl Running {
     pub fn new() -> Running {
-        Running::with(None, Options::ROWS)
+        Running::with(|options| options)
     }
 
-    pub fn with(keys: Option<Keys>, rows: usize) -> Running {
+    /// One that is started with other options.
+    pub fn with(change: impl FnOnce(Options) -> Options + Send + 'static) -> Running {
         let (tell, told) = channel();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let id = model_id(tessera_pretrained::MODEL);
             let about = About { name: "embedded".into(), id, text: String::new(), examples: Vec::new() };
-            let options = Options { tessera: Tessera::embedded().unwrap(), about, keys, rows };
+            let options = change(Options::new(Tessera::embedded().unwrap(), about));
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
-                let server = Server::bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
+                let server = Server::bind("127.0.0.1:0", options).await.unwrap();
                 tell.send(server.address().unwrap()).unwrap();
                 server.run(async { drop(stopped.await) }).await;
             });

@@ -9,4 +9,8 @@ mod bad_input;
 #[cfg(test)]
 mod client;
 #[cfg(test)]
+mod connections;
+#[cfg(test)]
 mod document;
+#[cfg(test)]
+mod programs;

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import urllib.error
 import urllib.request
 
 import openai
@@ -34,6 +35,25 @@ def cat(client, tmp_path_factory):
 def test_models(client):
     models = client.models.list().data
     assert len(models) == 1 and models[0].id.startswith("tessera-") and models[0].owned_by == "tessera"
+
+
+def test_one_model(client):
+    assert client.models.retrieve("dall-e-3") == client.models.list().data[0]
+    with pytest.raises(openai.NotFoundError, match="There is no model 'sdxl' here"):
+        client.models.retrieve("sdxl")
+
+
+def test_what_a_model_gives_by_default(client, cat):
+    for model in ["dall-e-2", "dall-e-3"]:
+        assert client.images.generate(model=model, prompt="a red apple").data[0].url
+    assert client.images.generate(model="gpt-image-1", prompt="a red apple").data[0].b64_json
+    assert client.images.create_variation(image=open(cat, "rb")).data[0].url
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_formats(client, format):
+    answer = client.images.generate(model="gpt-image-1", prompt="a red apple", output_format=format, output_compression=50)
+    assert answer.output_format == format and picture(answer.data[0]).format == format.upper()
 
 
 def test_generations(client):
@@ -82,6 +102,21 @@ def test_variations(client, cat):
     answer = client.images.create_variation(image=open(cat, "rb"), n=2, size="256x256", response_format="b64_json")
     tokens = [made(picture(entry))["tokens"] for entry in answer.data]
     assert tokens[0] != tokens[1]
+
+
+def test_one_picture_at_a_time(client, cat):
+    assert client.images.edit(image=[open(cat, "rb")], prompt="a cat", extra_body={"keep_rows": 6}).data
+    with pytest.raises(openai.BadRequestError, match="'image' comes twice: wanted one picture"):
+        client.images.edit(image=[open(cat, "rb"), open(cat, "rb")], prompt="a cat", extra_body={"keep_rows": 6})
+
+
+@pytest.mark.parametrize("size", [300_000, 30_000_000])
+def test_who_sends_too_much_is_told_so(server, size):
+    """By clients that read nothing before they have sent all."""
+    asked = urllib.request.Request(f"{server}/v1/images/generations", b"0" * size, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(asked, timeout=30)
+    assert error.value.code == 413
 
 
 def test_errors_are_its_own(client, cat):

@@ -149,6 +149,20 @@ def test_half_a_picture_is_finished_and_varied(page, screens, tmp_path):
     expect(page.locator("#sheet-link")).to_be_disabled()
 
 
+def test_it_works_below_a_path(browser, below_a_path):
+    page = browser.new_context().new_page()
+    page.goto(below_a_path)
+    expect(page.locator("#model")).to_contain_text("embedded")
+    until(page, "tiles !== null")
+    draw(page, "a red apple", n=1)
+    finished(page, 1)
+    page.locator(".picture").first.click()
+    page.click("#sheet-vary")
+    finished(page, 1)
+    assert page.request.get(page.locator("footer a").evaluate("link => link.href")).ok
+    page.context.close()
+
+
 def test_a_file_can_be_dropped(page):
     page.evaluate("""async () => {
         const canvas = new OffscreenCanvas(64, 64); canvas.getContext('2d').fillRect(0, 0, 40, 40);
