@@ -47,6 +47,9 @@ mod resume;
 mod serve;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
+mod serve_fuzz;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod serve_memory;
 #[cfg(test)]
 #[cfg(target_os = "linux")]

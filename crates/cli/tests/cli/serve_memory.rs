@@ -16,7 +16,7 @@ use super::serve::{ask, serve};
 
 /// What the server may take beside a small model: sixteen forms of 24 MB, each twice while it grows, two pictures being looked at, and what is
 /// kept of answers and logs. 600 to 800 MB were measured.
-const MOST_MB: u64 = 1200;
+pub const MOST_MB: u64 = 1200;
 
 #[test]
 fn memory_is_bounded_whatever_is_sent() {
@@ -55,13 +55,13 @@ fn asked(body: &str) -> Vec<u8> {
     request("generations", "application/json", body.as_bytes())
 }
 
-fn varied(picture: &[u8]) -> Vec<u8> {
+pub fn varied(picture: &[u8]) -> Vec<u8> {
     let head = "--edge\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a.png\"\r\n\r\n";
     let body = [head.as_bytes(), picture, b"\r\n--edge--\r\n"].concat();
     request("variations", "multipart/form-data; boundary=edge", &body)
 }
 
-fn request(what: &str, kind: &str, body: &[u8]) -> Vec<u8> {
+pub fn request(what: &str, kind: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head = format!(
         "POST /v1/images/{what} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
@@ -76,7 +76,7 @@ fn picture(side: u32) -> Vec<u8> {
 }
 
 /// A PNG of 64x64 pixels whose colour profile of 1 MB unpacks to 1 GiB.
-fn profile_bomb() -> Vec<u8> {
+pub fn profile_bomb() -> Vec<u8> {
     let mut profile = ZlibEncoder::new(b"name\0\0".to_vec(), Compression::best());
     std::io::copy(&mut std::io::repeat(0).take(1 << 30), &mut profile).unwrap();
     let profile = profile.finish().unwrap();
@@ -103,7 +103,7 @@ fn send(address: &str, request: &[u8]) -> String {
 }
 
 /// The most memory that the program has had so far, in MB.
-fn peak_memory(child: &Child) -> u64 {
+pub fn peak_memory(child: &Child) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() / 1000

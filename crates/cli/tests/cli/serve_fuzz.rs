@@ -1,0 +1,249 @@
+//! Mutated pictures and requests, the same ones each time: the server answers or hangs up, never by a fault of its own, and its
+//! memory stays bounded.
+
+use std::io::{Cursor, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use image::codecs::jpeg::JpegEncoder;
+use image::{DynamicImage, ImageFormat, RgbaImage};
+use serde_json::{Value, json};
+
+use super::program::folder;
+use super::serve::{ask, serve};
+use super::serve_memory::{MOST_MB, peak_memory, profile_bomb, request, varied};
+
+const PICTURES: usize = 2000;
+const REQUESTS: usize = 1000;
+const CLIENTS: usize = 4;
+
+#[test]
+fn mutated_pictures_and_requests_do_no_harm() {
+    let dir = folder();
+    let (mut child, address) = serve(dir.path(), &["--log", "off"]);
+    let (seeds, bomb) = (pictures(), varied(&profile_bomb()));
+    let mut counts = [0; 6];
+    for (what, n, make) in [
+        ("pictures", PICTURES, &(|random: &mut Random| varied(&mutated_picture(&seeds, random))) as &Make),
+        ("requests", REQUESTS, &(|random: &mut Random| mutated_request(&seeds, random))),
+        ("profiles", 4 * CLIENTS, &(|_: &mut Random| bomb.clone())),
+    ] {
+        let answers: Vec<Vec<u16>> = std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|client| {
+                    let of = move |i: usize| Random::new((i * CLIENTS + client) as u64);
+                    let address = &address;
+                    scope.spawn(move || {
+                        (0..n / CLIENTS).map(|i| status(address, &make(&mut of(i)))).collect::<Vec<u16>>()
+                    })
+                })
+                .collect();
+            clients.into_iter().map(|client| client.join().unwrap()).collect()
+        });
+        for (at, status) in answers.iter().flatten().enumerate() {
+            assert!((200..500).contains(status) || *status == HUNG_UP, "{what} {at}: {status}");
+            counts[usize::from(*status / 100)] += 1;
+        }
+        let peak = peak_memory(&child);
+        eprintln!("{what}: {counts:?} by hundreds of their status, {peak} MB at most so far");
+        assert!(peak < MOST_MB, "{what}: {peak} MB");
+    }
+    // Neither are all refused, nor all accepted.
+    assert!(counts[2] > PICTURES / 20 && counts[4] > PICTURES / 20, "{counts:?}");
+    assert!(ask(&address, "GET /healthz", "").contains(r#""status":"ok""#));
+    child.kill().unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    child.wait().unwrap();
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+type Make<'a> = dyn Fn(&mut Random) -> Vec<u8> + Sync + 'a;
+
+/// The status of no answer at all.
+const HUNG_UP: u16 = 0;
+
+/// Sends a request, and no more; the status of the answer.
+fn status(address: &str, request: &[u8]) -> u16 {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let _ = stream.write_all(request).and_then(|()| stream.shutdown(Shutdown::Write));
+    let mut answer = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut answer) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    let text = String::from_utf8_lossy(&answer);
+    let text = text.trim_start_matches("HTTP/1.1 100 Continue\r\n\r\n");
+    text.split(' ').nth(1).map_or(HUNG_UP, |status| status.parse().unwrap())
+}
+
+/// A small generator: its numbers should stay the same for ever.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Random {
+        Random(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+
+    fn below(&mut self, most: usize) -> usize {
+        (self.next() % most.max(1) as u64) as usize
+    }
+
+    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
+}
+
+/// Small pictures of each kind that is read.
+fn pictures() -> Vec<Vec<u8>> {
+    let rgba = RgbaImage::from_fn(40, 30, |x, y| image::Rgba([x as u8 * 6, y as u8 * 8, 90, 255 - x as u8]));
+    let rgba = DynamicImage::from(rgba);
+    let kinds = [
+        rgba.clone(),
+        rgba.to_rgb8().into(),
+        rgba.to_luma8().into(),
+        rgba.to_luma_alpha8().into(),
+        rgba.to_rgb16().into(),
+        rgba.to_rgba16().into(),
+    ];
+    let written = |image: &DynamicImage, format: ImageFormat| {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    };
+    let mut all: Vec<Vec<u8>> = kinds.iter().map(|image| written(image, ImageFormat::Png)).collect();
+    all.extend([written(&kinds[0], ImageFormat::WebP), written(&kinds[1], ImageFormat::WebP)]);
+    for (image, quality) in [(&kinds[1], 20), (&kinds[1], 95), (&kinds[2], 80)] {
+        let mut bytes = Vec::new();
+        JpegEncoder::new_with_quality(&mut bytes, quality).encode_image(image).unwrap();
+        all.push(bytes);
+    }
+    all
+}
+
+fn mutated_picture(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+    let mut picture = random.of(seeds).clone();
+    for _ in 0..=random.below(4) {
+        mutate(&mut picture, seeds, random);
+    }
+    // Else a decoder of PNG would look no further than the sum of the first chunk.
+    if random.below(2) == 0 { with_right_sums(&picture) } else { picture }
+}
+
+/// One change of the kinds that disks, networks and people with bad intentions make.
+fn mutate(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
+    let (at, length) = (random.below(bytes.len()), 1 + random.below(16));
+    let end = (at + length).min(bytes.len());
+    match random.below(8) {
+        0 | 1 => bytes.get_mut(at).into_iter().for_each(|byte| *byte ^= 1 << random.below(8)),
+        2 => bytes[at..end].iter_mut().for_each(|byte| *byte = random.next() as u8),
+        3 => bytes[at..end].fill(*random.of(&[0, 0x7f, 0x80, 0xff])),
+        4 => drop(bytes.drain(at..end)),
+        5 => drop(bytes.splice(at..at, bytes[at..end].to_vec())),
+        6 => bytes.truncate(at),
+        _ => {
+            let other = random.of(seeds);
+            let from = random.below(other.len());
+            bytes.splice(at.., other[from..].iter().copied());
+        }
+    }
+}
+
+/// The same PNG, as far as it is one, with the sums of its chunks put right.
+fn with_right_sums(png: &[u8]) -> Vec<u8> {
+    let mut bytes = png.to_vec();
+    let mut at = 8;
+    while let Some(length) = png.get(at..at + 4) {
+        let length = u32::from_be_bytes(length.try_into().unwrap()) as usize;
+        let Some(sum) = at.checked_add(8 + length).filter(|sum| sum + 4 <= png.len()) else { break };
+        let mut crc = flate2::Crc::new();
+        crc.update(&png[at + 4..sum]);
+        bytes[sum..sum + 4].copy_from_slice(&crc.sum().to_be_bytes());
+        at = sum + 4;
+    }
+    bytes
+}
+
+fn mutated_request(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+    let mut request = match random.below(5) {
+        0 | 1 => return request("generations", "application/json", odd_json(random).to_string().as_bytes()),
+        2 => request("generations", "application/json", odd_json(random).to_string().as_bytes()),
+        3 => varied(random.of::<Vec<u8>>(seeds).as_slice()),
+        _ => format!("GET {} HTTP/1.1\r\nHost: here\r\n\r\n", random.of(&PATHS)).into_bytes(),
+    };
+    for _ in 0..=random.below(4) {
+        mutate(&mut request, seeds, random);
+    }
+    request
+}
+
+const PATHS: [&str; 6] =
+    ["/", "/v1/models", "/v1/models/tessera/codes.png", "/v1/pictures/a.png", "/v1/events/a", "/metrics"];
+
+const NAMES: [&str; 20] = [
+    "prompt",
+    "n",
+    "best_of",
+    "size",
+    "seed",
+    "temperature",
+    "top_k",
+    "top_p",
+    "guidance",
+    "negative_prompt",
+    "stream",
+    "async",
+    "partial_images",
+    "stream_tokens",
+    "response_format",
+    "output_format",
+    "output_compression",
+    "model",
+    "user",
+    "other",
+];
+
+/// Parameters with values that nobody would send.
+fn odd_json(random: &mut Random) -> Value {
+    let values = [
+        json!(null),
+        json!(true),
+        json!("true"),
+        json!(""),
+        json!(0),
+        json!(-1),
+        json!(1),
+        json!(2),
+        json!("3"),
+        json!(0.5),
+        json!(1e308),
+        json!(-0.0),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!("a"),
+        json!([]),
+        json!({ "a": [1] }),
+        json!("url"),
+        json!("webp"),
+        json!("jpeg"),
+        json!("64x64"),
+        json!("1x1"),
+        json!("4294967295x4294967295"),
+        json!("\u{0}\u{feff}\u{202e}"),
+        json!("é\u{301}🦊".repeat(300)),
+        json!("NaN"),
+        json!("1e999"),
+    ];
+    let mut asked = json!({ "prompt": "a cat" });
+    for _ in 0..=random.below(4) {
+        asked[*random.of(&NAMES)] = random.of(&values).clone();
+    }
+    asked
+}
