@@ -13,6 +13,8 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
 
+use crate::Prompt;
+
 /// A trained byte-level BPE vocabulary.
 #[derive(Clone)]
 pub struct Bpe {
@@ -20,6 +22,17 @@ pub struct Bpe {
     vocab: HashMap<String, u32>,
     /// (left id, right id) → (rank, merged id).
     merges: HashMap<(u32, u32), (usize, u32)>,
+}
+
+/// What of a caption a model can read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readable {
+    /// The normalised text, cut.
+    pub text: String,
+    /// Characters beyond [`MAX_PROMPT_CHARS`](crate::MAX_PROMPT_CHARS), which were not looked at.
+    pub dropped_chars: usize,
+    /// Tokens of the others for which the model has no position.
+    pub dropped_tokens: usize,
 }
 
 impl std::fmt::Debug for Bpe {
@@ -75,6 +88,25 @@ impl Bpe {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| anyhow!("{e}"))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// What a model that reads `most` tokens can read of a caption, normalised. The cut comes before BPE-dropout, whose time
+    /// grows with the square of a word's length.
+    pub fn readable(&self, caption: &str, most: usize) -> Result<Readable> {
+        let Prompt { text, dropped_chars } = Prompt::new(caption);
+        // No token is of less than a byte; the first one has a space before it.
+        if text.len() < most {
+            return Ok(Readable { text, dropped_chars, dropped_tokens: 0 });
+        }
+        let mut tokens = self.encode(&text)?;
+        let dropped_tokens = tokens.len().saturating_sub(most);
+        if dropped_tokens == 0 {
+            return Ok(Readable { text, dropped_chars, dropped_tokens });
+        }
+        tokens.truncate(most);
+        // A cut may fall inside a character of several bytes.
+        let text = self.decode(&tokens)?.trim_end_matches(char::REPLACEMENT_CHARACTER).to_string();
+        Ok(Readable { text, dropped_chars, dropped_tokens })
     }
 
     /// Token ids of `text` with each applicable merge skipped with probability `dropout` at every merge step.
@@ -209,6 +241,21 @@ mod tests {
             let mut split = || bpe.encode_with_dropout("a", dropout, &mut rng).unwrap().len() == 2;
             let splits = (0..10_000).filter(|_| split()).count();
             assert!(splits.abs_diff(expected) < 150, "{splits} of 10,000 split at {dropout}");
+        }
+    }
+
+    #[test]
+    fn captions_are_cut_at_what_a_model_reads_and_what_is_lost_is_counted() {
+        let bpe = bpe();
+        let short = bpe.readable("A red\tapple", 16).unwrap();
+        assert_eq!(short, Readable { text: "a red apple".into(), dropped_chars: 0, dropped_tokens: 0 });
+        for caption in ["x".repeat(20_000), "苹".repeat(1_000), "a green apple ".repeat(100)] {
+            let cut = bpe.readable(&caption, 16).unwrap();
+            let all = bpe.encode(&Prompt::new(&caption).text).unwrap();
+            assert_eq!(cut.dropped_tokens, all.len() - 16, "{}", &caption[..6]);
+            assert_eq!(cut.dropped_chars, caption.chars().count().saturating_sub(2_000));
+            assert!(Prompt::new(&caption).text.starts_with(&cut.text) && cut.text.len() <= 16 * 16);
+            assert!(bpe.encode(&cut.text).unwrap().len() <= 16);
         }
     }
 

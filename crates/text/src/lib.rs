@@ -7,7 +7,7 @@ mod clip;
 mod decode;
 mod normalise;
 
-pub use bpe::Bpe;
+pub use bpe::{Bpe, Readable};
 pub use clip::{clean_for_clip, clip_tokenizer};
 pub use decode::{decode_text, text_lines};
 pub use normalise::{MAX_PROMPT_CHARS, Prompt, normalise};

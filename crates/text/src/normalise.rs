@@ -6,7 +6,7 @@
 
 use tokenizers::NormalizedString;
 
-/// Longest prompt that is read, in characters; the rest is dropped before tokenisation and reported.
+/// Longest prompt or caption that is read, in characters; the rest is dropped before tokenisation and reported.
 pub const MAX_PROMPT_CHARS: usize = 2_000;
 
 /// Lower-cases `caption`, drops control characters and invisible ones, composes characters (NFC), and joins words by
@@ -70,7 +70,7 @@ fn is_pictograph(c: char) -> bool {
         | '\u{1f000}'..='\u{1faff}')
 }
 
-/// A user's prompt, ready for the tokenizer, and what was cut from it.
+/// A prompt or caption, ready for the tokenizer, and what was cut from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
     /// The normalised text.

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use tessera_data::atomic;
-use tessera_text::{Bpe, normalise};
+use tessera_text::Bpe;
 
+use crate::captions::bounded_captions;
 use crate::config::Config;
 use crate::dvae::open_dataset;
 use crate::reporter::Reporter;
@@ -22,8 +23,7 @@ pub fn train_bpe(
 ) -> Result<(Bpe, PathBuf)> {
     let dataset = open_dataset(data, reporter)?;
     std::fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
-    let captions = dataset.train.iter().flat_map(|sample| &sample.captions).map(|caption| normalise(caption));
-    let captions: Vec<String> = captions.collect();
+    let captions = bounded_captions(dataset.train.iter().flat_map(|sample| &sample.captions), reporter);
     let bpe = Bpe::train(captions.iter(), config.prior.text_vocab)?;
     let (path, json) = (run.join("tokenizer.json"), bpe.to_json()?);
     let free = std::fs::read_to_string(&path).map_or(true, |old| old == json);

@@ -11,7 +11,7 @@ use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, Split, atomic, a
 use tessera_eval::{LabelledCodes, Subject};
 use tessera_kernels::parallel::*;
 use tessera_model::dvae::{Dvae, DvaeConfig};
-use tessera_text::{Bpe, normalise};
+use tessera_text::{Bpe, Prompt};
 
 use crate::config::DataConfig;
 use crate::dvae::{centre, open_dataset};
@@ -146,7 +146,11 @@ pub fn held_out_subjects(samples: &[Sample], side: u32, bpe: &Bpe) -> Result<Vec
     let subject = |sample: &Sample| {
         let caption = sample.captions.first().context("a picture has no caption")?;
         let image = from_floats(&centre(sample, side)?, side);
-        Ok(Subject { caption: bpe.encode(&normalise(caption))?, style: sample.meta.style.clone(), image })
+        Ok(Subject {
+            caption: bpe.encode(&Prompt::new(caption).text)?,
+            style: sample.meta.style.clone(),
+            image,
+        })
     };
     samples.iter().map(subject).collect()
 }

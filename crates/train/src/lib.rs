@@ -3,6 +3,7 @@
 mod bpe;
 mod buffer;
 mod capacity;
+mod captions;
 mod checkpoint;
 mod config;
 pub mod dist;

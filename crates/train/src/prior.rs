@@ -16,9 +16,10 @@ use tessera_model::prior::{MixedPrecision, Prior, PriorConfig, PriorGradients, S
 use tessera_model::sample::default_guidance;
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 use tessera_model::{Decoder, Drawing, Event, Request, Sampling};
-use tessera_text::{Bpe, normalise};
+use tessera_text::{Bpe, Prompt, normalise};
 
 use crate::capacity::Stage;
+use crate::captions::cut_captions;
 use crate::config::{Config, Encoding};
 use crate::dvae::open_dataset;
 use crate::encode::{DVAE_FILE, held_out_codes};
@@ -75,7 +76,7 @@ pub fn train_prior(
     control: Control,
 ) -> Result<Outcome> {
     let (bpe, json) = read_tokenizer(inputs.bpe)?;
-    let Source { tokens, val, dvae_file, name } = match (config.data.encode, inputs.dvae) {
+    let Source { mut tokens, val, dvae_file, name } = match (config.data.encode, inputs.dvae) {
         (Encoding::Stored, None) => stored(inputs.data, &bpe, control.reporter)?,
         (Encoding::Online, Some(dvae)) => online(inputs.data, dvae, &bpe, control.reporter)?,
         (Encoding::Stored, Some(_)) => bail!(
@@ -86,6 +87,7 @@ pub fn train_prior(
         ),
     };
     check_sizes(config, &tokens, &bpe)?;
+    cut_captions(tokens.captions_mut().into_iter(), &bpe, config.prior.max_caption(), control.reporter)?;
     let device = Device::default();
     let dvae = dvae_file.dvae(&device)?;
     let seed = options.seed;
@@ -181,7 +183,7 @@ pub fn labelled_codes(codes: &CodeSet, bpe: &Bpe) -> Result<Vec<LabelledCodes>> 
         let caption = item.captions.first().context("a picture has no caption")?;
         Ok(LabelledCodes {
             codes: tokens.iter().map(|&code| u32::from(code)).collect(),
-            caption: bpe.encode(&normalise(caption))?,
+            caption: bpe.encode(&Prompt::new(caption).text)?,
             style: item.style.clone(),
         })
     };

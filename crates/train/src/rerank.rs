@@ -20,6 +20,7 @@ use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, gradien
 use tessera_text::{Bpe, normalise};
 
 use crate::capacity::Stage;
+use crate::captions::cut_captions;
 use crate::config::Config;
 use crate::dvae::open_dataset;
 use crate::fit::{Outcome, Task, fit};
@@ -80,7 +81,10 @@ pub fn train_rerank(
         config.rerank.cleaning == Cleaning::Tessera,
         "rerank.cleaning = \"clip\" is for published weights; training reads captions as the prior does: wanted \"tessera\""
     );
-    let dataset = open_dataset(data, control.reporter)?;
+    let mut dataset = open_dataset(data, control.reporter)?;
+    let fingerprint = dataset.fingerprint();
+    let captions = dataset.train.iter_mut().flat_map(|sample| &mut sample.captions);
+    cut_captions(captions, &bpe, config.rerank.max_caption(), control.reporter)?;
     let val = dataset.val.iter().map(|sample| pair(sample, config.rerank.image_size as u32));
     let val = val.collect::<Result<Vec<_>>>()?;
     let device = Device::default();
@@ -100,7 +104,7 @@ pub fn train_rerank(
     };
     let task = RerankTask { config, seed: options.seed, bpe: &bpe, train: &dataset.train, dvae, val };
     let (initial, named) = options.initial(control.reporter)?;
-    let inputs = [("data", dataset.fingerprint()), ("tokenizer", hash(&json))];
+    let inputs = [("data", fingerprint), ("tokenizer", hash(&json))];
     let inputs: Vec<_> = inputs.into_iter().chain(through).chain(named).collect();
     let random = || Clip::new(&config.rerank, options.seed, &device);
     let model = match initial {

@@ -101,6 +101,18 @@ impl TokenSource {
         }
     }
 
+    /// The captions of all pictures.
+    pub fn captions_mut(&mut self) -> Vec<&mut String> {
+        match self {
+            TokenSource::Stored(codes) => {
+                codes.items.iter_mut().flat_map(|item| &mut item.captions).collect()
+            }
+            TokenSource::Online(encoder) => {
+                encoder.samples.iter_mut().flat_map(|sample| &mut sample.captions).collect()
+            }
+        }
+    }
+
     /// The tokens of each of `items`: of one of its stored copies, or of a new crop.
     pub fn tokens(&self, items: &[usize], draws: Draws) -> Result<Vec<Vec<u16>>> {
         let stored = |codes: &CodeSet, slot: usize, item: usize| {

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
-use tessera_text::{Bpe, normalise};
+use tessera_text::{Bpe, Prompt};
 
 use super::{Cleaning, Clip, patches};
 use crate::nn::export;
@@ -56,7 +56,7 @@ impl Reranker {
     /// The tokens of a caption, cleaned as the model was trained.
     pub fn tokens(&self, caption: &str) -> Result<Vec<u32>> {
         match self.clip.config().cleaning {
-            Cleaning::Tessera => self.bpe.encode(&normalise(caption)),
+            Cleaning::Tessera => self.bpe.encode(&Prompt::new(caption).text),
             Cleaning::Clip => self.bpe.encode(&tessera_text::clean_for_clip(caption)),
         }
     }
