@@ -29,7 +29,11 @@ pub fn cmmd(real: &Vectors, fake: &Vectors) -> Result<Report> {
     };
     let across = sum_over_pairs(&x, &y, dims, |i, j, product| lack(of_x[i] + of_y[j] - 2.0 * product));
     let value = own(&x, &of_x) / (n * n) + own(&y, &of_y) / (m * m) - 2.0 * across / (n * m);
-    Ok(Report { features: real.features().into(), ..Report::new("CMMD", SCALE * value, fake.len()) })
+    Ok(Report {
+        features: real.features().into(),
+        n_real: Some(real.len()),
+        ..Report::new("CMMD", SCALE * value, fake.len())
+    })
 }
 
 /// Squared length of each vector, which is 1 but for rounding.

@@ -178,7 +178,7 @@ pub fn fid(real: &Gaussian, fake: &Gaussian) -> Result<Report> {
         real.dims()
     );
     let value = frechet_distance(real, fake)?;
-    Ok(Report { features: real.features.clone(), ..Report::new("FID", value, fake.n) })
+    Ok(Report { features: real.features.clone(), n_real: Some(real.n), ..Report::new("FID", value, fake.n) })
 }
 
 /// `|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁^½ Σ₂ Σ₁^½)^½)`

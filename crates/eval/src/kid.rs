@@ -41,6 +41,7 @@ pub fn kid(real: &Vectors, fake: &Vectors, rng: &mut impl Rng) -> Result<Report>
     Ok(Report {
         plus_minus: (n_subsets > 1).then(|| variance.sqrt()),
         features: real.features().into(),
+        n_real: Some(real.len()),
         ..Report::new(&name, mean, fake.len())
     })
 }

@@ -42,7 +42,7 @@ impl Page {
             let unit = if report.unit.is_empty() { String::new() } else { format!(" {}", report.unit) };
             let error = report.plus_minus.map(|error| number(error, report.value)).unwrap_or_default();
             let value = format!("{}{}", number(report.value, report.value), escaped(&unit));
-            let numbers = [value, error, report.n.to_string()];
+            let numbers = [value, error, report.counted()];
             let numbers: String =
                 numbers.iter().map(|number| format!("<td class=\"number\">{number}</td>")).collect();
             let by = if by {
