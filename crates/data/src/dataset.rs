@@ -4,7 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::shard::{Sample, Skipped, Split, read_shards};
+use crate::files::note_beside_tars;
+use crate::shard::{Sample, Split, read_shards};
+use crate::skipped::Skipped;
 
 /// Both splits of a set. Share it between threads behind an `Arc`.
 #[derive(Debug, Clone)]
@@ -28,9 +30,10 @@ impl Dataset {
         let has_val = dir.join(Split::Val.name()).is_dir();
         let val = if has_val { read_split(dir, Split::Val, &mut skipped)? } else { Vec::new() };
         if train.is_empty() {
-            bail!("no usable sample in {} ({skipped}); {MAKE_SOME}", dir.display());
+            bail!("no usable sample in {}: {}; {MAKE_SOME}", dir.display(), skipped.brief());
         }
         check_complete(dir)?;
+        note_beside_tars(dir, &mut skipped)?;
         Ok(Self { train, val, skipped })
     }
 

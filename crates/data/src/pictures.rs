@@ -1,40 +1,42 @@
 //! The pictures of a folder, one after another, for measurements: files in any depth of folders, or the tars of a data set.
 //!
 //! Nothing but a few pictures is in memory at a time. Their order is that of their names, so that a measurement which was interrupted
-//! can go on behind those that it has seen.
+//! can go on behind those that it has seen. What is damaged is passed over and counted, in folders as in tars.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use rayon::prelude::*;
 use tessera_text::text_lines;
 
+use crate::files::{Found, PictureFile, find_pictures};
 use crate::picture::decode;
-use crate::shard::{Split, read_shards};
-use crate::sources::list_files;
+use crate::shard::{ShardReader, Split, list_shards, middle, read_shards};
+use crate::skipped::{SkipKind, Skipped};
 use crate::text_file::{read_at_most, read_text_of_at_most};
 
 /// Files that are decoded together.
 const BATCH: usize = 16;
 /// The largest picture file that is read.
-const MAX_IMAGE_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
 /// The largest caption file that is read.
-const MAX_TEXT_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
 
 /// A set of pictures that is read as it is asked for.
 #[derive(Debug, Clone)]
 pub struct Pictures {
     path: PathBuf,
     kind: Kind,
-    /// Files that are no pictures.
-    other_files: usize,
+    /// What is no picture, or not read.
+    skipped: Skipped,
 }
 
 #[derive(Debug, Clone)]
 enum Kind {
-    Files(Vec<PathBuf>),
+    Files(Vec<PictureFile>),
     /// Folders of tars.
     Shards(Vec<PathBuf>),
 }
@@ -49,7 +51,8 @@ pub struct Captioned {
 }
 
 impl Pictures {
-    /// The pictures under `path`: a folder of PNG, JPEG or WebP files, a data set with its splits `train` and `val`, or one such split.
+    /// The pictures under `path`: a folder of picture files, a data set with its splits `train` and `val`, or a folder of tars.
+    /// Where picture files and tars lie together, the splits of a data set come first, then files, then tars.
     ///
     /// # Errors
     /// If there are none.
@@ -57,27 +60,27 @@ impl Pictures {
         let shown = path.display();
         ensure!(path.is_dir(), "{shown} is no folder; wanted one of pictures, or a data set");
         let splits = Split::ALL.map(|split| path.join(split.name()));
-        let has_tars = |dir: &Path| dir.is_dir() && read_shards(dir).is_ok();
-        let shards: Vec<PathBuf> =
-            [path.to_path_buf()].into_iter().chain(splits).filter(|dir| has_tars(dir)).collect();
-        if !shards.is_empty() {
-            return Ok(Pictures { path: path.into(), kind: Kind::Shards(shards), other_files: 0 });
+        let has_tars = |dir: &PathBuf| list_shards(dir).is_ok_and(|tars| !tars.is_empty());
+        let is_set = splits.iter().any(has_tars);
+        let shards: Vec<PathBuf> = [path.to_path_buf()].into_iter().chain(splits).filter(has_tars).collect();
+        let Found { pictures, mut skipped } = find_pictures(path, None)?;
+        let kind = match (shards.is_empty(), pictures.is_empty()) {
+            (true, true) => bail!(
+                "no pictures in {shown}: {}; wanted .png, .jpg or .webp files, or a data set",
+                skipped.brief()
+            ),
+            (false, true) => Kind::Shards(shards),
+            (false, false) if is_set => Kind::Shards(shards),
+            (_, false) => Kind::Files(pictures.clone()),
+        };
+        if matches!(kind, Kind::Shards(_)) {
+            skipped = Skipped::default();
+            pictures.iter().for_each(|file| skipped.note(SkipKind::BesideTars, file.image.display()));
         }
-        let mut files = Vec::new();
-        list_files(path, &mut files)?;
-        files.sort();
-        let (files, others): (Vec<PathBuf>, Vec<PathBuf>) =
-            files.into_iter().partition(|file| is_picture(file));
-        let other_files =
-            others.iter().filter(|file| file.extension().is_none_or(|end| end != "txt")).count();
-        ensure!(
-            !files.is_empty(),
-            "no pictures in {shown} ({other_files} other files); wanted .png, .jpg or .webp files, or a data set"
-        );
-        Ok(Pictures { path: path.into(), kind: Kind::Files(files), other_files })
+        Ok(Pictures { path: path.into(), kind, skipped })
     }
 
-    /// How many there are, if that is known before they are read.
+    /// How many there are, damaged ones included, if that is known before they are read.
     pub fn count(&self) -> Option<usize> {
         match &self.kind {
             Kind::Files(files) => Some(files.len()),
@@ -85,16 +88,11 @@ impl Pictures {
         }
     }
 
-    /// Files that are no pictures and no captions of any.
-    pub fn other_files(&self) -> usize {
-        self.other_files
-    }
-
     /// A name of what there is: another one is another set.
     pub fn fingerprint(&self) -> Result<String> {
         let mut hasher = crc32fast::Hasher::new();
         let mut add = |file: &Path| -> Result<()> {
-            hasher.update(file.strip_prefix(&self.path).unwrap_or(file).to_string_lossy().as_bytes());
+            hasher.update(file.strip_prefix(&self.path).unwrap_or(file).as_os_str().as_encoded_bytes());
             let meta = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
             hasher.update(&meta.len().to_le_bytes());
             let changed =
@@ -103,55 +101,118 @@ impl Pictures {
             Ok(())
         };
         match &self.kind {
-            Kind::Files(files) => files.iter().try_for_each(|file| add(file))?,
+            Kind::Files(files) => files.iter().try_for_each(|file| add(&file.image))?,
             Kind::Shards(dirs) => {
-                let mut files = Vec::new();
-                dirs.iter().try_for_each(|dir| list_files(dir, &mut files))?;
-                files.sort();
-                files.iter().try_for_each(|file| add(file))?;
+                for dir in dirs {
+                    list_shards(dir)?.iter().try_for_each(|file| add(file))?;
+                }
             }
         }
         Ok(format!("{:08x}", hasher.finalize()))
     }
 
-    /// All of them but the first `skip`, in the order of their names. A file that is damaged is an error that names it.
-    pub fn from(&self, skip: usize) -> Box<dyn Iterator<Item = Result<Captioned>> + '_> {
-        match &self.kind {
-            Kind::Files(files) => Box::new(
-                files[skip.min(files.len())..]
-                    .chunks(BATCH)
-                    .flat_map(|files| files.par_iter().map(|file| read_file(file)).collect::<Vec<_>>()),
-            ),
-            Kind::Shards(dirs) => {
-                let readers = dirs.iter().map(|dir| read_shards(dir));
-                let samples = readers.flat_map(|reader| -> Box<dyn Iterator<Item = Result<_>>> {
-                    match reader {
-                        Ok(reader) => Box::new(reader),
-                        Err(error) => Box::new(std::iter::once(Err(error))),
-                    }
-                });
-                Box::new(samples.skip(skip).map(|sample| {
-                    let sample = sample?;
-                    Ok(Captioned { caption: sample.captions.first().cloned(), image: sample.image })
-                }))
-            }
+    /// All of them but the first `skip` that can be read, in the order of their names.
+    pub fn from(&self, skip: usize) -> PictureReader<'_> {
+        let source = match &self.kind {
+            Kind::Files(files) => Source::Files { files, read: VecDeque::new() },
+            Kind::Shards(dirs) => Source::Shards { dirs, reader: None },
+        };
+        let mut reader = PictureReader { source, skipped: self.skipped.clone() };
+        reader.by_ref().take(skip).for_each(drop);
+        reader
+    }
+}
+
+/// An iterator over pictures; see [`Pictures::from`].
+pub struct PictureReader<'a> {
+    source: Source<'a>,
+    skipped: Skipped,
+}
+
+enum Source<'a> {
+    Files { files: &'a [PictureFile], read: VecDeque<(Option<Captioned>, Skipped)> },
+    Shards { dirs: &'a [PathBuf], reader: Option<ShardReader> },
+}
+
+impl PictureReader<'_> {
+    /// What was passed over so far.
+    pub fn skipped(&self) -> &Skipped {
+        &self.skipped
+    }
+}
+
+impl Iterator for PictureReader<'_> {
+    type Item = Result<Captioned>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.source {
+            Source::Files { files, read } => next_file(files, read, &mut self.skipped).map(Ok),
+            Source::Shards { dirs, reader } => next_of_shards(dirs, reader, &mut self.skipped),
         }
     }
 }
 
-fn is_picture(file: &Path) -> bool {
-    let extension = file.extension().unwrap_or_default().to_ascii_lowercase();
-    ["png", "jpg", "jpeg", "webp"].iter().any(|known| extension == *known)
+fn next_file(
+    files: &mut &[PictureFile],
+    read: &mut VecDeque<(Option<Captioned>, Skipped)>,
+    skipped: &mut Skipped,
+) -> Option<Captioned> {
+    loop {
+        while let Some((picture, passed)) = read.pop_front() {
+            skipped.absorb(passed);
+            if picture.is_some() {
+                return picture;
+            }
+        }
+        let (batch, rest) = files.split_at(BATCH.min(files.len()));
+        if batch.is_empty() {
+            return None;
+        }
+        *files = rest;
+        read.extend(batch.par_iter().map(read_file).collect::<Vec<_>>());
+    }
 }
 
-fn read_file(file: &Path) -> Result<Captioned> {
-    let image = decode(&read_at_most(file, MAX_IMAGE_BYTES)?).with_context(|| file.display().to_string())?;
-    let text = file.with_extension("txt");
-    let caption = match text.is_file() {
-        true => text_lines(&read_text_of_at_most(&text, MAX_TEXT_BYTES)?).into_iter().next(),
-        false => None,
-    };
-    Ok(Captioned { image, caption })
+fn next_of_shards(
+    dirs: &mut &[PathBuf],
+    reader: &mut Option<ShardReader>,
+    skipped: &mut Skipped,
+) -> Option<Result<Captioned>> {
+    loop {
+        if let Some(current) = reader {
+            if let Some(picture) = current.next_picture() {
+                return Some(picture.map(|(image, captions)| squared(&image, captions)));
+            }
+            skipped.absorb(current.skipped().clone());
+            *reader = None;
+        }
+        let (dir, rest) = dirs.split_first()?;
+        *dirs = rest;
+        match read_shards(dir) {
+            Ok(next) => *reader = Some(next),
+            Err(error) => return Some(Err(error)),
+        }
+    }
+}
+
+/// A picture of a data set: its middle square, which is what models are trained on and draw.
+fn squared(image: &RgbImage, captions: Vec<String>) -> Captioned {
+    Captioned { image: middle(image), caption: captions.into_iter().next() }
+}
+
+/// A picture, if it can be decoded, and what of it is passed over.
+fn read_file(file: &PictureFile) -> (Option<Captioned>, Skipped) {
+    let mut skipped = Skipped::default();
+    let image = read_at_most(&file.image, MAX_IMAGE_BYTES)
+        .and_then(|bytes| decode(&bytes).with_context(|| file.image.display().to_string()));
+    let mut damaged = |error: anyhow::Error| skipped.note(SkipKind::Damaged, format!("{error:#}"));
+    let image = image.map_err(&mut damaged).ok();
+    let lines = file
+        .text
+        .as_ref()
+        .map(|text| read_text_of_at_most(text, MAX_TEXT_BYTES).map(|text| text_lines(&text)));
+    let captions = lines.transpose().map_err(damaged).ok().flatten().unwrap_or_default();
+    (image.map(|image| Captioned { image, caption: captions.into_iter().next() }), skipped)
 }
 
 #[cfg(test)]
@@ -181,7 +242,8 @@ mod tests {
     fn pictures_come_in_the_order_of_their_names_whatever_their_size_and_from_anywhere() {
         let dir = folder(100);
         let pictures = Pictures::open(dir.path()).unwrap();
-        assert_eq!((pictures.count(), pictures.other_files()), (Some(100), 1));
+        assert_eq!(pictures.count(), Some(100));
+        assert_eq!(pictures.from(0).skipped().count(&SkipKind::Ending("md".into())), 1);
         let grey = |picture: &Captioned| picture.image.get_pixel(0, 0).0[0];
         let all: Vec<Captioned> = pictures.from(0).map(Result::unwrap).collect();
         assert_eq!(all.len(), 100);
@@ -203,24 +265,68 @@ mod tests {
         assert_ne!(before, of());
     }
 
+    fn tar_of(path: &Path, files: &[PathBuf]) {
+        let mut tar = tar::Builder::new(fs::File::create(path).unwrap());
+        files.iter().for_each(|file| tar.append_path_with_name(file, file.file_name().unwrap()).unwrap());
+        tar.finish().unwrap();
+    }
+
     #[test]
-    fn a_damaged_picture_is_named_and_a_folder_without_pictures_says_what_was_wanted() {
+    fn damaged_pictures_are_passed_over_and_named_in_folders_as_in_tars() {
         let dir = folder(4);
         fs::write(dir.path().join("000.png"), "no picture").unwrap();
-        let error = Pictures::open(dir.path()).unwrap().from(0).find_map(Result::err).unwrap();
-        assert!(format!("{error:#}").contains("000.png: "), "{error:#}");
+        let tars = tempfile::tempdir().unwrap();
+        let files = ["000.png", "deeper/001.PNG", "deeper/001.txt", "003.png", "003.txt"]
+            .map(|name| dir.path().join(name));
+        tar_of(&tars.path().join("x.tar"), &files);
+        fs::remove_file(dir.path().join("deeper/002.PNG")).unwrap();
+        for path in [dir.path(), tars.path()] {
+            let pictures = Pictures::open(path).unwrap();
+            let mut reader = pictures.from(0);
+            let captions: Vec<Option<String>> =
+                reader.by_ref().map(|picture| picture.unwrap().caption).collect();
+            assert_eq!((captions.len(), captions.iter().flatten().count()), (2, 2), "{}", path.display());
+            assert_eq!(reader.skipped().count(&SkipKind::Damaged), 1);
+            assert!(reader.skipped().to_string().contains("000"), "{}", reader.skipped());
+            assert_eq!(pictures.from(1).count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_folder_without_pictures_says_what_was_wanted() {
         let empty = tempfile::tempdir().unwrap();
         fs::write(empty.path().join("notes.md"), "").unwrap();
         let error = Pictures::open(empty.path()).unwrap_err().to_string();
         assert!(
-            error.contains("(1 other files); wanted .png, .jpg or .webp files, or a data set"),
+            error.contains("1 .md file") && error.contains("wanted .png, .jpg or .webp files, or a data set"),
             "{error}"
         );
-        assert!(Pictures::open(&dir.path().join("no")).unwrap_err().to_string().contains("is no folder"));
+        let error = Pictures::open(&empty.path().join("no")).unwrap_err().to_string();
+        assert!(error.contains("is no folder"), "{error}");
     }
 
     #[test]
-    fn a_data_set_is_read_like_a_folder() {
+    fn a_folder_with_pictures_and_tars_says_which_it_reads() {
+        let dir = folder(4);
+        let all = |path: &Path| {
+            let pictures = Pictures::open(path).unwrap();
+            let mut reader = pictures.from(0);
+            (reader.by_ref().map(Result::unwrap).count(), reader.skipped().clone())
+        };
+        let files = ["000.png", "003.png"].map(|name| dir.path().join(name));
+        tar_of(&dir.path().join("backup.tar"), &files);
+        let (n, skipped) = all(dir.path());
+        assert_eq!((n, skipped.count(&SkipKind::Ending("tar".into()))), (4, 1), "{skipped}");
+        // A tar alone is read, also without captions; a data set comes before pictures that lie about.
+        fs::create_dir(dir.path().join("train")).unwrap();
+        fs::rename(dir.path().join("backup.tar"), dir.path().join("train/x.tar")).unwrap();
+        assert_eq!(all(&dir.path().join("train")).0, 2);
+        let (n, skipped) = all(dir.path());
+        assert_eq!((n, skipped.count(&SkipKind::BesideTars)), (2, 4), "{skipped}");
+    }
+
+    #[test]
+    fn a_data_set_gives_the_middle_squares_of_its_pictures() {
         let set = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
         let count = |path: &Path| Pictures::open(path).unwrap().from(0).map(Result::unwrap).count();
         let (train, val) = (count(&set.join("train")), count(&set.join("val")));
@@ -228,5 +334,12 @@ mod tests {
         assert_eq!(count(&set), train + val);
         let first = Pictures::open(&set).unwrap().from(0).next().unwrap().unwrap();
         assert!(first.caption.is_some() && first.image.width() > 8);
+        let dir = tempfile::tempdir().unwrap();
+        let wide = RgbImage::from_fn(40, 20, |x, y| image::Rgb([x as u8, y as u8, 0]));
+        fs::write(dir.path().join("wide.png"), encode_png(&wide).unwrap()).unwrap();
+        tar_of(&dir.path().join("x.tar"), &[dir.path().join("wide.png")]);
+        fs::remove_file(dir.path().join("wide.png")).unwrap();
+        let square = Pictures::open(dir.path()).unwrap().from(0).next().unwrap().unwrap().image;
+        assert_eq!(square, image::imageops::crop_imm(&wide, 10, 0, 20, 20).to_image());
     }
 }

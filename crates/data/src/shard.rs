@@ -1,18 +1,19 @@
 //! Samples on disk: WebDataset tars, the form large caption sets are handed around in.
 //!
-//! A folder `DIR/train/00000.tar`, `DIR/val/00000.tar`; in a tar, a sample is the run of members that share a key:
-//! `KEY.png` (or `.jpg`, `.jpeg`, `.webp`), `KEY.txt` with one caption a line, `KEY.json` with a [`Meta`]. Written tars are
+//! A folder `DIR/train/00000.tar`, `DIR/val/00000.tar`; in a tar, a sample is the members that share a key:
+//! `KEY.png` (or another picture), `KEY.txt` with one caption a line, `KEY.json` with a [`Meta`]. Written tars are
 //! the same bytes for the same samples. Reading is forgiving about single samples and strict about whole files: a
 //! damaged picture is skipped and counted, a tar that breaks off is an error.
 
 mod read;
 mod write;
 
-use std::fmt;
-
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
+use crate::picture::Square;
+
+pub(crate) use read::list_shards;
 pub use read::{ShardReader, read_shards};
 pub use write::{Packed, ShardWriter};
 
@@ -27,6 +28,19 @@ pub struct Sample {
     pub captions: Vec<String>,
     /// Where it is from.
     pub meta: Meta,
+}
+
+impl Sample {
+    /// The middle square of the picture: what models are measured on, and what they draw.
+    pub fn middle(&self) -> RgbImage {
+        middle(&self.image)
+    }
+}
+
+/// The middle square of a picture.
+pub(crate) fn middle(image: &RgbImage) -> RgbImage {
+    let Square { left, top, side } = Square::centre(image);
+    image::imageops::crop_imm(image, left, top, side, side).to_image()
 }
 
 /// Where a picture is from and what may be done with it. Tars of other makers may lack any of it.
@@ -72,77 +86,6 @@ impl Split {
             Split::Train => "train",
             Split::Val => "val",
         }
-    }
-}
-
-/// How many names a [`Skipped`] keeps.
-const NAMED: usize = 8;
-
-/// What was passed over while reading, and the first few names of it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Skipped {
-    /// Pictures that do not decode, are too large, or have no usable caption text.
-    pub corrupt: u64,
-    /// Pictures without a caption.
-    pub orphan_image: u64,
-    /// Captions without a picture.
-    pub orphan_caption: u64,
-    /// The first few, each with its reason.
-    pub names: Vec<String>,
-}
-
-/// Why something was passed over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SkipReason {
-    Corrupt,
-    OrphanImage,
-    OrphanCaption,
-}
-
-impl Skipped {
-    /// How many samples were passed over.
-    pub fn total(&self) -> u64 {
-        self.corrupt + self.orphan_image + self.orphan_caption
-    }
-
-    pub(crate) fn note(&mut self, reason: SkipReason, name: impl fmt::Display) {
-        match reason {
-            SkipReason::Corrupt => self.corrupt += 1,
-            SkipReason::OrphanImage => self.orphan_image += 1,
-            SkipReason::OrphanCaption => self.orphan_caption += 1,
-        }
-        if self.names.len() < NAMED {
-            self.names.push(name.to_string());
-        }
-    }
-
-    pub(crate) fn absorb(&mut self, other: Skipped) {
-        self.corrupt += other.corrupt;
-        self.orphan_image += other.orphan_image;
-        self.orphan_caption += other.orphan_caption;
-        let room = NAMED.saturating_sub(self.names.len());
-        self.names.extend(other.names.into_iter().take(room));
-    }
-}
-
-impl fmt::Display for Skipped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.total() == 0 {
-            return write!(f, "nothing skipped");
-        }
-        write!(
-            f,
-            "skipped {}: {} damaged, {} pictures without a caption, {} captions without a picture",
-            self.total(),
-            self.corrupt,
-            self.orphan_image,
-            self.orphan_caption
-        )?;
-        for name in &self.names {
-            write!(f, "\n  {name}")?;
-        }
-        let unnamed = self.total() - self.names.len() as u64;
-        if unnamed > 0 { write!(f, "\n  and {unnamed} more") } else { Ok(()) }
     }
 }
 

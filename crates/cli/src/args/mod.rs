@@ -333,15 +333,35 @@ pub enum DataSource {
         /// Folder for the shards.
         #[arg(long)]
         out: PathBuf,
-        /// Side of the stored pictures in pixels.
-        #[arg(long, default_value_t = 72)]
-        size: u32,
-        /// Pictures to hold out: a percentage, or parts per million as in 2424ppm, the paper's.
+        #[command(flatten)]
+        settings: Settings,
+        /// What the set is for.
+        #[arg(long, value_enum, default_value_t = Stage::First)]
+        stage: Stage,
+        /// Longest short side that is stored, in pixels; pictures stay whole. By default what the stage's crops need of the
+        /// config: 72 for emoji, 384 (or 288 for stage 2) for paper.
+        #[arg(long)]
+        size: Option<u32>,
+        /// Enlarge pictures whose short side is under the config's dvae.image_size instead of leaving them out.
+        #[arg(long)]
+        enlarge: bool,
+        /// Pictures to hold out: a percentage, or parts per million as in 2424ppm, the paper's; of two or more at least one.
         #[arg(long, default_value = "5")]
         holdout: Share,
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+}
+
+/// The stage of training whose crops a set is for.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Stage {
+    /// Both stages: listing 1 scales pictures to 12/8 of the model's at most.
+    #[value(name = "1")]
+    First,
+    /// Codes for the prior alone: listing 2 scales them to 9/8 at most.
+    #[value(name = "2")]
+    Second,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

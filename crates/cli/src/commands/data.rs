@@ -2,13 +2,16 @@
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::read_text;
 use tessera_data::sources::{
-    Counts, EmojiOptions, ScenesOptions, Shares, World, build_emoji, build_folder, build_scenes,
+    Counts, EmojiOptions, FolderOptions, ScenesOptions, Shares, Small, World, build_emoji, build_folder,
+    build_scenes,
 };
+use tessera_data::{Share, Split, read_text};
 
 use super::say;
+use super::train::resolve;
 use crate::args::{self, DataSource};
+use crate::note;
 
 pub fn run(source: DataSource) -> Result<()> {
     match source {
@@ -34,15 +37,37 @@ pub fn run(source: DataSource) -> Result<()> {
             };
             say(with_bar(|progress| build_scenes(&options, [count, val], &out, progress))?)?;
         }
-        DataSource::Folder { dir, out, size, holdout, seed } => {
-            let (counts, skipped) = build_folder(&dir, &out, size, holdout, seed)?;
+        DataSource::Folder { dir, out, settings, stage, size, enlarge, holdout, seed } => {
+            let side = resolve(&settings)?.dvae.image_size as u32;
+            let size = size.unwrap_or(side * eighths(stage) / 8);
+            let small = if enlarge { Small::Enlarged } else { Small::LeftOut };
+            // A set of smaller pictures than the config's is for another model, of that size.
+            let options = FolderOptions { size, least: side.min(size), small, val_share: holdout, seed };
+            let (counts, skipped) = build_folder(&dir, &out, &options)?;
+            let held_out = counts.in_split(Split::Val);
             say(counts)?;
             if skipped.total() > 0 {
                 say(skipped)?;
             }
+            if holdout > Share::percent(0) && held_out < FEW {
+                note!(
+                    "warning: {held_out} held out: too few pictures to judge a model by; wanted {FEW}: more pictures, or a higher --holdout"
+                );
+            }
         }
     }
     Ok(())
+}
+
+/// Held-out pictures of which figures say something.
+const FEW: u64 = 20;
+
+/// What a stage's crops are scaled to at most, in eighths of the model's picture (listings 1 and 2 of the paper).
+fn eighths(stage: args::Stage) -> u32 {
+    match stage {
+        args::Stage::First => 12,
+        args::Stage::Second => 9,
+    }
 }
 
 /// Runs `build` with a bar that shows its progress.

@@ -64,7 +64,8 @@ pub fn encode(args: &Encode) -> Result<()> {
     say(format_args!("{pictures} pictures, {tokens} tokens in {}", args.out.display()))
 }
 
-fn resolve(settings: &Settings) -> Result<Config> {
+/// The config that the flags name.
+pub fn resolve(settings: &Settings) -> Result<Config> {
     Config::resolve(&settings.config, &settings.sets)
 }
 

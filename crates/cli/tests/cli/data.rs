@@ -3,12 +3,17 @@
 use std::fs;
 use std::path::Path;
 
+use tessera_data::Dataset;
+
 use super::program::{Said, command, entries, fixture, folder, mistake, succeed};
 
 fn captioned(dir: &Path, name: &str) {
-    image::RgbImage::from_pixel(20, 16, image::Rgb([200, 30, 30]))
-        .save(dir.join(format!("{name}.png")))
-        .unwrap();
+    captioned_of(dir, name, [20, 16]);
+}
+
+fn captioned_of(dir: &Path, name: &str, [width, height]: [u32; 2]) {
+    let image = image::RgbImage::from_pixel(width, height, image::Rgb([200, 30, 30]));
+    image.save(dir.join(format!("{name}.png"))).unwrap();
     fs::write(dir.join(format!("{name}.txt")), "a red square\nred\n").unwrap();
 }
 
@@ -25,13 +30,62 @@ fn bad_files_are_skipped_counted_and_named() {
 
     let args = ["data", "folder", "pictures", "--out", "data", "--size", "16", "--holdout", "0"];
     let said = succeed(dir.path(), &args);
-    let summary = "skipped 2: 1 damaged, 0 pictures without a caption, 1 captions without a picture";
+    let summary = "skipped 2: 1 damaged, 1 caption without a picture";
     assert!(said.stdout.contains(summary), "{}", said.stdout);
     assert!(said.stdout.contains("corrupt") && said.stdout.contains("orphan"), "{}", said.stdout);
     let own = said.stdout.lines().find(|line| line.starts_with("own")).unwrap();
     assert_eq!(own.split_whitespace().nth(1), Some("8"), "{own}");
     assert!(dir.path().join("data/train/00000.tar").exists());
     assert_eq!(succeed(dir.path(), &args).stdout, said.stdout, "asking again says the same");
+}
+
+#[test]
+fn pictures_are_stored_whole_as_large_as_the_stage_needs() {
+    let dir = folder();
+    let pictures = dir.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    captioned_of(&pictures, "wide", [600, 400]);
+    for (out, flags, wanted) in [
+        ("emoji", &[][..], (108, 72)),
+        ("paper", &["--config", "paper"], (576, 384)),
+        ("codes", &["--config", "paper", "--stage", "2"], (432, 288)),
+        ("own", &["--size", "100"], (150, 100)),
+    ] {
+        let args = ["data", "folder", "pictures", "--out", out, "--holdout", "0"];
+        succeed(dir.path(), &[&args, flags].concat());
+        let set = Dataset::open(&dir.path().join(out)).unwrap();
+        assert_eq!(set.train[0].image.dimensions(), wanted, "{out}");
+    }
+}
+
+#[test]
+fn pictures_under_the_models_size_are_left_out_unless_they_are_enlarged() {
+    let dir = folder();
+    let pictures = dir.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    captioned(&pictures, "small");
+    let args = ["data", "folder", "pictures", "--out", "data"];
+    let error = Said::of(command(dir.path(), &args).output().unwrap());
+    assert_eq!(error.code, Some(2));
+    for wanted in ["no picture is left", "small: 20x16 pixels, wanted 48", "--enlarge", "--config"] {
+        assert!(error.stderr.contains(wanted), "{wanted}: {}", error.stderr);
+    }
+    let said = succeed(dir.path(), &[&args[..], &["--enlarge"]].concat());
+    assert!(said.stdout.contains("1 pictures enlarged"), "{}", said.stdout);
+    assert_eq!(Dataset::open(&dir.path().join("data")).unwrap().train[0].image.dimensions(), (60, 48));
+}
+
+#[test]
+fn a_small_set_holds_one_picture_out_and_says_that_it_is_few() {
+    let dir = folder();
+    let pictures = dir.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    (201..213).for_each(|number| captioned(&pictures, &format!("IMG_{number}")));
+    let args = ["data", "folder", "pictures", "--out", "data", "--size", "16"];
+    let said = succeed(dir.path(), &args);
+    assert!(said.stderr.contains("too few pictures to judge a model by"), "{}", said.stderr);
+    let set = Dataset::open(&dir.path().join("data")).unwrap();
+    assert_eq!((set.train.len(), set.val.len()), (11, 1));
 }
 
 #[test]

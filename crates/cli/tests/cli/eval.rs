@@ -70,7 +70,7 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
     for (args, wanted) in [
         (&["fid", &train, "few"][..], "wanted at least 33 of each"),
         (&["fid", &train, "few"], "`tessera eval kid` does with fewer"),
-        (&["fid", &train, "none"], "no pictures in none (1 other files)"),
+        (&["fid", &train, "none"], "no pictures in none: 1 .md file (none/notes.md); wanted"),
         (&["fid", &train, "nowhere"], "nowhere is no folder"),
         (&["is", &train], "knows no classes"),
         (&["clip-score", "few"], "no picture in few has a caption"),
@@ -117,7 +117,7 @@ fn what_was_seen_is_kept_and_gives_the_same_figures() {
         &[&["eval"], &kept[..], &["--rerank", &pipeline().reranker(), "--json"]].concat(),
     );
     assert_eq!(serde_json::from_str::<Vec<Value>>(&said.stdout).unwrap(), once);
-    assert!(said.stderr.contains("passed over 1 files that are no pictures"), "{}", said.stderr);
+    assert!(said.stderr.contains("skipped 1: 1 .md file"), "{}", said.stderr);
     assert_eq!(fs::read(&file).unwrap(), bytes);
 }
 

@@ -2,16 +2,20 @@
 //!
 //! One tar at a time is read into memory and its pictures are decoded as they are asked for.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use image::RgbImage;
 use tessera_text::{decode_text, text_lines};
 
-use super::{Meta, Sample, SkipReason, Skipped};
+use super::{Meta, Sample};
+use crate::files::FileKind;
 use crate::picture;
+use crate::skipped::{SkipKind, Skipped};
 
 /// The largest tar that is read.
 const MAX_SHARD_BYTES: u64 = 8 << 30;
@@ -20,18 +24,24 @@ const MAX_MEMBER_BYTES: u64 = 64 << 20;
 
 /// The samples of all tars of `dir` in the order of their names; an error if there is no tar.
 pub fn read_shards(dir: &Path) -> Result<ShardReader> {
-    let entries = fs::read_dir(dir).with_context(|| format!("cannot read the folder {}", dir.display()))?;
+    let shards = list_shards(dir)?;
+    ensure!(!shards.is_empty(), "no .tar files in {}", dir.display());
+    Ok(ShardReader { shards: shards.into(), waiting: VecDeque::new(), skipped: Skipped::default() })
+}
+
+/// The tars in `dir` in the order of their names.
+pub(crate) fn list_shards(dir: &Path) -> Result<Vec<PathBuf>> {
+    let cannot = || format!("cannot read the folder {}", dir.display());
     let mut shards = Vec::new();
-    for entry in entries {
-        let path = entry.with_context(|| format!("cannot read the folder {}", dir.display()))?.path();
-        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    for entry in fs::read_dir(dir).with_context(cannot)? {
+        let path = entry.with_context(cannot)?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         if path.extension().is_some_and(|extension| extension == "tar") && !is_hidden {
             shards.push(path);
         }
     }
-    ensure!(!shards.is_empty(), "no .tar files in {}", dir.display());
     shards.sort();
-    Ok(ShardReader { shards: shards.into(), waiting: VecDeque::new(), skipped: Skipped::default() })
+    Ok(shards)
 }
 
 /// An iterator over the samples of a folder of tars; see [`read_shards`].
@@ -46,21 +56,22 @@ impl ShardReader {
     pub fn skipped(&self) -> &Skipped {
         &self.skipped
     }
-}
 
-impl Iterator for ShardReader {
-    type Item = Result<Sample>;
+    /// The next picture that can be decoded, with its captions, if it has any that can be read.
+    pub(crate) fn next_picture(&mut self) -> Option<Result<(RgbImage, Vec<String>)>> {
+        self.next_that(Group::into_picture)
+    }
 
-    fn next(&mut self) -> Option<Self::Item> {
+    /// What `take` makes of the next group from which it makes something; of the others it notes why not.
+    fn next_that<T>(&mut self, take: fn(Group, &mut Skipped) -> Option<T>) -> Option<Result<T>> {
         loop {
             while let Some(group) = self.waiting.pop_front() {
-                match group.into_sample() {
-                    Ok(sample) => return Some(Ok(sample)),
-                    Err((reason, name)) => self.skipped.note(reason, name),
+                if let Some(taken) = take(group, &mut self.skipped) {
+                    return Some(Ok(taken));
                 }
             }
             let path = self.shards.pop_front()?;
-            match read_groups(&path) {
+            match read_groups(&path, &mut self.skipped) {
                 Ok(groups) => self.waiting = groups,
                 Err(error) => return Some(Err(error)),
             }
@@ -68,9 +79,18 @@ impl Iterator for ShardReader {
     }
 }
 
+impl Iterator for ShardReader {
+    type Item = Result<Sample>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_that(Group::into_sample)
+    }
+}
+
 /// The members of one key.
 struct Group {
-    shard: PathBuf,
+    /// The key and its tar, to be named.
+    name: String,
     key: String,
     image: Option<Vec<u8>>,
     txt: Option<Vec<u8>>,
@@ -78,28 +98,59 @@ struct Group {
 }
 
 impl Group {
-    fn into_sample(self) -> Result<Sample, (SkipReason, String)> {
-        let name = format!("{} in {}", self.key, self.shard.display());
-        let damaged = |why: String| (SkipReason::Corrupt, format!("{name}: {why}"));
-        let (image, txt) = match (self.image, self.txt) {
-            (Some(image), Some(txt)) => (image, txt),
-            (Some(_), None) => return Err((SkipReason::OrphanImage, format!("{name}: no caption"))),
-            (None, _) => return Err((SkipReason::OrphanCaption, format!("{name}: no picture"))),
+    fn into_sample(self, skipped: &mut Skipped) -> Option<Sample> {
+        let orphan = match (&self.image, &self.txt) {
+            (Some(_), Some(_)) => None,
+            (Some(_), None) => Some(SkipKind::NoCaption),
+            (None, _) => Some(SkipKind::NoPicture),
         };
-        let text = decode_text(&txt).map_err(|error| damaged(format!("the caption is {error:#}")))?;
-        let captions = text_lines(&text);
-        if captions.is_empty() {
-            return Err((SkipReason::OrphanImage, format!("{name}: the caption is empty")));
+        if let Some(kind) = orphan {
+            skipped.note(kind, self.name);
+            return None;
         }
-        let image = picture::decode(&image).map_err(|error| damaged(format!("{error:#}")))?;
+        let captions = self.captions(skipped)?;
+        if captions.is_empty() {
+            skipped.note(SkipKind::NoCaption, format!("{}: the caption is empty", self.name));
+            return None;
+        }
+        let image = self.picture(skipped)?;
         // Other makers' json may have anything under these names: then the origin is unknown, the sample still good.
         let meta = self.json.and_then(|json| serde_json::from_slice::<Meta>(&json).ok()).unwrap_or_default();
-        Ok(Sample { key: self.key, image, captions, meta })
+        Some(Sample { key: self.key, image, captions, meta })
+    }
+
+    fn into_picture(self, skipped: &mut Skipped) -> Option<(RgbImage, Vec<String>)> {
+        if self.image.is_none() {
+            skipped.note(SkipKind::NoPicture, self.name);
+            return None;
+        }
+        let image = self.picture(skipped)?;
+        Some((image, self.captions(skipped).unwrap_or_default()))
+    }
+
+    fn captions(&self, skipped: &mut Skipped) -> Option<Vec<String>> {
+        match decode_text(self.txt.as_deref().unwrap_or_default()) {
+            Ok(text) => Some(text_lines(&text)),
+            Err(error) => {
+                skipped.note(SkipKind::Damaged, format!("the caption of {}: {error:#}", self.name));
+                None
+            }
+        }
+    }
+
+    fn picture(&self, skipped: &mut Skipped) -> Option<RgbImage> {
+        match picture::decode(self.image.as_deref().unwrap_or_default()) {
+            Ok(image) => Some(image),
+            Err(error) => {
+                skipped.note(SkipKind::Damaged, format!("{}: {error:#}", self.name));
+                None
+            }
+        }
     }
 }
 
-/// Reads a whole tar and gathers neighbouring members by key.
-fn read_groups(path: &Path) -> Result<VecDeque<Group>> {
+/// Reads a whole tar and gathers members by key, wherever they stand, in the order in which keys come first.
+fn read_groups(path: &Path, skipped: &mut Skipped) -> Result<VecDeque<Group>> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let size = file.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
     ensure!(
@@ -110,52 +161,76 @@ fn read_groups(path: &Path) -> Result<VecDeque<Group>> {
     let broken = || format!("{} is not a whole tar file; make or download it again", path.display());
     let mut archive = tar::Archive::new(BufReader::new(file));
     let mut groups: VecDeque<Group> = VecDeque::new();
+    let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
     for entry in archive.entries().with_context(broken)? {
         let mut entry = entry.with_context(broken)?;
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let Some((key, kind)) = key_and_kind(&name) else { continue };
+        let name = entry.path_bytes().into_owned();
+        let shown = format!("{} in {}", String::from_utf8_lossy(&name), path.display());
+        let (key, part) = match member(&name) {
+            Member::Part(key, part) => (key, part),
+            Member::Hidden => continue,
+            Member::Other(ending) => {
+                skipped.note(SkipKind::Ending(ending), shown);
+                continue;
+            }
+        };
         let mut bytes = Vec::new();
         // A member over the limit stays empty, which no decoder takes for a picture.
         if entry.size() <= MAX_MEMBER_BYTES {
             entry.read_to_end(&mut bytes).with_context(broken)?;
             ensure!(bytes.len() as u64 == entry.size(), broken());
         }
-        if groups.back().is_none_or(|group| group.key != key) {
-            let (shard, key) = (path.to_path_buf(), key.to_string());
-            groups.push_back(Group { shard, key, image: None, txt: None, json: None });
-        }
-        if let Some(group) = groups.back_mut() {
-            let slot = match kind {
-                Kind::Image => &mut group.image,
-                Kind::Txt => &mut group.txt,
-                Kind::Json => &mut group.json,
-            };
-            *slot = Some(bytes);
+        let place = *places.entry(key.to_vec()).or_insert_with(|| {
+            let key = String::from_utf8_lossy(key).into_owned();
+            let name = format!("{key} in {}", path.display());
+            groups.push_back(Group { name, key, image: None, txt: None, json: None });
+            groups.len() - 1
+        });
+        let slot = match part {
+            Part::Image => &mut groups[place].image,
+            Part::Txt => &mut groups[place].txt,
+            Part::Json => &mut groups[place].json,
+        };
+        match slot {
+            Some(_) => skipped.note(SkipKind::SameName, shown),
+            None => *slot = Some(bytes),
         }
     }
     Ok(groups)
 }
 
-enum Kind {
+/// What a member of a tar is by its name.
+enum Member<'a> {
+    /// Part of the sample with a key.
+    Part(&'a [u8], Part),
+    /// Something else: its ending.
+    Other(String),
+    Hidden,
+}
+
+enum Part {
     Image,
     Txt,
     Json,
 }
 
 /// Splits a member's name at the first dot of its last part, as WebDataset does.
-fn key_and_kind(name: &str) -> Option<(&str, Kind)> {
-    let file_start = name.rfind('/').map_or(0, |slash| slash + 1);
-    let dot = file_start + name[file_start..].find('.')?;
-    let kind = match name[dot + 1..].to_ascii_lowercase().as_str() {
-        "png" | "jpg" | "jpeg" | "webp" => Kind::Image,
-        "txt" => Kind::Txt,
-        "json" => Kind::Json,
-        _ => return None,
-    };
-    Some((&name[..dot], kind))
+fn member(name: &[u8]) -> Member<'_> {
+    let file_start = name.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+    let file = &name[file_start..];
+    let Some(dot) = file.iter().position(|&byte| byte == b'.') else { return Member::Other(String::new()) };
+    let key = &name[..file_start + dot];
+    let ending = String::from_utf8_lossy(&file[dot + 1..]).into_owned();
+    match FileKind::of_ending(OsStr::new(&ending)) {
+        _ if dot == 0 => Member::Hidden,
+        FileKind::Picture => Member::Part(key, Part::Image),
+        FileKind::Text => Member::Part(key, Part::Txt),
+        FileKind::Other(ending) if ending == "json" => Member::Part(key, Part::Json),
+        FileKind::Other(ending) => Member::Other(ending),
+    }
 }
 
 #[cfg(test)]
@@ -228,8 +303,46 @@ mod tests {
             ("one|two", "one")
         );
         let skipped = reader.skipped();
-        assert_eq!((skipped.corrupt, skipped.orphan_image, skipped.orphan_caption), (1, 2, 1));
+        let count = |kind| skipped.count(&kind);
+        assert_eq!(
+            [SkipKind::Damaged, SkipKind::NoCaption, SkipKind::NoPicture, SkipKind::Ending(String::new())]
+                .map(count),
+            [1, 2, 1, 1]
+        );
         assert!(skipped.to_string().contains("a/2 in"), "{skipped}");
+    }
+
+    #[test]
+    fn members_are_paired_wherever_they_stand_and_the_rest_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let png = picture::encode_png(&test_sample(1, Split::Train).image).unwrap();
+        let members: &[(&str, &[u8])] = &[
+            ("b.png", &png),
+            ("a.jfif", &png),
+            ("22.05.png", &png),
+            ("c.gif", b"GIF"),
+            ("a.txt", b"first"),
+            ("b.txt", b"second"),
+            ("b.jpg", &png),
+            ("._b.png", b"of some other system"),
+        ];
+        write_tar(&dir.path().join("x.tar"), members);
+        let mut reader = read_shards(dir.path()).unwrap();
+        let captions: Vec<String> = reader.by_ref().map(|sample| sample.unwrap().captions.concat()).collect();
+        assert_eq!(captions, ["second", "first"]);
+        let count = |kind| reader.skipped().count(&kind);
+        let endings = ["gif", "05.png"].map(|ending| count(SkipKind::Ending(ending.into())));
+        assert_eq!((endings, count(SkipKind::SameName), reader.skipped().total()), ([1, 1], 1, 3));
+    }
+
+    #[test]
+    fn keys_that_are_not_utf8_are_kept_apart() {
+        let key = |name: &'static [u8]| match member(name) {
+            Member::Part(key, _) => key,
+            Member::Other(_) | Member::Hidden => panic!("no part"),
+        };
+        assert_eq!(key(b"a/K\xf6ln.png"), b"a/K\xf6ln");
+        assert_ne!(key(b"K\xf6ln.png"), key(b"K\xe4ln.txt"));
     }
 
     #[test]

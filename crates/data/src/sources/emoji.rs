@@ -28,8 +28,9 @@ use self::split::Holdout;
 use self::world::Concept;
 use super::Counts;
 use super::output::{self, Opened};
-use crate::shard::{Meta, Packed, Sample, Skipped, Split};
+use crate::shard::{Meta, Packed, Sample, Split};
 use crate::share::Share;
+use crate::skipped::Skipped;
 
 pub use style::Style;
 pub use world::World;
@@ -84,7 +85,7 @@ pub fn build_emoji(options: &EmojiOptions, out: &Path, progress: &dyn Fn(u64, u6
     ensure!((8..=4096).contains(&options.size), "size is {}, wanted 8 to 4096 pixels", options.size);
     ensure!(options.holdout <= Share::percent(50), "{} is held out, wanted at most 50%", options.holdout);
     let recipe = json!({ "emoji": options, "packages": catalog::versions(&options.packages)? });
-    let mut output = match output::open(out, recipe)? {
+    let mut output = match output::open(out, recipe, "")? {
         Opened::Complete(counts, _) => return Ok(counts),
         Opened::Ready(output) => output,
     };

@@ -1,63 +1,89 @@
 //! Anyone's own pictures: `name.png` (or jpg, jpeg, webp) beside `name.txt`, one caption a line, in any depth of folders.
+//!
+//! Pictures are stored whole, so that the crops of training (listings 1 and 2 of the paper) choose among all that there is.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use image::RgbImage;
+use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
 use serde_json::json;
 use tessera_text::text_lines;
 
 use super::Counts;
 use super::output::{self, Opened};
+use crate::files::{Found, find_pictures};
 use crate::loader::{Purpose, item_rng, name_index};
-use crate::picture::{self, Filter, Square};
-use crate::shard::{Meta, Packed, Sample, SkipReason, Skipped, Split};
+use crate::picture::{self, Filter, MAX_PIXELS};
+use crate::pictures::{MAX_IMAGE_BYTES, MAX_TEXT_BYTES};
+use crate::shard::{Meta, Packed, Sample, Split};
 use crate::share::Share;
+use crate::skipped::{SkipKind, Skipped};
 use crate::text_file::{read_at_most, read_text_of_at_most};
 
 /// The style of every picture of a folder.
 const STYLE: &str = "own";
 /// Pictures that are read at once.
 const BATCH: usize = 64;
-/// The largest picture file that is read.
-const MAX_IMAGE_BYTES: u64 = 256 << 20;
-/// The largest caption file that is read.
-const MAX_TEXT_BYTES: u64 = 1 << 20;
 
-/// Stores the captioned pictures under `dir` in `out`, each as the middle square of `size` x `size` pixels.
+/// How pictures of a folder are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FolderOptions {
+    /// Longest short side that is stored, in pixels; larger pictures are scaled down to it.
+    pub size: u32,
+    /// Shortest short side that is stored, in pixels: that of the model's pictures.
+    pub least: u32,
+    /// What is done with smaller pictures.
+    pub small: Small,
+    /// Pictures that are held out.
+    pub val_share: Share,
+    /// Decides, with a picture's name, whether it is held out.
+    pub seed: u64,
+}
+
+/// What is done with pictures that are smaller than the model's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Small {
+    /// They are left out and counted, as in the paper.
+    LeftOut,
+    /// They are enlarged to the model's size.
+    Enlarged,
+}
+
+/// Stores the captioned pictures under `dir` in `out`, whole, with a short side of `least` to `size` pixels.
 ///
-/// About `val_share` of them are held out, by their names, so that adding pictures does not move the others. What
-/// is damaged or has no partner is skipped and named; a folder without a single usable pair is an error.
-pub fn build_folder(
-    dir: &Path,
-    out: &Path,
-    size: u32,
-    val_share: Share,
-    seed: u64,
-) -> Result<(Counts, Skipped)> {
+/// About `val_share` of them are held out, by their names, so that adding pictures does not move the others; of two or more
+/// at least one. What is damaged, too small or has no partner is skipped and named; a folder without a single usable pair is
+/// an error.
+pub fn build_folder(dir: &Path, out: &Path, options: &FolderOptions) -> Result<(Counts, Skipped)> {
+    let FolderOptions { size, least, small, val_share, seed } = *options;
     ensure!((8..=4096).contains(&size), "size is {size}, wanted 8 to 4096 pixels");
+    ensure!((1..=size).contains(&least), "the least size is {least}, wanted 1 to {size} pixels");
     ensure!(val_share < Share::percent(100), "{val_share} is held out, wanted less than 100%");
-    let (pairs, mut skipped) = find_pairs(dir)?;
+    let (pairs, mut skipped) = find_pairs(dir, out)?;
     ensure!(
         !pairs.is_empty(),
-        "no captioned pictures under {} ({skipped}); wanted NAME.png (or jpg, jpeg, webp) beside NAME.txt",
-        dir.display()
+        "no captioned pictures under {}: {}; wanted NAME.png (or jpg, jpeg, webp) beside NAME.txt",
+        dir.display(),
+        skipped.brief()
     );
-    let recipe = json!({
-        "folder": { "size": size, "val_percent": val_share, "seed": seed, "files": fingerprint(&pairs)? }
-    });
-    let mut output = match output::open(out, recipe)? {
+    let recipe = json!({ "folder": {
+        "size": size, "least": least, "enlarge": small == Small::Enlarged, "val_percent": val_share, "seed": seed
+    } });
+    let mut output = match output::open(out, recipe, &fingerprint(&pairs))? {
         Opened::Complete(counts, skipped) => return Ok((counts, skipped)),
         Opened::Ready(output) => output,
     };
+    let splits = splits(&pairs, options);
     let mut counts = Counts::default();
     for (batch_idx, batch) in pairs.chunks(BATCH).enumerate() {
+        let number = |n: usize| batch_idx * BATCH + n;
         let read: Vec<_> = batch
             .par_iter()
             .enumerate()
-            .map(|(n, pair)| pair.read(batch_idx * BATCH + n, size, split_of(&pair.name, val_share, seed)))
+            .map(|(n, pair)| pair.pack(number(n), splits[number(n)], options))
             .collect();
         for (pair, taken) in batch.iter().zip(read) {
             match taken {
@@ -67,15 +93,11 @@ pub fn build_folder(
                     counts.concepts += 1;
                     counts.enlarged += u64::from(taken.is_enlarged);
                 }
-                Err((reason, why)) => skipped.note(reason, format!("{}: {why}", pair.name.display())),
+                Err((kind, why)) => skipped.note(kind, format!("{}: {why}", pair.name.display())),
             }
         }
     }
-    ensure!(
-        counts.in_split(Split::Train) > 0,
-        "no picture is left to train on: {} held out; {skipped}",
-        counts.in_split(Split::Val)
-    );
+    ensure!(counts.pictures() > 0, "no picture is left to train on: {}", skipped.brief());
     output.finish(&counts, &skipped)?;
     Ok((counts, skipped))
 }
@@ -95,17 +117,31 @@ struct Taken {
     is_enlarged: bool,
 }
 
+/// Why a pair is passed over.
+type Refused = (SkipKind, String);
+
 impl Pair {
-    fn read(&self, number: usize, size: u32, split: Split) -> Result<Taken, (SkipReason, String)> {
-        let damaged = |error: anyhow::Error| (SkipReason::Corrupt, format!("{error:#}"));
+    /// The picture as it is stored, its captions, and whether it was enlarged.
+    fn read(&self, options: &FolderOptions) -> Result<(RgbImage, Vec<String>, bool), Refused> {
+        let damaged = |error: anyhow::Error| (SkipKind::Damaged, format!("{error:#}"));
         let captions = text_lines(&read_text_of_at_most(&self.text, MAX_TEXT_BYTES).map_err(damaged)?);
         if captions.is_empty() {
-            return Err((SkipReason::OrphanImage, "the caption file is empty".to_string()));
+            return Err((SkipKind::NoCaption, "the caption file is empty".to_string()));
         }
         let bytes = read_at_most(&self.image, MAX_IMAGE_BYTES).map_err(damaged)?;
         let image = picture::decode(&bytes).map_err(damaged)?;
-        let square = Square::centre(&image);
-        let image = picture::resize(&image, square, size, Filter::Lanczos).map_err(damaged)?;
+        let short = image.width().min(image.height());
+        let is_enlarged = short < options.least;
+        if is_enlarged && options.small == Small::LeftOut {
+            let (width, height) = image.dimensions();
+            return Err((SkipKind::TooSmall, format!("{width}x{height} pixels, wanted {}", options.least)));
+        }
+        let image = scaled(image, short.clamp(options.least, options.size)).map_err(damaged)?;
+        Ok((image, captions, is_enlarged))
+    }
+
+    fn pack(&self, number: usize, split: Split, options: &FolderOptions) -> Result<Taken, Refused> {
+        let (image, captions, is_enlarged) = self.read(options)?;
         let stem = self.image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let meta = Meta {
             source: self.name.to_string_lossy().into_owned(),
@@ -116,90 +152,100 @@ impl Pair {
         };
         let n_captions = captions.len();
         let sample = Sample { key: format!("{number:09}"), image, captions, meta };
-        let packed = Packed::new(&sample).map_err(damaged)?;
-        Ok(Taken { packed, split, n_captions, is_enlarged: square.side < size })
+        let packed = Packed::new(&sample).map_err(|error| (SkipKind::Damaged, format!("{error:#}")))?;
+        Ok(Taken { packed, split, n_captions, is_enlarged })
     }
 }
 
-fn split_of(name: &Path, val_share: Share, seed: u64) -> Split {
-    let mut rng = item_rng(seed, Purpose::Split, 0, name_index(name.as_os_str().as_encoded_bytes()));
-    if val_share.draws(&mut rng) { Split::Val } else { Split::Train }
+/// The whole picture with a short side of `short` pixels.
+fn scaled(image: RgbImage, short: u32) -> Result<RgbImage> {
+    let (width, height) = image.dimensions();
+    let side = width.min(height);
+    if side == short {
+        return Ok(image);
+    }
+    let of = |length: u32| {
+        let scaled = (u64::from(length) * u64::from(short) + u64::from(side) / 2) / u64::from(side);
+        u32::try_from(scaled).unwrap_or(u32::MAX)
+    };
+    let to = [of(width), of(height)];
+    ensure!(
+        u64::from(to[0]) * u64::from(to[1]) <= MAX_PIXELS,
+        "{width}x{height} pixels are too long a strip to be enlarged to {}x{}",
+        to[0],
+        to[1]
+    );
+    let filter = if short < side { Filter::Mean } else { Filter::Lanczos };
+    picture::scale(&image, [0, 0, width, height], to, filter)
 }
 
-/// Pairs pictures with captions, in the order of their names; what has no partner is noted.
-fn find_pairs(dir: &Path) -> Result<(Vec<Pair>, Skipped)> {
-    let mut files = Vec::new();
-    list_files(dir, &mut files)?;
-    files.sort();
-    let (mut images, mut texts, mut skipped) = (BTreeMap::new(), BTreeMap::new(), Skipped::default());
-    for file in files {
-        let extension = file.extension().unwrap_or_default().to_ascii_lowercase();
-        let name = file.with_extension("");
-        let name = name.strip_prefix(dir).unwrap_or(&name).to_path_buf();
-        match extension.to_str() {
-            Some("png" | "jpg" | "jpeg" | "webp") => {
-                if let Some(second) = images.insert(name, file) {
-                    skipped.note(
-                        SkipReason::OrphanImage,
-                        format!("{}: a second picture of this name", second.display()),
-                    );
-                }
-            }
-            Some("txt") => drop(texts.insert(name, file)),
-            _ => (),
+/// Which pictures are held out: those whose names draw a number under the share. Of pictures that can be read, the one with the
+/// lowest number is held out, if that is asked for, and the one with the highest never is.
+fn splits(pairs: &[Pair], options: &FolderOptions) -> Vec<Split> {
+    let rng = |pair: &Pair| {
+        let index = name_index(pair.name.as_os_str().as_encoded_bytes());
+        item_rng(options.seed, Purpose::Split, 0, index)
+    };
+    let is_held = |pair: &Pair| options.val_share.draws(&mut rng(pair));
+    let mut splits: Vec<Split> =
+        pairs.iter().map(|pair| if is_held(pair) { Split::Val } else { Split::Train }).collect();
+    if options.val_share > Share::percent(0) {
+        let mut order: Vec<usize> = (0..pairs.len()).collect();
+        order.sort_by_cached_key(|&i| rng(&pairs[i]).next_u64());
+        let can_be_read = |i: &&usize| pairs[**i].read(options).is_ok();
+        if let (Some(&lowest), Some(&highest)) =
+            (order.iter().find(can_be_read), order.iter().rev().find(can_be_read))
+        {
+            splits[lowest] = Split::Val;
+            splits[highest] = Split::Train;
         }
     }
-    let mut pairs = Vec::new();
-    for (name, image) in images {
-        match texts.remove(&name) {
-            Some(text) => pairs.push(Pair { name, image, text }),
-            None => skipped.note(SkipReason::OrphanImage, format!("{}: no caption file", image.display())),
+    splits
+}
+
+/// The captioned pictures under `dir`, in the order of their names; what has no partner is noted.
+fn find_pairs(dir: &Path, out: &Path) -> Result<(Vec<Pair>, Skipped)> {
+    let Found { pictures, mut skipped } = find_pictures(dir, Some(out))?;
+    let (mut pairs, mut names) = (Vec::new(), HashSet::new());
+    for file in pictures {
+        if !names.insert(file.name.clone()) {
+            skipped.note(SkipKind::SameName, file.image.display());
+            continue;
+        }
+        match file.text {
+            Some(text) => pairs.push(Pair { name: file.name, image: file.image, text }),
+            None => skipped.note(SkipKind::NoCaption, file.image.display()),
         }
     }
-    for text in texts.values() {
-        skipped.note(SkipReason::OrphanCaption, format!("{}: no picture", text.display()));
-    }
+    pairs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok((pairs, skipped))
 }
 
-/// All files under `dir`; links to folders are not followed, so that there is no going round in circles.
-/// All files under `dir` that are not hidden.
-pub(crate) fn list_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    let context = || format!("cannot read the folder {}", dir.display());
-    for entry in fs::read_dir(dir).with_context(context)? {
-        let entry = entry.with_context(context)?;
-        if entry.file_name().to_string_lossy().starts_with('.') {
-            continue;
-        }
-        if entry.file_type().with_context(context)?.is_dir() {
-            list_files(&entry.path(), files)?;
-        } else if entry.path().is_file() {
-            files.push(entry.path());
-        }
-    }
-    Ok(())
-}
-
-/// A number that changes when a file is added, removed, renamed or edited.
-fn fingerprint(pairs: &[Pair]) -> Result<String> {
+/// A number that changes when a picture or caption is added, removed, renamed or edited, wherever the folder lies.
+fn fingerprint(pairs: &[Pair]) -> String {
+    let of_file =
+        |path: &Path| read_at_most(path, MAX_IMAGE_BYTES).map_or(0, |bytes| crc32fast::hash(&bytes));
+    let of_pair = |pair: &Pair| [of_file(&pair.image), of_file(&pair.text)];
+    let sums: Vec<[u32; 2]> = pairs.par_iter().map(of_pair).collect();
     let mut digest = crc32fast::Hasher::new();
-    for path in pairs.iter().flat_map(|pair| [&pair.image, &pair.text]) {
-        let metadata = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let modified =
-            metadata.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-        let line =
-            format!("{} {} {}\n", path.display(), metadata.len(), modified.unwrap_or_default().as_nanos());
-        digest.update(line.as_bytes());
+    for (pair, sums) in pairs.iter().zip(sums) {
+        digest.update(pair.name.as_os_str().as_encoded_bytes());
+        sums.iter().for_each(|sum| digest.update(&sum.to_le_bytes()));
     }
-    Ok(format!("{} pairs, {:08x}", pairs.len(), digest.finalize()))
+    format!("{} pairs, {:08x}", pairs.len(), digest.finalize())
 }
 
 #[cfg(test)]
 mod tests {
-    use image::RgbImage;
+    use std::fs;
 
     use super::*;
     use crate::Dataset;
+
+    /// Short sides of 8 to `size` pixels, nothing held out.
+    fn sized(size: u32) -> FolderOptions {
+        FolderOptions { size, least: 8, small: Small::LeftOut, val_share: Share::percent(0), seed: 0 }
+    }
 
     fn put(dir: &Path, name: &str, bytes: &[u8]) {
         let path = dir.join(name);
@@ -212,33 +258,81 @@ mod tests {
     }
 
     #[test]
-    fn pairs_are_stored_and_the_rest_is_named() {
+    fn pairs_are_stored_whole_and_the_rest_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let (from, out) = (dir.path().join("mine"), dir.path().join("out"));
         put(&from, "deep/er/boat.png", &png(80, 40));
         put(&from, "deep/er/boat.txt", "a boat\nthe boat\n".as_bytes());
-        put(&from, "tiny.PNG", &png(8, 9));
+        put(&from, "mid.PNG", &png(20, 24));
+        put(&from, "mid.txt", b"a middling thing");
+        put(&from, "tiny.PNG", &png(8, 7));
         put(&from, "tiny.txt", b"a tiny thing");
         put(&from, "broken.jpg", b"not a jpeg");
         put(&from, "broken.txt", b"a broken thing");
         put(&from, "alone.webp", &png(8, 8));
         put(&from, "words.txt", b"only words");
-        let (counts, skipped) = build_folder(&from, &out, 32, Share::percent(0), 0).unwrap();
-        assert_eq!((counts.pictures(), counts.captions, counts.enlarged), (2, 3, 1));
-        assert_eq!((skipped.corrupt, skipped.orphan_image, skipped.orphan_caption), (1, 1, 1));
-        assert!(skipped.to_string().contains("broken"), "{skipped}");
+        put(&from, "boat.caption", b"some boat");
+        let (counts, skipped) = build_folder(&from, &out, &sized(32)).unwrap();
+        assert_eq!((counts.pictures(), counts.captions, counts.enlarged), (2, 3, 0));
+        let kinds = [
+            SkipKind::Damaged,
+            SkipKind::TooSmall,
+            SkipKind::NoCaption,
+            SkipKind::NoPicture,
+            SkipKind::Ending("caption".into()),
+        ];
+        assert_eq!(kinds.map(|kind| skipped.count(&kind)), [1; 5], "{skipped}");
+        assert!(skipped.to_string().contains("tiny: 8x7 pixels, wanted 8"), "{skipped}");
 
         let set = Dataset::open(&out).unwrap();
         assert_eq!(set.train[0].captions, ["a boat", "the boat"]);
         assert_eq!((set.train[0].meta.concept.as_str(), set.train[0].meta.style.as_str()), ("boat", "own"));
-        assert!(set.train.iter().all(|sample| sample.image.dimensions() == (32, 32)));
-        assert_eq!(build_folder(&from, &out, 32, Share::percent(0), 0).unwrap(), (counts, skipped));
-        assert!(
-            build_folder(&from, &out, 16, Share::percent(0), 0)
-                .unwrap_err()
-                .to_string()
-                .contains("other settings")
-        );
+        let sizes: Vec<(u32, u32)> = set.train.iter().map(|sample| sample.image.dimensions()).collect();
+        assert_eq!(sizes, [(64, 32), (20, 24)], "at most 32, and never enlarged");
+        assert_eq!(build_folder(&from, &out, &sized(32)).unwrap(), (counts, skipped));
+        let error = build_folder(&from, &out, &sized(16)).unwrap_err().to_string();
+        assert!(error.contains("other settings"), "{error}");
+
+        let enlarged = FolderOptions { small: Small::Enlarged, ..sized(32) };
+        let (counts, _) = build_folder(&from, &dir.path().join("out2"), &enlarged).unwrap();
+        assert_eq!((counts.pictures(), counts.enlarged), (3, 1));
+        let set = Dataset::open(&dir.path().join("out2")).unwrap();
+        assert_eq!(set.train[2].image.dimensions(), (9, 8));
+    }
+
+    #[test]
+    fn a_set_is_the_same_wherever_its_pictures_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, copy, out) = (dir.path().join("P"), dir.path().join("P2"), dir.path().join("out"));
+        for at in [&from, &copy] {
+            put(at, "deep/a.png", &png(8, 8));
+            put(at, "deep/a.txt", b"a thing");
+        }
+        let first = build_folder(&from, &out, &sized(8)).unwrap();
+        put(&from, "deep/a.png", &png(8, 8)); // written again: another time, the same bytes
+        for again in [from.clone(), dir.path().join("./P/"), copy.clone()] {
+            assert_eq!(build_folder(&again, &out, &sized(8)).unwrap(), first);
+        }
+        put(&copy, "deep/a.txt", b"a think");
+        let error = build_folder(&copy, &out, &sized(8)).unwrap_err().to_string();
+        assert!(error.contains("have changed since"), "{error}");
+    }
+
+    #[test]
+    fn of_two_pictures_one_is_held_out_and_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("in");
+        for seed in 0..20 {
+            let (held, out) =
+                (Share::percent(if seed % 2 == 0 { 1 } else { 99 }), dir.path().join(format!("out{seed}")));
+            for name in ["a", "b", "damaged"] {
+                put(&from, &format!("{name}.png"), &if name == "damaged" { Vec::new() } else { png(8, 8) });
+                put(&from, &format!("{name}.txt"), b"a thing");
+            }
+            let options = FolderOptions { val_share: held, seed, ..sized(8) };
+            let (counts, _) = build_folder(&from, &out, &options).unwrap();
+            assert_eq!((counts.in_split(Split::Train), counts.in_split(Split::Val)), (1, 1), "seed {seed}");
+        }
     }
 
     #[test]
@@ -258,10 +352,14 @@ mod tests {
             put(&from, &format!("{name}.txt"), text);
         }
         let out = dir.path().join("out");
-        let (_, skipped) = build_folder(&from, &out, 8, Share::percent(0), 0).unwrap();
+        let (_, skipped) = build_folder(&from, &out, &sized(8)).unwrap();
         let captions = Dataset::open(&out).unwrap().train.into_iter().map(|sample| sample.captions.concat());
         assert_eq!(captions.collect::<Vec<_>>(), ["a fox", "a cat"]);
-        assert_eq!((skipped.corrupt, skipped.orphan_image), (2, 2), "{skipped}");
+        assert_eq!(
+            [SkipKind::Damaged, SkipKind::NoCaption].map(|kind| skipped.count(&kind)),
+            [2, 2],
+            "{skipped}"
+        );
         assert!(skipped.to_string().contains("windows.txt: not UTF-8: byte 0x92"), "{skipped}");
     }
 
@@ -285,10 +383,14 @@ mod tests {
             );
         }
         let out = dir.path().join("out");
-        let (_, skipped) = build_folder(&from, &out, 8, Share::percent(0), 0).unwrap();
+        let (_, skipped) = build_folder(&from, &out, &sized(8)).unwrap();
         let captions = Dataset::open(&out).unwrap().train.into_iter().map(|sample| sample.captions.concat());
         assert_eq!(captions.collect::<Vec<_>>(), ["number 228", "number 252"]);
-        assert_eq!((skipped.orphan_image, skipped.orphan_caption), (1, 1), "{skipped}");
+        assert_eq!(
+            [SkipKind::NoCaption, SkipKind::NoPicture].map(|kind| skipped.count(&kind)),
+            [1, 1],
+            "{skipped}"
+        );
     }
 
     #[test]
@@ -298,17 +400,15 @@ mod tests {
             put(dir.path(), &format!("in/{n}.png"), &png(8, 8));
             put(dir.path(), &format!("in/{n}.txt"), b"a thing");
         }
-        let (counts, _) =
-            build_folder(&dir.path().join("in"), &dir.path().join("out"), 8, Share::percent(25), 0).unwrap();
+        let options = FolderOptions { val_share: Share::percent(25), ..sized(8) };
+        let (counts, _) = build_folder(&dir.path().join("in"), &dir.path().join("out"), &options).unwrap();
         assert!((3..20).contains(&counts.in_split(Split::Val)), "{counts}");
     }
 
     #[test]
     fn an_empty_folder_is_an_error_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let error = build_folder(dir.path(), &dir.path().join("out"), 32, Share::percent(0), 0)
-            .unwrap_err()
-            .to_string();
+        let error = build_folder(dir.path(), &dir.path().join("out"), &sized(32)).unwrap_err().to_string();
         assert!(error.contains("NAME.txt"), "{error}");
         assert!(!dir.path().join("out").exists());
     }

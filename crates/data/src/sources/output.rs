@@ -12,12 +12,16 @@ use serde_json::Value;
 
 use super::Counts;
 use crate::atomic;
-use crate::shard::{Packed, ShardWriter, Skipped, Split};
+use crate::shard::{Packed, ShardWriter, Split};
+use crate::skipped::Skipped;
 
 /// What `dataset.json` says. The recipe is everything that decides the bytes of the shards.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Record {
     recipe: Value,
+    /// A name of the pictures and captions that it is made of.
+    #[serde(default)]
+    files: String,
     counts: Option<Counts>,
     #[serde(default)]
     skipped: Skipped,
@@ -35,14 +39,21 @@ pub(super) enum Opened {
 pub(super) struct Output {
     dir: PathBuf,
     recipe: Value,
+    files: String,
     train: ShardWriter,
     val: ShardWriter,
 }
 
-/// Looks at `dir` and makes it ready for the set that `recipe` describes.
-pub(super) fn open(dir: &Path, recipe: Value) -> Result<Opened> {
+/// Looks at `dir` and makes it ready for the set that `recipe` describes, made of `files`.
+pub(super) fn open(dir: &Path, recipe: Value, files: &str) -> Result<Opened> {
     if let Some(found) = read_record(dir)? {
         match found.counts {
+            Some(_) if found.recipe == recipe && found.files != files => bail!(
+                "the pictures or captions have changed since {} was made of them (there: {}; now: {files}); \
+                 delete it or choose another folder",
+                dir.display(),
+                found.files
+            ),
             Some(counts) if found.recipe == recipe && dir.join(Split::Train.name()).is_dir() => {
                 return Ok(Opened::Complete(counts, found.skipped));
             }
@@ -54,10 +65,14 @@ pub(super) fn open(dir: &Path, recipe: Value) -> Result<Opened> {
             _ => clear(dir)?,
         }
     }
-    write_record(dir, &Record { recipe: recipe.clone(), counts: None, skipped: Skipped::default() })?;
+    let files = files.to_string();
+    let record =
+        Record { recipe: recipe.clone(), files: files.clone(), counts: None, skipped: Skipped::default() };
+    write_record(dir, &record)?;
     Ok(Opened::Ready(Box::new(Output {
         dir: dir.to_path_buf(),
         recipe,
+        files,
         train: ShardWriter::new(&dir.join(Split::Train.name()), ShardWriter::PER_SHARD),
         val: ShardWriter::new(&dir.join(Split::Val.name()), ShardWriter::PER_SHARD),
     })))
@@ -74,10 +89,10 @@ impl Output {
 
     /// Closes the shards and declares the set whole.
     pub(super) fn finish(self, counts: &Counts, skipped: &Skipped) -> Result<()> {
-        self.train.finish()?;
-        self.val.finish()?;
-        let record = Record { recipe: self.recipe, counts: Some(counts.clone()), skipped: skipped.clone() };
-        write_record(&self.dir, &record)
+        let Output { dir, recipe, files, train, val } = self;
+        train.finish()?;
+        val.finish()?;
+        write_record(&dir, &Record { recipe, files, counts: Some(counts.clone()), skipped: skipped.clone() })
     }
 }
 
@@ -131,7 +146,7 @@ mod tests {
     use crate::shard::test_sample;
 
     fn ready(dir: &Path, recipe: Value) -> Output {
-        match open(dir, recipe).unwrap() {
+        match open(dir, recipe, "two").unwrap() {
             Opened::Ready(output) => *output,
             Opened::Complete(..) => panic!("already complete"),
         }
@@ -147,19 +162,21 @@ mod tests {
         output.write(Split::Train, &Packed::new(&test_sample(1, Split::Train)).unwrap()).unwrap();
         let counts = Counts { concepts: 1, ..Counts::default() };
         output.finish(&counts, &Skipped::default()).unwrap();
-        let Opened::Complete(found, _) = open(dir.path(), json!({"size": 8})).unwrap() else {
+        let Opened::Complete(found, _) = open(dir.path(), json!({"size": 8}), "two").unwrap() else {
             panic!("made again")
         };
         assert_eq!(found, counts);
-        let error = open(dir.path(), json!({"size": 9})).err().unwrap().to_string();
-        assert!(error.contains("other settings"), "{error}");
+        let error =
+            |size: u32, files| open(dir.path(), json!({"size": size}), files).err().unwrap().to_string();
+        assert!(error(9, "two").contains("other settings"));
+        assert!(error(8, "three").contains("have changed since"));
     }
 
     #[test]
     fn a_folder_of_other_things_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.txt"), "important").unwrap();
-        assert!(open(dir.path(), json!({})).err().unwrap().to_string().contains("not empty"));
+        assert!(open(dir.path(), json!({}), "").err().unwrap().to_string().contains("not empty"));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

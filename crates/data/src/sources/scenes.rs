@@ -38,7 +38,8 @@ use super::Counts;
 use super::emoji::catalog;
 use super::output::{self, Opened};
 use crate::loader::{Purpose, item_rng};
-use crate::shard::{Meta, Packed, Sample, Skipped, Split};
+use crate::shard::{Meta, Packed, Sample, Split};
+use crate::skipped::Skipped;
 
 pub use lot::Shares;
 
@@ -159,7 +160,7 @@ pub fn build_scenes(
     progress: &dyn Fn(u64, u64),
 ) -> Result<Counts> {
     let recipe = json!({ "scenes": options, "count": count, "val": val, "packages": catalog::versions(&options.packages)? });
-    let mut output = match output::open(out, recipe)? {
+    let mut output = match output::open(out, recipe, "")? {
         Opened::Complete(counts, _) => return Ok(counts),
         Opened::Ready(output) => output,
     };

@@ -122,7 +122,7 @@ impl Models {
         // A thing is a class, whatever its style.
         let classes: BTreeSet<&str> = all().map(|sample| sample.meta.concept.as_str()).collect();
         let classes: Vec<&str> = classes.into_iter().collect();
-        let pictures = all().map(|sample| Ok(sample.image.clone()));
+        let pictures = all().map(|sample| Ok(sample.middle()));
         let best_of = doublings(args.of.unwrap_or(CURVE));
         self.with_network(args, &classes, |network| {
             self.measure(&captions, pictures, &best_of, args, sampling, Protocol::One(network))

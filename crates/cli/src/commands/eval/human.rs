@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tessera_data::{Pictures, atomic, evenly, read_text};
+use tessera_data::{Pictures, SkipKind, atomic, evenly, read_text};
 use tessera_eval::{Comparison, Hasty, comparison_page, votes};
 
 use crate::args::Human;
@@ -50,7 +50,8 @@ fn comparisons(a: &Path, b: &Path, n: Option<usize>) -> Result<Vec<Comparison>> 
     ensure!((1..=ours).contains(&n), "--tasks {n}: wanted 1 to {ours}");
     let mut chosen = evenly(n, ours).peekable();
     let mut tasks = Vec::with_capacity(n);
-    for (i, (first, second)) in first.from(0).zip(second.from(0)).enumerate() {
+    let (mut ones, mut others) = (first.from(0), second.from(0));
+    for (i, (first, second)) in ones.by_ref().zip(others.by_ref()).enumerate() {
         if chosen.next_if_eq(&i).is_none() {
             continue;
         }
@@ -59,6 +60,15 @@ fn comparisons(a: &Path, b: &Path, n: Option<usize>) -> Result<Vec<Comparison>> 
         let other = second.caption.unwrap_or_else(|| caption.clone());
         ensure!(other == caption, "{caption:?} in {} is {other:?} in {}", a.display(), b.display());
         tasks.push(Comparison { caption, pictures: [first.image, second.image] });
+    }
+    for (dir, reader) in [(a, &ones), (b, &others)] {
+        let damaged = reader.skipped().count(&SkipKind::Damaged);
+        ensure!(
+            damaged == 0,
+            "{}: {}; wanted pairs of whole pictures",
+            dir.display(),
+            reader.skipped().brief()
+        );
     }
     Ok(tasks)
 }

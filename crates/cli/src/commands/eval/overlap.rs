@@ -56,8 +56,10 @@ pub fn overlaps(
     search.push_all(vectors_of(network, train)?.values())?;
     let overlaps = search.overlaps()?;
     let pairs = overlaps.iter().take(SHEET[0]);
+    let side = val[0].middle().width();
+    let cell = |sample: &Sample| image::imageops::thumbnail(&sample.middle(), side, side);
     let cells: Vec<RgbImage> =
-        pairs.flat_map(|pair| [&val[pair.val].image, &train[pair.train].image]).cloned().collect();
+        pairs.flat_map(|pair| [&val[pair.val], &train[pair.train]]).map(cell).collect();
     let (with, without) = split_by_overlap(&overlaps, f64::from(threshold));
     let share = 100.0 * with.len() as f64 / val.len() as f64;
     let name = format!("overlaps, cosine ≥ {threshold}");
@@ -98,7 +100,7 @@ fn gaussian(vectors: &Vectors) -> Result<Gaussian> {
 fn vectors_of(network: &dyn Features, samples: &[Sample]) -> Result<Vectors> {
     let mut vectors = Vectors::new(&network.name(), network.dims());
     for samples in samples.chunks(TOGETHER) {
-        let pictures: Vec<RgbImage> = samples.iter().map(|sample| sample.image.clone()).collect();
+        let pictures: Vec<RgbImage> = samples.iter().map(Sample::middle).collect();
         vectors.push_all(&network.see(&pictures)?.features)?;
     }
     Ok(vectors)

@@ -154,7 +154,7 @@ fn sheet(dataset: &Dataset, captions: &[String], k: usize, args: &Drawn) -> Resu
     for (i, caption) in captions.iter().enumerate().step_by(every) {
         let real = dataset.val.iter().find(|sample| sample.captions.first() == Some(caption));
         let side = first[i].width();
-        let real = real.map(|sample| image::imageops::thumbnail(&sample.image, side, side));
+        let real = real.map(|sample| image::imageops::thumbnail(&sample.middle(), side, side));
         for picture in real.iter().chain([&first[i], &best[i]]) {
             cells.push(enlarge(picture, 2)?);
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_data::{Captioned, Pictures, Purpose, Sample, atomic, evenly, item_rng};
+use tessera_data::{Captioned, Pictures, Purpose, Sample, Skipped, atomic, evenly, item_rng};
 use tessera_eval::{
     Embedding, Features, Frame, InceptionScore, Point, Protocol, Report, Store, Vectors, XAxis, blur_at,
     clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval,
@@ -31,9 +31,6 @@ pub fn seen(
     (changed, change): (&str, &(dyn Fn(RgbImage) -> RgbImage + Sync)),
 ) -> Result<Store> {
     let pictures = Pictures::open(path)?;
-    if pictures.other_files() > 0 {
-        note!("{}: passed over {} files that are no pictures", path.display(), pictures.other_files());
-    }
     let source = format!("{} {changed}", pictures.fingerprint()?);
     let mut store = Store::open(work, &source, network)?;
     let bar = ProgressBar::new(pictures.count().unwrap_or_default() as u64);
@@ -41,10 +38,19 @@ pub fn seen(
     let template = format!("{name} {{bar:30}} {{pos}}/{{len}} pictures {{per_sec}} eta {{eta}}");
     bar.set_style(ProgressStyle::with_template(&template)?);
     bar.set_position(store.len() as u64);
-    let rest = pictures.from(store.len()).map(|picture| Ok(change(picture?.image)));
-    store.see(network, rest, |done| bar.set_position(done as u64))?;
+    let mut rest = pictures.from(store.len());
+    let changed = rest.by_ref().map(|picture| Ok(change(picture?.image)));
+    store.see(network, changed, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
+    tell_skipped(path, rest.skipped());
     Ok(store)
+}
+
+/// Says what of a set was not measured.
+fn tell_skipped(path: &Path, skipped: &Skipped) {
+    if skipped.total() > 0 {
+        note!("{}: {skipped}", path.display());
+    }
 }
 
 /// The change of a picture that stays as it is.
@@ -216,7 +222,8 @@ pub fn measure_clip_score(dir: &Path, flags: &Network) -> Result<()> {
     ensure!(flags.inception.is_empty(), "--inception: {model}");
     let pictures = Pictures::open(dir)?;
     let mut without = 0;
-    let pairs = pictures.from(0).filter_map(|picture| match picture {
+    let mut reader = pictures.from(0);
+    let pairs = reader.by_ref().filter_map(|picture| match picture {
         Ok(Captioned { image, caption: Some(caption) }) => Some(Ok((image, caption))),
         Ok(Captioned { caption: None, .. }) => {
             without += 1;
@@ -225,6 +232,7 @@ pub fn measure_clip_score(dir: &Path, flags: &Network) -> Result<()> {
         Err(error) => Some(Err(error)),
     });
     let Embedded { images, texts, cut } = embedded(&reranker(flags.rerank.as_deref())?, pairs)?;
+    tell_skipped(dir, reader.skipped());
     let shown = dir.display();
     ensure!(!images.is_empty(), "no picture in {shown} has a caption; wanted NAME.txt beside NAME.png");
     if without > 0 {
@@ -241,7 +249,7 @@ pub fn held_out_pairs(val: &[Sample]) -> impl Iterator<Item = Result<(RgbImage, 
     evenly(AMONG, val.len()).map(|i| {
         let sample = &val[i];
         let caption = sample.captions.first().context("a picture has no caption")?;
-        Ok((sample.image.clone(), caption.clone()))
+        Ok((sample.middle(), caption.clone()))
     })
 }
 
