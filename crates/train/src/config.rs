@@ -15,6 +15,7 @@ use toml::{Table, Value};
 
 use crate::optim::Moments;
 use crate::precision::Scaling;
+use crate::samples::ScenesConfig;
 use crate::schedule::{Schedule, cosine};
 
 /// The presets inside the program.
@@ -132,6 +133,10 @@ pub struct DataConfig {
     pub encode: Encoding,
     /// Random crops (paper §B.2, Listing 2) of each training picture that `encode` stores; 0: its centre.
     pub copies: usize,
+    /// Training pictures are scenes, composed when they are read, instead of those of the data set, which still gives
+    /// the held-out ones: `{ packages = "packages", size = 128 }`, also `seed` and `shares`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scenes: Option<ScenesConfig>,
 }
 
 /// When pictures become the prior's tokens.

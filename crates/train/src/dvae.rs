@@ -20,6 +20,7 @@ use crate::picture::{from_floats, grid, to_floats};
 use crate::precision::{Rules, Scales, Scaling};
 use crate::reporter::{Control, Reporter};
 use crate::run_dir::{Initial, RunDir, RunOptions};
+use crate::samples::TrainSamples;
 
 /// Columns of the sample sheet; originals stand above reconstructions.
 const SAMPLES: usize = 16;
@@ -27,7 +28,7 @@ const SAMPLES: usize = 16;
 struct DvaeTask<'a> {
     config: &'a Config,
     seed: u64,
-    train: &'a [Sample],
+    train: TrainSamples,
     /// Held-out pictures, `[3·S·S]` in [0, 1] each.
     val: Vec<Vec<f32>>,
     device: Device,
@@ -41,9 +42,11 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     let floats = |sample: &Sample| centre(sample, side);
     let held_out = if dataset.val.is_empty() { &dataset.train } else { &dataset.val };
     let val = held_out.iter().map(floats).collect::<Result<Vec<_>>>()?;
-    let task = DvaeTask { config, seed, train: &dataset.train, val, device: Device::default() };
+    let fingerprint = dataset.fingerprint();
+    let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train)?;
+    let task = DvaeTask { config, seed, train, val, device: Device::default() };
     let (initial, named) = options.initial(control.reporter)?;
-    let inputs: Vec<_> = [("data", dataset.fingerprint())].into_iter().chain(named).collect();
+    let inputs: Vec<_> = [("data", fingerprint)].into_iter().chain(named).collect();
     let random = || Dvae::new(&config.dvae, seed, &task.device);
     let model = match initial {
         Initial::Random => random(),
@@ -124,7 +127,7 @@ impl Task for DvaeTask<'_> {
         let mut pictures = Vec::new();
         for (slot, &index) in indices.iter().enumerate().skip(part * share).take(share) {
             let mut rng = item_rng(self.seed, Purpose::Augment, step, slot as u64);
-            let image = augment(&self.train[index].image, side, crop, &mut rng)?;
+            let image = augment(&self.train.get(index)?.image, side, crop, &mut rng)?;
             pictures.extend(to_floats(&image));
         }
         Ok((pictures, self.noise(Purpose::Gumbel, step).skip_rows(part * share * self.cells())))
@@ -202,7 +205,13 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
         let train = Dataset::open(&dir).unwrap().train;
         let device = Device::default();
-        body(&DvaeTask { config: &config, seed: 3, train: &train, val: Vec::new(), device })
+        body(&DvaeTask {
+            config: &config,
+            seed: 3,
+            train: TrainSamples::Stored(train),
+            val: Vec::new(),
+            device,
+        })
     }
 
     /// The tiny preset's β rises over 10 updates, its temperature falls over 24: each is read by its own key.

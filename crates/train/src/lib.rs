@@ -26,6 +26,7 @@ mod reporter;
 mod rerank;
 mod run_dir;
 mod same_run;
+mod samples;
 mod schedule;
 mod tokens;
 
@@ -45,4 +46,5 @@ pub use reconstruct::{Reconstruction, reconstruct};
 pub use reporter::{Control, Progress, Reporter, Silent};
 pub use rerank::{RerankInputs, train_rerank};
 pub use run_dir::RunOptions;
+pub use samples::ScenesConfig;
 pub use schedule::{Plateau, Schedule, cosine, rise};

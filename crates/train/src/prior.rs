@@ -31,7 +31,8 @@ use crate::precision::{Rules, Scales};
 use crate::reporter::{Control, Reporter};
 use crate::rerank::read_tokenizer;
 use crate::run_dir::{Initial, RunDir, RunOptions, read_model, warn_unverified};
-use crate::tokens::{Draws, OnlineEncoder, TokenSource};
+use crate::samples::TrainSamples;
+use crate::tokens::{Draws, Example, OnlineEncoder, TokenSource};
 
 /// Held-out captions that are drawn at each validation, and drawings of each.
 const SHOWN: [usize; 2] = [6, 4];
@@ -78,7 +79,7 @@ pub fn train_prior(
     let (bpe, json) = read_tokenizer(inputs.bpe)?;
     let Source { mut tokens, val, dvae_file, name } = match (config.data.encode, inputs.dvae) {
         (Encoding::Stored, None) => stored(inputs.data, &bpe, control.reporter)?,
-        (Encoding::Online, Some(dvae)) => online(inputs.data, dvae, &bpe, control.reporter)?,
+        (Encoding::Online, Some(dvae)) => online(config, inputs.data, dvae, &bpe, control.reporter)?,
         (Encoding::Stored, Some(_)) => bail!(
             "--dvae: data.encode = \"stored\" reads codes that `tessera encode` wrote, with their dVAE; leave --dvae out, or encode pictures in training with --set data.encode='online'"
         ),
@@ -158,14 +159,16 @@ fn stored(data: &Path, bpe: &Bpe, reporter: &dyn Reporter) -> Result<Source> {
 }
 
 /// The pictures of the data set `data`, to be encoded by the dVAE in a model file.
-fn online(data: &Path, dvae: &Path, bpe: &Bpe, reporter: &dyn Reporter) -> Result<Source> {
+fn online(config: &Config, data: &Path, dvae: &Path, bpe: &Bpe, reporter: &dyn Reporter) -> Result<Source> {
+    let scenes = config.data.scenes.as_ref();
     let dvae_file = read_model(dvae, reporter)?;
     let config = dvae_file.config.dvae.clone().context("the file of --dvae holds no dVAE")?;
     let dvae = dvae_file.dvae(&Device::default())?;
     let dataset = open_dataset(data, reporter)?;
     let name = ("data", dataset.fingerprint());
     let val = held_out_codes(&dataset.val, &dvae, &config, bpe)?;
-    let tokens = TokenSource::Online(Box::new(OnlineEncoder::new(dataset.train, dvae, config)?));
+    let samples = TrainSamples::open(scenes, dataset.train)?;
+    let tokens = TokenSource::Online(Box::new(OnlineEncoder::new(samples, dvae, config)?));
     Ok(Source { tokens, val, dvae_file, name })
 }
 
@@ -210,8 +213,7 @@ fn check_sizes(config: &Config, tokens: &TokenSource, bpe: &Bpe) -> Result<()> {
 
 impl PriorTask<'_> {
     /// The text slots of one of a picture's captions, sometimes of none.
-    fn caption(&self, item: usize, rng: impl Fn(Purpose) -> ChaCha8Rng) -> Result<Vec<u32>> {
-        let captions = self.tokens.captions(item);
+    fn caption(&self, captions: &[String], rng: impl Fn(Purpose) -> ChaCha8Rng) -> Result<Vec<u32>> {
         let caption = below(&mut rng(Purpose::CaptionChoice), captions.len() as u64) as usize;
         let caption = captions.get(caption).context("a picture has no caption")?;
         let tokens = match chance(&mut rng(Purpose::CaptionDrop), self.config.data.caption_drop) {
@@ -235,13 +237,13 @@ impl Task for PriorTask<'_> {
         let indices = batch_indices(self.tokens.len(), config.batch, step, self.seed);
         let draws = Draws { seed: self.seed, step, first_slot: part * share };
         let items = &indices[part * share..(part + 1) * share];
-        let codes = self.tokens.tokens(items, draws)?;
+        let examples = self.tokens.read(items, draws)?;
         let [mut text, mut image, mut seen] = [const { Vec::new() }; 3];
-        for (slot, (&item, own)) in items.iter().zip(&codes).enumerate() {
+        for (slot, Example { captions, codes }) in examples.iter().enumerate() {
             let mut noise = draws.rng(Purpose::TokenNoise, slot);
-            text.extend(self.caption(item, |purpose| draws.rng(purpose, slot))?);
-            image.extend(own.iter().map(|&code| u32::from(code)));
-            seen.extend(self.tokens.disturbed(own, &codes, self.config.data.token_noise, &mut noise)?);
+            text.extend(self.caption(captions, |purpose| draws.rng(purpose, slot))?);
+            image.extend(codes.iter().map(|&code| u32::from(code)));
+            seen.extend(self.tokens.disturbed(codes, &examples, self.config.data.token_noise, &mut noise)?);
         }
         Stream::new(share, text, image, &self.config.prior)?.seeing(seen, &self.config.prior)
     }
@@ -337,7 +339,8 @@ mod tests {
             let (tokens, val) = (TokenSource::Stored(codes.clone()), Vec::new());
             let task = PriorTask { config: &config, seed: 0, bpe: &bpe, tokens, val, dvae: dvae.clone() };
             let is_split = |step: &u64| {
-                let slots = task.caption(0, |purpose| item_rng(0, purpose, *step, 0)).unwrap();
+                let slots =
+                    task.caption(&codes.items[0].captions, |purpose| item_rng(0, purpose, *step, 0)).unwrap();
                 (slots[1] as usize) < config.prior.text_vocab // no pad
             };
             let split = (0..5_000).filter(is_split).count();

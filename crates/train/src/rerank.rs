@@ -29,6 +29,7 @@ use crate::log::Metrics;
 use crate::picture::{from_floats, grid, to_floats};
 use crate::reporter::Control;
 use crate::run_dir::{Initial, RunDir, RunOptions, read_model};
+use crate::samples::TrainSamples;
 
 /// The file that a run writes.
 const FILE: &str = "rerank.tessera.safetensors";
@@ -43,7 +44,7 @@ struct RerankTask<'a> {
     config: &'a Config,
     seed: u64,
     bpe: &'a Bpe,
-    train: &'a [Sample],
+    train: TrainSamples,
     /// Through whose tokens some pictures go, and the side of its pictures.
     dvae: Option<(Dvae, u32)>,
     /// Held-out pictures at the model's size with their first captions.
@@ -102,7 +103,8 @@ pub fn train_rerank(
             (Some(dvae), Some(("dVAE", file.fingerprint()?)))
         }
     };
-    let task = RerankTask { config, seed: options.seed, bpe: &bpe, train: &dataset.train, dvae, val };
+    let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train)?;
+    let task = RerankTask { config, seed: options.seed, bpe: &bpe, train, dvae, val };
     let (initial, named) = options.initial(control.reporter)?;
     let inputs = [("data", fingerprint), ("tokenizer", hash(&json))];
     let inputs: Vec<_> = inputs.into_iter().chain(through).chain(named).collect();
@@ -163,7 +165,7 @@ impl RerankTask<'_> {
     /// Picture `item`, cropped, and the slots of one of its captions.
     fn example(&self, item: usize, step: u64, slot: u64) -> Result<(RgbImage, Vec<u32>)> {
         let rng = |purpose| item_rng(self.seed, purpose, step, slot);
-        let sample = &self.train[item];
+        let sample = self.train.get(item)?;
         let side = self.config.rerank.image_size as u32;
         let image = augment(&sample.image, side, self.config.data.rerank_crop, &mut rng(Purpose::Augment))?;
         let caption = below(&mut rng(Purpose::CaptionChoice), sample.captions.len() as u64) as usize;
@@ -347,7 +349,8 @@ mod tests {
         let train = Dataset::open(&dir).unwrap().train;
         let captions = train.iter().flat_map(|sample| sample.captions.clone());
         let bpe = Bpe::train(captions.collect::<Vec<_>>().iter(), 400).unwrap();
-        let mut task = RerankTask { config, seed: 3, bpe: &bpe, train: &train, dvae: None, val: Vec::new() };
+        let train = TrainSamples::Stored(train);
+        let mut task = RerankTask { config, seed: 3, bpe: &bpe, train, dvae: None, val: Vec::new() };
         body(&mut task, &Clip::new(&config.rerank, 1, &Device::default()))
     }
 
@@ -399,9 +402,10 @@ mod tests {
             (config.data.rerank_crop, config.data.rerank_bpe_dropout) = (crop, dropout);
             with_task(&config, |task, _| {
                 let side = config.rerank.image_size as u32;
-                let (image, _) = pair(&task.train[0], side).unwrap();
+                let (image, _) = pair(&task.train.get(0).unwrap(), side).unwrap();
                 let plain = |caption: &String| task.bpe.encode(&normalise(caption)).unwrap();
-                let captions = task.train[0].captions.iter();
+                let sample = task.train.get(0).unwrap();
+                let captions = sample.captions.iter();
                 let plain: Vec<_> = captions.map(|caption| config.rerank.slots(&plain(caption)).0).collect();
                 let examples = (0..50).map(|step| task.example(0, step, 0).unwrap());
                 let alike = examples.map(|(crop, slots)| (crop == image, plain.contains(&slots)));

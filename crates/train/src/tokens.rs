@@ -3,6 +3,8 @@
 //! Stage 2 of the paper crops each picture anew and encodes the crop (§B.2, listing 2), so that a picture hardly ever
 //! has the same tokens twice. Stored tokens are the same few crops in every epoch, and cost no encoding.
 
+use std::borrow::Cow;
+
 use anyhow::{Context, Result, ensure};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
@@ -13,6 +15,7 @@ use tessera_model::dvae::{Dvae, DvaeConfig};
 
 use crate::encode::codes_of;
 use crate::picture::to_floats;
+use crate::samples::TrainSamples;
 
 /// Where a prior's image tokens come from.
 pub(crate) enum TokenSource {
@@ -24,7 +27,7 @@ pub(crate) enum TokenSource {
 
 /// Pictures and the dVAE that encodes them.
 pub(crate) struct OnlineEncoder {
-    samples: Vec<Sample>,
+    samples: TrainSamples,
     dvae: Dvae,
     config: DvaeConfig,
 }
@@ -32,10 +35,10 @@ pub(crate) struct OnlineEncoder {
 impl OnlineEncoder {
     /// # Errors
     /// If the codebook does not fit 16 bits, or a picture is smaller than the dVAE's.
-    pub fn new(samples: Vec<Sample>, dvae: Dvae, config: DvaeConfig) -> Result<OnlineEncoder> {
+    pub fn new(samples: TrainSamples, dvae: Dvae, config: DvaeConfig) -> Result<OnlineEncoder> {
         ensure!(config.vocab <= 1 << 16, "tokens have 16 bits; this dVAE has {} codes", config.vocab);
         let side = config.image_size as u32;
-        for Sample { key, image, .. } in &samples {
+        for Sample { key, image, .. } in samples.stored() {
             let (width, height) = image.dimensions();
             ensure!(
                 width.min(height) >= side,
@@ -45,20 +48,34 @@ impl OnlineEncoder {
         Ok(OnlineEncoder { samples, dvae, config })
     }
 
-    fn encode(&self, items: &[usize], draws: Draws) -> Result<Vec<Vec<u16>>> {
+    fn encode(&self, items: &[usize], draws: Draws) -> Result<Vec<Example<'_>>> {
         let side = self.config.image_size as u32;
-        let crop = |(slot, &item): (usize, &usize)| -> Result<Vec<f32>> {
+        let crop = |(slot, &item): (usize, &usize)| -> Result<(Cow<[String]>, Vec<f32>)> {
             let mut rng = draws.rng(Purpose::Augment, slot);
-            let sample = &self.samples[item];
+            let sample = self.samples.get(item)?;
             let image = augment(&sample.image, side, Augment::Stage2, &mut rng);
-            Ok(to_floats(&image.with_context(|| format!("picture {}", sample.key))?))
+            let image = to_floats(&image.with_context(|| format!("picture {}", sample.key))?);
+            let captions = match sample {
+                Cow::Borrowed(sample) => Cow::Borrowed(sample.captions.as_slice()),
+                Cow::Owned(sample) => Cow::Owned(sample.captions),
+            };
+            Ok((captions, image))
         };
-        let crops = items.par_iter().enumerate().map(crop);
-        let crops = crops.collect::<Result<Vec<_>>>()?;
+        let crops = items.par_iter().enumerate().map(crop).collect::<Result<Vec<_>>>()?;
+        let (captions, crops): (Vec<_>, Vec<_>) = crops.into_iter().unzip();
         let codes = codes_of(&self.dvae, &self.config, &crops);
-        let n_tokens = self.config.grid() * self.config.grid();
-        Ok(codes.chunks(n_tokens).map(<[u16]>::to_vec).collect())
+        let codes = codes.chunks(self.config.grid() * self.config.grid()).map(<[u16]>::to_vec);
+        Ok(captions.into_iter().zip(codes).map(|(captions, codes)| Example { captions, codes }).collect())
     }
+}
+
+/// A training picture as it is read in one step.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Example<'a> {
+    /// What it shows, in several wordings.
+    pub captions: Cow<'a, [String]>,
+    /// Its image tokens.
+    pub codes: Vec<u16>,
 }
 
 /// Which random numbers belong to a micro-batch: those of `step`, from slot `first_slot` of its batch on.
@@ -93,35 +110,28 @@ impl TokenSource {
         }
     }
 
-    /// What picture `item` shows, in several wordings.
-    pub fn captions(&self, item: usize) -> &[String] {
-        match self {
-            TokenSource::Stored(codes) => &codes.items[item].captions,
-            TokenSource::Online(encoder) => &encoder.samples[item].captions,
-        }
-    }
-
-    /// The captions of all pictures.
+    /// The captions of all pictures that are kept in memory.
     pub fn captions_mut(&mut self) -> Vec<&mut String> {
         match self {
             TokenSource::Stored(codes) => {
                 codes.items.iter_mut().flat_map(|item| &mut item.captions).collect()
             }
             TokenSource::Online(encoder) => {
-                encoder.samples.iter_mut().flat_map(|sample| &mut sample.captions).collect()
+                encoder.samples.stored_mut().iter_mut().flat_map(|sample| &mut sample.captions).collect()
             }
         }
     }
 
-    /// The tokens of each of `items`: of one of its stored copies, or of a new crop.
-    pub fn tokens(&self, items: &[usize], draws: Draws) -> Result<Vec<Vec<u16>>> {
-        let stored = |codes: &CodeSet, slot: usize, item: usize| {
-            let copy = below(&mut draws.rng(Purpose::CopyChoice, slot), codes.copies as u64) as usize;
-            codes.tokens(item, copy).map(<[u16]>::to_vec).context("the code set is damaged")
-        };
+    /// Each of `items`: with the tokens of one of its stored copies, or of a new crop.
+    pub fn read(&self, items: &[usize], draws: Draws) -> Result<Vec<Example<'_>>> {
         match self {
-            TokenSource::Stored(codes) => {
-                items.iter().enumerate().map(|(slot, &item)| stored(codes, slot, item)).collect()
+            TokenSource::Stored(set) => {
+                let stored = |(slot, &item): (usize, &usize)| {
+                    let copy = below(&mut draws.rng(Purpose::CopyChoice, slot), set.copies as u64) as usize;
+                    let codes = set.tokens(item, copy).context("the code set is damaged")?.to_vec();
+                    Ok(Example { captions: Cow::Borrowed(&set.items[item].captions), codes })
+                };
+                items.iter().enumerate().map(stored).collect()
             }
             TokenSource::Online(encoder) => encoder.encode(items, draws),
         }
@@ -132,7 +142,7 @@ impl TokenSource {
     pub fn disturbed(
         &self,
         codes: &[u16],
-        batch: &[Vec<u16>],
+        batch: &[Example],
         most: f32,
         rng: &mut impl Rng,
     ) -> Result<Vec<u32>> {
@@ -144,7 +154,7 @@ impl TokenSource {
             let other = match self {
                 TokenSource::Stored(codes) => codes.tokens(below(rng, codes.len() as u64) as usize, 0),
                 TokenSource::Online(_) => {
-                    batch.get(below(rng, batch.len() as u64) as usize).map(Vec::as_slice)
+                    batch.get(below(rng, batch.len() as u64) as usize).map(|other| other.codes.as_slice())
                 }
             };
             let token = other.and_then(|codes| codes.get(place));
@@ -204,7 +214,7 @@ mod tests {
         };
         let config = Config::resolve("tiny", &[]).unwrap().dvae;
         let dvae = Dvae::new(&config, 1, &Device::default());
-        OnlineEncoder::new((0..12).map(sample).collect(), dvae, config).unwrap()
+        OnlineEncoder::new(TrainSamples::Stored((0..12).map(sample).collect()), dvae, config).unwrap()
     }
 
     #[test]
@@ -213,16 +223,18 @@ mod tests {
         let (dvae, config) = (encoder.dvae.clone(), encoder.config.clone());
         let expected = |step: u64, slot: u64, item: usize| {
             let mut rng = item_rng(5, Purpose::Augment, step, slot);
-            let crop = augment(&encoder.samples[item].image, 32, Augment::Stage2, &mut rng).unwrap();
+            let crop =
+                augment(&encoder.samples.get(item).unwrap().image, 32, Augment::Stage2, &mut rng).unwrap();
             codes_of(&dvae, &config, &[to_floats(&crop)])
         };
         let draws = |step, first_slot| Draws { seed: 5, step, first_slot };
         let items = [3, 7, 3, 11];
         let whole = encoder.encode(&items, draws(9, 0)).unwrap();
         for (slot, &item) in items.iter().enumerate() {
-            assert_eq!(whole[slot], expected(9, slot as u64, item), "slot {slot}");
+            assert_eq!(whole[slot].codes, expected(9, slot as u64, item), "slot {slot}");
+            assert_eq!(*whole[slot].captions, [format!("picture {item}")]);
         }
-        assert_ne!(whole[0], whole[2], "two crops of one picture in a batch are the same");
+        assert_ne!(whole[0].codes, whole[2].codes, "two crops of one picture in a batch are the same");
         assert_ne!(whole, encoder.encode(&items, draws(10, 0)).unwrap(), "two steps have the same crops");
         // The parts of a batch have the crops that it has as one.
         assert_eq!(whole[2..], encoder.encode(&items[2..], draws(9, 2)).unwrap());
@@ -231,10 +243,10 @@ mod tests {
     #[test]
     fn online_noise_takes_tokens_of_other_pictures_of_the_batch() {
         let source = TokenSource::Online(Box::new(wide()));
-        let batch = [vec![1; 64], vec![2; 64], vec![3; 64]];
+        let batch = [1, 2, 3].map(|code| Example { captions: Cow::Borrowed(&[]), codes: vec![code; 64] });
         let mut rng = item_rng(0, Purpose::TokenNoise, 0, 1);
         let seen: Vec<u32> =
-            (0..50).flat_map(|_| source.disturbed(&batch[0], &batch, 1.0, &mut rng).unwrap()).collect();
+            (0..50).flat_map(|_| source.disturbed(&batch[0].codes, &batch, 1.0, &mut rng).unwrap()).collect();
         let share = |code| seen.iter().filter(|&&seen| seen == code).count() as f64 / seen.len() as f64;
         assert!(
             (0.1..0.25).contains(&share(2)) && (0.1..0.25).contains(&share(3)),
@@ -247,9 +259,11 @@ mod tests {
 
     #[test]
     fn pictures_smaller_than_the_model_are_named() {
-        let OnlineEncoder { mut samples, dvae, config } = wide();
+        let OnlineEncoder { samples, dvae, config } = wide();
+        let mut samples = samples.stored().to_vec();
         samples[4].image = RgbImage::new(60, 31);
-        let error = OnlineEncoder::new(samples, dvae, config).err().unwrap().to_string();
+        let error =
+            OnlineEncoder::new(TrainSamples::Stored(samples), dvae, config).err().unwrap().to_string();
         assert!(error.contains("picture 4 has 60x31 pixels: wanted at least 32"), "{error}");
     }
 }
