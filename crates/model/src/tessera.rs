@@ -80,7 +80,7 @@ impl Tessera {
     /// # Errors
     /// If the file lacks a part that drawing needs, or its weights do not fit its config.
     pub fn new(file: &ModelFile, device: &Device) -> Result<Tessera> {
-        let measured = file.int8_nats_per_token.is_some();
+        let measured = file.int8.is_known();
         Tessera::with_weights(file, device, if measured { Weights::Int8 } else { Weights::Full })
     }
 
@@ -95,7 +95,7 @@ impl Tessera {
             Weights::Full => file.prior(device)?,
             Weights::Int8 => {
                 ensure!(
-                    file.int8_nats_per_token.is_some(),
+                    file.int8.is_known(),
                     "the model file does not say what weights in 8 bits change in its drawings; `tessera pack` measures it"
                 );
                 file.prior(device)?.in_int8()
@@ -317,7 +317,7 @@ impl ModelFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::export;
+    use crate::weights::{Int8Change, export};
 
     #[test]
     fn guidance_takes_a_model_that_was_trained_for_it() {
@@ -345,7 +345,7 @@ mod tests {
         let of = |tessera: Result<Tessera>| export(&tessera.unwrap().prior);
         assert!(of(Tessera::new(&file, &device)) == rounded);
         assert!(of(Tessera::with_weights(&file, &device, Weights::Full)) == exact);
-        let unmeasured = ModelFile { int8_nats_per_token: None, ..file };
+        let unmeasured = ModelFile { int8: Int8Change::Unknown, ..file };
         assert!(of(Tessera::new(&unmeasured, &device)) == exact);
         let refused = Tessera::with_weights(&unmeasured, &device, Weights::Int8).err().unwrap().to_string();
         assert!(refused.contains("`tessera pack` measures it"), "{refused}");

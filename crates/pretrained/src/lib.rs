@@ -7,10 +7,6 @@ pub const MODEL: &[u8] = include_bytes!("../emoji.tessera.safetensors");
 /// the entry that says so.
 pub const CAPTION_DROP: f32 = 0.1;
 
-/// By how many nats a token its prior changes when it draws with weights in 8 bits, as `tessera pack` measures it. The file is older
-/// than the entry that says so.
-pub const INT8_NATS_PER_TOKEN: f64 = 0.0;
-
 /// What it can and cannot draw, for people; the card says it with figures.
 pub const ABOUT: &str = "A small world: it knows 331 everyday things, each in up to six styles of emoji. It knows no people, faces, \
     hands, flags or letters, cannot count, and draws things together less well than alone.";

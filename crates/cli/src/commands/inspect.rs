@@ -49,7 +49,7 @@ fn describe(file: &ModelFile) -> Result<Value> {
         "reranker_parameters": count(&file.rerank),
         "tokenizer": file.tokenizer.is_some(),
         "caption_drop": file.caption_drop,
-        "int8_nats_per_token": file.int8_nats_per_token,
+        "int8_nats_per_token": file.int8.nats_per_token(),
         "notes": file.notes,
         "origin": file.origin,
     });

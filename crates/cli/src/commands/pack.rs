@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use tessera_data::atomic;
 use tessera_model::sample::int8_nats_per_token;
-use tessera_model::weights::{ModelFile, Storage};
+use tessera_model::weights::{Int8Change, ModelFile, Storage};
 
 use super::output::{Content, Outputs};
 use super::read_model;
@@ -29,7 +29,7 @@ pub fn run(args: &Pack) -> Result<()> {
         let packed = ModelFile::from_bytes(&file.to_bytes()?)?;
         let device = Default::default();
         let nats = int8_nats_per_token(&file.prior(&device)?, packed.prior(&device)?)?;
-        file.int8_nats_per_token = Some(nats);
+        file.int8 = Int8Change::NatsPerToken(nats);
         outputs.say(format_args!("in 8 bits the distribution of a token changes by {nats:.4} nats"))?;
     }
     let bytes = file.to_bytes()?;

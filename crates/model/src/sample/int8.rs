@@ -70,12 +70,11 @@ mod tests {
     }
 
     #[test]
-    fn the_embedded_models_8_bits_are_what_is_said_of_them_and_damage_shows() {
+    fn the_embedded_model_hardly_changes_in_8_bits_and_damage_shows() {
         let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
         let prior = file.prior(&Default::default()).unwrap();
         let found = int8_nats_per_token(&prior, prior.clone()).unwrap();
-        let said = tessera_pretrained::INT8_NATS_PER_TOKEN;
-        assert!((found / said - 1.0).abs() < 0.5, "{found}; {said} is said");
+        assert!(found > 0.0 && found < 0.05, "{found} nats a token");
         // Other numbers in one matrix are more than rounding.
         let zeroed = |weight: &HostTensor| match &*weight.name {
             "blocks.0.mlp_out.weight" => {

@@ -55,6 +55,33 @@ pub struct ModelConfig {
     pub rerank: Option<ClipConfig>,
 }
 
+/// What is known of how drawing with the prior's weights in 8 bits changes its distribution of the next token.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub enum Int8Change {
+    /// Nothing: it was not measured.
+    #[default]
+    Unknown,
+    /// The embedded model's card has the figures.
+    InCard,
+    /// The mean Kullback-Leibler divergence, as [`crate::sample::int8_nats_per_token`] measures it.
+    NatsPerToken(f64),
+}
+
+impl Int8Change {
+    /// Whether it was measured.
+    pub fn is_known(self) -> bool {
+        self != Int8Change::Unknown
+    }
+
+    /// The figure that a file can say.
+    pub fn nats_per_token(self) -> Option<f64> {
+        match self {
+            Int8Change::NatsPerToken(nats) => Some(nats),
+            Int8Change::Unknown | Int8Change::InCard => None,
+        }
+    }
+}
+
 /// A model as a file holds it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelFile {
@@ -79,9 +106,8 @@ pub struct ModelFile {
     /// The share of captions that were dropped in training the prior; guidance needs some. Nothing if the file does not say, as
     /// files of earlier versions do not.
     pub caption_drop: Option<f32>,
-    /// By how many nats a token the prior's distribution changes when it draws with weights in 8 bits; nothing if that was not
-    /// measured.
-    pub int8_nats_per_token: Option<f64>,
+    /// What is known of drawing with the prior's weights in 8 bits.
+    pub int8: Int8Change,
 }
 
 /// A short name of a model file's bytes: the same seed draws the same pictures only with the same file.
@@ -121,13 +147,13 @@ impl ModelFile {
             origin,
             unverified: !verified,
             caption_drop,
-            int8_nats_per_token,
+            int8: int8_nats_per_token.map_or(Int8Change::Unknown, Int8Change::NatsPerToken),
             ..ModelFile::default()
         };
         if bytes == tessera_pretrained::MODEL {
             // It is older than these two entries; its card has them.
             file.caption_drop = Some(tessera_pretrained::CAPTION_DROP);
-            file.int8_nats_per_token = Some(tessera_pretrained::INT8_NATS_PER_TOKEN);
+            file.int8 = Int8Change::InCard;
         }
         for (full, view) in tensors.iter().filter(|(full, _)| !full.ends_with(SCALES)) {
             let Some((part, name)) = full.split_once('.') else {
@@ -156,7 +182,7 @@ impl ModelFile {
             notes: self.notes.clone(),
             origin: self.origin.clone(),
             caption_drop: self.caption_drop,
-            int8_nats_per_token: self.int8_nats_per_token,
+            int8_nats_per_token: self.int8.nats_per_token(),
         };
         KIND.write(&header, views(&self.encoded()?)?)
     }
@@ -207,14 +233,14 @@ mod tests {
 
     #[test]
     fn what_training_and_packing_found_is_kept_and_the_embedded_file_is_known() {
-        let file = ModelFile { caption_drop: Some(0.1), int8_nats_per_token: Some(0.002), ..small() };
+        let file = ModelFile { caption_drop: Some(0.1), int8: Int8Change::NatsPerToken(0.002), ..small() };
         assert_eq!(ModelFile::from_bytes(&file.to_bytes().unwrap()).unwrap(), file);
         let old = small().to_bytes().unwrap();
         assert!(!String::from_utf8_lossy(&old).contains("caption_drop"));
         assert_eq!(ModelFile::from_bytes(&old).unwrap().caption_drop, None);
         let embedded = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
         assert_eq!(embedded.caption_drop, Some(0.1));
-        assert!(embedded.int8_nats_per_token.is_some());
+        assert_eq!((embedded.int8, small().int8), (Int8Change::InCard, Int8Change::Unknown));
     }
 
     #[test]
