@@ -317,7 +317,8 @@ impl ModelFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::{Int8Change, export};
+    use crate::sample::int8_nats_per_token;
+    use crate::weights::{HostTensor, Int8Change, export};
 
     #[test]
     fn guidance_takes_a_model_that_was_trained_for_it() {
@@ -349,5 +350,23 @@ mod tests {
         assert!(of(Tessera::new(&unmeasured, &device)) == exact);
         let refused = Tessera::with_weights(&unmeasured, &device, Weights::Int8).err().unwrap().to_string();
         assert!(refused.contains("`tessera pack` measures it"), "{refused}");
+    }
+
+    #[test]
+    fn the_embedded_model_hardly_changes_in_8_bits_and_damage_shows() {
+        let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
+        let prior = file.prior(&Default::default()).unwrap();
+        let found = int8_nats_per_token(&prior, prior.clone()).unwrap();
+        assert!(found > 0.0 && found < 0.05, "{found} nats a token");
+        // Other numbers in one matrix are more than rounding.
+        let zeroed = |weight: &HostTensor| match &*weight.name {
+            "blocks.0.mlp_out.weight" => {
+                HostTensor { values: vec![0.0; weight.values.len()], ..weight.clone() }
+            }
+            _ => weight.clone(),
+        };
+        let other = ModelFile { prior: file.prior.iter().map(zeroed).collect(), ..file };
+        let damaged = int8_nats_per_token(&prior, other.prior(&Default::default()).unwrap()).unwrap();
+        assert!(damaged > 10.0 * found, "{damaged} with a layer missing, {found} without");
     }
 }

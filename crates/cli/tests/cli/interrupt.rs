@@ -27,12 +27,13 @@ fn an_interrupted_prior_ends_with_the_same_model() {
     continues_to_the_same_bytes("prior", "model.tessera.safetensors", &inputs, "-TERM");
 }
 
-/// `train dvae` in `run` below `dir`, for many steps.
+/// `train dvae` in `run` below `dir`, for more steps than any test waits for; under `nohup` for as few as the config says.
 fn long_training(program: &str, dir: &Path) -> Child {
     let data = fixture();
+    let steps: &[&str] = if program == "nohup" { &[] } else { &["--set", "train_dvae.steps=100000"] };
     let mut train = Command::new(program);
     train.current_dir(dir).args((program == "nohup").then_some(env!("CARGO_BIN_EXE_tessera")));
-    train.args(["train", "dvae", "--config", "tiny", "--run", "run", "--data", &data]);
+    train.args(["train", "dvae", "--config", "tiny", "--run", "run", "--data", &data]).args(steps);
     train.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use image::RgbImage;
 
-use super::program::{folder, mistake, succeed};
+use super::program::{Said, command, folder, mistake, succeed};
 
 /// `fixtures/jpeg/NAME`.
 fn jpeg(name: &str) -> Vec<u8> {
@@ -49,8 +49,15 @@ fn a_cut_jpeg_is_refused_by_every_command() {
     fs::create_dir(dir.join("set")).unwrap();
     fs::copy(dir.join("cut.jpg"), dir.join("set/cut.jpg")).unwrap();
     RgbImage::new(9, 9).save(dir.join("set/whole.png")).unwrap();
-    let error = mistake(dir, &["eval", "kid", "set", "set"]);
-    assert!(error.contains("cut.jpg: the picture is damaged"), "{error}");
+    // A damaged picture of a folder is passed over and named, and one picture is too few.
+    let said = Said::of(command(dir, &["eval", "kid", "set", "set"]).output().unwrap());
+    assert_eq!(said.code, Some(2), "{}", said.stdout);
+    assert!(said.stderr.contains("cut.jpg: the picture is damaged: it is cut short"), "{}", said.stderr);
+    assert!(
+        said.stderr.ends_with("error: 1 and 1 feature vectors; wanted at least 2 of each\n"),
+        "{}",
+        said.stderr
+    );
 }
 
 #[test]

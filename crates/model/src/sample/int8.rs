@@ -59,7 +59,6 @@ fn divergence(p: &[f32], q: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::{HostTensor, ModelFile};
 
     #[test]
     fn a_divergence_is_that_of_its_definition() {
@@ -67,23 +66,5 @@ mod tests {
         let [p, q] = [[0.5_f32, 0.5], [0.25, 0.75]].map(|row| row.map(|p| p.ln() + 3.0));
         assert!((divergence(&p, &q) - 0.143_841_036).abs() < 1e-6);
         assert!(divergence(&p, &p).abs() < 1e-9);
-    }
-
-    #[test]
-    fn the_embedded_model_hardly_changes_in_8_bits_and_damage_shows() {
-        let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
-        let prior = file.prior(&Default::default()).unwrap();
-        let found = int8_nats_per_token(&prior, prior.clone()).unwrap();
-        assert!(found > 0.0 && found < 0.05, "{found} nats a token");
-        // Other numbers in one matrix are more than rounding.
-        let zeroed = |weight: &HostTensor| match &*weight.name {
-            "blocks.0.mlp_out.weight" => {
-                HostTensor { values: vec![0.0; weight.values.len()], ..weight.clone() }
-            }
-            _ => weight.clone(),
-        };
-        let other = ModelFile { prior: file.prior.iter().map(zeroed).collect(), ..file };
-        let damaged = int8_nats_per_token(&prior, other.prior(&Default::default()).unwrap()).unwrap();
-        assert!(damaged > 10.0 * found, "{damaged} with a layer missing, {found} without");
     }
 }

@@ -63,7 +63,7 @@ pub enum Int8Change {
     Unknown,
     /// The embedded model's card has the figures.
     InCard,
-    /// The mean Kullback-Leibler divergence, as [`crate::sample::int8_nats_per_token`] measures it.
+    /// The mean Kullback-Leibler divergence, as `tessera pack` measures it.
     NatsPerToken(f64),
 }
 

@@ -124,6 +124,8 @@ fn old(bytes: &[u8]) -> Result<(Value, Storages)> {
         Ok(pickle)
     };
     let [_, _, root, keys] = [next()?, next()?, next()?, next()?];
+    // What holds itself is refused before its storages are looked for.
+    views(&root.value)?;
     // Also of what belongs to no weight, as the state of an optimizer: storages lie one after another.
     let mut widths = HashMap::new();
     for storage in root.outside.iter().filter_map(|outside| Storage::new(outside)) {
@@ -150,10 +152,10 @@ struct Storage {
 }
 
 impl Storage {
-    /// Of the elements `storage`, kind, key, …; nothing if it is something else.
+    /// Of the elements `storage`, kind, key, …; nothing if it is something else, as the source text of a module's class is.
     fn new(outside: &Value) -> Option<Storage> {
         match &outside.elements()[..] {
-            [_, Value::Global(kind), Value::Str(key), ..] => {
+            [Value::Str(what), Value::Global(kind), Value::Str(key), ..] if &**what == "storage" => {
                 Some(Storage { key: key.to_string(), numbers: Numbers::of(kind) })
             }
             _ => None,
