@@ -44,3 +44,17 @@ tessera train bpe --config embedded --data scenes --run bpe
 
 # 4. Stage 1 (paper §2.1, §A): the dVAE.
 train dvae dvae --data scenes
+
+# 5. Stage 2 (paper §2.2, §B): the transformer, on scenes that are composed and encoded as they are read, so that no two epochs
+#    repeat.
+fresh=(--set 'data.scenes={ packages = "packages", size = 128, seed = 1 }')
+train prior prior --data scenes --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors "${fresh[@]}"
+
+# 6. The contrastive model that ranks what is drawn (paper §2.6), and another from another seed that judges what the first one chose.
+train rerank rerank --data scenes --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors --seed 1 "${fresh[@]}"
+train rerank judge --data scenes --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors --seed 2 "${fresh[@]}"
+
+# 7. Small enough to live inside the program: the matrices of the prior and of the contrastive model in 8 bits.
+tessera pack prior/model.tessera.safetensors --rerank rerank/rerank.tessera.safetensors --out embedded.tessera.safetensors
+echo "the model is $PWD/embedded.tessera.safetensors; try it:"
+echo "  cargo run --release -- draw \"an x-ray of an owl\" --model $PWD/embedded.tessera.safetensors"
