@@ -446,10 +446,10 @@ mod tests {
     }
 
     #[test]
-    fn the_papers_presets_encode_online_and_the_small_ones_read_stored_tokens() {
+    fn presets_of_the_paper_and_of_scenes_encode_online_and_the_small_ones_read_stored_tokens() {
         for (name, _) in PRESETS {
-            let is_papers = ["paper", "5.6b", "2.8b"].contains(&name);
-            let expected = if is_papers { Encoding::Online } else { Encoding::Stored };
+            let is_online = ["paper", "5.6b", "2.8b", "embedded"].contains(&name);
+            let expected = if is_online { Encoding::Online } else { Encoding::Stored };
             assert_eq!(Config::resolve(name, &[]).unwrap().data.encode, expected, "{name}");
         }
         assert!(error("data.encode='never'").contains("expected `stored` or `online`"));

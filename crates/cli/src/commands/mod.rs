@@ -119,13 +119,19 @@ impl Display for ClosedOutput {
 
 impl Error for ClosedOutput {}
 
+/// The input/output error of every Unix: what a terminal that is gone answers.
+const EIO: i32 = 5;
+
 /// Prints a line of the result.
 ///
 /// # Errors
-/// [`ClosedOutput`] if its reader has seen enough and closed the pipe.
+/// [`ClosedOutput`] if its reader has seen enough and closed the pipe, or its terminal is gone.
 fn say(line: impl Display) -> Result<()> {
+    let is_gone = |error: &std::io::Error| {
+        error.kind() == ErrorKind::BrokenPipe || cfg!(unix) && error.raw_os_error() == Some(EIO)
+    };
     match writeln!(std::io::stdout(), "{line}") {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => bail!(ClosedOutput),
+        Err(error) if is_gone(&error) => bail!(ClosedOutput),
         said => said.context("cannot write to standard output"),
     }
 }
