@@ -45,9 +45,13 @@ fn an_unknown_work_is_refused_with_the_names_of_all() {
 #[test]
 #[cfg(target_os = "linux")]
 fn recomputing_activations_takes_less_memory_the_deeper_the_prior() {
+    // What the allocator happens to keep comes on top of what is needed: the least of a few runs is nearest to that.
     let peak = |work: &str| {
-        let said = succeed(folder().path(), &["bench", work, "--rounds", "1", "--json"]);
-        serde_json::from_str::<Value>(&said.stdout).unwrap()["peak_rss_mib"].as_f64().unwrap()
+        let once = |_| {
+            let said = succeed(folder().path(), &["bench", work, "--rounds", "1", "--json"]);
+            serde_json::from_str::<Value>(&said.stdout).unwrap()["peak_rss_mib"].as_f64().unwrap()
+        };
+        (0..3).map(once).fold(f64::INFINITY, f64::min)
     };
     let saved = |depth| peak(&format!("depth-{depth}-keep")) - peak(&format!("depth-{depth}-recompute"));
     // With few layers the peak is that of the heads.
