@@ -49,12 +49,18 @@ pub fn read(file: impl BufRead + Seek) -> Result<Option<String>> {
     text_of(reader.info())
 }
 
-/// The text of the first chunk with our keyword; compressed text may unpack to 2 MiB.
+/// To how much compressed text may unpack.
+const MAX_TEXT_BYTES: usize = 2 << 20;
+
+/// The text of the first chunk with our keyword.
 fn text_of(info: &png::Info) -> Result<Option<String>> {
-    let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD).map(|chunk| chunk.get_text());
+    let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD).map(|chunk| {
+        let mut chunk = chunk.clone();
+        chunk.decompress_text_with_limit(MAX_TEXT_BYTES).and_then(|()| chunk.get_text())
+    });
     let packed = || {
-        let chunk = info.compressed_latin1_text.iter().find(|chunk| chunk.keyword == KEYWORD);
-        chunk.map(|chunk| chunk.get_text())
+        let mut chunk = info.compressed_latin1_text.iter().find(|chunk| chunk.keyword == KEYWORD)?.clone();
+        Some(chunk.decompress_text_with_limit(MAX_TEXT_BYTES).and_then(|()| chunk.get_text()))
     };
     let plain = || {
         let chunk = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == KEYWORD);
@@ -68,6 +74,18 @@ mod tests {
     use std::io::Cursor;
 
     use super::*;
+
+    #[test]
+    fn text_that_unpacks_to_more_than_any_drawing_has_is_refused() {
+        for (length, is_read) in [(MAX_TEXT_BYTES / 2, true), (4 * MAX_TEXT_BYTES, false)] {
+            let mut bytes = Vec::new();
+            let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
+            encoder.add_ztxt_chunk(KEYWORD.to_string(), "a".repeat(length)).unwrap();
+            encoder.write_header().unwrap().write_image_data(&[0]).unwrap();
+            assert!(bytes.len() < 64 << 10);
+            assert_eq!(read(Cursor::new(bytes)).is_ok(), is_read, "{length} bytes");
+        }
+    }
 
     #[test]
     fn what_is_written_is_read() {

@@ -368,12 +368,16 @@ fn preset_names() -> String {
     PRESETS.map(|(name, _)| name).join(", ")
 }
 
-/// Lays `differences` over `table`; only keys that exist may change.
+/// Keys that no preset has and that may be given.
+const OPTIONAL: [&str; 1] = ["data.scenes"];
+
+/// Lays `differences` over `table`; only keys that exist or are optional may change.
 fn merge(table: &mut Table, differences: Table, prefix: &str) -> Result<()> {
     for (key, value) in differences {
         let path = format!("{prefix}{key}");
         let known: Vec<String> = table.keys().cloned().collect();
         match (table.get_mut(&key), value) {
+            (None, value) if OPTIONAL.contains(&path.as_str()) => drop(table.insert(key, value)),
             (None, _) => bail!("unknown config key {path}{}", hint(&key, &known, prefix)),
             (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value, &format!("{path}."))?,
             (Some(old), value) => *old = like(old, value, &path)?,
@@ -453,6 +457,16 @@ mod tests {
             assert_eq!(Config::resolve(name, &[]).unwrap().data.encode, expected, "{name}");
         }
         assert!(error("data.encode='never'").contains("expected `stored` or `online`"));
+    }
+
+    #[test]
+    fn scenes_are_asked_for_by_a_key_that_no_preset_has() {
+        let sets = ["data.scenes={ packages = 'p', size = 128, shares = { panels = 1.0 } }".to_string()];
+        let config = Config::resolve("embedded", &sets).unwrap();
+        let scenes = config.data.scenes.as_ref().unwrap();
+        assert_eq!((scenes.size, scenes.seed, scenes.shares.panels), (128, 0, 1.0));
+        assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
+        assert!(error("data.scenes={ size = 128 }").contains("packages"));
     }
 
     #[test]

@@ -15,7 +15,8 @@ pub(super) fn refuse_stand_in(bytes: &[u8]) -> Result<()> {
         bail!("it is a pointer of Git LFS, not the weights: `git lfs pull` fetches them");
     }
     let text = bytes.trim_ascii_start();
-    if text.starts_with(b"<") {
+    // A file of weights may begin with "<" too, as the length of its header.
+    if [&b"<!"[..], b"<?", b"<h", b"<H"].iter().any(|start| text.starts_with(start)) {
         bail!("it is a web page, not weights: download the file itself");
     }
     if text.starts_with(b"{")
