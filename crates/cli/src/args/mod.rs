@@ -414,7 +414,7 @@ pub enum TrainTask {
 /// Which settings.
 #[derive(ClapArgs)]
 pub struct Settings {
-    /// A preset (tiny, emoji, 2.8b, 5.6b, paper) or a TOML file of differences to one.
+    /// A preset (tiny, emoji, embedded, 2.8b, 5.6b, paper) or a TOML file of differences to one.
     #[arg(long, default_value = "emoji", value_parser = config())]
     pub config: String,
     /// Change one value, as in `--set prior.n_layers=12`; may be repeated.
