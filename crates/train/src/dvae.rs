@@ -46,7 +46,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train)?;
     let task = DvaeTask { config, seed, train, val, device: Device::default() };
     let (initial, named) = options.initial(control.reporter)?;
-    let inputs: Vec<_> = [("data", fingerprint)].into_iter().chain(named).collect();
+    let inputs: Vec<_> = [("data", fingerprint), task.train.scenes()?].into_iter().chain(named).collect();
     let random = || Dvae::new(&config.dvae, seed, &task.device);
     let model = match initial {
         Initial::Random => random(),

@@ -93,7 +93,7 @@ pub fn train_prior(
     let dvae = dvae_file.dvae(&device)?;
     let seed = options.seed;
     let (initial, named) = options.initial(control.reporter)?;
-    let inputs = [name, ("tokenizer", hash(&json)), ("dVAE", dvae_file.fingerprint()?)];
+    let inputs = [name, tokens.scenes()?, ("tokenizer", hash(&json)), ("dVAE", dvae_file.fingerprint()?)];
     let inputs: Vec<_> = inputs.into_iter().chain(named).collect();
     let task = PriorTask { config, seed, bpe: &bpe, tokens, val, dvae };
     let random = || Prior::new(&config.prior, seed, &device);

@@ -106,7 +106,7 @@ pub fn train_rerank(
     let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train)?;
     let task = RerankTask { config, seed: options.seed, bpe: &bpe, train, dvae, val };
     let (initial, named) = options.initial(control.reporter)?;
-    let inputs = [("data", fingerprint), ("tokenizer", hash(&json))];
+    let inputs = [("data", fingerprint), task.train.scenes()?, ("tokenizer", hash(&json))];
     let inputs: Vec<_> = inputs.into_iter().chain(through).chain(named).collect();
     let random = || Clip::new(&config.rerank, options.seed, &device);
     let model = match initial {

@@ -132,9 +132,7 @@ impl RunDir {
         }
         let lock = lock(path, reporter)?;
         let changes = check(path, stage, text, resume)?; // what another process did before it gave up the lock
-        for Difference { key, was, is, .. } in &changes {
-            reporter.note(&format!("{key} was {was} so far, and is {is} from here"));
-        }
+        changes.iter().for_each(|change| reporter.note(&change.to_string()));
         let config_path = path.join("config.toml");
         let text = match fs::read_to_string(&config_path) {
             Ok(saved) if resume => begun_as(text, &saved),
@@ -263,7 +261,7 @@ fn check(path: &Path, stage: Stage, text: &str, resume: bool) -> Result<Vec<Diff
     let found = differences(&saved, text, stage).with_context(|| config_path.display().to_string())?;
     let diverged = read_divergence(path)?;
     let other = found.iter().find(|found| match found.may_change {
-        MayChange::Always => false,
+        MayChange::Always | MayChange::Unknown => false,
         MayChange::AfterDivergence => diverged.is_none(),
         MayChange::Never => true,
     });

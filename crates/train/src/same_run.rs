@@ -1,14 +1,16 @@
 //! What makes two trainings the same run: stage, seed, inputs, and the part of the config that the stage reads.
 //!
 //! All of it is the text of a run's `config.toml`, of which every checkpoint holds a copy: a comment with stage, seed and
-//! inputs, then the resolved config. Texts are compared by their values. Keys of other stages don't matter; a key that only
-//! one of the texts has, because another version of the program wrote it, doesn't either.
+//! inputs, then the resolved config. Texts are compared by their values. Keys of other stages don't matter. A key of the
+//! config that only one of the texts has, because another version of the program wrote the other, gives a warning; an input
+//! that only one of them has is another run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{Display, Formatter};
 
 use anyhow::{Context, Result};
 use tessera_container::{Origin, hash};
-use toml::{Table, Value};
+use toml::Table;
 
 use crate::capacity::Stage;
 use crate::config::Config;
@@ -17,6 +19,10 @@ use crate::config::Config;
 const HEAD: &str = "# tessera train ";
 /// The input that says which weights a run began with. A run that goes on doesn't need it.
 const FROM: &str = "from";
+/// The input that says which scenes are composed in training.
+pub(crate) const SCENES: &str = "scenes";
+/// Its value where there are none.
+pub(crate) const NO_SCENES: &str = "none";
 
 /// Keys of a stage's training that may change whenever a run is continued.
 const FREE: [&str; 4] = ["steps", "eval_every", "checkpoint_every", "log_every"];
@@ -65,7 +71,8 @@ impl Stage {
                 _ => ["dvae", "relax", "train_dvae", "cpu"].contains(&section),
             },
             Stage::Prior => match section {
-                "data" => key != "dvae_crop" && !OF_RERANK.contains(&key),
+                // Scenes are an input: the config says neither which packages they are made of nor all that decides them.
+                "data" => key != "dvae_crop" && key != SCENES && !OF_RERANK.contains(&key),
                 _ => ["prior", "chain", "train_prior", "cpu"].contains(&section),
             },
             Stage::Rerank => match section {
@@ -94,6 +101,8 @@ pub(crate) enum MayChange {
     Always,
     AfterDivergence,
     Never,
+    /// One of the texts does not say it, since another version of the program wrote it: a warning is given.
+    Unknown,
 }
 
 /// A value that is not the same in two texts.
@@ -104,6 +113,23 @@ pub(crate) struct Difference {
     pub was: String,
     pub is: String,
     pub may_change: MayChange,
+}
+
+impl Display for Difference {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        let Difference { key, was, is, may_change } = self;
+        match may_change {
+            MayChange::Unknown => {
+                write!(
+                    f,
+                    "warning: another version of the program began this run: {key} was {was}, is now {is}"
+                )
+            }
+            MayChange::Always | MayChange::AfterDivergence | MayChange::Never => {
+                write!(f, "{key} was {was} so far, and is {is} from here")
+            }
+        }
+    }
 }
 
 /// The text of a new run.
@@ -126,19 +152,16 @@ pub(crate) fn begun_as(text: &str, saved: &str) -> String {
 /// # Errors
 /// If the text is no run's.
 pub(crate) fn origin(text: &str, stage: Stage) -> Result<Origin> {
-    let table: Table = text.parse()?;
     let mut counts = String::new();
-    for (section, keys) in table.iter().filter_map(|(name, value)| Some((name, value.as_table()?))) {
-        for (key, value) in keys.iter().filter(|(key, _)| stage.reads(section, key)) {
-            if key == "steps" || stage.may_change(section, key) != MayChange::Always {
-                counts += &format!("{section}.{key} = {value}\n");
-            }
+    for ((section, key), value) in read_by(stage, text)? {
+        if key == "steps" || stage.may_change(&section, &key) != MayChange::Always {
+            counts += &format!("{section}.{key} = {value}\n");
         }
     }
     Ok(Origin { config: hash(&counts), data: head(text)?.to_string() })
 }
 
-/// Stage, seed and inputs by name.
+/// Stage, seed and inputs by name. A text from before scenes were an input has none of them if its config asks for none.
 pub(crate) fn inputs(text: &str) -> Result<BTreeMap<String, String>> {
     let pair = |part: &str| {
         let (name, value) = part.split_once(' ').unwrap_or(("stage", part));
@@ -152,32 +175,46 @@ fn head(text: &str) -> Result<&str> {
     head.with_context(|| format!("its first line is not `{HEAD}…`"))
 }
 
+/// What `stage` reads of the config in a text: section and key, and the value as TOML.
+fn read_by(stage: Stage, text: &str) -> Result<BTreeMap<(String, String), String>> {
+    let table: Table = text.parse()?;
+    let mut read = BTreeMap::new();
+    for (section, keys) in table.iter().filter_map(|(name, value)| Some((name, value.as_table()?))) {
+        for (key, value) in keys.iter().filter(|(key, _)| stage.reads(section, key)) {
+            read.insert((section.clone(), key.clone()), value.to_string());
+        }
+    }
+    Ok(read)
+}
+
 /// Where `now` differs from `saved`, in what matters to `stage`.
 ///
 /// # Errors
 /// If a text is no run's.
 pub(crate) fn differences(saved: &str, now: &str, stage: Stage) -> Result<Vec<Difference>> {
     let mut all = Vec::new();
+    let mut note = |key: String, was: Option<&String>, is: Option<&String>, may_change| {
+        let value = |value: Option<&String>, absent: &str| value.map_or(absent, String::as_str).to_string();
+        let absent = if may_change == MayChange::Unknown { "not recorded" } else { "nothing" };
+        all.push(Difference { key, was: value(was, absent), is: value(is, absent), may_change });
+    };
     let (was, is) = (inputs(saved)?, inputs(now)?);
-    let none = || "nothing".to_string();
-    let names: BTreeSet<&str> = was.keys().map(String::as_str).chain([FROM]).collect();
-    for name in names {
+    for name in was.keys().chain(is.keys()).collect::<BTreeSet<_>>() {
         let (was, is) = (was.get(name), is.get(name));
         let goes_on = name == FROM && is.is_none();
         if was != is && !goes_on {
-            let [was, is] = [was, is].map(|value| value.cloned().unwrap_or_else(none));
-            all.push(Difference { key: name.to_string(), was, is, may_change: MayChange::Never });
+            let is_unknown = name == SCENES && was.is_none();
+            let may_change = if is_unknown { MayChange::Unknown } else { MayChange::Never };
+            note(name.clone(), was, is, may_change);
         }
     }
-    let (was, is): (Table, Table) = (saved.parse()?, now.parse()?);
-    for (section, was) in &was {
-        let (Value::Table(was), Some(Value::Table(is))) = (was, is.get(section)) else { continue };
-        for (key, was) in was.iter().filter(|(key, _)| stage.reads(section, key)) {
-            if let Some(is) = is.get(key).filter(|is| *is != was) {
-                let (was, is) = (was.to_string(), is.to_string());
-                let may_change = stage.may_change(section, key);
-                all.push(Difference { key: format!("{section}.{key}"), was, is, may_change });
-            }
+    let (was, is) = (read_by(stage, saved)?, read_by(stage, now)?);
+    for at in was.keys().chain(is.keys()).collect::<BTreeSet<_>>() {
+        let ((section, key), was, is) = (at, was.get(at), is.get(at));
+        if was != is {
+            let is_unknown = was.is_none() || is.is_none();
+            let may_change = if is_unknown { MayChange::Unknown } else { stage.may_change(section, key) };
+            note(format!("{section}.{key}"), was, is, may_change);
         }
     }
     Ok(all)
@@ -224,14 +261,53 @@ mod tests {
         assert_eq!(found, wanted.map(|(key, when)| (key.to_string(), when)));
     }
 
+    /// `differences` compared only what both texts have.
     #[test]
-    fn a_key_of_another_version_makes_no_difference() {
+    fn a_key_of_another_version_is_a_warning() {
         let older = run(&[]).replace("ema_rise = true\n", "");
         let newer = run(&[]).replace("[dvae]\n", "[dvae]\nnew = 1\n");
-        assert_eq!(
-            (keys(&older, &run(&[]), Stage::Dvae), keys(&newer, &run(&[]), Stage::Dvae)),
-            (vec![], vec![])
-        );
+        let told = |saved: &str| {
+            let all = differences(saved, &run(&[]), Stage::Dvae).unwrap();
+            assert!(all.iter().all(|found| found.may_change == MayChange::Unknown), "{all:?}");
+            all.iter().map(Difference::to_string).collect::<Vec<_>>()
+        };
+        let began = "warning: another version of the program began this run: ";
+        assert_eq!(told(&older), [format!("{began}train_dvae.ema_rise was not recorded, is now true")]);
+        assert_eq!(told(&newer), [format!("{began}dvae.new was 1, is now not recorded")]);
+    }
+
+    #[test]
+    fn other_scenes_are_another_run_in_all_stages() {
+        for stage in [Stage::Dvae, Stage::Prior, Stage::Rerank] {
+            let with = |scenes: &[&str], sets: &[&str]| {
+                let scenes = scenes.iter().map(|scenes| (SCENES, scenes.to_string()));
+                let inputs: Vec<Input> = [("data", "1234".to_string())].into_iter().chain(scenes).collect();
+                text(stage, 7, &inputs, &config(sets)).unwrap()
+            };
+            let never = vec![("scenes".to_string(), MayChange::Never)];
+            assert_eq!(keys(&with(&["ab"], &[]), &with(&["cd"], &[]), stage), never);
+            assert_eq!(keys(&with(&["none"], &[]), &with(&["cd"], &[]), stage), never);
+            // The same packages may lie elsewhere.
+            let set = |folder| format!("data.scenes={{ packages = '{folder}', size = 128 }}");
+            let [here, there] = ["a", "b"].map(|folder| with(&["ab"], &[&set(folder)]));
+            assert_eq!(keys(&here, &there, stage), []);
+            // Before scenes were an input, a config without them meant none, and one with them some.
+            assert_eq!(keys(&with(&[], &[]), &with(&["none"], &[]), stage), []);
+            assert_eq!(keys(&with(&[], &[]), &with(&["ab"], &[&set("a")]), stage), never);
+            let unknown = vec![("scenes".to_string(), MayChange::Unknown)];
+            assert_eq!(keys(&with(&[], &[&set("a")]), &here, stage), unknown);
+        }
+    }
+
+    #[test]
+    fn an_input_that_one_run_lacks_makes_another_run() {
+        let of = |inputs: &[Input]| text(Stage::Rerank, 7, inputs, &config(&[])).unwrap();
+        let data = ("data", "1234".to_string());
+        let without = of(std::slice::from_ref(&data));
+        let with = of(&[data, ("dVAE", "ab".to_string())]);
+        let never = vec![("dVAE".to_string(), MayChange::Never)];
+        assert_eq!(keys(&without, &with, Stage::Rerank), never);
+        assert_eq!(keys(&with, &without, Stage::Rerank), never);
     }
 
     #[test]

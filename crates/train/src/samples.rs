@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use tessera_data::Sample;
 use tessera_data::sources::{Scenes, ScenesOptions, Shares};
 
+use crate::same_run::{Input, NO_SCENES, SCENES};
+
 /// How many different scenes a run chooses from: more than any run reads.
 const N_SCENES: usize = 1 << 32;
 
@@ -44,6 +46,14 @@ impl TrainSamples {
         let ScenesConfig { packages, size, seed, shares } = config.clone();
         let options = ScenesOptions { seed, shares, ..ScenesOptions::new(&packages, size) };
         Ok(Self::Scenes(Box::new(Scenes::open(options).context("data.scenes")?)))
+    }
+
+    /// What the scenes are, as an input of a run.
+    pub fn scenes(&self) -> Result<Input> {
+        Ok(match self {
+            Self::Stored(_) => (SCENES, NO_SCENES.to_string()),
+            Self::Scenes(scenes) => (SCENES, scenes.fingerprint()?),
+        })
     }
 
     /// How many there are.

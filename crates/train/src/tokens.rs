@@ -15,6 +15,7 @@ use tessera_model::dvae::{Dvae, DvaeConfig};
 
 use crate::encode::codes_of;
 use crate::picture::to_floats;
+use crate::same_run::{Input, NO_SCENES, SCENES};
 use crate::samples::TrainSamples;
 
 /// Where a prior's image tokens come from.
@@ -99,6 +100,14 @@ impl TokenSource {
         match self {
             TokenSource::Stored(codes) => codes.len(),
             TokenSource::Online(encoder) => encoder.samples.len(),
+        }
+    }
+
+    /// What the scenes are, as an input of a run.
+    pub fn scenes(&self) -> Result<Input> {
+        match self {
+            TokenSource::Stored(_) => Ok((SCENES, NO_SCENES.to_string())),
+            TokenSource::Online(encoder) => encoder.samples.scenes(),
         }
     }
 

@@ -89,6 +89,8 @@ fn every_command_leaves_what_it_says() {
         }
         assert!(names.iter().any(|name| name.starts_with("events.out.tfevents.")), "{names:?}");
         assert!(!names.iter().any(|name| name.ends_with(".part")), "{names:?}");
+        let config = fs::read_to_string(run.join("config.toml")).unwrap();
+        assert!(config.lines().next().unwrap().contains(", scenes none"), "{config}");
         assert_eq!(entries(&run.join("samples")), ["step_000030.png", "step_000060.png"]);
         assert_eq!(entries(&run.join("checkpoints")), ["step_000040", "step_000060"]);
         let sample = picture(&run.join("samples"), "step_000060.png");

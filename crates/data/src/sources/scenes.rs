@@ -21,6 +21,7 @@ mod world;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -97,6 +98,14 @@ impl Scenes {
         Ok(Self { options, world, held_out, painter })
     }
 
+    /// A short name of all that decides the scenes; others have another one. Where the packages lie does not count.
+    ///
+    /// # Errors
+    /// If the packages do not say their versions.
+    pub fn fingerprint(&self) -> Result<String> {
+        Ok(fingerprint(&self.options, &catalog::versions(&self.options.packages)?))
+    }
+
     /// How many combinations are held out.
     pub fn n_held_out(&self) -> usize {
         self.held_out.list.len()
@@ -148,6 +157,13 @@ impl Scenes {
         let kind = scene.combinations().last().map_or("style", |combination| combination.kind());
         format!("{kind}: {}", self.world.things[scene.content.first()].name)
     }
+}
+
+/// A short name of options and of the packages' versions.
+fn fingerprint(options: &ScenesOptions, versions: &BTreeMap<String, String>) -> String {
+    let held_out = options.held_out.as_deref().unwrap_or(held_out::LIST);
+    let decides = json!({ "packages": versions, "scenes": options, "held_out": held_out });
+    format!("{:08x}", crc32fast::hash(decides.to_string().as_bytes()))
 }
 
 /// Paints `count` training scenes and `val` validation scenes into `out`, calling `progress(done, total)` now and then.

@@ -1,13 +1,14 @@
 //! Scenes as a set: what is held out never occurs, captions say what is there, pictures are functions of (seed, index).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 
 use super::held_out::{Combination, HeldOut, LIST};
 use super::lot::{Lot, Shares};
 use super::paint::Painter;
 use super::scene::{Background, Colour, Content, Extra, Look, Operation, Relation, Rendition, Scene};
 use super::world::World;
-use super::{captions, chinese, english};
+use super::{ScenesOptions, captions, chinese, english, fingerprint};
 use crate::loader::{Purpose, item_rng};
 use crate::sources::emoji::style::Style;
 
@@ -214,4 +215,22 @@ fn left_is_left_and_above_is_above() {
     };
     assert_eq!(columns(Relation::LeftOf)[..2], [true, true]);
     assert_eq!(columns(Relation::Above)[2..], [true, true]);
+}
+
+#[test]
+fn all_that_decides_scenes_is_in_their_fingerprint() {
+    let versions = |noto: &str| BTreeMap::from([("noto".to_string(), noto.to_string())]);
+    let options = |packages: &str| ScenesOptions::new(Path::new(packages), 128);
+    let one = fingerprint(&options("here"), &versions("1.0"));
+    assert_eq!(one, fingerprint(&options("there"), &versions("1.0")));
+    let shares = Shares { plain: 0.5, ..Shares::default() };
+    for (other, noto) in [
+        (options("here"), "1.1"),
+        (ScenesOptions { size: 64, ..options("here") }, "1.0"),
+        (ScenesOptions { seed: 1, ..options("here") }, "1.0"),
+        (ScenesOptions { shares, ..options("here") }, "1.0"),
+        (ScenesOptions { held_out: Some(String::new()), ..options("here") }, "1.0"),
+    ] {
+        assert_ne!(one, fingerprint(&other, &versions(noto)), "{other:?}, {noto}");
+    }
 }
