@@ -41,6 +41,8 @@ struct Header {
     plateau: Plateau,
     scales: Option<Scales>,
     good: Option<Good>,
+    #[serde(default)]
+    followed: bool,
     text: String,
 }
 
@@ -70,6 +72,7 @@ pub(crate) fn to_bytes(state: &State, text: &str) -> Result<Vec<u8>> {
         plateau: state.plateau.clone(),
         scales: state.scales.clone(),
         good: state.good,
+        followed: state.followed,
         text: text.to_string(),
     };
     KIND.write(&header, views)
@@ -152,6 +155,7 @@ fn old_header(bytes: &[u8]) -> Result<Option<Header>> {
         plateau: serde_json::from_str(meta("plateau").context("the checkpoint has no plateau")?)?,
         scales: meta("scales").map(|json| serde_json::from_str(json)).transpose()?,
         good: None,
+        followed: false,
         text: String::new(),
     }))
 }
@@ -182,6 +186,7 @@ fn state(header: Header, tensors: &SafeTensors) -> Result<State> {
         plateau: header.plateau,
         scales: header.scales,
         good: header.good,
+        followed: header.followed,
         losses: Default::default(),
     };
     check(&state)?;
@@ -246,7 +251,8 @@ pub(crate) mod tests {
         (0..1000).for_each(|step| drop(scales.follow(step, &[1][..usize::from(step % 300 == 7)], true)));
         let good = Some(Good { step: step / 3, lowest: 0.1 });
         let (weights, average, scales) = (weight(1.0), weight(2.0), Some(scales));
-        State { step, weights, average, adam, plateau, scales, good, losses: Default::default() }
+        let (followed, losses) = (step % 2 == 1, Default::default());
+        State { step, weights, average, adam, plateau, scales, good, followed, losses }
     }
 
     fn error(bytes: &[u8]) -> String {
@@ -290,7 +296,7 @@ pub(crate) mod tests {
     #[test]
     fn a_checkpoint_from_before_checksums_is_read() {
         let read = Checkpoint::from_bytes(&of_format("2")).unwrap();
-        assert_eq!((read.state, read.text), (State { good: None, ..state(5) }, None));
+        assert_eq!((read.state, read.text), (State { good: None, followed: false, ..state(5) }, None));
         assert!(error(&of_format("1")).contains("format version 1; this program reads 2 to 3"));
     }
 

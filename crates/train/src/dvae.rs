@@ -133,6 +133,11 @@ impl Task for DvaeTask<'_> {
         Ok((pictures, self.noise(Purpose::Gumbel, step).skip_rows(part * share * self.cells())))
     }
 
+    /// β has risen.
+    fn settled(&self) -> u64 {
+        self.config.relax.beta_steps
+    }
+
     /// One for the whole graph (paper §A.2).
     fn scales(&self, _: &Dvae) -> Option<Scales> {
         let format = self.config.train_dvae.storage.format()?;

@@ -58,6 +58,11 @@ pub trait Task: Sync {
     ) -> Result<Gradient> {
         mean_gradient(parts, |part| self.gradient(model, self.batch(step, part)?, step, scales))
     }
+    /// The update from which on the loss is one and the same function: the weights of its parts may change until then, and losses
+    /// from before cannot be compared with later ones.
+    fn settled(&self) -> u64 {
+        0
+    }
     /// Bounds on weights, laid on after each update.
     fn constrain(&self, _: &mut [HostTensor]) {}
     /// Figures on held-out data.
@@ -83,6 +88,8 @@ pub struct State {
     pub scales: Option<Scales>,
     /// The last good checkpoint.
     pub good: Option<Good>,
+    /// Whether the average has followed what the next update starts from: an update that failed has left it so.
+    pub followed: bool,
     /// Training losses since the last checkpoint. Not saved: it only helps to choose good checkpoints.
     pub losses: Losses,
 }
@@ -91,17 +98,18 @@ impl State {
     fn new(weights: Vec<HostTensor>, roles: &[Role], moments: Moments, scales: Option<Scales>) -> State {
         let (average, adam) = (weights.clone(), AdamW::new(&weights, roles, moments));
         let (plateau, losses) = (Plateau::default(), Losses::default());
-        State { step: 0, weights, average, adam, plateau, scales, good: None, losses }
+        State { step: 0, weights, average, adam, plateau, scales, good: None, followed: false, losses }
     }
 
-    /// Decides whether the checkpoint of this state is a good one: the loss before it has not risen.
-    fn judge(&mut self) {
+    /// Decides whether the checkpoint of this state is a good one: the loss before it has not risen, compared with losses
+    /// behind the update `settled`.
+    fn judge(&mut self, settled: u64) {
         let Losses { sum, n } = std::mem::take(&mut self.losses);
         if n == 0 {
             return;
         }
         let mean = sum / n as f64;
-        let lowest = self.good.map_or(mean, |good| good.lowest);
+        let lowest = self.good.filter(|good| good.step > settled).map_or(mean, |good| good.lowest);
         if mean <= lowest + RISEN * lowest.abs() {
             self.good = Some(Good { step: self.step, lowest: lowest.min(mean) });
         }
@@ -182,7 +190,7 @@ pub fn fit<T: Task>(
         }
         let stopped = control.stop.load(Ordering::Relaxed);
         if last || stopped || step.is_multiple_of(config.checkpoint_every) {
-            trainer.state.judge();
+            trainer.state.judge(task.settled());
             run.write_checkpoint(&trainer.state)?;
         }
         if stopped && !last {
@@ -245,6 +253,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         let (step, config, state) = (self.state.step, self.config, &mut self.state);
         let scales = state.scales.as_ref().map(Scales::values);
         // The average follows what this update starts from while the gradient is computed: nobody waits for it (paper §B.2).
+        // If the update fails, the next attempt finds that done.
+        let is_due = !std::mem::replace(&mut state.followed, true);
         let (average, weights) = (&mut state.average, &state.weights);
         let (gradient, ()) = parallel::join(
             || {
@@ -252,7 +262,11 @@ impl<'a, T: Task> Trainer<'a, T> {
                     self.task.batch_gradient(&self.model, step, config.micro_batches, scales.as_deref())
                 })
             },
-            || self.cpu.scope(|| follow(average, weights, config, step)),
+            || {
+                if is_due {
+                    self.cpu.scope(|| follow(average, weights, config, step));
+                }
+            },
         );
         let gradient = checked(gradient?, step, scales.as_ref().map_or(0, Vec::len))?;
         self.entering.clone_from(&gradient.entering);
@@ -261,7 +275,7 @@ impl<'a, T: Task> Trainer<'a, T> {
                 .follow(step, &gradient.overflowed, gradient.is_finite())
                 .map_err(|error| Diverged(error.to_string()))?
         {
-            state.step += 1;
+            (state.step, state.followed) = (step + 1, false);
             return Ok(Metrics::new());
         }
         let lr = learning_rate(config, step, &state.plateau);
@@ -276,7 +290,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.task.constrain(&mut state.weights);
         state.losses.add(gradient.loss);
         state.plateau.follow(gradient.loss, config.eval_every, config.lr_end / config.lr);
-        state.step += 1;
+        (state.step, state.followed) = (step + 1, false);
         self.model = import(self.model.clone(), &state.weights)?;
         let mut figures = gradient.figures;
         figures.extend([("lr", lr), ("gradient_norm", norm)]);

@@ -28,8 +28,10 @@ use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences}
 const KEEP: usize = 2;
 /// Locked by the process that owns the folder; says which it is.
 const LOCK_FILE: &str = "owner.lock";
-/// There if the run has diverged.
+/// There if the run has diverged, until it has a checkpoint of other settings.
 const DIVERGED_FILE: &str = "diverged.json";
+/// The ending of checkpoints that a run has left since it diverged, until it has one of other settings.
+const LEFT: &str = "left";
 
 /// Where a run lives and how it starts.
 #[derive(Debug, Clone, Copy)]
@@ -209,7 +211,7 @@ impl RunDir {
                 fs::remove_dir_all(old)?;
             }
         }
-        Ok(())
+        self.forget_divergence(state.step)
     }
 
     /// Notes that the run has diverged at `state`; says from where it can go on.
@@ -221,16 +223,34 @@ impl RunDir {
         Ok(ways_on(&diverged, self.stage))
     }
 
-    /// Goes back to the last good checkpoint, if the run has diverged; [`check`] has seen that it won't do so again.
+    /// Goes back to the last good checkpoint, if the run has diverged; [`check`] has seen that it won't do so again. Later
+    /// checkpoints are put aside until there is one of the new settings.
     fn leave_divergence(&self, reporter: &dyn Reporter) -> Result<()> {
         let Some(Divergence { step, good, .. }) = read_divergence(&self.path)? else { return Ok(()) };
         if let Some(good) = good {
             for (_, bad) in checkpoints(&self.path)?.iter().filter(|(step, _)| *step > good) {
-                fs::remove_dir_all(bad)?;
+                fs::rename(bad, bad.with_extension(LEFT))?;
             }
             reporter.note(&format!("the run diverged at step {step}: going on from step {good}"));
         }
-        Ok(fs::remove_file(self.path.join(DIVERGED_FILE))?)
+        Ok(())
+    }
+
+    /// Removes what is left of a divergence, once there is a checkpoint of `step` behind the one from which the run went on.
+    fn forget_divergence(&self, step: u64) -> Result<()> {
+        match read_divergence(&self.path)? {
+            Some(Divergence { good: Some(good), .. }) if step <= good => return Ok(()),
+            // First, so that a run that is killed here keeps its new checkpoint.
+            Some(_) => fs::remove_file(self.path.join(DIVERGED_FILE))?,
+            None => {}
+        }
+        for entry in fs::read_dir(self.path.join("checkpoints"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == LEFT) && path.join(STATE_FILE).exists() {
+                fs::remove_dir_all(&path)?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn write_sample(&self, step: u64, picture: &RgbImage) -> Result<()> {
@@ -484,15 +504,34 @@ mod tests {
 
         let same = error(dir.path(), TEXT, true);
         assert!(same.contains("diverged at step 50 and would again; continue it from"), "{same}");
-        let smaller = TEXT.replace("0.5", "0.1");
+        let [smaller, smallest] = ["0.1", "0.01"].map(|lr| TEXT.replace("0.5", lr));
         let run = open(dir.path(), &smaller, true).unwrap();
         assert_eq!(run.newest_checkpoint(&Silent).unwrap().unwrap().step, 20);
         assert_eq!(steps(dir.path()), [20]);
         drop(run);
-        drop(open(dir.path(), &smaller, true).unwrap());
+        // Nothing is lost, and settings may change again, until there is a checkpoint of the new ones.
+        let left = ["step_000020", "step_000040.left", "step_000050.left"];
+        assert_eq!(folders(dir.path()), left);
+        assert!(error(dir.path(), TEXT, true).contains("diverged at step 50 and would again"));
+        let run = open(dir.path(), &smallest, true).unwrap();
+        run.write_checkpoint(&good(20, 20)).unwrap(); // as a run does whose first update fails
+        assert_eq!(folders(dir.path()), left);
+        run.write_checkpoint(&good(25, 25)).unwrap();
+        drop(run);
+        assert_eq!(folders(dir.path()), ["step_000020", "step_000025"]);
+        drop(open(dir.path(), &smallest, true).unwrap());
         assert!(
-            error(dir.path(), TEXT, true).contains("belongs to another run"),
+            error(dir.path(), &smaller, true).contains("belongs to another run"),
             "it has not diverged again"
         );
+    }
+
+    /// Names in the folder of checkpoints.
+    fn folders(run: &Path) -> Vec<String> {
+        let entries = fs::read_dir(run.join("checkpoints")).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 }

@@ -255,8 +255,11 @@ fn on_a_plateau_the_step_is_halved_and_a_resumed_run_halves_at_the_same_update()
     (0..150).for_each(|update| assert!((lrs[update] - wanted(update)).abs() < 1e-12, "{update}: {lrs:?}"));
 }
 
-/// A loss that is none, which resblock 3 was the first to show.
-struct Broken;
+/// A loss that is NaN in update `at`, which resblock 3 was the first to show, if it `fails`.
+struct Broken {
+    at: u64,
+    fails: bool,
+}
 
 impl Task for Broken {
     type Model = Linear;
@@ -266,8 +269,12 @@ impl Task for Broken {
         Ok(())
     }
 
-    fn gradient(&self, _: &Linear, (): (), _: u64, _: Option<&[f32]>) -> Result<Gradient> {
-        Ok(Gradient { overflowed: vec![3], ..Gradient::new(Vec::new(), f64::NAN, Vec::new()) })
+    fn gradient(&self, model: &Linear, (): (), step: u64, _: Option<&[f32]>) -> Result<Gradient> {
+        if self.fails && step == self.at {
+            return Ok(Gradient { overflowed: vec![3], ..Gradient::new(Vec::new(), f64::NAN, Vec::new()) });
+        }
+        let values = export(model).iter().map(|weight| vec![1.0; weight.values.len()]).collect();
+        Ok(Gradient::new(values, 1.0, Vec::new()))
     }
 
     fn validate(&self, _: &Linear, _: u64) -> Result<Metrics> {
@@ -280,24 +287,64 @@ impl Task for Broken {
 }
 
 #[test]
-fn a_loss_that_is_none_names_the_first_resblock_and_leaves_a_checkpoint() {
+fn a_loss_that_is_nan_names_the_first_resblock_and_leaves_a_checkpoint() {
+    // Between two checkpoints, and right behind one.
+    for at in [5, 14] {
+        let dir = tempfile::tempdir().unwrap();
+        let run = open(&dir);
+        let task = Broken { at, fails: true };
+        let error = fit(&task, linear(), &config(), &run, control(&AtomicBool::new(false))).err().unwrap();
+        assert!(error.to_string().contains("the loss is NaN; resblock 3"), "{error}");
+        assert_eq!(run.newest_checkpoint(&Silent).unwrap().unwrap().step, at);
+    }
+}
+
+/// The average follows while the gradient is computed that then fails: once more it must not.
+#[test]
+fn a_run_goes_on_from_a_failed_update_to_the_same_bits() {
+    let steps = |trainer: &mut Trainer<Broken>, n| (0..n).for_each(|_| drop(trainer.step().unwrap()));
+    let (config, at) = (config(), 5);
+    let [whole, failing] = [false, true].map(|fails| Broken { at, fails });
+    let mut wanted = Trainer::new(&whole, linear(), &config, None).unwrap();
+    steps(&mut wanted, 9);
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
-    let error =
-        fit(&Broken, linear(), &config(), &run, control(&AtomicBool::new(false))).err().unwrap().to_string();
-    assert!(error.contains("the loss is NaN; resblock 3"), "{error}");
-    assert_eq!(run.newest_checkpoint(&Silent).unwrap().unwrap().step, 0);
+    let mut trainer = Trainer::new(&failing, linear(), &config, None).unwrap();
+    steps(&mut trainer, at);
+    assert!(trainer.step().is_err());
+    run.write_checkpoint(&trainer.state).unwrap();
+    let saved = run.newest_checkpoint(&Silent).unwrap();
+    let mut resumed = Trainer::new(&whole, linear(), &config, saved).unwrap();
+    steps(&mut resumed, 9 - at);
+    assert_eq!(resumed.state.weights, wanted.state.weights);
+    assert_eq!(resumed.state.average, wanted.state.average);
+}
+
+/// β rises over the first 20 updates, and the loss with it.
+#[test]
+fn losses_from_before_the_objective_settled_are_not_compared_with() {
+    let mut state = Trainer::new(&Diverging, linear(), &config(), None).unwrap().state;
+    let mut good = |step, loss, settled| {
+        (state.step, state.losses) = (step, Losses { sum: loss, n: 1 });
+        state.judge(settled);
+        state.good.unwrap().step
+    };
+    let rising = [(10, 1.0), (20, 2.0), (30, 3.0), (40, 2.9), (50, 4.0)];
+    assert_eq!(rising.map(|(step, loss)| good(step, loss, 20)), [10, 20, 30, 40, 40]);
 }
 
 #[test]
 fn a_checkpoint_of_another_shape_or_kind_is_refused() {
     let config = config();
     let of_scaled = Trainer::new(&Overflowing(|_| false), linear(), &config, None).unwrap().state;
-    let error = Trainer::new(&Broken, linear(), &config, Some(of_scaled)).err().unwrap().to_string();
+    let error = Trainer::new(&Broken { at: 0, fails: true }, linear(), &config, Some(of_scaled))
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("gradient scales of Some(4) resblocks, wanted None"), "{error}");
     let wide = Linear::new(&mut Init::new(1, &Device::default()), [3, 1], 0.1);
-    let of_wide = Trainer::new(&Broken, wide, &config, None).unwrap().state;
-    let error = Trainer::new(&Broken, linear(), &config, Some(of_wide)).err().unwrap();
+    let of_wide = Trainer::new(&Broken { at: 0, fails: true }, wide, &config, None).unwrap().state;
+    let error = Trainer::new(&Broken { at: 0, fails: true }, linear(), &config, Some(of_wide)).err().unwrap();
     assert!(format!("{error:#}").contains("the checkpoint is of another model"), "{error:#}");
 }
 
