@@ -178,15 +178,15 @@ pub fn fit<T: Task>(
     while trainer.state.step < config.steps {
         let figures = trainer.step().map_err(|error| failed(error, &trainer.state, run))?;
         let step = trainer.state.step;
-        log.train(step, &figures, config)?;
+        log.train(step, &figures, config);
         if let Some(scales) = &trainer.state.scales {
-            log.scales(step, scales.log2(), &trainer.entering, config)?;
+            log.scales(step, scales.log2(), &trainer.entering, config);
         }
         let last = step == config.steps;
         if last || step.is_multiple_of(config.eval_every) {
             let averaged = trainer.averaged()?;
-            log.validation(step, &task.validate(&averaged, step)?)?;
-            run.write_sample(step, &task.picture(&averaged)?)?;
+            log.validation(step, &task.validate(&averaged, step)?);
+            log.note(run.write_sample(step, &task.picture(&averaged)?));
         }
         let stopped = control.stop.load(Ordering::Relaxed);
         if last || stopped || step.is_multiple_of(config.checkpoint_every) {

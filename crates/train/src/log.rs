@@ -19,6 +19,8 @@ pub type Metrics = Vec<(&'static str, f64)>;
 /// The outputs of one run.
 pub struct Log<'a> {
     reporter: &'a dyn Reporter,
+    /// Whether something could not be written, which is said once.
+    is_incomplete: bool,
     steps: u64,
     /// The last mean loss, for people.
     detail: String,
@@ -41,6 +43,7 @@ impl<'a> Log<'a> {
         let events = EventWriter::create(dir, step)?;
         Ok(Log {
             reporter,
+            is_incomplete: false,
             steps,
             detail: String::new(),
             metrics,
@@ -54,7 +57,7 @@ impl<'a> Log<'a> {
     }
 
     /// Counts a training step, without figures one that was skipped; every `log_every` steps writes the figures' means.
-    pub fn train(&mut self, step: u64, figures: &[(&'static str, f64)], config: &FitConfig) -> Result<()> {
+    pub fn train(&mut self, step: u64, figures: &[(&'static str, f64)], config: &FitConfig) {
         match (figures.is_empty(), self.sums.is_empty()) {
             (true, _) => self.n_skipped += 1,
             (_, true) => self.sums = figures.to_vec(),
@@ -63,7 +66,7 @@ impl<'a> Log<'a> {
         self.n_sums += u32::from(!figures.is_empty());
         self.progress(step);
         if !step.is_multiple_of(config.log_every) {
-            return Ok(());
+            return;
         }
         let n = f64::from(std::mem::take(&mut self.n_sums));
         let skipped = std::mem::take(&mut self.n_skipped);
@@ -77,12 +80,12 @@ impl<'a> Log<'a> {
             self.detail = format!("loss {:.4}", means[0].1);
             self.progress(step);
         }
-        self.write("train", step, &means)
+        self.write("train", step, &means);
     }
 
     /// Every `log_every` steps writes the gradient scales and the sizes of the gradients toward resblocks, both as binary
     /// logarithms, first resblock first.
-    pub fn scales(&mut self, step: u64, scales: &[f64], entering: &[f64], config: &FitConfig) -> Result<()> {
+    pub fn scales(&mut self, step: u64, scales: &[f64], entering: &[f64], config: &FitConfig) {
         if step.is_multiple_of(config.log_every) {
             let [scales, entering] =
                 [scales, entering].map(|all| all.iter().map(|x| (x * 1e3).round() / 1e3));
@@ -92,20 +95,30 @@ impl<'a> Log<'a> {
                 "scale_log2": scales.collect::<Vec<_>>(),
                 "gradient_log2": entering.collect::<Vec<_>>(),
             });
-            writeln!(self.metrics, "{line}")?;
-            self.metrics.flush()?;
+            let written = self.write_line(&line);
+            self.note(written);
         }
-        Ok(())
     }
 
     /// Writes figures on held-out data.
-    pub fn validation(&mut self, step: u64, figures: &Metrics) -> Result<()> {
+    pub fn validation(&mut self, step: u64, figures: &Metrics) {
         if figures.is_empty() {
-            return Ok(());
+            return;
         }
         let text: Vec<String> = figures.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
         self.reporter.note(&format!("step {step}: {}", text.join(", ")));
-        self.write("val", step, figures)
+        self.write("val", step, figures);
+    }
+
+    /// Takes note of whether something for people was `written`: a run goes on without it, and says so once.
+    pub fn note(&mut self, written: Result<()>) {
+        if let Err(error) = written
+            && !std::mem::replace(&mut self.is_incomplete, true)
+        {
+            self.reporter.note(&format!(
+                "warning: {error:#}; training goes on, but its metrics and samples will be incomplete"
+            ));
+        }
     }
 
     fn progress(&self, step: u64) {
@@ -113,12 +126,18 @@ impl<'a> Log<'a> {
         self.reporter.progress(Progress { task: "training", done: step, total: *steps, detail });
     }
 
-    fn write(&mut self, split: &str, step: u64, figures: &Metrics) -> Result<()> {
+    fn write(&mut self, split: &str, step: u64, figures: &Metrics) {
         let mut line = Map::from_iter([("step".into(), json!(step)), ("split".into(), json!(split))]);
         line.extend(figures.iter().map(|(name, value)| (name.to_string(), json!(value))));
-        writeln!(self.metrics, "{}", Value::Object(line))?;
-        self.metrics.flush()?;
-        self.events.scalars(split, step, figures)
+        let written = self.write_line(&Value::Object(line));
+        self.note(written);
+        let written = self.events.scalars(split, step, figures).context("cannot write the events");
+        self.note(written);
+    }
+
+    fn write_line(&mut self, line: &Value) -> Result<()> {
+        let written = writeln!(self.metrics, "{line}").and_then(|()| self.metrics.flush());
+        written.context("cannot write metrics.jsonl")
     }
 }
 
@@ -135,7 +154,45 @@ fn lines_up_to(path: &Path, step: u64) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
+    use crate::config::Config;
+
+    /// Keeps what it is told.
+    #[derive(Default)]
+    struct Told(Mutex<Vec<String>>);
+
+    impl Reporter for Told {
+        fn note(&self, text: &str) {
+            self.0.lock().unwrap().push(text.to_string());
+        }
+
+        fn progress(&self, _: Progress) {}
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_said_once_and_lines_are_written_again_once_there_is_room() {
+        let (dir, told) = (tempfile::tempdir().unwrap(), Told::default());
+        let config = FitConfig { log_every: 1, ..Config::resolve("tiny", &[]).unwrap().train_dvae };
+        let mut log = Log::open(dir.path(), 0, 9, &told).unwrap();
+        let full = || BufWriter::new(File::options().write(true).open("/dev/full").unwrap());
+        let metrics = std::mem::replace(&mut log.metrics, full());
+        log.train(1, &[("loss", 1.0)], &config);
+        log.scales(1, &[13.0], &[], &config);
+        log.note(Err(anyhow::anyhow!("cannot write a sample")));
+        log.train(2, &[("loss", 1.0)], &config);
+        drop(std::mem::replace(&mut log.metrics, metrics));
+        log.train(3, &[("loss", 1.0)], &config);
+        let told = told.0.into_inner().unwrap();
+        assert!(
+            told.len() == 1 && told[0].starts_with("warning: cannot write metrics.jsonl: No space"),
+            "{told:?}"
+        );
+        let lines = fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
+        assert!(lines.lines().count() == 1 && lines.contains("\"step\":3"), "{lines}");
+    }
 
     #[test]
     fn lines_behind_the_checkpoint_and_half_lines_go() {
