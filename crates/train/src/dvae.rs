@@ -80,10 +80,10 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
 }
 
 /// A data set; what had to be passed over is reported.
-pub(crate) fn open_dataset(data: &Path, reporter: &dyn Reporter) -> Result<Dataset> {
+pub fn open_dataset(data: &Path, reporter: &dyn Reporter) -> Result<Dataset> {
     let dataset = Dataset::open(data)?;
     if dataset.skipped.total() > 0 {
-        reporter.note(&dataset.skipped.to_string());
+        reporter.note(&format!("{}: {}", data.display(), dataset.skipped));
     }
     Ok(dataset)
 }

@@ -33,7 +33,7 @@ mod tokens;
 pub use bpe::train_bpe;
 pub use capacity::{Need, Stage};
 pub use config::{ChainConfig, Config, DataConfig, Encoding, FitConfig, RelaxConfig, Storage};
-pub use dvae::train_dvae;
+pub use dvae::{open_dataset, train_dvae};
 pub use encode::{EncodeInputs, encode, held_out_codes, held_out_pictures, held_out_subjects};
 pub use fit::{Outcome, Task, Trainer};
 pub use gradient::{Gradient, Loss, differentiate};

@@ -1,12 +1,14 @@
 //! `tessera eval` of sets of pictures: what it measures, what it refuses, and that it goes on where it was stopped.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use serde_json::Value;
 
 use super::pipeline::pipeline;
-use super::program::{arg, entries, fixture, folder, mistake, picture, succeed};
+use super::program::{Said, arg, command, entries, fixture, folder, mistake, picture, succeed};
 
 /// A split of the fixture.
 fn split(name: &str) -> String {
@@ -184,6 +186,39 @@ fn distances_are_measured_with_and_without_pictures_that_training_has_seen() {
     let rerank = ["--rerank", &pipeline().reranker()];
     let error = mistake(dir.path(), &[&all[..], &rerank].concat());
     assert!(error.contains("0 held-out pictures are left; wanted at least 2: raise --threshold"), "{error}");
+}
+
+#[test]
+fn what_of_a_data_set_is_passed_over_is_said() {
+    let (pipeline, dir) = (pipeline(), folder());
+    let set = overlapping(dir.path());
+    image::RgbImage::new(9, 9).save(dir.path().join("set/stray.png")).unwrap();
+    let (model, reranker) = (pipeline.model(), pipeline.reranker());
+    let (recon, rerank) = (["--model", &model], ["--rerank", &reranker]);
+    let report = ["--drawings", "d", "--judge", "none"]; // and ends where it misses the judge
+    for (what, flags) in
+        [("recon", &recon[..]), ("retrieval", &rerank), ("overlap", &rerank), ("report", &report)]
+    {
+        let args = [&["eval", what, "--data", &set], flags].concat();
+        let said = Said::of(command(dir.path(), &args).output().unwrap());
+        assert!(said.stderr.contains("skipped 1: 1 picture beside the tars"), "{what}: {}", said.stderr);
+    }
+}
+
+#[test]
+fn statistics_of_real_pictures_come_from_standard_input() {
+    let dir = folder();
+    let (train, reranker) = (split("train"), pipeline().reranker());
+    let mut child = command(dir.path(), &["eval", "fid", "-", &train, "--rerank", &reranker])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let statistics = fs::read(Path::new(&fixture()).join("../eval/statistics.npz")).unwrap();
+    child.stdin.take().unwrap().write_all(&statistics).unwrap();
+    let error = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+    // They are read, and are those of another network.
+    assert!(error.contains("/dev/stdin, mu: shape [2]; wanted [32]"), "{error}");
 }
 
 /// The pipeline's model with its reranker, and another reranker to judge.

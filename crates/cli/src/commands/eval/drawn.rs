@@ -16,8 +16,8 @@ use tessera_eval::{
 use tessera_model::rerank::Reranker;
 use tessera_model::{Sampling, Tessera};
 
-use super::measured_tessera;
 use super::protocol::{dm_gan, inception, reranker};
+use super::{measured_tessera, open};
 use crate::args::{self, Drawn};
 use crate::commands::draw::meant;
 use crate::commands::output::{Content, Outputs};
@@ -32,7 +32,7 @@ pub fn curve(data: &Path, args: &Drawn, sampling: &args::Sampling, out: &Path) -
     let outputs = Outputs::check(&[(out, Content::Plot)], args.json)?;
     let models = Models::open(args)?;
     let sampling = meant(sampling, &models.tessera)?;
-    let curve = models.curve_of(&Dataset::open(data)?, args, &sampling)?;
+    let curve = models.curve_of(&open(data)?, args, &sampling)?;
     atomic::write(out, plot_curve(&curve)?.as_bytes())?;
     print(args, &sampling, &curve, &outputs)
 }

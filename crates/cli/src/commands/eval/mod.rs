@@ -20,12 +20,13 @@ use tessera_eval::{
 use tessera_kernels::decode::Weights as Kept;
 use tessera_model::weights::ModelFile;
 use tessera_model::{Request, Sampling, Tessera};
-use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
+use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects, open_dataset};
 
 use super::draw::{enlarge, meant};
 use super::output::{Content, Outputs, write_picture};
 use super::{cpu, model_file, say, tessera_of};
 use crate::args::{self, Eval, EvalArgs, Numbers, PaperSampling, Weights};
+use crate::reporter::Terminal;
 use crate::stderr::note;
 
 /// Captions on a sheet of drawings.
@@ -145,12 +146,17 @@ fn as_in_the_paper(flags: PaperSampling) -> Sampling {
     Sampling { temperature, top_k, top_p, guidance }
 }
 
+/// A data set; what was passed over is said.
+fn open(data: &Path) -> Result<Dataset> {
+    open_dataset(data, &Terminal::default())
+}
+
 fn held_out(args: &EvalArgs) -> Result<Vec<Sample>> {
     held_out_of(&args.data)
 }
 
 fn held_out_of(data: &Path) -> Result<Vec<Sample>> {
-    let dataset = Dataset::open(data)?;
+    let dataset = open(data)?;
     match dataset.val.is_empty() {
         true => bail!("{} holds out no pictures; make the data set with --holdout 5", data.display()),
         false => Ok(dataset.val),

@@ -8,6 +8,7 @@ use tessera_data::{Dataset, Purpose, Sample, item_rng};
 use tessera_eval::{Features, Gaussian, OverlapSearch, Report, Vectors, fid, kid, split_by_overlap};
 use tessera_train::grid;
 
+use super::open;
 use super::protocol::with_network;
 use super::sets::{TOGETHER, print_beside, seen, unchanged};
 use crate::args::Network;
@@ -25,7 +26,7 @@ pub fn measure_overlap(
     out: &Path,
 ) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Picture)], flags.json)?;
-    let dataset = Dataset::open(data)?;
+    let dataset = open(data)?;
     with_network(flags, |network| {
         let Overlaps { figures, sheet } =
             overlaps(network, &dataset, threshold, fake, flags.work.as_deref())?;

@@ -14,6 +14,7 @@ use tessera_model::dvae::DvaeConfig;
 use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
 use super::drawn::{Models, held_out_captions};
+use super::open;
 use super::overlap::{Overlaps, overlaps};
 use super::sets::{Blurs, Embedded, blur_figures, embedded, held_out_pairs};
 use crate::args::{Drawn, Sampling};
@@ -32,7 +33,7 @@ const SAME: f32 = 0.95;
 
 pub fn run(data: &Path, args: &Drawn, sampling: &Sampling, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Page)], false)?;
-    let dataset = Dataset::open(data)?;
+    let dataset = open(data)?;
     let captions = held_out_captions(&dataset, args.captions)?;
     let models = Models::open(args)?;
     let file = model_file(args.model.as_deref())?;
