@@ -8,6 +8,7 @@ use image::RgbImage;
 use rand_chacha::rand_core::Rng;
 use tessera_data::{Augment, Dataset, Purpose, Sample, augment, batch_indices, item_rng};
 use tessera_eval::{recon, relaxation_gap};
+use tessera_kernels::parallel::*;
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 
@@ -20,7 +21,7 @@ use crate::picture::{from_floats, grid, to_floats};
 use crate::precision::{Rules, Scales, Scaling};
 use crate::reporter::{Control, Reporter};
 use crate::run_dir::{Initial, RunDir, RunOptions};
-use crate::samples::TrainSamples;
+use crate::samples::{TrainSamples, ensure_large_enough};
 
 /// Columns of the sample sheet; originals stand above reconstructions.
 const SAMPLES: usize = 16;
@@ -41,9 +42,10 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     let side = config.dvae.image_size as u32;
     let floats = |sample: &Sample| centre(sample, side);
     let held_out = if dataset.val.is_empty() { &dataset.train } else { &dataset.val };
+    ensure_large_enough(held_out, side)?;
     let val = held_out.iter().map(floats).collect::<Result<Vec<_>>>()?;
     let fingerprint = dataset.fingerprint();
-    let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train)?;
+    let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
     let task = DvaeTask { config, seed, train, val, device: Device::default() };
     let (initial, named) = options.initial(control.reporter)?;
     let inputs: Vec<_> = [("data", fingerprint), task.train.scenes()?].into_iter().chain(named).collect();
@@ -123,13 +125,14 @@ impl Task for DvaeTask<'_> {
         let share = config.batch / config.micro_batches;
         let indices = batch_indices(self.train.len(), config.batch, step, self.seed);
         let side = self.config.dvae.image_size as u32;
-        let crop = self.config.data.dvae_crop;
-        let mut pictures = Vec::new();
-        for (slot, &index) in indices.iter().enumerate().skip(part * share).take(share) {
+        let crop = |slot: usize| -> Result<Vec<f32>> {
+            let sample = self.train.get(indices[slot])?;
             let mut rng = item_rng(self.seed, Purpose::Augment, step, slot as u64);
-            let image = augment(&self.train.get(index)?.image, side, crop, &mut rng)?;
-            pictures.extend(to_floats(&image));
-        }
+            let image = augment(&sample.image, side, self.config.data.dvae_crop, &mut rng);
+            Ok(to_floats(&image.with_context(|| format!("picture {}", sample.key))?))
+        };
+        let slots = (part * share..(part + 1) * share).into_par_iter();
+        let pictures = slots.map(crop).collect::<Result<Vec<_>>>()?.concat();
         Ok((pictures, self.noise(Purpose::Gumbel, step).skip_rows(part * share * self.cells())))
     }
 
@@ -236,6 +239,25 @@ mod tests {
                 assert!((got - wanted).abs() < 1e-6, "step {step}: {got}, wanted {wanted}");
             }
         });
+    }
+
+    /// Pictures are cropped on many threads: each by its own random numbers, in the order of the batch.
+    #[test]
+    fn a_batch_has_the_crops_of_its_slots_in_order_whatever_the_parts() {
+        let pictures = |parts: usize, part| {
+            with_task(&[&format!("train_dvae.micro_batches={parts}")], |task| task.batch(7, part).unwrap().0)
+        };
+        let whole = pictures(1, 0);
+        with_task(&[], |task| {
+            let indices = batch_indices(task.train.len(), 16, 7, 3);
+            for (slot, got) in whole.chunks(3 * 32 * 32).enumerate() {
+                let mut rng = item_rng(3, Purpose::Augment, 7, slot as u64);
+                let image = &task.train.get(indices[slot]).unwrap().image;
+                let wanted = augment(image, 32, task.config.data.dvae_crop, &mut rng).unwrap();
+                assert!(got == to_floats(&wanted), "slot {slot}");
+            }
+        });
+        assert_eq!(whole, (0..4).flat_map(|part| pictures(4, part)).collect::<Vec<_>>());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::picture::{from_floats, to_floats};
 use crate::prior::labelled_codes;
 use crate::reporter::{Progress, Reporter, Silent};
 use crate::run_dir::read_model;
+use crate::samples::ensure_large_enough;
 
 /// Pictures encoded at once.
 const BATCH: usize = 32;
@@ -50,6 +51,9 @@ pub fn encode(
     let config = file.config.dvae.clone().context("the file holds no dVAE")?;
     ensure!(config.vocab <= 1 << 16, "code shards hold 16-bit codes; this dVAE has {}", config.vocab);
     let dataset = open_dataset(data, reporter)?;
+    Split::ALL
+        .iter()
+        .try_for_each(|&split| ensure_large_enough(dataset.split(split), config.image_size as u32))?;
     let (mut pictures, mut tokens) = (0, 0);
     for split in Split::ALL {
         let samples = dataset.split(split);

@@ -31,7 +31,7 @@ use crate::precision::{Rules, Scales};
 use crate::reporter::{Control, Reporter};
 use crate::rerank::read_tokenizer;
 use crate::run_dir::{Initial, RunDir, RunOptions, read_model, warn_unverified};
-use crate::samples::TrainSamples;
+use crate::samples::{TrainSamples, ensure_large_enough};
 use crate::tokens::{Draws, Example, OnlineEncoder, TokenSource};
 
 /// Held-out captions that are drawn at each validation, and drawings of each.
@@ -166,8 +166,9 @@ fn online(config: &Config, data: &Path, dvae: &Path, bpe: &Bpe, reporter: &dyn R
     let dvae = dvae_file.dvae(&Device::default())?;
     let dataset = open_dataset(data, reporter)?;
     let name = ("data", dataset.fingerprint());
+    ensure_large_enough(&dataset.val, config.image_size as u32)?;
     let val = held_out_codes(&dataset.val, &dvae, &config, bpe)?;
-    let samples = TrainSamples::open(scenes, dataset.train)?;
+    let samples = TrainSamples::open(scenes, dataset.train, config.image_size as u32)?;
     let tokens = TokenSource::Online(Box::new(OnlineEncoder::new(samples, dvae, config)?));
     Ok(Source { tokens, val, dvae_file, name })
 }

@@ -29,7 +29,7 @@ use crate::log::Metrics;
 use crate::picture::{from_floats, grid, to_floats};
 use crate::reporter::Control;
 use crate::run_dir::{Initial, RunDir, RunOptions, read_model};
-use crate::samples::TrainSamples;
+use crate::samples::{TrainSamples, ensure_large_enough};
 
 /// The file that a run writes.
 const FILE: &str = "rerank.tessera.safetensors";
@@ -86,7 +86,9 @@ pub fn train_rerank(
     let fingerprint = dataset.fingerprint();
     let captions = dataset.train.iter_mut().flat_map(|sample| &mut sample.captions);
     cut_captions(captions, &bpe, config.rerank.max_caption(), control.reporter)?;
-    let val = dataset.val.iter().map(|sample| pair(sample, config.rerank.image_size as u32));
+    let side = config.rerank.image_size as u32;
+    ensure_large_enough(&dataset.val, side)?;
+    let val = dataset.val.iter().map(|sample| pair(sample, side));
     let val = val.collect::<Result<Vec<_>>>()?;
     let device = Device::default();
     let share = config.data.reconstructed;
@@ -103,7 +105,7 @@ pub fn train_rerank(
             (Some(dvae), Some(("dVAE", file.fingerprint()?)))
         }
     };
-    let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train)?;
+    let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
     let task = RerankTask { config, seed: options.seed, bpe: &bpe, train, dvae, val };
     let (initial, named) = options.initial(control.reporter)?;
     let inputs = [("data", fingerprint), task.train.scenes()?, ("tokenizer", hash(&json))];

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tessera_data::Sample;
 use tessera_data::sources::{Scenes, ScenesOptions, Shares};
@@ -40,9 +40,21 @@ pub(crate) enum TrainSamples {
 }
 
 impl TrainSamples {
-    /// The scenes of the config if it asks for some, else the `stored` samples of the data set.
-    pub fn open(scenes: Option<&ScenesConfig>, stored: Vec<Sample>) -> Result<Self> {
-        let Some(config) = scenes else { return Ok(Self::Stored(stored)) };
+    /// The scenes of the config if it asks for some, else the `stored` samples of the data set, for a model whose pictures are
+    /// `side` pixels wide and high.
+    ///
+    /// # Errors
+    /// If pictures are smaller than the model's, or the scenes' packages cannot be read.
+    pub fn open(scenes: Option<&ScenesConfig>, stored: Vec<Sample>, side: u32) -> Result<Self> {
+        let Some(config) = scenes else {
+            ensure_large_enough(&stored, side)?;
+            return Ok(Self::Stored(stored));
+        };
+        ensure!(
+            config.size >= side,
+            "data.scenes: size = {}: wanted at least {side}, the width of the model's pictures",
+            config.size
+        );
         let ScenesConfig { packages, size, seed, shares } = config.clone();
         let options = ScenesOptions { seed, shares, ..ScenesOptions::new(&packages, size) };
         Ok(Self::Scenes(Box::new(Scenes::open(options).context("data.scenes")?)))
@@ -64,15 +76,7 @@ impl TrainSamples {
         }
     }
 
-    /// The samples in memory; scenes have none.
-    pub fn stored(&self) -> &[Sample] {
-        match self {
-            Self::Stored(samples) => samples,
-            Self::Scenes(_) => &[],
-        }
-    }
-
-    /// The samples in memory, to be changed.
+    /// The samples in memory, to be changed; scenes have none.
     pub fn stored_mut(&mut self) -> &mut [Sample] {
         match self {
             Self::Stored(samples) => samples,
@@ -89,21 +93,49 @@ impl TrainSamples {
     }
 }
 
+/// Sees that a model whose pictures are `side` pixels wide and high can be given all of `samples`.
+pub(crate) fn ensure_large_enough(samples: &[Sample], side: u32) -> Result<()> {
+    let is_small = |sample: &&Sample| sample.image.width().min(sample.image.height()) < side;
+    let Some(first) = samples.iter().find(is_small) else { return Ok(()) };
+    let (n, (width, height)) = (samples.iter().filter(is_small).count(), first.image.dimensions());
+    bail!(
+        "{n} of {} pictures are smaller than the model's {side}x{side} pixels, first {} with {width}x{height}: make the data set \
+         again with a --size of at least {side} and, if the pictures themselves are small, --enlarge; or choose a model of \
+         smaller pictures",
+        samples.len(),
+        first.key
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn stored_samples_are_read_by_index_and_no_further() {
-        let sample = |key: &str| Sample {
+    fn sample(key: &str, [width, height]: [u32; 2]) -> Sample {
+        Sample {
             key: key.to_string(),
-            image: image::RgbImage::new(1, 1),
+            image: image::RgbImage::new(width, height),
             captions: Vec::new(),
             meta: tessera_data::Meta::default(),
-        };
-        let samples = TrainSamples::open(None, vec![sample("a"), sample("b")]).unwrap();
+        }
+    }
+
+    #[test]
+    fn stored_samples_are_read_by_index_and_no_further() {
+        let samples = TrainSamples::open(None, vec![sample("a", [1, 1]), sample("b", [1, 1])], 1).unwrap();
         assert_eq!((samples.len(), samples.get(1).unwrap().key.as_str()), (2, "b"));
         assert!(samples.get(2).is_err());
+    }
+
+    #[test]
+    fn pictures_smaller_than_the_model_are_counted_and_the_first_is_named() {
+        let samples = vec![sample("a", [32, 32]), sample("b", [60, 31]), sample("c", [16, 90])];
+        let error = TrainSamples::open(None, samples, 32).err().unwrap().to_string();
+        let wanted = "2 of 3 pictures are smaller than the model's 32x32 pixels, first b with 60x31: make the data set again";
+        assert!(error.starts_with(wanted) && error.contains("--enlarge"), "{error}");
+        let scenes = ScenesConfig { packages: PathBuf::new(), size: 16, seed: 0, shares: Shares::default() };
+        let error = TrainSamples::open(Some(&scenes), Vec::new(), 32).err().unwrap().to_string();
+        assert!(error.starts_with("data.scenes: size = 16: wanted at least 32"), "{error}");
     }
 
     #[test]
@@ -114,7 +146,7 @@ mod tests {
             seed: 0,
             shares: Shares::default(),
         };
-        let error = format!("{:#}", TrainSamples::open(Some(&config), Vec::new()).err().unwrap());
+        let error = format!("{:#}", TrainSamples::open(Some(&config), Vec::new(), 128).err().unwrap());
         assert!(error.starts_with("data.scenes: ") && error.contains("runs/fetch_emoji.sh"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use tessera_data::loader::{below, chance, uniform};
-use tessera_data::{Augment, CodeSet, Purpose, Sample, augment, item_rng};
+use tessera_data::{Augment, CodeSet, Purpose, augment, item_rng};
 use tessera_kernels::parallel::*;
 use tessera_model::dvae::{Dvae, DvaeConfig};
 
@@ -35,17 +35,9 @@ pub(crate) struct OnlineEncoder {
 
 impl OnlineEncoder {
     /// # Errors
-    /// If the codebook does not fit 16 bits, or a picture is smaller than the dVAE's.
+    /// If the codebook does not fit 16 bits.
     pub fn new(samples: TrainSamples, dvae: Dvae, config: DvaeConfig) -> Result<OnlineEncoder> {
         ensure!(config.vocab <= 1 << 16, "tokens have 16 bits; this dVAE has {} codes", config.vocab);
-        let side = config.image_size as u32;
-        for Sample { key, image, .. } in samples.stored() {
-            let (width, height) = image.dimensions();
-            ensure!(
-                width.min(height) >= side,
-                "picture {key} has {width}x{height} pixels: wanted at least {side} on its short side; make the data set with a larger --size"
-            );
-        }
         Ok(OnlineEncoder { samples, dvae, config })
     }
 
@@ -177,7 +169,7 @@ impl TokenSource {
 mod tests {
     use burn::tensor::Device;
     use image::RgbImage;
-    use tessera_data::{CodeItem, Meta};
+    use tessera_data::{CodeItem, Meta, Sample};
 
     use super::*;
     use crate::config::Config;
@@ -264,15 +256,5 @@ mod tests {
             share(3)
         );
         assert!((share(1) + share(2) + share(3) - 1.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn pictures_smaller_than_the_model_are_named() {
-        let OnlineEncoder { samples, dvae, config } = wide();
-        let mut samples = samples.stored().to_vec();
-        samples[4].image = RgbImage::new(60, 31);
-        let error =
-            OnlineEncoder::new(TrainSamples::Stored(samples), dvae, config).err().unwrap().to_string();
-        assert!(error.contains("picture 4 has 60x31 pixels: wanted at least 32"), "{error}");
     }
 }
