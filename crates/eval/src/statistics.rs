@@ -1,8 +1,8 @@
 //! Published statistics of a set of pictures: the `.npz` files of pytorch-fid and of DM-GAN's code, with the mean of the features
 //! as `mu` and their covariance as `sigma`. The files do not say whose features they are.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
+use std::fs;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,8 +22,9 @@ const MOST_HEADER: usize = 1 << 16;
 /// If the file is missing or damaged, or has other features.
 pub fn read_statistics(path: &Path, network: &dyn Features) -> Result<Gaussian> {
     let shown = path.display();
-    let file = File::open(path).with_context(|| format!("cannot read {shown}"))?;
-    let mut archive = ZipArchive::new(BufReader::new(file))
+    // Not piece by piece: standard input and pipes are read only once, from front to back.
+    let bytes = fs::read(path).with_context(|| format!("cannot read {shown}"))?;
+    let mut archive = ZipArchive::new(Cursor::new(bytes.as_slice()))
         .with_context(|| format!("{shown} is no .npz file; wanted one with mu and sigma"))?;
     let d = network.dims();
     let mut array = |name: &str, shape: &[usize]| {
@@ -34,7 +35,7 @@ pub fn read_statistics(path: &Path, network: &dyn Features) -> Result<Gaussian> 
 }
 
 /// The values of the array `name` of an archive, which has to have the `wanted` shape.
-fn array(archive: &mut ZipArchive<BufReader<File>>, name: &str, wanted: &[usize]) -> Result<Vec<f64>> {
+fn array(archive: &mut ZipArchive<Cursor<&[u8]>>, name: &str, wanted: &[usize]) -> Result<Vec<f64>> {
     let entry = archive.by_name(&format!("{name}.npy")).context("there is no such array")?;
     let n: usize = wanted.iter().product();
     let mut bytes = Vec::new();

@@ -198,6 +198,7 @@ pub struct Network {
 #[derive(ClapArgs)]
 pub struct Pair {
     /// A folder of real pictures, or a data set; for `fid` also a .npz file of statistics.
+    #[arg(value_parser = input())]
     pub real: PathBuf,
     /// A folder of pictures to measure, or a data set.
     pub fake: PathBuf,

@@ -15,14 +15,17 @@ pub use draw::{Draw, PicturePrompt, Sampling};
 pub use eval::{Drawn, Eval, EvalArgs, Human, Network, Pair, PaperSampling, Protocol, Resizing};
 pub use serve::{Log, Serve};
 
+/// Standard input as a file.
+pub const STDIN: &str = "/dev/stdin";
+
 /// The name of a file to read: `-` is standard input.
 fn input() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().map(|path| if path.as_os_str() == "-" { "/dev/stdin".into() } else { path })
+    PathBufValueParser::new().map(|path| if path.as_os_str() == "-" { STDIN.into() } else { path })
 }
 
 /// A preset's name, or that of a file to read.
 fn config() -> impl TypedValueParser<Value = String> {
-    StringValueParser::new().map(|name| if name == "-" { "/dev/stdin".into() } else { name })
+    StringValueParser::new().map(|name| if name == "-" { STDIN.into() } else { name })
 }
 
 /// The name of a file to write: `-` is standard output.
@@ -318,7 +321,7 @@ pub enum DataSource {
         #[arg(long, default_value_t = 500)]
         val: u64,
         /// Combinations to hold out, one a line, `KIND: THING | WITH`; the embedded model's list if absent.
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", value_parser = input())]
         held_out: Option<PathBuf>,
         /// How often each kind of scene is drawn: plain, attributes, renditions, relations, blends, dressed, panels.
         #[arg(long, value_name = "KIND=WEIGHT", value_delimiter = ',')]
@@ -395,7 +398,7 @@ pub enum TrainTask {
         #[arg(long, value_parser = input())]
         bpe: PathBuf,
         /// A model file with the dVAE that encodes the pictures (`data.encode = "online"`).
-        #[arg(long)]
+        #[arg(long, value_parser = input())]
         dvae: Option<PathBuf>,
     },
     /// The contrastive model that ranks drawings, from a data set.
@@ -468,4 +471,24 @@ pub struct Inspect {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three flags took `-` for a file of that name.
+    #[test]
+    fn a_dash_is_a_file_wherever_one_file_is_read() {
+        let parsed = |args: &str| Args::try_parse_from(args.split(' ')).unwrap().command;
+        let prior = parsed("tessera train prior --data d --run r --bpe - --dvae -");
+        let Command::Train(TrainTask::Prior { bpe, dvae, .. }) = prior else { panic!("another command") };
+        assert_eq!((bpe, dvae), (STDIN.into(), Some(STDIN.into())));
+        let scenes = parsed("tessera data scenes --packages p --out o --held-out -");
+        let Command::Data(DataSource::Scenes { held_out, .. }) = scenes else { panic!("another command") };
+        assert_eq!(held_out, Some(STDIN.into()));
+        let fid = parsed("tessera eval fid - drawn");
+        let Command::Eval(Eval::Fid(pair)) = fid else { panic!("another command") };
+        assert_eq!(pair.real, PathBuf::from(STDIN));
+    }
 }

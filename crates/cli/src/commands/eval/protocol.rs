@@ -9,7 +9,7 @@ use tessera_eval::{
 };
 use tessera_model::rerank::Reranker;
 
-use crate::args::{self, Network, Resizing};
+use crate::args::{self, Network, Resizing, STDIN};
 use crate::commands::model_file;
 
 /// Runs `measure` with the network that the flags name, for figures that have no protocol of their own.
@@ -62,9 +62,10 @@ pub fn reranker(path: Option<&Path>) -> Result<Reranker> {
     file.reranker(&Default::default()).with_context(named)
 }
 
-/// Whether a set is given by its statistics instead of its pictures.
+/// Whether a set is given by its statistics instead of its pictures: standard input can hold nothing else.
 pub fn is_statistics(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npz"))
+    path == Path::new(STDIN)
+        || path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npz"))
 }
 
 /// Mean and covariance of a set: those in a file of statistics, or of what `look` sees in its pictures.
