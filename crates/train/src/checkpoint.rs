@@ -113,7 +113,8 @@ impl Checkpoint {
         Ok(Checkpoint { state: state(header, &tensors)?, text })
     }
 
-    /// `model` with the averaged weights. The inputs that `same` names must be those of the checkpoint, where it knows them.
+    /// `model` with the averaged weights, or with the weights themselves if the run averaged none. The inputs that `same` names
+    /// must be those of the checkpoint, where it knows them.
     ///
     /// # Errors
     /// If the checkpoint is of another model or of one that reads or writes other tokens.
@@ -130,7 +131,9 @@ impl Checkpoint {
             let theirs = theirs.get(name).unwrap_or(&ours);
             ensure!(*theirs == ours, "--init was trained with {name} {theirs}, this run has {ours}");
         }
-        import(model, &self.state.average).context("--init is a checkpoint of another model")
+        let decay = self.text.as_deref().map(|text| same_run::ema(text, stage)).transpose()?.flatten();
+        let weights = if decay == Some(0.0) { &self.state.weights } else { &self.state.average };
+        import(model, weights).context("--init is a checkpoint of another model")
     }
 }
 
@@ -231,6 +234,9 @@ fn words(view: &TensorView) -> Vec<u16> {
 pub(crate) mod tests {
     use std::collections::HashMap;
 
+    use burn::tensor::Device;
+    use tessera_model::nn::{Init, Linear, export};
+
     use super::*;
     use crate::precision::{Rules, Scaling};
 
@@ -308,6 +314,27 @@ pub(crate) mod tests {
         let mut other = state(5);
         other.adam.mean = vec![Buffer::Full(vec![0.1])];
         assert!(check(&other).unwrap_err().to_string().contains("do not fit each other"));
+    }
+
+    /// Such a run ships its weights themselves; the average still holds those of the update before.
+    #[test]
+    fn the_weights_of_a_run_without_an_average_are_taken() {
+        let model = Linear::new(&mut Init::new(1, &Device::default()), [1, 1], 0.1);
+        let filled = |value: f32| {
+            let mut weights = export(&model);
+            weights.iter_mut().for_each(|weight| weight.values.fill(value));
+            weights
+        };
+        let state = State { weights: filled(1.0), average: filled(2.0), ..state(5) };
+        let first = |text: Option<String>| {
+            let checkpoint = Checkpoint { state: state.clone(), text };
+            let model = checkpoint.averaged(model.clone(), Stage::Dvae, &[], &[]).unwrap();
+            export(&model)[0].values[0]
+        };
+        assert_eq!(first(Some(TEXT.to_string())), 2.0);
+        assert_eq!(first(Some(format!("{TEXT}ema = 0.9\n"))), 2.0);
+        assert_eq!(first(Some(format!("{TEXT}ema = 0.0\n"))), 1.0);
+        assert_eq!(first(None), 2.0);
     }
 
     #[test]

@@ -167,7 +167,21 @@ pub(crate) fn inputs(text: &str) -> Result<BTreeMap<String, String>> {
         let (name, value) = part.split_once(' ').unwrap_or(("stage", part));
         (name.to_string(), value.to_string())
     };
-    Ok(head(text)?.split(", ").map(pair).collect())
+    let mut inputs: BTreeMap<String, String> = head(text)?.split(", ").map(pair).collect();
+    let table: Table = text.parse()?;
+    if table.get("data").and_then(|data| data.get(SCENES)).is_none() {
+        inputs.entry(SCENES.to_string()).or_insert(NO_SCENES.to_string());
+    }
+    Ok(inputs)
+}
+
+/// The decay of the weights' moving average in a run of `stage`, if its text says it.
+///
+/// # Errors
+/// If the text is no run's.
+pub(crate) fn ema(text: &str, stage: Stage) -> Result<Option<f64>> {
+    let table: Table = text.parse()?;
+    Ok(table.get(stage.training()).and_then(|training| training.get("ema")?.as_float()))
 }
 
 fn head(text: &str) -> Result<&str> {
