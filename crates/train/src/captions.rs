@@ -1,6 +1,7 @@
 //! Captions as a model can read them: cut once, before training, and what is lost is said once.
 
 use anyhow::Result;
+use rand_chacha::rand_core::Rng;
 use tessera_kernels::parallel::*;
 use tessera_text::{Bpe, MAX_PROMPT_CHARS, Prompt};
 
@@ -56,6 +57,27 @@ pub(crate) fn cut_captions<'a>(
     Ok(())
 }
 
+/// The at most `most` tokens of a caption that training reads, and how many it has beyond them. Captions of scenes are cut only
+/// here; others were before training, and only BPE-dropout can make them longer.
+pub(crate) fn training_tokens(
+    caption: &str,
+    bpe: &Bpe,
+    most: usize,
+    dropout: f32,
+    rng: &mut impl Rng,
+) -> Result<(Vec<u32>, usize)> {
+    let readable = bpe.readable(caption, most)?;
+    let mut tokens = bpe.encode_with_dropout(&readable.text, dropout, rng)?;
+    let beyond = tokens.len().saturating_sub(most);
+    tokens.truncate(most);
+    Ok((tokens, readable.dropped_tokens + beyond))
+}
+
+/// Name and value of the figure that says how many tokens of each caption were not read.
+pub(crate) fn unread_figure(unread: usize, captions: usize) -> (&'static str, f64) {
+    ("unread_tokens_per_caption", unread as f64 / captions as f64)
+}
+
 /// Captions as a vocabulary is learnt from them: normalised and bounded; what is lost is said.
 pub(crate) fn bounded_captions<'a>(
     captions: impl Iterator<Item = &'a String>,
@@ -74,8 +96,29 @@ pub(crate) fn bounded_captions<'a>(
 
 #[cfg(test)]
 mod tests {
+    use tessera_data::{Purpose, item_rng};
+
     use super::*;
     use crate::reporter::Silent;
+
+    /// Scenes' captions were neither cut nor counted, nor was what BPE-dropout pushes beyond the model's positions.
+    #[test]
+    fn tokens_that_training_does_not_read_are_counted() {
+        let bpe = Bpe::train(["a red apple"; 9].iter(), 300).unwrap();
+        let read = |caption: &str, dropout| {
+            training_tokens(caption, &bpe, 4, dropout, &mut item_rng(0, Purpose::BpeDropout, 0, 0)).unwrap()
+        };
+        let whole = bpe.encode("a red apple").unwrap();
+        assert_eq!(read("A red  apple", 0.0), (whole.clone(), 0));
+        assert_eq!(whole.len(), 3);
+        // Three more tokens than positions.
+        let (tokens, unread) = read("a red apple a red apple red", 0.0);
+        assert_eq!((tokens.len(), unread), (4, 3));
+        // A token a byte: 12, with the space before the first word.
+        let (tokens, unread) = read("a red apple", 1.0);
+        assert_eq!((tokens.len(), unread), (4, 8));
+        assert_eq!(unread_figure(8, 4), ("unread_tokens_per_caption", 2.0));
+    }
 
     #[test]
     fn what_is_cut_is_said_once() {

@@ -16,10 +16,10 @@ use tessera_model::prior::{MixedPrecision, Prior, PriorConfig, PriorGradients, S
 use tessera_model::sample::default_guidance;
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 use tessera_model::{Decoder, Drawing, Event, Request, Sampling};
-use tessera_text::{Bpe, Prompt, normalise};
+use tessera_text::{Bpe, Prompt};
 
 use crate::capacity::Stage;
-use crate::captions::cut_captions;
+use crate::captions::{cut_captions, training_tokens, unread_figure};
 use crate::config::{Config, Encoding};
 use crate::dvae::open_dataset;
 use crate::encode::{DVAE_FILE, held_out_codes};
@@ -213,26 +213,27 @@ fn check_sizes(config: &Config, tokens: &TokenSource, bpe: &Bpe) -> Result<()> {
 }
 
 impl PriorTask<'_> {
-    /// The text slots of one of a picture's captions, sometimes of none.
-    fn caption(&self, captions: &[String], rng: impl Fn(Purpose) -> ChaCha8Rng) -> Result<Vec<u32>> {
+    /// The text slots of one of a picture's captions, sometimes of none, and how many of its tokens have no slot.
+    fn caption(&self, captions: &[String], rng: impl Fn(Purpose) -> ChaCha8Rng) -> Result<(Vec<u32>, usize)> {
         let caption = below(&mut rng(Purpose::CaptionChoice), captions.len() as u64) as usize;
         let caption = captions.get(caption).context("a picture has no caption")?;
-        let tokens = match chance(&mut rng(Purpose::CaptionDrop), self.config.data.caption_drop) {
-            true => Vec::new(),
+        let (tokens, unread) = match chance(&mut rng(Purpose::CaptionDrop), self.config.data.caption_drop) {
+            true => (Vec::new(), 0),
             false => {
-                let dropout = self.config.data.bpe_dropout;
-                self.bpe.encode_with_dropout(&normalise(caption), dropout, &mut rng(Purpose::BpeDropout))?
+                let (most, dropout) = (self.config.prior.max_caption(), self.config.data.bpe_dropout);
+                training_tokens(caption, self.bpe, most, dropout, &mut rng(Purpose::BpeDropout))?
             }
         };
-        Ok(caption_slots(&tokens, &self.config.prior).0)
+        Ok((caption_slots(&tokens, &self.config.prior).0, unread))
     }
 }
 
 impl Task for PriorTask<'_> {
     type Model = Prior;
-    type Batch = Stream;
+    /// Streams, and how many tokens of their captions have no slot.
+    type Batch = (Stream, usize);
 
-    fn batch(&self, step: u64, part: usize) -> Result<Stream> {
+    fn batch(&self, step: u64, part: usize) -> Result<Self::Batch> {
         let config = &self.config.train_prior;
         let share = config.batch / config.micro_batches;
         let indices = batch_indices(self.tokens.len(), config.batch, step, self.seed);
@@ -240,13 +241,17 @@ impl Task for PriorTask<'_> {
         let items = &indices[part * share..(part + 1) * share];
         let examples = self.tokens.read(items, draws)?;
         let [mut text, mut image, mut seen] = [const { Vec::new() }; 3];
+        let mut unread = 0;
         for (slot, Example { captions, codes }) in examples.iter().enumerate() {
             let mut noise = draws.rng(Purpose::TokenNoise, slot);
-            text.extend(self.caption(captions, |purpose| draws.rng(purpose, slot))?);
+            let (slots, beyond) = self.caption(captions, |purpose| draws.rng(purpose, slot))?;
+            text.extend(slots);
+            unread += beyond;
             image.extend(codes.iter().map(|&code| u32::from(code)));
             seen.extend(self.tokens.disturbed(codes, &examples, self.config.data.token_noise, &mut noise)?);
         }
-        Stream::new(share, text, image, &self.config.prior)?.seeing(seen, &self.config.prior)
+        let stream = Stream::new(share, text, image, &self.config.prior)?;
+        Ok((stream.seeing(seen, &self.config.prior)?, unread))
     }
 
     fn scales(&self, model: &Prior) -> Option<Scales> {
@@ -261,7 +266,13 @@ impl Task for PriorTask<'_> {
         Some(Scales::new(rules, model.n_resblocks(), format, 1))
     }
 
-    fn gradient(&self, model: &Prior, batch: Stream, _step: u64, scales: Option<&[f32]>) -> Result<Gradient> {
+    fn gradient(
+        &self,
+        model: &Prior,
+        (batch, unread): Self::Batch,
+        _: u64,
+        scales: Option<&[f32]>,
+    ) -> Result<Gradient> {
         let storage = self.config.train_prior.storage.format();
         let mixed = scales.map(|scales| MixedPrecision { storage, scales });
         let PriorGradients { loss, gradients, overflowed, entering } =
@@ -270,7 +281,8 @@ impl Task for PriorTask<'_> {
             ("text_nats_per_token", loss.text_per_token),
             ("image_nats_per_token", loss.image_per_token),
         ];
-        let (loss, figures) = Loss { total: loss.loss, figures }.values();
+        let (loss, mut figures) = Loss { total: loss.loss, figures }.values();
+        figures.push(unread_figure(unread, batch.batch));
         Ok(Gradient { values: gradients, loss, figures, overflowed, entering })
     }
 
@@ -340,8 +352,8 @@ mod tests {
             let (tokens, val) = (TokenSource::Stored(codes.clone()), Vec::new());
             let task = PriorTask { config: &config, seed: 0, bpe: &bpe, tokens, val, dvae: dvae.clone() };
             let is_split = |step: &u64| {
-                let slots =
-                    task.caption(&codes.items[0].captions, |purpose| item_rng(0, purpose, *step, 0)).unwrap();
+                let rng = |purpose| item_rng(0, purpose, *step, 0);
+                let (slots, _) = task.caption(&codes.items[0].captions, rng).unwrap();
                 (slots[1] as usize) < config.prior.text_vocab // no pad
             };
             let split = (0..5_000).filter(is_split).count();

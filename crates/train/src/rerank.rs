@@ -17,10 +17,10 @@ use tessera_model::rerank::{
     Cleaning, Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine, patches, square,
 };
 use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, gradients};
-use tessera_text::{Bpe, normalise};
+use tessera_text::Bpe;
 
 use crate::capacity::Stage;
-use crate::captions::cut_captions;
+use crate::captions::{cut_captions, training_tokens, unread_figure};
 use crate::config::Config;
 use crate::dvae::open_dataset;
 use crate::fit::{Outcome, Task, fit};
@@ -161,21 +161,24 @@ struct Pairs {
     patches: Tensor<3>,
     /// `[B, context]`, flat.
     captions: Vec<u32>,
+    /// Tokens of the captions that have no slot.
+    unread: usize,
 }
 
 impl RerankTask<'_> {
-    /// Picture `item`, cropped, and the slots of one of its captions.
-    fn example(&self, item: usize, step: u64, slot: u64) -> Result<(RgbImage, Vec<u32>)> {
+    /// Picture `item`, cropped, and the slots of one of its captions; how many of its tokens have none.
+    fn example(&self, item: usize, step: u64, slot: u64) -> Result<(RgbImage, (Vec<u32>, usize))> {
         let rng = |purpose| item_rng(self.seed, purpose, step, slot);
-        let sample = self.train.get(item)?;
-        let side = self.config.rerank.image_size as u32;
-        let image = augment(&sample.image, side, self.config.data.rerank_crop, &mut rng(Purpose::Augment))?;
+        let (sample, clip) = (self.train.get(item)?, &self.config.rerank);
+        let crop = self.config.data.rerank_crop;
+        let image = augment(&sample.image, clip.image_size as u32, crop, &mut rng(Purpose::Augment))
+            .with_context(|| format!("picture {}", sample.key))?;
         let caption = below(&mut rng(Purpose::CaptionChoice), sample.captions.len() as u64) as usize;
         let caption = sample.captions.get(caption).context("a picture has no caption")?;
-        let dropout = self.config.data.rerank_bpe_dropout;
-        let tokens =
-            self.bpe.encode_with_dropout(&normalise(caption), dropout, &mut rng(Purpose::BpeDropout))?;
-        Ok((image, self.config.rerank.slots(&tokens).0))
+        let (most, dropout) = (clip.max_caption(), self.config.data.rerank_bpe_dropout);
+        let (tokens, unread) =
+            training_tokens(caption, self.bpe, most, dropout, &mut rng(Purpose::BpeDropout))?;
+        Ok((image, (clip.slots(&tokens).0, unread)))
     }
 
     /// Of pictures and of their captions, of unit length.
@@ -236,8 +239,9 @@ impl Task for RerankTask<'_> {
         let indices = batch_indices(self.train.len(), config.batch, step, self.seed);
         let slots: Vec<usize> = (part * share..(part + 1) * share).collect();
         let examples = slots.par_iter().map(|&slot| self.example(indices[slot], step, slot as u64));
-        let (mut pictures, captions): (Vec<RgbImage>, Vec<Vec<u32>>) =
+        let (mut pictures, captions): (Vec<RgbImage>, Vec<_>) =
             examples.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let (captions, unread): (Vec<Vec<u32>>, Vec<usize>) = captions.into_iter().unzip();
         if let Some((dvae, side)) = &self.dvae {
             let chosen = |slot: &usize| {
                 let rng = &mut item_rng(self.seed, Purpose::Reconstruction, step, *slot as u64);
@@ -249,15 +253,19 @@ impl Task for RerankTask<'_> {
         }
         let shape = [share, clip.n_patches(), 3 * clip.patch * clip.patch];
         let data = TensorData::new(patches(&pictures, clip), shape);
-        Ok(Pairs { patches: Tensor::from_data(data, &Device::default()), captions: captions.concat() })
+        let patches = Tensor::from_data(data, &Device::default());
+        Ok(Pairs { patches, captions: captions.concat(), unread: unread.iter().sum() })
     }
 
     /// Of a batch whose pairs are compared with each other alone.
     fn gradient(&self, model: &Clip, pairs: Pairs, _: u64, _: Option<&[f32]>) -> Result<Gradient> {
-        differentiate(model, None, |model| {
+        let [n, ..] = pairs.patches.dims();
+        let mut gradient = differentiate(model, None, |model| {
             let images = model.embed_images(pairs.patches.autodiff());
             loss_of(contrastive(images, model.embed_texts(&pairs.captions), model.scale()))
-        })
+        })?;
+        gradient.figures.push(unread_figure(pairs.unread, n));
+        Ok(gradient)
     }
 
     /// Every picture is compared with every caption of the whole batch, whatever its parts are: first all are embedded, then the
@@ -266,9 +274,10 @@ impl Task for RerankTask<'_> {
         if parts == 1 {
             return self.gradient(model, self.batch(step, 0)?, step, None);
         }
-        let (mut images, mut texts) = (Vec::new(), Vec::new());
+        let (mut images, mut texts, mut unread) = (Vec::new(), Vec::new(), 0);
         for part in 0..parts {
             let pairs = self.batch(step, part)?;
+            unread += pairs.unread;
             images.push(model.embed_images(pairs.patches));
             texts.push(model.embed_texts(&pairs.captions));
         }
@@ -276,7 +285,8 @@ impl Task for RerankTask<'_> {
         let [images, texts] = [images, texts].map(|all| Tensor::cat(all, 0).autodiff().require_grad());
         let tracked = model.clone().train();
         let loss = loss_of(contrastive(images.clone(), texts.clone(), tracked.scale()));
-        let (value, figures) = loss.values();
+        let (value, mut figures) = loss.values();
+        figures.push(unread_figure(unread, self.config.train_rerank.batch));
         let mut backward = loss.total.backward();
         let mut toward = |leaf: Tensor<2>| leaf.grad_remove(&mut backward).context("no gradient");
         let (images, texts) = (toward(images)?, toward(texts)?);
@@ -338,6 +348,7 @@ impl Task for RerankTask<'_> {
 mod tests {
     use tessera_data::Dataset;
     use tessera_kernels::{Cpu, Precision};
+    use tessera_text::normalise;
 
     use super::*;
 
@@ -410,7 +421,7 @@ mod tests {
                 let captions = sample.captions.iter();
                 let plain: Vec<_> = captions.map(|caption| config.rerank.slots(&plain(caption)).0).collect();
                 let examples = (0..50).map(|step| task.example(0, step, 0).unwrap());
-                let alike = examples.map(|(crop, slots)| (crop == image, plain.contains(&slots)));
+                let alike = examples.map(|(crop, (slots, _))| (crop == image, plain.contains(&slots)));
                 alike.collect::<Vec<_>>()
             })
         };
