@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use tessera_data::atomic;
-use tessera_data::picture::encode_png;
+use tessera_data::picture::{decode, encode_png};
 use tessera_model::{Event, Picture, Request, Sampling, Tessera};
 
 /// The file that says what a folder's pictures were drawn with.
@@ -133,8 +133,31 @@ fn pictures(tessera: &Tessera, request: Request) -> Result<Vec<Picture>> {
 pub fn pictures_in(folder: &Path, n: usize) -> impl Iterator<Item = Result<RgbImage>> + '_ {
     (0..n).map(move |index| {
         let file = folder.join(format!("{index:05}.png"));
-        let picture =
-            image::open(&file).with_context(|| format!("no whole drawing at {}", file.display()))?;
-        Ok(picture.into_rgb8())
+        let picture = fs::read(&file).map_err(anyhow::Error::from).and_then(|bytes| decode(&bytes));
+        picture.with_context(|| format!("no whole drawing at {}", file.display()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use image::ImageFormat;
+
+    use super::*;
+
+    /// Drawings are read as all pictures are: by what they hold, whatever their names say.
+    #[test]
+    fn drawings_are_read_by_their_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = RgbImage::from_pixel(8, 8, image::Rgb([200, 30, 30]));
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut bytes, ImageFormat::WebP).unwrap();
+        fs::write(dir.path().join("00000.png"), bytes.get_ref()).unwrap();
+        fs::write(dir.path().join("00001.png"), &bytes.get_ref()[..20]).unwrap();
+        let mut read = pictures_in(dir.path(), 3);
+        assert_eq!(read.next().unwrap().unwrap(), image);
+        for name in ["00001.png", "00002.png"] {
+            let error = format!("{:#}", read.next().unwrap().unwrap_err());
+            assert!(error.contains("no whole drawing at") && error.contains(name), "{error}");
+        }
+    }
 }

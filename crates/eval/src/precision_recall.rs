@@ -46,7 +46,8 @@ pub fn precision_recall(real: &Vectors, fake: &Vectors) -> Result<[Report; 2]> {
     let report = |name: &str, flags: &[AtomicBool]| {
         let set = flags.iter().filter(|flag| flag.load(Ordering::Relaxed)).count();
         let share = set as f64 / flags.len() as f64;
-        Report { features: real.features().into(), ..Report::new(name, share, flags.len()) }
+        let n_real = Some(real.len());
+        Report { n_real, features: real.features().into(), ..Report::new(name, share, fake.len()) }
     };
     Ok([report("precision", &precise), report("recall", &recalled)])
 }
@@ -140,8 +141,8 @@ mod tests {
         assert!(error.contains("3 and 9 feature vectors; wanted at least 4"), "{error}");
         let reports = precision_recall(&set(&[1.0; 5], 1), &set(&[1.0; 4], 1)).unwrap();
         assert_eq!(
-            reports.map(|report| (report.name, report.n)),
-            [("precision".into(), 4), ("recall".into(), 5)]
+            reports.map(|report| (report.name, report.n, report.n_real)),
+            [("precision".into(), 4, Some(5)), ("recall".into(), 4, Some(5))]
         );
     }
 }

@@ -57,6 +57,11 @@ fn a_set_is_no_distance_from_itself_and_some_from_another() {
         panic!()
     };
     assert_eq!((value(precision), value(recall)), (1.0, 1.0));
+    let [precision, recall] = &measure(dir.path(), &["precision-recall", &train, &other])[..] else {
+        panic!()
+    };
+    let counts = |figure: &Value| (figure["n_real"].as_u64(), figure["n"].as_u64());
+    assert_eq!([precision, recall].map(counts), [(Some(200), Some(40)); 2]);
 }
 
 #[test]
@@ -83,8 +88,14 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
     }
     let error = mistake(dir.path(), &["eval", "fid", &train, &train, "--inception", "none.pth"]);
     assert!(error.contains("none.pth: there is no such file; download https://"), "{error}");
+    let data = fixture();
     for (what, wanted) in [
-        (&["kid", &train, &train, "--protocol", "dm-gan"][..], "--protocol says how FID and IS are measured"),
+        (
+            &["retrieval", "--data", &data][..],
+            "--inception: pictures and captions are compared by a contrastive model",
+        ),
+        (&["clip-score", &train], "--inception: pictures and captions are compared by a contrastive model"),
+        (&["kid", &train, &train, "--protocol", "dm-gan"], "--protocol says how FID and IS are measured"),
         (&["fid", &train, &train, "--inception", "two.pth"], "2 files of --inception; wanted one"),
         (&["blur", "real.npz", &train, "--protocol", "dm-gan"], "statistics cannot be blurred"),
         (&["fid", &train, &train, "--protocol", "dm-gan"], "none.pth: there is no such file"),

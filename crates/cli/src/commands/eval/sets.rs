@@ -217,9 +217,17 @@ pub fn embedded(
     Ok(embedded)
 }
 
+/// Sees that no Inception is named, which reads no captions.
+fn ensure_contrastive(flags: &Network) -> Result<()> {
+    ensure!(
+        flags.inception.is_empty(),
+        "--inception: pictures and captions are compared by a contrastive model; use --rerank"
+    );
+    Ok(())
+}
+
 pub fn measure_clip_score(dir: &Path, flags: &Network) -> Result<()> {
-    let model = "captions are scored by a contrastive model; use --rerank";
-    ensure!(flags.inception.is_empty(), "--inception: {model}");
+    ensure_contrastive(flags)?;
     let pictures = Pictures::open(dir)?;
     let mut without = 0;
     let mut reader = pictures.from(0);
@@ -254,6 +262,7 @@ pub fn held_out_pairs(val: &[Sample]) -> impl Iterator<Item = Result<(RgbImage, 
 }
 
 pub fn measure_retrieval(data: &Path, flags: &Network) -> Result<()> {
+    ensure_contrastive(flags)?;
     let val = super::held_out_of(data)?;
     let Embedded { images, texts, .. } = embedded(&reranker(flags.rerank.as_deref())?, held_out_pairs(&val))?;
     print(flags, &retrieval(&images, &texts, None)?)
