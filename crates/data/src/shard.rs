@@ -8,6 +8,7 @@
 mod read;
 mod write;
 
+use anyhow::{Context, Result};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,15 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// The canonical caption.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn caption(&self) -> Result<&str> {
+        let first = self.captions.first().map(String::as_str);
+        first.with_context(|| format!("picture {} has no caption", self.key))
+    }
+
     /// The middle square of the picture: what models are measured on, and what they draw.
     pub fn middle(&self) -> RgbImage {
         middle(&self.image)

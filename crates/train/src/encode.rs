@@ -148,10 +148,9 @@ pub fn held_out_codes(
 /// `samples` as `eval::drawing` takes them.
 pub fn held_out_subjects(samples: &[Sample], side: u32, bpe: &Bpe) -> Result<Vec<Subject>> {
     let subject = |sample: &Sample| {
-        let caption = sample.captions.first().context("a picture has no caption")?;
         let image = from_floats(&centre(sample, side)?, side);
         Ok(Subject {
-            caption: bpe.encode(&Prompt::new(caption).text)?,
+            caption: bpe.encode(&Prompt::new(sample.caption()?).text)?,
             style: sample.meta.style.clone(),
             image,
         })

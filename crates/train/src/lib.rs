@@ -45,6 +45,6 @@ pub use prior::{PriorInputs, train_prior};
 pub use reconstruct::{Reconstruction, reconstruct};
 pub use reporter::{Control, Progress, Reporter, Silent};
 pub use rerank::{RerankInputs, train_rerank};
-pub use run_dir::RunOptions;
+pub use run_dir::{RunOptions, model_of};
 pub use samples::ScenesConfig;
 pub use schedule::{Plateau, Schedule, cosine, rise};

@@ -152,7 +152,7 @@ fn pair(sample: &Sample, side: u32) -> Result<(RgbImage, String)> {
     let mut unused = item_rng(0, Purpose::Augment, 0, 0);
     let image = augment(&sample.image, side, Augment::CentreOnly, &mut unused)
         .with_context(|| format!("picture {}", sample.key))?;
-    Ok((image, sample.captions.first().context("a picture has no caption")?.clone()))
+    Ok((image, sample.caption()?.to_string()))
 }
 
 /// Pictures and captions, pair by pair.

@@ -71,8 +71,7 @@ impl RunOptions<'_> {
             warn_unverified(read.text.is_none(), path, reporter);
             return Ok((Initial::Checkpoint(Box::new(read)), named));
         }
-        let model = ModelFile::from_file(&bytes, path).context("--init")?;
-        warn_unverified(model.unverified, path, reporter);
+        let model = model_of(&bytes, path, reporter).context("--init")?;
         Ok((Initial::Model(Box::new(model)), named))
     }
 }
@@ -364,7 +363,16 @@ fn lock(run: &Path, reporter: &dyn Reporter) -> Result<File> {
 
 /// A model file; a warning is given if it has no checksum.
 pub(crate) fn read_model(path: &Path, reporter: &dyn Reporter) -> Result<ModelFile> {
-    let file = ModelFile::read(path)?;
+    let bytes = fs::read(path).with_context(|| format!("cannot read the model file {}", path.display()))?;
+    model_of(&bytes, path, reporter)
+}
+
+/// The model in the bytes of the file `path`; a warning is given if it has no checksum.
+///
+/// # Errors
+/// If it is none, or damaged.
+pub fn model_of(bytes: &[u8], path: &Path, reporter: &dyn Reporter) -> Result<ModelFile> {
+    let file = ModelFile::from_file(bytes, path)?;
     warn_unverified(file.unverified, path, reporter);
     Ok(file)
 }

@@ -8,7 +8,7 @@ use tessera_data::png_text;
 use tessera_model::Parameters;
 use tessera_model::weights::{HostTensor, ModelFile};
 
-use super::{read, say, warn_unverified};
+use super::{model_of, read, say};
 use crate::args::Inspect;
 
 /// The first bytes of every PNG.
@@ -22,11 +22,7 @@ pub fn run(args: &Inspect) -> Result<()> {
             Some(parameters) => serde_json::to_value(parameters)?,
             None => bail!("{shown} carries no drawing parameters; was it made by `tessera draw`?"),
         },
-        false => {
-            let file = ModelFile::from_file(&bytes, &args.file).context("neither a PNG nor a model")?;
-            warn_unverified(&file, &args.file);
-            describe(&file)?
-        }
+        false => describe(&model_of(&bytes, &args.file).context("neither a PNG nor a model")?)?,
     };
     match args.json {
         true => say(value),

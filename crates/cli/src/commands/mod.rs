@@ -21,13 +21,13 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use tessera_container::unverified;
 use tessera_kernels::decode::Weights as Kept;
 use tessera_kernels::{Cpu, Precision};
 use tessera_model::Tessera;
 use tessera_model::weights::{ModelFile, model_id};
 
 use crate::args::Weights;
+use crate::reporter::Terminal;
 use crate::stderr::note;
 
 /// The model file at `path`, or the embedded one.
@@ -41,15 +41,18 @@ fn identified_model(path: Option<&Path>) -> Result<(ModelFile, String)> {
         Some(path) => {
             let shown = path.display();
             let bytes = fs::read(path).with_context(|| format!("cannot read the model file {shown}"))?;
-            let file = ModelFile::from_file(&bytes, path)?;
-            warn_unverified(&file, path);
-            Ok((file, model_id(&bytes)))
+            Ok((model_of(&bytes, path)?, model_id(&bytes)))
         }
         None => {
             let file = ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model")?;
             Ok((file, model_id(tessera_pretrained::MODEL)))
         }
     }
+}
+
+/// The model in the bytes of the file at `path`; a warning is given if it has no checksum.
+fn model_of(bytes: &[u8], path: &Path) -> Result<ModelFile> {
+    tessera_train::model_of(bytes, path, &Terminal::default())
 }
 
 /// The instructions for weights that are kept so; what `absent` says if that is left open.
@@ -81,7 +84,7 @@ fn tessera(
     let (file, id) = identified_model(path)?;
     let mut tessera = tessera_of(&file, weights)?;
     if let Some(path) = rerank {
-        let reranker = read_model(path)?.reranker(&Default::default());
+        let reranker = model_file(Some(path))?.reranker(&Default::default());
         tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
     }
     Ok((tessera, id))

@@ -23,7 +23,7 @@ pub use parameters::Parameters;
 pub use rank::Ranking;
 pub use request::{
     DEFAULT_GUIDANCE, DEFAULT_STRENGTH, DEFAULT_TOP_P, Event, Picture, Request, Sampling, Token,
-    default_guidance, trained_for_guidance,
+    default_guidance, random_seed, trained_for_guidance,
 };
 
 #[cfg(test)]

@@ -1,5 +1,9 @@
 //! What to draw, and what happens while it is drawn.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use anyhow::{Result, bail, ensure};
 use image::RgbImage;
 use rand_chacha::ChaCha8Rng;
@@ -33,6 +37,15 @@ pub const DEFAULT_TOP_P: f64 = 0.7;
 
 /// The share of the given tokens that variations draw anew unless told otherwise: at half they are hardly seen.
 pub const DEFAULT_STRENGTH: f64 = 0.7;
+
+/// Seeds that the program chooses are short, so that people can read them out and type them again.
+const SEEDS: u64 = 1_000_000_000;
+
+/// A seed that nobody chose: another one at each call.
+pub fn random_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+    RandomState::new().hash_one(now) % SEEDS
+}
 
 /// How tokens are picked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

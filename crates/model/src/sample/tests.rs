@@ -451,3 +451,10 @@ fn previews_show_what_is_drawn_and_what_is_given() {
     // One row of cells is drawn, two are to come, the last is there: two pixels each.
     assert_eq!((0..8).map(white).collect::<Vec<_>>(), [false, false, true, true, true, true, false, false]);
 }
+
+#[test]
+fn seeds_that_nobody_chose_are_short_and_differ() {
+    let seeds = [(); 4].map(|()| random_seed());
+    assert!(seeds.iter().all(|&seed| seed < 1_000_000_000), "{seeds:?}");
+    assert!(seeds[1..].iter().any(|seed| *seed != seeds[0]), "{seeds:?}");
+}

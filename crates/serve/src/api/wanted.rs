@@ -1,10 +1,7 @@
 //! What a request wants, from its parameters: what is drawn, and in which form it comes back.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use axum::http::StatusCode;
+use tessera_model::sample::random_seed;
 use tessera_model::{Parameters, Request, Sampling};
 
 use super::fields::{Fields, shortened};
@@ -17,8 +14,6 @@ use crate::picture::{Encoding, Style};
 const CANDIDATES: usize = 4;
 /// How many times a picture is enlarged unless a size is asked for.
 const SCALE: u32 = 4;
-/// Seeds that are chosen here are short, so that people can read them out.
-const SEEDS: u64 = 1_000_000_000;
 /// The largest whole number that every JSON reader keeps.
 const LARGEST: u64 = (1 << 53) - 1;
 
@@ -97,7 +92,7 @@ impl Wanted {
             None if ranks => (n * CANDIDATES).min(BEST_OF),
             None => n,
         };
-        let seed = fields.whole("seed", 0, LARGEST)?.unwrap_or_else(some_seed);
+        let seed = fields.whole("seed", 0, LARGEST)?.unwrap_or_else(random_seed);
         let sampling = sampling(&mut fields, app)?;
         let size = size(&mut fields, app)?;
         let (encoding, delivery) = (encoding(&mut fields)?, delivery(&mut fields)?);
@@ -273,10 +268,4 @@ fn delivery(fields: &mut Fields) -> Result<Delivery, ApiError> {
         (false, true) => Ok(Delivery::Log(shown)),
         (false, false) => Ok(Delivery::Whole),
     }
-}
-
-/// Another one for each request.
-fn some_seed() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
-    RandomState::new().hash_one(now) % SEEDS
 }

@@ -5,12 +5,12 @@ mod save;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{picture, read_text, text_lines};
 use tessera_kernels::{Cpu, Isa, Precision};
-use tessera_model::sample::Ranking;
+use tessera_model::sample::{Ranking, random_seed};
 use tessera_model::{Batch, Event, Job, Parameters, Picture, Request, Sampling, Tessera};
 use tessera_text::normalise;
 
@@ -26,9 +26,6 @@ const MAX_PICTURES: usize = 4096;
 const SHOWN: usize = 9;
 /// Candidates for each of them.
 const CANDIDATES: usize = 4;
-
-/// Seeds of which one is chosen at random.
-const SEEDS: u64 = 1_000_000_000;
 
 /// How many pictures of each prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +78,7 @@ fn draw_and_save(args: &Draw) -> Result<()> {
     ensure!((1..=64).contains(&args.scale), "--scale {}: wanted 1 to 64", args.scale);
     check_outputs(args, 1)?;
     let mut prompts = prompts(args)?;
-    let seed = args.seed.map_or_else(random_seed, Ok)?;
+    let seed = args.seed.unwrap_or_else(random_seed);
     let (tessera, model_id) = tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights)?;
     let given = prompt::read(&args.picture, &tessera, &model_id)?;
     if prompts.is_empty() {
@@ -231,9 +228,4 @@ pub fn enlarge(picture: &RgbImage, scale: u32) -> Result<RgbImage> {
 fn tail(text: &str) -> String {
     let skip = text.chars().count().saturating_sub(30);
     text.chars().skip(skip).collect()
-}
-
-/// A seed that nobody chose, short enough to be typed again.
-fn random_seed() -> Result<u64> {
-    Ok(getrandom::u64().context("the system gives no random number; choose a --seed")? % SEEDS)
 }

@@ -188,7 +188,7 @@ pub fn held_out_captions(dataset: &Dataset, n: Option<usize>) -> Result<Vec<Stri
     let val = &dataset.val;
     ensure!(!val.is_empty(), "the data set holds out no pictures; make it with --holdout 5");
     let chosen = evenly(n.unwrap_or(val.len()).max(1), val.len());
-    chosen.map(|i| val[i].captions.first().cloned().context("a picture has no caption")).collect()
+    chosen.map(|i| Ok(val[i].caption()?.to_string())).collect()
 }
 
 /// 1, 2, 4 … and `most`.

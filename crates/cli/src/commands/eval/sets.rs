@@ -256,8 +256,7 @@ pub fn measure_clip_score(dir: &Path, flags: &Network) -> Result<()> {
 pub fn held_out_pairs(val: &[Sample]) -> impl Iterator<Item = Result<(RgbImage, String)>> + '_ {
     evenly(AMONG, val.len()).map(|i| {
         let sample = &val[i];
-        let caption = sample.captions.first().context("a picture has no caption")?;
-        Ok((sample.middle(), caption.clone()))
+        Ok((sample.middle(), sample.caption()?.to_string()))
     })
 }
 
