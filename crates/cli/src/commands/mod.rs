@@ -99,8 +99,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 fn warn_without_guidance(tessera: &Tessera) {
     if tessera.caption_drop.is_none() {
         note!(
-            "warning: the model file does not say whether captions were dropped in training, so it draws with guidance 1; `tessera pack \
-             --caption-drop` writes that down"
+            "warning: the model file does not say whether captions were dropped in training, so it draws with guidance 1; if they were, \
+             `tessera pack MODEL --dtype exact --caption-drop SHARE --out NEW` writes a file that says so"
         );
     }
 }

@@ -8,7 +8,7 @@ use tessera_model::sample::int8_nats_per_token;
 use tessera_model::weights::{Int8Change, ModelFile, Storage};
 
 use super::output::{Content, Outputs};
-use super::read_model;
+use super::{model_file, model_of, read};
 use crate::args::{Pack, Packing};
 
 pub fn run(args: &Pack) -> Result<()> {
@@ -18,25 +18,44 @@ pub fn run(args: &Pack) -> Result<()> {
         Packing::F16 => Storage::F16,
         Packing::Int8 => Storage::Int8,
     };
-    let mut file = ModelFile { storage, ..read_model(&args.model)? };
+    let before = read(&args.model)?;
+    let mut file = model_of(&before, &args.model)?;
+    let was = std::mem::replace(&mut file.storage, storage);
     if let Some(share) = args.caption_drop {
         record_caption_drop(&mut file, share)?;
     }
     if let Some(path) = &args.rerank {
         add_reranker(&mut file, path, &args.model)?;
     }
-    if args.dtype == Packing::Int8 && file.config.prior.is_some() {
-        let packed = ModelFile::from_bytes(&file.to_bytes()?)?;
-        let device = Default::default();
-        let nats = int8_nats_per_token(&file.prior(&device)?, packed.prior(&device)?)?;
-        file.int8 = Int8Change::NatsPerToken(nats);
-        outputs.say(format_args!("in 8 bits the distribution of a token changes by {nats:.4} nats"))?;
+    if storage == Storage::Int8 && file.config.prior.is_some() {
+        measure_int8(&mut file, was, &outputs)?;
     }
     let bytes = file.to_bytes()?;
     atomic::write(&args.out, &bytes)?;
-    let before = std::fs::metadata(&args.model)?.len();
-    let [before, after] = [before, bytes.len() as u64].map(|len| len as f64 / 1e6);
+    let [before, after] = [&before, &bytes].map(|bytes| bytes.len() as f64 / 1e6);
     outputs.say(format_args!("{before:.1} MB to {after:.1} MB: {}", args.out.display()))
+}
+
+/// Writes down what 8 bits change. Of weights that are in 8 bits already, or were, nobody can tell but the file itself.
+fn measure_int8(file: &mut ModelFile, was: Storage, outputs: &Outputs) -> Result<()> {
+    let changes = "in 8 bits the distribution of a token changes by";
+    match (file.int8, was) {
+        (Int8Change::NatsPerToken(nats), _) => {
+            outputs.say(format_args!("{changes} {nats:.4} nats, as the file says"))
+        }
+        (Int8Change::InCard, _) => outputs.say("what 8 bits change is in the card of the embedded model"),
+        (Int8Change::Unknown, Storage::Int8) => outputs.say(
+            "the weights are in 8 bits already, and the file does not say what that changes; to measure it, pack the file that they were \
+             rounded from",
+        ),
+        (Int8Change::Unknown, Storage::Exact | Storage::F32 | Storage::F16) => {
+            let packed = ModelFile::from_bytes(&file.to_bytes()?)?;
+            let device = Default::default();
+            let nats = int8_nats_per_token(&file.prior(&device)?, packed.prior(&device)?)?;
+            file.int8 = Int8Change::NatsPerToken(nats);
+            outputs.say(format_args!("{changes} {nats:.4} nats"))
+        }
+    }
 }
 
 /// Writes down what a file from before this was recorded does not say.
@@ -53,7 +72,7 @@ fn record_caption_drop(file: &mut ModelFile, share: f32) -> Result<()> {
 
 /// Puts the contrastive model of the file `path` into `file`, which was read from `model`.
 fn add_reranker(file: &mut ModelFile, path: &Path, model: &Path) -> Result<()> {
-    let theirs = read_model(path)?;
+    let theirs = model_file(Some(path))?;
     let shown = path.display();
     ensure!(theirs.config.rerank.is_some(), "{shown} holds no contrastive model; `train rerank` makes one");
     ensure!(

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use tessera_model::weights::ModelFile;
+use tessera_model::weights::{Int8Change, ModelFile};
 
 use super::pipeline::pipeline;
 use super::program::{Said, folder, mistake, succeed};
@@ -46,6 +46,34 @@ fn weights_in_8_bits_are_measured_by_pack() {
     }
 }
 
+/// Measured again, weights that are in 8 bits change nothing.
+#[test]
+fn packing_again_keeps_what_the_file_says_of_8_bits() {
+    let (pipeline, dir) = (pipeline(), folder());
+    let pack = |args: &[&str]| succeed(dir.path(), &[&["pack"], args].concat()).stdout;
+    let int8 = |name: &str| read(&dir.path().join(name)).int8;
+    pack(&[&pipeline.model(), "--out", "packed"]);
+    let measured = int8("packed");
+    assert!(measured.nats_per_token().unwrap() > 0.0, "{measured:?}");
+    assert!(pack(&["packed", "--out", "again"]).contains("nats, as the file says"));
+    pack(&["packed", "--dtype", "exact", "--out", "exact"]);
+    pack(&["exact", "--out", "last"]);
+    assert_eq!(["again", "exact", "last"].map(int8), [measured; 3]);
+    let file = ModelFile { int8: Int8Change::Unknown, ..read(&dir.path().join("packed")) };
+    std::fs::write(dir.path().join("unmeasured"), file.to_bytes().unwrap()).unwrap();
+    assert!(pack(&["unmeasured", "--out", "still"]).contains("in 8 bits already"));
+    assert_eq!(int8("still"), Int8Change::Unknown);
+}
+
+#[test]
+fn packing_in_place_says_how_large_the_file_was() {
+    let dir = folder();
+    let size = std::fs::copy(pipeline().model(), dir.path().join("model")).unwrap();
+    let said = succeed(dir.path(), &["pack", "model", "--out", "model"]).stdout;
+    assert!(said.contains(&format!("{:.1} MB to ", size as f64 / 1e6)), "{said}");
+    assert!(std::fs::metadata(dir.path().join("model")).unwrap().len() < size);
+}
+
 #[test]
 fn guidance_is_off_for_a_model_that_was_not_trained_for_it() {
     let (pipeline, dir) = (pipeline(), folder());
@@ -62,7 +90,10 @@ fn guidance_is_off_for_a_model_that_was_not_trained_for_it() {
     assert!(guided("untrained").contains("guidance 2: the model was trained without dropping captions"));
     without(None, "old");
     let (guidance, warning) = drawn(dir.path(), "old", &[]);
-    assert!(guidance == 1.0 && warning.contains("`tessera pack --caption-drop`"), "{warning}");
+    assert!(
+        guidance == 1.0 && warning.contains("pack MODEL --dtype exact --caption-drop SHARE"),
+        "{warning}"
+    );
     assert!(guided("old").contains("does not say that captions were dropped"));
     let pack = ["pack", "old", "--dtype", "exact", "--caption-drop", "0.1", "--out", "known"];
     succeed(dir.path(), &pack);

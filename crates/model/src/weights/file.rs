@@ -38,6 +38,9 @@ struct Header {
     caption_drop: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     int8_nats_per_token: Option<f64>,
+    /// Whether the card of the embedded model says what 8 bits change: its prior is in this file.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    int8_in_card: bool,
 }
 
 /// Architecture of the parts that a file holds.
@@ -139,7 +142,9 @@ impl ModelFile {
     pub fn from_bytes(bytes: &[u8]) -> Result<ModelFile> {
         refuse_stand_in(bytes)?;
         let Contents { header, tensors, verified } = KIND.read(bytes)?;
-        let Header { config, tokenizer, notes, origin, caption_drop, int8_nats_per_token } = header;
+        let Header { config, tokenizer, notes, origin, caption_drop, int8_nats_per_token, int8_in_card } =
+            header;
+        let unmeasured = if int8_in_card { Int8Change::InCard } else { Int8Change::Unknown };
         let mut file = ModelFile {
             config,
             tokenizer,
@@ -147,7 +152,7 @@ impl ModelFile {
             origin,
             unverified: !verified,
             caption_drop,
-            int8: int8_nats_per_token.map_or(Int8Change::Unknown, Int8Change::NatsPerToken),
+            int8: int8_nats_per_token.map_or(unmeasured, Int8Change::NatsPerToken),
             ..ModelFile::default()
         };
         if bytes == tessera_pretrained::MODEL {
@@ -183,6 +188,7 @@ impl ModelFile {
             origin: self.origin.clone(),
             caption_drop: self.caption_drop,
             int8_nats_per_token: self.int8.nats_per_token(),
+            int8_in_card: self.int8 == Int8Change::InCard,
         };
         KIND.write(&header, views(&self.encoded()?)?)
     }
@@ -241,6 +247,8 @@ mod tests {
         let embedded = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
         assert_eq!(embedded.caption_drop, Some(0.1));
         assert_eq!((embedded.int8, small().int8), (Int8Change::InCard, Int8Change::Unknown));
+        let rewritten = ModelFile::from_bytes(&embedded.to_bytes().unwrap()).unwrap();
+        assert_eq!((rewritten.int8, rewritten.caption_drop), (Int8Change::InCard, Some(0.1)));
     }
 
     #[test]
