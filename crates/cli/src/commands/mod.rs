@@ -17,7 +17,7 @@ pub mod train;
 use std::error::Error;
 use std::fmt::{Display, Formatter};
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -130,24 +130,29 @@ const EIO: i32 = 5;
 /// # Errors
 /// [`ClosedOutput`] if its reader has seen enough and closed the pipe, or its terminal is gone.
 fn say(line: impl Display) -> Result<()> {
-    let is_gone = |error: &std::io::Error| {
-        error.kind() == ErrorKind::BrokenPipe || cfg!(unix) && error.raw_os_error() == Some(EIO)
-    };
-    match writeln!(std::io::stdout(), "{line}") {
+    match writeln!(io::stdout(), "{line}") {
         Err(error) if is_gone(&error) => bail!(ClosedOutput),
         said => said.context("cannot write to standard output"),
     }
 }
 
-/// A model file; a warning is given if it has no checksum.
-fn read_model(path: &Path) -> Result<ModelFile> {
-    let file = ModelFile::read(path)?;
-    warn_unverified(&file, path);
-    Ok(file)
+/// Whether an error says that nobody reads standard output any more: a closed pipe, or a terminal that is gone.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::BrokenPipe || cfg!(unix) && error.raw_os_error() == Some(EIO)
 }
 
-fn warn_unverified(file: &ModelFile, path: &Path) {
-    if file.unverified {
-        note!("{}", unverified(path.display()));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn output_that_nobody_reads_is_told_from_a_full_disk() {
+        let of_system = |code| is_gone(&io::Error::from_raw_os_error(code));
+        assert_eq!(
+            [libc::EPIPE, libc::EIO, libc::ENOSPC, libc::EBADF].map(of_system),
+            [true, true, false, false]
+        );
+        assert!(is_gone(&ErrorKind::BrokenPipe.into()) && !is_gone(&ErrorKind::Other.into()));
     }
 }

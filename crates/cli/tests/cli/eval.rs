@@ -363,6 +363,11 @@ fn captions_of_cub_are_drawn_and_measured() {
     let captions = (0..3)
         .map(|i| fs::read_to_string(dir.path().join(format!("drawings/best-of-002/{i:05}.txt"))).unwrap());
     assert_eq!(captions.collect::<Vec<_>>(), ["a white bird", "a small bird", "a brown bird"]);
+    // Unless told otherwise the best of 512, as in the paper.
+    let cub = ["eval", "cub", "cub", "--drawings", "paper", "--json"];
+    let said = succeed(dir.path(), &[&cub[..], &models].concat());
+    let points: Vec<Value> = serde_json::from_str(&said.stdout).unwrap();
+    assert_eq!((points.len(), &points[0]["best_of"]), (1, &512.into()));
     fs::remove_file(dir.path().join("cub/images.txt")).unwrap();
     let error = mistake(dir.path(), &[&cub[..], &models].concat());
     assert!(error.contains("no images.txt in cub"), "{error}");
