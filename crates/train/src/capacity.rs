@@ -103,7 +103,7 @@ impl Need {
             "training the {stage} of this config in one process needs at least {} of memory (weights {}, average {}, \
              moments {}, gradients {}, activations of a micro-batch {}) and this machine has {}; choose smaller sizes, \
              a smaller batch or more micro_batches; `tessera plan` counts how many devices would hold the prior, \
-             but a run over several processes (mpirun) is not supported yet",
+             but a run over more than one process is not supported yet",
             gb(self.total()),
             gb(self.weights),
             gb(self.average),
@@ -187,10 +187,12 @@ mod tests {
             assert!(need.ensure_fits(stage, need.total()).is_ok());
             let error = need.ensure_fits(stage, 24.0 * GB).unwrap_err().to_string();
             let parts = ["weights", "average", "moments", "gradients", "activations", "has 24.0 GB"];
-            let ways = [stage.to_string(), "tessera plan".into(), "mpirun".into()];
+            let ways =
+                [stage.to_string(), "tessera plan".into(), "more than one process is not supported".into()];
             for part in parts.map(String::from).into_iter().chain(ways) {
                 assert!(error.contains(&part), "no {part:?} in {error}");
             }
+            assert!(!error.contains("mpirun"), "promises what is absent: {error}");
         }
     }
 
