@@ -40,8 +40,9 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 /// For the body of a request to arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// For more of a form that has one of the places.
-pub const STALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How fast a form must come: all of it within the time of any body and, while it has one of the places, at 13 KiB a second.
+pub const FORM_PACE: Pace =
+    Pace { total: BODY_TIMEOUT, window: Duration::from_secs(5), window_bytes: 64 * 1024 };
 /// Bytes that are read of the body of a request that was refused early: many clients read no answer before they have sent all.
 pub const DRAIN_BYTES: usize = 48 * 1024 * 1024;
 /// For more of such a body.
@@ -54,3 +55,14 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 pub const KEPT_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of events that are kept for `GET /v1/events/{id}`; those of finished requests go first, the oldest of them.
 pub const EVENT_BYTES: usize = 64 * 1024 * 1024;
+
+/// How fast a form must come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// The time in which all of it must come.
+    pub total: Duration,
+    /// The time in which a form that has a place must send [`Pace::window_bytes`], again and again.
+    pub window: Duration,
+    /// The bytes of a window. When they have come, the next window begins.
+    pub window_bytes: usize,
+}

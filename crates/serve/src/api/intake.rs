@@ -1,7 +1,7 @@
 //! How a form comes in: what it may take of time and of memory.
 //!
-//! A small form is read at once. A larger one waits for one of a few places and must then keep coming, so that clients that send
-//! slowly, or nothing, keep no others waiting.
+//! A small form is read at once. A larger one waits for one of a few places and must then keep coming at a minimum rate, so that
+//! clients that send slowly, or nothing, keep no others waiting.
 
 use std::time::Duration;
 
@@ -10,50 +10,137 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 use super::ApiError;
-use crate::limits::{BODY_TIMEOUT, SMALL_FORM_BYTES, STALL_TIMEOUT};
+use crate::limits::{Pace, SMALL_FORM_BYTES};
 
 /// The reading of one form. Its place is free again when this is dropped.
 pub struct Intake<'a> {
     places: &'a Semaphore,
     place: Option<SemaphorePermit<'a>>,
+    pace: Pace,
     bytes: usize,
     /// What is left of the time in which all of it must come.
+    left: Duration,
+    window: Window,
+}
+
+/// The current window of a form that has a place.
+struct Window {
+    bytes: usize,
     left: Duration,
 }
 
 impl<'a> Intake<'a> {
-    pub fn new(places: &'a Semaphore) -> Intake<'a> {
-        Intake { places, place: None, bytes: 0, left: BODY_TIMEOUT }
+    pub fn new(places: &'a Semaphore, pace: Pace) -> Intake<'a> {
+        let window = Window { bytes: 0, left: pace.window };
+        Intake { places, place: None, pace, bytes: 0, left: pace.total, window }
     }
 
     /// What is read next, if it comes in time.
     pub async fn next<T>(&mut self, read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-        let stall = self.place.is_some() && STALL_TIMEOUT < self.left;
+        let is_windowed = self.place.is_some() && self.window.left < self.left;
         let start = Instant::now();
-        let next = timeout(if stall { STALL_TIMEOUT } else { self.left }, read).await;
-        self.left = self.left.saturating_sub(start.elapsed());
-        next.unwrap_or_else(|_| match stall {
-            true => Err(late(format!("Nothing of the body came for {} seconds.", STALL_TIMEOUT.as_secs()))),
-            false => Err(too_slow()),
+        let next = timeout(if is_windowed { self.window.left } else { self.left }, read).await;
+        let elapsed = start.elapsed();
+        self.left = self.left.saturating_sub(elapsed);
+        if self.place.is_some() {
+            self.window.left = self.window.left.saturating_sub(elapsed);
+        }
+        next.unwrap_or_else(|_| match is_windowed {
+            true => Err(self.under_pace()),
+            false => Err(too_slow(self.pace.total)),
         })
     }
 
     /// Counts bytes that were read, and waits for a place once they are many. That takes nothing of the client's time.
     pub async fn count(&mut self, bytes: usize) -> Result<(), ApiError> {
         self.bytes += bytes;
+        self.window.bytes += bytes;
         if self.place.is_none() && self.bytes > SMALL_FORM_BYTES {
             let place = self.places.acquire().await;
             self.place = Some(place.map_err(|_| ApiError::ours("The server is stopping."))?);
         }
+        if self.window.bytes >= self.pace.window_bytes {
+            self.window = Window { bytes: 0, left: self.pace.window };
+        }
         Ok(())
+    }
+
+    fn under_pace(&self) -> ApiError {
+        let Pace { window, window_bytes, .. } = self.pace;
+        let (came, seconds) = (self.window.bytes / 1024, window.as_secs_f32());
+        late(format!(
+            "{came} KiB of the body came within {seconds} seconds: wanted {} KiB at least; send a smaller picture.",
+            window_bytes / 1024
+        ))
     }
 }
 
 /// The error of a body that did not come in time.
-pub fn too_slow() -> ApiError {
-    late(format!("The body did not come within {} seconds.", BODY_TIMEOUT.as_secs()))
+pub fn too_slow(time: Duration) -> ApiError {
+    late(format!("The body did not come within {} seconds.", time.as_secs_f32()))
 }
 
 fn late(message: String) -> ApiError {
     ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::body::{Body, Bytes};
+    use axum::http::{HeaderMap, HeaderValue, header};
+    use tokio_stream::StreamExt;
+
+    use super::super::fields::Fields;
+    use super::*;
+
+    /// A form whose first `at_once` bytes come at once, and then a piece of `piece` bytes every 10 ms.
+    fn read(at_once: usize, piece: usize, n_pieces: usize, pace: Pace) -> Result<(), ApiError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let head = b"--edge\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\n";
+        let first = Bytes::from([&head[..], &vec![0; at_once]].concat());
+        let slow = tokio_stream::iter((0..n_pieces).map(move |_| Bytes::from(vec![0; piece])));
+        let slow = slow.then(async |piece| {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            piece
+        });
+        let end = tokio_stream::once(Bytes::from_static(b"\r\n--edge--\r\n"));
+        let body = tokio_stream::once(first).chain(slow).chain(end).map(Ok::<Bytes, Infallible>);
+        let mut headers = HeaderMap::new();
+        let kind = HeaderValue::from_static("multipart/form-data; boundary=edge");
+        headers.insert(header::CONTENT_TYPE, kind);
+        let places = Semaphore::new(1);
+        runtime.block_on(async {
+            let mut intake = Intake::new(&places, pace);
+            Fields::form(&headers, Body::from_stream(body), &mut intake).await.map(drop)
+        })
+    }
+
+    const PACE: Pace =
+        Pace { total: Duration::from_secs(30), window: Duration::from_millis(500), window_bytes: 64 * 1024 };
+
+    #[test]
+    fn a_slow_form_with_a_place_is_given_up_after_a_window() {
+        let start = Instant::now();
+        let error = read(SMALL_FORM_BYTES + 1, 1, 1000, PACE).unwrap_err();
+        assert_eq!(error.status, StatusCode::REQUEST_TIMEOUT);
+        let said = "0 KiB of the body came within 0.5 seconds: wanted 64 KiB at least";
+        assert!(error.message.contains(said), "{}", error.message);
+        assert!(start.elapsed() < Duration::from_secs(5), "after {:?}", start.elapsed());
+    }
+
+    #[test]
+    fn a_form_that_keeps_its_pace_is_read_over_many_windows() {
+        let start = Instant::now();
+        read(SMALL_FORM_BYTES + 1, 16 * 1024, 120, PACE).unwrap();
+        assert!(start.elapsed() > 2 * PACE.window);
+    }
+
+    #[test]
+    fn a_small_form_may_be_slow_until_its_time_is_over() {
+        read(1000, 1, 80, PACE).unwrap();
+        let error = read(1000, 1, 1000, Pace { total: PACE.window, ..PACE }).unwrap_err();
+        assert!(error.message.contains("did not come within 0.5 seconds"), "{}", error.message);
+    }
 }

@@ -30,7 +30,7 @@ use wanted::Wanted;
 
 use crate::App;
 use crate::client::Client;
-use crate::limits::{BODY_TIMEOUT, FORM_BYTES, FORMS_AT_ONCE, JSON_BYTES, UPLOADS_AT_ONCE};
+use crate::limits::{BODY_TIMEOUT, FORM_BYTES, FORM_PACE, FORMS_AT_ONCE, JSON_BYTES, UPLOADS_AT_ONCE};
 use crate::page::{PAGE, POLICY};
 
 /// All routes: path, methods, and whether a key is wanted where there are keys. The OpenAPI document has each of them.
@@ -238,7 +238,7 @@ async fn variations(State(app): State<Arc<App>>, request: Request) -> Result<Res
 async fn with_picture(app: Arc<App>, request: Request, kind: Kind) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     expect_length(&parts.headers, FORM_BYTES)?;
-    let mut intake = Intake::new(&app.gates.forms);
+    let mut intake = Intake::new(&app.gates.forms, FORM_PACE);
     let fields = Fields::form(&parts.headers, body, &mut intake).await?;
     let wanted = upload::read(fields, kind, &app).await?;
     drop(intake);
@@ -287,5 +287,5 @@ fn expect_length(headers: &HeaderMap, most: usize) -> Result<(), ApiError> {
 
 /// A body that is read, if it comes in time.
 async fn in_time<T>(read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
-    tokio::time::timeout(BODY_TIMEOUT, read).await.unwrap_or_else(|_| Err(too_slow()))
+    tokio::time::timeout(BODY_TIMEOUT, read).await.unwrap_or_else(|_| Err(too_slow(BODY_TIMEOUT)))
 }
