@@ -28,6 +28,10 @@ pub const PENDING_PICTURES: usize = 8192;
 pub const UPLOADS_AT_ONCE: usize = 2;
 /// Bytes of a form that are read at once, as many as of JSON: a larger one then waits for its place.
 pub const SMALL_FORM_BYTES: usize = JSON_BYTES;
+/// Bytes of a form in which a field must begin or go on: part headers, and what comes before the first part, may be no longer.
+pub const FORM_HEAD_BYTES: usize = 64 * 1024;
+/// Parts of a form: there are fewer parameters.
+pub const FORM_PARTS: usize = 100;
 /// Larger forms in memory at once; others wait before they are read any further.
 pub const FORMS_AT_ONCE: usize = 16;
 /// Requests that are drawn behind the scenes, or wait for it.

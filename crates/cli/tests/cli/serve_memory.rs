@@ -51,6 +51,31 @@ fn memory_is_bounded_whatever_is_sent() {
     child.wait().unwrap();
 }
 
+/// Each is refused before it has all come, and the parser holds little of it.
+#[test]
+fn forms_without_fields_are_refused_before_they_take_memory() {
+    let dir = folder();
+    let (mut child, address) = serve(dir.path(), &["--log", "off"]);
+    let kind = "multipart/form-data; boundary=edge";
+    let large = vec![b'0'; limits::FORM_BYTES - 1000];
+    let header = b"--edge\r\nX-Long: ";
+    let before = peak_memory(&child);
+    for (what, body) in [("no boundary", large.clone()), ("a part header", [header, &large[..]].concat())] {
+        let request = request("variations", kind, &body);
+        let answers: Vec<String> = std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..64).map(|_| scope.spawn(|| send(&address, &request))).collect();
+            clients.into_iter().map(|client| client.join().unwrap()).collect()
+        });
+        for answer in answers {
+            assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("in which no field"), "{answer}");
+        }
+        let more = peak_memory(&child) - before;
+        assert!(more < 200, "{what}: {more} MB");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 fn asked(body: &str) -> Vec<u8> {
     request("generations", "application/json", body.as_bytes())
 }

@@ -9,8 +9,9 @@ use serde_json::{Map, Value};
 use tessera_data::decode_text;
 
 use super::ApiError;
+use super::form_body::{FormBody, NoFieldData};
 use super::intake::Intake;
-use crate::limits::FORM_BYTES;
+use crate::limits::{FORM_BYTES, FORM_PARTS};
 
 /// Longest text of a form's field that is no file.
 const FIELD_BYTES: usize = 64 * 1024;
@@ -45,27 +46,27 @@ impl Fields {
     /// Of a form with files, read as it comes.
     pub async fn form(headers: &HeaderMap, body: Body, intake: &mut Intake<'_>) -> Result<Fields, ApiError> {
         expect_type(headers, "multipart/form-data")?;
-        let broken = |error: multer::Error| match error {
-            multer::Error::StreamSizeExceeded { .. } => ApiError::too_large(FORM_BYTES),
-            error => {
-                let message = format!("The form cannot be read: {error}.");
-                ApiError::new(StatusCode::BAD_REQUEST, "invalid_form", message)
-            }
-        };
         let said =
             headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let boundary = multer::parse_boundary(said).map_err(broken)?;
         let limit = multer::SizeLimit::new().whole_stream(FORM_BYTES as u64);
         let constraints = multer::Constraints::new().size_limit(limit);
-        let mut form = multer::Multipart::with_constraints(body.into_data_stream(), boundary, constraints);
+        let (body, progress) = FormBody::new(body);
+        let mut form = multer::Multipart::with_constraints(body, boundary, constraints);
         let mut fields = Fields { values: Map::new(), files: BTreeMap::new() };
+        let mut parts = 0;
         while let Some(mut field) = intake.next(async { form.next_field().await.map_err(broken) }).await? {
+            intake.count(progress.take()).await?;
+            parts += 1;
+            if parts > FORM_PARTS {
+                return Err(invalid_form(format!("The form has more than {FORM_PARTS} parts.")));
+            }
             let name = plain(field.name().unwrap_or_default()).to_string();
             let is_file = FILES.contains(&name.as_str()) || is_file(&field);
             let is_named = field.file_name().is_some_and(|name| !name.is_empty());
             let mut bytes = Vec::new();
             while let Some(chunk) = intake.next(async { field.chunk().await.map_err(broken) }).await? {
-                intake.count(chunk.len()).await?;
+                intake.count(progress.take()).await?;
                 bytes.extend_from_slice(&chunk);
             }
             match is_file {
@@ -177,6 +178,21 @@ impl Fields {
             }),
         }
     }
+}
+
+/// What is said of a form that cannot be read.
+fn broken(error: multer::Error) -> ApiError {
+    match error {
+        multer::Error::StreamSizeExceeded { .. } => ApiError::too_large(FORM_BYTES),
+        multer::Error::StreamReadFailed(error) if error.is::<NoFieldData>() => {
+            invalid_form(format!("{error}."))
+        }
+        error => invalid_form(format!("The form cannot be read: {error}.")),
+    }
+}
+
+fn invalid_form(message: String) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "invalid_form", message)
 }
 
 /// A part's name: clients that may send several pictures call one of them `image[]` or `image[0]`.

@@ -3,6 +3,7 @@
 mod answer;
 mod error;
 mod fields;
+mod form_body;
 mod intake;
 mod rest;
 mod upload;
