@@ -121,10 +121,11 @@ impl Fields {
         text_of(name, value)
     }
 
-    /// A number.
+    /// A number that is finite in 32 bits, in which models compute.
     pub fn number(&mut self, name: &str) -> Result<Option<f64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        number_of(&value).map(Some).ok_or_else(|| wrong(name, &value, "a number"))
+        let number = number_of(&value).filter(|number| (*number as f32).is_finite());
+        number.map(Some).ok_or_else(|| wrong(name, &value, "a number up to 3.4e38"))
     }
 
     /// A whole number within bounds; 4.0 is one, too.
