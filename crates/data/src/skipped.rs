@@ -27,6 +27,8 @@ pub enum SkipKind {
     SameFolder,
     /// Pictures in a folder whose tars are read.
     BesideTars,
+    /// Hard and symbolic links in tars, which hold the name of another file and nothing else.
+    LinkInTar,
     /// Files with another ending, in lower case; empty if there is none.
     Ending(String),
 }
@@ -104,6 +106,7 @@ impl SkipKind {
             SkipKind::SameName => of("file whose name another has", "files whose name another has"),
             SkipKind::SameFolder => of("linked folder read already", "linked folders read already"),
             SkipKind::BesideTars => of("picture beside the tars", "pictures beside the tars"),
+            SkipKind::LinkInTar => of("link in a tar", "links in tars"),
             SkipKind::Ending(ending) if ending.is_empty() => {
                 of("file without an ending", "files without an ending")
             }
@@ -118,6 +121,9 @@ impl SkipKind {
                 "enlarge them with --enlarge, or make the set for a smaller model (--config, or --set dvae.image_size=N)",
             ),
             SkipKind::BesideTars => Some("the tars are read; put pictures elsewhere to read them"),
+            SkipKind::LinkInTar => {
+                Some("make the tar with --dereference --hard-dereference to have the files read")
+            }
             SkipKind::Ending(ending) => match ending.as_str() {
                 "caption" | "captions" | "cap" | "text" | "tags" => {
                     Some("rename them to .txt to have them read")

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
+use tar::EntryType;
 use tessera_text::{decode_text, text_lines};
 
 use super::{Meta, Sample};
@@ -164,12 +165,18 @@ fn read_groups(path: &Path, skipped: &mut Skipped) -> Result<VecDeque<Group>> {
     let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
     for entry in archive.entries().with_context(broken)? {
         let mut entry = entry.with_context(broken)?;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
         let name = entry.path_bytes().into_owned();
         let shown = format!("{} in {}", String::from_utf8_lossy(&name), path.display());
-        let (key, part) = match member(&name) {
+        let member = member(&name);
+        match content(entry.header().entry_type()) {
+            Content::File => {}
+            Content::Skipped(kind) if !matches!(member, Member::Hidden) => {
+                skipped.note(kind, shown);
+                continue;
+            }
+            Content::Skipped(_) | Content::Nothing => continue,
+        }
+        let (key, part) = match member {
             Member::Part(key, part) => (key, part),
             Member::Hidden => continue,
             Member::Other(ending) => {
@@ -200,6 +207,24 @@ fn read_groups(path: &Path, skipped: &mut Skipped) -> Result<VecDeque<Group>> {
         }
     }
     Ok(groups)
+}
+
+/// What a member of a tar holds.
+enum Content {
+    File,
+    /// Something that cannot be read, and why.
+    Skipped(SkipKind),
+    /// A folder, or something that the tar says of itself.
+    Nothing,
+}
+
+fn content(kind: EntryType) -> Content {
+    match kind {
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Content::File,
+        EntryType::Link | EntryType::Symlink => Content::Skipped(SkipKind::LinkInTar),
+        EntryType::Directory | EntryType::XGlobalHeader => Content::Nothing,
+        _ => Content::Skipped(SkipKind::Unreadable),
+    }
 }
 
 /// What a member of a tar is by its name.
@@ -333,6 +358,44 @@ mod tests {
         let count = |kind| reader.skipped().count(&kind);
         let endings = ["gif", "05.png"].map(|ending| count(SkipKind::Ending(ending.into())));
         assert_eq!((endings, count(SkipKind::SameName), reader.skipped().total()), ([1, 1], 1, 3));
+    }
+
+    #[test]
+    fn links_and_devices_are_counted_and_named_and_folders_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let png = picture::encode_png(&test_sample(1, Split::Train).image).unwrap();
+        let mut builder = tar::Builder::new(File::create(dir.path().join("x.tar")).unwrap());
+        let mut add = |name: &str, kind: EntryType, bytes: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(bytes.len() as u64);
+            match kind {
+                EntryType::Link | EntryType::Symlink => builder.append_link(&mut header, name, "a.png"),
+                _ => builder.append_data(&mut header, name, bytes),
+            }
+            .unwrap();
+        };
+        add("deep/", EntryType::Directory, b"");
+        add("a.png", EntryType::Regular, &png);
+        add("a.txt", EntryType::Continuous, b"a thing");
+        add("hard.png", EntryType::Link, b"");
+        add("hard.txt", EntryType::Regular, b"the same thing");
+        add("deep/symbolic.jpg", EntryType::Symlink, b"");
+        add(".hidden.png", EntryType::Symlink, b"");
+        add("pipe.png", EntryType::Fifo, b"");
+        builder.into_inner().unwrap();
+        let mut reader = read_shards(dir.path()).unwrap();
+        let captions: Vec<String> = reader.by_ref().map(|sample| sample.unwrap().captions.concat()).collect();
+        let skipped = reader.skipped();
+        assert_eq!(captions, ["a thing"]);
+        let kinds = [SkipKind::LinkInTar, SkipKind::Unreadable, SkipKind::NoPicture];
+        assert_eq!(kinds.map(|kind| skipped.count(&kind)), [2, 1, 1], "{skipped}");
+        let said = skipped.to_string();
+        assert!(
+            said.starts_with("skipped 4: 1 unreadable, 1 caption without a picture, 2 links in tars"),
+            "{said}"
+        );
+        assert!(said.contains("--hard-dereference") && said.contains("hard.png in"), "{said}");
     }
 
     #[test]
