@@ -6,12 +6,12 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use image::codecs::jpeg::JpegEncoder;
-use image::{DynamicImage, ImageFormat, RgbaImage};
+use image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
 use serde_json::{Value, json};
 
 use super::program::folder;
 use super::serve::{ask, serve};
-use super::serve_memory::{MOST_MB, peak_memory, profile_bomb, request, varied};
+use super::serve_memory::{MOST_MB, peak_memory, png_with_packed, profile_bomb, request, varied};
 
 const PICTURES: usize = 2000;
 const REQUESTS: usize = 1000;
@@ -21,12 +21,16 @@ const CLIENTS: usize = 4;
 fn mutated_pictures_and_requests_do_no_harm() {
     let dir = folder();
     let (mut child, address) = serve(dir.path(), &["--log", "off"]);
-    let (seeds, bomb) = (pictures(), varied(&profile_bomb()));
+    let (seeds, profile) = (pictures(), varied(&profile_bomb()));
+    let (text, tables) = (varied(&text_bomb()), varied(&table_flood()));
     let mut counts = [0; 6];
     for (what, n, make) in [
         ("pictures", PICTURES, &(|random: &mut Random| varied(&mutated_picture(&seeds, random))) as &Make),
         ("requests", REQUESTS, &(|random: &mut Random| mutated_request(&seeds, random))),
-        ("profiles", 4 * CLIENTS, &(|_: &mut Random| bomb.clone())),
+        ("profiles", 4 * CLIENTS, &(|_: &mut Random| profile.clone())),
+        ("texts", 4 * CLIENTS, &(|_: &mut Random| text.clone())),
+        ("Huffman tables", 4 * CLIENTS, &(|_: &mut Random| tables.clone())),
+        ("header floods", 4 * CLIENTS, &header_flood),
     ] {
         let answers: Vec<Vec<u16>> = std::thread::scope(|scope| {
             let clients: Vec<_> = (0..CLIENTS)
@@ -125,7 +129,35 @@ fn pictures() -> Vec<Vec<u8>> {
         JpegEncoder::new_with_quality(&mut bytes, quality).encode_image(image).unwrap();
         all.push(bytes);
     }
+    all.push(png_with_packed(b"zTXt", "tessera", &b"{\"prompt\": \"a cat\"}"[..]));
     all
+}
+
+/// A PNG of less than 1 MB whose text, under the name of ours, unpacks to 256 MiB.
+fn text_bomb() -> Vec<u8> {
+    png_with_packed(b"zTXt", "tessera", std::io::repeat(b'a').take(256 << 20))
+}
+
+/// A JPEG of 23 MB with a million Huffman tables, each of one code.
+fn table_flood() -> Vec<u8> {
+    let mut picture = Vec::new();
+    JpegEncoder::new(&mut picture).encode_image(&RgbImage::new(64, 64)).unwrap();
+    let table = [&[0x10, 1][..], &[0; 15], &[7]].concat();
+    let n = 3000;
+    let length = (2 + n * table.len()) as u16;
+    let segment = [b"\xff\xc4", &length.to_be_bytes()[..], &table.repeat(n)].concat();
+    [&picture[..2], &segment.repeat(430), &picture[2..]].concat()
+}
+
+/// Many headers of a request, or of one of its form's parts, or before its first part.
+fn header_flood(random: &mut Random) -> Vec<u8> {
+    let lines = "X-Flood: 0123456789\r\n".repeat(1000 << random.below(8));
+    let kind = "multipart/form-data; boundary=edge";
+    match random.below(3) {
+        0 => format!("GET /healthz HTTP/1.1\r\nHost: here\r\n{lines}\r\n").into_bytes(),
+        1 => request("variations", kind, format!("--edge\r\n{lines}\r\n--edge--\r\n").as_bytes()),
+        _ => request("variations", kind, lines.as_bytes()),
+    }
 }
 
 fn mutated_picture(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {

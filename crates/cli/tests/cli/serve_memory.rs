@@ -102,18 +102,23 @@ fn picture(side: u32) -> Vec<u8> {
 
 /// A PNG of 64x64 pixels whose colour profile of 1 MB unpacks to 1 GiB.
 pub fn profile_bomb() -> Vec<u8> {
-    let mut profile = ZlibEncoder::new(b"name\0\0".to_vec(), Compression::best());
-    std::io::copy(&mut std::io::repeat(0).take(1 << 30), &mut profile).unwrap();
-    let profile = profile.finish().unwrap();
+    png_with_packed(b"iCCP", "name", std::io::repeat(0).take(1 << 30))
+}
+
+/// A PNG of 64x64 pixels with a chunk of a name and packed data, as of colour profiles (iCCP) and texts (zTXt).
+pub fn png_with_packed(kind: &[u8; 4], name: &str, mut data: impl Read) -> Vec<u8> {
+    let mut packed = ZlibEncoder::new([name.as_bytes(), b"\0\0"].concat(), Compression::best());
+    std::io::copy(&mut data, &mut packed).unwrap();
+    let packed = packed.finish().unwrap();
     let mut plain = Cursor::new(Vec::new());
     RgbImage::from_pixel(64, 64, image::Rgb([85; 3])).write_to(&mut plain, ImageFormat::Png).unwrap();
     let (header, pixels) = plain.get_ref().split_at(8 + 25);
     let mut sum = flate2::Crc::new();
-    sum.update(b"iCCP");
-    sum.update(&profile);
+    sum.update(kind);
+    sum.update(&packed);
     let mut bytes = header.to_vec();
-    bytes.write_all(&(profile.len() as u32).to_be_bytes()).unwrap();
-    bytes.extend([b"iCCP", &profile[..], &sum.sum().to_be_bytes(), pixels].concat());
+    bytes.write_all(&(packed.len() as u32).to_be_bytes()).unwrap();
+    bytes.extend([kind, &packed[..], &sum.sum().to_be_bytes(), pixels].concat());
     bytes
 }
 

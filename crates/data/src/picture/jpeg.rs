@@ -17,6 +17,9 @@ use super::scan::{self, Band, Component, Frame, Table, Tables};
 
 /// More scans are refused: each may be small and take as long as a large one.
 const MAX_SCANS: usize = 100;
+/// More Huffman tables are refused: one of 18 bytes takes as long to prepare as thousands of pixels to decode. A sequential picture has
+/// four, and each scan of a progressive one may have up to eight.
+const MAX_TABLES: usize = 8 * MAX_SCANS;
 
 /// The picture, and which way up it is.
 pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<(DynamicImage, Orientation)> {
@@ -31,6 +34,8 @@ pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<(DynamicImage, Ori
 struct Header {
     frame: Option<Frame>,
     tables: Tables,
+    /// Huffman tables so far, those that another has replaced included.
+    n_tables: usize,
     restart_interval: usize,
     orientation: Option<Orientation>,
 }
@@ -90,7 +95,7 @@ impl Header {
                 ensure!(self.frame.is_none(), "it has two sizes");
                 self.frame = Some(frame(segment, marker == 0xC2, max_pixels)?);
             }
-            0xC4 => read_tables(segment, &mut self.tables)?,
+            0xC4 => self.read_tables(segment)?,
             0xDD => {
                 let &[high, low, ..] = segment else { bail!("its restart interval is cut short") };
                 self.restart_interval = usize::from(u16::from_be_bytes([high, low]));
@@ -103,6 +108,22 @@ impl Header {
                 bail!("lossless, hierarchical and arithmetic-coded JPEGs cannot be read")
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn read_tables(&mut self, mut segment: &[u8]) -> Result<()> {
+        while let Some((&place, rest)) = segment.split_first() {
+            self.n_tables += 1;
+            ensure!(self.n_tables <= MAX_TABLES, "it has more than {MAX_TABLES} Huffman tables");
+            let (counts, rest) = rest.split_first_chunk::<16>().context("a Huffman table is cut short")?;
+            let n = counts.iter().map(|&count| usize::from(count)).sum();
+            let symbols = rest.get(..n).context("a Huffman table is cut short")?;
+            let [class, slot] = [usize::from(place >> 4), usize::from(place & 15)];
+            let table = self.tables.get_mut(class).and_then(|class| class.get_mut(slot));
+            *table.context("a Huffman table has a number that there is not")? =
+                Some(Table::new(counts, symbols)?);
+            segment = &rest[n..];
         }
         Ok(())
     }
@@ -166,21 +187,6 @@ fn frame(segment: &[u8], is_progressive: bool, max_pixels: u64) -> Result<Frame>
         );
     }
     Ok(Frame::new(size, components, is_progressive))
-}
-
-/// Reads Huffman tables.
-fn read_tables(mut segment: &[u8], tables: &mut Tables) -> Result<()> {
-    while let Some((&place, rest)) = segment.split_first() {
-        let (counts, rest) = rest.split_first_chunk::<16>().context("a Huffman table is cut short")?;
-        let n = counts.iter().map(|&count| usize::from(count)).sum();
-        let symbols = rest.get(..n).context("a Huffman table is cut short")?;
-        let [class, slot] = [usize::from(place >> 4), usize::from(place & 15)];
-        let table = tables.get_mut(class).and_then(|class| class.get_mut(slot));
-        *table.context("a Huffman table has a number that there is not")? =
-            Some(Table::new(counts, symbols)?);
-        segment = &rest[n..];
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -260,6 +266,25 @@ mod tests {
         let bytes = fixture("baseline.jpg");
         let padded = [&bytes[..bytes.len() - 2], &[0; 300], b"\xff\xd9"].concat();
         assert!(refused(&padded).unwrap().contains("bytes follow the last block"));
+    }
+
+    /// Tables of a single code, in one segment or in many, with a picture behind them.
+    #[test]
+    fn a_flood_of_huffman_tables_is_refused() {
+        let table = [&[0x10, 1][..], &[0; 15], &[7]].concat();
+        let segment = |n: usize| {
+            let length = (2 + n * table.len()) as u16;
+            [b"\xff\xc4", &length.to_be_bytes()[..], &table.repeat(n)].concat()
+        };
+        let bytes = fixture("baseline.jpg");
+        let with = |flood: Vec<u8>| [&bytes[..2], &flood, &bytes[2..]].concat();
+        let own = 4;
+        for within in [1, MAX_TABLES - own] {
+            assert_eq!(refused(&with(segment(within))), None, "{within} tables");
+        }
+        for flood in [segment(MAX_TABLES - own + 1), segment(3000), segment(1).repeat(20_000)] {
+            assert_eq!(refused(&with(flood)).unwrap(), "it has more than 800 Huffman tables");
+        }
     }
 
     #[test]
