@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tessera_container::{Contents, Kind, Newer, Origin};
 
 use crate::atomic;
+use crate::fingerprint::Fingerprint;
 
 /// A split of a dataset as image tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -81,13 +82,17 @@ impl CodeSet {
 
     /// A short name of everything in the set: another one is another set.
     pub fn fingerprint(&self) -> String {
-        let mut hasher = crc32fast::Hasher::new();
-        self.codes.iter().for_each(|code| hasher.update(&code.to_le_bytes()));
-        for item in &self.items {
-            hasher.update(item.key.as_bytes());
-            item.captions.iter().for_each(|caption| hasher.update(caption.as_bytes()));
+        let mut fingerprint = Fingerprint::new();
+        for number in [self.grid, self.vocab, self.copies, self.items.len()] {
+            fingerprint.number(number);
         }
-        format!("{:08x}", hasher.finalize())
+        let codes: Vec<u8> = self.codes.iter().flat_map(|code| code.to_le_bytes()).collect();
+        fingerprint.bytes(&codes);
+        for CodeItem { key, captions, concept, style } in &self.items {
+            [key, concept, style].into_iter().for_each(|text| fingerprint.bytes(text.as_bytes()));
+            fingerprint.texts(captions);
+        }
+        fingerprint.finish()
     }
 
     /// Writes `STEM.jsonl` and `STEM.safetensors`, each whole or not at all.
@@ -213,6 +218,28 @@ mod tests {
         let origin = Some(Origin { config: "1".into(), data: "2".into() });
         let (items, dvae) = (items.collect(), "abc".into());
         CodeSet { grid: 4, vocab: 96, copies: 2, codes, items, dvae, origin, unverified: false }
+    }
+
+    #[test]
+    fn whatever_differs_is_another_fingerprint() {
+        let with = |change: &dyn Fn(&mut CodeSet)| {
+            let mut set = small_set();
+            change(&mut set);
+            set.fingerprint()
+        };
+        let all = [
+            with(&|_| {}),
+            with(&|set| set.codes[7] += 1),
+            with(&|set| (set.grid, set.copies) = (2, 8)),
+            with(&|set| set.vocab += 1),
+            with(&|set| set.items[1].captions = vec!["ab".into(), "c".into()]),
+            with(&|set| set.items[1].captions = vec!["a".into(), "bc".into()]),
+            with(&|set| set.items[1].style = "noto".into()),
+            with(&|set| (set.items[1].key, set.items[1].captions) = ("a".into(), vec!["bc".into()])),
+            with(&|set| (set.items[1].key, set.items[1].captions) = ("ab".into(), vec!["c".into()])),
+        ];
+        let different: std::collections::HashSet<&String> = all.iter().collect();
+        assert_eq!(different.len(), all.len(), "{all:?}");
     }
 
     fn read_error(stem: &Path) -> String {

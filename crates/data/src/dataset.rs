@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::files::note_beside_tars;
+use crate::fingerprint::Fingerprint;
 use crate::shard::{Sample, Split, read_shards};
 use crate::skipped::Skipped;
 
@@ -39,13 +40,18 @@ impl Dataset {
 
     /// A short name of everything in the set: another one is another set.
     pub fn fingerprint(&self) -> String {
-        let mut hasher = crc32fast::Hasher::new();
-        for sample in self.train.iter().chain(&self.val) {
-            hasher.update(sample.key.as_bytes());
-            sample.captions.iter().for_each(|caption| hasher.update(caption.as_bytes()));
-            hasher.update(&sample.image);
+        let mut fingerprint = Fingerprint::new();
+        for split in Split::ALL {
+            let samples = self.split(split);
+            fingerprint.number(samples.len());
+            for sample in samples {
+                fingerprint.bytes(sample.key.as_bytes());
+                fingerprint.texts(&sample.captions);
+                fingerprint.number(sample.image.width() as usize);
+                fingerprint.bytes(&sample.image);
+            }
         }
-        format!("{:08x}", hasher.finalize())
+        fingerprint.finish()
     }
 
     /// The samples of one split.
@@ -131,14 +137,38 @@ mod tests {
     }
 
     #[test]
-    fn another_caption_is_another_fingerprint() {
+    fn whatever_differs_is_another_fingerprint() {
         let dir = tempfile::tempdir().unwrap();
-        write_split(dir.path(), Split::Train, 0..2);
-        let mut set = Dataset::open(dir.path()).unwrap();
-        let before = set.fingerprint();
-        assert_eq!(before, Dataset::open(dir.path()).unwrap().fingerprint());
-        set.train[1].captions[0].push('!');
-        assert_ne!(before, set.fingerprint());
+        write_split(dir.path(), Split::Train, 0..3);
+        write_split(dir.path(), Split::Val, 3..4);
+        let set = Dataset::open(dir.path()).unwrap();
+        assert_eq!(set.fingerprint(), Dataset::open(dir.path()).unwrap().fingerprint());
+        let with = |change: &dyn Fn(&mut Dataset)| {
+            let mut other = set.clone();
+            change(&mut other);
+            other.fingerprint()
+        };
+        let captions = |captions: &[&str]| {
+            let captions: Vec<String> = captions.iter().map(ToString::to_string).collect();
+            with(&|set| set.train[1].captions = captions.clone())
+        };
+        let all = [
+            set.fingerprint(),
+            captions(&["ab", "c"]),
+            captions(&["a", "bc"]),
+            captions(&["abc"]),
+            with(&|set| {
+                // The last of one split becomes the first of the next.
+                let moved = set.train.pop().unwrap();
+                set.val.insert(0, moved);
+            }),
+            with(&|set| {
+                let bytes = set.train[0].image.as_raw().clone();
+                set.train[0].image = image::RgbImage::from_raw(4, 16, bytes).unwrap();
+            }),
+        ];
+        let different: std::collections::HashSet<&String> = all.iter().collect();
+        assert_eq!(different.len(), all.len(), "{all:?}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! can go on behind those that it has seen. What is damaged is passed over and counted, in folders as in tars.
 
 use std::collections::VecDeque;
-use std::fs;
+use std::iter;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use tessera_text::text_lines;
 
 use crate::files::{Found, PictureFile, find_pictures};
+use crate::fingerprint::{Fingerprint, file_sum};
 use crate::picture::decode;
 use crate::shard::{ShardReader, Split, list_shards, middle, read_shards};
 use crate::skipped::{SkipKind, Skipped};
@@ -88,27 +89,27 @@ impl Pictures {
         }
     }
 
-    /// A name of what there is: another one is another set.
+    /// A name of what the files are called and hold, wherever the folder lies: another one is another set. Every file is read.
+    ///
+    /// # Errors
+    /// If a folder of tars cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
-        let mut hasher = crc32fast::Hasher::new();
-        let mut add = |file: &Path| -> Result<()> {
-            hasher.update(file.strip_prefix(&self.path).unwrap_or(file).as_os_str().as_encoded_bytes());
-            let meta = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
-            hasher.update(&meta.len().to_le_bytes());
-            let changed =
-                meta.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-            hasher.update(&changed.map_or(0, |time| time.as_nanos()).to_le_bytes());
-            Ok(())
-        };
-        match &self.kind {
-            Kind::Files(files) => files.iter().try_for_each(|file| add(&file.image))?,
-            Kind::Shards(dirs) => {
-                for dir in dirs {
-                    list_shards(dir)?.iter().try_for_each(|file| add(file))?;
-                }
+        let files: Vec<PathBuf> = match &self.kind {
+            Kind::Files(files) => {
+                files.iter().flat_map(|file| iter::once(&file.image).chain(&file.text)).cloned().collect()
             }
+            Kind::Shards(dirs) => {
+                dirs.iter().map(|dir| list_shards(dir)).collect::<Result<Vec<_>>>()?.concat()
+            }
+        };
+        let sums: Vec<u32> = files.par_iter().map(|file| file_sum(file)).collect();
+        let mut fingerprint = Fingerprint::new();
+        for (file, sum) in files.iter().zip(sums) {
+            let name = file.strip_prefix(&self.path).unwrap_or(file);
+            fingerprint.bytes(name.as_os_str().as_encoded_bytes());
+            fingerprint.number(sum as usize);
         }
-        Ok(format!("{:08x}", hasher.finalize()))
+        Ok(fingerprint.finish())
     }
 
     /// All of them but the first `skip` that can be read, in the order of their names.
@@ -217,6 +218,8 @@ fn read_file(file: &PictureFile) -> (Option<Captioned>, Skipped) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::picture::encode_png;
 
@@ -256,12 +259,33 @@ mod tests {
     }
 
     #[test]
-    fn another_file_is_another_fingerprint() {
-        let dir = folder(4);
-        let of = || Pictures::open(dir.path()).unwrap().fingerprint().unwrap();
+    fn a_set_of_pictures_is_known_by_what_its_files_hold() {
+        let (dir, copy) = (folder(4), folder(4));
+        let of = |dir: &tempfile::TempDir| Pictures::open(dir.path()).unwrap().fingerprint().unwrap();
+        let before = of(&dir);
+        assert_eq!(before, of(&copy), "the same files, written at another time");
+        // Another picture of the same length and time is another set.
+        let path = dir.path().join("003.png");
+        let (mut bytes, time) = (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().modified().unwrap());
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        let changed = of(&dir);
+        fs::remove_file(&path).unwrap();
+        let fewer = of(&dir);
+        fs::write(copy.path().join("003.txt"), "another caption").unwrap();
+        let different = std::collections::HashSet::from([before, changed, fewer, of(&copy)]);
+        assert_eq!(different.len(), 4, "{different:?}");
+    }
+
+    #[test]
+    fn a_set_of_tars_is_known_by_what_they_hold() {
+        let (dir, tars) = (folder(4), tempfile::tempdir().unwrap());
+        let of = || Pictures::open(tars.path()).unwrap().fingerprint().unwrap();
+        tar_of(&tars.path().join("x.tar"), &[dir.path().join("000.png")]);
         let before = of();
-        assert_eq!(before, of());
-        fs::remove_file(dir.path().join("003.png")).unwrap();
+        tar_of(&tars.path().join("x.tar"), &[dir.path().join("003.png")]);
         assert_ne!(before, of());
     }
 

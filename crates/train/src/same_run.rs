@@ -10,6 +10,7 @@ use std::fmt::{Display, Formatter};
 
 use anyhow::{Context, Result};
 use tessera_container::{Origin, hash};
+use tessera_data::is_older_fingerprint;
 use toml::Table;
 
 use crate::capacity::Stage;
@@ -101,7 +102,8 @@ pub(crate) enum MayChange {
     Always,
     AfterDivergence,
     Never,
-    /// One of the texts does not say it, since another version of the program wrote it: a warning is given.
+    /// One of the texts does not say it, or says it by a fingerprint of an earlier kind, since another version of the program wrote it:
+    /// a warning is given.
     Unknown,
 }
 
@@ -217,7 +219,8 @@ pub(crate) fn differences(saved: &str, now: &str, stage: Stage) -> Result<Vec<Di
         let (was, is) = (was.get(name), is.get(name));
         let goes_on = name == FROM && is.is_none();
         if was != is && !goes_on {
-            let is_unknown = name == SCENES && was.is_none();
+            let is_older = was.zip(is).is_some_and(|(was, is)| is_older_fingerprint(was, is));
+            let is_unknown = is_older || name == SCENES && was.is_none();
             let may_change = if is_unknown { MayChange::Unknown } else { MayChange::Never };
             note(name.clone(), was, is, may_change);
         }
@@ -338,6 +341,20 @@ mod tests {
         assert_eq!(keys(&begun, &whole, Stage::Dvae), []);
         assert_eq!(keys(&whole, &begun, Stage::Dvae), [("from".to_string(), MayChange::Never)]);
         assert_eq!((begun_as(&whole, &begun), begun_as(&whole, &whole)), (begun, whole));
+    }
+
+    #[test]
+    fn fingerprints_of_an_earlier_version_are_not_compared() {
+        let of =
+            |data: &str, seed| text(Stage::Dvae, seed, &[("data", data.to_string())], &config(&[])).unwrap();
+        let unverified = [("data".to_string(), MayChange::Unknown)];
+        assert_eq!(keys(&of("1234abcd", 7), &of("v2-1234abcd", 7), Stage::Dvae), unverified);
+        for (was, is) in
+            [("v2-1234abcd", "v2-5678abcd"), ("1234abcd", "5678abcd"), ("v2-1234abcd", "1234abcd")]
+        {
+            let never = [("data".to_string(), MayChange::Never)];
+            assert_eq!(keys(&of(was, 7), &of(is, 7), Stage::Dvae), never, "{was} {is}");
+        }
     }
 
     #[test]

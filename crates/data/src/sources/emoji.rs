@@ -27,7 +27,7 @@ use self::package::{Emoji, Tone};
 use self::split::Holdout;
 use self::world::Concept;
 use super::Counts;
-use super::output::{self, Opened};
+use super::output::{self, Fingerprints, Opened};
 use crate::shard::{Meta, Packed, Sample, Split};
 use crate::share::Share;
 use crate::skipped::Skipped;
@@ -85,7 +85,7 @@ pub fn build_emoji(options: &EmojiOptions, out: &Path, progress: &dyn Fn(u64, u6
     ensure!((8..=4096).contains(&options.size), "size is {}, wanted 8 to 4096 pixels", options.size);
     ensure!(options.holdout <= Share::percent(50), "{} is held out, wanted at most 50%", options.holdout);
     let recipe = json!({ "emoji": options, "packages": catalog::versions(&options.packages)? });
-    let mut output = match output::open(out, recipe, "")? {
+    let mut output = match output::open(out, recipe, &Fingerprints::default())? {
         Opened::Complete(counts, _) => return Ok(counts),
         Opened::Ready(output) => output,
     };

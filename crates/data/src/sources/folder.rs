@@ -13,8 +13,9 @@ use serde_json::json;
 use tessera_text::text_lines;
 
 use super::Counts;
-use super::output::{self, Opened};
+use super::output::{self, Fingerprints, Opened};
 use crate::files::{Found, find_pictures};
+use crate::fingerprint::{Fingerprint, file_sum};
 use crate::loader::{Purpose, item_rng, name_index};
 use crate::picture::{self, Filter, MAX_PIXELS};
 use crate::pictures::{MAX_IMAGE_BYTES, MAX_TEXT_BYTES};
@@ -72,7 +73,7 @@ pub fn build_folder(dir: &Path, out: &Path, options: &FolderOptions) -> Result<(
     let recipe = json!({ "folder": {
         "size": size, "least": least, "enlarge": small == Small::Enlarged, "val_percent": val_share, "seed": seed
     } });
-    let mut output = match output::open(out, recipe, &fingerprint(&pairs))? {
+    let mut output = match output::open(out, recipe, &fingerprints(&pairs))? {
         Opened::Complete(counts, skipped) => return Ok((counts, skipped)),
         Opened::Ready(output) => output,
     };
@@ -221,18 +222,25 @@ fn find_pairs(dir: &Path, out: &Path) -> Result<(Vec<Pair>, Skipped)> {
     Ok((pairs, skipped))
 }
 
-/// A number that changes when a picture or caption is added, removed, renamed or edited, wherever the folder lies.
-fn fingerprint(pairs: &[Pair]) -> String {
-    let of_file =
-        |path: &Path| read_at_most(path, MAX_IMAGE_BYTES).map_or(0, |bytes| crc32fast::hash(&bytes));
-    let of_pair = |pair: &Pair| [of_file(&pair.image), of_file(&pair.text)];
-    let sums: Vec<[u32; 2]> = pairs.par_iter().map(of_pair).collect();
-    let mut digest = crc32fast::Hasher::new();
+/// Names that change when a picture or caption is added, removed, renamed or edited, wherever the folder lies.
+fn fingerprints(pairs: &[Pair]) -> Fingerprints {
+    let sums: Vec<[u32; 2]> =
+        pairs.par_iter().map(|pair| [file_sum(&pair.image), file_sum(&pair.text)]).collect();
+    let (mut fingerprint, mut version_1) = (Fingerprint::new(), crc32fast::Hasher::new());
     for (pair, sums) in pairs.iter().zip(sums) {
-        digest.update(pair.name.as_os_str().as_encoded_bytes());
-        sums.iter().for_each(|sum| digest.update(&sum.to_le_bytes()));
+        let name = pair.name.as_os_str().as_encoded_bytes();
+        fingerprint.bytes(name);
+        version_1.update(name);
+        for sum in sums {
+            fingerprint.number(sum as usize);
+            version_1.update(&sum.to_le_bytes());
+        }
     }
-    format!("{} pairs, {:08x}", pairs.len(), digest.finalize())
+    let n = pairs.len();
+    Fingerprints {
+        now: format!("{n} pairs, {}", fingerprint.finish()),
+        version_1: format!("{n} pairs, {:08x}", version_1.finalize()),
+    }
 }
 
 #[cfg(test)]
@@ -313,6 +321,13 @@ mod tests {
         for again in [from.clone(), dir.path().join("./P/"), copy.clone()] {
             assert_eq!(build_folder(&again, &out, &sized(8)).unwrap(), first);
         }
+        // A record of version 1 is compared by its own fingerprint.
+        let record = out.join("dataset.json");
+        let (text, found) =
+            (fs::read_to_string(&record).unwrap(), fingerprints(&find_pairs(&from, &out).unwrap().0));
+        assert!(text.contains(&found.now), "{text}");
+        fs::write(&record, text.replace(&found.now, &found.version_1)).unwrap();
+        assert_eq!(build_folder(&from, &out, &sized(8)).unwrap(), first);
         put(&copy, "deep/a.txt", b"a think");
         let error = build_folder(&copy, &out, &sized(8)).unwrap_err().to_string();
         assert!(error.contains("have changed since"), "{error}");

@@ -27,6 +27,15 @@ struct Record {
     skipped: Skipped,
 }
 
+/// Fingerprints of the pictures and captions that a set is made of; empty if it is made of none.
+#[derive(Debug, Default)]
+pub(super) struct Fingerprints {
+    /// What a record gets.
+    pub(super) now: String,
+    /// What records of earlier programs have.
+    pub(super) version_1: String,
+}
+
 /// What was found at the place to write to.
 pub(super) enum Opened {
     /// The same set, whole: nothing to do.
@@ -45,11 +54,12 @@ pub(super) struct Output {
 }
 
 /// Looks at `dir` and makes it ready for the set that `recipe` describes, made of `files`.
-pub(super) fn open(dir: &Path, recipe: Value, files: &str) -> Result<Opened> {
+pub(super) fn open(dir: &Path, recipe: Value, files: &Fingerprints) -> Result<Opened> {
+    let Fingerprints { now, version_1 } = files;
     if let Some(found) = read_record(dir)? {
         match found.counts {
-            Some(_) if found.recipe == recipe && found.files != files => bail!(
-                "the pictures or captions have changed since {} was made of them (there: {}; now: {files}); \
+            Some(_) if found.recipe == recipe && ![now, version_1].contains(&&found.files) => bail!(
+                "the pictures or captions have changed since {} was made of them (there: {}; now: {now}); \
                  delete it or choose another folder",
                 dir.display(),
                 found.files
@@ -65,7 +75,7 @@ pub(super) fn open(dir: &Path, recipe: Value, files: &str) -> Result<Opened> {
             _ => clear(dir)?,
         }
     }
-    let files = files.to_string();
+    let files = now.clone();
     let record =
         Record { recipe: recipe.clone(), files: files.clone(), counts: None, skipped: Skipped::default() };
     write_record(dir, &record)?;
@@ -145,8 +155,12 @@ mod tests {
     use super::*;
     use crate::shard::test_sample;
 
+    fn named(name: &str) -> Fingerprints {
+        Fingerprints { now: name.to_string(), version_1: format!("{name} of version 1") }
+    }
+
     fn ready(dir: &Path, recipe: Value) -> Output {
-        match open(dir, recipe, "two").unwrap() {
+        match open(dir, recipe, &named("two")).unwrap() {
             Opened::Ready(output) => *output,
             Opened::Complete(..) => panic!("already complete"),
         }
@@ -162,12 +176,13 @@ mod tests {
         output.write(Split::Train, &Packed::new(&test_sample(1, Split::Train)).unwrap()).unwrap();
         let counts = Counts { concepts: 1, ..Counts::default() };
         output.finish(&counts, &Skipped::default()).unwrap();
-        let Opened::Complete(found, _) = open(dir.path(), json!({"size": 8}), "two").unwrap() else {
+        let Opened::Complete(found, _) = open(dir.path(), json!({"size": 8}), &named("two")).unwrap() else {
             panic!("made again")
         };
         assert_eq!(found, counts);
-        let error =
-            |size: u32, files| open(dir.path(), json!({"size": size}), files).err().unwrap().to_string();
+        let error = |size: u32, files| {
+            open(dir.path(), json!({"size": size}), &named(files)).err().unwrap().to_string()
+        };
         assert!(error(9, "two").contains("other settings"));
         assert!(error(8, "three").contains("have changed since"));
     }
@@ -176,7 +191,7 @@ mod tests {
     fn a_folder_of_other_things_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.txt"), "important").unwrap();
-        assert!(open(dir.path(), json!({}), "").err().unwrap().to_string().contains("not empty"));
+        assert!(open(dir.path(), json!({}), &named("")).err().unwrap().to_string().contains("not empty"));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -37,7 +37,7 @@ use self::scene::Scene;
 use self::world::World;
 use super::Counts;
 use super::emoji::catalog;
-use super::output::{self, Opened};
+use super::output::{self, Fingerprints, Opened};
 use crate::loader::{Purpose, item_rng};
 use crate::shard::{Meta, Packed, Sample, Split};
 use crate::skipped::Skipped;
@@ -176,7 +176,7 @@ pub fn build_scenes(
     progress: &dyn Fn(u64, u64),
 ) -> Result<Counts> {
     let recipe = json!({ "scenes": options, "count": count, "val": val, "packages": catalog::versions(&options.packages)? });
-    let mut output = match output::open(out, recipe, "")? {
+    let mut output = match output::open(out, recipe, &Fingerprints::default())? {
         Opened::Complete(counts, _) => return Ok(counts),
         Opened::Ready(output) => output,
     };

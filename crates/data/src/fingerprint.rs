@@ -1,0 +1,91 @@
+//! Hashes. Other data have another fingerprint, which records keep, to notice when data have changed.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+/// What the fingerprints of this version begin with. Those of version 1 have no version, and no lengths in what they hash.
+const VERSION: &str = "v2-";
+
+/// A hash of fields, each with its length, so that moving bytes from one field to the next changes it.
+pub(crate) struct Fingerprint(crc32fast::Hasher);
+
+impl Fingerprint {
+    pub(crate) fn new() -> Fingerprint {
+        Fingerprint(crc32fast::Hasher::new())
+    }
+
+    pub(crate) fn bytes(&mut self, field: &[u8]) {
+        self.number(field.len());
+        self.0.update(field);
+    }
+
+    pub(crate) fn number(&mut self, field: usize) {
+        self.0.update(&(field as u64).to_le_bytes());
+    }
+
+    /// A list of texts, and how many there are.
+    pub(crate) fn texts(&mut self, texts: &[String]) {
+        self.number(texts.len());
+        texts.iter().for_each(|text| self.bytes(text.as_bytes()));
+    }
+
+    pub(crate) fn finish(self) -> String {
+        format!("{VERSION}{:08x}", self.0.finalize())
+    }
+}
+
+/// Whether a recorded fingerprint is of an earlier version than another, so that the two cannot be compared.
+pub fn is_older_fingerprint(recorded: &str, now: &str) -> bool {
+    now.starts_with(VERSION) && !recorded.starts_with(VERSION)
+}
+
+/// A checksum of what a file holds; 0 of one that cannot be read.
+pub(crate) fn file_sum(path: &Path) -> u32 {
+    let sum = || -> std::io::Result<u32> {
+        let mut file = BufReader::new(File::open(path)?);
+        let mut hasher = crc32fast::Hasher::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(hasher.finalize()),
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+    };
+    sum().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(fields: &[&str]) -> String {
+        let mut fingerprint = Fingerprint::new();
+        fields.iter().for_each(|field| fingerprint.bytes(field.as_bytes()));
+        fingerprint.finish()
+    }
+
+    #[test]
+    fn bytes_that_move_to_another_field_change_the_fingerprint() {
+        assert_eq!(of(&["ab", "c"]), of(&["ab", "c"]));
+        let others = [of(&["a", "bc"]), of(&["abc"]), of(&["ab", "c", ""]), of(&["", "ab", "c"])];
+        assert!(others.iter().all(|other| *other != of(&["ab", "c"])));
+    }
+
+    #[test]
+    fn fingerprints_of_earlier_versions_are_told_apart() {
+        let now = of(&["a"]);
+        assert!(is_older_fingerprint("1234abcd", &now));
+        assert!(!is_older_fingerprint(&of(&["b"]), &now) && !is_older_fingerprint("1234abcd", "5678abcd"));
+    }
+
+    #[test]
+    fn a_file_is_known_by_what_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        let long = vec![7; 200_000];
+        std::fs::write(&path, &long).unwrap();
+        assert_eq!((file_sum(&path), file_sum(&dir.path().join("b"))), (crc32fast::hash(&long), 0));
+    }
+}
