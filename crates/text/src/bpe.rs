@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rand_chacha::rand_core::Rng;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -14,6 +14,9 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
 
 use crate::Prompt;
+
+/// What is said of a vocabulary that contradicts itself.
+const DAMAGED: &str = "the tokenizer is damaged; make it again with `tessera train bpe`";
 
 /// A trained byte-level BPE vocabulary.
 #[derive(Clone)]
@@ -67,9 +70,13 @@ impl Bpe {
     }
 
     /// Reads a vocabulary in the Hugging Face `tokenizer.json` form.
+    ///
+    /// # Errors
+    /// If it has another form, lacks a byte, or its ids or merges do not fit its tokens.
     pub fn from_json(json: &str) -> Result<Bpe> {
         let tokenizer: Tokenizer = json.parse().map_err(|e| anyhow!("not a tokenizer JSON: {e}"))?;
         let vocab = tokenizer.get_vocab(false);
+        check_vocab(&vocab)?;
         let merges = read_merges(json, &vocab)?;
         Ok(Bpe { tokenizer, vocab, merges })
     }
@@ -165,6 +172,21 @@ fn byte_level() -> ByteLevel {
     ByteLevel::new(true, false, true)
 }
 
+/// Every byte has a token, and the ids are 0, 1, 2 … once each.
+fn check_vocab(vocab: &HashMap<String, u32>) -> Result<()> {
+    let missing =
+        ByteLevel::alphabet().into_iter().filter(|byte| !vocab.contains_key(&byte.to_string())).count();
+    ensure!(missing == 0, "{missing} of the 256 byte tokens are missing: {DAMAGED}");
+    let mut has_token = vec![false; vocab.len()];
+    for (token, &id) in vocab {
+        let slot = has_token.get_mut(id as usize);
+        let is_free = slot.is_some_and(|slot| !std::mem::replace(slot, true));
+        let last = vocab.len() - 1;
+        ensure!(is_free, "token {token:?} has the id {id}: wanted 0 to {last}, once each: {DAMAGED}");
+    }
+    Ok(())
+}
+
 fn read_merges(json: &str, vocab: &HashMap<String, u32>) -> Result<HashMap<(u32, u32), (usize, u32)>> {
     #[derive(serde::Deserialize)]
     struct File {
@@ -175,10 +197,21 @@ fn read_merges(json: &str, vocab: &HashMap<String, u32>) -> Result<HashMap<(u32,
         merges: Vec<(String, String)>,
     }
     let file: File = serde_json::from_str(json).context("tokenizer JSON holds no BPE merges")?;
-    let id =
-        |token: &str| vocab.get(token).copied().with_context(|| format!("merge of unknown token {token:?}"));
-    let merges = file.model.merges.iter().enumerate();
-    merges.map(|(rank, (a, b))| Ok(((id(a)?, id(b)?), (rank, id(&format!("{a}{b}"))?)))).collect()
+    let id = |token: &str| {
+        vocab
+            .get(token)
+            .copied()
+            .with_context(|| format!("a merge has the unknown token {token:?}: {DAMAGED}"))
+    };
+    let mut merges = HashMap::new();
+    for (rank, (a, b)) in file.model.merges.iter().enumerate() {
+        let merge = (rank, id(&format!("{a}{b}"))?);
+        ensure!(
+            merges.insert((id(a)?, id(b)?), merge).is_none(),
+            "{a:?} and {b:?} are merged twice: {DAMAGED}"
+        );
+    }
+    Ok(merges)
 }
 
 #[cfg(test)]
@@ -215,6 +248,55 @@ mod tests {
         let again = Bpe::from_json(&bpe.to_json().unwrap()).unwrap();
         assert_eq!(bpe.encode(CAPTIONS[1]).unwrap(), again.encode(CAPTIONS[1]).unwrap());
         assert!(Bpe::from_json("{}").is_err());
+    }
+
+    #[test]
+    fn a_vocabulary_that_contradicts_itself_is_refused() {
+        let json = bpe().to_json().unwrap();
+        let n = bpe().vocab_size();
+        let mut file: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let vocab = file["model"]["vocab"].as_object().unwrap().clone();
+        let last = format!("the id {n}: wanted 0 to {}, once each", n - 1);
+        let [first, second] = [&file["model"]["merges"][0], &file["model"]["merges"][1]].map(Clone::clone);
+        let token = |pair: &serde_json::Value| [0, 1].map(|at| pair[at].as_str().unwrap()).concat();
+        let byte = |file: &mut serde_json::Value| {
+            let vocab = file["model"]["vocab"].as_object_mut().unwrap();
+            let id = vocab.remove("~").unwrap();
+            vocab.insert("~~".to_string(), id);
+        };
+        type Change<'a> = &'a dyn Fn(&mut serde_json::Value);
+        let changes: [(Change, &str); 5] = [
+            (&byte, "1 of the 256 byte tokens are missing"),
+            (&|file| file["model"]["vocab"]["a"] = vocab["b"].clone(), "once each"),
+            (&|file| file["model"]["vocab"]["a"] = n.into(), &last),
+            (&|file| file["model"]["merges"][1] = first.clone(), "are merged twice"),
+            (
+                &|file| drop(file["model"]["vocab"].as_object_mut().unwrap().remove(&token(&second))),
+                "vocabulary",
+            ),
+        ];
+        for (change, said) in changes {
+            let whole = file.clone();
+            change(&mut file);
+            let error = Bpe::from_json(&file.to_string()).unwrap_err().to_string();
+            assert!(error.contains(said) && !error.contains('\n'), "{error}, wanted {said}");
+            file = whole;
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_an_error_or_changes_nothing() {
+        let (bpe, json) = (bpe(), bpe().to_json().unwrap().into_bytes());
+        let start = json.windows(7).position(|text| text == b"\"vocab\"").unwrap();
+        for at in (start..json.len()).step_by(5) {
+            let mut bytes = json.clone();
+            bytes[at] ^= 1 << (at % 7);
+            let Ok(text) = String::from_utf8(bytes) else { continue };
+            if let Ok(read) = Bpe::from_json(&text) {
+                let is_same = read.vocab == bpe.vocab && read.merges == bpe.merges;
+                assert!(is_same, "byte {at}: {}", &text[at - 5..at + 5]);
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `train bpe`: the caption vocabulary (paper §2.2), from the training captions of a data set.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -25,9 +26,45 @@ pub fn train_bpe(
     std::fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
     let captions = bounded_captions(dataset.train.iter().flat_map(|sample| &sample.captions), reporter);
     let bpe = Bpe::train(captions.iter(), config.prior.text_vocab)?;
-    let (path, json) = (run.join("tokenizer.json"), bpe.to_json()?);
-    let free = std::fs::read_to_string(&path).map_or(true, |old| old == json);
-    ensure!(free, "{} is another tokenizer; choose another --run", path.display());
-    atomic::write(&path, json.as_bytes())?;
+    let path = run.join("tokenizer.json");
+    write_new(&path, &bpe.to_json()?)?;
     Ok((bpe, path))
+}
+
+/// Writes a tokenizer where there is none, or the same one.
+fn write_new(path: &Path, json: &str) -> Result<()> {
+    match std::fs::read(path) {
+        Ok(old) => {
+            ensure!(old == json.as_bytes(), "{} is another tokenizer; choose another --run", path.display());
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => {
+            let shown = path.display();
+            return Err(error).with_context(|| format!("cannot read {shown}; choose another --run"));
+        }
+    }
+    atomic::write(path, json.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_absent_file_or_the_same_one_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        write_new(&path, "{}").unwrap();
+        write_new(&path, "{}").unwrap();
+        for other in [&b"{ }"[..], b"", b"\xff\xfe no UTF-8"] {
+            std::fs::write(&path, other).unwrap();
+            let error = write_new(&path, "{}").unwrap_err().to_string();
+            assert!(error.contains("is another tokenizer; choose another --run"), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), other);
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let error = write_new(&path, "{}").unwrap_err().to_string();
+        assert!(error.contains("cannot read") && path.is_dir(), "{error}");
+    }
 }
