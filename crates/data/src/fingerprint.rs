@@ -40,6 +40,12 @@ pub fn is_older_fingerprint(recorded: &str, now: &str) -> bool {
     now.starts_with(VERSION) && !recorded.starts_with(VERSION)
 }
 
+/// The 64-bit FNV-1a hash of a name: the same in every version of the program.
+pub fn fnv1a(name: &[u8]) -> u64 {
+    name.iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// A checksum of what a file holds; 0 of one that cannot be read.
 pub(crate) fn file_sum(path: &Path) -> u32 {
     let sum = || -> std::io::Result<u32> {
@@ -78,6 +84,13 @@ mod tests {
         let now = of(&["a"]);
         assert!(is_older_fingerprint("1234abcd", &now));
         assert!(!is_older_fingerprint(&of(&["b"]), &now) && !is_older_fingerprint("1234abcd", "5678abcd"));
+    }
+
+    /// The values of the algorithm's authors.
+    #[test]
+    fn fnv1a_has_its_published_values() {
+        let wanted = [0xcbf2_9ce4_8422_2325, 0xaf63_dc4c_8601_ec8c, 0x8594_4171_f739_67e8];
+        assert_eq!([&b""[..], b"a", b"foobar"].map(fnv1a), wanted);
     }
 
     #[test]

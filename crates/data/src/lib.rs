@@ -27,7 +27,7 @@ mod text_file;
 pub use augment::{Augment, augment};
 pub use codes::{CodeItem, CodeSet};
 pub use dataset::Dataset;
-pub use fingerprint::is_older_fingerprint;
+pub use fingerprint::{fnv1a, is_older_fingerprint};
 pub use loader::{Purpose, batch_indices, evenly, item_rng};
 pub use pictures::{Captioned, PictureReader, Pictures};
 pub use shard::{Meta, Sample, Split};

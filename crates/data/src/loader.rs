@@ -53,12 +53,6 @@ pub fn item_rng(seed: u64, purpose: Purpose, step: u64, index: u64) -> ChaCha8Rn
     ChaCha8Rng::from_seed(key)
 }
 
-/// The index, for [`item_rng`], of an item that is known by its name (FNV-1a, 64 bits).
-pub fn name_index(name: &[u8]) -> u64 {
-    name.iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 /// A whole number in `0..n`, uniformly (0 if `n` is 0).
 ///
 /// The high half of a 64×64-bit product: its bias is below `n / 2⁶⁴`, and it always takes one draw.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
+use tessera_data::fnv1a;
 
 use crate::features::{Features, Seen};
 use crate::{Gaussian, InceptionScore, Report, Vectors};
@@ -182,8 +183,7 @@ impl Header {
 
     /// The file's name is a hash of the line (FNV-1a), which is compared when it is opened again.
     fn path(&self, work: &Path) -> Result<PathBuf> {
-        let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        let name = serde_json::to_string(self)?.bytes().fold(0xcbf2_9ce4_8422_2325, hash);
+        let name = fnv1a(serde_json::to_string(self)?.as_bytes());
         Ok(work.join(format!("{name:016x}.features")))
     }
 }

@@ -15,8 +15,8 @@ use tessera_text::text_lines;
 use super::Counts;
 use super::output::{self, Fingerprints, Opened};
 use crate::files::{Found, find_pictures};
-use crate::fingerprint::{Fingerprint, file_sum};
-use crate::loader::{Purpose, item_rng, name_index};
+use crate::fingerprint::{Fingerprint, file_sum, fnv1a};
+use crate::loader::{Purpose, item_rng};
 use crate::picture::{self, Filter, MAX_PIXELS};
 use crate::pictures::{MAX_IMAGE_BYTES, MAX_TEXT_BYTES};
 use crate::shard::{Meta, Packed, Sample, Split};
@@ -184,7 +184,7 @@ fn scaled(image: RgbImage, short: u32) -> Result<RgbImage> {
 /// lowest number is held out, if that is asked for, and the one with the highest never is.
 fn splits(pairs: &[Pair], options: &FolderOptions) -> Vec<Split> {
     let rng = |pair: &Pair| {
-        let index = name_index(pair.name.as_os_str().as_encoded_bytes());
+        let index = fnv1a(pair.name.as_os_str().as_encoded_bytes());
         item_rng(options.seed, Purpose::Split, 0, index)
     };
     let is_held = |pair: &Pair| options.val_share.draws(&mut rng(pair));

@@ -6,6 +6,7 @@ mod votes;
 use anyhow::{Result, ensure};
 use image::RgbImage;
 use serde_json::json;
+use tessera_data::fnv1a;
 
 use crate::page::png_url;
 
@@ -33,15 +34,9 @@ pub fn comparison_page(tasks: &[Comparison]) -> Result<String> {
         written.push(json!({"caption": task.caption, "pictures": [png_url(a)?, png_url(b)?]}));
     }
     let written = json!({ "id": "ID", "tasks": written }).to_string();
-    let written = written.replacen("\"ID\"", &format!("\"{:016x}\"", hash(&written)), 1);
+    let written = written.replacen("\"ID\"", &format!("\"{:016x}\"", fnv1a(written.as_bytes())), 1);
     // Nothing in a caption ends the script element that it lies in.
     Ok(include_str!("page.html").replacen("TASKS", &written.replace('<', "\\u003c"), 1))
-}
-
-/// FNV-1a.
-fn hash(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! A random picture held out says little, since its neighbours are trained on. A held-out *combination* asks the
 //! paper's question (§3.3): can the model draw what it knows in a way it has not seen it drawn?
 
-use crate::loader::{Purpose, item_rng, name_index};
+use crate::fingerprint::fnv1a;
+use crate::loader::{Purpose, item_rng};
 use crate::share::Share;
 
 use super::style::Style;
@@ -42,7 +43,7 @@ impl Holdout {
     }
 
     fn draws(self, combination: &str) -> bool {
-        let mut rng = item_rng(self.seed, Purpose::Split, 0, name_index(combination.as_bytes()));
+        let mut rng = item_rng(self.seed, Purpose::Split, 0, fnv1a(combination.as_bytes()));
         self.share.draws(&mut rng)
     }
 }
