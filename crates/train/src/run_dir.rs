@@ -451,6 +451,32 @@ mod tests {
         assert!(error.contains("is of another run: its seed is 9, this run's 0"), "{error}");
     }
 
+    /// The fingerprints of its data cannot be compared.
+    #[test]
+    fn a_run_of_an_earlier_version_goes_on_with_a_warning() {
+        #[derive(Default)]
+        struct Notes(std::sync::Mutex<String>);
+        impl Reporter for Notes {
+            fn note(&self, text: &str) {
+                *self.0.lock().unwrap() += text;
+            }
+
+            fn progress(&self, _: crate::reporter::Progress) {}
+        }
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path(), TEXT, false).unwrap().write_checkpoint(&state(10)).unwrap();
+        let (now, notes) = (TEXT.replace("data 12ab", "data v2-0000cdef"), Notes::default());
+        let run = RunDir::open(dir.path(), Stage::Dvae, &now, true, &notes).unwrap();
+        let said = notes.0.into_inner().unwrap();
+        let wanted = "another version of the program began this run: data was 12ab, is now v2-0000cdef";
+        assert!(said.contains(wanted), "{said}");
+        assert_eq!(run.newest_checkpoint(&Silent).unwrap(), Some(state(10)));
+        drop(run);
+        // From here the new one counts.
+        let other = error(dir.path(), &now.replace("cdef", "cdee"), true);
+        assert!(other.contains("it has data = v2-0000cdef, this run v2-0000cdee"), "{other}");
+    }
+
     #[test]
     fn a_folder_belongs_to_its_run() {
         let dir = tempfile::tempdir().unwrap();
