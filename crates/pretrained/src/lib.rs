@@ -1,7 +1,7 @@
 //! The bytes of the model that the program draws with when no `--model` is given. `CARD.md` beside it says how it was made.
 
 /// A whole model file.
-pub const MODEL: &[u8] = include_bytes!("../emoji.tessera.safetensors");
+pub static MODEL: &[u8] = include_bytes!("../emoji.tessera.safetensors");
 
 /// The share of captions that were dropped in training its prior (`data.caption_drop` of configs/emoji.toml). The file is older than
 /// the entry that says so.
