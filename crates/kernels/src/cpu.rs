@@ -42,6 +42,8 @@ pub enum Isa {
 pub struct Cpu {
     isa: Isa,
     bf16: bool,
+    /// Whether other devices multiply bf16.
+    bf16_elsewhere: bool,
 }
 
 thread_local! {
@@ -60,9 +62,9 @@ impl Cpu {
     /// The choice on a processor whose best is `isa`.
     fn on(isa: Isa, precision: Precision) -> Result<Cpu, String> {
         match (precision, isa) {
-            (Precision::F32, _) => Ok(Cpu { isa, bf16: false }),
-            _ if isa.has_bf16() => Ok(Cpu { isa, bf16: true }),
-            (Precision::Auto, _) => Ok(Cpu { isa, bf16: false }),
+            (Precision::F32, _) => Ok(Cpu::with(isa, false)),
+            _ if isa.has_bf16() => Ok(Cpu::with(isa, true)),
+            (Precision::Auto, _) => Ok(Cpu { bf16_elsewhere: true, ..Cpu::with(isa, false) }),
             (Precision::Bf16, _) => Err(format!(
                 "precision = bf16 needs a processor with avx512_bf16, and this one has {isa}; use auto or f32"
             )),
@@ -74,14 +76,18 @@ impl Cpu {
         let best = Isa::detect();
         let sets = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
         let has = sets.into_iter().filter(|&isa| isa >= best);
-        let bf16s = has.clone().filter(|isa| isa.has_bf16()).map(|isa| Cpu { isa, bf16: true });
-        bf16s.chain(has.map(|isa| Cpu { isa, bf16: false })).collect()
+        let bf16s = has.clone().filter(|isa| isa.has_bf16()).map(|isa| Cpu::with(isa, true));
+        bf16s.chain(has.map(|isa| Cpu::with(isa, false))).collect()
+    }
+
+    fn with(isa: Isa, bf16: bool) -> Cpu {
+        Cpu { isa, bf16, bf16_elsewhere: bf16 }
     }
 
     /// The choice in force on this thread: that of the innermost [`Cpu::scope`], else the best there is.
     pub fn current() -> Cpu {
         static BEST: OnceLock<Cpu> = OnceLock::new();
-        let best = || Cpu { isa: Isa::detect(), bf16: Isa::detect().has_bf16() };
+        let best = || Cpu { bf16_elsewhere: true, ..Cpu::with(Isa::detect(), Isa::detect().has_bf16()) };
         CHOSEN.get().unwrap_or_else(|| *BEST.get_or_init(best))
     }
 
@@ -103,9 +109,14 @@ impl Cpu {
         self.bf16
     }
 
+    /// Whether products on other devices are of bf16 numbers: unless f32 was asked for.
+    pub fn bf16_elsewhere(self) -> bool {
+        self.bf16_elsewhere
+    }
+
     /// The same instructions with products of f32.
     pub fn in_f32(self) -> Cpu {
-        Cpu { bf16: false, ..self }
+        Cpu::with(self.isa, false)
     }
 
     /// The instruction set.
@@ -264,8 +275,8 @@ mod tests {
     fn bf16_is_chosen_or_refused_by_what_the_processor_has() {
         for isa in [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable] {
             let has = isa.has_bf16();
-            assert_eq!(Cpu::on(isa, Precision::Auto), Ok(Cpu { isa, bf16: has }));
-            assert_eq!(Cpu::on(isa, Precision::F32), Ok(Cpu { isa, bf16: false }));
+            assert_eq!(Cpu::on(isa, Precision::Auto), Ok(Cpu { isa, bf16: has, bf16_elsewhere: true }));
+            assert_eq!(Cpu::on(isa, Precision::F32), Ok(Cpu::with(isa, false)));
             match Cpu::on(isa, Precision::Bf16) {
                 Ok(cpu) => assert!(has && cpu.bf16()),
                 Err(reason) => assert!(!has && reason.contains(&isa.to_string()), "{reason}"),

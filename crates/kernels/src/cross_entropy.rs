@@ -9,6 +9,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::composed::widened;
 use crate::cpu::{Cpu, vectorized};
 use crate::gemm::{Epilogue, Numbers, Operand, Out, ROWS, gemm};
 use crate::linear::{Affine, Store, column_sums};
@@ -30,7 +31,7 @@ pub fn cross_entropy(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) 
         (Some(x), Some(w), Some(b)) => {
             apply(CrossEntropy { cpu: Cpu::current(), targets: targets.to_vec() }, [x, w, b])
         }
-        _ => cross_entropy_reference(x, w, b, targets),
+        _ => cross_entropy_reference(widened(x), w, b, targets),
     }
 }
 

@@ -4,14 +4,14 @@ use std::mem::MaybeUninit;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::activation::{log_softmax, softmax};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::cpu::{Cpu, vectorized};
 use crate::math::{exp, ln, log_sum_exp, sum, sum3};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, tensor};
-use crate::philox::{LANES, philox};
+use crate::philox::{LANES, philox, philox_composed};
 
 /// Gumbel noise `-ln(-ln U)`, addressed by row and column: the same for the same address, whatever thread makes it and
 /// whatever is made beside it. Nothing is stored.
@@ -38,6 +38,29 @@ impl GumbelNoise {
         let rows = out.par_chunks_mut(v.max(1)).enumerate();
         rows.for_each(|(row, out)| add_noise(isa, self.skip_rows(row), out));
         out
+    }
+
+    /// The same noise in the shape of `logits`, made where they are by Burn's operations.
+    fn composed<const D: usize>(self, logits: &Tensor<D>) -> Tensor<D> {
+        let shape = logits.dims();
+        let v = shape[D - 1];
+        let n: usize = shape[..D - 1].iter().product();
+        let groups = v.div_ceil(GROUP);
+        let in_row = (groups * LANES) as u64; // counters
+        let first = self.first_row.wrapping_mul(in_row) as i64;
+        let counters = first..first.wrapping_add(n as i64 * in_row as i64);
+        let counters = Tensor::<1, Int>::arange(counters, (&logits.device(), DType::I64));
+        let low_half = i64::from(u32::MAX);
+        let low = counters.clone().bitwise_and_scalar(low_half);
+        let high = counters.bitwise_right_shift_scalar(32_i64).bitwise_and_scalar(low_half);
+        let halves = |x: u64| [x as u32, (x >> 32) as u32];
+        let step = halves(self.step).map(|half| low.clone() * 0_i64 + i64::from(half));
+        let [step_low, step_high] = step;
+        let words = philox_composed([low, high, step_low, step_high], halves(self.seed));
+        let words = words.map(|word| word.reshape([n, groups, 1, LANES]));
+        let bits = Tensor::cat(words.to_vec(), 2).reshape([n, groups * GROUP]).narrow(1, 0, v);
+        let uniform = (bits.bitwise_right_shift_scalar(9_i64).float() + 0.5) / f64::from(1 << 23);
+        (-(-uniform.log()).log()).reshape(shape)
     }
 }
 
@@ -84,7 +107,10 @@ pub fn gumbel_softmax_drawn<const D: usize>(logits: Tensor<D>, noise: GumbelNois
         Some(logits) => {
             apply(RelaxDrawn { cpu: Cpu::current(), noise, inverse: (1.0 / tau) as f32 }, [logits])
         }
-        None => gumbel_softmax_drawn_reference(logits, noise, tau),
+        None => {
+            let drawn = noise.composed(&logits);
+            gumbel_softmax_reference(logits, drawn, tau)
+        }
     }
 }
 
@@ -353,7 +379,7 @@ fn rows(logits: &FlexTensor) -> (Vec<usize>, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{grad, hold_equal, leaf};
+    use crate::testing::{constant, grad, hold_equal, leaf, values};
 
     #[test]
     fn the_relaxed_code_is_its_reference() {
@@ -364,6 +390,16 @@ mod tests {
                 |(logits, noise)| gumbel_softmax_reference(logits.clone(), noise.clone(), 0.3),
                 |(logits, noise), g| vec![grad(logits, g), grad(noise, g)],
             );
+        }
+    }
+
+    #[test]
+    fn other_devices_draw_the_same_noise() {
+        for ([rows, v], noise) in [([1, 1], NOISE), ([3, 70], NOISE.skip_rows(5)), ([9, 1000], NOISE)] {
+            let drawn = values(noise.composed(&constant(vec![0.0; rows * v], [rows, v])));
+            for (drawn, wanted) in drawn.iter().zip(noise.values(rows, v)) {
+                assert!((drawn - wanted).abs() < 1e-5 * (1.0 + wanted.abs()), "{drawn}, wanted {wanted}");
+            }
         }
     }
 

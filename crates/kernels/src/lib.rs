@@ -7,6 +7,7 @@
 
 mod adamw;
 mod attention;
+mod composed;
 mod conv;
 mod cpu;
 mod cross_entropy;

@@ -8,6 +8,7 @@ use burn::tensor::activation::sigmoid;
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::composed::{narrowed, widened};
 use crate::cpu::{Cpu, vectorized};
 use crate::gemm::{Epilogue, Numbers, Operand, Out, gemm};
 use crate::math::{GELU_SLOPE, Number, gelu, gelu_slope, with_numbers, write};
@@ -36,7 +37,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>, activati
     check(x.dims().as_slice(), w.dims(), b.dims());
     match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
         (Some(x), Some(w), Some(b)) => apply(Linear { cpu: Cpu::current(), activation }, [x, w, b]),
-        _ => linear_reference(x, w, b, activation),
+        _ => linear_composed(x, w, b, activation),
     }
 }
 
@@ -48,7 +49,7 @@ pub fn linear_f32<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>) -> T
     check(x.dims().as_slice(), w.dims(), b.dims());
     match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
         (Some(x), Some(w), Some(b)) => apply(Logits { cpu: Cpu::current() }, [x, w, b]),
-        _ => linear_reference(x, w, b, Activation::None),
+        _ => linear_reference(widened(x), w, b, Activation::None),
     }
 }
 
@@ -73,8 +74,18 @@ pub fn linear_add<const D: usize>(
         (Some(x), Some(w), Some(b), Some(residual)) => {
             apply(LinearAdd { cpu: Cpu::current() }, [x, w, b, residual])
         }
-        _ => residual + linear_reference(x, w, b, Activation::None),
+        _ => residual + widened(linear_composed(x, w, b, Activation::None)),
     }
+}
+
+/// [`linear`] for devices other than the processor.
+fn linear_composed<const D: usize>(
+    x: Tensor<D>,
+    w: Tensor<2>,
+    b: Tensor<1>,
+    activation: Activation,
+) -> Tensor<D> {
+    linear_reference(narrowed(x), narrowed(w), narrowed(b), activation)
 }
 
 /// [`linear`] in Burn's operations.

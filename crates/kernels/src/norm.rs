@@ -8,6 +8,7 @@ use burn::tensor::module::layer_norm as burn_layer_norm;
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::composed::narrowed;
 use crate::cpu::{Cpu, vectorized};
 use crate::math::{Number, sum, sum3, with_numbers};
 use crate::memory::filled;
@@ -33,7 +34,7 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, bias: Tensor<1>
         (Some(x), Some(gain), Some(bias)) => {
             apply(Norm { cpu: Cpu::current(), epsilon: epsilon as f32 }, [x, gain, bias])
         }
-        _ => layer_norm_reference(x, gain, bias, epsilon),
+        _ => narrowed(layer_norm_reference(x, gain, bias, epsilon)),
     }
 }
 

@@ -1,6 +1,8 @@
 //! A counter-based random generator, Philox4x32-10 (Salmon et al. 2011): the bits of any place are a function of its
 //! counter and the key, so they can be made where they are used, by any thread.
 
+use burn::tensor::{Int, Tensor};
+
 /// Counters that are worked on together, so that loops over them become vector code.
 pub(crate) const LANES: usize = 16;
 
@@ -36,8 +38,36 @@ fn product(word: &Word, multiplier: u32) -> [Word; 2] {
     [std::array::from_fn(|lane| (wide(lane) >> 32) as u32), std::array::from_fn(|lane| wide(lane) as u32)]
 }
 
+/// [`philox`] in Burn's operations, for other devices: words are the low halves of 64-bit whole numbers.
+pub(crate) fn philox_composed(mut counter: [Words; 4], mut key: [u32; 2]) -> [Words; 4] {
+    for _ in 0..ROUNDS {
+        let [a, b, c, d] = counter;
+        let [high_a, low_a] = product_composed(a, MULTIPLIERS[0]);
+        let [high_c, low_c] = product_composed(c, MULTIPLIERS[1]);
+        let mix =
+            |high: Words, word: Words, key: u32| high.bitwise_xor(word).bitwise_xor_scalar(i64::from(key));
+        counter = [mix(high_c, b, key[0]), low_c, mix(high_a, d, key[1]), low_a];
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    counter
+}
+
+/// Words of 32 bits in 64-bit whole numbers.
+pub(crate) type Words = Tensor<1, Int>;
+
+/// [`product`] by halves of the multiplier, so that nothing exceeds 64 bits.
+fn product_composed(word: Words, multiplier: u32) -> [Words; 2] {
+    let upper = word.clone() * i64::from(multiplier >> 16);
+    let lower = word * i64::from(multiplier & 0xffff);
+    let low = upper.clone().bitwise_and_scalar(0xffff_i64).bitwise_left_shift_scalar(16_i64) + lower.clone();
+    let high = (upper + lower.bitwise_right_shift_scalar(16_i64)).bitwise_right_shift_scalar(16_i64);
+    [high, low.bitwise_and_scalar(i64::from(u32::MAX))]
+}
+
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{DType, Device};
+
     use super::*;
 
     /// The known answers of Random123 (`kat_vectors`, philox4x32 10).
@@ -55,6 +85,11 @@ mod tests {
         ] {
             let bits = philox(counter.map(|word| [word; LANES]), key);
             assert_eq!(bits, wanted.map(|word: u32| [word; LANES]));
+            let options = (&Device::flex(), DType::I64);
+            let words = counter.map(|word| Tensor::<1, Int>::zeros([3], options) + i64::from(word));
+            for (word, wanted) in philox_composed(words, key).into_iter().zip(wanted) {
+                assert!(word.into_data().iter::<i64>().all(|bits| bits == i64::from(wanted)));
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Who may look at whom, as the kernels see it: blocks of queries, panels of keys, a bit for each pair.
 
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::gemm::LANES;
 
@@ -18,6 +19,34 @@ pub struct Plan {
     /// The position at each place of the working order.
     pub(super) order: Vec<usize>,
     pub(super) blocks: Vec<Block>,
+    /// What other devices have been given of it.
+    on_devices: Arc<Mutex<Vec<(Device, Arc<DevicePlan>)>>>,
+}
+
+/// A plan in a device's memory.
+pub(super) struct DevicePlan {
+    /// The position at each place and the place of each position, `[T]` each; none if they are the same.
+    orders: Option<[Tensor<1, Int>; 2]>,
+    /// The additive mask of each block, `[1, 1, rows, keys]`.
+    pub(super) blocks: Vec<Tensor<4>>,
+}
+
+impl DevicePlan {
+    /// Positions `[B, T, D]` in working order.
+    pub(super) fn to_working_order(&self, x: Tensor<3>) -> Tensor<3> {
+        match &self.orders {
+            Some([positions, _]) => x.select(1, positions.clone()),
+            None => x,
+        }
+    }
+
+    /// The inverse of [`DevicePlan::to_working_order`].
+    pub(super) fn from_working_order(&self, x: Tensor<3>) -> Tensor<3> {
+        match &self.orders {
+            Some([_, places]) => x.select(1, places.clone()),
+            None => x,
+        }
+    }
 }
 
 /// Neighbouring places, as queries, and the panels of keys that any of them sees.
@@ -36,6 +65,35 @@ impl Block {
     /// Panels in all runs.
     pub(super) fn panels(&self) -> usize {
         self.runs.iter().map(|&(_, count)| count).sum()
+    }
+
+    /// Places of the keys in all runs, of `len` in all: runs of neighbours, the first one and how many there are.
+    fn key_runs(&self, len: usize) -> impl Iterator<Item = (usize, usize)> {
+        let run = move |&(first, count): &(usize, usize)| {
+            (first * LANES, len.min((first + count) * LANES) - first * LANES)
+        };
+        self.runs.iter().map(run)
+    }
+
+    /// The keys in all runs, of `len` along dimension `dim`.
+    pub(super) fn keys(&self, all: &Tensor<4>, dim: usize, len: usize) -> Tensor<4> {
+        let parts = self.key_runs(len).map(|(first, count)| all.clone().narrow(dim, first, count));
+        Tensor::cat(parts.collect(), dim)
+    }
+
+    /// The additive mask of its queries and the keys in all runs, `[1, 1, rows, keys]`.
+    fn mask(&self, len: usize, device: &Device) -> Tensor<4> {
+        let keys: usize = self.key_runs(len).map(|(_, count)| count).sum();
+        // Only the last panel of all can be cut short, and it is the last of the block.
+        let row = |row: usize| {
+            let masks = &self.masks[row * self.panels()..(row + 1) * self.panels()];
+            (0..keys).map(move |key| match masks[key / LANES] >> (key % LANES) & 1 {
+                0 => HIDDEN,
+                _ => 0.0,
+            })
+        };
+        let values: Vec<f32> = (0..self.rows).flat_map(row).collect();
+        Tensor::from_data(TensorData::new(values, [1, 1, self.rows, keys]), device)
     }
 }
 
@@ -72,7 +130,26 @@ impl Plan {
             Block { first, rows, runs: runs(&panels), masks }
         };
         let blocks = (0..len).step_by(QUERIES).map(block).collect();
-        Plan { len, order, blocks }
+        Plan { len, order, blocks, on_devices: Arc::default() }
+    }
+
+    /// The plan in the memory of `device`, brought there once.
+    pub(super) fn device_masks(&self, device: &Device) -> Arc<DevicePlan> {
+        let mut known = self.on_devices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, plan)) = known.iter().find(|(of, _)| of == device) {
+            return plan.clone();
+        }
+        let indices = |values: Vec<i32>| Tensor::from_data(TensorData::new(values, [self.len]), device);
+        let in_order = self.order.iter().copied().eq(0..self.len);
+        let orders = (!in_order).then(|| {
+            let mut places = vec![0; self.len];
+            self.order.iter().enumerate().for_each(|(place, &position)| places[position] = place as i32);
+            [indices(self.order.iter().map(|&position| position as i32).collect()), indices(places)]
+        });
+        let blocks = self.blocks.iter().map(|block| block.mask(self.len, device)).collect();
+        let plan = Arc::new(DevicePlan { orders, blocks });
+        known.push((device.clone(), plan.clone()));
+        plan
     }
 
     /// Number of positions.

@@ -21,9 +21,10 @@ use half::bf16;
 use self::filter::{Direction, Filter};
 use self::gradient::weight_gradient;
 use self::strip::{Pictures, convolve};
+use crate::composed::{narrowed, widened};
 use crate::cpu::Cpu;
 use crate::gemm::{Epilogue, Out};
-use crate::linear::{Affine, column_sums};
+use crate::linear::{Activation, Affine, column_sums, linear_reference};
 use crate::math::{Number, with_numbers};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
@@ -63,7 +64,9 @@ pub fn conv2d(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First, output: Ou
             };
             apply(Conv { cpu, first, narrow: cpu.bf16() && output == Output::Kernel }, [x, w, b])
         }
-        _ => conv2d_reference(x, w, b, first),
+        _ if output == Output::Exact => Cpu::current().in_f32().scope(|| conv2d_composed(x, w, b, first)),
+        _ if output == Output::F32 => widened(conv2d_composed(x, w, b, first)),
+        _ => conv2d_composed(x, w, b, first),
     }
 }
 
@@ -82,8 +85,38 @@ pub fn conv2d_add(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, residual: Tensor<4>,
         (Some(x), Some(w), Some(b), Some(residual)) => {
             apply(ConvAdd { cpu: Cpu::current(), gain: gain as f32 }, [x, w, b, residual])
         }
-        _ => residual + conv2d_reference(x, w, b, First::Relu) * gain,
+        _ => residual + widened(conv2d_composed(x, w, b, First::Relu)) * gain,
     }
+}
+
+/// [`conv2d`] for devices other than the processor: the neighbours of each pixel side by side, times the filter as a matrix.
+/// Burn makes a filter's gradient by a convolution whose filter is the whole picture, which is slow.
+fn conv2d_composed(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First) -> Tensor<4> {
+    let [n_out, n_in, k, _] = w.dims();
+    let x = match first {
+        First::Nothing => narrowed(x),
+        First::Relu => relu(narrowed(x)),
+    };
+    let matrix = w.permute([2, 3, 1, 0]).reshape([k * k * n_in, n_out]);
+    linear_reference(neighbours(x, k), narrowed(matrix), narrowed(b), Activation::None)
+}
+
+/// The `k`×`k` pixels around each, row by row, zeros beyond the edge: `[B, H, W, C]` → `[B, H, W, k·k·C]`.
+fn neighbours(x: Tensor<4>, k: usize) -> Tensor<4> {
+    along(along(x, 2, k), 1, k)
+}
+
+/// The `k` values around each along dimension `dim`, one after another in the last dimension, zeros beyond the edge.
+fn along(x: Tensor<4>, dim: usize, k: usize) -> Tensor<4> {
+    if k == 1 {
+        return x;
+    }
+    let size = x.dims()[dim];
+    let mut border = x.dims();
+    border[dim] = k / 2;
+    let border = Tensor::zeros(border, (&x.device(), x.dtype()));
+    let padded = Tensor::cat(vec![border.clone(), x, border], dim);
+    Tensor::cat((0..k).map(|shift| padded.clone().narrow(dim, shift, size)).collect(), 3)
 }
 
 /// [`conv2d`] in Burn's operations.

@@ -28,6 +28,12 @@ fn conv2d_is_its_reference() {
                 |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
             );
         }
+        hold_equal(
+            || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
+            |(x, w, b)| conv2d_composed(x.clone(), w.clone(), b.clone(), First::Relu),
+            |(x, w, b)| conv2d_reference(x.clone(), w.clone(), b.clone(), First::Relu),
+            |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+        );
     }
 }
 
