@@ -157,7 +157,7 @@ mod tests {
             vocab: 6,
             min_log_b: -3.0,
         };
-        let dvae = Dvae::new(&config, 3, &burn::tensor::Device::default());
+        let dvae = Dvae::new(&config, 3, &burn::tensor::Device::flex());
         let pictures: Vec<Vec<f32>> =
             (0..40).map(|p| (0..192).map(|i| ((p * 192 + i) % 17) as f32 / 17.0).collect()).collect();
         let noise = GumbelNoise { seed: 5, step: 0, first_row: 0 };

@@ -66,12 +66,12 @@ impl Tessera {
     /// The model inside this library.
     pub fn embedded() -> Result<Tessera> {
         let file = ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model")?;
-        Tessera::new(&file, &Device::default())
+        Tessera::new(&file, &Device::flex())
     }
 
     /// The model in a file.
     pub fn open(path: &Path) -> Result<Tessera> {
-        Tessera::new(&ModelFile::read(path)?, &Device::default()).with_context(|| path.display().to_string())
+        Tessera::new(&ModelFile::read(path)?, &Device::flex()).with_context(|| path.display().to_string())
     }
 
     /// The model of an already read file, on `device`. It draws with weights in 8 bits if the file says what that changes, else with those
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn weights_in_8_bits_take_a_file_that_says_what_they_change() {
-        let device = Device::default();
+        let device = Device::flex();
         let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
         let (exact, rounded) = (file.prior(&device).unwrap(), file.prior(&device).unwrap().in_int8());
         let [exact, rounded] = [exact, rounded].map(|prior| export(&prior));

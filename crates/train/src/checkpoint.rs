@@ -319,7 +319,7 @@ pub(crate) mod tests {
     /// Such a run ships its weights themselves; the average still holds those of the update before.
     #[test]
     fn the_weights_of_a_run_without_an_average_are_taken() {
-        let model = Linear::new(&mut Init::new(1, &Device::default()), [1, 1], 0.1);
+        let model = Linear::new(&mut Init::new(1, &Device::flex()), [1, 1], 0.1);
         let filled = |value: f32| {
             let mut weights = export(&model);
             weights.iter_mut().for_each(|weight| weight.values.fill(value));

@@ -46,7 +46,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     let val = held_out.iter().map(floats).collect::<Result<Vec<_>>>()?;
     let fingerprint = dataset.fingerprint();
     let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
-    let task = DvaeTask { config, seed, train, val, device: Device::default() };
+    let task = DvaeTask { config, seed, train, val, device: options.device.open()? };
     let (initial, named) = options.initial(control.reporter)?;
     let inputs: Vec<_> = [("data", fingerprint), task.train.scenes()?].into_iter().chain(named).collect();
     let random = || Dvae::new(&config.dvae, seed, &task.device);
@@ -212,7 +212,7 @@ mod tests {
         let config = Config::resolve("tiny", &sets).unwrap();
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
         let train = Dataset::open(&dir).unwrap().train;
-        let device = Device::default();
+        let device = Device::flex();
         body(&DvaeTask {
             config: &config,
             seed: 3,

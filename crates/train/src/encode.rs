@@ -47,7 +47,7 @@ pub fn encode(
 ) -> Result<(usize, usize)> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let file = read_model(dvae, reporter)?;
-    let dvae = file.dvae(&Device::default())?;
+    let dvae = file.dvae(&Device::flex())?;
     let config = file.config.dvae.clone().context("the file holds no dVAE")?;
     ensure!(config.vocab <= 1 << 16, "code shards hold 16-bit codes; this dVAE has {}", config.vocab);
     let dataset = open_dataset(data, reporter)?;

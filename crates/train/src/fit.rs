@@ -8,6 +8,8 @@
 use std::error::Error;
 use std::fmt::{Display, Formatter};
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::module::Module;
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tessera_kernels::{Cpu, parallel};
 use tessera_model::nn::{HostTensor, Role, export, import, roles};
 
+use crate::ahead::{Ahead, whole};
 use crate::config::FitConfig;
 use crate::gradient::{Gradient, mean_gradient};
 use crate::log::{Log, Metrics};
@@ -47,16 +50,16 @@ pub trait Task: Sync {
         step: u64,
         scales: Option<&[f32]>,
     ) -> Result<Gradient>;
-    /// The gradient of the batch of update `step`, in `parts`: the mean of its micro-batches' gradients, unless a loss compares all
+    /// The gradient of the batch of update `step`, given in its parts: the mean of their gradients, unless a loss compares all
     /// items of a batch with each other.
     fn batch_gradient(
         &self,
         model: &Self::Model,
         step: u64,
-        parts: usize,
+        parts: Vec<Self::Batch>,
         scales: Option<&[f32]>,
     ) -> Result<Gradient> {
-        mean_gradient(parts, |part| self.gradient(model, self.batch(step, part)?, step, scales))
+        mean_gradient(parts.into_iter().map(|part| self.gradient(model, part, step, scales)))
     }
     /// The update from which on the loss is one and the same function: the weights of its parts may change until then, and losses
     /// from before cannot be compared with later ones.
@@ -173,7 +176,17 @@ pub fn fit<T: Task>(
     run: &RunDir,
     control: Control,
 ) -> Result<(T::Model, Outcome)> {
-    let mut trainer = Trainer::new(task, model, config, run.newest_checkpoint(control.reporter)?)?;
+    let trainer = Trainer::new(task, model, config, run.newest_checkpoint(control.reporter)?)?;
+    thread::scope(|scope| {
+        let steps = trainer.state.step..config.steps;
+        let ahead = Ahead::start(scope, task, steps, config.micro_batches);
+        train(Trainer { ahead: Some(ahead), ..trainer }, run, control)
+    })
+}
+
+/// The steps that are left of a run.
+fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Result<(T::Model, Outcome)> {
+    let (task, config) = (trainer.task, trainer.config);
     let mut log = Log::open(run.path(), trainer.state.step, config.steps, control.reporter)?;
     while trainer.state.step < config.steps {
         let figures = trainer.step().map_err(|error| failed(error, &trainer.state, run))?;
@@ -224,6 +237,8 @@ pub struct Trainer<'a, T: Task> {
     pub state: State,
     /// Of its gradient.
     entering: Vec<f64>,
+    /// Batches made ahead; without them each is made when its step begins.
+    ahead: Option<Ahead<T::Batch>>,
 }
 
 impl<'a, T: Task> Trainer<'a, T> {
@@ -242,7 +257,8 @@ impl<'a, T: Task> Trainer<'a, T> {
             count(&scales)
         );
         let model = import(model, &state.weights).context("the checkpoint is of another model")?;
-        Ok(Trainer { task, model, config, cpu: Cpu::current(), roles, state, entering: Vec::new() })
+        let (cpu, entering) = (Cpu::current(), Vec::new());
+        Ok(Trainer { task, model, config, cpu, roles, state, entering, ahead: None })
     }
 
     /// One update; returns figures to log, or none if the update was skipped because a 16-bit gradient was not finite.
@@ -250,18 +266,21 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// # Errors
     /// If a loss or gradient of 32 bits is not finite, or too many updates in a row were skipped.
     pub fn step(&mut self) -> Result<Metrics> {
-        let (step, config, state) = (self.state.step, self.config, &mut self.state);
+        let (step, config, task) = (self.state.step, self.config, self.task);
+        let asked = Instant::now();
+        let parts = match &self.ahead {
+            Some(ahead) => ahead.take(step)?,
+            None => whole(task, step, config.micro_batches)?,
+        };
+        let waited = asked.elapsed();
+        let state = &mut self.state;
         let scales = state.scales.as_ref().map(Scales::values);
         // The average follows what this update starts from while the gradient is computed: nobody waits for it (paper §B.2).
         // If the update fails, the next attempt finds that done.
         let is_due = !std::mem::replace(&mut state.followed, true);
         let (average, weights) = (&mut state.average, &state.weights);
         let (gradient, ()) = parallel::join(
-            || {
-                self.cpu.scope(|| {
-                    self.task.batch_gradient(&self.model, step, config.micro_batches, scales.as_deref())
-                })
-            },
+            || self.cpu.scope(|| task.batch_gradient(&self.model, step, parts, scales.as_deref())),
             || {
                 if is_due {
                     self.cpu.scope(|| follow(average, weights, config, step));
@@ -293,7 +312,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         (state.step, state.followed) = (step + 1, false);
         self.model = import(self.model.clone(), &state.weights)?;
         let mut figures = gradient.figures;
-        figures.extend([("lr", lr), ("gradient_norm", norm)]);
+        let waited_ms = waited.as_secs_f64() * 1e3;
+        figures.extend([("lr", lr), ("gradient_norm", norm), ("data_wait_ms", waited_ms)]);
         Ok(figures)
     }
 

@@ -122,7 +122,7 @@ fn ten_steps_of_a_prior_are_those_of_pytorch() {
         Gradient::new(found.gradients, loss, figures)
     };
     exactly(|| {
-        let prior = Prior::new(&config, 0, &Device::default());
+        let prior = Prior::new(&config, 0, &Device::flex());
         follow(&golden, prior, &settings(0.96, 4.5e-2, 4.0, 5.0), gradient);
     });
 }
@@ -140,7 +140,7 @@ fn ten_steps_of_a_dvae_are_those_of_pytorch() {
         min_log_b: -20.0,
     };
     let (pictures, noise) = (golden.floats("pictures"), golden.floats("gumbel"));
-    let device = Device::default();
+    let device = Device::flex();
     let tensor = |values, shape| -> Tensor<4> { Tensor::from_data(TensorData::new(values, shape), &device) };
     let gradient = |dvae: &Dvae, step: usize| {
         let x = map_pixels(tensor(golden.step(&pictures, step), [2, 3, 8, 8])).autodiff();

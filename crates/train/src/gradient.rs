@@ -1,6 +1,6 @@
 //! The gradient of a loss: by one backward pass, with or without a scale, and the mean of several.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use tessera_kernels::{approach, sum_of_squares};
@@ -82,11 +82,12 @@ pub fn differentiate<M: Module>(
 }
 
 /// The mean of the gradients of `parts` micro-batches, with their mean figures.
-pub(crate) fn mean_gradient(parts: usize, part: impl Fn(usize) -> Result<Gradient>) -> Result<Gradient> {
-    let mut mean = part(0)?;
-    for i in 1..parts {
-        let next = part(i)?;
-        let share = 1.0 / (i + 1) as f32;
+pub(crate) fn mean_gradient(parts: impl IntoIterator<Item = Result<Gradient>>) -> Result<Gradient> {
+    let mut parts = parts.into_iter();
+    let mut mean = parts.next().context("a batch without parts")??;
+    for (i, next) in parts.enumerate() {
+        let next = next?;
+        let share = 1.0 / (i + 2) as f32;
         mean.values.iter_mut().zip(next.values).for_each(|(mean, next)| approach(mean, &next, share));
         for (mean, next) in mean.figures.iter_mut().zip(next.figures) {
             mean.1 += f64::from(share) * (next.1 - mean.1);

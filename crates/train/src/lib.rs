@@ -1,11 +1,13 @@
 //! One loop, and the tasks that it runs: BPE, the dVAE (paper §2.1), encoding, and the prior (paper §2.2, §B.2).
 
+mod ahead;
 mod bpe;
 mod buffer;
 mod capacity;
 mod captions;
 mod checkpoint;
 mod config;
+mod device;
 pub mod dist;
 mod dvae;
 mod encode;
@@ -33,6 +35,7 @@ mod tokens;
 pub use bpe::train_bpe;
 pub use capacity::{Need, Stage};
 pub use config::{ChainConfig, Config, DataConfig, Encoding, FitConfig, RelaxConfig, Storage};
+pub use device::DeviceChoice;
 pub use dvae::{open_dataset, train_dvae};
 pub use encode::{EncodeInputs, encode, held_out_codes, held_out_pictures, held_out_subjects};
 pub use fit::{Outcome, Task, Trainer};

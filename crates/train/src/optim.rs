@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn decay_follows_the_role_in_all_three_models() {
         let config = Config::resolve("tiny", &[]).unwrap();
-        let device = Device::default();
+        let device = Device::flex();
         let [dvae, prior, clip] = [
             decayed(&Dvae::new(&config.dvae, 1, &device)),
             decayed(&Prior::new(&config.prior, 1, &device)),
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn small_moments_act_in_all_three_models() {
         let config = Config::resolve("tiny", &[]).unwrap();
-        let device = Device::default();
+        let device = Device::flex();
         let small = |weights: Vec<HostTensor>, roles: Vec<Role>| {
             let moments = AdamW::new(&weights, &roles, Moments::Small);
             moments.variance.iter().filter(|buffer| matches!(buffer, Buffer::Small(..))).count()

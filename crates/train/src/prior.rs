@@ -77,9 +77,10 @@ pub fn train_prior(
     control: Control,
 ) -> Result<Outcome> {
     let (bpe, json) = read_tokenizer(inputs.bpe)?;
+    let device = options.device.open()?;
     let Source { mut tokens, val, dvae_file, name } = match (config.data.encode, inputs.dvae) {
         (Encoding::Stored, None) => stored(inputs.data, &bpe, control.reporter)?,
-        (Encoding::Online, Some(dvae)) => online(config, inputs.data, dvae, &bpe, control.reporter)?,
+        (Encoding::Online, Some(dvae)) => online(config, inputs.data, dvae, &bpe, &device, control.reporter)?,
         (Encoding::Stored, Some(_)) => bail!(
             "--dvae: data.encode = \"stored\" reads codes that `tessera encode` wrote, with their dVAE; leave --dvae out, or encode pictures in training with --set data.encode='online'"
         ),
@@ -89,7 +90,6 @@ pub fn train_prior(
     };
     check_sizes(config, &tokens, &bpe)?;
     cut_captions(tokens.captions_mut().into_iter(), &bpe, config.prior.max_caption(), control.reporter)?;
-    let device = Device::default();
     let dvae = dvae_file.dvae(&device)?;
     let seed = options.seed;
     let (initial, named) = options.initial(control.reporter)?;
@@ -159,11 +159,18 @@ fn stored(data: &Path, bpe: &Bpe, reporter: &dyn Reporter) -> Result<Source> {
 }
 
 /// The pictures of the data set `data`, to be encoded by the dVAE in a model file.
-fn online(config: &Config, data: &Path, dvae: &Path, bpe: &Bpe, reporter: &dyn Reporter) -> Result<Source> {
+fn online(
+    config: &Config,
+    data: &Path,
+    dvae: &Path,
+    bpe: &Bpe,
+    device: &Device,
+    reporter: &dyn Reporter,
+) -> Result<Source> {
     let scenes = config.data.scenes.as_ref();
     let dvae_file = read_model(dvae, reporter)?;
     let config = dvae_file.config.dvae.clone().context("the file of --dvae holds no dVAE")?;
-    let dvae = dvae_file.dvae(&Device::default())?;
+    let dvae = dvae_file.dvae(device)?;
     let dataset = open_dataset(data, reporter)?;
     let name = ("data", dataset.fingerprint());
     ensure_large_enough(&dataset.val, config.image_size as u32)?;
@@ -346,7 +353,7 @@ mod tests {
         assert_eq!(held_out[0].caption.len(), 1);
         let mut config = Config::resolve("tiny", &[]).unwrap();
         config.data.caption_drop = 0.0;
-        let dvae = Dvae::new(&config.dvae, 1, &Device::default());
+        let dvae = Dvae::new(&config.dvae, 1, &Device::flex());
         for (dropout, expected) in [(0.0, 0), (0.1, 500), (0.5, 2_500)] {
             config.data.bpe_dropout = dropout;
             let (tokens, val) = (TokenSource::Stored(codes.clone()), Vec::new());

@@ -49,6 +49,7 @@ struct RerankTask<'a> {
     dvae: Option<(Dvae, u32)>,
     /// Held-out pictures at the model's size with their first captions.
     val: Vec<(RgbImage, String)>,
+    device: Device,
 }
 
 /// What a contrastive model is trained on.
@@ -90,7 +91,7 @@ pub fn train_rerank(
     ensure_large_enough(&dataset.val, side)?;
     let val = dataset.val.iter().map(|sample| pair(sample, side));
     let val = val.collect::<Result<Vec<_>>>()?;
-    let device = Device::default();
+    let device = options.device.open()?;
     let share = config.data.reconstructed;
     ensure!(
         share == 0.0 || dvae.is_some(),
@@ -106,7 +107,7 @@ pub fn train_rerank(
         }
     };
     let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
-    let task = RerankTask { config, seed: options.seed, bpe: &bpe, train, dvae, val };
+    let task = RerankTask { config, seed: options.seed, bpe: &bpe, train, dvae, val, device: device.clone() };
     let (initial, named) = options.initial(control.reporter)?;
     let inputs = [("data", fingerprint), task.train.scenes()?, ("tokenizer", hash(&json))];
     let inputs: Vec<_> = inputs.into_iter().chain(through).chain(named).collect();
@@ -253,7 +254,7 @@ impl Task for RerankTask<'_> {
         }
         let shape = [share, clip.n_patches(), 3 * clip.patch * clip.patch];
         let data = TensorData::new(patches(&pictures, clip), shape);
-        let patches = Tensor::from_data(data, &Device::default());
+        let patches = Tensor::from_data(data, &self.device);
         Ok(Pairs { patches, captions: captions.concat(), unread: unread.iter().sum() })
     }
 
@@ -270,18 +271,23 @@ impl Task for RerankTask<'_> {
 
     /// Every picture is compared with every caption of the whole batch, whatever its parts are: first all are embedded, then the
     /// loss is differentiated toward the embeddings, and each part once more embedded and differentiated from there.
-    fn batch_gradient(&self, model: &Clip, step: u64, parts: usize, _: Option<&[f32]>) -> Result<Gradient> {
-        if parts == 1 {
-            return self.gradient(model, self.batch(step, 0)?, step, None);
+    fn batch_gradient(
+        &self,
+        model: &Clip,
+        step: u64,
+        mut parts: Vec<Pairs>,
+        _: Option<&[f32]>,
+    ) -> Result<Gradient> {
+        if parts.len() == 1 {
+            return self.gradient(model, parts.remove(0), step, None);
         }
         let (mut images, mut texts, mut unread) = (Vec::new(), Vec::new(), 0);
-        for part in 0..parts {
-            let pairs = self.batch(step, part)?;
+        for pairs in &parts {
             unread += pairs.unread;
-            images.push(model.embed_images(pairs.patches));
+            images.push(model.embed_images(pairs.patches.clone()));
             texts.push(model.embed_texts(&pairs.captions));
         }
-        let share = self.config.train_rerank.batch / parts;
+        let share = self.config.train_rerank.batch / parts.len();
         let [images, texts] = [images, texts].map(|all| Tensor::cat(all, 0).autodiff().require_grad());
         let tracked = model.clone().train();
         let loss = loss_of(contrastive(images.clone(), texts.clone(), tracked.scale()));
@@ -291,8 +297,7 @@ impl Task for RerankTask<'_> {
         let mut toward = |leaf: Tensor<2>| leaf.grad_remove(&mut backward).context("no gradient");
         let (images, texts) = (toward(images)?, toward(texts)?);
         let mut sum = gradients(&tracked, backward)?; // of the temperature alone
-        for part in 0..parts {
-            let pairs = self.batch(step, part)?;
+        for (part, pairs) in parts.into_iter().enumerate() {
             let rows = |all: &Tensor<2>| all.clone().narrow(0, part * share, share);
             let through = dot(tracked.embed_images(pairs.patches.autodiff()), rows(&images))
                 + dot(tracked.embed_texts(&pairs.captions), rows(&texts));
@@ -363,15 +368,27 @@ mod tests {
         let captions = train.iter().flat_map(|sample| sample.captions.clone());
         let bpe = Bpe::train(captions.collect::<Vec<_>>().iter(), 400).unwrap();
         let train = TrainSamples::Stored(train);
-        let mut task = RerankTask { config, seed: 3, bpe: &bpe, train, dvae: None, val: Vec::new() };
-        body(&mut task, &Clip::new(&config.rerank, 1, &Device::default()))
+        let mut task = RerankTask {
+            config,
+            seed: 3,
+            bpe: &bpe,
+            train,
+            dvae: None,
+            val: Vec::new(),
+            device: Device::flex(),
+        };
+        body(&mut task, &Clip::new(&config.rerank, 1, &Device::flex()))
     }
 
     #[test]
     fn a_batch_in_parts_has_the_gradient_of_the_whole() {
         Cpu::new(Precision::F32).unwrap().scope(|| {
-            let of =
-                |parts| with_task(&config(parts), |task, model| task.batch_gradient(model, 5, parts, None));
+            let of = |parts| {
+                with_task(&config(parts), |task, model| {
+                    let batches = (0..parts).map(|part| task.batch(5, part).unwrap()).collect();
+                    task.batch_gradient(model, 5, batches, None)
+                })
+            };
             let (whole, parts) = (of(1).unwrap(), of(4).unwrap());
             assert!((whole.loss - parts.loss).abs() < 1e-5, "{} and {}", whole.loss, parts.loss);
             for (whole, parts) in whole.values.iter().zip(&parts.values) {
@@ -394,7 +411,7 @@ mod tests {
                     task.batch(0, 0).unwrap().patches.into_data().iter().collect()
                 };
                 let plain = pictures(task);
-                task.dvae = Some((Dvae::new(&config.dvae, 1, &Device::default()), 32));
+                task.dvae = Some((Dvae::new(&config.dvae, 1, &Device::flex()), 32));
                 let through = pictures(task);
                 let size = plain.len() / 12;
                 (0..12)

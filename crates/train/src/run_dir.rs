@@ -20,6 +20,7 @@ use tessera_model::weights::ModelFile;
 use crate::capacity::Stage;
 use crate::checkpoint::{self, Checkpoint, STATE_FILE};
 use crate::config::Config;
+use crate::device::DeviceChoice;
 use crate::fit::State;
 use crate::reporter::Reporter;
 use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences};
@@ -44,6 +45,8 @@ pub struct RunOptions<'a> {
     pub init: Option<&'a Path>,
     /// Seed of every random draw.
     pub seed: u64,
+    /// Where it computes.
+    pub device: DeviceChoice,
 }
 
 /// The weights that a run starts from.
@@ -110,7 +113,11 @@ impl RunDir {
         let text = same_run::text(stage, options.seed, inputs, config)?;
         let run = RunDir::open(options.dir, stage, &text, options.resume, reporter)?;
         let (cpu, threads) = (Cpu::current(), current_num_threads());
-        reporter.note(&format!("{}\ncomputing with {cpu}, {threads} threads", run.text));
+        let on = match options.device {
+            DeviceChoice::Cpu => String::new(),
+            device => format!("{device}, beside it "),
+        };
+        reporter.note(&format!("{}\ncomputing with {on}{cpu}, {threads} threads", run.text));
         Ok(run)
     }
 

@@ -214,7 +214,7 @@ mod tests {
             meta: Meta::default(),
         };
         let config = Config::resolve("tiny", &[]).unwrap().dvae;
-        let dvae = Dvae::new(&config, 1, &Device::default());
+        let dvae = Dvae::new(&config, 1, &Device::flex());
         OnlineEncoder::new(TrainSamples::Stored((0..12).map(sample).collect()), dvae, config).unwrap()
     }
 

@@ -10,6 +10,7 @@ use clap::builder::{PathBufValueParser, StringValueParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use tessera_data::Share;
 use tessera_kernels::Precision;
+use tessera_train::DeviceChoice;
 
 pub use draw::{Draw, PicturePrompt, Sampling};
 pub use eval::{Drawn, Eval, EvalArgs, Human, Network, Pair, PaperSampling, Protocol, Resizing};
@@ -444,6 +445,9 @@ pub struct Common {
     pub init: Option<PathBuf>,
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Where to compute: `cpu`, `gpu` or `gpu:N` (a CUDA device, in a build with `--features libtorch`), or `libtorch` (the same on the processor).
+    #[arg(long, default_value_t = DeviceChoice::Cpu)]
+    pub device: DeviceChoice,
 }
 
 #[derive(ClapArgs)]

@@ -15,7 +15,7 @@ pub fn run(args: &Reconstruct) -> Result<()> {
     let outputs = Outputs::check(&[(&args.out, Content::Picture)], args.json)?;
     let file = model_file(args.model.as_deref())?;
     let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
-    let dvae = file.dvae(&Device::default())?;
+    let dvae = file.dvae(&Device::flex())?;
     let shown = args.image.display();
     let bytes = std::fs::read(&args.image).with_context(|| format!("cannot read {shown}"))?;
     let image = decode(&bytes).with_context(|| shown.to_string())?;

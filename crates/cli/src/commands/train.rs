@@ -53,7 +53,8 @@ fn control<'a>(stop: &'a AtomicBool, terminal: &'a Terminal) -> Control<'a> {
 }
 
 fn options(common: &Common) -> RunOptions<'_> {
-    RunOptions { dir: &common.run, resume: common.resume, init: common.init.as_deref(), seed: common.seed }
+    let Common { run, resume, init, seed, device, .. } = common;
+    RunOptions { dir: run, resume: *resume, init: init.as_deref(), seed: *seed, device: *device }
 }
 
 pub fn encode(args: &Encode) -> Result<()> {

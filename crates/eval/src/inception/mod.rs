@@ -129,7 +129,7 @@ impl Inception {
     /// # Errors
     /// If they are not those of Inception v3.
     pub fn new(tensors: Vec<HostTensor>, resize: Resize) -> Result<Inception> {
-        let (mut weights, device) = (Weights::new(tensors), Device::default());
+        let (mut weights, device) = (Weights::new(tensors), Device::flex());
         let kind = Kind::of(&weights)?;
         let convention = kind.convention(resize)?;
         let take = &mut |spec, n_in| Conv::take(&mut weights, spec, n_in, &device);

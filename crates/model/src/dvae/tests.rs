@@ -24,12 +24,12 @@ fn floats<const D: usize>(x: Tensor<D>) -> Vec<f32> {
 
 fn tensor<const D: usize>(shape: [usize; D], value: impl Fn(usize) -> f32) -> Tensor<D> {
     let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
-    Tensor::from_data(TensorData::new(values, shape), &Device::default())
+    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
 }
 
 #[test]
 fn shapes_and_parameter_counts() {
-    let dvae = Dvae::new(&config(), 0, &Device::default());
+    let dvae = Dvae::new(&config(), 0, &Device::flex());
     let x = tensor([2, 3, 8, 8], |i| (i % 7) as f32 / 7.0);
     let codes = dvae.encode(x.clone());
     assert_eq!(codes.dims(), [2, 4, 4]);
@@ -56,7 +56,7 @@ fn the_released_architecture_has_the_released_parameter_counts() {
 /// The released code's: N(0, 1/√(c_in k²)), biases 0.
 #[test]
 fn first_weights_have_the_released_deviations() {
-    let dvae = Dvae::new(&DvaeConfig { n_hid: 32, n_init: 16, vocab: 40, ..config() }, 5, &Device::default());
+    let dvae = Dvae::new(&DvaeConfig { n_hid: 32, n_init: 16, vocab: 40, ..config() }, 5, &Device::flex());
     for weight in crate::nn::export(&dvae) {
         let n = weight.values.len() as f64;
         let std = (weight.values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / n).sqrt();
@@ -74,10 +74,10 @@ fn first_weights_have_the_released_deviations() {
 
 #[test]
 fn looking_a_code_up_equals_the_convolution_over_its_one_hot() {
-    let dvae = Dvae::new(&config(), 0, &Device::default());
+    let dvae = Dvae::new(&config(), 0, &Device::flex());
     let codes: Vec<i32> = (0..16).map(|i| i % 6).collect();
     let one_hot = tensor([1, 4, 4, 6], |i| if codes[i / 6] == (i % 6) as i32 { 1.0 } else { 0.0 });
-    let codes = Tensor::from_data(TensorData::new(codes.clone(), [1, 4, 4]), &Device::default());
+    let codes = Tensor::from_data(TensorData::new(codes.clone(), [1, 4, 4]), &Device::flex());
     exactly(|| {
         let looked_up = floats(dvae.decoder.forward_codes(codes));
         for (a, b) in looked_up.iter().zip(floats(dvae.decoder.forward(one_hot))) {
@@ -89,7 +89,7 @@ fn looking_a_code_up_equals_the_convolution_over_its_one_hot() {
 #[test]
 fn in_16_bits_a_scaled_gradient_is_near_that_in_32_and_the_codes_keep_32() {
     let gradient = |storage: Option<SmallFloat>, scale: f32| {
-        let dvae = Dvae::new(&config(), 0, &Device::default()).stored(storage).train();
+        let dvae = Dvae::new(&config(), 0, &Device::flex()).stored(storage).train();
         let x = map_pixels(tensor([1, 3, 8, 8], |i| (i % 7) as f32 / 7.0)).autodiff();
         let logits = dvae.encoder.forward(x.clone());
         let stats = dvae.decoder.forward(burn::tensor::activation::softmax(logits.clone(), 3));
@@ -113,7 +113,7 @@ fn in_16_bits_a_scaled_gradient_is_near_that_in_32_and_the_codes_keep_32() {
 /// Of what is stored in 16 bits, the gradient has 16 bits too.
 #[test]
 fn gradients_of_the_convolutions_next_to_the_codes_keep_32_bits_and_those_of_the_others_do_not() {
-    let dvae = Dvae::new(&config(), 0, &Device::default()).stored(Some(SmallFloat::F16)).train();
+    let dvae = Dvae::new(&config(), 0, &Device::flex()).stored(Some(SmallFloat::F16)).train();
     exactly(|| {
         let x = map_pixels(tensor([1, 3, 8, 8], |i| (i % 7) as f32 / 7.0)).autodiff();
         let logits = dvae.encoder.forward(x.clone());
@@ -191,6 +191,6 @@ fn the_loss_gradient_matches_finite_differences() {
     };
     // Biases of zero would put dead units exactly on the kink of their ReLU; the loss has other kinks (max-pool, |·|),
     // so the step is small and leaves room for the rounding of f32 sums.
-    let model = stirred(Dvae::new(&config(), 3, &Device::default()), 0.1);
+    let model = stirred(Dvae::new(&config(), 3, &Device::flex()), 0.1);
     exactly(|| check(model, loss, 5e-4, Tolerance { absolute: 1e-3, relative: 0.05 }));
 }

@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_blank_model_has_zeros_in_the_shapes_of_a_drawn_one() {
-        let device = Device::default();
+        let device = Device::flex();
         let [drawn, blank] = [Init::new(3, &device), Init::blank(&device)]
             .map(|mut init| init.normal(Role::Matrix, [3, 2], 0.5));
         assert_eq!(drawn.dims(), blank.dims());
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn normal_has_the_asked_deviation_and_repeats() {
-        let device = Device::default();
+        let device = Device::flex();
         let draw = || Init::new(3, &device).normal(Role::Matrix, [100, 200], 0.5).val().into_data();
         let values = draw().try_to_vec::<f32>().unwrap();
         let mean = values.iter().sum::<f32>() / values.len() as f32;

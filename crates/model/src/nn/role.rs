@@ -76,7 +76,7 @@ mod tests {
         for role in Role::ALL {
             assert_eq!(Role::of(role.id()), role);
         }
-        let device = Device::default();
+        let device = Device::flex();
         let init = &mut Init::new(1, &device);
         let linear = Linear::new(init, [2, 3], 0.1);
         let linear = import(linear.clone(), &export(&linear)).unwrap().train();

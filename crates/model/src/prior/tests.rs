@@ -24,7 +24,7 @@ fn config() -> PriorConfig {
 
 /// A prior whose weights are all far from zero, heads included.
 fn prior() -> Prior {
-    stirred(Prior::new(&config(), 1, &Device::default()), 0.3)
+    stirred(Prior::new(&config(), 1, &Device::flex()), 0.3)
 }
 
 fn stream() -> Stream {
@@ -100,7 +100,7 @@ fn every_token_of_the_longest_caption_is_read() {
 #[test]
 fn first_weights_have_the_deviations_of_sparse_transformers() {
     let config = PriorConfig { d_model: 64, text_vocab: 400, grid: 16, image_vocab: 300, ..config() };
-    let prior = Prior::new(&config, 5, &Device::default());
+    let prior = Prior::new(&config, 5, &Device::flex());
     let residual = 1.0 / (2.0 * config.n_layers as f64).sqrt();
     for weight in crate::nn::export(&prior) {
         let n = weight.values.len() as f64;
@@ -126,7 +126,7 @@ fn first_weights_have_the_deviations_of_sparse_transformers() {
 
 #[test]
 fn zero_heads_start_at_the_uniform_loss() {
-    let loss = Prior::new(&config(), 1, &Device::default()).loss(&stream());
+    let loss = Prior::new(&config(), 1, &Device::flex()).loss(&stream());
     let expected = 10_f32.ln() / 8.0 + 7.0 / 8.0 * 5_f32.ln();
     assert!((floats(loss.loss)[0] - expected).abs() < 1e-5);
 }
@@ -294,7 +294,7 @@ fn logits_in_32_bits_are_those_of_f32_forward_and_gradient() {
     let x: Vec<f32> = (0..2 * 12 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
     let found = |logits: Logits, cpu: Cpu| {
         let prior = Prior { config: PriorConfig { logits, ..config() }, ..prior() }.train();
-        let leaf = Tensor::<3>::from_data(TensorData::new(x.clone(), [2, 12, 8]), &Device::default());
+        let leaf = Tensor::<3>::from_data(TensorData::new(x.clone(), [2, 12, 8]), &Device::flex());
         let leaf = leaf.autodiff().require_grad();
         cpu.scope(|| {
             let loss = prior.loss_of_states(leaf.clone(), &stream());

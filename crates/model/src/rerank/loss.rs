@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     fn rows(values: &[f32], e: usize) -> Tensor<2> {
-        Tensor::from_data(TensorData::new(values.to_vec(), [values.len() / e, e]), &Device::default())
+        Tensor::from_data(TensorData::new(values.to_vec(), [values.len() / e, e]), &Device::flex())
     }
 
     fn number(x: Tensor<1>) -> f64 {

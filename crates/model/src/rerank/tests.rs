@@ -24,7 +24,7 @@ pub(super) fn small() -> ClipConfig {
 }
 
 fn clip() -> Clip {
-    Clip::new(&small(), 5, &Device::default())
+    Clip::new(&small(), 5, &Device::flex())
 }
 
 fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
@@ -33,7 +33,7 @@ fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
 
 fn pictures(b: usize) -> Tensor<3> {
     let values: Vec<f32> = (0..b * 4 * 48).map(|i| (i as f32 * 0.37).sin()).collect();
-    Tensor::from_data(TensorData::new(values, [b, 4, 48]), &Device::default())
+    Tensor::from_data(TensorData::new(values, [b, 4, 48]), &Device::flex())
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_caption_does_not_depend_on_longer_ones_beside_it() {
 #[test]
 fn the_first_weights_are_clips() {
     let config = ClipConfig { text_vocab: 2000, ..small() };
-    let clip = Clip::new(&config, 1, &Device::default());
+    let clip = Clip::new(&config, 1, &Device::flex());
     let spread = |name: &str| {
         let weights = crate::nn::export(&clip);
         let weight = weights.iter().find(|weight| weight.name == name).expect(name);
@@ -120,7 +120,7 @@ fn the_first_weights_are_clips() {
 #[test]
 fn exact_and_quick_gelu_are_near_and_not_the_same() {
     let of = |gelu| {
-        let clip = Clip::new(&ClipConfig { gelu, ..small() }, 5, &Device::default());
+        let clip = Clip::new(&ClipConfig { gelu, ..small() }, 5, &Device::flex());
         exactly(|| values(clip.embed_images(pictures(1))))
     };
     let (quick, exact) = (of(Gelu::Quick), of(Gelu::Exact));

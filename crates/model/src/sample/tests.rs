@@ -36,7 +36,7 @@ fn model() -> (Prior, Dvae) {
         conv_wrap: Wrap::Flat,
         logits: Logits::Auto,
     };
-    let device = Device::default();
+    let device = Device::flex();
     (stirred(Prior::new(&prior, 1, &device), 0.4), Dvae::new(&dvae, 2, &device))
 }
 
@@ -99,7 +99,7 @@ fn the_decoder_keeps_logits_in_32_bits_when_the_config_says_so() {
     let off = |logits: Logits, cpu: Cpu| {
         let (prior, _) = model();
         let config = PriorConfig { logits, n_layers: 1, ..prior.config().clone() };
-        let mut prior = stirred(Prior::new(&config, 1, &Device::default()), 0.4);
+        let mut prior = stirred(Prior::new(&config, 1, &Device::flex()), 0.4);
         for linear in prior.blocks.iter_mut().flat_map(|block| [&mut block.attn_out, &mut block.mlp_out]) {
             linear.weight = linear.weight.clone().map(|weight| weight.zeros_like());
             linear.bias = linear.bias.clone().map(|bias| bias.zeros_like());
@@ -283,7 +283,7 @@ fn reranker() -> Reranker {
         deviation: [0.25; 3],
     };
     let bpe = Bpe::train(["a red apple"].iter(), 256).unwrap();
-    Reranker { clip: stirred(Clip::new(&config, 3, &Device::default()), 0.4), bpe }
+    Reranker { clip: stirred(Clip::new(&config, 3, &Device::flex()), 0.4), bpe }
 }
 
 fn ranked(request: Request, keep: usize) -> Vec<Picture> {

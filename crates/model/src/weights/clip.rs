@@ -58,7 +58,7 @@ pub fn read_clip(bytes: &[u8], tokenizer: String, hints: &ClipHints) -> Result<M
     let config = ModelConfig { rerank: Some(config), ..ModelConfig::default() };
     let rerank = weights.into_values().collect();
     let file = ModelFile { config, tokenizer: Some(tokenizer), rerank, ..ModelFile::default() };
-    file.clip(&Device::default())?;
+    file.clip(&Device::flex())?;
     Ok(file)
 }
 

@@ -27,15 +27,15 @@ impl Task for Line<'_> {
     type Batch = Vec<f32>;
 
     fn batch(&self, step: u64, part: usize) -> Result<Vec<f32>> {
-        if step + 1 >= self.stop_after {
-            self.stop.store(true, Ordering::Relaxed);
-        }
         Ok((0..8).map(|i| ((step * 16 + part as u64 * 8 + i) as f32 * 0.7).sin()).collect())
     }
 
-    fn gradient(&self, model: &Linear, x: Vec<f32>, _: u64, _: Option<&[f32]>) -> Result<Gradient> {
+    fn gradient(&self, model: &Linear, x: Vec<f32>, step: u64, _: Option<&[f32]>) -> Result<Gradient> {
+        if step + 1 >= self.stop_after {
+            self.stop.store(true, Ordering::Relaxed);
+        }
         let y: Vec<f32> = x.chunks(2).map(|x| x[0] + 2.0 * x[1] + 3.0).collect();
-        let device = Device::default();
+        let device = Device::flex();
         let x: Tensor<2> = Tensor::from_data(TensorData::new(x, [4, 2]), &device).autodiff();
         let y: Tensor<2> = Tensor::from_data(TensorData::new(y, [4, 1]), &device).autodiff();
         differentiate(model, None, |model| {
@@ -75,7 +75,7 @@ fn control(stop: &AtomicBool) -> Control<'_> {
 fn train(dir: &Path, stop_after: u64) -> (Vec<HostTensor>, Outcome) {
     let stop = AtomicBool::new(false);
     let task = Line { stop: &stop, stop_after };
-    let model = Linear::new(&mut Init::new(1, &Device::default()), [2, 1], 0.1);
+    let model = Linear::new(&mut Init::new(1, &Device::flex()), [2, 1], 0.1);
     let run = RunDir::open(dir, Stage::Prior, TEXT, dir.exists(), &Silent).unwrap();
     let (model, outcome) = fit(&task, model, &config(), &run, control(&stop)).unwrap();
     (export(&model), outcome)
@@ -133,7 +133,7 @@ impl Task for Overflowing {
 }
 
 fn linear() -> Linear {
-    Linear::new(&mut Init::new(1, &Device::default()), [2, 1], 0.1)
+    Linear::new(&mut Init::new(1, &Device::flex()), [2, 1], 0.1)
 }
 
 #[test]
@@ -342,7 +342,7 @@ fn a_checkpoint_of_another_shape_or_kind_is_refused() {
         .unwrap()
         .to_string();
     assert!(error.contains("gradient scales of Some(4) resblocks, wanted None"), "{error}");
-    let wide = Linear::new(&mut Init::new(1, &Device::default()), [3, 1], 0.1);
+    let wide = Linear::new(&mut Init::new(1, &Device::flex()), [3, 1], 0.1);
     let of_wide = Trainer::new(&Broken { at: 0, fails: true }, wide, &config, None).unwrap().state;
     let error = Trainer::new(&Broken { at: 0, fails: true }, linear(), &config, Some(of_wide)).err().unwrap();
     assert!(format!("{error:#}").contains("the checkpoint is of another model"), "{error:#}");
@@ -362,8 +362,8 @@ fn a_loss_that_is_not_finite_stops_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let stop = AtomicBool::new(false);
     let task = Line { stop: &stop, stop_after: u64::MAX };
-    let mut model = Linear::new(&mut Init::new(1, &Device::default()), [2, 1], 0.1);
-    model.bias = Init::new(1, &Device::default()).normal(Role::Vector, [1], f64::INFINITY);
+    let mut model = Linear::new(&mut Init::new(1, &Device::flex()), [2, 1], 0.1);
+    model.bias = Init::new(1, &Device::flex()).normal(Role::Vector, [1], f64::INFINITY);
     let run = open(&dir);
     let error = fit(&task, model, &config(), &run, control(&stop)).err().unwrap();
     assert!(error.to_string().contains("step 0: the loss is"), "{error}");

@@ -81,9 +81,7 @@ fn numbers(eval: &Eval) -> Numbers {
 fn measured_tessera(file: &ModelFile, weights: Option<Weights>) -> Result<Tessera> {
     match weights {
         Some(Weights::Int8) => tessera_of(file, weights),
-        Some(Weights::F32 | Weights::Bf16) | None => {
-            Tessera::with_weights(file, &Device::default(), Kept::Full)
-        }
+        Some(Weights::F32 | Weights::Bf16) | None => Tessera::with_weights(file, &Device::flex(), Kept::Full),
     }
 }
 
@@ -92,7 +90,7 @@ fn measure(eval: Eval) -> Result<()> {
         Eval::Recon(args) => {
             let file = model_file(args.model.as_deref())?;
             let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
-            let device = Device::default();
+            let device = Device::flex();
             let pictures = held_out_pictures(&held_out(&args)?, config)?;
             report(&args, &recon(&file.dvae(&device)?, config, &pictures, &device), recon_table)
         }

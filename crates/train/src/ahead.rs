@@ -1,0 +1,62 @@
+//! Batches made ahead of the step that takes them, on a thread of their own.
+//!
+//! A batch is a pure function of its step, so it does not matter when it is made. While one is differentiated the next is read,
+//! drawn, cropped or encoded: a device that is waited for, and cores that its host has to spare, both have work.
+
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::Scope;
+
+use anyhow::{Context, Result, ensure};
+use tessera_kernels::Cpu;
+
+use crate::fit::Task;
+
+/// Batches that wait at most.
+const DEPTH: usize = 1;
+
+/// The batches of a run in the order of its steps.
+pub(crate) struct Ahead<B> {
+    batches: Receiver<(u64, Result<Vec<B>>)>,
+}
+
+impl<B: Send> Ahead<B> {
+    /// Starts to make the batches of `steps`, in `n_parts` each. The thread ends when this value is dropped.
+    pub fn start<'scope, T: Task<Batch = B>>(
+        scope: &'scope Scope<'scope, '_>,
+        task: &'scope T,
+        steps: Range<u64>,
+        n_parts: usize,
+    ) -> Ahead<B>
+    where
+        B: 'scope,
+    {
+        let (sender, batches) = sync_channel(DEPTH);
+        let cpu = Cpu::current();
+        let make = move || {
+            for step in steps {
+                if sender.send((step, whole(task, step, n_parts))).is_err() {
+                    return; // nobody takes them any more
+                }
+            }
+        };
+        scope.spawn(move || cpu.scope(make));
+        Ahead { batches }
+    }
+
+    /// The batch of update `step`, each to be taken once, in their order. Not to be called on a thread of rayon's pool, which could
+    /// wait for work of its own.
+    ///
+    /// # Errors
+    /// If it could not be made.
+    pub fn take(&self, step: u64) -> Result<Vec<B>> {
+        let (made, batch) = self.batches.recv().context("the thread that makes batches has ended")?;
+        ensure!(made == step, "the batch of step {made} was made, wanted that of step {step}");
+        batch
+    }
+}
+
+/// All parts of the batch of update `step`.
+pub(crate) fn whole<T: Task>(task: &T, step: u64, n_parts: usize) -> Result<Vec<T::Batch>> {
+    (0..n_parts).map(|part| task.batch(step, part)).collect()
+}
