@@ -193,7 +193,7 @@ fn bad_numbers_say_what_was_wanted() {
         (["--temperature", "nan"], "wanted 0 or more"),
         (["--top-k", "0"], "wanted at least 1"),
         (["--top-p", "1.5"], "at most 1"),
-        (["--guidance", "inf"], "wanted a finite number"),
+        (["--guidance", "inf"], "wanted a number from -1000 to 1000"),
     ] {
         let error = draw_mistake(&[&["a cat"], &args[..]].concat());
         assert!(error.contains(wanted), "{args:?}: {error}");

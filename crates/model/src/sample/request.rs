@@ -21,6 +21,9 @@ const VARIED: u64 = u64::from_le_bytes(*b"variants");
 /// has the figures). It takes a model that was trained with dropped captions; [`default_guidance`] is that of any model.
 pub const DEFAULT_GUIDANCE: f64 = 1.5;
 
+/// Beyond this guidance makes logits that 32 bits cannot hold; what is drawn is noise long before.
+const MAX_GUIDANCE: f64 = 1000.0;
+
 /// Whether a model in whose training this share of captions was dropped has learnt what guidance needs; nothing if it is not known.
 pub fn trained_for_guidance(caption_drop: Option<f32>) -> bool {
     caption_drop.is_some_and(|share| share > 0.0)
@@ -83,7 +86,11 @@ impl Sampling {
         if let Some(p) = self.top_p {
             ensure!(p > 0.0 && p <= 1.0, "top-p {p}: wanted more than 0 and at most 1");
         }
-        ensure!(self.guidance.is_finite(), "guidance {}: wanted a finite number (1 is off)", self.guidance);
+        ensure!(
+            self.guidance.abs() <= MAX_GUIDANCE,
+            "guidance {}: wanted a number from -{MAX_GUIDANCE} to {MAX_GUIDANCE} (1 is off)",
+            self.guidance
+        );
         Ok(())
     }
 

@@ -253,7 +253,9 @@ fn bad_settings_are_refused() {
     assert!(error(Sampling { temperature: -1.0, ..default() }, 1).contains("temperature -1"));
     assert!(error(Sampling { top_p: Some(1.5), ..default() }, 1).contains("top-p 1.5"));
     assert!(error(Sampling { top_k: Some(0), ..default() }, 1).contains("top-k 0"));
-    assert!(error(Sampling { guidance: f64::NAN, ..default() }, 1).contains("guidance"));
+    for guidance in [f64::NAN, f64::INFINITY, 1001.0, -1e39] {
+        assert!(error(Sampling { guidance, ..default() }, 1).contains("wanted a number from -1000 to 1000"));
+    }
     let given = |given: Vec<Option<u32>>| {
         let request = Request { given, ..Request::default() };
         Drawing::new(&decoder, &dvae, &[], request).err().unwrap().to_string()
