@@ -31,8 +31,13 @@ pub fn cross_entropy(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) 
         (Some(x), Some(w), Some(b)) => {
             apply(CrossEntropy { cpu: Cpu::current(), targets: targets.to_vec() }, [x, w, b])
         }
-        _ => cross_entropy_reference(widened(x), w, b, targets),
+        _ => cross_entropy_composed(x, w, b, targets),
     }
+}
+
+/// [`cross_entropy`] for devices other than the processor: logits are products of f32 (paper §D.2).
+fn cross_entropy_composed(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) -> Tensor<1> {
+    cross_entropy_reference(widened(x), w, b, targets)
 }
 
 /// [`cross_entropy`] in Burn's operations.
@@ -237,6 +242,8 @@ vectorized! {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::FloatDType;
+
     use super::*;
     use crate::testing::{grad, hold_equal, leaf};
 
@@ -248,6 +255,13 @@ mod tests {
                 || (leaf([rows, d], 1), leaf([d, v], 2), leaf([v], 3)),
                 |(x, w, b)| cross_entropy(x.clone(), w.clone(), b.clone(), &targets),
                 |(x, w, b)| cross_entropy_reference(x.clone(), w.clone(), b.clone(), &targets),
+                |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+            );
+            let narrow = |x: &Tensor<2>| x.clone().cast(FloatDType::BF16);
+            hold_equal(
+                || (leaf([rows, d], 1), leaf([d, v], 2), leaf([v], 3)),
+                |(x, w, b)| cross_entropy_composed(narrow(x), w.clone(), b.clone(), &targets),
+                |(x, w, b)| cross_entropy_reference(widened(narrow(x)), w.clone(), b.clone(), &targets),
                 |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
             );
         }

@@ -54,7 +54,7 @@ impl GumbelNoise {
         let low = counters.clone().bitwise_and_scalar(low_half);
         let high = counters.bitwise_right_shift_scalar(32_i64).bitwise_and_scalar(low_half);
         let halves = |x: u64| [x as u32, (x >> 32) as u32];
-        let step = halves(self.step).map(|half| low.clone() * 0_i64 + i64::from(half));
+        let step = halves(self.step).map(|half| low.zeros_like() + i64::from(half));
         let [step_low, step_high] = step;
         let words = philox_composed([low, high, step_low, step_high], halves(self.seed));
         let words = words.map(|word| word.reshape([n, groups, 1, LANES]));

@@ -49,8 +49,13 @@ pub fn linear_f32<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>) -> T
     check(x.dims().as_slice(), w.dims(), b.dims());
     match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
         (Some(x), Some(w), Some(b)) => apply(Logits { cpu: Cpu::current() }, [x, w, b]),
-        _ => linear_reference(widened(x), w, b, Activation::None),
+        _ => linear_f32_composed(x, w, b),
     }
+}
+
+/// [`linear_f32`] for devices other than the processor: products of f32, since Burn gives a product the type of its factors.
+fn linear_f32_composed<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>) -> Tensor<D> {
+    linear_reference(widened(x), w, b, Activation::None)
 }
 
 /// `residual + x W + b` in f32: the end of a residual block.
@@ -74,8 +79,18 @@ pub fn linear_add<const D: usize>(
         (Some(x), Some(w), Some(b), Some(residual)) => {
             apply(LinearAdd { cpu: Cpu::current() }, [x, w, b, residual])
         }
-        _ => residual + widened(linear_composed(x, w, b, Activation::None)),
+        _ => linear_add_composed(x, w, b, residual),
     }
+}
+
+/// [`linear_add`] for devices other than the processor.
+fn linear_add_composed<const D: usize>(
+    x: Tensor<D>,
+    w: Tensor<2>,
+    b: Tensor<1>,
+    residual: Tensor<D>,
+) -> Tensor<D> {
+    residual + widened(linear_composed(x, w, b, Activation::None))
 }
 
 /// [`linear`] for devices other than the processor.
@@ -409,6 +424,8 @@ vectorized! {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::FloatDType;
+
     use super::*;
     use crate::testing::{grad, hold_equal, leaf};
 
@@ -423,6 +440,39 @@ mod tests {
                     |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
                 );
             }
+        }
+    }
+
+    #[test]
+    fn what_other_devices_run_is_the_reference() {
+        let leaves = || (leaf([67, 32], 1), leaf([32, 40], 2), leaf([40], 3), leaf([67, 40], 4));
+        type Body = fn(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<2>) -> Tensor<2>;
+        let pairs: [[Body; 2]; 4] = [
+            [
+                |x, w, b, _| linear_composed(x, w, b, Activation::None),
+                |x, w, b, _| linear_reference(x, w, b, Activation::None),
+            ],
+            [
+                |x, w, b, _| linear_composed(x, w, b, Activation::Gelu),
+                |x, w, b, _| linear_reference(x, w, b, Activation::Gelu),
+            ],
+            [
+                |x, w, b, _| linear_f32_composed(x.cast(FloatDType::BF16), w, b),
+                |x, w, b, _| {
+                    linear_reference(x.cast(FloatDType::BF16).cast(FloatDType::F32), w, b, Activation::None)
+                },
+            ],
+            [linear_add_composed, |x, w, b, r| r + linear_reference(x, w, b, Activation::None)],
+        ];
+        for [composed, reference] in pairs {
+            let of = |body: Body| {
+                move |(x, w, b, r): &(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<2>)| {
+                    body(x.clone(), w.clone(), b.clone(), r.clone())
+                }
+            };
+            hold_equal(leaves, of(composed), of(reference), |(x, w, b, _), g| {
+                vec![grad(x, g), grad(w, g), grad(b, g)]
+            });
         }
     }
 

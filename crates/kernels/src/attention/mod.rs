@@ -72,7 +72,7 @@ fn pattern_attention_composed(qkv: Tensor<3>, n_heads: usize, plan: &Plan) -> Te
     };
     let attended = plan.blocks.iter().zip(masks.blocks.iter().cloned()).map(attend);
     let attended = Tensor::cat(attended.collect(), 2).swap_dims(1, 2).reshape([b, t, d]);
-    masks.from_working_order(attended)
+    masks.to_stream_order(attended)
 }
 
 /// The softmax of scores in f32, as it is multiplied.

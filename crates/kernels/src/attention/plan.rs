@@ -19,9 +19,12 @@ pub struct Plan {
     /// The position at each place of the working order.
     pub(super) order: Vec<usize>,
     pub(super) blocks: Vec<Block>,
-    /// What other devices have been given of it.
-    on_devices: Arc<Mutex<Vec<(Device, Arc<DevicePlan>)>>>,
+    /// Copies of the plan in the memory of devices.
+    on_devices: Arc<Mutex<Vec<OnDevice>>>,
 }
+
+/// A device, and the plan in its memory.
+type OnDevice = (Device, Arc<DevicePlan>);
 
 /// A plan in a device's memory.
 pub(super) struct DevicePlan {
@@ -41,7 +44,7 @@ impl DevicePlan {
     }
 
     /// The inverse of [`DevicePlan::to_working_order`].
-    pub(super) fn from_working_order(&self, x: Tensor<3>) -> Tensor<3> {
+    pub(super) fn to_stream_order(&self, x: Tensor<3>) -> Tensor<3> {
         match &self.orders {
             Some([_, places]) => x.select(1, places.clone()),
             None => x,

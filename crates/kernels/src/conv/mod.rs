@@ -64,9 +64,7 @@ pub fn conv2d(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First, output: Ou
             };
             apply(Conv { cpu, first, narrow: cpu.bf16() && output == Output::Kernel }, [x, w, b])
         }
-        _ if output == Output::Exact => Cpu::current().in_f32().scope(|| conv2d_composed(x, w, b, first)),
-        _ if output == Output::F32 => widened(conv2d_composed(x, w, b, first)),
-        _ => conv2d_composed(x, w, b, first),
+        _ => conv2d_composed(x, w, b, first, output),
     }
 }
 
@@ -85,20 +83,41 @@ pub fn conv2d_add(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, residual: Tensor<4>,
         (Some(x), Some(w), Some(b), Some(residual)) => {
             apply(ConvAdd { cpu: Cpu::current(), gain: gain as f32 }, [x, w, b, residual])
         }
-        _ => residual + widened(conv2d_composed(x, w, b, First::Relu)) * gain,
+        _ => conv2d_add_composed(x, w, b, residual, gain),
     }
+}
+
+/// [`conv2d_add`] for devices other than the processor.
+fn conv2d_add_composed(
+    x: Tensor<4>,
+    w: Tensor<4>,
+    b: Tensor<1>,
+    residual: Tensor<4>,
+    gain: f64,
+) -> Tensor<4> {
+    residual + widened(conv2d_composed(x, w, b, First::Relu, Output::Kernel)) * gain
 }
 
 /// [`conv2d`] for devices other than the processor: the neighbours of each pixel side by side, times the filter as a matrix.
 /// Burn makes a filter's gradient by a convolution whose filter is the whole picture, which is slow.
-fn conv2d_composed(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First) -> Tensor<4> {
+fn conv2d_composed(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First, output: Output) -> Tensor<4> {
     let [n_out, n_in, k, _] = w.dims();
-    let x = match first {
-        First::Nothing => narrowed(x),
-        First::Relu => relu(narrowed(x)),
+    let x = match output {
+        Output::Exact => x,
+        Output::F32 | Output::Kernel => narrowed(x),
     };
+    let x = match first {
+        First::Nothing => x,
+        First::Relu => relu(x),
+    };
+    let pixels = neighbours(x, k);
     let matrix = w.permute([2, 3, 1, 0]).reshape([k * k * n_in, n_out]);
-    linear_reference(neighbours(x, k), narrowed(matrix), narrowed(b), Activation::None)
+    match output {
+        Output::Kernel => linear_reference(pixels, narrowed(matrix), narrowed(b), Activation::None),
+        // Sums that stay f32 take products of f32: Burn gives a product the type of its factors.
+        Output::F32 => linear_reference(widened(pixels), widened(narrowed(matrix)), b, Activation::None),
+        Output::Exact => linear_reference(pixels, matrix, b, Activation::None),
+    }
 }
 
 /// The `k`×`k` pixels around each, row by row, zeros beyond the edge: `[B, H, W, C]` → `[B, H, W, k·k·C]`.

@@ -1,7 +1,9 @@
 //! Convolutions held equal to their references: every filter size, odd channel counts, sizes that leave ragged tiles.
 
 use super::*;
-use crate::testing::{grad, hold_equal, leaf};
+use burn::tensor::DType;
+
+use crate::testing::{assert_close, grad, hold_equal, leaf, values};
 
 /// `[B, H, W, n_in, n_out, k]`
 const SIZES: [[usize; 6]; 8] = [
@@ -28,12 +30,49 @@ fn conv2d_is_its_reference() {
                 |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
             );
         }
+    }
+}
+
+#[test]
+fn what_other_devices_run_is_the_reference() {
+    for [batch, height, width, n_in, n_out, k] in SIZES {
+        let leaves =
+            || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3));
+        for (first, output, bits) in [
+            (First::Relu, Output::Kernel, 16),
+            (First::Nothing, Output::F32, 32),
+            (First::Relu, Output::Exact, 32),
+        ] {
+            hold_equal(
+                leaves,
+                |(x, w, b)| {
+                    let y = conv2d_composed(x.clone(), w.clone(), b.clone(), first, output);
+                    let narrow = Cpu::current().bf16_elsewhere() && bits == 16;
+                    assert_eq!(y.dtype(), if narrow { DType::BF16 } else { DType::F32 });
+                    y
+                },
+                |(x, w, b)| conv2d_reference(x.clone(), w.clone(), b.clone(), first),
+                |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+            );
+        }
         hold_equal(
-            || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
-            |(x, w, b)| conv2d_composed(x.clone(), w.clone(), b.clone(), First::Relu),
-            |(x, w, b)| conv2d_reference(x.clone(), w.clone(), b.clone(), First::Relu),
-            |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+            || (leaves(), leaf([batch, height, width, n_out], 4)),
+            |((x, w, b), r)| conv2d_add_composed(x.clone(), w.clone(), b.clone(), r.clone(), 0.3),
+            |((x, w, b), r)| r.clone() + conv2d_reference(x.clone(), w.clone(), b.clone(), First::Relu) * 0.3,
+            |((x, w, b), r), g| vec![grad(x, g), grad(w, g), grad(b, g), grad(r, g)],
         );
+    }
+}
+
+/// Bottleneck convolutions multiply f32, whatever the rest does.
+#[test]
+fn exact_convolutions_are_exact_on_other_devices() {
+    let (x, w, b) = (leaf([2, 5, 7, 3], 1), leaf([5, 3, 1, 1], 2), leaf([5], 3));
+    for cpu in Cpu::all() {
+        let got =
+            cpu.scope(|| conv2d_composed(x.clone(), w.clone(), b.clone(), First::Nothing, Output::Exact));
+        let wanted = conv2d_reference(x.clone(), w.clone(), b.clone(), First::Nothing);
+        assert_close("exact", &values(got), &values(wanted), 2e-6);
     }
 }
 
