@@ -3,6 +3,7 @@
 //! Pictures are stored whole, so that the crops of training (listings 1 and 2 of the paper) choose among all that there is.
 
 use std::collections::HashSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
@@ -231,9 +232,11 @@ fn fingerprints(pairs: &[Pair]) -> Fingerprints {
         let name = pair.name.as_os_str().as_encoded_bytes();
         fingerprint.bytes(name);
         version_1.update(name);
-        for sum in sums {
+        for (path, sum) in [&pair.image, &pair.text].into_iter().zip(sums) {
             fingerprint.number(sum as usize);
-            version_1.update(&sum.to_le_bytes());
+            // Version 1 did not read larger files.
+            let is_larger = fs::metadata(path).is_ok_and(|file| file.len() > MAX_IMAGE_BYTES);
+            version_1.update(&if is_larger { 0_u32 } else { sum }.to_le_bytes());
         }
     }
     let n = pairs.len();
@@ -331,6 +334,16 @@ mod tests {
         put(&copy, "deep/a.txt", b"a think");
         let error = build_folder(&copy, &out, &sized(8)).unwrap_err().to_string();
         assert!(error.contains("have changed since"), "{error}");
+    }
+
+    /// As version 1 computed it: CRC-32 of each name and of the sums of its files.
+    #[test]
+    fn the_fingerprint_of_version_1_is_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        put(dir.path(), "a.png", b"picture");
+        put(dir.path(), "a.txt", b"words");
+        let pairs = find_pairs(dir.path(), &dir.path().join("out")).unwrap().0;
+        assert_eq!(fingerprints(&pairs).version_1, "1 pairs, c8db550e");
     }
 
     #[test]
