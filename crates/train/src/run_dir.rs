@@ -114,10 +114,10 @@ impl RunDir {
         let run = RunDir::open(options.dir, stage, &text, options.resume, reporter)?;
         let (cpu, threads) = (Cpu::current(), current_num_threads());
         let on = match options.device {
-            DeviceChoice::Cpu => String::new(),
-            device => format!("{device}, beside it "),
+            DeviceChoice::Cpu => "computing with".to_string(),
+            device => format!("computing on {device}; host:"),
         };
-        reporter.note(&format!("{}\ncomputing with {on}{cpu}, {threads} threads", run.text));
+        reporter.note(&format!("{}\n{on} {cpu}, {threads} threads", run.text));
         Ok(run)
     }
 
@@ -196,7 +196,14 @@ impl RunDir {
         Ok(None)
     }
 
+    /// Writes a checkpoint of a run that goes well: what it left when it diverged is not needed any more.
     pub(crate) fn write_checkpoint(&self, state: &State) -> Result<()> {
+        self.save(state)?;
+        self.forget_divergence(state.step)
+    }
+
+    /// Writes a checkpoint.
+    pub(crate) fn save(&self, state: &State) -> Result<()> {
         let folder = self.path.join(format!("checkpoints/step_{:06}", state.step));
         let partial = folder.with_extension("partial");
         if partial.exists() {
@@ -217,7 +224,7 @@ impl RunDir {
                 fs::remove_dir_all(old)?;
             }
         }
-        self.forget_divergence(state.step)
+        Ok(())
     }
 
     /// Notes that the run has diverged at `state`; says from where it can go on.
@@ -557,6 +564,8 @@ mod tests {
         let run = open(dir.path(), &smallest, true).unwrap();
         run.write_checkpoint(&good(20, 20)).unwrap(); // as a run does whose first update fails
         assert_eq!(folders(dir.path()), left);
+        run.save(&good(21, 20)).unwrap(); // as a run does whose second update fails
+        assert_eq!(folders(dir.path()), [left[0], "step_000021", left[1], left[2]]);
         run.write_checkpoint(&good(25, 25)).unwrap();
         drop(run);
         assert_eq!(folders(dir.path()), ["step_000020", "step_000025"]);
