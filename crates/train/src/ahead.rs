@@ -1,7 +1,7 @@
 //! Batches made ahead of the step that takes them, on a thread of their own.
 //!
-//! A batch is a pure function of its step, so it does not matter when it is made. While one is differentiated the next is read,
-//! drawn, cropped or encoded: a device that is waited for, and cores that its host has to spare, both have work.
+//! A batch is a pure function of its step, so it does not matter when it is made. While one is
+//! differentiated the next is read, cropped or encoded. This keeps both a GPU and the CPU's cores busy.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -11,9 +11,6 @@ use anyhow::{Context, Result, ensure};
 use tessera_kernels::Cpu;
 
 use crate::fit::Task;
-
-/// Batches that wait at most.
-const DEPTH: usize = 1;
 
 /// The batches of a run in the order of its steps.
 pub(crate) struct Ahead<B> {
@@ -31,7 +28,7 @@ impl<B: Send> Ahead<B> {
     where
         B: 'scope,
     {
-        let (sender, batches) = sync_channel(DEPTH);
+        let (sender, batches) = sync_channel(0); // one batch waits, in the thread
         let cpu = Cpu::current();
         let make = move || {
             for step in steps {
@@ -44,8 +41,9 @@ impl<B: Send> Ahead<B> {
         Ahead { batches }
     }
 
-    /// The batch of update `step`, each to be taken once, in their order. Not to be called on a thread of rayon's pool, which could
-    /// wait for work of its own.
+    /// The batch of update `step`. Each can be taken once, in their order.
+    ///
+    /// Do not call this on a rayon worker: the batch may need that worker, and both would wait for ever.
     ///
     /// # Errors
     /// If it could not be made.

@@ -10,6 +10,7 @@ use tessera_model::prior::{Activations, PriorConfig};
 use tessera_model::rerank::ClipConfig;
 
 use crate::config::{Config, FitConfig};
+use crate::device::DeviceChoice;
 use crate::dist::plan::INSIDE;
 use crate::optim::Moments;
 
@@ -84,6 +85,14 @@ impl Need {
             moments: 2.0 * moment * parameters,
             gradients: FULL * parameters,
             activations: FULL * activations * (fit.batch / fit.micro_batches) as f64,
+        }
+    }
+
+    /// What of it the host needs if `device` computes: activations are in the device's memory.
+    pub fn of_host(self, device: DeviceChoice) -> Need {
+        match device {
+            DeviceChoice::Gpu(_) => Need { activations: 0.0, ..self },
+            DeviceChoice::Cpu | DeviceChoice::LibTorch => self,
         }
     }
 

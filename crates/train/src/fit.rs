@@ -91,9 +91,9 @@ pub struct State {
     pub scales: Option<Scales>,
     /// The last good checkpoint.
     pub good: Option<Good>,
-    /// Whether the average has followed what the next update starts from: an update that failed has left it so.
+    /// Whether the moving average already includes the current weights: true after a failed update.
     pub followed: bool,
-    /// Training losses since the last checkpoint. Not saved: it only helps to choose good checkpoints.
+    /// Training losses since the last checkpoint, and since the objective has settled. Not saved: it only helps to choose good checkpoints.
     pub losses: Losses,
 }
 
@@ -108,6 +108,11 @@ impl State {
     /// behind the update `settled`.
     fn judge(&mut self, settled: u64) {
         let Losses { sum, n } = std::mem::take(&mut self.losses);
+        if self.step <= settled {
+            // Nothing can be compared yet, so this is the best there is.
+            self.good = Some(Good { step: self.step, lowest: f64::MAX });
+            return;
+        }
         if n == 0 {
             return;
         }
@@ -216,7 +221,7 @@ fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Re
 /// Saves what a failed step left, and says how to go on if the run has diverged.
 fn failed(error: anyhow::Error, state: &State, run: &RunDir) -> anyhow::Error {
     let diverged = error.is::<Diverged>();
-    let saved = run.write_checkpoint(state);
+    let saved = run.save(state);
     let noted = saved.and_then(|()| diverged.then(|| run.write_divergence(state)).transpose());
     match noted {
         Ok(None) => error,
@@ -235,7 +240,7 @@ pub struct Trainer<'a, T: Task> {
     roles: Vec<Role>,
     /// What the last step left.
     pub state: State,
-    /// Of its gradient.
+    /// The size of the last step's gradient where it entered each resblock, as binary logarithms.
     entering: Vec<f64>,
     /// Batches made ahead; without them each is made when its step begins.
     ahead: Option<Ahead<T::Batch>>,
@@ -307,7 +312,9 @@ impl<'a, T: Task> Trainer<'a, T> {
             bail!(Diverged(format!("step {step}: the gradient {why}; lr was {lr:e}")));
         }
         self.task.constrain(&mut state.weights);
-        state.losses.add(gradient.loss);
+        if step >= task.settled() {
+            state.losses.add(gradient.loss);
+        }
         state.plateau.follow(gradient.loss, config.eval_every, config.lr_end / config.lr);
         (state.step, state.followed) = (step + 1, false);
         self.model = import(self.model.clone(), &state.weights)?;

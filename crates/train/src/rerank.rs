@@ -158,8 +158,8 @@ fn pair(sample: &Sample, side: u32) -> Result<(RgbImage, String)> {
 
 /// Pictures and captions, pair by pair.
 struct Pairs {
-    /// `[B, n, 3·P²]`
-    patches: Tensor<3>,
+    /// `[B, n, 3·P²]`, on the host until they are embedded.
+    patches: TensorData,
     /// `[B, context]`, flat.
     captions: Vec<u32>,
     /// Tokens of the captions that have no slot.
@@ -167,6 +167,10 @@ struct Pairs {
 }
 
 impl RerankTask<'_> {
+    fn on_device(&self, patches: TensorData) -> Tensor<3> {
+        Tensor::from_data(patches, &self.device)
+    }
+
     /// Picture `item`, cropped, and the slots of one of its captions; how many of its tokens have none.
     fn example(&self, item: usize, step: u64, slot: u64) -> Result<(RgbImage, (Vec<u32>, usize))> {
         let rng = |purpose| item_rng(self.seed, purpose, step, slot);
@@ -254,15 +258,14 @@ impl Task for RerankTask<'_> {
         }
         let shape = [share, clip.n_patches(), 3 * clip.patch * clip.patch];
         let data = TensorData::new(patches(&pictures, clip), shape);
-        let patches = Tensor::from_data(data, &self.device);
-        Ok(Pairs { patches, captions: captions.concat(), unread: unread.iter().sum() })
+        Ok(Pairs { patches: data, captions: captions.concat(), unread: unread.iter().sum() })
     }
 
     /// Of a batch whose pairs are compared with each other alone.
     fn gradient(&self, model: &Clip, pairs: Pairs, _: u64, _: Option<&[f32]>) -> Result<Gradient> {
-        let [n, ..] = pairs.patches.dims();
+        let n = pairs.patches.shape()[0];
         let mut gradient = differentiate(model, None, |model| {
-            let images = model.embed_images(pairs.patches.autodiff());
+            let images = model.embed_images(self.on_device(pairs.patches).autodiff());
             loss_of(contrastive(images, model.embed_texts(&pairs.captions), model.scale()))
         })?;
         gradient.figures.push(unread_figure(pairs.unread, n));
@@ -284,7 +287,7 @@ impl Task for RerankTask<'_> {
         let (mut images, mut texts, mut unread) = (Vec::new(), Vec::new(), 0);
         for pairs in &parts {
             unread += pairs.unread;
-            images.push(model.embed_images(pairs.patches.clone()));
+            images.push(model.embed_images(self.on_device(pairs.patches.clone())));
             texts.push(model.embed_texts(&pairs.captions));
         }
         let share = self.config.train_rerank.batch / parts.len();
@@ -299,7 +302,7 @@ impl Task for RerankTask<'_> {
         let mut sum = gradients(&tracked, backward)?; // of the temperature alone
         for (part, pairs) in parts.into_iter().enumerate() {
             let rows = |all: &Tensor<2>| all.clone().narrow(0, part * share, share);
-            let through = dot(tracked.embed_images(pairs.patches.autodiff()), rows(&images))
+            let through = dot(tracked.embed_images(self.on_device(pairs.patches).autodiff()), rows(&images))
                 + dot(tracked.embed_texts(&pairs.captions), rows(&texts));
             let values = gradients(&tracked, through.backward())?;
             sum.iter_mut().flatten().zip(values.iter().flatten()).for_each(|(sum, value)| *sum += value);
@@ -407,9 +410,8 @@ mod tests {
             let mut config = config(1);
             config.data.reconstructed = share;
             with_task(&config, |task, _| {
-                let pictures = |task: &RerankTask| -> Vec<f32> {
-                    task.batch(0, 0).unwrap().patches.into_data().iter().collect()
-                };
+                let pictures =
+                    |task: &RerankTask| -> Vec<f32> { task.batch(0, 0).unwrap().patches.iter().collect() };
                 let plain = pictures(task);
                 task.dvae = Some((Dvae::new(&config.dvae, 1, &Device::flex()), 32));
                 let through = pictures(task);

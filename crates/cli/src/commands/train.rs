@@ -25,21 +25,21 @@ pub fn run(task: TrainTask) -> Result<()> {
             say(format_args!("{} tokens in {}", bpe.vocab_size(), path.display()))
         }
         TrainTask::Dvae(common) => {
-            let (config, stop) = (fitting(&common.settings, Stage::Dvae)?, stop_on_signal()?);
+            let (config, stop) = (fitting(&common, Stage::Dvae)?, stop_on_signal()?);
             let train = || {
                 tessera_train::train_dvae(&config, &common.data, &options(&common), control(&stop, &terminal))
             };
             report(config.cpu()?.scope(train)?, &common.run)
         }
         TrainTask::Prior { common, bpe, dvae } => {
-            let (config, stop) = (fitting(&common.settings, Stage::Prior)?, stop_on_signal()?);
+            let (config, stop) = (fitting(&common, Stage::Prior)?, stop_on_signal()?);
             let inputs = PriorInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
             let train =
                 || tessera_train::train_prior(&config, inputs, &options(&common), control(&stop, &terminal));
             report(config.cpu()?.scope(train)?, &common.run)
         }
         TrainTask::Rerank { common, bpe, dvae } => {
-            let (config, stop) = (fitting(&common.settings, Stage::Rerank)?, stop_on_signal()?);
+            let (config, stop) = (fitting(&common, Stage::Rerank)?, stop_on_signal()?);
             let inputs = RerankInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
             let train =
                 || tessera_train::train_rerank(&config, inputs, &options(&common), control(&stop, &terminal));
@@ -71,10 +71,10 @@ pub fn resolve(settings: &Settings) -> Result<Config> {
 }
 
 /// The config, if this machine can hold the training of `stage`.
-fn fitting(settings: &Settings, stage: Stage) -> Result<Config> {
-    let config = resolve(settings)?;
+fn fitting(common: &Common, stage: Stage) -> Result<Config> {
+    let config = resolve(&common.settings)?;
     if let Some(present) = present_bytes() {
-        Need::new(&config, stage).ensure_fits(stage, present)?;
+        Need::new(&config, stage).of_host(common.device).ensure_fits(stage, present)?;
     }
     Ok(config)
 }

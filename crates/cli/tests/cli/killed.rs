@@ -1,4 +1,4 @@
-//! `kill -9` while training: no handler runs, and the run still ends with the weights of one that was never stopped.
+//! Training that is killed with SIGKILL, or has one thread: it comes to its end, with the same weights.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -49,4 +49,21 @@ fn a_run_that_was_killed_five_times_ends_with_the_same_model() {
     }
     let model = |run: &str| fs::read(dir.path().join(run).join("dvae.tessera.safetensors")).unwrap();
     assert!(model("run") == model("whole"), "a run that was killed has another model");
+}
+
+/// Batches are made on a thread of their own by the pool's one thread, which must not wait for them.
+#[test]
+fn training_on_one_thread_does_not_wait_for_itself() {
+    let (dir, data) = (folder(), fixture());
+    let args = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "run", "--threads", "1"];
+    let mut training = command(dir.path(), &[&args[..], &["--set", "train_dvae.steps=3"]].concat());
+    let mut child = training.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > PATIENCE {
+            child.kill().unwrap();
+        }
+        sleep(Duration::from_millis(10));
+    }
+    assert!(child.wait().unwrap().success(), "training did not end by itself");
 }

@@ -320,6 +320,54 @@ fn a_run_goes_on_from_a_failed_update_to_the_same_bits() {
     assert_eq!(resumed.state.average, wanted.state.average);
 }
 
+/// Batches that cannot be made from the fifth on.
+struct Spoilt;
+
+impl Task for Spoilt {
+    type Model = Linear;
+    type Batch = ();
+
+    fn batch(&self, step: u64, _: usize) -> Result<()> {
+        ensure!(step < 5, "picture 7 is damaged");
+        Ok(())
+    }
+
+    fn gradient(&self, model: &Linear, (): (), _: u64, _: Option<&[f32]>) -> Result<Gradient> {
+        let values = export(model).iter().map(|weight| vec![1.0; weight.values.len()]).collect();
+        Ok(Gradient::new(values, 1.0, Vec::new()))
+    }
+
+    fn validate(&self, _: &Linear, _: u64) -> Result<Metrics> {
+        Ok(Metrics::new())
+    }
+
+    fn picture(&self, _: &Linear) -> Result<RgbImage> {
+        Ok(RgbImage::new(2, 2))
+    }
+
+    /// So that losses from before are not compared.
+    fn settled(&self) -> u64 {
+        3
+    }
+}
+
+#[test]
+fn a_batch_that_cannot_be_made_ends_the_run_at_its_step_and_leaves_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = open(&dir);
+    let error = fit(&Spoilt, linear(), &config(), &run, control(&AtomicBool::new(false))).err().unwrap();
+    assert_eq!(error.to_string(), "picture 7 is damaged");
+    assert_eq!(run.newest_checkpoint(&Silent).unwrap().unwrap().step, 5);
+}
+
+#[test]
+fn losses_are_gathered_from_the_update_on_in_which_the_objective_has_settled() {
+    let config = config();
+    let mut trainer = Trainer::new(&Spoilt, linear(), &config, None).unwrap();
+    (0..5).for_each(|_| drop(trainer.step().unwrap()));
+    assert_eq!(trainer.state.losses, Losses { sum: 2.0, n: 2 });
+}
+
 /// β rises over the first 20 updates, and the loss with it.
 #[test]
 fn losses_from_before_the_objective_settled_are_not_compared_with() {
