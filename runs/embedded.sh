@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The embedded model of scenes, from nothing: every command of the pipeline in its order.
 #
-#   runs/embedded.sh WORK        everything goes to WORK; stop it with Ctrl-C and start it again, it continues
+#   runs/embedded.sh WORK            everything goes to WORK; stop it with Ctrl-C and start it again, it continues
+#   runs/embedded.sh WORK gpu        trains on a GPU (docs/devices.md); TESSERA must name a program that was built for it
 #
 # Each command reads what the ones before it wrote. The settings are those of configs/embedded.toml.
 # TESSERA names another program than the one that cargo builds, for runs that must not change under a rebuild.
@@ -9,7 +10,9 @@
 # Needs what runs/fetch_emoji.sh needs.
 set -euo pipefail
 
-[ $# -eq 1 ] || { echo "embedded: wanted one argument, the folder to work in: runs/embedded.sh WORK" >&2; exit 2; }
+[ $# -eq 1 ] || [ $# -eq 2 ] ||
+  { echo "embedded: wanted the folder to work in, and a device if it is not the processor: runs/embedded.sh WORK [gpu]" >&2; exit 2; }
+device=${2:-cpu}
 repo=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$1"
 cd "$1"
@@ -25,7 +28,7 @@ train() {
   local task=$1 run=$2 resume=
   shift 2
   if ls -d "$run"/checkpoints/step_* >/dev/null 2>&1; then resume=--resume; fi
-  tessera train "$task" --config embedded --run "$run" "$@" ${resume:+"$resume"}
+  tessera train "$task" --config embedded --run "$run" --device "$device" "$@" ${resume:+"$resume"}
   # Ctrl-C saves and is no error, but what follows needs the complete run, whose last checkpoint is that of its last step.
   local steps
   steps=$(sed -n "/^\[train_$task\]/,/^\[/s/^steps = //p" "$run/config.toml")
