@@ -21,7 +21,7 @@ mod world;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -29,6 +29,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tessera_text::caption_words;
 
 use self::held_out::HeldOut;
 use self::lot::Lot;
@@ -109,6 +110,12 @@ impl Scenes {
     /// How many combinations are held out.
     pub fn n_held_out(&self) -> usize {
         self.held_out.list.len()
+    }
+
+    /// Every word that captions of these scenes can have.
+    pub fn words(&self) -> BTreeSet<String> {
+        let lot = Lot::new(&self.world, &self.options.shares);
+        caption_words(captions::texts(&self.world, &lot.all_parts()))
     }
 
     /// Training scene number `index`: it shows no held-out combination.

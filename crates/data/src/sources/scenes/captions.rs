@@ -2,11 +2,11 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use super::lot::one_of;
-use super::scene::{Background, Content, Look, Scene};
+use super::scene::{Background, Colour, Content, Look, Scene};
 use super::world::World;
 use super::{chinese, english};
 use crate::loader::{below, chance};
+use crate::sources::emoji::style::Style;
 
 /// English captions of a scene.
 const ENGLISH: usize = 5;
@@ -14,6 +14,8 @@ const ENGLISH: usize = 5;
 const STYLED: f32 = 0.4;
 /// How often a caption names a white background.
 const WHITE_NAMED: f32 = 0.08;
+/// What it then says.
+const WHITE: &str = " on a white background";
 
 /// The scene's captions, the canonical one first: content, background and style in English.
 pub(super) fn captions(world: &World, scene: &Scene, rng: &mut ChaCha8Rng) -> Vec<String> {
@@ -49,23 +51,55 @@ pub(super) fn canonical(world: &World, scene: &Scene) -> String {
 
 fn english_caption(phrasing: &str, scene: &Scene, rng: &mut ChaCha8Rng) -> String {
     let background = match scene.background {
-        Background::White if chance(rng, WHITE_NAMED) => " on a white background".to_string(),
+        Background::White if chance(rng, WHITE_NAMED) => WHITE.to_string(),
         Background::White => String::new(),
         Background::Named(colour) => {
-            let colour = english::colour_name(colour);
-            match one_of(&[0, 1, 2], rng) {
-                0 => format!(" on {} background", a_colour(colour)),
-                1 => format!(" with {} background", a_colour(colour)),
-                _ => format!(", {colour} background"),
-            }
+            let ways = backgrounds(colour);
+            ways[below(rng, ways.len() as u64) as usize].clone()
         }
     };
+    let [within, behind] = styles(scene.style);
     let style = match chance(rng, STYLED) {
-        true if chance(rng, 0.5) => format!(" in {} style", scene.style.name()),
-        true => format!(", {} style", scene.style.name()),
+        true if chance(rng, 0.5) => within,
+        true => behind,
         false => String::new(),
     };
     format!("{phrasing}{background}{style}")
+}
+
+/// The ways to name a coloured background.
+fn backgrounds(colour: Colour) -> [String; 3] {
+    let colour = english::colour_name(colour);
+    [
+        format!(" on {} background", a_colour(colour)),
+        format!(" with {} background", a_colour(colour)),
+        format!(", {colour} background"),
+    ]
+}
+
+/// The two ways to name a style.
+fn styles(style: Style) -> [String; 2] {
+    [format!(" in {} style", style.name()), format!(", {} style", style.name())]
+}
+
+/// Texts that together have every word which captions of scenes of these contents can have.
+pub(super) fn texts<'a>(world: &'a World, contents: &'a [Content]) -> impl Iterator<Item = String> + 'a {
+    let phrasings = contents.iter().flat_map(move |content| {
+        let others = match *content {
+            Content::One { thing, look: Look::Plain } => world.things[thing].others.clone(),
+            _ => Vec::new(),
+        };
+        let english = english::phrasings(world, content);
+        english.into_iter().chain(chinese::phrasings(world, content)).chain(others)
+    });
+    let takes_background = contents.iter().any(Content::takes_background);
+    let coloured = Colour::ALL.into_iter().filter(move |_| takes_background).flat_map(|colour| {
+        let chinese = chinese::background(Background::Named(colour));
+        backgrounds(colour).into_iter().chain([chinese])
+    });
+    let styled =
+        Style::ALL.into_iter().flat_map(|style| styles(style).into_iter().chain([chinese::style(style)]));
+    phrasings.chain([WHITE.to_string()]).chain(coloured).chain(styled)
 }
 
 fn a_colour(colour: &str) -> String {

@@ -135,6 +135,63 @@ impl<'a> Lot<'a> {
         self.finish(content, style, rng)
     }
 
+    /// Contents that together show all that drawn scenes can: each thing in each of its roles, each look, each rendition and so on.
+    pub(super) fn all_parts(&self) -> Vec<Content> {
+        let drawn = self.shares.weights().into_iter().enumerate().filter(|(_, share)| *share > 0.0);
+        drawn.flat_map(|(kind, _)| self.parts(kind)).collect()
+    }
+
+    /// The same of one kind, numbered as in [`Lot::any`].
+    fn parts(&self, kind: usize) -> Vec<Content> {
+        let n = self.world.things.len();
+        let (things, next) = (0..n, |thing: usize| (thing + 1) % n);
+        match kind {
+            0 => things.map(|thing| Content::One { thing, look: Look::Plain }).collect(),
+            1 => {
+                let several = |&thing: &usize| [2, 3, 4].map(|count| Content::Several { thing, count });
+                let colours = Colour::ALL.map(Look::Coloured);
+                let looks = [&colours[..], &[Look::Tiny, Look::Huge, Look::UpsideDown]].concat();
+                let one = |thing| looks.iter().map(move |&look| Content::One { thing, look });
+                self.countable.iter().flat_map(several).chain(things.flat_map(one)).collect()
+            }
+            2 => {
+                let rendered = |thing| Rendition::ALL.map(|rendition| Content::Rendered { thing, rendition });
+                things.flat_map(rendered).collect()
+            }
+            3 => {
+                let two = |first| {
+                    Relation::ALL.map(|relation| Content::Two { first, second: next(first), relation })
+                };
+                things.flat_map(two).collect()
+            }
+            4 => {
+                let blends = |thing| {
+                    let other = next(thing);
+                    let made_of = Content::MadeOf { whole: thing, part: other };
+                    [made_of, Content::ShapedLike { surface: thing, shape: other }]
+                };
+                things.flat_map(blends).collect()
+            }
+            5 => {
+                let wearing = |thing, extras| Content::Dressed { thing, extras, held: None };
+                let worn = self.characters.iter().flat_map(|&thing| {
+                    let each = Extra::ALL.into_iter().filter(move |&extra| self.can_be(thing, extra));
+                    let two = wearing(thing, vec![Extra::Crown, Extra::Scarf]);
+                    each.map(move |extra| wearing(thing, vec![extra])).chain([two])
+                });
+                let held =
+                    self.portable.iter().zip(self.characters.iter().cycle()).map(|(&held, &thing)| {
+                        Content::Dressed { thing, extras: Vec::new(), held: Some(held) }
+                    });
+                worn.chain(held).collect()
+            }
+            _ => {
+                let panels = |thing| operations().map(move |operation| Content::Panels { thing, operation });
+                things.flat_map(panels).collect()
+            }
+        }
+    }
+
     fn any(&self, rng: &mut ChaCha8Rng) -> Scene {
         let content = match weighted(&self.shares.weights(), rng) {
             0 => Content::One { thing: self.thing(rng), look: Look::Plain },
@@ -238,6 +295,19 @@ fn operation(rng: &mut ChaCha8Rng) -> Operation {
         6 => Operation::Sunglasses,
         _ => Operation::Stamp,
     }
+}
+
+fn operations() -> impl Iterator<Item = Operation> {
+    let plain = [
+        Operation::Sketch,
+        Operation::XRay,
+        Operation::Silhouette,
+        Operation::UpsideDown,
+        Operation::BlackAndWhite,
+        Operation::Sunglasses,
+        Operation::Stamp,
+    ];
+    plain.into_iter().chain(Colour::ALL.map(Operation::Coloured))
 }
 
 /// One of `all`, uniformly; `all` isn't empty.

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use tessera_text::caption_words;
+
 use super::held_out::{Combination, HeldOut, LIST};
 use super::lot::{Lot, Shares};
 use super::paint::Painter;
@@ -159,6 +161,41 @@ fn every_kind_has_eight_phrasings_and_chinese() {
     }
     assert_eq!(fewest.len(), 8);
     assert!(fewest.values().all(|&n| n >= 8), "{fewest:?}");
+}
+
+#[test]
+fn the_words_of_scenes_are_those_of_their_captions() {
+    let mut world = World::of_shapes();
+    world.things[0].others = vec!["el mono".to_string(), "猿".to_string()];
+    world.things[0].tags = ["primate", "banana", "jungle", "unsaid"].map(String::from).to_vec();
+    let nothing = HeldOut::parse("", &world).unwrap();
+    let none = Shares {
+        plain: 0.0,
+        attributes: 0.0,
+        renditions: 0.0,
+        relations: 0.0,
+        blends: 0.0,
+        dressed: 0.0,
+        panels: 0.0,
+    };
+    let mut all = vec![Shares::default()];
+    for kind in ["plain", "attributes", "renditions", "relations", "blends", "dressed", "panels"] {
+        let mut shares = none.clone();
+        *shares.of(kind).unwrap() = 1.0;
+        all.push(shares);
+    }
+    for shares in all {
+        let lot = Lot::new(&world, &shares);
+        let drawn = (0..100_000).flat_map(|index| {
+            let mut rng = rng(index);
+            let scene = lot.draw(&nothing, &mut rng).unwrap();
+            captions::captions(&world, &scene, &mut rng)
+        });
+        let listed = caption_words(captions::texts(&world, &lot.all_parts()));
+        let drawn = caption_words(drawn);
+        let differ: Vec<_> = drawn.symmetric_difference(&listed).collect();
+        assert!(differ.is_empty(), "{differ:?} of {shares:?}");
+    }
 }
 
 #[test]
