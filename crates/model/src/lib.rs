@@ -14,6 +14,7 @@ mod tessera;
 pub mod weights;
 
 pub use tessera_kernels::parallel;
+pub use tessera_text::Unknown;
 
 pub use sample::{Batch, Decoder, Drawing, Event, Job, Parameters, Picture, Request, Sampling};
 pub use tessera::{ReadPrompt, Tessera};

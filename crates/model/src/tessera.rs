@@ -1,12 +1,13 @@
 //! A whole model, ready to draw: the library's front door.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
 use tessera_kernels::decode::Weights;
-use tessera_text::{Bpe, Prompt};
+use tessera_text::{Bpe, Prompt, Unknown, unknown_words};
 
 use crate::dvae::Dvae;
 use crate::nn::{check_count, import};
@@ -49,6 +50,8 @@ pub struct Tessera {
     pub image_size: usize,
     /// The share of captions that were dropped in training, if the file says it.
     pub caption_drop: Option<f32>,
+    /// The words of its training captions, if the file lists them.
+    pub words: Option<BTreeSet<String>>,
 }
 
 /// A caption as the model will read it, and what was lost on the way.
@@ -104,8 +107,9 @@ impl Tessera {
         let decoder = Decoder::new(&prior, weights)?;
         let reranker = file.config.rerank.as_ref().map(|_| file.reranker(device)).transpose()?;
         let image_size = file.config.dvae.as_ref().map_or(0, |config| config.image_size);
-        let (bpe, caption_drop) = (Bpe::from_json(tokenizer)?, file.caption_drop);
-        let tessera = Tessera { dvae, prior, bpe, decoder, reranker, image_size, caption_drop };
+        let bpe = Bpe::from_json(tokenizer)?;
+        let (caption_drop, words) = (file.caption_drop, file.words.clone());
+        let tessera = Tessera { dvae, prior, bpe, decoder, reranker, image_size, caption_drop, words };
         if let (Some(dvae), Some(prior)) = (&file.config.dvae, &file.config.prior) {
             ensure!(
                 (dvae.vocab, dvae.grid()) == (prior.image_vocab, prior.grid),
@@ -160,6 +164,11 @@ impl Tessera {
         // A cut may fall inside a character of several bytes.
         let text = self.bpe.decode(&tokens)?.trim_end_matches(char::REPLACEMENT_CHARACTER).to_string();
         Ok(ReadPrompt { tokens, text, truncated })
+    }
+
+    /// The words of `prompt` that no caption of its training has; nothing if the model file does not list those words.
+    pub fn unknown_words(&self, prompt: &str) -> Option<Vec<Unknown>> {
+        self.words.as_ref().map(|words| unknown_words(&Prompt::new(prompt).text, words))
     }
 
     /// Tokens of a picture, `[G²]` in raster order: what a picture prompt is made of (paper §3.3).

@@ -5,7 +5,7 @@
 //! matrices of the prior and of the contrastive model in 8 bits, 32 values sharing a scale. Every file has a checksum
 //! (`tessera_container`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -41,6 +41,8 @@ struct Header {
     /// Whether the card of the embedded model says what 8 bits change: its prior is in this file.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     int8_in_card: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    words: Option<BTreeSet<String>>,
 }
 
 /// Architecture of the parts that a file holds.
@@ -111,6 +113,9 @@ pub struct ModelFile {
     pub caption_drop: Option<f32>,
     /// What is known of drawing with the prior's weights in 8 bits.
     pub int8: Int8Change,
+    /// The words of the captions that the prior was trained on. Nothing if the file does not list them, as files of earlier versions
+    /// do not.
+    pub words: Option<BTreeSet<String>>,
 }
 
 /// A short name of a model file's bytes: the same seed draws the same pictures only with the same file.
@@ -141,18 +146,17 @@ impl ModelFile {
     /// Reads the bytes of a file.
     pub fn from_bytes(bytes: &[u8]) -> Result<ModelFile> {
         refuse_stand_in(bytes)?;
-        let Contents { header, tensors, verified } = KIND.read(bytes)?;
-        let Header { config, tokenizer, notes, origin, caption_drop, int8_nats_per_token, int8_in_card } =
-            header;
-        let unmeasured = if int8_in_card { Int8Change::InCard } else { Int8Change::Unknown };
+        let Contents { header, tensors, verified }: Contents<Header> = KIND.read(bytes)?;
+        let unmeasured = if header.int8_in_card { Int8Change::InCard } else { Int8Change::Unknown };
         let mut file = ModelFile {
-            config,
-            tokenizer,
-            notes,
-            origin,
+            config: header.config,
+            tokenizer: header.tokenizer,
+            notes: header.notes,
+            origin: header.origin,
             unverified: !verified,
-            caption_drop,
-            int8: int8_nats_per_token.map_or(unmeasured, Int8Change::NatsPerToken),
+            caption_drop: header.caption_drop,
+            int8: header.int8_nats_per_token.map_or(unmeasured, Int8Change::NatsPerToken),
+            words: header.words,
             ..ModelFile::default()
         };
         if bytes == tessera_pretrained::MODEL {
@@ -189,6 +193,7 @@ impl ModelFile {
             caption_drop: self.caption_drop,
             int8_nats_per_token: self.int8.nats_per_token(),
             int8_in_card: self.int8 == Int8Change::InCard,
+            words: self.words.clone(),
         };
         KIND.write(&header, views(&self.encoded()?)?)
     }
@@ -239,11 +244,15 @@ mod tests {
 
     #[test]
     fn what_training_and_packing_found_is_kept_and_the_embedded_file_is_known() {
-        let file = ModelFile { caption_drop: Some(0.1), int8: Int8Change::NatsPerToken(0.002), ..small() };
+        let words = Some(["apple".to_string(), "éclair".to_string()].into());
+        let int8 = Int8Change::NatsPerToken(0.002);
+        let file = ModelFile { caption_drop: Some(0.1), int8, words, ..small() };
         assert_eq!(ModelFile::from_bytes(&file.to_bytes().unwrap()).unwrap(), file);
         let old = small().to_bytes().unwrap();
-        assert!(!String::from_utf8_lossy(&old).contains("caption_drop"));
-        assert_eq!(ModelFile::from_bytes(&old).unwrap().caption_drop, None);
+        let text = String::from_utf8_lossy(&old);
+        assert!(!text.contains("caption_drop") && !text.contains("words"));
+        let read = ModelFile::from_bytes(&old).unwrap();
+        assert_eq!((read.caption_drop, read.words), (None, None));
         let embedded = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
         assert_eq!(embedded.caption_drop, Some(0.1));
         assert_eq!((embedded.int8, small().int8), (Int8Change::InCard, Int8Change::Unknown));
