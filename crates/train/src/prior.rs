@@ -1,5 +1,6 @@
 //! `train prior`: stage 2 (paper §2.2, §B.2), on stored codes or on pictures that are encoded as training goes.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -95,6 +96,7 @@ pub fn train_prior(
     let (initial, named) = options.initial(control.reporter)?;
     let inputs = [name, tokens.scenes()?, ("tokenizer", hash(&json)), ("dVAE", dvae_file.fingerprint()?)];
     let inputs: Vec<_> = inputs.into_iter().chain(named).collect();
+    let words = words(&tokens, &initial);
     let task = PriorTask { config, seed, bpe: &bpe, tokens, val, dvae };
     let random = || Prior::new(&config.prior, seed, &device);
     let model = match initial {
@@ -133,10 +135,20 @@ pub fn train_prior(
         prior: export(&model),
         origin: Some(run.origin()?),
         caption_drop: Some(config.data.caption_drop),
+        words: Some(words),
         ..ModelFile::default()
     };
     run.write_model(&file, "model.tessera.safetensors")?;
     Ok(outcome)
+}
+
+/// The words of the captions that are trained on, and those that the model to start from lists already.
+fn words(tokens: &TokenSource, initial: &Initial) -> BTreeSet<String> {
+    let mut words = tokens.words();
+    if let Initial::Model(file) = initial {
+        words.extend(file.words.iter().flatten().cloned());
+    }
+    words
 }
 
 /// Codes that `encode` wrote to the folder `data`, with their dVAE.

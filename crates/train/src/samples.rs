@@ -3,12 +3,14 @@
 //! Scenes are a function of (seed, index), so that a run can train on new ones in every epoch and still resume exactly.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tessera_data::Sample;
 use tessera_data::sources::{Scenes, ScenesOptions, Shares};
+use tessera_text::caption_words;
 
 use crate::same_run::{Input, NO_SCENES, SCENES};
 
@@ -81,6 +83,14 @@ impl TrainSamples {
         match self {
             Self::Stored(samples) => samples,
             Self::Scenes(_) => &mut [],
+        }
+    }
+
+    /// The words of their captions.
+    pub fn words(&self) -> BTreeSet<String> {
+        match self {
+            Self::Stored(samples) => caption_words(samples.iter().flat_map(|sample| &sample.captions)),
+            Self::Scenes(scenes) => scenes.words(),
         }
     }
 

@@ -4,6 +4,7 @@
 //! has the same tokens twice. Stored tokens are the same few crops in every epoch, and cost no encoding.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use rand_chacha::ChaCha8Rng;
@@ -12,6 +13,7 @@ use tessera_data::loader::{below, chance, uniform};
 use tessera_data::{Augment, CodeSet, Purpose, augment, item_rng};
 use tessera_kernels::parallel::*;
 use tessera_model::dvae::{Dvae, DvaeConfig};
+use tessera_text::caption_words;
 
 use crate::encode::codes_of;
 use crate::picture::to_floats;
@@ -120,6 +122,14 @@ impl TokenSource {
             TokenSource::Online(encoder) => {
                 encoder.samples.stored_mut().iter_mut().flat_map(|sample| &mut sample.captions).collect()
             }
+        }
+    }
+
+    /// The words of the captions of all pictures.
+    pub fn words(&self) -> BTreeSet<String> {
+        match self {
+            TokenSource::Stored(codes) => caption_words(codes.items.iter().flat_map(|item| &item.captions)),
+            TokenSource::Online(encoder) => encoder.samples.words(),
         }
     }
 

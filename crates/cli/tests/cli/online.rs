@@ -6,6 +6,7 @@ use std::path::Path;
 use image::RgbImage;
 use tessera_data::CodeSet;
 use tessera_data::shard::{Meta, Packed, Sample, ShardWriter, Split};
+use tessera_model::weights::ModelFile;
 
 use super::pipeline::{metrics, pipeline};
 use super::program::{arg, entries, folder, mistake, succeed};
@@ -80,6 +81,8 @@ fn a_prior_is_trained_on_pictures_that_are_encoded_on_the_way_and_continues_to_t
         fs::read(dir.path().join(run).join("model.tessera.safetensors")).unwrap()
     };
     let whole = train("run", &[]);
+    let words = ModelFile::from_bytes(&whole).unwrap().words.unwrap();
+    assert!(words.iter().eq(["number", "picture"]), "{words:?}");
     let lines = metrics(&dir.path().join("run"));
     assert_eq!(lines.iter().filter(|line| line["split"] == "train").count(), 6);
     let val = lines.iter().rfind(|line| line["split"] == "val").unwrap();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use serde_json::Value;
+use tessera_model::weights::ModelFile;
 
 use super::program::{arg, entries, fixture, folder, mistake, picture, succeed};
 
@@ -236,7 +237,13 @@ fn a_run_starts_from_the_weights_of_a_model() {
     let (codes, bpe, model) = (path("codes"), path("bpe/tokenizer.json"), pipeline.model());
     let train = ["train", "prior", "--config", "tiny", "--data", &codes, "--bpe", &bpe, "--run", "further"];
     let once = ["--set", "train_prior.steps=1", "--set", "train_prior.log_every=1"];
-    succeed(dir.path(), &[&train[..], &once, &["--init", &model]].concat());
+    // It has seen one word more than the captions have.
+    let mut file = ModelFile::read(Path::new(&model)).unwrap();
+    file.words.as_mut().unwrap().insert("zebra".to_string());
+    fs::write(dir.path().join("model"), file.to_bytes().unwrap()).unwrap();
+    succeed(dir.path(), &[&train[..], &once, &["--init", "model"]].concat());
+    let trained = ModelFile::read(&dir.path().join("further/model.tessera.safetensors")).unwrap();
+    assert_eq!(trained.words, file.words);
     let loss = |run: &Path| metrics(run)[0]["loss"].as_f64().unwrap();
     let (further, anew) = (loss(&dir.path().join("further")), loss(&pipeline.dir.join("prior")));
     assert!(
