@@ -472,6 +472,9 @@ pub struct Inspect {
     /// A PNG that `draw` wrote, or a model file.
     #[arg(value_parser = input())]
     pub file: PathBuf,
+    /// List the words of the captions that a model file was trained on, one a line.
+    #[arg(long)]
+    pub words: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

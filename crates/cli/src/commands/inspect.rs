@@ -1,8 +1,9 @@
 //! `tessera inspect`: what a drawing was made with, or what a model file holds.
 
+use std::collections::BTreeSet;
 use std::io::Cursor;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tessera_data::png_text;
 use tessera_model::Parameters;
@@ -17,7 +18,12 @@ const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 pub fn run(args: &Inspect) -> Result<()> {
     // At once, since standard input can be read only once.
     let (shown, bytes) = (args.file.display(), read(&args.file)?);
-    let value = match bytes.starts_with(PNG_SIGNATURE) {
+    let is_png = bytes.starts_with(PNG_SIGNATURE);
+    if args.words {
+        ensure!(!is_png, "--words: {shown} is a picture; wanted a model file");
+        return list_words(&model_of(&bytes, &args.file)?, args);
+    }
+    let value = match is_png {
         true => match drawn_with(&bytes).with_context(|| shown.to_string())? {
             Some(parameters) => serde_json::to_value(parameters)?,
             None => bail!("{shown} carries no drawing parameters; was it made by `tessera draw`?"),
@@ -27,6 +33,18 @@ pub fn run(args: &Inspect) -> Result<()> {
     match args.json {
         true => say(value),
         false => say(table(&value)?),
+    }
+}
+
+/// Prints the words of the captions that a model was trained on.
+fn list_words(file: &ModelFile, args: &Inspect) -> Result<()> {
+    let words = file.words.as_ref().with_context(|| {
+        let shown = args.file.display();
+        format!("--words: {shown} has no list of the words of its training captions; files that `train prior` writes have one")
+    })?;
+    match args.json {
+        true => say(json!(words)),
+        false => words.iter().try_for_each(say),
     }
 }
 
@@ -46,6 +64,7 @@ fn describe(file: &ModelFile) -> Result<Value> {
         "tokenizer": file.tokenizer.is_some(),
         "caption_drop": file.caption_drop,
         "int8_nats_per_token": file.int8.nats_per_token(),
+        "words": file.words.as_ref().map(BTreeSet::len),
         "notes": file.notes,
         "origin": file.origin,
     });

@@ -164,9 +164,16 @@ fn an_animation_ends_with_the_pictures() {
 #[test]
 fn any_prompt_draws() {
     let dir = folder();
-    for prompt in ["", "   ", "🍎", "红苹果", "\u{202e}a\u{7}b\n", "'\"; $(ls) %s \\"] {
+    for (prompt, told) in [
+        ("", ""),
+        ("   ", ""),
+        ("🍎", ""),
+        ("红苹果", ""),
+        ("\u{202e}a\u{7}b\n", "unknown word: 'b'\n"),
+        ("'\"; $(ls) %s \\", "unknown words: 'ls', 's'\n"),
+    ] {
         let said = draw(dir.path(), &[prompt, "-n", "1", "--seed", "1"]);
-        assert_eq!(said.stderr, "", "{prompt:?}");
+        assert_eq!(said.stderr, told, "{prompt:?}");
         assert_eq!(picture(dir.path(), "drawing.png").dimensions(), (CELL, CELL), "{prompt:?}");
     }
 }
@@ -174,7 +181,7 @@ fn any_prompt_draws() {
 #[test]
 fn a_long_prompt_is_cut_with_a_warning_that_says_where() {
     let dir = folder();
-    let prompt: String = "one red apple and ".chars().cycle().take(10_000).collect();
+    let prompt = "a red apple with ".repeat(600);
     let said = draw(dir.path(), &[&prompt, "-n", "1"]);
     let warning = said.stderr.trim_end();
     assert!(warning.starts_with("warning: ") && warning.lines().count() == 1, "{warning}");

@@ -66,6 +66,38 @@ fn packing_again_keeps_what_the_file_says_of_8_bits() {
 }
 
 #[test]
+fn words_of_the_training_captions_are_listed_and_others_are_named() {
+    let (pipeline, dir) = (pipeline(), folder());
+    let model = pipeline.model();
+    let words = |name: &str| succeed(dir.path(), &["inspect", name, "--words"]).stdout;
+    let listed = words(&model);
+    let lines: Vec<&str> = listed.lines().collect();
+    assert!(lines.is_sorted() && lines.contains(&"apple") && !lines.contains(&"dog"), "{listed}");
+    let json = succeed(dir.path(), &["inspect", &model, "--words", "--json"]).stdout;
+    assert_eq!(serde_json::from_str::<Vec<String>>(&json).unwrap(), lines);
+    succeed(dir.path(), &["pack", &model, "--out", "packed"]);
+    assert_eq!(words("packed"), listed);
+
+    let draw = |model: &str, prompts: &[&str]| {
+        let more = ["-n", "1", "--seed", "1", "--model", model];
+        succeed(dir.path(), &[&["draw"], prompts, &more].concat()).stderr
+    };
+    assert_eq!(draw(&model, &["red apples, 2 cats"]), "");
+    assert_eq!(draw(&model, &["a red aplpe"]), "unknown word: 'aplpe'; did you mean 'apple'?\n");
+    // Nothing but unknown words is drawn all the same; one line is for all prompts.
+    let line = "unknown words: 'zorp', 'armchair', 'and' (did you mean 'an'?)\n";
+    assert_eq!(draw(&model, &["zorp", "an armchair and a zorp"]), line);
+
+    let old = ModelFile { words: None, ..read(Path::new(&model)) };
+    std::fs::write(dir.path().join("old"), old.to_bytes().unwrap()).unwrap();
+    assert_eq!(draw("old", &["zorp"]), "");
+    for (file, wanted) in [("old", "old has no list of the words"), ("drawing.png", "wanted a model file")] {
+        let error = mistake(dir.path(), &["inspect", file, "--words"]);
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
 fn packing_in_place_says_how_large_the_file_was() {
     let dir = folder();
     let size = std::fs::copy(pipeline().model(), dir.path().join("model")).unwrap();

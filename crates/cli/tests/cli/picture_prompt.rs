@@ -47,7 +47,7 @@ fn what_is_kept_is_kept_exactly_and_the_rest_is_drawn() {
     let original = cat(dir);
     let go_on = |args: &[&str]| {
         let (drawn, said) =
-            tokens(dir, &[&["a dog", "--image", "cat.png", "-n", "4", "--seed", "1"], args].concat());
+            tokens(dir, &[&["an owl", "--image", "cat.png", "-n", "4", "--seed", "1"], args].concat());
         assert_eq!(said, "cat.png: drawn by this model; its own tokens are used\n");
         drawn
     };
@@ -95,7 +95,7 @@ fn pictures_of_any_shape_are_fitted_and_it_is_said_how() {
     let picture = RgbImage::from_fn(90, 60, |x, y| image::Rgb([x as u8 * 2, y as u8 * 4, 90]));
     picture.save(dir.join("photo.jpg")).unwrap();
     let go_on = |args: &[&str]| {
-        tokens(dir, &[&["a dog", "--image", "photo.jpg", "--keep-rows", "4", "-n", "1"], args].concat())
+        tokens(dir, &[&["an owl", "--image", "photo.jpg", "--keep-rows", "4", "-n", "1"], args].concat())
     };
     let (crop, said) = go_on(&[]);
     assert_eq!(said, "photo.jpg: 90x60 pixels, its middle 60x60, scaled to 32x32\n");
@@ -112,12 +112,12 @@ fn pictures_of_any_shape_are_fitted_and_it_is_said_how() {
         tessera_data::png_text::encode(&black, text.unwrap(), tessera_data::png_text::Effort::Small).unwrap(),
     )
     .unwrap();
-    let (_, said) = tokens(dir, &["a dog", "--image", "painted.png", "--keep-rows", "4", "-n", "1"]);
+    let (_, said) = tokens(dir, &["an owl", "--image", "painted.png", "--keep-rows", "4", "-n", "1"]);
     assert_eq!(said, "painted.png: 128x128 pixels, scaled to 32x32\n");
     // What is transparent is drawn, unless told otherwise.
     let clear = RgbaImage::from_fn(32, 32, |_, y| image::Rgba([200, 0, 0, if y < 16 { 255 } else { 0 }]));
     clear.save(dir.join("clear.png")).unwrap();
-    let (drawn, _) = tokens(dir, &["a dog", "--image", "clear.png", "-n", "3", "--seed", "1"]);
+    let (drawn, _) = tokens(dir, &["an owl", "--image", "clear.png", "-n", "3", "--seed", "1"]);
     assert!(drawn.windows(2).all(|pair| pair[0][..32] == pair[1][..32] && pair[0][32..] != pair[1][32..]));
 }
 
@@ -140,7 +140,7 @@ fn what_cannot_be_meant_is_refused_in_a_line() {
         (&["--image", "a.png", "--variations", "--strength", "2"], "strength 2: wanted 0 to 1"),
         (&["--negative", "red", "--guidance", "1"], "works through guidance"),
     ] {
-        let error = mistake(dir, &[&["draw", "a dog", "--model", &pipeline().model()], args].concat());
+        let error = mistake(dir, &[&["draw", "an owl", "--model", &pipeline().model()], args].concat());
         assert!(error.contains(wanted), "{args:?}: {error}");
     }
     assert_eq!(entries(dir), before);

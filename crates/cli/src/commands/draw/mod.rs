@@ -3,6 +3,7 @@
 mod prompt;
 mod save;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
@@ -12,7 +13,7 @@ use tessera_data::{picture, read_text, text_lines};
 use tessera_kernels::{Cpu, Isa, Precision};
 use tessera_model::sample::{Ranking, random_seed};
 use tessera_model::{Batch, Event, Job, Parameters, Picture, Request, Sampling, Tessera};
-use tessera_text::normalise;
+use tessera_text::{Unknown, normalise, unknown_words};
 
 use super::output::{Content, Outputs, is_file};
 use super::{cpu, model_name, tessera, warn_without_guidance};
@@ -108,6 +109,9 @@ fn draw_and_save(args: &Draw) -> Result<()> {
         ..Request::default()
     };
     let (read, jobs) = read_prompts(&tessera, &prompts, &request)?;
+    if let Some(line) = tessera.words.as_ref().and_then(|known| unknown_line(&prompts, known)) {
+        note!("{line}");
+    }
     let mut parameters = Parameters {
         program: format!("tessera {}", env!("CARGO_PKG_VERSION")),
         prompts: read,
@@ -180,6 +184,22 @@ fn read_prompts<'a>(
         Ok((read.text, job))
     };
     Ok(prompts.iter().map(read).collect::<Result<Vec<_>>>()?.into_iter().unzip())
+}
+
+/// The line that names the words of the prompts which are not `known`, if there are any.
+fn unknown_line(prompts: &[String], known: &BTreeSet<String>) -> Option<String> {
+    let named = |Unknown { word, suggestion }: &Unknown| match suggestion {
+        Some(near) => format!("'{word}' (did you mean '{near}'?)"),
+        None => format!("'{word}'"),
+    };
+    match &unknown_words(&prompts.join("\n"), known)[..] {
+        [] => None,
+        [Unknown { word, suggestion: Some(near) }] => {
+            Some(format!("unknown word: '{word}'; did you mean '{near}'?"))
+        }
+        [one] => Some(format!("unknown word: {}", named(one))),
+        many => Some(format!("unknown words: {}", many.iter().map(named).collect::<Vec<_>>().join(", "))),
+    }
 }
 
 /// The sampling flags as the model takes them.
