@@ -58,7 +58,8 @@ pub async fn answer(app: &Arc<App>, wanted: Wanted, asked: &Parts) -> Result<Res
     };
     let ticket = app.studio.draw(wanted.request.clone(), tokens)?;
     let base = app.public_url.clone().unwrap_or_else(|| host(&asked.headers));
-    let teller = Teller { app: app.clone(), wanted, base };
+    let unknown_words = json!(app.tessera.unknown_words(&wanted.request.prompt));
+    let teller = Teller { app: app.clone(), wanted, base, unknown_words };
     match teller.wanted.delivery {
         Delivery::Whole => teller.whole(ticket).await,
         Delivery::Stream(shown) => Ok(teller.stream(ticket, shown, asked.extensions.get().cloned())),
@@ -79,6 +80,8 @@ struct Teller {
     wanted: Wanted,
     /// The address that the client knows the server by.
     base: String,
+    /// Words of the prompt that the model's training captions do not have; null if its file does not list those.
+    unknown_words: Value,
 }
 
 impl Teller {
@@ -113,6 +116,7 @@ impl Teller {
         let parameters = &self.wanted.style.parameters;
         let mut entry = json!({
             "revised_prompt": parameters.prompts[0],
+            "unknown_words": self.unknown_words,
             "seed": parameters.seed,
             "index": picture.index,
             "score": picture.score,
@@ -196,7 +200,7 @@ impl Teller {
         let told = json!({
             "type": "tessera.started", "n": style.n, "drawn": request.n, "seed": style.seed,
             "revised_prompt": style.prompts[0], "model": self.app.model.id, "given": request.given,
-            "strength": request.strength,
+            "strength": request.strength, "unknown_words": self.unknown_words,
         });
         frame("tessera.started", &told)
     }

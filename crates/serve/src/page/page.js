@@ -155,8 +155,8 @@ function take(event) {
 }
 
 // As many empty mosaics as are drawn.
-function begin({ drawn, seed, revised_prompt, given, strength }) {
-  Object.assign(drawing, { seed, read: revised_prompt });
+function begin({ drawn, seed, revised_prompt, given, strength, unknown_words }) {
+  Object.assign(drawing, { seed, read: revised_prompt, unknown: unknownWords(unknown_words ?? []) });
   $("empty").classList.add("hidden");
   $("pictures").className = "pictures forming";
   $("pictures").replaceChildren(...Array.from({ length: drawn }, () => {
@@ -167,8 +167,14 @@ function begin({ drawn, seed, revised_prompt, given, strength }) {
     if (strength === 0) given.forEach((code, position) => code !== null && layTile(canvas, position, code));
     return cell;
   }));
-  tell(drawing.chosen.tries > 1 && drawn > drawing.chosen.n
-    ? `Drawing ${drawn} to choose the best ${drawing.chosen.n}…` : `Drawing ${drawn === 1 ? "a picture" : `${drawn} pictures`}…`);
+  tell((drawing.chosen.tries > 1 && drawn > drawing.chosen.n
+    ? `Drawing ${drawn} to choose the best ${drawing.chosen.n}…` : `Drawing ${drawn === 1 ? "a picture" : `${drawn} pictures`}…`) + drawing.unknown);
+}
+
+// A sentence that names them, or nothing.
+function unknownWords(words) {
+  const named = words.map(({ word, suggestion }) => `“${word}”${suggestion === null ? "" : ` (did you mean “${suggestion}”?)`}`);
+  return named.length === 0 ? "" : ` Unknown word${named.length === 1 ? "" : "s"}: ${named.join(", ")}.`;
 }
 
 function lay({ done, total, new: tokens }) {
@@ -201,7 +207,7 @@ async function settle() {
   const differing = new Set(drawing.pictures.map((picture) => drawing.tokens[picture.index].join())).size;
   const alike = differing < n
     ? ` ${differing === 1 ? "They are all the same" : `Only ${differing} of them differ`}: raise top-p or temperature for others.` : "";
-  tell(`${n === 1 ? "One picture" : `${n} pictures`}${ranked}. Seed ${drawing.seed}.${read}${alike}`);
+  tell(`${n === 1 ? "One picture" : `${n} pictures`}${ranked}. Seed ${drawing.seed}.${read}${drawing.unknown}${alike}`);
   await remember(drawing);
 }
 

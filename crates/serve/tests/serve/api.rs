@@ -61,6 +61,28 @@ fn pictures_are_those_that_the_library_draws() {
 }
 
 #[test]
+fn words_that_the_model_does_not_know_are_named() {
+    let known = ["a", "red", "apple"].map(str::to_string);
+    let server = Running::with(|mut options| {
+        options.tessera.words = Some(known.into());
+        options
+    });
+    let ask = |stream: bool| {
+        let asked = json!({
+            "prompt": "a red aplpe, zorp", "best_of": 1, "stream": stream, "stream_tokens": stream,
+        });
+        server.post("/v1/images/generations", &asked)
+    };
+    let wanted = json!([{ "word": "aplpe", "suggestion": "apple" }, { "word": "zorp", "suggestion": null }]);
+    assert_eq!(ask(false).json()["data"][0]["unknown_words"], wanted);
+    let events = ask(true).events();
+    assert_eq!((&events[0]["unknown_words"], &events.last().unwrap()["unknown_words"]), (&wanted, &wanted));
+    // The embedded model's file does not list its words.
+    let answer = Running::new().post("/v1/images/generations", &json!({ "prompt": "zorp", "best_of": 1 }));
+    assert_eq!(answer.json()["data"][0]["unknown_words"], Value::Null);
+}
+
+#[test]
 fn an_address_brings_its_picture() {
     let server = Running::new();
     let asked = json!({ "prompt": "a cat", "response_format": "url", "best_of": 1, "model": "dall-e-2" });
