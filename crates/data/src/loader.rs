@@ -42,6 +42,8 @@ pub enum Purpose {
     Reconstruction = 14,
     /// What a composed scene shows.
     Scene = 15,
+    /// What drawings of a held-out combination are compared with.
+    HeldOutCase = 16,
 }
 
 /// The generator of one item's draws for one purpose. The four numbers are its key, so streams never overlap.

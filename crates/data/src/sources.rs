@@ -18,7 +18,7 @@ use crate::shard::Split;
 pub use coco::{COCO_CAPTIONS, Described, coco_captions, cub_captions};
 pub use emoji::{EmojiOptions, Style, World, build_emoji};
 pub use folder::{FolderOptions, Small, build_folder};
-pub use scenes::{Scenes, ScenesOptions, Shares, build_scenes};
+pub use scenes::{CombinationKind, HeldOutCase, Scenes, ScenesOptions, Shares, build_scenes};
 
 /// What a source wrote, and what it left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

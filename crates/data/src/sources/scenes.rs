@@ -6,6 +6,7 @@
 //! draw that it never saw?).
 
 mod captions;
+mod cases;
 mod chinese;
 mod effects;
 mod english;
@@ -14,6 +15,7 @@ mod held_out;
 mod layer;
 mod lot;
 mod paint;
+mod placeholder;
 mod scene;
 mod words;
 mod world;
@@ -43,7 +45,10 @@ use crate::loader::{Purpose, item_rng};
 use crate::shard::{Meta, Packed, Sample, Split};
 use crate::skipped::Skipped;
 
+pub use cases::{Difference, Facts, Halves, HeldOutCase, WRONG, background_colours};
+pub use held_out::CombinationKind;
 pub use lot::Shares;
+pub use placeholder::write_placeholder_packages;
 
 /// Pictures that are painted at once, between two reports of progress.
 const BATCH: usize = 64;
@@ -161,7 +166,7 @@ impl Scenes {
 
     /// What the scene shows apart from its style: the kinds of its combinations and its first thing.
     fn concept(&self, scene: &Scene) -> String {
-        let kind = scene.combinations().last().map_or("style", |combination| combination.kind());
+        let kind = scene.combinations().last().map_or("style", |combination| combination.kind().name());
         format!("{kind}: {}", self.world.things[scene.content.first()].name)
     }
 }

@@ -4,7 +4,8 @@
 
 use std::collections::HashSet;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 
 use super::scene::{Colour, Extra, Operation, Rendition};
 use super::world::World;
@@ -12,6 +13,71 @@ use crate::sources::emoji::style::Style;
 
 /// The list that the embedded model was trained without.
 pub(super) const LIST: &str = include_str!("held_out.txt");
+
+/// What a thing is combined with in a held-out combination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CombinationKind {
+    /// A drawing style.
+    Style,
+    /// A rendition, such as an x-ray.
+    Rendition,
+    /// A colour that it does not have by itself.
+    Colour,
+    /// Clothes, or something that it does.
+    Extra,
+    /// A second thing beside it.
+    Things,
+    /// The parts that it is made of.
+    #[serde(rename = "made of")]
+    MadeOf,
+    /// The shape that it takes.
+    #[serde(rename = "shaped like")]
+    ShapedLike,
+    /// What happens to it in the lower of two panels.
+    Panel,
+}
+
+impl CombinationKind {
+    /// All kinds, in the order of the list.
+    pub const ALL: [CombinationKind; 8] = [
+        CombinationKind::Style,
+        CombinationKind::Rendition,
+        CombinationKind::Colour,
+        CombinationKind::Extra,
+        CombinationKind::Things,
+        CombinationKind::MadeOf,
+        CombinationKind::ShapedLike,
+        CombinationKind::Panel,
+    ];
+
+    /// The kind as the held-out list names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            CombinationKind::Style => "style",
+            CombinationKind::Rendition => "rendition",
+            CombinationKind::Colour => "colour",
+            CombinationKind::Extra => "extra",
+            CombinationKind::Things => "things",
+            CombinationKind::MadeOf => "made of",
+            CombinationKind::ShapedLike => "shaped like",
+            CombinationKind::Panel => "panel",
+        }
+    }
+
+    /// The kind of that name; hyphens may stand for spaces.
+    ///
+    /// # Errors
+    /// If there is no such kind.
+    pub fn parse(name: &str) -> Result<CombinationKind> {
+        let spaced = name.replace('-', " ");
+        Self::ALL.into_iter().find(|kind| kind.name() == spaced).with_context(|| {
+            format!(
+                "unknown kind {name:?}; wanted style, rendition, colour, extra, things, made of, shaped like or panel"
+            )
+        })
+    }
+}
 
 /// A thing and what it is combined with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,17 +101,17 @@ impl Combination {
         Self::Things(first.min(second), first.max(second))
     }
 
-    /// The kind, as the list names it.
-    pub(super) fn kind(self) -> &'static str {
+    /// What the thing is combined with.
+    pub(super) fn kind(self) -> CombinationKind {
         match self {
-            Combination::Style(..) => "style",
-            Combination::Rendition(..) => "rendition",
-            Combination::Colour(..) => "colour",
-            Combination::Extra(..) => "extra",
-            Combination::Things(..) => "things",
-            Combination::MadeOf(..) => "made of",
-            Combination::ShapedLike(..) => "shaped like",
-            Combination::Panel(..) => "panel",
+            Combination::Style(..) => CombinationKind::Style,
+            Combination::Rendition(..) => CombinationKind::Rendition,
+            Combination::Colour(..) => CombinationKind::Colour,
+            Combination::Extra(..) => CombinationKind::Extra,
+            Combination::Things(..) => CombinationKind::Things,
+            Combination::MadeOf(..) => CombinationKind::MadeOf,
+            Combination::ShapedLike(..) => CombinationKind::ShapedLike,
+            Combination::Panel(..) => CombinationKind::Panel,
         }
     }
 }
@@ -100,22 +166,19 @@ fn combination(line: &str, world: &World) -> Result<Combination> {
         world.find(name).with_context(|| format!("there is no thing called {name:?}; things.txt lists all"))
     };
     let thing = find(thing)?;
-    Ok(match kind.trim() {
-        "style" => {
+    Ok(match CombinationKind::parse(kind.trim())? {
+        CombinationKind::Style => {
             let style = word(with, &Style::ALL.map(|style| (style.name(), style)))?;
             ensure!(world.things[thing].drawings.contains_key(&style), "it isn't drawn in {with} style");
             Combination::Style(thing, style)
         }
-        "rendition" => Combination::Rendition(thing, word(with, &RENDITIONS)?),
-        "colour" => Combination::Colour(thing, word(with, &COLOURS)?),
-        "extra" => Combination::Extra(thing, word(with, &EXTRAS)?),
-        "things" => Combination::things(thing, find(with)?),
-        "made of" => Combination::MadeOf(thing, find(with)?),
-        "shaped like" => Combination::ShapedLike(thing, find(with)?),
-        "panel" => Combination::Panel(thing, operation(with)?),
-        other => bail!(
-            "unknown kind {other:?}; wanted style, rendition, colour, extra, things, made of, shaped like or panel"
-        ),
+        CombinationKind::Rendition => Combination::Rendition(thing, word(with, &RENDITIONS)?),
+        CombinationKind::Colour => Combination::Colour(thing, word(with, &COLOURS)?),
+        CombinationKind::Extra => Combination::Extra(thing, word(with, &EXTRAS)?),
+        CombinationKind::Things => Combination::things(thing, find(with)?),
+        CombinationKind::MadeOf => Combination::MadeOf(thing, find(with)?),
+        CombinationKind::ShapedLike => Combination::ShapedLike(thing, find(with)?),
+        CombinationKind::Panel => Combination::Panel(thing, operation(with)?),
     })
 }
 

@@ -279,7 +279,7 @@ impl<'a> Lot<'a> {
     }
 
     /// Only fruit and vegetables become babies by a face that is drawn on; animals have one.
-    fn can_be(&self, thing: usize, extra: Extra) -> bool {
+    pub(super) fn can_be(&self, thing: usize, extra: Extra) -> bool {
         extra != Extra::Baby || self.world.things[thing].kind == Kind::Produce
     }
 }
@@ -308,6 +308,14 @@ fn operations() -> impl Iterator<Item = Operation> {
         Operation::Stamp,
     ];
     plain.into_iter().chain(Colour::ALL.map(Operation::Coloured))
+}
+
+/// `all` in an order drawn by lot.
+pub(super) fn shuffled<T>(mut all: Vec<T>, rng: &mut ChaCha8Rng) -> Vec<T> {
+    for last in (1..all.len()).rev() {
+        all.swap(last, below(rng, last as u64 + 1) as usize);
+    }
+    all
 }
 
 /// One of `all`, uniformly; `all` isn't empty.

@@ -109,6 +109,15 @@ pub(super) enum Operation {
     Stamp,
 }
 
+impl Operation {
+    /// Every operation, recolouring once for each colour.
+    pub(super) fn all() -> Vec<Operation> {
+        use Operation::{BlackAndWhite, Coloured, Silhouette, Sketch, Stamp, Sunglasses, UpsideDown, XRay};
+        let others = [Sketch, XRay, Silhouette, UpsideDown, BlackAndWhite, Sunglasses, Stamp];
+        others.into_iter().chain(Colour::ALL.map(Coloured)).collect()
+    }
+}
+
 /// Where two things are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Relation {
@@ -209,6 +218,41 @@ impl Content {
             Content::Two { first, .. } => first,
             Content::MadeOf { whole, .. } => whole,
             Content::ShapedLike { surface, .. } => surface,
+        }
+    }
+
+    /// The things that it is about; what a character holds besides doesn't count.
+    pub(super) fn things(&self) -> Vec<usize> {
+        match *self {
+            Content::One { thing, .. }
+            | Content::Several { thing, .. }
+            | Content::Rendered { thing, .. }
+            | Content::Dressed { thing, .. }
+            | Content::Panels { thing, .. } => vec![thing],
+            Content::Two { first, second, .. } => vec![first, second],
+            Content::MadeOf { whole, part } => vec![whole, part],
+            Content::ShapedLike { surface, shape } => vec![surface, shape],
+        }
+    }
+
+    /// The same with the thing `new` in the place of `old`.
+    pub(super) fn with_thing(&self, old: usize, new: usize) -> Content {
+        let swap = |thing: usize| if thing == old { new } else { thing };
+        match *self {
+            Content::One { thing, look } => Content::One { thing: swap(thing), look },
+            Content::Several { thing, count } => Content::Several { thing: swap(thing), count },
+            Content::Rendered { thing, rendition } => Content::Rendered { thing: swap(thing), rendition },
+            Content::Two { first, second, relation } => {
+                Content::Two { first: swap(first), second: swap(second), relation }
+            }
+            Content::MadeOf { whole, part } => Content::MadeOf { whole: swap(whole), part: swap(part) },
+            Content::ShapedLike { surface, shape } => {
+                Content::ShapedLike { surface: swap(surface), shape: swap(shape) }
+            }
+            Content::Dressed { thing, ref extras, held } => {
+                Content::Dressed { thing: swap(thing), extras: extras.clone(), held }
+            }
+            Content::Panels { thing, operation } => Content::Panels { thing: swap(thing), operation },
         }
     }
 

@@ -19,7 +19,7 @@ const OWN: [(&str, &str); 2] = [
     ("drawings/armchair.svg", include_str!("drawings/armchair.svg")),
 ];
 /// Languages besides English and Chinese in which single things are named, as emojibase names its folders.
-const OTHER_LANGUAGES: [&str; 4] = ["es", "de", "fr", "ja"];
+pub(super) const OTHER_LANGUAGES: [&str; 4] = ["es", "de", "fr", "ja"];
 
 /// What sort of thing it is: this decides what it can wear and which classifier Chinese takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,14 +129,15 @@ impl World {
 }
 
 /// A line of the list.
-struct Entry {
-    label: &'static str,
+pub(super) struct Entry {
+    pub(super) label: &'static str,
     name: Option<&'static str>,
     chinese: Option<&'static str>,
     kind: Kind,
 }
 
-fn entries() -> Result<Vec<Entry>> {
+/// The lines of the list of things.
+pub(super) fn entries() -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut kind = Kind::Object;
     let mut seen = HashSet::new();
