@@ -78,7 +78,7 @@ pub fn draw_each(
 }
 
 /// Between the seeds of two captions, so that their candidates have nothing in common.
-const SEEDS_APART: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const SEEDS_APART: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The folder of the best of `k`.
 pub fn best_of(out: &Path, k: usize) -> PathBuf {

@@ -16,6 +16,7 @@ mod golden;
 mod human;
 mod inception;
 mod inception_score;
+mod interval;
 mod kid;
 mod overlap;
 mod page;
@@ -29,6 +30,7 @@ mod retrieval;
 mod statistics;
 mod store;
 mod vectors;
+mod zero_shot;
 
 pub use blur::{blur, blur_at};
 pub use clip_score::clip_score;
@@ -43,6 +45,7 @@ pub use frechet::{Gaussian, fid, frechet_distance};
 pub use human::{Comparison, Hasty, Votes, comparison_page, votes};
 pub use inception::{Convention, Inception, Resize, TF_2015_URL, TORCHVISION_URL};
 pub use inception_score::InceptionScore;
+pub use interval::Estimate;
 pub use kid::kid;
 pub use overlap::{Overlap, OverlapSearch, split_by_overlap};
 pub use page::Page;
@@ -56,3 +59,7 @@ pub use retrieval::{Recall, r_precision, recall_at, retrieval};
 pub use statistics::read_statistics;
 pub use store::Store;
 pub use vectors::Vectors;
+pub use zero_shot::{
+    CaseResult, Found, KindFigures, Mistakes, PanelResult, Probe, Probed, Variety, ZeroShot, ZeroShotFigure,
+    zero_shot_figures,
+};

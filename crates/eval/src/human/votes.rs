@@ -5,6 +5,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::Report;
+use crate::interval::wilson;
 use crate::plot::svg;
 
 /// An answer in less time is one in a hurry, in seconds (appendix F).
@@ -231,16 +232,6 @@ impl Tally {
     }
 }
 
-/// Wilson's 95 % interval of `count` among `n`.
-fn wilson(count: usize, n: usize) -> (f64, f64) {
-    let (z, n) = (1.959_964, n as f64);
-    let share = count as f64 / n;
-    let middle = (share + z * z / (2.0 * n)) / (1.0 + z * z / n);
-    let half = z / (1.0 + z * z / n) * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
-    // Rounding may leave an end a hair outside.
-    ((middle - half).max(0.0), (middle + half).min(1.0))
-}
-
 impl Votes {
     /// Both questions as bars, B's majorities on the left and A's on the right, darker where more agree (paper, figure 7).
     ///
@@ -340,13 +331,6 @@ mod tests {
         );
         let svg = found.plot(["ours", "theirs"]).unwrap();
         assert!(svg.contains("ours 66.7 %") && svg.contains("theirs 33.3 %"));
-    }
-
-    #[test]
-    fn wilsons_interval_is_what_tables_say() {
-        let (low, high) = wilson(8, 10);
-        assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
-        assert!(wilson(0, 20).0.abs() < 1e-9);
     }
 
     #[test]

@@ -1,0 +1,25 @@
+//! How much pictures of one caption differ: a model that has one drawing for a caption has none.
+
+use image::RgbImage;
+
+use super::panels::mean_squared_error;
+
+/// Mean distance of all pairs: the root of the mean squared difference, of 255. Nothing for fewer than two pictures.
+pub(super) fn mean_pairwise_distance(pictures: &[RgbImage]) -> Option<f64> {
+    let pairs = pictures.iter().enumerate().flat_map(|(n, a)| pictures[n + 1..].iter().map(move |b| (a, b)));
+    let distances: Vec<f64> = pairs.map(|(a, b)| mean_squared_error(a, b).sqrt()).collect();
+    (!distances.is_empty()).then(|| distances.iter().sum::<f64>() / distances.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_pictures_have_no_variety() {
+        let grey = |value| RgbImage::from_pixel(3, 2, image::Rgb([value; 3]));
+        assert_eq!(mean_pairwise_distance(&[grey(7), grey(7), grey(7)]), Some(0.0));
+        assert_eq!(mean_pairwise_distance(&[grey(0), grey(10), grey(40)]), Some((10.0 + 40.0 + 30.0) / 3.0));
+        assert_eq!(mean_pairwise_distance(&[grey(1)]), None);
+    }
+}
