@@ -119,6 +119,8 @@ pub enum Eval {
         #[command(flatten)]
         sampling: PaperSampling,
     },
+    /// Drawings of combinations that the scenes of training never show: found by a judge among 50 pictures, probed, continued, compared.
+    ZeroShot(ZeroShot),
     /// Comparisons by people (the paper's figure 7).
     #[command(subcommand)]
     Human(Human),
@@ -244,6 +246,47 @@ pub struct Drawn {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which held-out combinations are drawn, and how drawings are measured.
+#[derive(ClapArgs)]
+pub struct ZeroShot {
+    /// The model file that draws and ranks; the embedded model if absent.
+    #[arg(long, value_parser = input())]
+    pub model: Option<PathBuf>,
+    /// How the prior's weights are kept while it draws; as the processor multiplies them, bf16 or f32, if absent.
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
+    /// A model file whose contrastive model judges. It must be another than the one that ranks, which would praise itself.
+    #[arg(long, value_name = "FILE", value_parser = input())]
+    pub judge: PathBuf,
+    /// Folder of the packages that `runs/fetch_emoji.sh` fetches.
+    #[arg(long, value_name = "DIR")]
+    pub packages: PathBuf,
+    /// The list of held-out combinations that the model was trained without, one a line; the embedded model's if absent.
+    #[arg(long, value_name = "FILE", value_parser = input())]
+    pub held_out: Option<PathBuf>,
+    /// Kinds of combinations, separated by commas: style, rendition, colour, extra, things, made-of, shaped-like, panel; all if absent.
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub kinds: Vec<String>,
+    /// Combinations that are drawn, evenly chosen; all if absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: Option<u32>,
+    /// Candidates of each caption, of which the best is measured.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub candidates: u32,
+    /// Decides the captions' styles and backgrounds, the pictures that drawings are compared with, and the drawings.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub sampling: PaperSampling,
+    /// Print JSON: also the result of each combination.
+    #[arg(long)]
+    pub json: bool,
+    /// Also write a sheet: a row for each kind, its two best and two worst drawings, each between the true picture and the wrong one
+    /// that the judge finds nearest.
+    #[arg(long, value_name = "FILE.png", value_parser = output())]
+    pub sheet: Option<PathBuf>,
 }
 
 /// How tokens are picked: each from the model's whole distribution, as in the paper, unless told otherwise.

@@ -13,7 +13,7 @@ use tessera_kernels::Precision;
 use tessera_train::DeviceChoice;
 
 pub use draw::{Draw, PicturePrompt, Sampling};
-pub use eval::{Drawn, Eval, EvalArgs, Human, Network, Pair, PaperSampling, Protocol, Resizing};
+pub use eval::{Drawn, Eval, EvalArgs, Human, Network, Pair, PaperSampling, Protocol, Resizing, ZeroShot};
 pub use serve::{Log, Serve};
 
 /// Standard input as a file.

@@ -233,7 +233,7 @@ fn statistics_of_real_pictures_come_from_standard_input() {
 }
 
 /// The pipeline's model with its reranker, and another reranker to judge.
-fn ranking_and_judging(dir: &Path) {
+pub fn ranking_and_judging(dir: &Path) {
     let pipeline = pipeline();
     let pack = ["pack", &pipeline.model(), "--rerank", &pipeline.reranker(), "--out", "model.safetensors"];
     succeed(dir, &pack);

@@ -56,3 +56,5 @@ mod serve_memory;
 mod streams;
 #[cfg(test)]
 mod tidy;
+#[cfg(test)]
+mod zero_shot;

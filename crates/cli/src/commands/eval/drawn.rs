@@ -103,13 +103,7 @@ impl Models {
     /// Reads both, and sees that the judge does not judge its own choice.
     pub fn open(args: &Drawn) -> Result<Models> {
         let tessera = measured_tessera(&model_file(args.model.as_deref())?, args.weights)?;
-        let judge = reranker(Some(&args.judge))?;
-        let shown = args.judge.display();
-        let own = tessera.reranker.as_ref().is_some_and(|ranker| ranker.fingerprint() == judge.fingerprint());
-        ensure!(
-            !own,
-            "--judge {shown} is the model that ranks, and would praise what it chose; train one with another --seed"
-        );
+        let judge = judge(&args.judge, &tessera)?;
         let name = args.model.as_ref().map_or("embedded".into(), |path| path.display().to_string());
         Ok(Models { tessera, name, judge })
     }
@@ -183,6 +177,21 @@ impl Models {
     }
 }
 
+/// The contrastive model in a file, to judge what `tessera` draws.
+///
+/// # Errors
+/// If it is the model that ranks.
+pub fn judge(path: &Path, tessera: &Tessera) -> Result<Reranker> {
+    let judge = reranker(Some(path))?;
+    let shown = path.display();
+    let own = tessera.reranker.as_ref().is_some_and(|ranker| ranker.fingerprint() == judge.fingerprint());
+    ensure!(
+        !own,
+        "--judge {shown} is the model that ranks, and would praise what it chose; train one with another --seed"
+    );
+    Ok(judge)
+}
+
 /// The first captions of `n` held-out pictures, evenly chosen; of all if `n` is none.
 pub fn held_out_captions(dataset: &Dataset, n: Option<usize>) -> Result<Vec<String>> {
     let val = &dataset.val;
@@ -218,7 +227,7 @@ fn print(args: &Drawn, sampling: &Sampling, curve: &[CurvePoint], outputs: &Outp
 }
 
 /// A line about how tokens were picked.
-fn described(sampling: &Sampling) -> String {
+pub fn described(sampling: &Sampling) -> String {
     let Sampling { temperature, top_k, top_p, guidance } = sampling;
     let top_k = top_k.map(|k| format!("top-k {k}"));
     let top_p = top_p.filter(|p| *p < 1.0).map(|p| format!("top-p {p}"));

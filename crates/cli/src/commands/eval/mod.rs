@@ -6,6 +6,7 @@ mod overlap;
 mod protocol;
 mod report;
 mod sets;
+mod zero_shot;
 
 use std::path::Path;
 
@@ -41,6 +42,7 @@ pub fn run(eval: Eval) -> Result<()> {
         | Eval::Coco { drawn, .. }
         | Eval::Cub { drawn, .. }
         | Eval::Report { drawn, .. } => drawn.weights,
+        Eval::ZeroShot(args) => args.weights,
         Eval::Fid(_)
         | Eval::Kid(_)
         | Eval::Cmmd(_)
@@ -72,6 +74,7 @@ fn numbers(eval: &Eval) -> Numbers {
         | Eval::RerankCurve { .. }
         | Eval::Coco { .. }
         | Eval::Cub { .. }
+        | Eval::ZeroShot(_)
         | Eval::Human(_)
         | Eval::Report { .. } => Numbers::Auto,
     }
@@ -126,8 +129,9 @@ fn measure(eval: Eval) -> Result<()> {
             overlap::measure_overlap(&data, &network, threshold, fake.as_deref(), &out)
         }
         Eval::RerankCurve { data, drawn, sampling, out } => drawn::curve(&data, &drawn, &sampling, &out),
-        Eval::Coco { dir, drawn, sampling } => drawn::coco(&dir, &drawn, as_in_the_paper(sampling)),
-        Eval::Cub { dir, drawn, sampling } => drawn::cub(&dir, &drawn, as_in_the_paper(sampling)),
+        Eval::Coco { dir, drawn, sampling } => drawn::coco(&dir, &drawn, as_in_the_paper(&sampling)),
+        Eval::Cub { dir, drawn, sampling } => drawn::cub(&dir, &drawn, as_in_the_paper(&sampling)),
+        Eval::ZeroShot(args) => zero_shot::run(&args),
         Eval::Human(human) => human::run(&human),
         Eval::Report { data, drawn, sampling, out } => report::run(&data, &drawn, &sampling, &out),
         Eval::Curves { runs, metrics, out } => {
@@ -139,8 +143,8 @@ fn measure(eval: Eval) -> Result<()> {
 }
 
 /// The sampling flags of what is measured as in the paper.
-fn as_in_the_paper(flags: PaperSampling) -> Sampling {
-    let PaperSampling { temperature, top_k, top_p, guidance } = flags;
+fn as_in_the_paper(flags: &PaperSampling) -> Sampling {
+    let PaperSampling { temperature, top_k, top_p, guidance } = *flags;
     Sampling { temperature, top_k, top_p, guidance }
 }
 
