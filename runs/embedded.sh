@@ -59,5 +59,9 @@ train rerank judge --data scenes --bpe bpe/tokenizer.json --dvae dvae/dvae.tesse
 
 # 7. Small enough to live inside the program: the matrices of the prior and of the contrastive model in 8 bits.
 tessera pack prior/model.tessera.safetensors --rerank rerank/rerank.tessera.safetensors --out embedded.tessera.safetensors
+
+# 8. What it draws of the combinations that training never showed: the figures of its card.
+tessera eval zero-shot --model embedded.tessera.safetensors --judge judge/rerank.tessera.safetensors --packages packages \
+  --sheet zero-shot.png --json > zero-shot.json
 echo "the model is $PWD/embedded.tessera.safetensors; try it:"
 echo "  cargo run --release -- draw \"an x-ray of an owl\" --model $PWD/embedded.tessera.safetensors"
