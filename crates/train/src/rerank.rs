@@ -145,7 +145,8 @@ pub fn train_rerank(
 pub(crate) fn read_tokenizer(path: &Path) -> Result<(Bpe, String)> {
     let json = read_text(path)
         .with_context(|| format!("no tokenizer at {}; make one with `tessera train bpe`", path.display()))?;
-    Ok((Bpe::from_json(&json)?, json))
+    let bpe = Bpe::from_json(&json).with_context(|| path.display().to_string())?;
+    Ok((bpe, json))
 }
 
 /// The middle of a picture at side `side`, and its first caption.
