@@ -154,7 +154,7 @@ fn a_request_behind_the_scenes_is_watched_from_the_first_event_on_or_stopped() {
     let delete = format!("DELETE {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
     assert_eq!(server.send(&delete, &[]).status, 204);
     assert_eq!(server.send(&delete, &[]).error().0, 404);
-    assert_eq!(server.pending(), 0);
+    server.comes_to_rest();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tessera_model::Tessera;
@@ -74,6 +74,15 @@ impl Running {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
         stream
+    }
+
+    /// Waits until nothing is drawn any more: who leaves is noticed between two steps of the worker.
+    pub fn comes_to_rest(&self) {
+        let start = Instant::now();
+        while self.pending() > 0 {
+            assert!(start.elapsed() < Duration::from_secs(2), "still drawing for who has left");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Requests that the server draws or has waiting.
