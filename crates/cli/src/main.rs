@@ -67,7 +67,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
 
 fn run(args: Args) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
-        tessera_kernels::parallel::set_num_threads(threads.get())?;
+        rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
     }
     match &args.command {
         // They have something to finish first.

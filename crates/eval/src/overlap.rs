@@ -5,7 +5,7 @@
 //! that might be nearer; one sum in f64, always in the same order, decides. So pairs depend neither on chunks nor on threads.
 
 use anyhow::{Result, ensure};
-use tessera_model::parallel::*;
+use rayon::prelude::*;
 
 use crate::Vectors;
 use crate::vectors::{Block, dot, for_blocks, unit};

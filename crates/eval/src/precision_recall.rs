@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
-use tessera_model::parallel::*;
+use rayon::prelude::*;
 
 use crate::vectors::{Block, for_blocks, square};
 use crate::{Report, Vectors};

@@ -34,20 +34,15 @@ pub struct Recon {
 }
 
 /// Reconstructs `pictures`, each `[3·S·S]` channel-first values in [0, 1].
-pub fn recon(
-    dvae: &Dvae,
-    config: &DvaeConfig,
-    pictures: &[Vec<f32>],
-    device: &burn::tensor::Device,
-) -> Recon {
-    let side = config.image_size;
+pub fn recon(dvae: &Dvae, config: &DvaeConfig, pictures: &[Vec<f32>]) -> Recon {
+    let (side, device) = (config.image_size, dvae.device());
     let mut psnrs = Vec::new();
     let (mut nll, mut kl) = (0.0, 0.0);
     let mut counts = vec![0_u64; config.vocab];
     for batch in pictures.chunks(BATCH) {
         let n = batch.len();
         let data = TensorData::new(batch.concat(), [n, 3, side, side]);
-        let x: Tensor<4> = Tensor::from_data(data, device);
+        let x: Tensor<4> = Tensor::from_data(data, &device);
         let logits = dvae.encoder.forward(map_pixels(x.clone()));
         let codes: Tensor<3, Int> = logits.clone().argmax(3).squeeze_dim(3);
         let stats = dvae.decoder.forward_codes(codes.clone());
@@ -55,7 +50,7 @@ pub fn recon(
         let mse = (restored - x.clone()).powf_scalar(2.0).mean_dims(&[1, 2, 3]);
         psnrs.extend(floats(mse).into_iter().map(|mse| -10.0 * mse.max(1e-10).log10()));
         nll += n as f64 * scalar(logit_laplace_nll(map_pixels(x), stats, config.min_log_b).mean());
-        kl += n as f64 * scalar(kl_to_uniform(logits));
+        kl += n as f64 * scalar(kl_to_uniform(dvae.cpu(), logits));
         codes.into_data().iter::<i64>().for_each(|code| counts[code as usize] += 1);
     }
     let n = pictures.len() as f64;
@@ -100,10 +95,10 @@ pub fn relaxation_gap(
         let x = map_pixels(x);
         let logits = dvae.encoder.forward(x.clone());
         let noise = noise.skip_rows(first * config.grid() * config.grid());
-        let code = gumbel_softmax_drawn(logits.clone(), noise, tau);
+        let code = gumbel_softmax_drawn(dvae.cpu(), logits.clone(), noise, tau);
         let sampled = code.clone().argmax(3).squeeze_dim(3); // the code is largest where logit and noise are
         let relaxed = dvae.decoder.forward(code);
-        let kl = scalar(kl_to_uniform(logits)) / config.values_per_token() as f64;
+        let kl = scalar(kl_to_uniform(dvae.cpu(), logits)) / config.values_per_token() as f64;
         for (sum, stats) in sums.iter_mut().zip([relaxed, dvae.decoder.forward_codes(sampled)]) {
             let nll = scalar(logit_laplace_nll(x.clone(), stats, config.min_log_b).mean());
             *sum -= n as f64 * (nll + kl);

@@ -5,7 +5,7 @@
 //! of them is finding it.
 
 use anyhow::{Result, ensure};
-use tessera_model::parallel::*;
+use rayon::prelude::*;
 
 use crate::vectors::{Block, dot, for_blocks, unit};
 use crate::{Report, Vectors};

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use faer::linalg::matmul::matmul;
 use faer::traits::ComplexField;
 use faer::{Accum, MatMut, MatRef, Par};
-use tessera_model::parallel::*;
+use rayon::prelude::*;
 
 /// Vectors of a block of products, on either side.
 const BLOCK: usize = 256;

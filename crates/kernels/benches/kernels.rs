@@ -151,12 +151,12 @@ fn time<T>(
     cpu: Cpu,
     [group, name]: [&str; 2],
     work: Work,
-    mut body: impl FnMut() -> T,
+    mut body: impl FnMut(Cpu) -> T,
 ) {
     LIMIT.set(work.limit(cpu));
     let mut group = c.benchmark_group(group);
     group.sample_size(20).throughput(work.throughput());
-    group.bench_function(name, |b| b.iter(|| cpu.scope(&mut body)));
+    group.bench_function(name, |b| b.iter(|| body(cpu)));
     group.finish();
 }
 
@@ -167,15 +167,20 @@ fn both<const N: usize>(
     cpu: Cpu,
     name: &str,
     [forward, all]: [Work; 2],
-    body: impl Fn() -> Tensor<N>,
+    body: impl Fn(Cpu) -> Tensor<N>,
 ) {
     time(c, cpu, [name, "forward"], forward, &body);
-    let toward = cpu.scope(&body).without_autodiff();
-    time(c, cpu, [name, "with gradients"], all, || dot(body(), toward.clone()).backward());
+    let toward = body(cpu).without_autodiff();
+    time(c, cpu, [name, "with gradients"], all, |cpu| dot(cpu, body(cpu), toward.clone()).backward());
 }
 
 /// A kernel that multiplies, on each kind of number; its gradients are twice the work.
-fn product<const N: usize>(c: &mut Criterion<Rates>, name: &str, flop: usize, body: impl Fn() -> Tensor<N>) {
+fn product<const N: usize>(
+    c: &mut Criterion<Rates>,
+    name: &str,
+    flop: usize,
+    body: impl Fn(Cpu) -> Tensor<N>,
+) {
     for cpu in kinds() {
         both(c, cpu, &format!("{name}, {cpu}"), [Work::Flop(flop), Work::Flop(3 * flop)], &body);
     }
@@ -186,14 +191,14 @@ fn stream<const N: usize>(
     c: &mut Criterion<Rates>,
     name: &str,
     bytes: [usize; 2],
-    body: impl Fn() -> Tensor<N>,
+    body: impl Fn(Cpu) -> Tensor<N>,
 ) {
-    both(c, Cpu::current(), name, bytes.map(Work::Bytes), body);
+    both(c, Cpu::best(), name, bytes.map(Work::Bytes), body);
 }
 
 /// A pass over arrays.
-fn pass<T>(c: &mut Criterion<Rates>, name: &str, bytes: usize, body: impl FnMut() -> T) {
-    time(c, Cpu::current(), [name, "pass"], Work::Bytes(bytes), body);
+fn pass<T>(c: &mut Criterion<Rates>, name: &str, bytes: usize, body: impl FnMut(Cpu) -> T) {
+    time(c, Cpu::best(), [name, "pass"], Work::Bytes(bytes), body);
 }
 
 /// The processor's best with each kind of number.
@@ -224,34 +229,38 @@ fn transformer(c: &mut Criterion<Rates>) {
     let (x, b, wide) = (leaf([ROWS, D]), leaf([D]), leaf([4 * D]));
     let (up, down, inner) = (leaf([D, 4 * D]), leaf([4 * D, D]), leaf([ROWS, 4 * D]));
     let mlp = 2 * ROWS * D * 4 * D;
-    product(c, "linear", mlp, || linear(x.clone(), up.clone(), wide.clone(), Activation::None));
-    product(c, "linear + GELU", mlp, || linear(x.clone(), up.clone(), wide.clone(), Activation::Gelu));
-    product(c, "linear + residual", mlp, || linear_add(inner.clone(), down.clone(), b.clone(), x.clone()));
+    product(c, "linear", mlp, |cpu| linear(cpu, x.clone(), up.clone(), wide.clone(), Activation::None));
+    product(c, "linear + GELU", mlp, |cpu| {
+        linear(cpu, x.clone(), up.clone(), wide.clone(), Activation::Gelu)
+    });
+    product(c, "linear + residual", mlp, |cpu| {
+        linear_add(cpu, inner.clone(), down.clone(), b.clone(), x.clone())
+    });
     let (head, bias) = (leaf([D, V]), leaf([V]));
     let logits = 2 * ROWS * D * V;
-    product(c, "linear in f32", logits, || linear_f32(x.clone(), head.clone(), bias.clone()));
+    product(c, "linear in f32", logits, |cpu| linear_f32(cpu, x.clone(), head.clone(), bias.clone()));
     let targets: Vec<u32> = (0..ROWS).map(|row| (row * 7919 % V) as u32).collect();
     let plain = [&x, &head].map(|tensor| tensor.clone().without_autodiff());
     let plain_bias = bias.clone().without_autodiff();
     for cpu in kinds() {
         let name = format!("cross-entropy, {cpu}");
         // The loss of leaves makes their gradients on the way.
-        time(c, cpu, [&name, "forward"], Work::Flop(logits), || {
-            cross_entropy(plain[0].clone(), plain[1].clone(), plain_bias.clone(), &targets)
+        time(c, cpu, [&name, "forward"], Work::Flop(logits), |cpu| {
+            cross_entropy(cpu, plain[0].clone(), plain[1].clone(), plain_bias.clone(), &targets)
         });
-        time(c, cpu, [&name, "with gradients"], Work::Flop(3 * logits), || {
-            cross_entropy(x.clone(), head.clone(), bias.clone(), &targets).backward()
+        time(c, cpu, [&name, "with gradients"], Work::Flop(3 * logits), |cpu| {
+            cross_entropy(cpu, x.clone(), head.clone(), bias.clone(), &targets).backward()
         });
     }
     for cpu in kinds() {
         let out = if cpu.bf16() { 2 } else { 4 };
         let bytes = [4 + out, (4 + out) + (4 + out + 4)].map(|bytes| Work::Bytes(ROWS * D * bytes));
-        both(c, cpu, &format!("layer norm, {cpu}"), bytes, || {
-            layer_norm(x.clone(), b.clone(), b.clone(), 1e-5)
+        both(c, cpu, &format!("layer norm, {cpu}"), bytes, |cpu| {
+            layer_norm(cpu, x.clone(), b.clone(), b.clone(), 1e-5)
         });
     }
     let toward = leaf([ROWS, 4 * D]);
-    pass(c, "dot", 2 * 4 * ROWS * 4 * D, || dot(inner.clone(), toward.clone()));
+    pass(c, "dot", 2 * 4 * ROWS * 4 * D, |cpu| dot(cpu, inner.clone(), toward.clone()));
 }
 
 /// A pattern of attention among the cells of the grid (paper §B.1).
@@ -287,7 +296,9 @@ fn attention(c: &mut Criterion<Rates>) {
         let order = (0..TEXT).chain((0..GRID * GRID).map(|place| TEXT + cell(place))).collect();
         let plan = Arc::new(Plan::new(order, sees));
         let flop = 2 * 2 * B * pairs * D;
-        product(c, &format!("{name} attention"), flop, || pattern_attention(qkv.clone(), HEADS, &plan));
+        product(c, &format!("{name} attention"), flop, |cpu| {
+            pattern_attention(cpu, qkv.clone(), HEADS, &plan)
+        });
     }
 }
 
@@ -300,28 +311,30 @@ fn dvae(c: &mut Criterion<Rates>) {
     let flop = |k: usize| 2 * k * k * N * CHANNELS;
     for k in [1, 3, 7] {
         let w = filters(k);
-        product(c, &format!("convolution {k}×{k}"), flop(k), || {
-            conv2d(pictures.clone(), w.clone(), b.clone(), First::Relu, Output::F32)
+        product(c, &format!("convolution {k}×{k}"), flop(k), |cpu| {
+            conv2d(cpu, pictures.clone(), w.clone(), b.clone(), First::Relu, Output::F32)
         });
     }
     let (w, residual) = (filters(3), leaf([8, 32, 32, CHANNELS]));
-    product(c, "convolution 3×3 + residual", flop(3), || {
-        conv2d_add(pictures.clone(), w.clone(), b.clone(), residual.clone(), 0.3)
+    product(c, "convolution 3×3 + residual", flop(3), |cpu| {
+        conv2d_add(cpu, pictures.clone(), w.clone(), b.clone(), residual.clone(), 0.3)
     });
     // Of four values read one is written; the gradient reads both sizes and writes the large one.
-    stream(c, "max-pool", [5 * N, 5 * N + 9 * N], || max_pool2(pictures.clone()));
-    stream(c, "upsample", [20 * N, 2 * 20 * N], || upsample2(pictures.clone()));
+    stream(c, "max-pool", [5 * N, 5 * N + 9 * N], |cpu| max_pool2(cpu, pictures.clone()));
+    stream(c, "upsample", [20 * N, 2 * 20 * N], |cpu| upsample2(cpu, pictures.clone()));
 }
 
 fn codes(c: &mut Criterion<Rates>) {
     const ROWS: usize = 512;
     const N: usize = ROWS * V;
     let (logits, noise) = (leaf([ROWS, V]), leaf([ROWS, V]));
-    stream(c, "Gumbel softmax", [12 * N, 2 * 12 * N], || gumbel_softmax(logits.clone(), noise.clone(), 0.5));
-    stream(c, "KL to uniform", [4 * N, 4 * N + 8 * N], || kl_to_uniform(logits.clone()));
+    stream(c, "Gumbel softmax", [12 * N, 2 * 12 * N], |cpu| {
+        gumbel_softmax(cpu, logits.clone(), noise.clone(), 0.5)
+    });
+    stream(c, "KL to uniform", [4 * N, 4 * N + 8 * N], |cpu| kl_to_uniform(cpu, logits.clone()));
     let noise = GumbelNoise { seed: 1, step: 2, first_row: 0 };
-    stream(c, "Gumbel softmax, drawn", [8 * N, 2 * 8 * N], || {
-        gumbel_softmax_drawn(logits.clone(), noise, 0.5)
+    stream(c, "Gumbel softmax, drawn", [8 * N, 2 * 8 * N], |cpu| {
+        gumbel_softmax_drawn(cpu, logits.clone(), noise, 0.5)
     });
 }
 
@@ -338,9 +351,9 @@ fn optimiser(c: &mut Criterion<Rates>) {
         epsilon: 1e-8,
         variance_clip: 5.0,
     };
-    pass(c, "AdamW", 7 * 4 * N, || adam.update(&mut w, &g, &mut m, &mut v)); // four arrays read, three written
-    pass(c, "sum of squares", 4 * N, || sum_of_squares(&g));
-    pass(c, "moving average", 3 * 4 * N, || approach(&mut w, &g, 1e-3));
+    pass(c, "AdamW", 7 * 4 * N, |cpu| adam.update(cpu, &mut w, &g, &mut m, &mut v)); // four arrays read, three written
+    pass(c, "sum of squares", 4 * N, |cpu| sum_of_squares(cpu, &g));
+    pass(c, "moving average", 3 * 4 * N, |cpu| approach(cpu, &mut w, &g, 1e-3));
 }
 
 /// One token of each of some lanes: a map of their rows, and a query of each over the states before it.
@@ -356,7 +369,7 @@ fn decoding(c: &mut Criterion<Rates>) {
             };
             let (x, mut out) = (&x[..rows * D], vec![0.0; rows * 4 * D]);
             let group = format!("packed map in 8 bits, {cpu}");
-            time(c, cpu, [&group, &name], work, || map.apply(x, Finish::Set, &mut out));
+            time(c, cpu, [&group, &name], work, |_| map.apply(x, Finish::Set, &mut out));
         }
         let [mut text, mut own] = [(1, TEXT), (LANES, GRID * GRID)]
             .map(|(owners, slots)| States::new(cpu, owners, [HEADS, D / HEADS], slots));
@@ -369,7 +382,7 @@ fn decoding(c: &mut Criterion<Rates>) {
         let bytes = 2 * LANES * GRID * GRID * D * if cpu.bf16() { 2 } else { 4 }; // the text's states stay in a cache
         let lanes: Vec<Lane> = (0..LANES).map(|own| Lane { caption: 0, own, visible: &own_sees }).collect();
         let names = [&format!("attention of one query, {cpu}"), "64 lanes"];
-        time(c, cpu, names, Work::Bytes(bytes), || {
+        time(c, cpu, names, Work::Bytes(bytes), |_| {
             attend(&qkv, 3 * D, &lanes, (&text, &text_sees), &own, &mut out)
         });
     }

@@ -33,11 +33,11 @@ impl AdamW {
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn update(&self, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+    pub fn update(&self, cpu: Cpu, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         let n = w.len();
         let lengths = [g.len(), m.len(), v.len()];
         assert!(lengths == [n; 3], "adamw: {lengths:?} gradients, means and variances, wanted {n} each");
-        let isa = Cpu::current().isa();
+        let isa = cpu.isa();
         let parts = w.par_chunks_mut(PART).zip(g.par_chunks(PART));
         let moments = m.par_chunks_mut(PART).zip(v.par_chunks_mut(PART));
         parts.zip(moments).for_each(|((w, g), (m, v))| update_part(isa, *self, w, g, m, v));
@@ -56,8 +56,8 @@ vectorized! {
 }
 
 /// `Σ v²`, in 64 bits: finite if all values are.
-pub fn sum_of_squares(values: &[f32]) -> f64 {
-    let isa = Cpu::current().isa();
+pub fn sum_of_squares(cpu: Cpu, values: &[f32]) -> f64 {
+    let isa = cpu.isa();
     let parts: Vec<f64> = values.par_chunks(PART).map(|part| squares(isa, part)).collect();
     parts.into_iter().sum()
 }
@@ -79,9 +79,9 @@ vectorized! {
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn approach(a: &mut [f32], b: &[f32], share: f32) {
+pub fn approach(cpu: Cpu, a: &mut [f32], b: &[f32], share: f32) {
     assert!(a.len() == b.len(), "approach: {} values and {}", a.len(), b.len());
-    let isa = Cpu::current().isa();
+    let isa = cpu.isa();
     a.par_chunks_mut(PART).zip(b.par_chunks(PART)).for_each(|(a, b)| approach_part(isa, a, b, share));
 }
 
@@ -121,7 +121,7 @@ mod tests {
         let wanted: Vec<[f32; 3]> = (0..n).map(wanted).collect();
         for cpu in Cpu::all() {
             let (mut w, mut m, mut v) = (w.clone(), m.clone(), v.clone());
-            cpu.scope(|| ADAM.update(&mut w, &g, &mut m, &mut v));
+            ADAM.update(cpu, &mut w, &g, &mut m, &mut v);
             for (i, (name, got)) in [("weights", w), ("mean", m), ("variance", v)].into_iter().enumerate() {
                 let wanted: Vec<f32> = wanted.iter().map(|all| all[i]).collect();
                 assert_close(&format!("{name}, {cpu}"), &got, &wanted, 1e-5);
@@ -135,21 +135,19 @@ mod tests {
         let square: f64 = a.iter().map(|&value| f64::from(value).powi(2)).sum();
         let nearer: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + 0.25 * (b - a)).collect();
         for cpu in Cpu::all() {
-            cpu.scope(|| {
-                assert!((sum_of_squares(&a) / square - 1.0).abs() < 1e-6, "{cpu}");
-                assert_eq!(sum_of_squares(&[]), 0.0);
-                let largest = sum_of_squares(&[f32::MAX; 40]) / f64::from(f32::MAX).powi(2);
-                assert!((largest - 40.0).abs() < 1e-9, "{cpu}: {largest}");
-                let mut a = a.clone();
-                approach(&mut a, &b, 0.25);
-                assert!(a == nearer, "{cpu}");
-            });
+            assert!((sum_of_squares(cpu, &a) / square - 1.0).abs() < 1e-6, "{cpu}");
+            assert_eq!(sum_of_squares(cpu, &[]), 0.0);
+            let largest = sum_of_squares(cpu, &[f32::MAX; 40]) / f64::from(f32::MAX).powi(2);
+            assert!((largest - 40.0).abs() < 1e-9, "{cpu}: {largest}");
+            let mut a = a.clone();
+            approach(cpu, &mut a, &b, 0.25);
+            assert!(a == nearer, "{cpu}");
         }
     }
 
     #[test]
     #[should_panic(expected = "[3, 3, 2] gradients, means and variances, wanted 3 each")]
     fn lengths_that_differ_are_named() {
-        ADAM.update(&mut [0.0; 3], &[0.0; 3], &mut [0.0; 3], &mut [0.0; 2]);
+        ADAM.update(Cpu::best(), &mut [0.0; 3], &[0.0; 3], &mut [0.0; 3], &mut [0.0; 2]);
     }
 }

@@ -9,8 +9,8 @@ use burn::tensor::{DType, FloatDType, Tensor};
 use crate::cpu::Cpu;
 
 /// `x` as it is multiplied: in bf16 where products are of bf16.
-pub(crate) fn narrowed<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    match Cpu::current().bf16_elsewhere() {
+pub(crate) fn narrowed<const D: usize>(cpu: Cpu, x: Tensor<D>) -> Tensor<D> {
+    match cpu.bf16_elsewhere() {
         true => cast(x, FloatDType::BF16),
         false => x,
     }

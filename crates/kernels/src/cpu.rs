@@ -1,6 +1,5 @@
 //! What the processor can do, what was asked of it, and how code is run with its instructions.
 
-use std::cell::Cell;
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -46,10 +45,6 @@ pub struct Cpu {
     bf16_elsewhere: bool,
 }
 
-thread_local! {
-    static CHOSEN: Cell<Option<Cpu>> = const { Cell::new(None) };
-}
-
 impl Cpu {
     /// The best of this processor at `precision`.
     ///
@@ -84,24 +79,9 @@ impl Cpu {
         Cpu { isa, bf16, bf16_elsewhere: bf16 }
     }
 
-    /// The choice in force on this thread: that of the innermost [`Cpu::scope`], else the best there is.
-    pub fn current() -> Cpu {
-        static BEST: OnceLock<Cpu> = OnceLock::new();
-        let best = || Cpu { bf16_elsewhere: true, ..Cpu::with(Isa::detect(), Isa::detect().has_bf16()) };
-        CHOSEN.get().unwrap_or_else(|| *BEST.get_or_init(best))
-    }
-
-    /// Runs `body` with this choice in force on this thread.
-    pub fn scope<T>(self, body: impl FnOnce() -> T) -> T {
-        /// Puts the old choice back, also after a panic.
-        struct Restore(Option<Cpu>);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                CHOSEN.set(self.0);
-            }
-        }
-        let _restore = Restore(CHOSEN.replace(Some(self)));
-        body()
+    /// The best of this processor: bf16 products where it has them.
+    pub fn best() -> Cpu {
+        Cpu { bf16_elsewhere: true, ..Cpu::with(Isa::detect(), Isa::detect().has_bf16()) }
     }
 
     /// Whether products are of bf16 numbers.

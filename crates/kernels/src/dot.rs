@@ -13,15 +13,15 @@ use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
 const PART: usize = 1 << 14;
 
 /// `Σ a · b` of two tensors of one shape and one kind of number → `[1]` in f32. Its gradient with respect to `a` is `b`: differentiating
-/// `dot(y, g)` continues the backward pass from the gradient `g` of `y`.
+/// `dot(cpu, y, g)` continues the backward pass from the gradient `g` of `y`.
 ///
 /// # Panics
 /// If the shapes or the kinds differ.
-pub fn dot<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<1> {
+pub fn dot<const D: usize>(cpu: Cpu, a: Tensor<D>, b: Tensor<D>) -> Tensor<1> {
     let [left, right] = [&a, &b].map(|tensor| (tensor.dims(), tensor.dtype()));
     assert!(left == right, "dot: {left:?} and {right:?} are not alike");
     match (Input::new(a.clone()), Input::new(b.clone())) {
-        (Some(a), Some(b)) => apply(Dot { cpu: Cpu::current() }, [a, b]),
+        (Some(a), Some(b)) => apply(Dot { cpu }, [a, b]),
         _ => dot_reference(a, b),
     }
 }
@@ -98,7 +98,7 @@ mod tests {
     fn dot_is_its_reference() {
         hold_equal(
             || (leaf([3, 5, 7], 1), leaf([3, 5, 7], 2)),
-            |(a, b)| dot(a.clone(), b.clone()),
+            |cpu, (a, b)| dot(cpu, a.clone(), b.clone()),
             |(a, b)| dot_reference(a.clone(), b.clone()),
             |(a, b), g| vec![grad(a, g), grad(b, g)],
         );
@@ -106,12 +106,13 @@ mod tests {
 
     #[test]
     fn in_bf16_the_gradient_is_the_other_tensor() {
+        let cpu = Cpu::best();
         let [a, b] = [1, 2].map(|seed| leaf([3, 70], seed).cast(FloatDType::BF16));
         let (a, b) = (a.without_autodiff().autodiff().require_grad(), b.without_autodiff());
-        let gradient = a.grad(&dot(a.clone(), b.clone()).backward()).expect("a leaf has a gradient");
+        let gradient = a.grad(&dot(cpu, a.clone(), b.clone()).backward()).expect("a leaf has a gradient");
         assert_eq!(values(gradient), values(b.clone()));
         let [exact, got] =
-            [dot_reference(a.clone().cast(FloatDType::F32), b.clone().cast(FloatDType::F32)), dot(a, b)]
+            [dot_reference(a.clone().cast(FloatDType::F32), b.clone().cast(FloatDType::F32)), dot(cpu, a, b)]
                 .map(|sum| values(sum.without_autodiff())[0]);
         assert!((got - exact).abs() < 1e-4 * exact.abs().max(1.0), "{got}, wanted {exact}");
     }
@@ -119,6 +120,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "are not alike")]
     fn two_kinds_of_number_are_refused() {
-        dot(leaf([3], 1), leaf([3], 2).cast(FloatDType::BF16));
+        dot(Cpu::best(), leaf([3], 1), leaf([3], 2).cast(FloatDType::BF16));
     }
 }

@@ -32,8 +32,8 @@ impl GumbelNoise {
     }
 
     /// The noise of `n` rows of `v` values, as it is added to logits.
-    pub fn values(self, n: usize, v: usize) -> Vec<f32> {
-        let isa = Cpu::current().isa();
+    pub fn values(self, cpu: Cpu, n: usize, v: usize) -> Vec<f32> {
+        let isa = cpu.isa();
         let mut out = vec![0.0; n * v];
         let rows = out.par_chunks_mut(v.max(1)).enumerate();
         rows.for_each(|(row, out)| add_noise(isa, self.skip_rows(row), out));
@@ -102,11 +102,14 @@ fn gumbel(bits: u32) -> f32 {
 
 /// The relaxed code `softmax((logits + noise) / tau)` over the last dimension, the noise of each cell made where it is
 /// added: `[.., V]` → `[.., V]`.
-pub fn gumbel_softmax_drawn<const D: usize>(logits: Tensor<D>, noise: GumbelNoise, tau: f64) -> Tensor<D> {
+pub fn gumbel_softmax_drawn<const D: usize>(
+    cpu: Cpu,
+    logits: Tensor<D>,
+    noise: GumbelNoise,
+    tau: f64,
+) -> Tensor<D> {
     match Input::new(logits.clone()) {
-        Some(logits) => {
-            apply(RelaxDrawn { cpu: Cpu::current(), noise, inverse: (1.0 / tau) as f32 }, [logits])
-        }
+        Some(logits) => apply(RelaxDrawn { cpu, noise, inverse: (1.0 / tau) as f32 }, [logits]),
         None => {
             let drawn = noise.composed(&logits);
             gumbel_softmax_reference(logits, drawn, tau)
@@ -116,6 +119,7 @@ pub fn gumbel_softmax_drawn<const D: usize>(logits: Tensor<D>, noise: GumbelNois
 
 /// [`gumbel_softmax_drawn`] with its noise as a tensor.
 pub fn gumbel_softmax_drawn_reference<const D: usize>(
+    cpu: Cpu,
     logits: Tensor<D>,
     noise: GumbelNoise,
     tau: f64,
@@ -123,7 +127,7 @@ pub fn gumbel_softmax_drawn_reference<const D: usize>(
     let (shape, device) = (logits.dims(), logits.device());
     let v = shape[D - 1];
     let rows = shape[..D - 1].iter().product();
-    let values = TensorData::new(noise.values(rows, v), shape);
+    let values = TensorData::new(noise.values(cpu, rows, v), shape);
     gumbel_softmax_reference(logits, Tensor::from_data(values, &device), tau)
 }
 
@@ -131,13 +135,11 @@ pub fn gumbel_softmax_drawn_reference<const D: usize>(
 ///
 /// # Panics
 /// If the shapes differ.
-pub fn gumbel_softmax<const D: usize>(logits: Tensor<D>, noise: Tensor<D>, tau: f64) -> Tensor<D> {
+pub fn gumbel_softmax<const D: usize>(cpu: Cpu, logits: Tensor<D>, noise: Tensor<D>, tau: f64) -> Tensor<D> {
     let shapes = [logits.dims(), noise.dims()];
     assert!(shapes[0] == shapes[1], "gumbel_softmax: logits {:?}, noise {:?}", shapes[0], shapes[1]);
     match (Input::new(logits.clone()), Input::new(noise.clone())) {
-        (Some(logits), Some(noise)) => {
-            apply(Relax { cpu: Cpu::current(), inverse: (1.0 / tau) as f32 }, [logits, noise])
-        }
+        (Some(logits), Some(noise)) => apply(Relax { cpu, inverse: (1.0 / tau) as f32 }, [logits, noise]),
         _ => gumbel_softmax_reference(logits, noise, tau),
     }
 }
@@ -149,9 +151,9 @@ pub fn gumbel_softmax_reference<const D: usize>(logits: Tensor<D>, noise: Tensor
 
 /// Mean over rows of `ln V + Σ q ln q` for `q = softmax(logits)`, the KL to the uniform categorical in nats:
 /// `[.., V]` → `[1]`.
-pub fn kl_to_uniform<const D: usize>(logits: Tensor<D>) -> Tensor<1> {
+pub fn kl_to_uniform<const D: usize>(cpu: Cpu, logits: Tensor<D>) -> Tensor<1> {
     match Input::new(logits.clone()) {
-        Some(logits) => apply(KlToUniform { cpu: Cpu::current() }, [logits]),
+        Some(logits) => apply(KlToUniform { cpu }, [logits]),
         None => kl_to_uniform_reference(logits),
     }
 }
@@ -386,7 +388,7 @@ mod tests {
         for [rows, v] in [[1, 1], [3, 5], [70, 33], [9, 1000]] {
             hold_equal(
                 || (leaf([2, rows, v], 1), leaf([2, rows, v], 2)),
-                |(logits, noise)| gumbel_softmax(logits.clone(), noise.clone(), 0.3),
+                |cpu, (logits, noise)| gumbel_softmax(cpu, logits.clone(), noise.clone(), 0.3),
                 |(logits, noise)| gumbel_softmax_reference(logits.clone(), noise.clone(), 0.3),
                 |(logits, noise), g| vec![grad(logits, g), grad(noise, g)],
             );
@@ -397,7 +399,7 @@ mod tests {
     fn other_devices_draw_the_same_noise() {
         for ([rows, v], noise) in [([1, 1], NOISE), ([3, 70], NOISE.skip_rows(5)), ([9, 1000], NOISE)] {
             let drawn = values(noise.composed(&constant(vec![0.0; rows * v], [rows, v])));
-            for (drawn, wanted) in drawn.iter().zip(noise.values(rows, v)) {
+            for (drawn, wanted) in drawn.iter().zip(noise.values(Cpu::best(), rows, v)) {
                 assert!((drawn - wanted).abs() < 1e-5 * (1.0 + wanted.abs()), "{drawn}, wanted {wanted}");
             }
         }
@@ -408,13 +410,13 @@ mod tests {
         for [rows, v] in [[1, 2], [3, 5], [70, 33], [9, 1000]] {
             hold_equal(
                 || leaf([2, rows, v], 1) * 3.0,
-                |logits| kl_to_uniform(logits.clone()),
+                |cpu, logits| kl_to_uniform(cpu, logits.clone()),
                 |logits| kl_to_uniform_reference(logits.clone()),
                 |_, _| Vec::new(),
             );
             hold_equal(
                 || leaf([2, rows, v], 1),
-                |logits| kl_to_uniform(logits.clone() * 3.0),
+                |cpu, logits| kl_to_uniform(cpu, logits.clone() * 3.0),
                 |logits| kl_to_uniform_reference(logits.clone() * 3.0),
                 |logits, g| vec![grad(logits, g)],
             );
@@ -428,8 +430,8 @@ mod tests {
         for [rows, v] in [[1, 1], [3, 5], [70, 33], [9, 1000]] {
             hold_equal(
                 || leaf([2, rows, v], 1),
-                |logits| gumbel_softmax_drawn(logits.clone(), NOISE, 0.3),
-                |logits| gumbel_softmax_drawn_reference(logits.clone(), NOISE, 0.3),
+                |cpu, logits| gumbel_softmax_drawn(cpu, logits.clone(), NOISE, 0.3),
+                |logits| gumbel_softmax_drawn_reference(Cpu::best(), logits.clone(), NOISE, 0.3),
                 |logits, g| vec![grad(logits, g)],
             );
         }
@@ -448,7 +450,7 @@ mod tests {
 
     #[test]
     fn noise_has_the_gumbel_mean_and_variance() {
-        let draws = NOISE.values(100, 1000);
+        let draws = NOISE.values(Cpu::best(), 100, 1000);
         let mean = draws.iter().sum::<f32>() / 1e5;
         let var = draws.iter().map(|g| (g - mean).powi(2)).sum::<f32>() / 1e5;
         assert!((mean - 0.5772).abs() < 0.02, "mean {mean}"); // Euler's constant
@@ -459,15 +461,16 @@ mod tests {
     #[test]
     fn noise_depends_on_its_address_alone() {
         let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
-        let whole = pool(1).install(|| NOISE.values(40, 200));
+        let best = Cpu::best();
+        let whole = pool(1).install(|| NOISE.values(best, 40, 200));
         for cpu in Cpu::all() {
-            let again = pool(4).install(|| cpu.scope(|| NOISE.values(40, 200)));
+            let again = pool(4).install(|| NOISE.values(cpu, 40, 200));
             let off = again.iter().zip(&whole).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()));
             assert!(off < 1e-5, "{cpu}: off by {off}"); // the logarithms may differ in the last bit
         }
-        assert_eq!(NOISE.skip_rows(7).values(3, 200), whole[1400..2000]);
+        assert_eq!(NOISE.skip_rows(7).values(best, 3, 200), whole[1400..2000]);
         let other = |noise: GumbelNoise| {
-            let same = noise.values(40, 200).iter().zip(&whole).filter(|(a, b)| a == b).count();
+            let same = noise.values(best, 40, 200).iter().zip(&whole).filter(|(a, b)| a == b).count();
             assert!(same < 10, "{noise:?}: {same} of 8000 alike");
         };
         other(GumbelNoise { seed: NOISE.seed ^ 1 << 63, ..NOISE });

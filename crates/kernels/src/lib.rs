@@ -20,7 +20,6 @@ mod math;
 mod memory;
 mod norm;
 mod op;
-pub mod parallel;
 mod peak;
 mod philox;
 mod pool;

@@ -33,11 +33,17 @@ pub enum Activation {
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn linear<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>, activation: Activation) -> Tensor<D> {
+pub fn linear<const D: usize>(
+    cpu: Cpu,
+    x: Tensor<D>,
+    w: Tensor<2>,
+    b: Tensor<1>,
+    activation: Activation,
+) -> Tensor<D> {
     check(x.dims().as_slice(), w.dims(), b.dims());
     match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
-        (Some(x), Some(w), Some(b)) => apply(Linear { cpu: Cpu::current(), activation }, [x, w, b]),
-        _ => linear_composed(x, w, b, activation),
+        (Some(x), Some(w), Some(b)) => apply(Linear { cpu, activation }, [x, w, b]),
+        _ => linear_composed(cpu, x, w, b, activation),
     }
 }
 
@@ -45,10 +51,10 @@ pub fn linear<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>, activati
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn linear_f32<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>) -> Tensor<D> {
+pub fn linear_f32<const D: usize>(cpu: Cpu, x: Tensor<D>, w: Tensor<2>, b: Tensor<1>) -> Tensor<D> {
     check(x.dims().as_slice(), w.dims(), b.dims());
     match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
-        (Some(x), Some(w), Some(b)) => apply(Logits { cpu: Cpu::current() }, [x, w, b]),
+        (Some(x), Some(w), Some(b)) => apply(Logits { cpu }, [x, w, b]),
         _ => linear_f32_composed(x, w, b),
     }
 }
@@ -63,6 +69,7 @@ fn linear_f32_composed<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>)
 /// # Panics
 /// If the shapes do not fit.
 pub fn linear_add<const D: usize>(
+    cpu: Cpu,
     x: Tensor<D>,
     w: Tensor<2>,
     b: Tensor<1>,
@@ -76,31 +83,31 @@ pub fn linear_add<const D: usize>(
     let inputs =
         (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone()), Input::new(residual.clone()));
     match inputs {
-        (Some(x), Some(w), Some(b), Some(residual)) => {
-            apply(LinearAdd { cpu: Cpu::current() }, [x, w, b, residual])
-        }
-        _ => linear_add_composed(x, w, b, residual),
+        (Some(x), Some(w), Some(b), Some(residual)) => apply(LinearAdd { cpu }, [x, w, b, residual]),
+        _ => linear_add_composed(cpu, x, w, b, residual),
     }
 }
 
 /// [`linear_add`] for devices other than the processor.
 fn linear_add_composed<const D: usize>(
+    cpu: Cpu,
     x: Tensor<D>,
     w: Tensor<2>,
     b: Tensor<1>,
     residual: Tensor<D>,
 ) -> Tensor<D> {
-    residual + widened(linear_composed(x, w, b, Activation::None))
+    residual + widened(linear_composed(cpu, x, w, b, Activation::None))
 }
 
 /// [`linear`] for devices other than the processor.
 fn linear_composed<const D: usize>(
+    cpu: Cpu,
     x: Tensor<D>,
     w: Tensor<2>,
     b: Tensor<1>,
     activation: Activation,
 ) -> Tensor<D> {
-    linear_reference(narrowed(x), narrowed(w), narrowed(b), activation)
+    linear_reference(narrowed(cpu, x), narrowed(cpu, w), narrowed(cpu, b), activation)
 }
 
 /// [`linear`] in Burn's operations.
@@ -435,7 +442,7 @@ mod tests {
             for activation in [Activation::None, Activation::Gelu] {
                 hold_equal(
                     || (leaf([1, rows, d_in], 1), leaf([d_in, d_out], 2), leaf([d_out], 3)),
-                    |(x, w, b)| linear(x.clone(), w.clone(), b.clone(), activation),
+                    |cpu, (x, w, b)| linear(cpu, x.clone(), w.clone(), b.clone(), activation),
                     |(x, w, b)| linear_reference(x.clone(), w.clone(), b.clone(), activation),
                     |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
                 );
@@ -446,31 +453,32 @@ mod tests {
     #[test]
     fn what_other_devices_run_is_the_reference() {
         let leaves = || (leaf([67, 32], 1), leaf([32, 40], 2), leaf([40], 3), leaf([67, 40], 4));
-        type Body = fn(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<2>) -> Tensor<2>;
+        type Body = fn(Cpu, Tensor<2>, Tensor<2>, Tensor<1>, Tensor<2>) -> Tensor<2>;
         let pairs: [[Body; 2]; 4] = [
             [
-                |x, w, b, _| linear_composed(x, w, b, Activation::None),
-                |x, w, b, _| linear_reference(x, w, b, Activation::None),
+                |cpu, x, w, b, _| linear_composed(cpu, x, w, b, Activation::None),
+                |_, x, w, b, _| linear_reference(x, w, b, Activation::None),
             ],
             [
-                |x, w, b, _| linear_composed(x, w, b, Activation::Gelu),
-                |x, w, b, _| linear_reference(x, w, b, Activation::Gelu),
+                |cpu, x, w, b, _| linear_composed(cpu, x, w, b, Activation::Gelu),
+                |_, x, w, b, _| linear_reference(x, w, b, Activation::Gelu),
             ],
             [
-                |x, w, b, _| linear_f32_composed(x.cast(FloatDType::BF16), w, b),
-                |x, w, b, _| {
+                |_, x, w, b, _| linear_f32_composed(x.cast(FloatDType::BF16), w, b),
+                |_, x, w, b, _| {
                     linear_reference(x.cast(FloatDType::BF16).cast(FloatDType::F32), w, b, Activation::None)
                 },
             ],
-            [linear_add_composed, |x, w, b, r| r + linear_reference(x, w, b, Activation::None)],
+            [linear_add_composed, |_, x, w, b, r| r + linear_reference(x, w, b, Activation::None)],
         ];
         for [composed, reference] in pairs {
             let of = |body: Body| {
-                move |(x, w, b, r): &(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<2>)| {
-                    body(x.clone(), w.clone(), b.clone(), r.clone())
+                move |cpu, (x, w, b, r): &(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<2>)| {
+                    body(cpu, x.clone(), w.clone(), b.clone(), r.clone())
                 }
             };
-            hold_equal(leaves, of(composed), of(reference), |(x, w, b, _), g| {
+            let reference = |leaves: &_| of(reference)(Cpu::best(), leaves);
+            hold_equal(leaves, of(composed), reference, |(x, w, b, _), g| {
                 vec![grad(x, g), grad(w, g), grad(b, g)]
             });
         }
@@ -480,8 +488,8 @@ mod tests {
     fn linear_f32_is_its_reference_and_stays_f32() {
         hold_equal(
             || (leaf([67, 32], 1), leaf([32, 40], 2), leaf([40], 3)),
-            |(x, w, b)| {
-                let y = linear_f32(x.clone(), w.clone(), b.clone());
+            |cpu, (x, w, b)| {
+                let y = linear_f32(cpu, x.clone(), w.clone(), b.clone());
                 assert_eq!(y.dtype(), burn::tensor::DType::F32);
                 y
             },
@@ -494,7 +502,7 @@ mod tests {
     fn linear_add_is_its_reference() {
         hold_equal(
             || (leaf([67, 32], 1), leaf([32, 40], 2), leaf([40], 3), leaf([67, 40], 4)),
-            |(x, w, b, r)| linear_add(x.clone(), w.clone(), b.clone(), r.clone()),
+            |cpu, (x, w, b, r)| linear_add(cpu, x.clone(), w.clone(), b.clone(), r.clone()),
             |(x, w, b, r)| r.clone() + linear_reference(x.clone(), w.clone(), b.clone(), Activation::None),
             |(x, w, b, r), g| vec![grad(x, g), grad(w, g), grad(b, g), grad(r, g)],
         );
@@ -503,6 +511,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "wanted [.., 5]")]
     fn shapes_that_do_not_fit_are_named() {
-        linear(leaf([3, 4], 1), leaf([5, 6], 2), leaf([6], 3), Activation::None);
+        linear(Cpu::best(), leaf([3, 4], 1), leaf([5, 6], 2), leaf([6], 3), Activation::None);
     }
 }

@@ -23,7 +23,13 @@ const ROWS: usize = 64;
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn layer_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, bias: Tensor<1>, epsilon: f64) -> Tensor<D> {
+pub fn layer_norm<const D: usize>(
+    cpu: Cpu,
+    x: Tensor<D>,
+    gain: Tensor<1>,
+    bias: Tensor<1>,
+    epsilon: f64,
+) -> Tensor<D> {
     let d = x.dims()[D - 1];
     let [gains, biases] = [gain.dims()[0], bias.dims()[0]];
     assert!(
@@ -31,21 +37,20 @@ pub fn layer_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, bias: Tensor<1>
         "layer_norm: {gains} gains and {biases} biases, wanted one for each of {d} values a row, at least one"
     );
     match (Input::new(x.clone()), Input::new(gain.clone()), Input::new(bias.clone())) {
-        (Some(x), Some(gain), Some(bias)) => {
-            apply(Norm { cpu: Cpu::current(), epsilon: epsilon as f32 }, [x, gain, bias])
-        }
-        _ => layer_norm_composed(x, gain, bias, epsilon),
+        (Some(x), Some(gain), Some(bias)) => apply(Norm { cpu, epsilon: epsilon as f32 }, [x, gain, bias]),
+        _ => layer_norm_composed(cpu, x, gain, bias, epsilon),
     }
 }
 
 /// [`layer_norm`] for devices other than the processor.
 fn layer_norm_composed<const D: usize>(
+    cpu: Cpu,
     x: Tensor<D>,
     gain: Tensor<1>,
     bias: Tensor<1>,
     epsilon: f64,
 ) -> Tensor<D> {
-    narrowed(layer_norm_reference(x, gain, bias, epsilon))
+    narrowed(cpu, layer_norm_reference(x, gain, bias, epsilon))
 }
 
 /// [`layer_norm`] in Burn's operations.
@@ -200,13 +205,13 @@ mod tests {
         for [rows, d] in [[1, 5], [3, 7], [130, 48], [65, 33]] {
             hold_equal(
                 || (leaf([1, rows, d], 1), leaf([d], 2), leaf([d], 3)),
-                |(x, gain, bias)| layer_norm(x.clone(), gain.clone(), bias.clone(), 1e-5),
+                |cpu, (x, gain, bias)| layer_norm(cpu, x.clone(), gain.clone(), bias.clone(), 1e-5),
                 |(x, gain, bias)| layer_norm_reference(x.clone(), gain.clone(), bias.clone(), 1e-5),
                 |(x, gain, bias), g| vec![grad(x, g), grad(gain, g), grad(bias, g)],
             );
             hold_equal(
                 || (leaf([1, rows, d], 1), leaf([d], 2), leaf([d], 3)),
-                |(x, gain, bias)| layer_norm_composed(x.clone(), gain.clone(), bias.clone(), 1e-5),
+                |cpu, (x, gain, bias)| layer_norm_composed(cpu, x.clone(), gain.clone(), bias.clone(), 1e-5),
                 |(x, gain, bias)| layer_norm_reference(x.clone(), gain.clone(), bias.clone(), 1e-5),
                 |(x, gain, bias), g| vec![grad(x, g), grad(gain, g), grad(bias, g)],
             );

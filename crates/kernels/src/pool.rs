@@ -16,11 +16,11 @@ use crate::op::{Input, Op, apply, dims, floats, tensor};
 ///
 /// # Panics
 /// If a side is odd.
-pub fn max_pool2(x: Tensor<4>) -> Tensor<4> {
+pub fn max_pool2(cpu: Cpu, x: Tensor<4>) -> Tensor<4> {
     let [_, height, width, _] = x.dims();
     assert!(height % 2 == 0 && width % 2 == 0, "max_pool2: {height}×{width} pixels, wanted even sides");
     match Input::new(x.clone()) {
-        Some(x) => apply(MaxPool { cpu: Cpu::current() }, [x]),
+        Some(x) => apply(MaxPool { cpu }, [x]),
         None => max_pool2_reference(x),
     }
 }
@@ -32,9 +32,9 @@ pub fn max_pool2_reference(x: Tensor<4>) -> Tensor<4> {
 }
 
 /// Each pixel four times: `[B, H, W, C]` in f32 → `[B, 2H, 2W, C]`.
-pub fn upsample2(x: Tensor<4>) -> Tensor<4> {
+pub fn upsample2(cpu: Cpu, x: Tensor<4>) -> Tensor<4> {
     match Input::new(x.clone()) {
-        Some(x) => apply(Upsample { cpu: Cpu::current() }, [x]),
+        Some(x) => apply(Upsample { cpu }, [x]),
         None => upsample2_reference(x),
     }
 }
@@ -218,7 +218,7 @@ mod tests {
         for shape in SIZES {
             hold_equal(
                 || leaf(shape, 1),
-                |x| max_pool2(x.clone()),
+                |cpu, x| max_pool2(cpu, x.clone()),
                 |x| max_pool2_reference(x.clone()),
                 |x, g| vec![grad(x, g)],
             );
@@ -230,7 +230,7 @@ mod tests {
         for shape in SIZES {
             hold_equal(
                 || leaf(shape, 1),
-                |x| upsample2(x.clone()),
+                |cpu, x| upsample2(cpu, x.clone()),
                 |x| upsample2_reference(x.clone()),
                 |x, g| vec![grad(x, g)],
             );
@@ -240,6 +240,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "wanted even sides")]
     fn odd_sides_are_refused() {
-        max_pool2(leaf([1, 3, 4, 2], 1));
+        max_pool2(Cpu::best(), leaf([1, 3, 4, 2], 1));
     }
 }

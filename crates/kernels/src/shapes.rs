@@ -66,20 +66,20 @@ fn linear_maps_of_any_shape() {
             hold(
                 F32_AND_BF16,
                 leaves,
-                |(x, w, b), kind| linear(x.cast(kind), w, b, activation),
+                |cpu, (x, w, b), kind| linear(cpu, x.cast(kind), w, b, activation),
                 |(x, w, b)| linear_reference(x, w, b, activation),
             );
         }
         hold(
             F32_AND_BF16,
             leaves,
-            |(x, w, b), kind| linear_f32(x.cast(kind), w, b),
+            |cpu, (x, w, b), kind| linear_f32(cpu, x.cast(kind), w, b),
             |(x, w, b)| linear_reference(x, w, b, Activation::None),
         );
         hold(
             F32_AND_BF16,
             || (leaf([rows, d_in], 1), leaf([d_in, d_out], 2), leaf([d_out], 3), leaf([rows, d_out], 4)),
-            |(x, w, b, residual), kind| linear_add(x.cast(kind), w, b, residual),
+            |cpu, (x, w, b, residual), kind| linear_add(cpu, x.cast(kind), w, b, residual),
             |(x, w, b, residual)| residual + linear_reference(x, w, b, Activation::None),
         );
     };
@@ -97,14 +97,14 @@ fn convolutions_of_any_shape() {
             hold(
                 F32_AND_BF16,
                 || (leaf(x, 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
-                |(x, w, b), kind| conv2d(x.cast(kind), w, b, First::Relu, output),
+                |cpu, (x, w, b), kind| conv2d(cpu, x.cast(kind), w, b, First::Relu, output),
                 |(x, w, b)| conv2d_reference(x, w, b, First::Relu),
             );
         }
         hold(
             F32_AND_BF16,
             || (leaf(x, 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3), leaf(residual, 4)),
-            |(x, w, b, residual), kind| conv2d_add(x.cast(kind), w, b, residual, 0.3),
+            |cpu, (x, w, b, residual), kind| conv2d_add(cpu, x.cast(kind), w, b, residual, 0.3),
             |(x, w, b, residual)| residual + conv2d_reference(x, w, b, First::Relu) * 0.3,
         );
     });
@@ -118,7 +118,7 @@ fn layer_norms_and_losses_of_any_shape() {
         hold(
             F32,
             || (leaf([rows, wide], 1), leaf([wide], 2), leaf([wide], 3)),
-            |(x, gain, bias), _| layer_norm(x, gain, bias, 1e-5),
+            |cpu, (x, gain, bias), _| layer_norm(cpu, x, gain, bias, 1e-5),
             |(x, gain, bias)| layer_norm_reference(x, gain, bias, 1e-5),
         );
         let [rows, more] = draws.some();
@@ -127,7 +127,7 @@ fn layer_norms_and_losses_of_any_shape() {
         hold(
             F32_AND_BF16,
             || (leaf([rows, d], 1), leaf([d, v], 2), leaf([v], 3)),
-            |(x, w, b), kind| cross_entropy(x.cast(kind), w, b, &targets),
+            |cpu, (x, w, b), kind| cross_entropy(cpu, x.cast(kind), w, b, &targets),
             |(x, w, b)| cross_entropy_reference(x, w, b, &targets),
         );
     });
@@ -144,7 +144,7 @@ fn attention_of_any_shape_and_pattern() {
         hold(
             F32_AND_BF16,
             || (leaf([batch, t, 3 * heads * width], 1),),
-            |(qkv,), kind| pattern_attention(qkv.cast(kind), heads, &plan),
+            |cpu, (qkv,), kind| pattern_attention(cpu, qkv.cast(kind), heads, &plan),
             |(qkv,)| pattern_attention_reference(qkv, heads, &plan),
         );
     });
@@ -155,26 +155,26 @@ fn pictures_and_codes_of_any_shape() {
     rounds(5, |draws| {
         let [batch, height, width, channels] = draws.shape();
         let [large, small] = [[batch, 2 * height, 2 * width, channels], [batch, height, width, channels]];
-        hold(F32, || (leaf(large, 1),), |(x,), _| max_pool2(x), |(x,)| max_pool2_reference(x));
-        hold(F32, || (leaf(small, 1),), |(x,), _| upsample2(x), |(x,)| upsample2_reference(x));
+        hold(F32, || (leaf(large, 1),), |cpu, (x,), _| max_pool2(cpu, x), |(x,)| max_pool2_reference(x));
+        hold(F32, || (leaf(small, 1),), |cpu, (x,), _| upsample2(cpu, x), |(x,)| upsample2_reference(x));
         let [rows, v] = draws.shape();
         hold(
             F32,
             || (leaf([rows, v], 1), leaf([rows, v], 2)),
-            |(logits, noise), _| gumbel_softmax(logits, noise, 0.3),
+            |cpu, (logits, noise), _| gumbel_softmax(cpu, logits, noise, 0.3),
             |(logits, noise)| gumbel_softmax_reference(logits, noise, 0.3),
         );
         hold(
             F32_AND_BF16,
             || (leaf([rows, v], 1), leaf([rows, v], 2)), // with sums that are not near 0
-            |(a, b), kind| dot((a + 2.0).cast(kind), (b + 2.0).cast(kind)),
+            |cpu, (a, b), kind| dot(cpu, (a + 2.0).cast(kind), (b + 2.0).cast(kind)),
             |(a, b)| dot_reference(a + 2.0, b + 2.0),
         );
         let shape: [usize; 2] = draws.some();
         hold(
             F32,
             || (leaf(shape, 1),),
-            |(logits,), _| kl_to_uniform(logits * 3.0),
+            |cpu, (logits,), _| kl_to_uniform(cpu, logits * 3.0),
             |(logits,)| kl_to_uniform_reference(logits * 3.0),
         );
     });
@@ -252,42 +252,41 @@ fn a_decoder_s_query_of_any_shape_is_the_last_one_of_attention() {
 #[test]
 fn outputs_of_nothing_have_a_shape_nevertheless() {
     for cpu in Cpu::all() {
-        cpu.scope(|| {
-            let pictures = |channels: usize| leaf([0, 4, 6, channels], 1);
-            let linear = |rows: usize, d_out: usize| {
-                linear(leaf([rows, 4], 1), leaf([4, d_out], 2), leaf([d_out], 3), Activation::None)
-            };
-            assert_eq!([linear(0, 3).dims(), linear(5, 0).dims()], [[0, 3], [5, 0]]);
-            let filters = (leaf([2, 3, 3, 3], 2), leaf([2], 3));
-            let y = conv2d(pictures(3), filters.0, filters.1, First::Relu, Output::Kernel);
-            assert_eq!(y.dims(), [0, 4, 6, 2]);
-            assert_eq!(max_pool2(pictures(3)).dims(), [0, 2, 3, 3]);
-            assert_eq!(upsample2(pictures(3)).dims(), [0, 8, 12, 3]);
-            assert_eq!(gumbel_softmax(pictures(3), pictures(3), 1.0).dims(), [0, 4, 6, 3]);
-            assert_eq!(layer_norm(leaf([0, 5], 1), leaf([5], 2), leaf([5], 3), 1e-5).dims(), [0, 5]);
-            let plan = Arc::new(Plan::new((0..3).collect(), |query, key| key <= query));
-            assert_eq!(pattern_attention(leaf([0, 3, 12], 1), 2, &plan).dims(), [0, 3, 4]);
-        });
+        let pictures = |channels: usize| leaf([0, 4, 6, channels], 1);
+        let mapped = |rows: usize, d_out: usize| {
+            linear(cpu, leaf([rows, 4], 1), leaf([4, d_out], 2), leaf([d_out], 3), Activation::None)
+        };
+        assert_eq!([mapped(0, 3).dims(), mapped(5, 0).dims()], [[0, 3], [5, 0]]);
+        let filters = (leaf([2, 3, 3, 3], 2), leaf([2], 3));
+        let y = conv2d(cpu, pictures(3), filters.0, filters.1, First::Relu, Output::Kernel);
+        assert_eq!(y.dims(), [0, 4, 6, 2]);
+        assert_eq!(max_pool2(cpu, pictures(3)).dims(), [0, 2, 3, 3]);
+        assert_eq!(upsample2(cpu, pictures(3)).dims(), [0, 8, 12, 3]);
+        assert_eq!(gumbel_softmax(cpu, pictures(3), pictures(3), 1.0).dims(), [0, 4, 6, 3]);
+        assert_eq!(layer_norm(cpu, leaf([0, 5], 1), leaf([5], 2), leaf([5], 3), 1e-5).dims(), [0, 5]);
+        let plan = Arc::new(Plan::new((0..3).collect(), |query, key| key <= query));
+        assert_eq!(pattern_attention(cpu, leaf([0, 3, 12], 1), 2, &plan).dims(), [0, 3, 4]);
     }
 }
 
 #[test]
 fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
-    let x = || leaf([3, 4], 1);
+    let (cpu, x) = (Cpu::best(), || leaf([3, 4], 1));
     let plan = |len: usize| Arc::new(Plan::new((0..len).collect(), |query, key| key <= query));
-    let packed = |bias: Vec<f32>| PackedLinear::new(Cpu::current(), &[1.0; 12], bias, Weights::Int8);
+    let packed = |bias: Vec<f32>| PackedLinear::new(cpu, &[1.0; 12], bias, Weights::Int8);
     let look = |own_width: usize, seen: usize| {
-        let [text, own] = [4, own_width].map(|width| States::new(Cpu::current(), 1, [1, width], 16));
+        let [text, own] = [4, own_width].map(|width| States::new(cpu, 1, [1, width], 16));
         let lane = Lane { caption: 0, own: 0, visible: &Visible::new(0..seen) };
         attend(&[0.0; 8], 8, &[lane], (&text, &Visible::new(0..1)), &own, &mut vec![0.0; own_width]);
     };
     let refused: [(&dyn Fn(), [&str; 2]); 20] = [
-        (&|| drop(linear(x(), leaf([5, 6], 2), leaf([6], 3), Activation::None)), ["[3, 4]", "[.., 5]"]),
-        (&|| drop(linear_f32(x(), leaf([4, 6], 2), leaf([7], 3))), ["[7]", "[6]"]),
-        (&|| drop(linear_add(x(), leaf([4, 6], 2), leaf([6], 3), x())), ["[3, 4]", "[3, 6]"]),
+        (&|| drop(linear(cpu, x(), leaf([5, 6], 2), leaf([6], 3), Activation::None)), ["[3, 4]", "[.., 5]"]),
+        (&|| drop(linear_f32(cpu, x(), leaf([4, 6], 2), leaf([7], 3))), ["[7]", "[6]"]),
+        (&|| drop(linear_add(cpu, x(), leaf([4, 6], 2), leaf([6], 3), x())), ["[3, 4]", "[3, 6]"]),
         (
             &|| {
                 drop(conv2d(
+                    cpu,
                     leaf([1, 2, 2, 3], 1),
                     leaf([5, 3, 2, 2], 2),
                     leaf([5], 3),
@@ -300,32 +299,35 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
         (
             &|| {
                 let [x, residual] = [leaf([1, 2, 2, 3], 1), leaf([1, 2, 2, 3], 4)];
-                drop(conv2d_add(x, leaf([5, 3, 1, 1], 2), leaf([5], 3), residual, 1.0));
+                drop(conv2d_add(cpu, x, leaf([5, 3, 1, 1], 2), leaf([5], 3), residual, 1.0));
             },
             ["[1, 2, 2, 3]", "[1, 2, 2, 5]"],
         ),
         (
-            &|| drop(layer_norm(leaf([3, 0], 1), leaf([0], 2), leaf([0], 3), 1e-5)),
+            &|| drop(layer_norm(cpu, leaf([3, 0], 1), leaf([0], 2), leaf([0], 3), 1e-5)),
             ["0 gains", "at least one"],
         ),
-        (&|| drop(layer_norm(x(), leaf([5], 2), leaf([4], 3), 1e-5)), ["5 gains", "each of 4"]),
+        (&|| drop(layer_norm(cpu, x(), leaf([5], 2), leaf([4], 3), 1e-5)), ["5 gains", "each of 4"]),
         (
-            &|| drop(cross_entropy(leaf([0, 4], 1), leaf([4, 6], 2), leaf([6], 3), &[])),
+            &|| drop(cross_entropy(cpu, leaf([0, 4], 1), leaf([4, 6], 2), leaf([6], 3), &[])),
             ["[0, 4]", "a row or more"],
         ),
-        (&|| drop(cross_entropy(x(), leaf([4, 0], 2), leaf([0], 3), &[0; 3])), ["target 0", "less than 0"]),
-        (&|| drop(pattern_attention(leaf([1, 3, 6], 1), 0, &plan(3))), ["[1, 3, 6]", "0 heads"]),
-        (&|| drop(pattern_attention(leaf([1, 3, 0], 1), 1, &plan(3))), ["[1, 3, 0]", "a multiple of 3"]),
-        (&|| drop(pattern_attention(leaf([1, 3, 6], 1), 1, &plan(4))), ["[1, 3, 6]", "[.., 4,"]),
-        (&|| drop(max_pool2(leaf([1, 3, 2, 1], 1))), ["3×2", "even sides"]),
-        (&|| drop(gumbel_softmax(x(), leaf([3, 5], 2), 1.0)), ["[3, 4]", "[3, 5]"]),
-        (&|| drop(dot(x(), x().cast(FloatDType::BF16))), ["F32", "BF16"]),
+        (
+            &|| drop(cross_entropy(cpu, x(), leaf([4, 0], 2), leaf([0], 3), &[0; 3])),
+            ["target 0", "less than 0"],
+        ),
+        (&|| drop(pattern_attention(cpu, leaf([1, 3, 6], 1), 0, &plan(3))), ["[1, 3, 6]", "0 heads"]),
+        (&|| drop(pattern_attention(cpu, leaf([1, 3, 0], 1), 1, &plan(3))), ["[1, 3, 0]", "a multiple of 3"]),
+        (&|| drop(pattern_attention(cpu, leaf([1, 3, 6], 1), 1, &plan(4))), ["[1, 3, 6]", "[.., 4,"]),
+        (&|| drop(max_pool2(cpu, leaf([1, 3, 2, 1], 1))), ["3×2", "even sides"]),
+        (&|| drop(gumbel_softmax(cpu, x(), leaf([3, 5], 2), 1.0)), ["[3, 4]", "[3, 5]"]),
+        (&|| drop(dot(cpu, x(), x().cast(FloatDType::BF16))), ["F32", "BF16"]),
         (&|| drop(packed(Vec::new())), ["12 weights", "0 biases"]),
         (
             &|| packed(vec![0.0; 3]).apply(&[0.0; 5], Finish::Set, &mut [0.0; 3]),
             ["[4, 3]", "5 numbers into 3"],
         ),
-        (&|| drop(States::new(Cpu::current(), 1, [2, 0], 4)), ["2 heads of width 0", "at least 1"]),
+        (&|| drop(States::new(cpu, 1, [2, 0], 4)), ["2 heads of width 0", "at least 1"]),
         (&|| look(4, 40), ["1 panels of picture states", "wanted 3"]),
         (&|| look(8, 1), ["1, 4)", "1, 8)"]),
     ];
@@ -340,11 +342,11 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
 fn hold_same_in_any_pool<const D: usize, L: Leaves>(
     name: &str,
     leaves: impl Fn() -> L + Sync,
-    kernel: impl Fn(L) -> Tensor<D> + Sync,
+    kernel: impl Fn(Cpu, L) -> Tensor<D> + Sync,
 ) {
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
     for cpu in Cpu::all() {
-        let run = || cpu.scope(|| outcome(&leaves(), |leaves| kernel(leaves.clone()), L::gradients));
+        let run = || outcome(&leaves(), |leaves| kernel(cpu, leaves.clone()), L::gradients);
         let [one, two, five] = [1, 2, 5].map(|threads| {
             let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
             pool.install(run).into_iter().map(bits).collect::<Vec<_>>()
@@ -358,28 +360,28 @@ fn the_number_of_threads_changes_no_bit() {
     hold_same_in_any_pool(
         "linear",
         || (leaf([200, 130], 1), leaf([130, 150], 2), leaf([150], 3)),
-        |(x, w, b)| linear(x, w, b, Activation::Gelu),
+        |cpu, (x, w, b)| linear(cpu, x, w, b, Activation::Gelu),
     );
     hold_same_in_any_pool(
         "conv2d",
         || (leaf([3, 20, 17, 20], 1), leaf([34, 20, 3, 3], 2), leaf([34], 3)),
-        |(x, w, b)| conv2d(x, w, b, First::Relu, Output::Kernel),
+        |cpu, (x, w, b)| conv2d(cpu, x, w, b, First::Relu, Output::Kernel),
     );
     let plan = Arc::new(Plan::new((0..150).collect(), |query, key| key <= query));
     hold_same_in_any_pool(
         "attention",
         || (leaf([2, 150, 3 * 3 * 20], 1),),
-        |(qkv,)| pattern_attention(qkv, 3, &plan),
+        |cpu, (qkv,)| pattern_attention(cpu, qkv, 3, &plan),
     );
     hold_same_in_any_pool(
         "layer norm",
         || (leaf([300, 70], 1), leaf([70], 2), leaf([70], 3)),
-        |(x, gain, bias)| layer_norm(x, gain, bias, 1e-5),
+        |cpu, (x, gain, bias)| layer_norm(cpu, x, gain, bias, 1e-5),
     );
     let targets: Vec<u32> = (0..300).map(|row| row * 7919 % 8000).collect(); // logits in two chunks
     hold_same_in_any_pool(
         "cross-entropy",
         || (leaf([300, 16], 1), leaf([16, 8000], 2), leaf([8000], 3)),
-        |(x, w, b)| cross_entropy(x, w, b, &targets),
+        |cpu, (x, w, b)| cross_entropy(cpu, x, w, b, &targets),
     );
 }

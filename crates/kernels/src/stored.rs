@@ -16,10 +16,10 @@ const PART: usize = 1 << 14;
 ///
 /// # Panics
 /// If `format` has no sign; on a device other than the processor, if it is not one of the hardware's.
-pub fn stored<const D: usize>(x: Tensor<D>, format: SmallFloat) -> Tensor<D> {
+pub fn stored<const D: usize>(cpu: Cpu, x: Tensor<D>, format: SmallFloat) -> Tensor<D> {
     assert!(format != SmallFloat::ZeroSixTen, "stored: a gradient needs a sign");
     match Input::new(x.clone()) {
-        Some(x) => apply(Stored { format }, [x]),
+        Some(x) => apply(Stored { cpu, format }, [x]),
         None => stored_reference(x, format),
     }
 }
@@ -39,6 +39,7 @@ pub fn stored_reference<const D: usize>(x: Tensor<D>, format: SmallFloat) -> Ten
 
 #[derive(Debug, Clone)]
 struct Stored {
+    cpu: Cpu,
     format: SmallFloat,
 }
 
@@ -63,7 +64,7 @@ impl Op<1> for Stored {
 impl Stored {
     fn round(&self, x: &FlexTensor) -> FlexTensor {
         let mut values = floats(x).to_vec();
-        let (isa, grid) = (Cpu::current().isa(), Grid::of(self.format));
+        let (isa, grid) = (self.cpu.isa(), Grid::of(self.format));
         values.par_chunks_mut(PART).for_each(|part| round_part(isa, grid, part));
         tensor(values, &dims(x))
     }
@@ -147,7 +148,7 @@ mod tests {
         for format in [SmallFloat::F16, SmallFloat::Bf16] {
             hold_equal(
                 || leaf([3, 5, 7], 1),
-                |x| stored(x.clone(), format),
+                |cpu, x| stored(cpu, x.clone(), format),
                 |x| stored_reference(x.clone(), format),
                 |x, g| vec![grad(x, g)],
             );

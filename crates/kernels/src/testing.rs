@@ -57,7 +57,7 @@ pub(crate) fn assert_close(what: &str, got: &[f32], wanted: &[f32], tolerance: f
 /// under random weights of the output. `Leaves` are made anew for each run.
 pub(crate) fn hold_equal<const D: usize, Leaves>(
     leaves: impl Fn() -> Leaves,
-    kernel: impl Fn(&Leaves) -> Tensor<D>,
+    kernel: impl Fn(Cpu, &Leaves) -> Tensor<D>,
     reference: impl Fn(&Leaves) -> Tensor<D>,
     gradients: impl Fn(&Leaves, &Gradients) -> Vec<Vec<f32>>,
 ) {
@@ -71,13 +71,13 @@ pub(crate) fn hold_equal<const D: usize, Leaves>(
 fn hold_within<const D: usize, Leaves>(
     tolerance: impl Fn(Cpu) -> f32,
     leaves: impl Fn() -> Leaves,
-    kernel: impl Fn(&Leaves) -> Tensor<D>,
+    kernel: impl Fn(Cpu, &Leaves) -> Tensor<D>,
     reference: impl Fn(&Leaves) -> Tensor<D>,
     gradients: impl Fn(&Leaves, &Gradients) -> Vec<Vec<f32>>,
 ) {
     let mut wanted = None;
     for cpu in Cpu::all() {
-        let got = cpu.scope(|| outcome(&leaves(), &kernel, &gradients));
+        let got = outcome(&leaves(), |leaves| kernel(cpu, leaves), &gradients);
         let wanted: &mut Vec<Vec<f32>> = wanted.get_or_insert_with(|| match got[0].is_empty() {
             true => got.iter().map(|values| vec![0.0; values.len()]).collect(),
             false => outcome(&leaves(), &reference, &gradients),
@@ -147,7 +147,7 @@ pub(crate) const F32_AND_BF16: &[FloatDType] = &[FloatDType::F32, FloatDType::BF
 pub(crate) fn hold<const D: usize, L: Leaves>(
     kinds: &[FloatDType],
     leaves: impl Fn() -> L,
-    kernel: impl Fn(L, FloatDType) -> Tensor<D>,
+    kernel: impl Fn(Cpu, L, FloatDType) -> Tensor<D>,
     reference: impl Fn(L) -> Tensor<D>,
 ) {
     for &kind in kinds {
@@ -155,7 +155,7 @@ pub(crate) fn hold<const D: usize, L: Leaves>(
         hold_within(
             |cpu| if kind == FloatDType::BF16 { BF16_TOLERANCE } else { tolerance(cpu) },
             &leaves,
-            |leaves| kernel(leaves.clone(), kind),
+            |cpu, leaves| kernel(cpu, leaves.clone(), kind),
             |leaves| reference(leaves.clone()),
             L::gradients,
         );

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use tessera_kernels::{Cpu, Precision};
+use tessera_kernels::Cpu;
 
 use crate::nn::{export, gradients, import};
 
@@ -31,9 +31,9 @@ pub(crate) fn check<M: Module>(model: M, loss: impl Fn(&M) -> Tensor<1>, step: f
     }
 }
 
-/// Runs `body` with f32 products.
-pub(crate) fn exactly<T>(body: impl FnOnce() -> T) -> T {
-    Cpu::new(Precision::F32).unwrap().scope(body)
+/// Products of f32.
+pub(crate) fn exact() -> Cpu {
+    Cpu::best().in_f32()
 }
 
 /// `model` with every weight moved off its initial value, biases and zero matrices included.

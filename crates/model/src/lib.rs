@@ -13,7 +13,7 @@ pub mod sample;
 mod tessera;
 pub mod weights;
 
-pub use tessera_kernels::parallel;
+pub use tessera_kernels::Cpu;
 pub use tessera_text::Unknown;
 
 pub use sample::{Batch, Decoder, Drawing, Event, Job, Parameters, Picture, Request, Sampling};

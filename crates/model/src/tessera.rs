@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
+use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
 use tessera_text::{Bpe, Prompt, Unknown, unknown_words};
 
 use crate::dvae::Dvae;
-use crate::nn::{check_count, import};
+use crate::nn::{Compute, check_count, import};
 use crate::prior::{Prior, PriorConfig};
 use crate::rerank::{Clip, Reranker};
 use crate::sample::{
@@ -69,43 +70,44 @@ impl Tessera {
     /// The model inside this library.
     pub fn embedded() -> Result<Tessera> {
         let file = ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model")?;
-        Tessera::new(&file, &Device::flex())
+        Tessera::new(&file, Cpu::best())
     }
 
     /// The model in a file.
     pub fn open(path: &Path) -> Result<Tessera> {
-        Tessera::new(&ModelFile::read(path)?, &Device::flex()).with_context(|| path.display().to_string())
+        Tessera::new(&ModelFile::read(path)?, Cpu::best()).with_context(|| path.display().to_string())
     }
 
-    /// The model of an already read file, on `device`. It draws with weights in 8 bits if the file says what that changes, else with those
+    /// The model of an already read file. It draws with weights in 8 bits if the file says what that changes, else with those
     /// that the processor multiplies.
     ///
     /// # Errors
     /// If the file lacks a part that drawing needs, or its weights do not fit its config.
-    pub fn new(file: &ModelFile, device: &Device) -> Result<Tessera> {
+    pub fn new(file: &ModelFile, compute: impl Into<Compute>) -> Result<Tessera> {
         let measured = file.int8.is_known();
-        Tessera::with_weights(file, device, if measured { Weights::Int8 } else { Weights::Full })
+        Tessera::with_weights(file, compute, if measured { Weights::Int8 } else { Weights::Full })
     }
 
     /// The same with a choice of how the prior's weights are kept.
     ///
     /// # Errors
     /// As for [`Tessera::new`], and for 8 bits if the file does not say what they change.
-    pub fn with_weights(file: &ModelFile, device: &Device, weights: Weights) -> Result<Tessera> {
+    pub fn with_weights(file: &ModelFile, compute: impl Into<Compute>, weights: Weights) -> Result<Tessera> {
+        let compute = &compute.into();
         let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
-        let dvae = file.dvae(device)?;
+        let dvae = file.dvae(compute)?;
         let prior = match weights {
-            Weights::Full => file.prior(device)?,
+            Weights::Full => file.prior(compute)?,
             Weights::Int8 => {
                 ensure!(
                     file.int8.is_known(),
                     "the model file does not say what weights in 8 bits change in its drawings; `tessera pack` measures it"
                 );
-                file.prior(device)?.in_int8()
+                file.prior(compute)?.in_int8()
             }
         };
         let decoder = Decoder::new(&prior, weights)?;
-        let reranker = file.config.rerank.as_ref().map(|_| file.reranker(device)).transpose()?;
+        let reranker = file.config.rerank.as_ref().map(|_| file.reranker(compute)).transpose()?;
         let image_size = file.config.dvae.as_ref().map_or(0, |config| config.image_size);
         let bpe = Bpe::from_json(tokenizer)?;
         let (caption_drop, words) = (file.caption_drop, file.words.clone());
@@ -127,6 +129,11 @@ impl Tessera {
             );
         }
         Ok(tessera)
+    }
+
+    /// What it computes with.
+    pub fn cpu(&self) -> Cpu {
+        self.decoder.cpu()
     }
 
     /// The guidance to draw with: as `wanted`, or what suits the model. Guidance compares with drawing without a caption, which a model has
@@ -185,7 +192,7 @@ impl Tessera {
         let values: Vec<f32> = picture.as_raw().iter().map(|&value| f32::from(value) / 255.0).collect();
         let x: Tensor<4> =
             Tensor::from_data(TensorData::new(values, [1, side, side, 3]), &self.dvae.device());
-        let codes = self.decoder.cpu().scope(|| self.dvae.encode(x.permute([0, 3, 1, 2])).into_data());
+        let codes = self.dvae.encode(x.permute([0, 3, 1, 2])).into_data();
         Ok(codes.iter::<i64>().map(|code| code as u32).collect())
     }
 
@@ -220,7 +227,7 @@ impl Tessera {
             let unknown = tokens.iter().flatten().find(|&&token| token as usize >= image_vocab);
             ensure!(unknown.is_none(), "token {unknown:?}: wanted less than {image_vocab}");
         }
-        self.decoder.cpu().scope(|| mosaics(&self.dvae, grid, tokens))
+        mosaics(&self.dvae, grid, tokens)
     }
 
     /// Draws; the pictures come as events. A prompt that is too long is cut as [`Tessera::read_prompt`] tells.
@@ -285,24 +292,24 @@ fn looks_like(a: &RgbImage, b: &RgbImage, grid: usize) -> bool {
 
 impl ModelFile {
     /// The dVAE of the file.
-    pub fn dvae(&self, device: &Device) -> Result<Dvae> {
+    pub fn dvae(&self, compute: impl Into<Compute>) -> Result<Dvae> {
         let config = self.config.dvae.as_ref().context("the file holds no dVAE")?;
         config.check()?;
         check_count("dVAE", config.n_parameters().iter().sum(), &self.dvae)?;
-        import(Dvae::blank(config, device), &self.dvae).context("dVAE")
+        import(Dvae::blank(config, compute), &self.dvae).context("dVAE")
     }
 
     /// The prior of the file.
-    pub fn prior(&self, device: &Device) -> Result<Prior> {
+    pub fn prior(&self, compute: impl Into<Compute>) -> Result<Prior> {
         let config =
             self.config.prior.as_ref().context("the file holds no prior; was it made by `train prior`?")?;
         config.check()?;
         check_count("prior", config.n_parameters(), &self.prior)?;
-        import(Prior::blank(config, device), &self.prior).context("prior")
+        import(Prior::blank(config, compute), &self.prior).context("prior")
     }
 
     /// The contrastive model of the file.
-    pub fn clip(&self, device: &Device) -> Result<Clip> {
+    pub fn clip(&self, compute: impl Into<Compute>) -> Result<Clip> {
         let config = self
             .config
             .rerank
@@ -310,16 +317,16 @@ impl ModelFile {
             .context("the file holds no contrastive model; was it made by `train rerank`?")?;
         config.check()?;
         check_count("contrastive model", config.n_parameters(), &self.rerank)?;
-        import(Clip::blank(config, device), &self.rerank).context("contrastive model")
+        import(Clip::blank(config, compute), &self.rerank).context("contrastive model")
     }
 
     /// The contrastive model of the file with its tokenizer.
     ///
     /// # Errors
     /// If the file lacks one of the two, or they do not fit each other.
-    pub fn reranker(&self, device: &Device) -> Result<Reranker> {
+    pub fn reranker(&self, compute: impl Into<Compute>) -> Result<Reranker> {
         let tokenizer = self.tokenizer.as_ref().context("the file holds no tokenizer")?;
-        Reranker::new(self.clip(device)?, Bpe::from_json(tokenizer)?)
+        Reranker::new(self.clip(compute)?, Bpe::from_json(tokenizer)?)
     }
 }
 
@@ -347,24 +354,24 @@ mod tests {
 
     #[test]
     fn weights_in_8_bits_take_a_file_that_says_what_they_change() {
-        let device = Device::flex();
+        let cpu = Cpu::best();
         let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
-        let (exact, rounded) = (file.prior(&device).unwrap(), file.prior(&device).unwrap().in_int8());
+        let (exact, rounded) = (file.prior(cpu).unwrap(), file.prior(cpu).unwrap().in_int8());
         let [exact, rounded] = [exact, rounded].map(|prior| export(&prior));
         assert!(exact != rounded);
         let of = |tessera: Result<Tessera>| export(&tessera.unwrap().prior);
-        assert!(of(Tessera::new(&file, &device)) == rounded);
-        assert!(of(Tessera::with_weights(&file, &device, Weights::Full)) == exact);
+        assert!(of(Tessera::new(&file, cpu)) == rounded);
+        assert!(of(Tessera::with_weights(&file, cpu, Weights::Full)) == exact);
         let unmeasured = ModelFile { int8: Int8Change::Unknown, ..file };
-        assert!(of(Tessera::new(&unmeasured, &device)) == exact);
-        let refused = Tessera::with_weights(&unmeasured, &device, Weights::Int8).err().unwrap().to_string();
+        assert!(of(Tessera::new(&unmeasured, cpu)) == exact);
+        let refused = Tessera::with_weights(&unmeasured, cpu, Weights::Int8).err().unwrap().to_string();
         assert!(refused.contains("`tessera pack` measures it"), "{refused}");
     }
 
     #[test]
     fn the_embedded_model_hardly_changes_in_8_bits_and_damage_shows() {
         let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
-        let prior = file.prior(&Default::default()).unwrap();
+        let prior = file.prior(Cpu::best()).unwrap();
         let found = int8_nats_per_token(&prior, prior.clone()).unwrap();
         assert!(found > 0.0 && found < 0.05, "{found} nats a token");
         // Other numbers in one matrix are more than rounding.
@@ -375,7 +382,7 @@ mod tests {
             _ => weight.clone(),
         };
         let other = ModelFile { prior: file.prior.iter().map(zeroed).collect(), ..file };
-        let damaged = int8_nats_per_token(&prior, other.prior(&Default::default()).unwrap()).unwrap();
+        let damaged = int8_nats_per_token(&prior, other.prior(Cpu::best()).unwrap()).unwrap();
         assert!(damaged > 10.0 * found, "{damaged} with a layer missing, {found} without");
     }
 }

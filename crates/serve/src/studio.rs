@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
-use tessera_model::{Batch, Event, Request, Tessera, parallel};
+use tessera_model::{Batch, Event, Request, Tessera};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::limits::{PENDING_JOBS, PENDING_PICTURES};
@@ -73,7 +73,7 @@ impl Studio {
             alive: AtomicBool::new(true),
             metrics,
         });
-        let worker = parallel::spawn("drawing", {
+        let worker = thread::Builder::new().name("drawing".into()).spawn({
             let shared = shared.clone();
             move || {
                 // Whatever ends the worker, the server must know.

@@ -8,7 +8,6 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::Scope;
 
 use anyhow::{Context, Result, ensure};
-use tessera_kernels::Cpu;
 
 use crate::fit::Task;
 
@@ -29,15 +28,13 @@ impl<B: Send> Ahead<B> {
         B: 'scope,
     {
         let (sender, batches) = sync_channel(0); // one batch waits, in the thread
-        let cpu = Cpu::current();
-        let make = move || {
+        scope.spawn(move || {
             for step in steps {
                 if sender.send((step, whole(task, step, n_parts))).is_err() {
                     return; // nobody takes them any more
                 }
             }
-        };
-        scope.spawn(move || cpu.scope(make));
+        });
         Ahead { batches }
     }
 

@@ -1,7 +1,7 @@
 //! Numbers kept in 32 bits or in 16 (paper §D.2): moments, error buffers, and the matrix that PowerSGD draws once.
 
+use rayon::prelude::*;
 use tessera_kernels::SmallFloat;
-use tessera_kernels::parallel::*;
 
 /// Numbers in 32 bits or in a format of 16.
 #[derive(Debug, Clone, PartialEq)]

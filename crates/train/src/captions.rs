@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use rand_chacha::rand_core::Rng;
-use tessera_kernels::parallel::*;
+use rayon::prelude::*;
 use tessera_text::{Bpe, MAX_PROMPT_CHARS, Prompt};
 
 use crate::reporter::Reporter;

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use tessera_data::{Augment, read_text};
 use tessera_kernels::{Cpu, Precision, SmallFloat};
 use tessera_model::dvae::DvaeConfig;
+use tessera_model::nn::Compute;
 use tessera_model::prior::{Activations, PriorConfig};
 use tessera_model::rerank::ClipConfig;
 use toml::{Table, Value};
 
+use crate::device::DeviceChoice;
 use crate::optim::Moments;
 use crate::precision::Scaling;
 use crate::samples::ScenesConfig;
@@ -259,6 +261,14 @@ impl Config {
     /// If this processor lacks them.
     pub fn cpu(&self) -> Result<Cpu> {
         Cpu::new(self.cpu.precision).map_err(|why| anyhow::anyhow!("cpu.{why}"))
+    }
+
+    /// What models compute with that are on `device`.
+    ///
+    /// # Errors
+    /// As for [`Config::cpu`], and if there is no such device.
+    pub fn compute(&self, device: DeviceChoice) -> Result<Compute> {
+        Ok(Compute { device: device.open()?, cpu: self.cpu()? })
     }
 
     fn check(&self) -> Result<()> {

@@ -3,13 +3,15 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
 use rand_chacha::rand_core::Rng;
+use rayon::prelude::*;
 use tessera_data::{Augment, Dataset, Purpose, Sample, augment, batch_indices, item_rng};
 use tessera_eval::{recon, relaxation_gap};
-use tessera_kernels::parallel::*;
+use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
+use tessera_model::nn::Compute;
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 
 use crate::capacity::Stage;
@@ -32,7 +34,7 @@ struct DvaeTask<'a> {
     train: TrainSamples,
     /// Held-out pictures, `[3·S·S]` in [0, 1] each.
     val: Vec<Vec<f32>>,
-    device: Device,
+    compute: Compute,
 }
 
 /// Trains a dVAE on the data set at `data`; writes `RUN/dvae.tessera.safetensors` when it finishes or is stopped.
@@ -46,10 +48,10 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     let val = held_out.iter().map(floats).collect::<Result<Vec<_>>>()?;
     let fingerprint = dataset.fingerprint();
     let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
-    let task = DvaeTask { config, seed, train, val, device: options.device.open()? };
+    let task = DvaeTask { config, seed, train, val, compute: config.compute(options.device)? };
     let (initial, named) = options.initial(control.reporter)?;
     let inputs: Vec<_> = [("data", fingerprint), task.train.scenes()?].into_iter().chain(named).collect();
-    let random = || Dvae::new(&config.dvae, seed, &task.device);
+    let random = || Dvae::new(&config.dvae, seed, &task.compute);
     let model = match initial {
         Initial::Random => random(),
         Initial::Checkpoint(checkpoint) => checkpoint.averaged(random(), Stage::Dvae, &inputs, &[])?,
@@ -65,7 +67,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
                 "--init holds a dVAE of {theirs:?}, wanted {:?}",
                 config.dvae
             );
-            file.dvae(&task.device)?
+            file.dvae(&task.compute)?
         }
     };
     let model = model.stored(config.train_dvae.storage.format());
@@ -111,7 +113,7 @@ impl DvaeTask<'_> {
 
     fn pictures(&self, values: Vec<f32>, n: usize) -> Tensor<4> {
         let side = self.config.dvae.image_size;
-        Tensor::from_data(TensorData::new(values, [n, 3, side, side]), &self.device)
+        Tensor::from_data(TensorData::new(values, [n, 3, side, side]), &self.compute.device)
     }
 }
 
@@ -119,6 +121,10 @@ impl Task for DvaeTask<'_> {
     type Model = Dvae;
     /// Pictures `[n, 3, S, S]`, flat, and the noise of their cells.
     type Batch = (Vec<f32>, GumbelNoise);
+
+    fn cpu(&self) -> Cpu {
+        self.compute.cpu
+    }
 
     fn batch(&self, step: u64, part: usize) -> Result<Self::Batch> {
         let config = &self.config.train_dvae;
@@ -157,11 +163,12 @@ impl Task for DvaeTask<'_> {
         let relax = &self.config.relax;
         let share = self.config.train_dvae.batch / self.config.train_dvae.micro_batches;
         let x = map_pixels(self.pictures(pictures, share)).autodiff();
-        differentiate(model, scales, |model| {
+        differentiate(self.cpu(), model, scales, |model| {
             let logits = model.encoder.forward(x.clone());
-            let codes = gumbel_softmax_drawn(logits.clone(), noise, relax.tau_at(step));
+            let codes = gumbel_softmax_drawn(self.cpu(), logits.clone(), noise, relax.tau_at(step));
             let stats = model.decoder.forward(codes);
-            let elbo = elbo(x, stats, logits, relax.beta_at(step), self.config.dvae.min_log_b);
+            let (beta, min_log_b) = (relax.beta_at(step), self.config.dvae.min_log_b);
+            let elbo = elbo(self.cpu(), x, stats, logits, beta, min_log_b);
             let figures =
                 vec![("nll_nats_per_value", elbo.nll_per_value), ("kl_nats_per_token", elbo.kl_per_token)];
             Loss { total: elbo.loss, figures }
@@ -172,7 +179,7 @@ impl Task for DvaeTask<'_> {
         ensure!(!self.val.is_empty(), "no pictures to validate on");
         let model = &model.clone().stored(None);
         let config = &self.config.dvae;
-        let recon = recon(model, config, &self.val, &self.device);
+        let recon = recon(model, config, &self.val);
         let noise = self.noise(Purpose::ValidationGumbel, 0);
         let gap = relaxation_gap(model, config, &self.val, noise, self.config.relax.tau_at(step));
         Ok(vec![
@@ -212,13 +219,12 @@ mod tests {
         let config = Config::resolve("tiny", &sets).unwrap();
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
         let train = Dataset::open(&dir).unwrap().train;
-        let device = Device::flex();
         body(&DvaeTask {
             config: &config,
             seed: 3,
             train: TrainSamples::Stored(train),
             val: Vec::new(),
-            device,
+            compute: Cpu::best().into(),
         })
     }
 
@@ -226,15 +232,16 @@ mod tests {
     #[test]
     fn a_step_is_taken_at_the_weight_and_temperature_of_its_update() {
         with_task(&[], |task| {
-            let model = Dvae::new(&task.config.dvae, 1, &task.device);
+            let model = Dvae::new(&task.config.dvae, 1, &task.compute);
             let half_way = 0.0625 + 0.5 * 0.9375 * (1.0 + (std::f64::consts::PI * 5.0 / 24.0).cos());
             for (step, beta, tau) in [(5, 0.85, half_way), (12, 1.7, 0.53125), (40, 1.7, 0.0625)] {
                 let (pictures, noise) = task.batch(step, 0).unwrap();
                 let x = map_pixels(task.pictures(pictures.clone(), 16));
                 let logits = model.encoder.forward(x.clone());
-                let stats = model.decoder.forward(gumbel_softmax_drawn(logits.clone(), noise, tau));
-                let wanted =
-                    elbo(x, stats, logits, beta, task.config.dvae.min_log_b).loss.into_scalar::<f64>();
+                let stats =
+                    model.decoder.forward(gumbel_softmax_drawn(task.cpu(), logits.clone(), noise, tau));
+                let wanted = elbo(task.cpu(), x, stats, logits, beta, task.config.dvae.min_log_b);
+                let wanted = wanted.loss.into_scalar::<f64>();
                 let got = task.gradient(&model, (pictures, noise), step, None).unwrap().loss;
                 assert!((got - wanted).abs() < 1e-6, "step {step}: {got}, wanted {wanted}");
             }

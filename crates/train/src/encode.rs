@@ -5,11 +5,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
+use rayon::prelude::*;
 use tessera_container::{Origin, hash};
 use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, Split, atomic, augment, item_rng};
 use tessera_eval::{LabelledCodes, Subject};
-use tessera_kernels::parallel::*;
+use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig};
 use tessera_text::{Bpe, Prompt};
 
@@ -36,18 +37,20 @@ pub struct EncodeInputs<'a> {
     pub dvae: &'a Path,
     /// Seed of the random crops.
     pub seed: u64,
+    /// What the dVAE computes with.
+    pub cpu: Cpu,
 }
 
 /// Encodes both splits of a data set into `out`. Returns (pictures, tokens).
 pub fn encode(
     data_config: &DataConfig,
-    EncodeInputs { data, dvae, seed }: EncodeInputs,
+    EncodeInputs { data, dvae, seed, cpu }: EncodeInputs,
     out: &Path,
     reporter: &dyn Reporter,
 ) -> Result<(usize, usize)> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let file = read_model(dvae, reporter)?;
-    let dvae = file.dvae(&Device::flex())?;
+    let dvae = file.dvae(cpu)?;
     let config = file.config.dvae.clone().context("the file holds no dVAE")?;
     ensure!(config.vocab <= 1 << 16, "code shards hold 16-bit codes; this dVAE has {}", config.vocab);
     let dataset = open_dataset(data, reporter)?;

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::module::Module;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
-use tessera_kernels::{Cpu, parallel};
+use tessera_kernels::Cpu;
 use tessera_model::nn::{HostTensor, Role, export, import, roles};
 
 use crate::ahead::{Ahead, whole};
@@ -35,6 +35,8 @@ pub trait Task: Sync {
     /// Part of a batch on the host.
     type Batch: Send;
 
+    /// What the host computes with.
+    fn cpu(&self) -> Cpu;
     /// Part `part` of the batch of update `step`; a pure function of both.
     fn batch(&self, step: u64, part: usize) -> Result<Self::Batch>;
     /// The first gradient scales, for a model whose gradients are stored in 16 bits.
@@ -59,7 +61,7 @@ pub trait Task: Sync {
         parts: Vec<Self::Batch>,
         scales: Option<&[f32]>,
     ) -> Result<Gradient> {
-        mean_gradient(parts.into_iter().map(|part| self.gradient(model, part, step, scales)))
+        mean_gradient(self.cpu(), parts.into_iter().map(|part| self.gradient(model, part, step, scales)))
     }
     /// The update from which on the loss is one and the same function: the weights of its parts may change until then, and losses
     /// from before cannot be compared with later ones.
@@ -235,7 +237,6 @@ pub struct Trainer<'a, T: Task> {
     task: &'a T,
     model: T::Model,
     config: &'a FitConfig,
-    cpu: Cpu,
     /// Those of the parameters.
     roles: Vec<Role>,
     /// What the last step left.
@@ -262,8 +263,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             count(&scales)
         );
         let model = import(model, &state.weights).context("the checkpoint is of another model")?;
-        let (cpu, entering) = (Cpu::current(), Vec::new());
-        Ok(Trainer { task, model, config, cpu, roles, state, entering, ahead: None })
+        Ok(Trainer { task, model, config, roles, state, entering: Vec::new(), ahead: None })
     }
 
     /// One update; returns figures to log, or none if the update was skipped because a 16-bit gradient was not finite.
@@ -272,6 +272,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// If a loss or gradient of 32 bits is not finite, or too many updates in a row were skipped.
     pub fn step(&mut self) -> Result<Metrics> {
         let (step, config, task) = (self.state.step, self.config, self.task);
+        let cpu = task.cpu();
         let asked = Instant::now();
         let parts = match &self.ahead {
             Some(ahead) => ahead.take(step)?,
@@ -284,11 +285,11 @@ impl<'a, T: Task> Trainer<'a, T> {
         // If the update fails, the next attempt finds that done.
         let is_due = !std::mem::replace(&mut state.followed, true);
         let (average, weights) = (&mut state.average, &state.weights);
-        let (gradient, ()) = parallel::join(
-            || self.cpu.scope(|| task.batch_gradient(&self.model, step, parts, scales.as_deref())),
+        let (gradient, ()) = rayon::join(
+            || task.batch_gradient(&self.model, step, parts, scales.as_deref()),
             || {
                 if is_due {
-                    self.cpu.scope(|| follow(average, weights, config, step));
+                    follow(cpu, average, weights, config, step);
                 }
             },
         );
@@ -296,14 +297,14 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.entering.clone_from(&gradient.entering);
         if let Some(scales) = &mut state.scales
             && !scales
-                .follow(step, &gradient.overflowed, gradient.is_finite())
+                .follow(step, &gradient.overflowed, gradient.is_finite(cpu))
                 .map_err(|error| Diverged(error.to_string()))?
         {
             (state.step, state.followed) = (step + 1, false);
             return Ok(Metrics::new());
         }
         let lr = learning_rate(config, step, &state.plateau);
-        let norm = state.adam.update(&mut state.weights, &self.roles, &gradient.values, config, lr);
+        let norm = state.adam.update(cpu, &mut state.weights, &self.roles, &gradient.values, config, lr);
         if !optim::is_applied(norm, config) {
             let why = match gradient.culprit(&state.weights) {
                 Some(weight) => format!("is not finite, first at {weight}"),
@@ -332,9 +333,9 @@ impl<'a, T: Task> Trainer<'a, T> {
 }
 
 /// Every `ema_every` updates: the average follows the weights.
-fn follow(average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig, step: u64) {
+fn follow(cpu: Cpu, average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig, step: u64) {
     if step > 0 && step.is_multiple_of(config.ema_every) {
-        optim::average(average, weights, config, step / config.ema_every);
+        optim::average(cpu, average, weights, config, step / config.ema_every);
     }
 }
 

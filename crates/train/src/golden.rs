@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::SafeTensors;
-use tessera_kernels::{Cpu, Precision};
+use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_softmax, map_pixels};
 use tessera_model::nn::{HostTensor, export, import, roles};
 use tessera_model::prior::{Activations, Logits, Prior, PriorConfig, Stream, Wrap};
@@ -71,7 +71,7 @@ fn follow<M: burn::module::Module>(
             "step {step}: loss {}, wanted {wanted}",
             found.loss
         );
-        adam.update(&mut weights, &roles, &found.values, config, config.lr);
+        adam.update(exact(), &mut weights, &roles, &found.values, config, config.lr);
         model = import(model, &weights).unwrap();
     }
     for (got, wanted) in weights.iter().zip(golden.weights("after", &weights)) {
@@ -94,8 +94,8 @@ fn settings(beta2: f64, weight_decay: f64, clip: f64, variance_clip: f64) -> Fit
     FitConfig { lr: 1e-3, beta1: 0.9, beta2, weight_decay, clip, variance_clip, ..tiny }
 }
 
-fn exactly(body: impl FnOnce()) {
-    Cpu::new(Precision::F32).unwrap().scope(body);
+fn exact() -> Cpu {
+    Cpu::best().in_f32()
 }
 
 #[test]
@@ -121,10 +121,8 @@ fn ten_steps_of_a_prior_are_those_of_pytorch() {
         let (loss, figures) = Loss { total: found.loss.loss, figures: Vec::new() }.values();
         Gradient::new(found.gradients, loss, figures)
     };
-    exactly(|| {
-        let prior = Prior::new(&config, 0, &Device::flex());
-        follow(&golden, prior, &settings(0.96, 4.5e-2, 4.0, 5.0), gradient);
-    });
+    let prior = Prior::new(&config, 0, exact());
+    follow(&golden, prior, &settings(0.96, 4.5e-2, 4.0, 5.0), gradient);
 }
 
 #[test]
@@ -145,15 +143,13 @@ fn ten_steps_of_a_dvae_are_those_of_pytorch() {
     let gradient = |dvae: &Dvae, step: usize| {
         let x = map_pixels(tensor(golden.step(&pictures, step), [2, 3, 8, 8])).autodiff();
         let noise = tensor(golden.step(&noise, step), [2, 4, 4, 7]).autodiff();
-        differentiate(dvae, None, |dvae| {
+        differentiate(exact(), dvae, None, |dvae| {
             let logits = dvae.encoder.forward(x.clone());
-            let stats = dvae.decoder.forward(gumbel_softmax(logits.clone(), noise, 0.7));
-            Loss { total: elbo(x, stats, logits, 1.5, config.min_log_b).loss, figures: Vec::new() }
+            let stats = dvae.decoder.forward(gumbel_softmax(exact(), logits.clone(), noise, 0.7));
+            Loss { total: elbo(exact(), x, stats, logits, 1.5, config.min_log_b).loss, figures: Vec::new() }
         })
         .unwrap()
     };
-    exactly(|| {
-        let dvae = Dvae::new(&config, 0, &device);
-        follow(&golden, dvae, &settings(0.999, 1e-4, f64::INFINITY, f64::INFINITY), gradient);
-    });
+    let dvae = Dvae::new(&config, 0, exact());
+    follow(&golden, dvae, &settings(0.999, 1e-4, f64::INFINITY, f64::INFINITY), gradient);
 }

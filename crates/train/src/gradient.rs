@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use tessera_kernels::{approach, sum_of_squares};
+use tessera_kernels::{Cpu, approach, sum_of_squares};
 use tessera_model::weights::{HostTensor, gradients};
 
 use crate::log::Metrics;
@@ -45,8 +45,8 @@ impl Gradient {
     }
 
     /// Whether all numbers are.
-    pub(crate) fn is_finite(&self) -> bool {
-        self.values.iter().all(|values| sum_of_squares(values).is_finite())
+    pub(crate) fn is_finite(&self, cpu: Cpu) -> bool {
+        self.values.iter().all(|values| sum_of_squares(cpu, values).is_finite())
     }
 
     /// The last of `weights` whose gradient is not: the backward pass meets it first.
@@ -63,6 +63,7 @@ impl Gradient {
 /// # Errors
 /// If a gradient is not f32.
 pub fn differentiate<M: Module>(
+    cpu: Cpu,
     model: &M,
     scales: Option<&[f32]>,
     loss: impl FnOnce(&M) -> Loss,
@@ -74,7 +75,7 @@ pub fn differentiate<M: Module>(
         return Ok(Gradient::new(gradients(&model, loss.total.backward())?, value, figures));
     };
     let mut gradient = Gradient::new(gradients(&model, (loss.total * scale).backward())?, value, figures);
-    if !gradient.is_finite() {
+    if !gradient.is_finite(cpu) {
         gradient.overflowed.push(0);
     }
     gradient.values.iter_mut().flatten().for_each(|value| *value /= scale);
@@ -82,13 +83,13 @@ pub fn differentiate<M: Module>(
 }
 
 /// The mean of the gradients of `parts` micro-batches, with their mean figures.
-pub(crate) fn mean_gradient(parts: impl IntoIterator<Item = Result<Gradient>>) -> Result<Gradient> {
+pub(crate) fn mean_gradient(cpu: Cpu, parts: impl IntoIterator<Item = Result<Gradient>>) -> Result<Gradient> {
     let mut parts = parts.into_iter();
     let mut mean = parts.next().context("a batch without parts")??;
     for (i, next) in parts.enumerate() {
         let next = next?;
         let share = 1.0 / (i + 2) as f32;
-        mean.values.iter_mut().zip(next.values).for_each(|(mean, next)| approach(mean, &next, share));
+        mean.values.iter_mut().zip(next.values).for_each(|(mean, next)| approach(cpu, mean, &next, share));
         for (mean, next) in mean.figures.iter_mut().zip(next.figures) {
             mean.1 += f64::from(share) * (next.1 - mean.1);
         }

@@ -1,7 +1,7 @@
 //! AdamW on host arrays (paper §A.2, §B.2) with global-norm clipping, and the moving average of the weights.
 
 use serde::{Deserialize, Serialize};
-use tessera_kernels::{SmallFloat, approach, sum_of_squares};
+use tessera_kernels::{Cpu, SmallFloat, approach, sum_of_squares};
 use tessera_model::nn::{HostTensor, Role};
 
 use crate::buffer::Buffer;
@@ -45,13 +45,14 @@ impl AdamW {
     /// `config.clip`. Returns the norm before; nothing was changed unless it [`is_applied`].
     pub fn update(
         &mut self,
+        cpu: Cpu,
         weights: &mut [HostTensor],
         roles: &[Role],
         gradients: &[Vec<f32>],
         config: &FitConfig,
         lr: f64,
     ) -> f64 {
-        let norm = gradients.iter().map(|g| sum_of_squares(g)).sum::<f64>().sqrt();
+        let norm = gradients.iter().map(|g| sum_of_squares(cpu, g)).sum::<f64>().sqrt();
         if !is_applied(norm, config) {
             return norm;
         }
@@ -72,7 +73,7 @@ impl AdamW {
                 variance_clip: config.variance_clip as f32,
             };
             mean.change(|mean| {
-                variance.change(|variance| update.update(&mut weight.values, gradient, mean, variance));
+                variance.change(|variance| update.update(cpu, &mut weight.values, gradient, mean, variance));
             });
         }
         norm
@@ -89,11 +90,11 @@ pub fn is_applied(norm: f64, config: &FitConfig) -> bool {
 
 /// `average += (1 - decay) (weights - average)` of averaging number `n`, from 1. With `ema_rise` early averages follow faster, so
 /// that they forget the first weights: the decay is at most `(1 + n) / (10 + n)`.
-pub fn average(average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig, n: u64) {
+pub fn average(cpu: Cpu, average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig, n: u64) {
     let most = if config.ema_rise { (1 + n) as f64 / (10 + n) as f64 } else { 1.0 };
     let decay = config.ema.min(most) as f32;
     for (average, weight) in average.iter_mut().zip(weights) {
-        approach(&mut average.values, &weight.values, 1.0 - decay);
+        approach(cpu, &mut average.values, &weight.values, 1.0 - decay);
     }
 }
 
@@ -121,9 +122,9 @@ mod tests {
         (config.beta1, config.beta2, config.weight_decay, config.clip) = (0.9, 0.99, 0.5, 10.0);
         let mut w = weights();
         let mut adam = AdamW::new(&w, MATRIX, Moments::Full);
-        adam.update(&mut w, MATRIX, &[vec![0.5, -1.0]], &config, 0.1);
+        adam.update(Cpu::best(), &mut w, MATRIX, &[vec![0.5, -1.0]], &config, 0.1);
         assert!((w[0].values[0] - 0.85).abs() < 1e-5 && (w[0].values[1] + 1.8).abs() < 1e-5);
-        adam.update(&mut w, MATRIX, &[vec![0.25, 2.0]], &config, 0.1);
+        adam.update(Cpu::best(), &mut w, MATRIX, &[vec![0.25, 2.0]], &config, 0.1);
         // 0.85 · 0.95 − 0.1 · (0.07 / 0.19) / √(0.0031 / 0.0199), and −1.8 · 0.95 − 0.1 · (0.11 / 0.19) / √(0.0499 / 0.0199)
         assert!((w[0].values[0] - 0.714_155).abs() < 1e-5, "{}", w[0].values[0]);
         assert!((w[0].values[1] + 1.746_561).abs() < 1e-5, "{}", w[0].values[1]);
@@ -157,7 +158,7 @@ mod tests {
         weights.iter_mut().for_each(|weight| weight.values.fill(1.0));
         let gradients: Vec<Vec<f32>> = weights.iter().map(|weight| vec![0.0; weight.values.len()]).collect();
         let mut adam = AdamW::new(&weights, &roles, Moments::Full);
-        adam.update(&mut weights, &roles, &gradients, &config, 0.1);
+        adam.update(Cpu::best(), &mut weights, &roles, &gradients, &config, 0.1);
         let shrunk = weights.into_iter().filter(|weight| weight.values.iter().any(|&value| value < 1.0));
         shrunk.map(|weight| weight.name).collect()
     }
@@ -169,7 +170,7 @@ mod tests {
         let moments = |gradient: [f32; 2]| {
             let mut w = weights();
             let mut adam = AdamW::new(&w, MATRIX, Moments::Full);
-            let norm = adam.update(&mut w, MATRIX, &[gradient.to_vec()], &config, 0.1);
+            let norm = adam.update(Cpu::best(), &mut w, MATRIX, &[gradient.to_vec()], &config, 0.1);
             (norm, adam)
         };
         let (long, shortened) = moments([3.0, 4.0]);
@@ -188,7 +189,7 @@ mod tests {
             let mut adam = AdamW::new(&w, &[role], moments);
             for step in 0..100 {
                 let gradient = [(step as f32).sin() * 1e-3, -100.0];
-                adam.update(&mut w, &[role], &[gradient.to_vec()], &config, 1e-3);
+                adam.update(Cpu::best(), &mut w, &[role], &[gradient.to_vec()], &config, 1e-3);
             }
             (w[0].values.clone(), adam)
         };
@@ -230,7 +231,7 @@ mod tests {
         let after = |config: &FitConfig, n| {
             let mut mean = weights();
             let followed = vec![HostTensor { values: vec![2.0, 0.0], ..mean[0].clone() }];
-            average(&mut mean, &followed, config, n);
+            average(Cpu::best(), &mut mean, &followed, config, n);
             mean[0].values.clone()
         };
         assert!((after(&config, 1)[0] - 1.01).abs() < 1e-6 && (after(&config, 1)[1] + 1.98).abs() < 1e-6);
@@ -246,7 +247,7 @@ mod tests {
             config.clip = clip;
             let mut w = weights();
             let mut adam = AdamW::new(&w, MATRIX, Moments::Full);
-            let norm = adam.update(&mut w, MATRIX, &[vec![3e20, 4e20]], &config, 0.1);
+            let norm = adam.update(Cpu::best(), &mut w, MATRIX, &[vec![3e20, 4e20]], &config, 0.1);
             assert!((norm / 5e20 - 1.0).abs() < 1e-6, "{norm}");
             (w, adam)
         };
@@ -262,7 +263,7 @@ mod tests {
         let mut w = weights();
         let mut adam = AdamW::new(&w, MATRIX, Moments::Full);
         let before = (w.clone(), adam.clone());
-        assert!(!adam.update(&mut w, MATRIX, &[vec![f32::NAN, 1.0]], &config, 0.1).is_finite());
+        assert!(!adam.update(Cpu::best(), &mut w, MATRIX, &[vec![f32::NAN, 1.0]], &config, 0.1).is_finite());
         assert!(before == (w, adam));
     }
 }

@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::Device;
 use image::RgbImage;
 use rand_chacha::ChaCha8Rng;
 use tessera_container::hash;
 use tessera_data::loader::{below, chance};
 use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices};
 use tessera_eval::{LabelledCodes, conditioning};
+use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::Dvae;
+use tessera_model::nn::Compute;
 use tessera_model::prior::{MixedPrecision, Prior, PriorConfig, PriorGradients, Stream, caption_slots};
 use tessera_model::sample::default_guidance;
 use tessera_model::weights::{ModelConfig, ModelFile, export};
@@ -45,6 +46,7 @@ struct PriorTask<'a> {
     tokens: TokenSource,
     val: Vec<LabelledCodes>,
     dvae: Dvae,
+    cpu: Cpu,
 }
 
 /// What a prior is trained on.
@@ -78,10 +80,12 @@ pub fn train_prior(
     control: Control,
 ) -> Result<Outcome> {
     let (bpe, json) = read_tokenizer(inputs.bpe)?;
-    let device = options.device.open()?;
+    let compute = config.compute(options.device)?;
     let Source { mut tokens, val, dvae_file, name } = match (config.data.encode, inputs.dvae) {
         (Encoding::Stored, None) => stored(inputs.data, &bpe, control.reporter)?,
-        (Encoding::Online, Some(dvae)) => online(config, inputs.data, dvae, &bpe, &device, control.reporter)?,
+        (Encoding::Online, Some(dvae)) => {
+            online(config, inputs.data, dvae, &bpe, &compute, control.reporter)?
+        }
         (Encoding::Stored, Some(_)) => bail!(
             "--dvae: data.encode = \"stored\" reads codes that `tessera encode` wrote, with their dVAE; leave --dvae out, or encode pictures in training with --set data.encode='online'"
         ),
@@ -91,14 +95,14 @@ pub fn train_prior(
     };
     check_sizes(config, &tokens, &bpe)?;
     cut_captions(tokens.captions_mut().into_iter(), &bpe, config.prior.max_caption(), control.reporter)?;
-    let dvae = dvae_file.dvae(&device)?;
+    let dvae = dvae_file.dvae(&compute)?;
     let seed = options.seed;
     let (initial, named) = options.initial(control.reporter)?;
     let inputs = [name, tokens.scenes()?, ("tokenizer", hash(&json)), ("dVAE", dvae_file.fingerprint()?)];
     let inputs: Vec<_> = inputs.into_iter().chain(named).collect();
     let words = words(&tokens, &initial);
-    let task = PriorTask { config, seed, bpe: &bpe, tokens, val, dvae };
-    let random = || Prior::new(&config.prior, seed, &device);
+    let task = PriorTask { config, seed, bpe: &bpe, tokens, val, dvae, cpu: compute.cpu };
+    let random = || Prior::new(&config.prior, seed, &compute);
     let model = match initial {
         Initial::Random => random(),
         Initial::Checkpoint(checkpoint) => {
@@ -119,7 +123,7 @@ pub fn train_prior(
             );
             ensure!(file.tokenizer.as_ref() == Some(&json), "--init was trained with another tokenizer");
             ModelFile { config: ModelConfig { prior: theirs, ..file.config.clone() }, ..*file }
-                .prior(&device)?
+                .prior(&compute)?
         }
     };
     let run = RunDir::start(options, Stage::Prior, &inputs, config, control.reporter)?;
@@ -176,13 +180,13 @@ fn online(
     data: &Path,
     dvae: &Path,
     bpe: &Bpe,
-    device: &Device,
+    compute: &Compute,
     reporter: &dyn Reporter,
 ) -> Result<Source> {
     let scenes = config.data.scenes.as_ref();
     let dvae_file = read_model(dvae, reporter)?;
     let config = dvae_file.config.dvae.clone().context("the file of --dvae holds no dVAE")?;
-    let dvae = dvae_file.dvae(device)?;
+    let dvae = dvae_file.dvae(compute)?;
     let dataset = open_dataset(data, reporter)?;
     let name = ("data", dataset.fingerprint());
     ensure_large_enough(&dataset.val, config.image_size as u32)?;
@@ -251,6 +255,10 @@ impl Task for PriorTask<'_> {
     type Model = Prior;
     /// Streams, and how many tokens of their captions have no slot.
     type Batch = (Stream, usize);
+
+    fn cpu(&self) -> Cpu {
+        self.cpu
+    }
 
     fn batch(&self, step: u64, part: usize) -> Result<Self::Batch> {
         let config = &self.config.train_prior;
@@ -365,11 +373,19 @@ mod tests {
         assert_eq!(held_out[0].caption.len(), 1);
         let mut config = Config::resolve("tiny", &[]).unwrap();
         config.data.caption_drop = 0.0;
-        let dvae = Dvae::new(&config.dvae, 1, &Device::flex());
+        let dvae = Dvae::new(&config.dvae, 1, Cpu::best());
         for (dropout, expected) in [(0.0, 0), (0.1, 500), (0.5, 2_500)] {
             config.data.bpe_dropout = dropout;
             let (tokens, val) = (TokenSource::Stored(codes.clone()), Vec::new());
-            let task = PriorTask { config: &config, seed: 0, bpe: &bpe, tokens, val, dvae: dvae.clone() };
+            let task = PriorTask {
+                config: &config,
+                seed: 0,
+                bpe: &bpe,
+                tokens,
+                val,
+                dvae: dvae.clone(),
+                cpu: Cpu::best(),
+            };
             let is_split = |step: &u64| {
                 let rng = |purpose| item_rng(0, purpose, *step, 0);
                 let (slots, _) = task.caption(&codes.items[0].captions, rng).unwrap();

@@ -4,15 +4,16 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
+use rayon::prelude::*;
 use tessera_container::hash;
 use tessera_data::loader::{below, chance};
 use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, evenly, item_rng, read_text};
 use tessera_eval::recall_at;
-use tessera_kernels::dot;
-use tessera_kernels::parallel::*;
+use tessera_kernels::{Cpu, dot};
 use tessera_model::dvae::Dvae;
+use tessera_model::nn::Compute;
 use tessera_model::rerank::{
     Cleaning, Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine, patches, square,
 };
@@ -49,7 +50,7 @@ struct RerankTask<'a> {
     dvae: Option<(Dvae, u32)>,
     /// Held-out pictures at the model's size with their first captions.
     val: Vec<(RgbImage, String)>,
-    device: Device,
+    compute: Compute,
 }
 
 /// What a contrastive model is trained on.
@@ -91,7 +92,7 @@ pub fn train_rerank(
     ensure_large_enough(&dataset.val, side)?;
     let val = dataset.val.iter().map(|sample| pair(sample, side));
     let val = val.collect::<Result<Vec<_>>>()?;
-    let device = options.device.open()?;
+    let compute = config.compute(options.device)?;
     let share = config.data.reconstructed;
     ensure!(
         share == 0.0 || dvae.is_some(),
@@ -102,16 +103,17 @@ pub fn train_rerank(
         Some(path) => {
             let file = read_model(path, control.reporter)?;
             let sizes = file.config.dvae.as_ref().context("the file of --dvae holds no dVAE")?;
-            let dvae = (file.dvae(&device)?, sizes.image_size as u32);
+            let dvae = (file.dvae(&compute)?, sizes.image_size as u32);
             (Some(dvae), Some(("dVAE", file.fingerprint()?)))
         }
     };
     let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
-    let task = RerankTask { config, seed: options.seed, bpe: &bpe, train, dvae, val, device: device.clone() };
+    let task =
+        RerankTask { config, seed: options.seed, bpe: &bpe, train, dvae, val, compute: compute.clone() };
     let (initial, named) = options.initial(control.reporter)?;
     let inputs = [("data", fingerprint), task.train.scenes()?, ("tokenizer", hash(&json))];
     let inputs: Vec<_> = inputs.into_iter().chain(through).chain(named).collect();
-    let random = || Clip::new(&config.rerank, options.seed, &device);
+    let random = || Clip::new(&config.rerank, options.seed, &compute);
     let model = match initial {
         Initial::Random => random(),
         Initial::Checkpoint(checkpoint) => {
@@ -125,7 +127,7 @@ pub fn train_rerank(
                 config.rerank
             );
             ensure!(file.tokenizer.as_ref() == Some(&json), "--init was trained with another tokenizer");
-            file.clip(&device)?
+            file.clip(&compute)?
         }
     };
     let run = RunDir::start(options, Stage::Rerank, &inputs, config, control.reporter)?;
@@ -169,7 +171,7 @@ struct Pairs {
 
 impl RerankTask<'_> {
     fn on_device(&self, patches: TensorData) -> Tensor<3> {
-        Tensor::from_data(patches, &self.device)
+        Tensor::from_data(patches, &self.compute.device)
     }
 
     /// Picture `item`, cropped, and the slots of one of its captions; how many of its tokens have none.
@@ -239,6 +241,10 @@ impl Task for RerankTask<'_> {
     type Model = Clip;
     type Batch = Pairs;
 
+    fn cpu(&self) -> Cpu {
+        self.compute.cpu
+    }
+
     fn batch(&self, step: u64, part: usize) -> Result<Pairs> {
         let (config, clip) = (&self.config.train_rerank, &self.config.rerank);
         let share = config.batch / config.micro_batches;
@@ -265,7 +271,7 @@ impl Task for RerankTask<'_> {
     /// Of a batch whose pairs are compared with each other alone.
     fn gradient(&self, model: &Clip, pairs: Pairs, _: u64, _: Option<&[f32]>) -> Result<Gradient> {
         let n = pairs.patches.shape()[0];
-        let mut gradient = differentiate(model, None, |model| {
+        let mut gradient = differentiate(self.cpu(), model, None, |model| {
             let images = model.embed_images(self.on_device(pairs.patches).autodiff());
             loss_of(contrastive(images, model.embed_texts(&pairs.captions), model.scale()))
         })?;
@@ -303,8 +309,11 @@ impl Task for RerankTask<'_> {
         let mut sum = gradients(&tracked, backward)?; // of the temperature alone
         for (part, pairs) in parts.into_iter().enumerate() {
             let rows = |all: &Tensor<2>| all.clone().narrow(0, part * share, share);
-            let through = dot(tracked.embed_images(self.on_device(pairs.patches).autodiff()), rows(&images))
-                + dot(tracked.embed_texts(&pairs.captions), rows(&texts));
+            let through = dot(
+                self.cpu(),
+                tracked.embed_images(self.on_device(pairs.patches).autodiff()),
+                rows(&images),
+            ) + dot(self.cpu(), tracked.embed_texts(&pairs.captions), rows(&texts));
             let values = gradients(&tracked, through.backward())?;
             sum.iter_mut().flatten().zip(values.iter().flatten()).for_each(|(sum, value)| *sum += value);
         }
@@ -356,7 +365,6 @@ impl Task for RerankTask<'_> {
 #[cfg(test)]
 mod tests {
     use tessera_data::Dataset;
-    use tessera_kernels::{Cpu, Precision};
     use tessera_text::normalise;
 
     use super::*;
@@ -379,30 +387,29 @@ mod tests {
             train,
             dvae: None,
             val: Vec::new(),
-            device: Device::flex(),
+            compute: Cpu::best().in_f32().into(),
         };
-        body(&mut task, &Clip::new(&config.rerank, 1, &Device::flex()))
+        let model = Clip::new(&config.rerank, 1, &task.compute);
+        body(&mut task, &model)
     }
 
     #[test]
     fn a_batch_in_parts_has_the_gradient_of_the_whole() {
-        Cpu::new(Precision::F32).unwrap().scope(|| {
-            let of = |parts| {
-                with_task(&config(parts), |task, model| {
-                    let batches = (0..parts).map(|part| task.batch(5, part).unwrap()).collect();
-                    task.batch_gradient(model, 5, batches, None)
-                })
-            };
-            let (whole, parts) = (of(1).unwrap(), of(4).unwrap());
-            assert!((whole.loss - parts.loss).abs() < 1e-5, "{} and {}", whole.loss, parts.loss);
-            for (whole, parts) in whole.values.iter().zip(&parts.values) {
-                let largest = whole.iter().fold(1e-6_f32, |most, value| most.max(value.abs()));
-                let off = whole.iter().zip(parts).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
-                assert!(off < 1e-3 * largest, "off by {off} where the largest is {largest}");
-            }
-            // Parts that see no more than their own pairs would have another loss: ln 3 instead of ln 12 at first.
-            assert!(whole.loss > 2.0, "{}", whole.loss);
-        });
+        let of = |parts| {
+            with_task(&config(parts), |task, model| {
+                let batches = (0..parts).map(|part| task.batch(5, part).unwrap()).collect();
+                task.batch_gradient(model, 5, batches, None)
+            })
+        };
+        let (whole, parts) = (of(1).unwrap(), of(4).unwrap());
+        assert!((whole.loss - parts.loss).abs() < 1e-5, "{} and {}", whole.loss, parts.loss);
+        for (whole, parts) in whole.values.iter().zip(&parts.values) {
+            let largest = whole.iter().fold(1e-6_f32, |most, value| most.max(value.abs()));
+            let off = whole.iter().zip(parts).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+            assert!(off < 1e-3 * largest, "off by {off} where the largest is {largest}");
+        }
+        // Parts that see no more than their own pairs would have another loss: ln 3 instead of ln 12 at first.
+        assert!(whole.loss > 2.0, "{}", whole.loss);
     }
 
     #[test]
@@ -414,7 +421,7 @@ mod tests {
                 let pictures =
                     |task: &RerankTask| -> Vec<f32> { task.batch(0, 0).unwrap().patches.iter().collect() };
                 let plain = pictures(task);
-                task.dvae = Some((Dvae::new(&config.dvae, 1, &Device::flex()), 32));
+                task.dvae = Some((Dvae::new(&config.dvae, 1, &task.compute), 32));
                 let through = pictures(task);
                 let size = plain.len() / 12;
                 (0..12)

@@ -9,12 +9,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
+use rayon::current_num_threads;
 use serde::{Deserialize, Serialize};
 use tessera_container::{Newer, Origin};
 use tessera_data::atomic;
 use tessera_data::picture::encode_png;
-use tessera_kernels::Cpu;
-use tessera_kernels::parallel::current_num_threads;
 use tessera_model::weights::ModelFile;
 
 use crate::capacity::Stage;
@@ -112,7 +111,7 @@ impl RunDir {
     ) -> Result<RunDir> {
         let text = same_run::text(stage, options.seed, inputs, config)?;
         let run = RunDir::open(options.dir, stage, &text, options.resume, reporter)?;
-        let (cpu, threads) = (Cpu::current(), current_num_threads());
+        let (cpu, threads) = (config.cpu()?, current_num_threads());
         let on = match options.device {
             DeviceChoice::Cpu => "computing with".to_string(),
             device => format!("computing on {device}; host:"),

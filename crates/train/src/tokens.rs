@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
+use rayon::prelude::*;
 use tessera_data::loader::{below, chance, uniform};
 use tessera_data::{Augment, CodeSet, Purpose, augment, item_rng};
-use tessera_kernels::parallel::*;
 use tessera_model::dvae::{Dvae, DvaeConfig};
 use tessera_text::caption_words;
 

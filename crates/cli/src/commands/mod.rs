@@ -55,23 +55,22 @@ fn model_of(bytes: &[u8], path: &Path) -> Result<ModelFile> {
     tessera_train::model_of(bytes, path, &Terminal::default())
 }
 
-/// The instructions for weights that are kept so; what `absent` says if that is left open.
-fn cpu(weights: Option<Weights>, absent: Precision) -> Result<Cpu> {
+/// What to compute with if weights are kept so; what `absent` says if that is left open.
+fn cpu(weights: Option<Weights>, absent: impl Into<Precision>) -> Result<Cpu> {
     let precision = match weights {
         Some(Weights::F32) => Precision::F32,
         Some(Weights::Bf16) => Precision::Bf16,
-        Some(Weights::Int8) | None => absent,
+        Some(Weights::Int8) | None => absent.into(),
     };
     Cpu::new(precision).map_err(anyhow::Error::msg)
 }
 
 /// The model of a file, its weights kept as `weights` says, or as the file suggests.
-fn tessera_of(file: &ModelFile, weights: Option<Weights>) -> Result<Tessera> {
-    let device = Default::default();
+fn tessera_of(file: &ModelFile, weights: Option<Weights>, cpu: Cpu) -> Result<Tessera> {
     match weights {
-        Some(Weights::F32 | Weights::Bf16) => Tessera::with_weights(file, &device, Kept::Full),
-        Some(Weights::Int8) => Tessera::with_weights(file, &device, Kept::Int8).context("--weights int8"),
-        None => Tessera::new(file, &device),
+        Some(Weights::F32 | Weights::Bf16) => Tessera::with_weights(file, cpu, Kept::Full),
+        Some(Weights::Int8) => Tessera::with_weights(file, cpu, Kept::Int8).context("--weights int8"),
+        None => Tessera::new(file, cpu),
     }
 }
 
@@ -81,10 +80,11 @@ fn tessera(
     rerank: Option<&Path>,
     weights: Option<Weights>,
 ) -> Result<(Tessera, String)> {
+    let cpu = cpu(weights, Precision::Auto)?;
     let (file, id) = identified_model(path)?;
-    let mut tessera = tessera_of(&file, weights)?;
+    let mut tessera = tessera_of(&file, weights, cpu)?;
     if let Some(path) = rerank {
-        let reranker = model_file(Some(path))?.reranker(&Default::default());
+        let reranker = model_file(Some(path))?.reranker(cpu);
         tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
     }
     Ok((tessera, id))

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use tessera_data::atomic;
+use tessera_kernels::Cpu;
 use tessera_model::sample::int8_nats_per_token;
 use tessera_model::weights::{Int8Change, ModelFile, Storage};
 
@@ -50,8 +51,8 @@ fn measure_int8(file: &mut ModelFile, was: Storage, outputs: &Outputs) -> Result
         ),
         (Int8Change::Unknown, Storage::Exact | Storage::F32 | Storage::F16) => {
             let packed = ModelFile::from_bytes(&file.to_bytes()?)?;
-            let device = Default::default();
-            let nats = int8_nats_per_token(&file.prior(&device)?, packed.prior(&device)?)?;
+            let cpu = Cpu::best();
+            let nats = int8_nats_per_token(&file.prior(cpu)?, packed.prior(cpu)?)?;
             file.int8 = Int8Change::NatsPerToken(nats);
             outputs.say(format_args!("{changes} {nats:.4} nats"))
         }

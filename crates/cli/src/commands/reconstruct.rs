@@ -1,9 +1,9 @@
 //! `tessera reconstruct`: a picture beside what a dVAE's tokens keep of it (paper §2.1, figure 1).
 
 use anyhow::{Context, Result};
-use burn::tensor::Device;
 use serde_json::json;
 use tessera_data::picture::decode;
+use tessera_kernels::Cpu;
 use tessera_train::{grid, reconstruct};
 
 use super::draw::enlarge;
@@ -15,7 +15,7 @@ pub fn run(args: &Reconstruct) -> Result<()> {
     let outputs = Outputs::check(&[(&args.out, Content::Picture)], args.json)?;
     let file = model_file(args.model.as_deref())?;
     let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
-    let dvae = file.dvae(&Device::flex())?;
+    let dvae = file.dvae(Cpu::best())?;
     let shown = args.image.display();
     let bytes = std::fs::read(&args.image).with_context(|| format!("cannot read {shown}"))?;
     let image = decode(&bytes).with_context(|| shown.to_string())?;

@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use tessera_kernels::Precision;
 use tessera_serve::{About, Keys, Options, Server};
 
-use super::{cpu, model_name, say, tessera, warn_without_guidance};
+use super::{model_name, say, tessera, warn_without_guidance};
 use crate::args::{Log, Serve};
 use crate::signals;
 use crate::stderr::{self, Stderr, note};
@@ -22,9 +21,7 @@ pub fn run(args: &Serve) -> Result<()> {
         let _ = stop.send(());
     })?;
     let keys = args.api_key_file.as_deref().map(Keys::read).transpose()?;
-    // The model keeps the instructions that it is read with.
-    let read = || tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights);
-    let (tessera, id) = cpu(args.weights, Precision::Auto)?.scope(read)?;
+    let (tessera, id) = tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights)?;
     warn_without_guidance(&tessera);
     let options = Options {
         keys,

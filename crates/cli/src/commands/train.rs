@@ -26,24 +26,27 @@ pub fn run(task: TrainTask) -> Result<()> {
         }
         TrainTask::Dvae(common) => {
             let (config, stop) = (fitting(&common, Stage::Dvae)?, stop_on_signal()?);
-            let train = || {
-                tessera_train::train_dvae(&config, &common.data, &options(&common), control(&stop, &terminal))
-            };
-            report(config.cpu()?.scope(train)?, &common.run)
+            let outcome = tessera_train::train_dvae(
+                &config,
+                &common.data,
+                &options(&common),
+                control(&stop, &terminal),
+            )?;
+            report(outcome, &common.run)
         }
         TrainTask::Prior { common, bpe, dvae } => {
             let (config, stop) = (fitting(&common, Stage::Prior)?, stop_on_signal()?);
             let inputs = PriorInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
-            let train =
-                || tessera_train::train_prior(&config, inputs, &options(&common), control(&stop, &terminal));
-            report(config.cpu()?.scope(train)?, &common.run)
+            let outcome =
+                tessera_train::train_prior(&config, inputs, &options(&common), control(&stop, &terminal))?;
+            report(outcome, &common.run)
         }
         TrainTask::Rerank { common, bpe, dvae } => {
             let (config, stop) = (fitting(&common, Stage::Rerank)?, stop_on_signal()?);
             let inputs = RerankInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
-            let train =
-                || tessera_train::train_rerank(&config, inputs, &options(&common), control(&stop, &terminal));
-            report(config.cpu()?.scope(train)?, &common.run)
+            let outcome =
+                tessera_train::train_rerank(&config, inputs, &options(&common), control(&stop, &terminal))?;
+            report(outcome, &common.run)
         }
     }
 }
@@ -59,9 +62,8 @@ fn options(common: &Common) -> RunOptions<'_> {
 
 pub fn encode(args: &Encode) -> Result<()> {
     let config = resolve(&args.settings)?;
-    let inputs = EncodeInputs { data: &args.data, dvae: &args.dvae, seed: args.seed };
-    let encode = || tessera_train::encode(&config.data, inputs, &args.out, &Terminal::default());
-    let (pictures, tokens) = config.cpu()?.scope(encode)?;
+    let inputs = EncodeInputs { data: &args.data, dvae: &args.dvae, seed: args.seed, cpu: config.cpu()? };
+    let (pictures, tokens) = tessera_train::encode(&config.data, inputs, &args.out, &Terminal::default())?;
     say(format_args!("{pictures} pictures, {tokens} tokens in {}", args.out.display()))
 }
 

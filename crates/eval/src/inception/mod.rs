@@ -15,7 +15,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use image::RgbImage;
-use tessera_model::parallel::*;
+use rayon::prelude::*;
 use tessera_model::weights::{HostTensor, read_torch_file};
 
 pub use self::resize::Convention;

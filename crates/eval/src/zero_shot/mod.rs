@@ -11,10 +11,10 @@ mod variety;
 
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
+use rayon::prelude::*;
 use serde::Serialize;
 use tessera_data::sources::scenes::Difference;
 use tessera_data::sources::{CombinationKind, HeldOutCase, Scenes};
-use tessera_model::parallel::*;
 use tessera_model::rerank::Reranker;
 use tessera_model::{Event, Request, Sampling, Tessera};
 
@@ -174,7 +174,7 @@ impl<'a> ZeroShot<'a> {
 
     /// The judge's embeddings; every thread looks at its own pictures.
     fn embed(&self, pictures: &[RgbImage]) -> Result<Vec<Vec<f32>>> {
-        let together = pictures.len().div_ceil(current_num_threads()).max(1);
+        let together = pictures.len().div_ceil(rayon::current_num_threads()).max(1);
         let parts: Result<Vec<_>> =
             pictures.par_chunks(together).map(|pictures| self.judge.pictures(pictures)).collect();
         Ok(parts?.into_iter().flatten().collect())

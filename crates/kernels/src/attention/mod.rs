@@ -29,7 +29,7 @@ use head::{Backward, Forward, Head, Layout};
 ///
 /// # Panics
 /// If `T` is not the plan's length, or `H` does not divide the width.
-pub fn pattern_attention(qkv: Tensor<3>, n_heads: usize, plan: &Arc<Plan>) -> Tensor<3> {
+pub fn pattern_attention(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &Arc<Plan>) -> Tensor<3> {
     let [b, t, width] = qkv.dims();
     assert!(
         t == plan.len() && n_heads > 0 && width > 0 && width.is_multiple_of(3 * n_heads),
@@ -37,8 +37,8 @@ pub fn pattern_attention(qkv: Tensor<3>, n_heads: usize, plan: &Arc<Plan>) -> Te
         plan.len()
     );
     match Input::new(qkv.clone()) {
-        Some(input) => apply(Attention { cpu: Cpu::current(), n_heads, plan: plan.clone() }, [input]),
-        None => pattern_attention_composed(qkv, n_heads, plan),
+        Some(input) => apply(Attention { cpu, n_heads, plan: plan.clone() }, [input]),
+        None => pattern_attention_composed(cpu, qkv, n_heads, plan),
     }
 }
 
@@ -57,18 +57,18 @@ pub fn pattern_attention_reference(qkv: Tensor<3>, n_heads: usize, plan: &Plan) 
 
 /// [`pattern_attention`] for devices other than the processor: block by block of the plan's queries, with the keys that any of
 /// them sees, so that memory grows with the pairs that see each other and not with `T²`.
-fn pattern_attention_composed(qkv: Tensor<3>, n_heads: usize, plan: &Plan) -> Tensor<3> {
+fn pattern_attention_composed(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &Plan) -> Tensor<3> {
     let [b, t, width] = qkv.dims();
     let d = width / 3;
     let masks = plan.device_masks(&qkv.device());
-    let qkv = masks.to_working_order(narrowed(qkv));
+    let qkv = masks.to_working_order(narrowed(cpu, qkv));
     let heads =
         |i: usize| qkv.clone().narrow(2, i * d, d).reshape([b, t, n_heads, d / n_heads]).swap_dims(1, 2);
     let [q, k, v] = [heads(0), heads(1), heads(2)]; // [B, H, T, K]
     let (q, k) = (q / ((d / n_heads) as f64).sqrt(), k.swap_dims(2, 3));
     let attend = |(block, mask): (&plan::Block, Tensor<4>)| {
         let scores = q.clone().narrow(2, block.first, block.rows).matmul(block.keys(&k, 3, t));
-        softmax_into(widened(scores) + mask).matmul(block.keys(&v, 2, t))
+        softmax_into(cpu, widened(scores) + mask).matmul(block.keys(&v, 2, t))
     };
     let attended = plan.blocks.iter().zip(masks.blocks.iter().cloned()).map(attend);
     let attended = Tensor::cat(attended.collect(), 2).swap_dims(1, 2).reshape([b, t, d]);
@@ -76,8 +76,8 @@ fn pattern_attention_composed(qkv: Tensor<3>, n_heads: usize, plan: &Plan) -> Te
 }
 
 /// The softmax of scores in f32, as it is multiplied.
-fn softmax_into(scores: Tensor<4>) -> Tensor<4> {
-    narrowed(softmax(scores, 3))
+fn softmax_into(cpu: Cpu, scores: Tensor<4>) -> Tensor<4> {
+    narrowed(cpu, softmax(scores, 3))
 }
 
 #[derive(Debug, Clone)]
@@ -177,18 +177,18 @@ mod tests {
         let plan = Arc::new(plan);
         hold_equal(
             || leaf([2, plan.len(), 3 * n_heads * width], 5) * 3.0,
-            |qkv| pattern_attention(qkv.clone(), n_heads, &plan),
+            |cpu, qkv| pattern_attention(cpu, qkv.clone(), n_heads, &plan),
             |qkv| pattern_attention_reference(qkv.clone(), n_heads, &plan),
             |_, _| Vec::new(),
         );
-        type Body<'a> = &'a dyn Fn(Tensor<3>) -> Tensor<3>;
-        let bodies: [Body; 2] = [&|qkv| pattern_attention(qkv, n_heads, &plan), &|qkv| {
-            pattern_attention_composed(qkv, n_heads, &plan)
+        type Body<'a> = &'a dyn Fn(Cpu, Tensor<3>) -> Tensor<3>;
+        let bodies: [Body; 2] = [&|cpu, qkv| pattern_attention(cpu, qkv, n_heads, &plan), &|cpu, qkv| {
+            pattern_attention_composed(cpu, qkv, n_heads, &plan)
         }];
         for body in bodies {
             hold_equal(
                 || leaf([2, plan.len(), 3 * n_heads * width], 5),
-                |qkv| body(qkv.clone() * 3.0),
+                |cpu, qkv| body(cpu, qkv.clone() * 3.0),
                 |qkv| pattern_attention_reference(qkv.clone() * 3.0, n_heads, &plan),
                 |qkv, g| vec![grad(qkv, g)],
             );

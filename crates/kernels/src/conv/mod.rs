@@ -54,17 +54,17 @@ pub enum Output {
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn conv2d(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First, output: Output) -> Tensor<4> {
+pub fn conv2d(cpu: Cpu, x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First, output: Output) -> Tensor<4> {
     check(x.dims(), w.dims(), b.dims());
     match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
         (Some(x), Some(w), Some(b)) => {
             let cpu = match output {
-                Output::Exact => Cpu::current().in_f32(),
-                _ => Cpu::current(),
+                Output::Exact => cpu.in_f32(),
+                _ => cpu,
             };
             apply(Conv { cpu, first, narrow: cpu.bf16() && output == Output::Kernel }, [x, w, b])
         }
-        _ => conv2d_composed(x, w, b, first, output),
+        _ => conv2d_composed(cpu, x, w, b, first, output),
     }
 }
 
@@ -72,7 +72,14 @@ pub fn conv2d(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First, output: Ou
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn conv2d_add(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, residual: Tensor<4>, gain: f64) -> Tensor<4> {
+pub fn conv2d_add(
+    cpu: Cpu,
+    x: Tensor<4>,
+    w: Tensor<4>,
+    b: Tensor<1>,
+    residual: Tensor<4>,
+    gain: f64,
+) -> Tensor<4> {
     check(x.dims(), w.dims(), b.dims());
     let [batch, height, width, _] = x.dims();
     let wanted = [batch, height, width, w.dims()[0]];
@@ -81,30 +88,38 @@ pub fn conv2d_add(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, residual: Tensor<4>,
         (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone()), Input::new(residual.clone()));
     match inputs {
         (Some(x), Some(w), Some(b), Some(residual)) => {
-            apply(ConvAdd { cpu: Cpu::current(), gain: gain as f32 }, [x, w, b, residual])
+            apply(ConvAdd { cpu, gain: gain as f32 }, [x, w, b, residual])
         }
-        _ => conv2d_add_composed(x, w, b, residual, gain),
+        _ => conv2d_add_composed(cpu, x, w, b, residual, gain),
     }
 }
 
 /// [`conv2d_add`] for devices other than the processor.
 fn conv2d_add_composed(
+    cpu: Cpu,
     x: Tensor<4>,
     w: Tensor<4>,
     b: Tensor<1>,
     residual: Tensor<4>,
     gain: f64,
 ) -> Tensor<4> {
-    residual + widened(conv2d_composed(x, w, b, First::Relu, Output::Kernel)) * gain
+    residual + widened(conv2d_composed(cpu, x, w, b, First::Relu, Output::Kernel)) * gain
 }
 
 /// [`conv2d`] for devices other than the processor: the neighbours of each pixel side by side, times the filter as a matrix.
 /// Burn makes a filter's gradient by a convolution whose filter is the whole picture, which is slow.
-fn conv2d_composed(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First, output: Output) -> Tensor<4> {
+fn conv2d_composed(
+    cpu: Cpu,
+    x: Tensor<4>,
+    w: Tensor<4>,
+    b: Tensor<1>,
+    first: First,
+    output: Output,
+) -> Tensor<4> {
     let [n_out, n_in, k, _] = w.dims();
     let x = match output {
         Output::Exact => x,
-        Output::F32 | Output::Kernel => narrowed(x),
+        Output::F32 | Output::Kernel => narrowed(cpu, x),
     };
     let x = match first {
         First::Nothing => x,
@@ -113,9 +128,9 @@ fn conv2d_composed(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First, outpu
     let pixels = neighbours(x, k);
     let matrix = w.permute([2, 3, 1, 0]).reshape([k * k * n_in, n_out]);
     match output {
-        Output::Kernel => linear_reference(pixels, narrowed(matrix), narrowed(b), Activation::None),
+        Output::Kernel => linear_reference(pixels, narrowed(cpu, matrix), narrowed(cpu, b), Activation::None),
         // Sums that stay f32 take products of f32: Burn gives a product the type of its factors.
-        Output::F32 => linear_reference(widened(pixels), widened(narrowed(matrix)), b, Activation::None),
+        Output::F32 => linear_reference(widened(pixels), widened(narrowed(cpu, matrix)), b, Activation::None),
         Output::Exact => linear_reference(pixels, matrix, b, Activation::None),
     }
 }

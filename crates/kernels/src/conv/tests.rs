@@ -25,7 +25,7 @@ fn conv2d_is_its_reference() {
         {
             hold_equal(
                 || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
-                |(x, w, b)| conv2d(x.clone(), w.clone(), b.clone(), first, output),
+                |cpu, (x, w, b)| conv2d(cpu, x.clone(), w.clone(), b.clone(), first, output),
                 |(x, w, b)| conv2d_reference(x.clone(), w.clone(), b.clone(), first),
                 |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
             );
@@ -45,9 +45,9 @@ fn what_other_devices_run_is_the_reference() {
         ] {
             hold_equal(
                 leaves,
-                |(x, w, b)| {
-                    let y = conv2d_composed(x.clone(), w.clone(), b.clone(), first, output);
-                    let narrow = Cpu::current().bf16_elsewhere() && bits == 16;
+                |cpu, (x, w, b)| {
+                    let y = conv2d_composed(cpu, x.clone(), w.clone(), b.clone(), first, output);
+                    let narrow = cpu.bf16_elsewhere() && bits == 16;
                     assert_eq!(y.dtype(), if narrow { DType::BF16 } else { DType::F32 });
                     y
                 },
@@ -57,7 +57,7 @@ fn what_other_devices_run_is_the_reference() {
         }
         hold_equal(
             || (leaves(), leaf([batch, height, width, n_out], 4)),
-            |((x, w, b), r)| conv2d_add_composed(x.clone(), w.clone(), b.clone(), r.clone(), 0.3),
+            |cpu, ((x, w, b), r)| conv2d_add_composed(cpu, x.clone(), w.clone(), b.clone(), r.clone(), 0.3),
             |((x, w, b), r)| r.clone() + conv2d_reference(x.clone(), w.clone(), b.clone(), First::Relu) * 0.3,
             |((x, w, b), r), g| vec![grad(x, g), grad(w, g), grad(b, g), grad(r, g)],
         );
@@ -69,8 +69,7 @@ fn what_other_devices_run_is_the_reference() {
 fn exact_convolutions_are_exact_on_other_devices() {
     let (x, w, b) = (leaf([2, 5, 7, 3], 1), leaf([5, 3, 1, 1], 2), leaf([5], 3));
     for cpu in Cpu::all() {
-        let got =
-            cpu.scope(|| conv2d_composed(x.clone(), w.clone(), b.clone(), First::Nothing, Output::Exact));
+        let got = conv2d_composed(cpu, x.clone(), w.clone(), b.clone(), First::Nothing, Output::Exact);
         let wanted = conv2d_reference(x.clone(), w.clone(), b.clone(), First::Nothing);
         assert_close("exact", &values(got), &values(wanted), 2e-6);
     }
@@ -89,7 +88,7 @@ fn conv2d_add_is_its_reference() {
                     residual,
                 )
             },
-            |(x, w, b, r)| conv2d_add(x.clone(), w.clone(), b.clone(), r.clone(), 0.3),
+            |cpu, (x, w, b, r)| conv2d_add(cpu, x.clone(), w.clone(), b.clone(), r.clone(), 0.3),
             |(x, w, b, r)| r.clone() + conv2d_reference(x.clone(), w.clone(), b.clone(), First::Relu) * 0.3,
             |(x, w, b, r), g| vec![grad(x, g), grad(w, g), grad(b, g), grad(r, g)],
         );
@@ -98,12 +97,15 @@ fn conv2d_add_is_its_reference() {
 
 #[test]
 fn no_pictures_give_no_pictures() {
-    let y = conv2d(leaf([0, 4, 4, 3], 1), leaf([5, 3, 3, 3], 2), leaf([5], 3), First::Relu, Output::Kernel);
+    let cpu = Cpu::best();
+    let y =
+        conv2d(cpu, leaf([0, 4, 4, 3], 1), leaf([5, 3, 3, 3], 2), leaf([5], 3), First::Relu, Output::Kernel);
     assert_eq!(y.dims(), [0, 4, 4, 5]);
 }
 
 #[test]
 #[should_panic(expected = "do not fit")]
 fn shapes_that_do_not_fit_are_named() {
-    conv2d(leaf([1, 4, 4, 3], 1), leaf([5, 4, 3, 3], 2), leaf([5], 3), First::Relu, Output::Kernel);
+    let cpu = Cpu::best();
+    conv2d(cpu, leaf([1, 4, 4, 3], 1), leaf([5, 4, 3, 3], 2), leaf([5], 3), First::Relu, Output::Kernel);
 }

@@ -138,9 +138,9 @@ pub fn normalise(cpu: Cpu, x: &[f32], gain: &[f32], bias: &[f32], epsilon: f32, 
 }
 
 /// `e^((logit − the largest) / temperature)` of each logit: the softmax before it is divided by its sum.
-pub fn softmax_weights(logits: &[f32], temperature: f32) -> Vec<f32> {
+pub fn softmax_weights(cpu: Cpu, logits: &[f32], temperature: f32) -> Vec<f32> {
     let mut weights = logits.to_vec();
-    exponentials(Cpu::current().isa(), 1.0 / temperature, &mut weights);
+    exponentials(cpu.isa(), 1.0 / temperature, &mut weights);
     weights
 }
 

@@ -3,7 +3,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
-use tessera_kernels::{Output, SmallFloat, upsample2};
+use tessera_kernels::{Cpu, Output, SmallFloat, upsample2};
 
 use super::{DvaeConfig, ResBlock};
 use crate::nn::{Conv2d, Init};
@@ -17,6 +17,8 @@ pub struct Decoder {
     input: Conv2d,
     groups: Vec<Vec<ResBlock>>,
     output: Conv2d,
+    #[module(skip)]
+    cpu: Cpu,
 }
 
 impl Decoder {
@@ -33,7 +35,7 @@ impl Decoder {
                     .collect()
             })
             .collect();
-        Decoder { input, groups, output: Conv2d::new(init, [n_in, 6], 1) }
+        Decoder { input, groups, output: Conv2d::new(init, [n_in, 6], 1), cpu: init.cpu() }
     }
 
     /// All but the first convolution, which keeps 32 bits (paper §A.1).
@@ -61,7 +63,7 @@ impl Decoder {
         for (i, group) in self.groups.iter().enumerate() {
             x = group.iter().fold(x, |x, block| block.forward(x));
             if i + 1 < self.groups.len() {
-                x = upsample2(x);
+                x = upsample2(self.cpu, x);
             }
         }
         self.output.after_relu(x, Output::F32).permute([0, 3, 1, 2])

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use tessera_kernels::{Output, SmallFloat, max_pool2};
+use tessera_kernels::{Cpu, Output, SmallFloat, max_pool2};
 
 use super::{DvaeConfig, ResBlock};
 use crate::nn::{Conv2d, Init};
@@ -16,6 +16,8 @@ pub struct Encoder {
     input: Conv2d,
     groups: Vec<Vec<ResBlock>>,
     output: Conv2d,
+    #[module(skip)]
+    cpu: Cpu,
 }
 
 impl Encoder {
@@ -32,13 +34,18 @@ impl Encoder {
                     .collect()
             })
             .collect();
-        Encoder { input, groups, output: Conv2d::head(init, [n_in, config.vocab], 1) }
+        Encoder { input, groups, output: Conv2d::head(init, [n_in, config.vocab], 1), cpu: init.cpu() }
     }
 
     /// All but the last convolution, which keeps 32 bits (paper §A.1).
     pub(super) fn store(&mut self, storage: Option<SmallFloat>) {
         self.input.storage = storage;
         self.groups.iter_mut().flatten().for_each(|block| block.store(storage));
+    }
+
+    /// What it computes with.
+    pub(super) fn cpu(&self) -> Cpu {
+        self.cpu
     }
 
     /// Where the weights are.
@@ -53,7 +60,7 @@ impl Encoder {
         for (i, group) in self.groups.iter().enumerate() {
             x = group.iter().fold(x, |x, block| block.forward(x));
             if i + 1 < self.groups.len() {
-                x = max_pool2(x);
+                x = max_pool2(self.cpu, x);
             }
         }
         self.output.after_relu(x, Output::Exact)

@@ -1,7 +1,7 @@
 //! ★ The evidence lower bound of stage 1 (paper §A.2, §A.3).
 
 use burn::tensor::Tensor;
-use tessera_kernels::kl_to_uniform;
+use tessera_kernels::{Cpu, kl_to_uniform};
 
 /// The loss and its two parts, all in nats.
 #[derive(Debug, Clone)]
@@ -17,12 +17,19 @@ pub struct Elbo {
 /// `(Σ nll + β Σ KL) / number of pixel values`, a mean over the batch (paper §A.2).
 ///
 /// `mapped` is φ(pixels) `[B, 3, S, S]`, `stats` the decoder's `[B, 6, S, S]`, `logits` the encoder's `[B, G, G, V]`.
-pub fn elbo(mapped: Tensor<4>, stats: Tensor<4>, logits: Tensor<4>, beta: f64, min_log_b: f64) -> Elbo {
+pub fn elbo(
+    cpu: Cpu,
+    mapped: Tensor<4>,
+    stats: Tensor<4>,
+    logits: Tensor<4>,
+    beta: f64,
+    min_log_b: f64,
+) -> Elbo {
     let [_, _, side, _] = mapped.dims();
     let [_, grid, _, _] = logits.dims();
     let values_per_token = (3 * side * side) as f64 / (grid * grid) as f64; // 192 in the paper
     let nll_per_value = logit_laplace_nll(mapped, stats, min_log_b).mean();
-    let kl_per_token = kl_to_uniform(logits);
+    let kl_per_token = kl_to_uniform(cpu, logits);
     let loss = nll_per_value.clone() + kl_per_token.clone() * (beta / values_per_token);
     Elbo { loss, nll_per_value, kl_per_token }
 }

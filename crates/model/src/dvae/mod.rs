@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
-use tessera_kernels::SmallFloat;
+use tessera_kernels::{Cpu, SmallFloat};
 
 pub use block::ResBlock;
 pub use decoder::Decoder;
@@ -22,7 +22,7 @@ pub use loss::{Elbo, elbo, logit_laplace_nll};
 pub use pixels::{EPS, map_pixels, unmap_pixels};
 pub use tessera_kernels::{GumbelNoise, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform};
 
-use crate::nn::Init;
+use crate::nn::{Compute, Init};
 
 /// Sizes of a dVAE; the paper's in brackets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -132,13 +132,13 @@ pub struct Dvae {
 
 impl Dvae {
     /// A dVAE with weights drawn from `seed`.
-    pub fn new(config: &DvaeConfig, seed: u64, device: &Device) -> Dvae {
-        Dvae::with(config, Init::new(seed, device))
+    pub fn new(config: &DvaeConfig, seed: u64, compute: impl Into<Compute>) -> Dvae {
+        Dvae::with(config, Init::new(seed, compute))
     }
 
     /// A dVAE whose weights are zero, to be imported.
-    pub(crate) fn blank(config: &DvaeConfig, device: &Device) -> Dvae {
-        Dvae::with(config, Init::blank(device))
+    pub(crate) fn blank(config: &DvaeConfig, compute: impl Into<Compute>) -> Dvae {
+        Dvae::with(config, Init::blank(compute))
     }
 
     fn with(config: &DvaeConfig, mut init: Init) -> Dvae {
@@ -151,6 +151,11 @@ impl Dvae {
         self.encoder.store(storage);
         self.decoder.store(storage);
         self
+    }
+
+    /// What it computes with on the processor.
+    pub fn cpu(&self) -> Cpu {
+        self.encoder.cpu()
     }
 
     /// Where the weights are.

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::*;
-use crate::finite_differences::{Tolerance, check, exactly, stirred};
+use crate::finite_differences::{Tolerance, check, exact, stirred};
 
 fn config() -> DvaeConfig {
     DvaeConfig {
@@ -78,55 +78,49 @@ fn looking_a_code_up_equals_the_convolution_over_its_one_hot() {
     let codes: Vec<i32> = (0..16).map(|i| i % 6).collect();
     let one_hot = tensor([1, 4, 4, 6], |i| if codes[i / 6] == (i % 6) as i32 { 1.0 } else { 0.0 });
     let codes = Tensor::from_data(TensorData::new(codes.clone(), [1, 4, 4]), &Device::flex());
-    exactly(|| {
-        let looked_up = floats(dvae.decoder.forward_codes(codes));
-        for (a, b) in looked_up.iter().zip(floats(dvae.decoder.forward(one_hot))) {
-            assert!((a - b).abs() < 1e-5);
-        }
-    });
+    let looked_up = floats(dvae.decoder.forward_codes(codes));
+    for (a, b) in looked_up.iter().zip(floats(dvae.decoder.forward(one_hot))) {
+        assert!((a - b).abs() < 1e-5);
+    }
 }
 
 #[test]
 fn in_16_bits_a_scaled_gradient_is_near_that_in_32_and_the_codes_keep_32() {
     let gradient = |storage: Option<SmallFloat>, scale: f32| {
-        let dvae = Dvae::new(&config(), 0, &Device::flex()).stored(storage).train();
+        let dvae = Dvae::new(&config(), 0, exact()).stored(storage).train();
         let x = map_pixels(tensor([1, 3, 8, 8], |i| (i % 7) as f32 / 7.0)).autodiff();
         let logits = dvae.encoder.forward(x.clone());
         let stats = dvae.decoder.forward(burn::tensor::activation::softmax(logits.clone(), 3));
-        let loss = elbo(x, stats, logits.clone(), 1.0, -3.0).loss;
+        let loss = elbo(exact(), x, stats, logits.clone(), 1.0, -3.0).loss;
         let values = crate::nn::gradients(&dvae, (loss * scale).backward()).unwrap();
         (values.concat().iter().map(|value| value / scale).collect::<Vec<f32>>(), floats(logits))
     };
-    exactly(|| {
-        let half = Some(SmallFloat::F16);
-        let ((wanted, _), (got, logits)) = (gradient(None, 1.0), gradient(half, 1024.0));
-        let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-        let off: Vec<f32> = got.iter().zip(&wanted).map(|(got, wanted)| got - wanted).collect();
-        let share = norm(&off) / norm(&wanted);
-        assert!(share > 0.0 && share < 0.01, "off by {share} of its length");
-        let rounded = |value: &f32| SmallFloat::F16.round(*value) == *value;
-        assert!(!logits.iter().all(rounded), "logits lost bits");
-        assert!(gradient(half, 1e30).0.iter().any(|value| !value.is_finite()));
-    });
+    let half = Some(SmallFloat::F16);
+    let ((wanted, _), (got, logits)) = (gradient(None, 1.0), gradient(half, 1024.0));
+    let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    let off: Vec<f32> = got.iter().zip(&wanted).map(|(got, wanted)| got - wanted).collect();
+    let share = norm(&off) / norm(&wanted);
+    assert!(share > 0.0 && share < 0.01, "off by {share} of its length");
+    let rounded = |value: &f32| SmallFloat::F16.round(*value) == *value;
+    assert!(!logits.iter().all(rounded), "logits lost bits");
+    assert!(gradient(half, 1e30).0.iter().any(|value| !value.is_finite()));
 }
 
 /// Of what is stored in 16 bits, the gradient has 16 bits too.
 #[test]
 fn gradients_of_the_convolutions_next_to_the_codes_keep_32_bits_and_those_of_the_others_do_not() {
-    let dvae = Dvae::new(&config(), 0, &Device::flex()).stored(Some(SmallFloat::F16)).train();
-    exactly(|| {
-        let x = map_pixels(tensor([1, 3, 8, 8], |i| (i % 7) as f32 / 7.0)).autodiff();
-        let logits = dvae.encoder.forward(x.clone());
-        let stats = dvae.decoder.forward(burn::tensor::activation::softmax(logits.clone(), 3));
-        let loss = elbo(x, stats, logits, 1.0, -3.0).loss;
-        let gradients = crate::nn::gradients(&dvae, (loss * 1024.0).backward()).unwrap();
-        for (weight, gradient) in crate::nn::export(&dvae).iter().zip(gradients) {
-            let small = gradient.iter().all(|&value| SmallFloat::F16.round(value) == value);
-            let next_to_codes = ["encoder.output.weight", "decoder.input.weight"].contains(&&*weight.name);
-            let matrix = weight.shape.len() == 4;
-            assert!(!matrix || small != next_to_codes, "{}: in 16 bits: {small}", weight.name);
-        }
-    });
+    let dvae = Dvae::new(&config(), 0, exact()).stored(Some(SmallFloat::F16)).train();
+    let x = map_pixels(tensor([1, 3, 8, 8], |i| (i % 7) as f32 / 7.0)).autodiff();
+    let logits = dvae.encoder.forward(x.clone());
+    let stats = dvae.decoder.forward(burn::tensor::activation::softmax(logits.clone(), 3));
+    let loss = elbo(exact(), x, stats, logits, 1.0, -3.0).loss;
+    let gradients = crate::nn::gradients(&dvae, (loss * 1024.0).backward()).unwrap();
+    for (weight, gradient) in crate::nn::export(&dvae).iter().zip(gradients) {
+        let small = gradient.iter().all(|&value| SmallFloat::F16.round(value) == value);
+        let next_to_codes = ["encoder.output.weight", "decoder.input.weight"].contains(&&*weight.name);
+        let matrix = weight.shape.len() == 4;
+        assert!(!matrix || small != next_to_codes, "{}: in 16 bits: {small}", weight.name);
+    }
 }
 
 #[test]
@@ -158,24 +152,25 @@ fn the_two_forms_of_the_loss_agree() {
     let stats = tensor([2, 6, 8, 8], |i| (i as f32).sin());
     let logits = tensor([2, 4, 4, 6], |i| (i as f32).cos());
     let beta = 1.7;
-    let elbo = elbo(x.clone(), stats.clone(), logits.clone(), beta, -3.0);
+    let elbo = elbo(exact(), x.clone(), stats.clone(), logits.clone(), beta, -3.0);
     let nll_sum: f32 = floats(logit_laplace_nll(x, stats, -3.0)).iter().sum();
-    let kl_sum = floats(kl_to_uniform(logits))[0] * (2 * 4 * 4) as f32;
+    let kl_sum = floats(kl_to_uniform(exact(), logits))[0] * (2 * 4 * 4) as f32;
     let sum_form = (nll_sum + beta as f32 * kl_sum) / (2 * 3 * 8 * 8) as f32;
     assert!((floats(elbo.loss)[0] - sum_form).abs() < 1e-4);
 }
 
 #[test]
 fn kl_is_zero_for_uniform_and_ln_v_for_one_hot_posteriors() {
-    assert!(floats(kl_to_uniform(tensor([1, 2, 2, 6], |_| 0.3)))[0].abs() < 1e-6);
+    assert!(floats(kl_to_uniform(exact(), tensor([1, 2, 2, 6], |_| 0.3)))[0].abs() < 1e-6);
     let sure = tensor([1, 2, 2, 6], |i| if i % 6 == 0 { 60.0 } else { 0.0 });
-    assert!((floats(kl_to_uniform(sure))[0] - 6_f32.ln()).abs() < 1e-4);
+    assert!((floats(kl_to_uniform(exact(), sure))[0] - 6_f32.ln()).abs() < 1e-4);
 }
 
 #[test]
 fn a_low_temperature_makes_the_relaxed_code_one_hot() {
     let logits = tensor([1, 2, 2, 6], |i| (i as f32).sin());
-    let hard = gumbel_softmax(logits.clone(), tensor([1, 2, 2, 6], |i| (i as f32 * 1.3).cos()), 1e-3);
+    let hard =
+        gumbel_softmax(exact(), logits.clone(), tensor([1, 2, 2, 6], |i| (i as f32 * 1.3).cos()), 1e-3);
     let columns = floats(hard.clone().max_dim(3));
     assert!(columns.iter().all(|&top| top > 0.999));
     assert!(floats(hard.sum_dim(3)).iter().all(|sum| (sum - 1.0).abs() < 1e-5));
@@ -186,11 +181,11 @@ fn the_loss_gradient_matches_finite_differences() {
     let loss = |dvae: &Dvae| {
         let x = map_pixels(tensor([2, 3, 8, 8], |i| ((i * 37) % 101) as f32 / 101.0));
         let logits = dvae.encoder.forward(x.clone());
-        let codes = gumbel_softmax(logits.clone(), tensor([2, 4, 4, 6], |i| (i as f32).sin()), 0.7);
-        elbo(x, dvae.decoder.forward(codes), logits, 2.0, -3.0).loss
+        let codes = gumbel_softmax(exact(), logits.clone(), tensor([2, 4, 4, 6], |i| (i as f32).sin()), 0.7);
+        elbo(exact(), x, dvae.decoder.forward(codes), logits, 2.0, -3.0).loss
     };
     // Biases of zero would put dead units exactly on the kink of their ReLU; the loss has other kinks (max-pool, |·|),
     // so the step is small and leaves room for the rounding of f32 sums.
-    let model = stirred(Dvae::new(&config(), 3, &Device::flex()), 0.1);
-    exactly(|| check(model, loss, 5e-4, Tolerance { absolute: 1e-3, relative: 0.05 }));
+    let model = stirred(Dvae::new(&config(), 3, exact()), 0.1);
+    check(model, loss, 5e-4, Tolerance { absolute: 1e-3, relative: 0.05 });
 }

@@ -4,7 +4,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use tessera_kernels::{First, Output, SmallFloat, conv2d, conv2d_add};
+use tessera_kernels::{Cpu, First, Output, SmallFloat, conv2d, conv2d_add};
 
 use super::{Init, Role, stored};
 
@@ -18,6 +18,8 @@ pub struct Conv2d {
     /// What input, weights, output and their gradients are stored as.
     #[module(skip)]
     pub storage: Option<SmallFloat>,
+    #[module(skip)]
+    cpu: Cpu,
 }
 
 impl Conv2d {
@@ -34,7 +36,7 @@ impl Conv2d {
     fn of(role: Role, init: &mut Init, [c_in, c_out]: [usize; 2], k: usize) -> Conv2d {
         let std = 1.0 / ((c_in * k * k) as f64).sqrt();
         let weight = init.normal(role, [c_out, c_in, k, k], std);
-        Conv2d { weight, bias: init.zeros([c_out]), storage: None }
+        Conv2d { weight, bias: init.zeros([c_out]), storage: None, cpu: init.cpu() }
     }
 
     /// `conv(x)`: `[B, S, S, c_in]` → `[B, S, S, c_out]`
@@ -48,14 +50,14 @@ impl Conv2d {
     }
 
     fn convolve(&self, x: Tensor<4>, first: First, output: Output) -> Tensor<4> {
-        let weight = stored(self.weight.val(), self.storage);
-        stored(conv2d(stored(x, self.storage), weight, self.bias.val(), first, output), self.storage)
+        let stored = |x| stored(self.cpu, x, self.storage);
+        stored(conv2d(self.cpu, stored(x), stored(self.weight.val()), self.bias.val(), first, output))
     }
 
     /// `residual + gain · conv(relu(x))` in f32.
     pub fn add_to(&self, residual: Tensor<4>, x: Tensor<4>, gain: f64) -> Tensor<4> {
         match self.storage {
-            None => conv2d_add(x, self.weight.val(), self.bias.val(), residual, gain),
+            None => conv2d_add(self.cpu, x, self.weight.val(), self.bias.val(), residual, gain),
             Some(_) => residual + self.after_relu(x, Output::F32) * gain,
         }
     }

@@ -1,28 +1,39 @@
 //! Weight initialisation from one counter-based host generator, so a seed gives the same weights on every device.
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use tessera_kernels::Cpu;
 
-use super::Role;
+use super::{Compute, Role};
 
 /// Draws initial weights in the order that a model asks for them.
-pub struct Init<'a> {
+pub struct Init {
     /// Nothing if all weights are zero.
     rng: Option<ChaCha8Rng>,
-    device: &'a Device,
+    compute: Compute,
 }
 
-impl<'a> Init<'a> {
+impl Init {
     /// A generator whose draws are a function of `seed` alone.
-    pub fn new(seed: u64, device: &'a Device) -> Init<'a> {
-        Init { rng: Some(ChaCha8Rng::seed_from_u64(seed)), device }
+    pub fn new(seed: u64, compute: impl Into<Compute>) -> Init {
+        Init { rng: Some(ChaCha8Rng::seed_from_u64(seed)), compute: compute.into() }
     }
 
     /// All weights are zero, for a model whose weights are imported next: drawing them would take longer than reading them.
-    pub fn blank(device: &'a Device) -> Init<'a> {
-        Init { rng: None, device }
+    pub fn blank(compute: impl Into<Compute>) -> Init {
+        Init { rng: None, compute: compute.into() }
+    }
+
+    /// The instructions and numbers that what is made next computes with.
+    pub fn cpu(&self) -> Cpu {
+        self.compute.cpu
+    }
+
+    /// Makes what comes next with `cpu`.
+    pub fn set_cpu(&mut self, cpu: Cpu) {
+        self.compute.cpu = cpu;
     }
 
     /// Normal weights of mean 0 and standard deviation `std`.
@@ -46,7 +57,7 @@ impl<'a> Init<'a> {
     }
 
     fn param<const D: usize>(&self, role: Role, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<D>> {
-        let tensor = Tensor::from_data(TensorData::new(values, shape), self.device);
+        let tensor = Tensor::from_data(TensorData::new(values, shape), &self.compute.device);
         let mut param = Param::from_tensor(tensor);
         param.id = role.id();
         param
@@ -62,6 +73,8 @@ fn gaussian(rng: &mut ChaCha8Rng) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
 
     #[test]

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use tessera_kernels::decode::int8_rounded;
-use tessera_kernels::{Activation, SmallFloat, linear, linear_add, linear_f32};
+use tessera_kernels::{Activation, Cpu, SmallFloat, linear, linear_add, linear_f32};
 
 use super::{Init, Role, stored};
 
@@ -14,6 +14,8 @@ pub struct Linear {
     pub weight: Param<Tensor<2>>,
     /// `[d_out]`
     pub bias: Param<Tensor<1>>,
+    #[module(skip)]
+    pub(crate) cpu: Cpu,
 }
 
 impl Linear {
@@ -28,17 +30,17 @@ impl Linear {
     }
 
     fn of(role: Role, init: &mut Init, [d_in, d_out]: [usize; 2], std: f64) -> Linear {
-        Linear { weight: init.normal(role, [d_in, d_out], std), bias: init.zeros([d_out]) }
+        Linear { weight: init.normal(role, [d_in, d_out], std), bias: init.zeros([d_out]), cpu: init.cpu() }
     }
 
     /// `[.., d_in]` → `[.., d_out]` in f32.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear_f32(x, self.weight.val(), self.bias.val())
+        linear_f32(self.cpu, x, self.weight.val(), self.bias.val())
     }
 
     /// `activation(x W + b)` for the next kernel, in its kind of number.
     pub fn activated<const D: usize>(&self, x: Tensor<D>, activation: Activation) -> Tensor<D> {
-        linear(x, self.weight.val(), self.bias.val(), activation)
+        linear(self.cpu, x, self.weight.val(), self.bias.val(), activation)
     }
 
     /// `activation(x W + b)` of weights that are stored as `storage` says.
@@ -48,7 +50,7 @@ impl Linear {
         activation: Activation,
         storage: Option<SmallFloat>,
     ) -> Tensor<D> {
-        linear(x, stored(self.weight.val(), storage), self.bias.val(), activation)
+        linear(self.cpu, x, stored(self.cpu, self.weight.val(), storage), self.bias.val(), activation)
     }
 
     /// The map with its weights as 8 bits for each output keep them.
@@ -65,6 +67,6 @@ impl Linear {
 
     /// `residual + x W + b` in f32.
     pub fn add_to<const D: usize>(&self, residual: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
-        linear_add(x, self.weight.val(), self.bias.val(), residual)
+        linear_add(self.cpu, x, self.weight.val(), self.bias.val(), residual)
     }
 }

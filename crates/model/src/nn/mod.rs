@@ -3,6 +3,7 @@
 //!
 //! Operations are shared here; architectures are not: `dvae` and `prior` each spell out their own.
 
+mod compute;
 mod conv;
 mod init;
 mod linear;
@@ -11,6 +12,7 @@ mod params;
 mod role;
 mod stored;
 
+pub use compute::Compute;
 pub use conv::Conv2d;
 pub use init::Init;
 pub use linear::Linear;

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use tessera_kernels::layer_norm;
+use tessera_kernels::{Cpu, layer_norm};
 
 use super::Init;
 
@@ -13,6 +13,8 @@ pub struct LayerNorm {
     pub gain: Param<Tensor<1>>,
     /// `[d]`
     pub bias: Param<Tensor<1>>,
+    #[module(skip)]
+    cpu: Cpu,
 }
 
 impl LayerNorm {
@@ -21,11 +23,11 @@ impl LayerNorm {
 
     /// Gain 1, bias 0.
     pub fn new(init: &mut Init, d: usize) -> LayerNorm {
-        LayerNorm { gain: init.ones([d]), bias: init.zeros([d]) }
+        LayerNorm { gain: init.ones([d]), bias: init.zeros([d]), cpu: init.cpu() }
     }
 
     /// `[.., d]` in f32 → `[.., d]` for the next kernel, in its kind of number.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        layer_norm(x, self.gain.val(), self.bias.val(), Self::EPSILON)
+        layer_norm(self.cpu, x, self.gain.val(), self.bias.val(), Self::EPSILON)
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Gradients, Tensor, TensorData};
-use tessera_kernels::parallel::*;
+use rayon::prelude::*;
 
 /// One parameter on the host.
 #[derive(Debug, Clone, PartialEq)]

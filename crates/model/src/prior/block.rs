@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use tessera_kernels::{Activation, Plan, SmallFloat, pattern_attention};
+use tessera_kernels::{Activation, Cpu, Plan, SmallFloat, pattern_attention};
 
 use super::{Pattern, PriorConfig};
 use crate::nn::{Init, LayerNorm, Linear, stored};
@@ -22,6 +22,8 @@ pub struct Block {
     pub(crate) pattern: Pattern,
     #[module(skip)]
     n_heads: usize,
+    #[module(skip)]
+    cpu: Cpu,
 }
 
 impl Block {
@@ -39,6 +41,7 @@ impl Block {
             mlp_out: Linear::new(init, [4 * d, d], std(4 * d) * residual),
             pattern: Pattern::of_layer(layer, config),
             n_heads: config.n_heads,
+            cpu: init.cpu(),
         }
     }
 
@@ -71,7 +74,7 @@ impl Block {
 
     fn attention_with_states(&self, x: Tensor<3>, plan: &Arc<Plan>) -> (Tensor<3>, Tensor<3>) {
         let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None);
-        let attended = pattern_attention(qkv.clone(), self.n_heads, plan);
+        let attended = pattern_attention(self.cpu, qkv.clone(), self.n_heads, plan);
         (self.attn_out.add_to(x, attended), qkv)
     }
 
@@ -82,17 +85,17 @@ impl Block {
         plan: &Arc<Plan>,
         storage: Option<SmallFloat>,
     ) -> Tensor<3> {
-        let h = stored(self.attn_norm.forward(x), storage);
-        let qkv = stored(self.qkv.stored(h, Activation::None, storage), storage);
-        let attended = stored(pattern_attention(qkv, self.n_heads, plan), storage);
-        stored(self.attn_out.stored(attended, Activation::None, storage), storage)
+        let h = stored(self.cpu, self.attn_norm.forward(x), storage);
+        let qkv = stored(self.cpu, self.qkv.stored(h, Activation::None, storage), storage);
+        let attended = stored(self.cpu, pattern_attention(self.cpu, qkv, self.n_heads, plan), storage);
+        stored(self.cpu, self.attn_out.stored(attended, Activation::None, storage), storage)
     }
 
     /// What the MLP resblock adds to `x`, its numbers stored as `storage` says.
     pub(super) fn mlp_branch(&self, x: Tensor<3>, storage: Option<SmallFloat>) -> Tensor<3> {
-        let h = stored(self.mlp_norm.forward(x), storage);
-        let h = stored(self.mlp_in.stored(h, Activation::Gelu, storage), storage);
-        stored(self.mlp_out.stored(h, Activation::None, storage), storage)
+        let h = stored(self.cpu, self.mlp_norm.forward(x), storage);
+        let h = stored(self.cpu, self.mlp_in.stored(h, Activation::Gelu, storage), storage);
+        stored(self.cpu, self.mlp_out.stored(h, Activation::None, storage), storage)
     }
 
     /// The MLP resblock, `x + mlp(norm(x))`.

@@ -105,23 +105,23 @@ impl Prior {
             let Graph { leaf, output } = link.kept.unwrap_or_else(|| tracked.graph(i, link.input, mixed));
             let block = &tracked.blocks[i / 2];
             let Some(MixedPrecision { storage, scales }) = mixed else {
-                let mut gradients = dot(output, toward).backward();
+                let mut gradients = dot(self.cpu, output, toward).backward();
                 collected.take(block, &mut gradients)?;
                 toward = enters(leaf, &mut gradients)?;
                 continue;
             };
             entering.push(log2_rms(&toward));
             // A filter before and one behind the branch (§D.1); what the first takes away must not go unseen.
-            let scaled = stored(toward.clone() * scales[i], storage);
+            let scaled = stored(self.cpu, toward.clone() * scales[i], storage);
             let whole = is_finite(&scaled);
-            let mut gradients = dot(output, finite(scaled)).backward();
+            let mut gradients = dot(self.cpu, output, finite(scaled)).backward();
             if !(collected.take_scaled(block, &mut gradients, scales[i])? && whole) {
                 overflowed.push(i); // again, if it was the first on the way forward
             }
-            let leaving = stored(enters(leaf, &mut gradients)?, storage);
+            let leaving = stored(self.cpu, enters(leaf, &mut gradients)?, storage);
             toward = toward + finite(leaving) / scales[i];
         }
-        collected.take(&tracked.embed, &mut dot(embedded, toward).backward())?;
+        collected.take(&tracked.embed, &mut dot(self.cpu, embedded, toward).backward())?;
         entering.reverse();
         Ok(PriorGradients { loss, gradients: collected.in_order(self), overflowed, entering })
     }

@@ -23,7 +23,7 @@ pub use loss::{PriorLoss, image_nats, weighted_cross_entropy};
 pub use pattern::{Pattern, Wrap};
 pub use stream::{Stream, caption_slots};
 
-use crate::nn::{Init, LayerNorm, Linear};
+use crate::nn::{Compute, Init, LayerNorm, Linear};
 
 /// Sizes of a prior; the paper's in brackets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -146,6 +146,9 @@ pub struct Prior {
     pub(crate) image_head: Linear,
     #[module(skip)]
     config: PriorConfig,
+    /// What the layers compute with; the last norm and the heads have their own.
+    #[module(skip)]
+    cpu: Cpu,
     #[module(skip)]
     plans: Plans,
 }
@@ -156,24 +159,28 @@ type Plans = Arc<Mutex<HashMap<(Pattern, usize), Arc<Plan>>>>;
 impl Prior {
     /// A prior with weights drawn from `seed`, by the table of Child et al. 2019 (paper §B.1): matrices
     /// N(0, 0.125/√fan_in), residual outputs scaled further by 1/√(2·layers), logit matrices 0.
-    pub fn new(config: &PriorConfig, seed: u64, device: &Device) -> Prior {
-        Prior::with(config, Init::new(seed, device))
+    pub fn new(config: &PriorConfig, seed: u64, compute: impl Into<Compute>) -> Prior {
+        Prior::with(config, Init::new(seed, compute))
     }
 
     /// A prior whose weights are zero, to be imported.
-    pub(crate) fn blank(config: &PriorConfig, device: &Device) -> Prior {
-        Prior::with(config, Init::blank(device))
+    pub(crate) fn blank(config: &PriorConfig, compute: impl Into<Compute>) -> Prior {
+        Prior::with(config, Init::blank(compute))
     }
 
     fn with(config: &PriorConfig, mut init: Init) -> Prior {
-        let d = config.d_model;
+        let (cpu, d) = (init.cpu(), config.d_model);
+        let embed = Embedding::new(config, &mut init);
+        let blocks = (1..=config.n_layers).map(|layer| Block::new(config, layer, &mut init)).collect();
+        init.set_cpu(config.logits.cpu(cpu));
         Prior {
-            embed: Embedding::new(config, &mut init),
-            blocks: (1..=config.n_layers).map(|layer| Block::new(config, layer, &mut init)).collect(),
+            embed,
+            blocks,
             norm: LayerNorm::new(&mut init, d),
             text_head: Linear::head(&mut init, [d, config.text_vocab + config.text_len], 0.0),
             image_head: Linear::head(&mut init, [d, config.image_vocab], 0.0),
             config: config.clone(),
+            cpu,
             plans: Plans::default(),
         }
     }
@@ -199,6 +206,11 @@ impl Prior {
         &self.config
     }
 
+    /// What its layers compute with on the processor.
+    pub fn cpu(&self) -> Cpu {
+        self.cpu
+    }
+
     /// Where the weights are.
     pub fn device(&self) -> Device {
         self.embed.device()
@@ -208,11 +220,8 @@ impl Prior {
     ///
     /// `Ti` is the number of image tokens in `stream`: all of them in training, fewer in tests.
     pub fn forward(&self, stream: &Stream) -> (Tensor<3>, Tensor<3>) {
-        let x = self.states(stream);
-        self.config.logits.cpu(Cpu::current()).scope(|| {
-            let (text, image) = self.normed(x);
-            (self.text_head.forward(text), self.image_head.forward(image))
-        })
+        let (text, image) = self.normed(self.states(stream));
+        (self.text_head.forward(text), self.image_head.forward(image))
     }
 
     /// The loss of a batch of streams (paper §2.2), without ever holding their logits.
@@ -224,15 +233,12 @@ impl Prior {
     fn loss_of_states(&self, x: Tensor<3>, stream: &Stream) -> PriorLoss {
         let nats = |x: Tensor<3>, head: &Linear, targets: &[u32]| {
             let [b, t, d] = x.dims();
-            cross_entropy(x.reshape([b * t, d]), head.weight.val(), head.bias.val(), targets)
+            cross_entropy(head.cpu, x.reshape([b * t, d]), head.weight.val(), head.bias.val(), targets)
         };
-        // An operation's backward pass computes as its forward pass did.
-        self.config.logits.cpu(Cpu::current()).scope(|| {
-            let (text, image) = self.normed(x);
-            let text = nats(text, &self.text_head, &stream.text);
-            let image = nats(image, &self.image_head, &stream.image);
-            weighted_cross_entropy(text, image)
-        })
+        let (text, image) = self.normed(x);
+        let text = nats(text, &self.text_head, &stream.text);
+        let image = nats(image, &self.image_head, &stream.image);
+        weighted_cross_entropy(text, image)
     }
 
     /// What leaves the last block, `[B, T, D]`.

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use tessera_kernels::{Cpu, SmallFloat};
 
 use super::*;
-use crate::finite_differences::{Tolerance, check, exactly, stirred};
+use crate::finite_differences::{Tolerance, check, exact, stirred};
 
 fn config() -> PriorConfig {
     PriorConfig {
@@ -24,7 +24,11 @@ fn config() -> PriorConfig {
 
 /// A prior whose weights are all far from zero, heads included.
 fn prior() -> Prior {
-    stirred(Prior::new(&config(), 1, &Device::flex()), 0.3)
+    prior_on(Cpu::best())
+}
+
+fn prior_on(cpu: Cpu) -> Prior {
+    stirred(Prior::new(&config(), 1, cpu), 0.3)
 }
 
 fn stream() -> Stream {
@@ -181,47 +185,41 @@ fn gradients_reach_only_earlier_embeddings() {
 #[test]
 fn the_loss_gradient_matches_finite_differences() {
     let loss = |prior: &Prior| prior.loss(&stream()).loss;
-    exactly(|| check(prior(), loss, 3e-3, Tolerance { absolute: 2e-4, relative: 0.02 }));
+    check(prior_on(exact()), loss, 3e-3, Tolerance { absolute: 2e-4, relative: 0.02 });
 }
 
 #[test]
 fn the_chain_gives_the_gradient_of_the_whole_graph() {
-    let (prior, stream) = (prior(), stream());
+    let stream = stream();
     for cpu in Cpu::all() {
-        cpu.scope(|| {
-            let train = prior.clone().train();
-            let loss = train.loss(&stream).loss;
-            let wanted = crate::nn::gradients(&train, loss.clone().backward()).unwrap();
-            for activations in [Activations::Keep, Activations::Recompute] {
-                let got = prior.gradients(&stream, activations, None).unwrap();
-                assert_eq!(floats(got.loss.loss), floats(loss.clone()));
-                assert_eq!(got.gradients, wanted, "{cpu}, {activations:?}");
-            }
-        });
+        let prior = prior_on(cpu);
+        let train = prior.clone().train();
+        let loss = train.loss(&stream).loss;
+        let wanted = crate::nn::gradients(&train, loss.clone().backward()).unwrap();
+        for activations in [Activations::Keep, Activations::Recompute] {
+            let got = prior.gradients(&stream, activations, None).unwrap();
+            assert_eq!(floats(got.loss.loss), floats(loss.clone()));
+            assert_eq!(got.gradients, wanted, "{cpu}, {activations:?}");
+        }
     }
 }
 
-/// Gradients of the small prior in mixed precision with `scales`, and plain ones.
+/// Gradients of the small prior with products of f32, in mixed precision with `scales`, and plain ones.
 fn mixed_and_plain(storage: Option<SmallFloat>, scales: &[f32]) -> [PriorGradients; 2] {
-    let (prior, stream) = (prior(), stream());
+    let (prior, stream) = (prior_on(exact()), stream());
     let of = |mixed| prior.gradients(&stream, Activations::Keep, mixed).unwrap();
     [of(Some(MixedPrecision { storage, scales })), of(None)]
 }
 
 #[test]
 fn in_32_bits_no_scale_changes_a_gradient() {
-    exactly(|| {
-        let scales: Vec<f32> = (0..prior().n_resblocks()).map(|i| (i as f32 * 3.0 - 4.0).exp2()).collect();
-        let [scaled, open] = mixed_and_plain(None, &scales);
-        assert!(scaled.overflowed.is_empty());
-        for (scaled, open) in scaled.gradients.iter().zip(&open.gradients) {
-            let size = open.iter().fold(0.0_f32, |size, value| size.max(value.abs()));
-            assert!(
-                scaled.iter().zip(open).all(|(a, b)| (a - b).abs() <= 1e-4 * size),
-                "{scaled:?}\n{open:?}"
-            );
-        }
-    });
+    let scales: Vec<f32> = (0..prior().n_resblocks()).map(|i| (i as f32 * 3.0 - 4.0).exp2()).collect();
+    let [scaled, open] = mixed_and_plain(None, &scales);
+    assert!(scaled.overflowed.is_empty());
+    for (scaled, open) in scaled.gradients.iter().zip(&open.gradients) {
+        let size = open.iter().fold(0.0_f32, |size, value| size.max(value.abs()));
+        assert!(scaled.iter().zip(open).all(|(a, b)| (a - b).abs() <= 1e-4 * size), "{scaled:?}\n{open:?}");
+    }
 }
 
 #[test]
@@ -230,61 +228,55 @@ fn the_first_resblock_whose_output_is_not_finite_is_named() {
         let mut weights = crate::nn::export(&prior());
         let bias = weights.iter_mut().find(|weight| weight.name == name).unwrap();
         bias.values[0] = f32::NAN;
-        let prior = crate::nn::import(prior(), &weights).unwrap();
+        let prior = crate::nn::import(prior_on(exact()), &weights).unwrap();
         let found = prior.gradients(&stream(), Activations::Recompute, mixed).unwrap();
         found.overflowed.first().copied()
     };
-    exactly(|| {
-        for mixed in [None, Some(MixedPrecision { storage: None, scales: &[1.0; 8] })] {
-            assert_eq!(first("blocks.0.mlp_out.bias", mixed), Some(1), "{mixed:?}");
-            assert_eq!(first("blocks.2.attn_out.bias", mixed), Some(4), "{mixed:?}");
-        }
-    });
+    for mixed in [None, Some(MixedPrecision { storage: None, scales: &[1.0; 8] })] {
+        assert_eq!(first("blocks.0.mlp_out.bias", mixed), Some(1), "{mixed:?}");
+        assert_eq!(first("blocks.2.attn_out.bias", mixed), Some(4), "{mixed:?}");
+    }
 }
 
 /// The argument for scales of their own (paper §2.4), in one step: what one resblock needs, another cannot bear.
 #[test]
 fn an_underflow_in_16_bits_stays_in_its_resblock() {
-    exactly(|| {
-        let n = prior().n_resblocks();
-        let lost = |scales: &[f32]| -> Vec<bool> {
-            let [scaled, _] = mixed_and_plain(Some(SmallFloat::F16), scales);
-            let weights = crate::nn::export(&prior());
-            let of = |name: &str| {
-                let at = weights.iter().position(|weight| weight.name == name).unwrap();
-                scaled.gradients[at].iter().all(|&value| value == 0.0)
-            };
-            let names = ["attn_out.weight", "mlp_out.weight"];
-            (0..n).map(|i| of(&format!("blocks.{}.{}", i / 2, names[i % 2]))).collect()
+    let n = prior().n_resblocks();
+    let lost = |scales: &[f32]| -> Vec<bool> {
+        let [scaled, _] = mixed_and_plain(Some(SmallFloat::F16), scales);
+        let weights = crate::nn::export(&prior());
+        let of = |name: &str| {
+            let at = weights.iter().position(|weight| weight.name == name).unwrap();
+            scaled.gradients[at].iter().all(|&value| value == 0.0)
         };
-        let small = 2.0_f32.powi(-24);
-        assert_eq!(lost(&vec![256.0; n]), vec![false; n]);
-        assert_eq!(lost(&vec![small; n]), vec![true; n]);
-        for under in 0..n {
-            let scales: Vec<f32> = (0..n).map(|i| if i == under { small } else { 256.0 }).collect();
-            assert_eq!(lost(&scales), (0..n).map(|i| i == under).collect::<Vec<_>>());
-        }
-    });
+        let names = ["attn_out.weight", "mlp_out.weight"];
+        (0..n).map(|i| of(&format!("blocks.{}.{}", i / 2, names[i % 2]))).collect()
+    };
+    let small = 2.0_f32.powi(-24);
+    assert_eq!(lost(&vec![256.0; n]), vec![false; n]);
+    assert_eq!(lost(&vec![small; n]), vec![true; n]);
+    for under in 0..n {
+        let scales: Vec<f32> = (0..n).map(|i| if i == under { small } else { 256.0 }).collect();
+        assert_eq!(lost(&scales), (0..n).map(|i| i == under).collect::<Vec<_>>());
+    }
 }
 
 #[test]
 fn an_overflow_in_16_bits_stays_in_its_resblock() {
-    exactly(|| {
-        let n = prior().n_resblocks();
-        for over in 0..n {
-            let scales: Vec<f32> = (0..n).map(|i| if i == over { 1e30 } else { 256.0 }).collect();
-            let [scaled, open] = mixed_and_plain(Some(SmallFloat::F16), &scales);
-            assert_eq!(scaled.overflowed, [over]);
-            // The gradient of the embeddings has come through all resblocks.
-            let size = |of: &PriorGradients| of.gradients[0].iter().map(|value| value * value).sum::<f32>();
-            assert!(
-                size(&scaled).is_finite() && size(&scaled) > 0.0,
-                "{} without, {} with",
-                size(&open),
-                size(&scaled)
-            );
-        }
-    });
+    let n = prior().n_resblocks();
+    for over in 0..n {
+        let scales: Vec<f32> = (0..n).map(|i| if i == over { 1e30 } else { 256.0 }).collect();
+        let [scaled, open] = mixed_and_plain(Some(SmallFloat::F16), &scales);
+        assert_eq!(scaled.overflowed, [over]);
+        // The gradient of the embeddings has come through all resblocks.
+        let size = |of: &PriorGradients| of.gradients[0].iter().map(|value| value * value).sum::<f32>();
+        assert!(
+            size(&scaled).is_finite() && size(&scaled) > 0.0,
+            "{} without, {} with",
+            size(&open),
+            size(&scaled)
+        );
+    }
 }
 
 /// With bf16 products around them the losses of the same states are those of f32 to the bit, and so are all gradients from
@@ -293,16 +285,14 @@ fn an_overflow_in_16_bits_stays_in_its_resblock() {
 fn logits_in_32_bits_are_those_of_f32_forward_and_gradient() {
     let x: Vec<f32> = (0..2 * 12 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
     let found = |logits: Logits, cpu: Cpu| {
-        let prior = Prior { config: PriorConfig { logits, ..config() }, ..prior() }.train();
+        let prior = stirred(Prior::new(&PriorConfig { logits, ..config() }, 1, cpu), 0.3).train();
         let leaf = Tensor::<3>::from_data(TensorData::new(x.clone(), [2, 12, 8]), &Device::flex());
         let leaf = leaf.autodiff().require_grad();
-        cpu.scope(|| {
-            let loss = prior.loss_of_states(leaf.clone(), &stream());
-            let mut gradients = loss.loss.backward();
-            let toward = floats(leaf.grad_remove(&mut gradients).unwrap());
-            let head = prior.image_head.weight.val().grad_remove(&mut gradients).unwrap();
-            (floats(loss.loss), toward, floats(head))
-        })
+        let loss = prior.loss_of_states(leaf.clone(), &stream());
+        let mut gradients = loss.loss.backward();
+        let toward = floats(leaf.grad_remove(&mut gradients).unwrap());
+        let head = prior.image_head.weight.val().grad_remove(&mut gradients).unwrap();
+        (floats(loss.loss), toward, floats(head))
     };
     for cpu in Cpu::all() {
         let exact = found(Logits::Auto, cpu.in_f32());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, activation::gelu};
-use tessera_kernels::{Activation, Plan, pattern_attention};
+use tessera_kernels::{Activation, Cpu, Plan, pattern_attention};
 
 use super::{Gelu, TowerConfig};
 use crate::nn::{Init, LayerNorm, Linear};
@@ -22,6 +22,8 @@ pub struct Block {
     n_heads: usize,
     #[module(skip)]
     gelu: Gelu,
+    #[module(skip)]
+    cpu: Cpu,
 }
 
 impl Block {
@@ -40,13 +42,14 @@ impl Block {
             mlp_out: Linear::new(init, [4 * d, d], residual),
             n_heads: config.n_heads,
             gelu,
+            cpu: init.cpu(),
         }
     }
 
     /// `x` `[B, T, D]` and who sees whom among `T` positions → `[B, T, D]`
     pub(super) fn forward(&self, x: Tensor<3>, plan: &Arc<Plan>) -> Tensor<3> {
         let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None);
-        let x = self.attn_out.add_to(x, pattern_attention(qkv, self.n_heads, plan));
+        let x = self.attn_out.add_to(x, pattern_attention(self.cpu, qkv, self.n_heads, plan));
         let h = self.mlp_norm.forward(x.clone());
         let h = match self.gelu {
             Gelu::Quick => self.mlp_in.activated(h, Activation::Gelu),

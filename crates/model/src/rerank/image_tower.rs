@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use tessera_kernels::{Plan, layer_norm_reference, linear_f32};
+use tessera_kernels::{Cpu, Plan, layer_norm_reference, linear_f32};
 
 use super::block::Block;
 use super::{ClipConfig, TowerConfig};
@@ -26,6 +26,8 @@ pub struct ImageTower {
     pub(crate) projection: Param<Tensor<2>>,
     #[module(skip)]
     plan: Arc<Plan>,
+    #[module(skip)]
+    cpu: Cpu,
 }
 
 impl ImageTower {
@@ -45,6 +47,7 @@ impl ImageTower {
             norm_out: LayerNorm::new(init, d),
             projection: init.normal(Role::Head, [d, config.embed], std),
             plan: Arc::new(Plan::new((0..len).collect(), |_, _| true)),
+            cpu: init.cpu(),
         }
     }
 
@@ -53,20 +56,20 @@ impl ImageTower {
         let [b, _, _] = patches.dims();
         let [d] = self.class.dims();
         let nothing = Tensor::zeros([d], &patches.device());
-        let patches = linear_f32(patches, self.patch.val(), nothing); // [B, n, D]
+        let patches = linear_f32(self.cpu, patches, self.patch.val(), nothing); // [B, n, D]
         let class = self.class.val().reshape([1, 1, d]).expand([b, 1, d]);
         let x = Tensor::cat(vec![class, patches], 1) + self.positions.val().unsqueeze(); // [B, 1 + n, D]
         // Here the norm begins the residual stream, which has 32 bits.
         let x = layer_norm_reference(x, self.norm_in.gain.val(), self.norm_in.bias.val(), LayerNorm::EPSILON);
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, &self.plan));
         let class = x.narrow(1, 0, 1).reshape([b, d]);
-        project(self.norm_out.forward(class), &self.projection)
+        project(self.cpu, self.norm_out.forward(class), &self.projection)
     }
 }
 
 /// `x W` in f32: `[B, D]` → `[B, E]`
-pub(super) fn project(x: Tensor<2>, projection: &Param<Tensor<2>>) -> Tensor<2> {
+pub(super) fn project(cpu: Cpu, x: Tensor<2>, projection: &Param<Tensor<2>>) -> Tensor<2> {
     let [_, e] = projection.dims();
     let nothing = Tensor::zeros([e], &projection.val().device());
-    linear_f32(x, projection.val(), nothing)
+    linear_f32(cpu, x, projection.val(), nothing)
 }

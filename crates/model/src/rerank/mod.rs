@@ -12,6 +12,7 @@ use anyhow::{Result, ensure};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
+use tessera_kernels::Cpu;
 
 pub use image_tower::ImageTower;
 pub use loss::{ContrastiveLoss, contrastive, unit_rows};
@@ -19,7 +20,7 @@ pub use preprocess::{patches, square};
 pub use reranker::{EncodedCaption, ReadCaption, Reranker, cosine};
 pub use text_tower::TextTower;
 
-use crate::nn::Init;
+use crate::nn::{Compute, Init};
 
 /// Sizes of one tower's transformer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,29 +164,36 @@ pub struct Clip {
     pub(crate) log_scale: Param<Tensor<1>>,
     #[module(skip)]
     config: ClipConfig,
+    #[module(skip)]
+    cpu: Cpu,
 }
 
 impl Clip {
     /// A model with CLIP's first weights, a function of `seed`; cosines are multiplied by 1/0.07.
-    pub fn new(config: &ClipConfig, seed: u64, device: &Device) -> Clip {
-        Clip::with(config, Init::new(seed, device))
+    pub fn new(config: &ClipConfig, seed: u64, compute: impl Into<Compute>) -> Clip {
+        Clip::with(config, Init::new(seed, compute))
     }
 
     /// A model whose weights are zero, to be imported.
-    pub(crate) fn blank(config: &ClipConfig, device: &Device) -> Clip {
-        Clip::with(config, Init::blank(device))
+    pub(crate) fn blank(config: &ClipConfig, compute: impl Into<Compute>) -> Clip {
+        Clip::with(config, Init::blank(compute))
     }
 
     fn with(config: &ClipConfig, mut init: Init) -> Clip {
         let image = ImageTower::new(config, &mut init);
         let text = TextTower::new(config, &mut init);
         let log_scale = init.zeros([1]).map(|zero| zero + -(0.07_f64.ln()));
-        Clip { image, text, log_scale, config: config.clone() }
+        Clip { image, text, log_scale, config: config.clone(), cpu: init.cpu() }
     }
 
     /// Its sizes.
     pub fn config(&self) -> &ClipConfig {
         &self.config
+    }
+
+    /// What it computes with on the processor.
+    pub fn cpu(&self) -> Cpu {
+        self.cpu
     }
 
     /// Where it computes.

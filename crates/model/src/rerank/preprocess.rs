@@ -1,7 +1,7 @@
 //! Pictures as the image tower reads them: the short side resized by cubic interpolation, the middle square, normalised, in patches.
 
 use image::{RgbImage, imageops};
-use tessera_kernels::parallel::*;
+use rayon::prelude::*;
 
 use super::ClipConfig;
 use crate::pil;

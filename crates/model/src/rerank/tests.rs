@@ -3,7 +3,7 @@
 use burn::tensor::TensorData;
 
 use super::*;
-use crate::finite_differences::{Tolerance, check, exactly, stirred};
+use crate::finite_differences::{Tolerance, check, exact, stirred};
 
 /// Two layers a tower, four patches of 4 × 4 pixels.
 pub(super) fn small() -> ClipConfig {
@@ -119,10 +119,7 @@ fn the_first_weights_are_clips() {
 
 #[test]
 fn exact_and_quick_gelu_are_near_and_not_the_same() {
-    let of = |gelu| {
-        let clip = Clip::new(&ClipConfig { gelu, ..small() }, 5, &Device::flex());
-        exactly(|| values(clip.embed_images(pictures(1))))
-    };
+    let of = |gelu| values(Clip::new(&ClipConfig { gelu, ..small() }, 5, exact()).embed_images(pictures(1)));
     let (quick, exact) = (of(Gelu::Quick), of(Gelu::Exact));
     assert_ne!(quick, exact);
     assert!(quick.iter().zip(&exact).all(|(a, b)| (a - b).abs() < 0.02));
@@ -130,15 +127,13 @@ fn exact_and_quick_gelu_are_near_and_not_the_same() {
 
 #[test]
 fn every_weights_gradient_is_its_finite_difference() {
-    exactly(|| {
-        let model = stirred(clip(), 0.02);
-        let captions: Vec<u32> =
-            [[3, 1, 4], [1, 5, 9], [2, 6, 5]].iter().flat_map(|t| small().slots(t).0).collect();
-        let loss = |model: &Clip| {
-            let x = pictures(3);
-            let x = if model.device().is_autodiff() { x.autodiff() } else { x };
-            contrastive(model.embed_images(x), model.embed_texts(&captions), model.scale()).loss
-        };
-        check(model, loss, 1e-2, Tolerance { absolute: 3e-3, relative: 3e-2 });
-    });
+    let model = stirred(Clip::new(&small(), 5, exact()), 0.02);
+    let captions: Vec<u32> =
+        [[3, 1, 4], [1, 5, 9], [2, 6, 5]].iter().flat_map(|t| small().slots(t).0).collect();
+    let loss = |model: &Clip| {
+        let x = pictures(3);
+        let x = if model.device().is_autodiff() { x.autodiff() } else { x };
+        contrastive(model.embed_images(x), model.embed_texts(&captions), model.scale()).loss
+    };
+    check(model, loss, 1e-2, Tolerance { absolute: 3e-3, relative: 3e-2 });
 }

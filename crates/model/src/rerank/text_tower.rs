@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use tessera_kernels::Plan;
+use tessera_kernels::{Cpu, Plan};
 
 use super::block::Block;
 use super::image_tower::project;
@@ -22,6 +22,8 @@ pub struct TextTower {
     pub(crate) norm_out: LayerNorm,
     /// `[D, E]`
     pub(crate) projection: Param<Tensor<2>>,
+    #[module(skip)]
+    cpu: Cpu,
 }
 
 impl TextTower {
@@ -34,6 +36,7 @@ impl TextTower {
             blocks: (0..n_layers).map(|_| Block::new(&config.text, config.gelu, init)).collect(),
             norm_out: LayerNorm::new(init, d),
             projection: init.normal(Role::Head, [d, config.embed], 1.0 / (d as f64).sqrt()),
+            cpu: init.cpu(),
         }
     }
 
@@ -50,7 +53,7 @@ impl TextTower {
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, &plan));
         let ends = ends.iter().enumerate().map(|(row, end)| (row * t + end) as i32).collect();
         let x = x.reshape([b * t, d]).select(0, self.indices(ends)); // [B, D]
-        project(self.norm_out.forward(x), &self.projection)
+        project(self.cpu, self.norm_out.forward(x), &self.projection)
     }
 
     fn indices(&self, values: Vec<i32>) -> Tensor<1, Int> {

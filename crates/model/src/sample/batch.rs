@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
-use tessera_kernels::parallel::*;
+use rayon::prelude::*;
+use tessera_kernels::Cpu;
 
 use super::captions::ReadCaptions;
 use super::decode::{Captions, Decoder, Lanes, Next};
@@ -124,7 +125,7 @@ impl Group {
         // Rows of one caption side by side, since they are multiplied with its states together.
         let next = [next(0), next(1)].concat();
         let logits = decoder.step(captions, &mut self.lanes, &next)?;
-        let vocab = decoder.config().image_vocab;
+        let (cpu, vocab) = (decoder.cpu(), decoder.config().image_vocab);
         let (with, without) = logits.split_at(self.candidates.len() * vocab);
         let mut without = without.chunks_exact(vocab);
         let without: Vec<Option<&[f32]>> = self
@@ -135,7 +136,7 @@ impl Group {
         let rows = with.par_chunks_exact(vocab).zip(without);
         self.candidates.par_iter_mut().zip(rows).for_each(|(candidate, (with, without))| {
             if let Some(request) = requests.get(&candidate.job) {
-                candidate.tokens.push(pick(request, candidate, with, without));
+                candidate.tokens.push(pick(cpu, request, candidate, with, without));
             }
         });
         Ok(())
@@ -159,7 +160,7 @@ impl<'a> Batch<'a> {
 
     /// A batch whose step has about `rows` rows: a candidate takes one, or two with guidance.
     pub fn new(decoder: &'a Decoder, dvae: &'a Dvae, rows: usize) -> Batch<'a> {
-        let n_groups = (rows / GROUP_ROWS).clamp(1, current_num_threads());
+        let n_groups = (rows / GROUP_ROWS).clamp(1, rayon::current_num_threads());
         // An even number, so that guidance leaves none over.
         let rows = rows.div_ceil(n_groups).next_multiple_of(2).max(2);
         let group = |_| Group {
@@ -263,11 +264,6 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// If the tensors fail; the batch is then good for nothing but [`Batch::clear`].
     pub fn step(&mut self) -> Result<Vec<(u64, Event)>> {
-        // With the instructions that the weights are packed for, whatever those of this thread are.
-        self.decoder.cpu().scope(|| self.step_all())
-    }
-
-    fn step_all(&mut self) -> Result<Vec<(u64, Event)>> {
         self.admit()?;
         let Batch { decoder, captions, jobs, .. } = self;
         let requests: BTreeMap<u64, &Request> =
@@ -357,15 +353,15 @@ impl<'a> Batch<'a> {
 }
 
 /// The next token of a candidate: given, or drawn from the logits with the caption, and with guidance those without.
-fn pick(request: &Request, candidate: &Candidate, with: &[f32], without: Option<&[f32]>) -> u32 {
+fn pick(cpu: Cpu, request: &Request, candidate: &Candidate, with: &[f32], without: Option<&[f32]>) -> u32 {
     let (index, at) = (candidate.index, candidate.tokens.len());
     if let Some(given) = request.given(index, at) {
         return given;
     }
     let (sampling, u) = (&request.sampling, request.unit(index, at));
     match without {
-        None => choose(with, sampling, u),
-        Some(without) => choose(&guide(with, without, sampling.guidance as f32), sampling, u),
+        None => choose(cpu, with, sampling, u),
+        Some(without) => choose(cpu, &guide(with, without, sampling.guidance as f32), sampling, u),
     }
 }
 

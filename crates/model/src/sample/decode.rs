@@ -11,7 +11,6 @@ use burn::module::Param;
 use burn::tensor::{FloatDType, Tensor};
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::{Finish, Lane, PackedLinear, States, Visible, Weights, attend, normalise};
-use tessera_kernels::parallel::in_pool;
 
 use crate::nn::{LayerNorm, Linear};
 use crate::prior::{Block, Logits, Pattern, Prior, PriorConfig, Stream, caption_slots};
@@ -83,7 +82,7 @@ impl Decoder {
     /// # Errors
     /// If they cannot be read from their device.
     pub fn new(prior: &Prior, weights: Weights) -> Result<Decoder> {
-        let (cpu, config) = (Cpu::current(), prior.config());
+        let (cpu, config) = (prior.cpu(), prior.config());
         let mut seen: Vec<(Pattern, Arc<[Visible]>)> = Vec::new();
         let mut layers = Vec::new();
         for block in &prior.blocks {
@@ -168,7 +167,8 @@ impl Decoder {
     /// # Panics
     /// If a lane comes twice, or there is no such caption.
     pub fn step<'a>(&self, read: &Captions, lanes: &'a mut Lanes, next: &[Next]) -> Result<&'a [f32]> {
-        in_pool(|| self.step_inside(read, lanes, next))?;
+        // Handing work to the pool's threads costs less from one of them.
+        rayon::scope(|_| self.step_inside(read, lanes, next))?;
         Ok(&lanes.work.logits)
     }
 

@@ -34,7 +34,7 @@ pub fn int8_nats_per_token(prior: &Prior, packed: Prior) -> Result<f64> {
         let q = int8.step(&read[1], q_lanes, &next)?.chunks(config.image_vocab);
         for (picture, (p, q)) in p.zip(q).enumerate() {
             nats += divergence(p, q);
-            previous[picture] = choose(p, &sampling, request.unit(picture, at));
+            previous[picture] = choose(prior.cpu(), p, &sampling, request.unit(picture, at));
         }
     }
     let mean = nats / (PICTURES * config.image_len()) as f64;

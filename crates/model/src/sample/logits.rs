@@ -1,5 +1,6 @@
 //! One token from a row of logits, on the host: temperature, top-k, top-p, then the inverse of the distribution function.
 
+use tessera_kernels::Cpu;
 use tessera_kernels::decode::{largest, softmax_weights};
 
 use super::Sampling;
@@ -11,13 +12,13 @@ const BLOCK: usize = 64;
 ///
 /// The paper samples at temperature 1 from everything; `top_k` and `top_p` restrict to the likeliest tokens first.
 /// Temperature 0 is the likeliest token.
-pub fn choose(logits: &[f32], sampling: &Sampling, u: f64) -> u32 {
+pub fn choose(cpu: Cpu, logits: &[f32], sampling: &Sampling, u: f64) -> u32 {
     let temperature = sampling.temperature as f32;
     if temperature < f32::MIN_POSITIVE {
         let top = largest(logits);
         return logits.iter().position(|logit| *logit == top).unwrap_or(0) as u32;
     }
-    let weights = softmax_weights(logits, temperature);
+    let weights = softmax_weights(cpu, logits, temperature);
     let order = match (sampling.top_k, sampling.top_p) {
         (None, None) => return pick(&weights, u) as u32,
         (top_k, None) => likeliest(logits, top_k.unwrap_or(logits.len())),
@@ -100,7 +101,8 @@ mod tests {
 
     fn draw(sampling: Sampling) -> [u32; 4] {
         let mut counts = [0; 4];
-        (0..10_000).for_each(|i| counts[choose(&LOGITS, &sampling, f64::from(i) / 1e4) as usize] += 1);
+        (0..10_000)
+            .for_each(|i| counts[choose(Cpu::best(), &LOGITS, &sampling, f64::from(i) / 1e4) as usize] += 1);
         counts
     }
 
@@ -127,9 +129,9 @@ mod tests {
         let mut below = 0.0;
         for (token, &logit) in logits.iter().enumerate() {
             let middle = (below + 0.5 * f64::from(logit).exp()) / total;
-            assert_eq!(choose(&logits, &Sampling::paper(), middle), token as u32);
+            assert_eq!(choose(Cpu::best(), &logits, &Sampling::paper(), middle), token as u32);
             below += f64::from(logit).exp();
         }
-        assert_eq!(choose(&logits, &Sampling::paper(), 1.0 - 1e-16), 999);
+        assert_eq!(choose(Cpu::best(), &logits, &Sampling::paper(), 1.0 - 1e-16), 999);
     }
 }

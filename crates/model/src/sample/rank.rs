@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
-use tessera_kernels::parallel::*;
+use rayon::prelude::*;
 
 use super::Picture;
 use crate::rerank::{EncodedCaption, Reranker, cosine};
@@ -107,7 +107,7 @@ fn read_captions(reranker: &Reranker, rankings: &mut [(&mut Ranking, Vec<Picture
 
 /// Embeddings of pictures, each of unit length; every thread looks at its own.
 fn embed(reranker: &Reranker, images: &[RgbImage]) -> Result<Vec<Vec<f32>>> {
-    let together = images.len().div_ceil(current_num_threads()).max(1);
+    let together = images.len().div_ceil(rayon::current_num_threads()).max(1);
     let parts: Result<Vec<_>> = images.par_chunks(together).map(|images| reranker.pictures(images)).collect();
     Ok(parts?.into_iter().flatten().collect())
 }

@@ -15,6 +15,10 @@ use crate::prior::{Logits, Prior, PriorConfig, Stream, Wrap, caption_slots};
 use crate::rerank::{Cleaning, Clip, ClipConfig, Gelu, Reranker, TowerConfig, cosine};
 
 fn model() -> (Prior, Dvae) {
+    model_on(Cpu::best())
+}
+
+fn model_on(cpu: Cpu) -> (Prior, Dvae) {
     let dvae = DvaeConfig {
         image_size: 8,
         groups: 2,
@@ -36,8 +40,7 @@ fn model() -> (Prior, Dvae) {
         conv_wrap: Wrap::Flat,
         logits: Logits::Auto,
     };
-    let device = Device::flex();
-    (stirred(Prior::new(&prior, 1, &device), 0.4), Dvae::new(&dvae, 2, &device))
+    (stirred(Prior::new(&prior, 1, cpu), 0.4), Dvae::new(&dvae, 2, cpu))
 }
 
 fn request(n: usize, seed: u64) -> Request {
@@ -87,7 +90,7 @@ fn a_picture_does_not_depend_on_the_number_of_threads() {
 fn the_decoder_gives_the_logits_of_the_full_forward() {
     for cpu in Cpu::all() {
         for weights in [Weights::Full, Weights::Int8] {
-            cpu.scope(|| decoder_against_forward(cpu, weights));
+            decoder_against_forward(cpu, weights);
         }
     }
 }
@@ -99,14 +102,15 @@ fn the_decoder_keeps_logits_in_32_bits_when_the_config_says_so() {
     let off = |logits: Logits, cpu: Cpu| {
         let (prior, _) = model();
         let config = PriorConfig { logits, n_layers: 1, ..prior.config().clone() };
-        let mut prior = stirred(Prior::new(&config, 1, &Device::flex()), 0.4);
-        for linear in prior.blocks.iter_mut().flat_map(|block| [&mut block.attn_out, &mut block.mlp_out]) {
-            linear.weight = linear.weight.clone().map(|weight| weight.zeros_like());
-            linear.bias = linear.bias.clone().map(|bias| bias.zeros_like());
-        }
         let image: Vec<u32> = (0..16).map(|i| i * 7 % 12).collect();
         let logits = |cpu: Cpu, weights| {
-            cpu.scope(|| decoded(&prior.clone().in_int8(), weights, &[&[1, 2]], vec![0], &image))
+            let mut prior = stirred(Prior::new(&config, 1, cpu), 0.4);
+            for linear in prior.blocks.iter_mut().flat_map(|block| [&mut block.attn_out, &mut block.mlp_out])
+            {
+                linear.weight = linear.weight.clone().map(|weight| weight.zeros_like());
+                linear.bias = linear.bias.clone().map(|bias| bias.zeros_like());
+            }
+            decoded(&prior.in_int8(), weights, &[&[1, 2]], vec![0], &image)
         };
         let (exact, got) = (logits(cpu.in_f32(), Weights::Full), logits(cpu, Weights::Int8));
         exact.iter().zip(&got).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()))
@@ -121,23 +125,26 @@ fn the_decoder_keeps_logits_in_32_bits_when_the_config_says_so() {
 /// In f32 each logit is the same; in bf16, where 8-bit weights are exact in the decoder and rounded again in the forward
 /// pass, the decoder is about as far from f32 as the forward pass is.
 fn decoder_against_forward(cpu: Cpu, weights: Weights) {
-    let (prior, _) = model();
-    let prior = if weights == Weights::Int8 { prior.in_int8() } else { prior };
+    let prior = |cpu: Cpu| match weights {
+        Weights::Full => model_on(cpu).0,
+        Weights::Int8 => model_on(cpu).0.in_int8(),
+    };
+    let (exact, prior) = (prior(cpu.in_f32()), prior(cpu));
     let captions: [&[u32]; 2] = [&[1, 2], &[]];
     let owners = vec![1, 0, 1];
     let image: Vec<u32> = (0..3 * 16).map(|i| i * 7 % 12).collect();
-    let forward = || {
+    let forward = |prior: &Prior| {
         let text = owners.iter().flat_map(|&owner: &usize| caption_slots(captions[owner], prior.config()).0);
         let stream = Stream::new(3, text.collect(), image.clone(), prior.config()).unwrap();
         prior.forward(&stream).1.into_data().try_to_vec::<f32>().unwrap()
     };
-    let exact = cpu.in_f32().scope(forward);
+    let exact = forward(&exact);
     let got = decoded(&prior, weights, &captions, owners.clone(), &image);
     let off = |values: &[f32]| {
         let squares = values.iter().zip(&exact).map(|(value, exact)| f64::from(value - exact).powi(2));
         (squares.sum::<f64>() / exact.len() as f64).sqrt()
     };
-    let allowed = if cpu.bf16() { 1.5 * off(&forward()) } else { 1e-5 };
+    let allowed = if cpu.bf16() { 1.5 * off(&forward(&prior)) } else { 1e-5 };
     assert!(off(&got) < allowed, "{cpu}, {weights:?}: {} from f32, wanted {allowed}", off(&got));
 }
 

@@ -108,7 +108,7 @@ fn config(encoder: &[HostTensor], decoder: &[HostTensor]) -> Result<DvaeConfig> 
 mod tests {
     use burn::tensor::{Tensor, TensorData};
     use safetensors::SafeTensors;
-    use tessera_kernels::{Cpu, Precision};
+    use tessera_kernels::Cpu;
 
     use super::*;
 
@@ -163,16 +163,13 @@ mod tests {
             let off = got.iter().zip(&wanted).map(|(got, wanted)| (got - wanted).abs()).fold(0.0, f32::max);
             assert!(off < 1e-4, "{what} is off by {off}");
         };
-        let device = Device::flex();
-        Cpu::new(Precision::F32).unwrap().scope(|| {
-            let dvae = file.dvae(&device).unwrap();
-            let x: Tensor<4> = Tensor::from_data(TensorData::new(floats("x"), [1, 3, 32, 32]), &device);
-            let logits = dvae.encoder.forward(x); // channels last
-            let values = |tensor: Tensor<4>| tensor.into_data().try_to_vec::<f32>().unwrap();
-            close("logits", values(logits.clone().permute([0, 3, 1, 2])), floats("logits"));
-            let stats = dvae.decoder.forward_codes(logits.argmax(3).squeeze_dim(3));
-            close("likelihood", values(stats), floats("stats"));
-        });
+        let dvae = file.dvae(Cpu::best().in_f32()).unwrap();
+        let x: Tensor<4> = Tensor::from_data(TensorData::new(floats("x"), [1, 3, 32, 32]), &dvae.device());
+        let logits = dvae.encoder.forward(x); // channels last
+        let values = |tensor: Tensor<4>| tensor.into_data().try_to_vec::<f32>().unwrap();
+        close("logits", values(logits.clone().permute([0, 3, 1, 2])), floats("logits"));
+        let stats = dvae.decoder.forward_codes(logits.argmax(3).squeeze_dim(3));
+        close("likelihood", values(stats), floats("stats"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Columns are made orthonormal by Householder's reflections, since Gram and Schmidt's way was unstable (step 5). A product of
 //! reflections is orthogonal whatever it was made from, so that dependent columns, and zero ones, are no special case.
 
-use tessera_kernels::parallel::*;
+use rayon::prelude::*;
 
 /// Rows of a product that one thread computes together, so that a row of the right matrix is read once for all of them.
 const ROWS: usize = 8;

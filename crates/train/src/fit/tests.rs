@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use tempfile::TempDir;
-use tessera_kernels::SmallFloat;
+use tessera_kernels::{Cpu, SmallFloat};
 use tessera_model::nn::{Init, Linear};
 
 use super::*;
@@ -26,6 +26,10 @@ impl Task for Line<'_> {
     type Model = Linear;
     type Batch = Vec<f32>;
 
+    fn cpu(&self) -> Cpu {
+        Cpu::best()
+    }
+
     fn batch(&self, step: u64, part: usize) -> Result<Vec<f32>> {
         Ok((0..8).map(|i| ((step * 16 + part as u64 * 8 + i) as f32 * 0.7).sin()).collect())
     }
@@ -38,7 +42,7 @@ impl Task for Line<'_> {
         let device = Device::flex();
         let x: Tensor<2> = Tensor::from_data(TensorData::new(x, [4, 2]), &device).autodiff();
         let y: Tensor<2> = Tensor::from_data(TensorData::new(y, [4, 1]), &device).autodiff();
-        differentiate(model, None, |model| {
+        differentiate(self.cpu(), model, None, |model| {
             let total = (model.forward(x) - y).powf_scalar(2.0).mean();
             Loss { figures: vec![("twice", total.clone() * 2.0)], total }
         })
@@ -106,6 +110,10 @@ impl Task for Overflowing {
     type Model = Linear;
     type Batch = ();
 
+    fn cpu(&self) -> Cpu {
+        Cpu::best()
+    }
+
     fn batch(&self, _: u64, _: usize) -> Result<()> {
         Ok(())
     }
@@ -170,6 +178,10 @@ struct Diverging;
 impl Task for Diverging {
     type Model = Linear;
     type Batch = ();
+
+    fn cpu(&self) -> Cpu {
+        Cpu::best()
+    }
 
     fn batch(&self, _: u64, _: usize) -> Result<()> {
         Ok(())
@@ -265,6 +277,10 @@ impl Task for Broken {
     type Model = Linear;
     type Batch = ();
 
+    fn cpu(&self) -> Cpu {
+        Cpu::best()
+    }
+
     fn batch(&self, _: u64, _: usize) -> Result<()> {
         Ok(())
     }
@@ -326,6 +342,10 @@ struct Spoilt;
 impl Task for Spoilt {
     type Model = Linear;
     type Batch = ();
+
+    fn cpu(&self) -> Cpu {
+        Cpu::best()
+    }
 
     fn batch(&self, step: u64, _: usize) -> Result<()> {
         ensure!(step < 5, "picture 7 is damaged");

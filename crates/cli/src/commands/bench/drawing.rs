@@ -3,9 +3,10 @@
 use anyhow::Result;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
 use tessera_data::{Purpose, item_rng, loader::uniform};
+use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
-use tessera_kernels::parallel::*;
 use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};
 use tessera_model::nn::{Init, Role};
 use tessera_model::prior::{Logits, Pattern, Prior, PriorConfig, Wrap};
@@ -13,11 +14,12 @@ use tessera_model::sample::{Next, choose};
 use tessera_model::{Decoder, Event, Request, Sampling, Tessera};
 
 use super::{Work, count};
+use crate::commands::model_file;
 
 /// All tokens of `lanes` pictures of `grid` × `grid`, behind `text_len` text positions: 6 layers of width 384 with 6 heads
 /// that attend to everything before, 4096 codes. Tokens are drawn from the whole distribution, all lanes at once, as `draw`
 /// does; weights are kept in 8 bits, as `draw` keeps them. The text runs once for all lanes.
-pub fn decode(lanes: usize, text_len: usize, grid: usize) -> Result<Work> {
+pub fn decode(cpu: Cpu, lanes: usize, text_len: usize, grid: usize) -> Result<Work> {
     let config = PriorConfig {
         text_len,
         text_vocab: 4096,
@@ -30,9 +32,8 @@ pub fn decode(lanes: usize, text_len: usize, grid: usize) -> Result<Work> {
         conv_wrap: Wrap::Flat,
         logits: Logits::Auto,
     };
-    let device = Device::flex();
-    let prior = Prior::new(&config, 1, &device).with_pattern(Pattern::Causal);
-    let prior = prior.map(&mut DrawHead { config: &config, init: Init::new(2, &device) });
+    let prior = Prior::new(&config, 1, cpu).with_pattern(Pattern::Causal);
+    let prior = prior.map(&mut DrawHead { config: &config, init: Init::new(2, cpu) });
     let weights = Weights::Int8;
     let decoder = Decoder::new(&prior, weights)?;
     let (drawn, vocab) = (lanes * config.image_len(), config.image_vocab);
@@ -47,7 +48,8 @@ pub fn decode(lanes: usize, text_len: usize, grid: usize) -> Result<Work> {
             let next = |(lane, &previous)| Next { caption: 0, lane, at, previous };
             let next: Vec<Next> = tokens.iter().enumerate().map(next).collect();
             let logits = decoder.step(&captions, &mut state, &next)?;
-            tokens = logits.par_chunks(vocab).enumerate().map(|(lane, row)| sample(row, at, lane)).collect();
+            tokens =
+                logits.par_chunks(vocab).enumerate().map(|(lane, row)| sample(cpu, row, at, lane)).collect();
         }
         Ok(())
     };
@@ -58,7 +60,7 @@ pub fn decode(lanes: usize, text_len: usize, grid: usize) -> Result<Work> {
 /// sampling cheaper than it is.
 struct DrawHead<'a> {
     config: &'a PriorConfig,
-    init: Init<'a>,
+    init: Init,
 }
 
 impl ModuleMapper for DrawHead<'_> {
@@ -69,13 +71,13 @@ impl ModuleMapper for DrawHead<'_> {
 }
 
 /// The token of `lane` at place `at`, from the whole distribution.
-fn sample(logits: &[f32], at: usize, lane: usize) -> u32 {
+fn sample(cpu: Cpu, logits: &[f32], at: usize, lane: usize) -> u32 {
     let mut rng = item_rng(1, Purpose::Sample, at as u64, lane as u64);
-    choose(logits, &Sampling::paper(), f64::from(uniform(&mut rng)))
+    choose(cpu, logits, &Sampling::paper(), f64::from(uniform(&mut rng)))
 }
 
 /// 32 × 32 tokens to 256 × 256 pixels, by a decoder of the released size.
-pub fn released_decoder() -> Result<Work> {
+pub fn released_decoder(cpu: Cpu) -> Result<Work> {
     let config = DvaeConfig {
         image_size: 256,
         groups: 4,
@@ -85,10 +87,9 @@ pub fn released_decoder() -> Result<Work> {
         vocab: 8192,
         min_log_b: -1.5,
     };
-    let device = Device::flex();
-    let Dvae { decoder, .. } = Dvae::new(&config, 1, &device);
+    let Dvae { decoder, .. } = Dvae::new(&config, 1, cpu);
     let tokens: Vec<i32> = (0..1024).map(|i| i * 7919 % 8192).collect();
-    let tokens: Tensor<3, Int> = Tensor::from_data(TensorData::new(tokens, [1, 32, 32]), &device);
+    let tokens: Tensor<3, Int> = Tensor::from_data(TensorData::new(tokens, [1, 32, 32]), &Device::flex());
     let run = move || {
         DvaeDecoder::forward_codes(&decoder, tokens.clone()).into_data();
         Ok(())
@@ -99,9 +100,9 @@ pub fn released_decoder() -> Result<Work> {
 }
 
 /// Nine pictures by the embedded model, reading it included.
-pub fn draw_9() -> Result<Work> {
-    let run = || {
-        let tessera = Tessera::embedded()?;
+pub fn draw_9(cpu: Cpu) -> Result<Work> {
+    let run = move || {
+        let tessera = Tessera::new(&model_file(None)?, cpu)?;
         let request =
             Request { prompt: "a red apple".into(), n: 9, seed: 1, previews: false, ..Request::default() };
         for event in tessera.draw(request)? {

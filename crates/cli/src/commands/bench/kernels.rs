@@ -8,11 +8,11 @@ use tessera_kernels::{Activation, Cpu, First, Output, conv2d, dot, linear};
 use super::Work;
 
 /// A matrix product, 1024 by 1024 by 1024.
-pub fn gemm() -> Result<Work> {
+pub fn gemm(cpu: Cpu) -> Result<Work> {
     const N: usize = 1024;
     let (x, w, b) = (noise([N, N], 1), noise([N, N], 2), noise([N], 3));
     let run = move || {
-        linear(x.clone(), w.clone(), b.clone(), Activation::None);
+        linear(cpu, x.clone(), w.clone(), b.clone(), Activation::None);
         Ok(())
     };
     Ok(arithmetic(run, 2e-9 * (N * N * N) as f64))
@@ -20,18 +20,18 @@ pub fn gemm() -> Result<Work> {
 
 /// A 3×3 convolution of 128 to 128 channels on 8 pictures of 32 × 32 pixels, with the gradients of both inputs from that of
 /// the output; pictures are in the numbers that are multiplied, as between the convolutions of a block.
-pub fn conv() -> Result<Work> {
+pub fn conv(cpu: Cpu) -> Result<Work> {
     const BATCH: usize = 8;
     const SIDE: usize = 32;
     const CHANNELS: usize = 128;
-    let multiplied = if Cpu::current().bf16() { FloatDType::BF16 } else { FloatDType::F32 };
+    let multiplied = if cpu.bf16() { FloatDType::BF16 } else { FloatDType::F32 };
     let pictures = |seed| noise([BATCH, SIDE, SIDE, CHANNELS], seed).cast(multiplied);
     let (x, toward) = (pictures(1).autodiff().require_grad(), pictures(4));
     let w = noise([CHANNELS, CHANNELS, 3, 3], 2).autodiff().require_grad();
     let b = noise([CHANNELS], 3).autodiff();
     let run = move || {
-        let y = conv2d(x.clone(), w.clone(), b.clone(), First::Nothing, Output::Kernel);
-        dot(y, toward.clone()).backward();
+        let y = conv2d(cpu, x.clone(), w.clone(), b.clone(), First::Nothing, Output::Kernel);
+        dot(cpu, y, toward.clone()).backward();
         Ok(())
     };
     let products = 9 * CHANNELS * CHANNELS * BATCH * SIDE * SIDE;

@@ -9,9 +9,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use rayon::current_num_threads;
 use serde::Serialize;
 use tessera_kernels::decode::Weights;
-use tessera_kernels::parallel::current_num_threads;
 use tessera_kernels::{Cpu, peak_gflops};
 use tessera_model::prior::{Activations, Logits};
 
@@ -32,7 +32,7 @@ struct Work {
 }
 
 /// A work's name, and how it is set up.
-type Entry = (&'static str, fn() -> Result<Work>);
+type Entry = (&'static str, fn(Cpu) -> Result<Work>);
 
 const WORKS: [Entry; 24] = [
     ("gemm", kernels::gemm),
@@ -40,23 +40,23 @@ const WORKS: [Entry; 24] = [
     ("gpt-step", training::gpt_step),
     ("paper-step", training::paper_step),
     ("dvae-step", training::dvae_step),
-    ("decode-1", || drawing::decode(1, 64, 16)),
-    ("decode-16", || drawing::decode(16, 64, 16)),
-    ("decode-64", || drawing::decode(64, 64, 16)),
-    ("grow-320", || drawing::decode(16, 64, 16)),
-    ("grow-640", || drawing::decode(16, 64, 24)),
-    ("grow-1280", || drawing::decode(16, 256, 32)),
-    ("grow-2560", || drawing::decode(16, 60, 50)),
-    ("depth-8-keep", || training::depth(8, Activations::Keep)),
-    ("depth-16-keep", || training::depth(16, Activations::Keep)),
-    ("depth-32-keep", || training::depth(32, Activations::Keep)),
-    ("depth-64-keep", || training::depth(64, Activations::Keep)),
-    ("depth-8-recompute", || training::depth(8, Activations::Recompute)),
-    ("depth-16-recompute", || training::depth(16, Activations::Recompute)),
-    ("depth-32-recompute", || training::depth(32, Activations::Recompute)),
-    ("depth-64-recompute", || training::depth(64, Activations::Recompute)),
-    ("logits-auto", || training::emoji_step(Logits::Auto)),
-    ("logits-f32", || training::emoji_step(Logits::F32)),
+    ("decode-1", |cpu| drawing::decode(cpu, 1, 64, 16)),
+    ("decode-16", |cpu| drawing::decode(cpu, 16, 64, 16)),
+    ("decode-64", |cpu| drawing::decode(cpu, 64, 64, 16)),
+    ("grow-320", |cpu| drawing::decode(cpu, 16, 64, 16)),
+    ("grow-640", |cpu| drawing::decode(cpu, 16, 64, 24)),
+    ("grow-1280", |cpu| drawing::decode(cpu, 16, 256, 32)),
+    ("grow-2560", |cpu| drawing::decode(cpu, 16, 60, 50)),
+    ("depth-8-keep", |cpu| training::depth(cpu, 8, Activations::Keep)),
+    ("depth-16-keep", |cpu| training::depth(cpu, 16, Activations::Keep)),
+    ("depth-32-keep", |cpu| training::depth(cpu, 32, Activations::Keep)),
+    ("depth-64-keep", |cpu| training::depth(cpu, 64, Activations::Keep)),
+    ("depth-8-recompute", |cpu| training::depth(cpu, 8, Activations::Recompute)),
+    ("depth-16-recompute", |cpu| training::depth(cpu, 16, Activations::Recompute)),
+    ("depth-32-recompute", |cpu| training::depth(cpu, 32, Activations::Recompute)),
+    ("depth-64-recompute", |cpu| training::depth(cpu, 64, Activations::Recompute)),
+    ("logits-auto", |cpu| training::emoji_step(cpu, Logits::Auto)),
+    ("logits-f32", |cpu| training::emoji_step(cpu, Logits::F32)),
     ("released-decoder", drawing::released_decoder),
     ("draw-9", drawing::draw_9),
 ];
@@ -91,7 +91,7 @@ pub fn run(args: &Bench) -> Result<()> {
     let cpu = Cpu::new(args.precision.into());
     let cpu = cpu.map_err(anyhow::Error::msg)?;
     match args.works.as_slice() {
-        [one] => cpu.scope(|| time(one, find(one)?, args, cpu)),
+        [one] => time(one, find(one)?, args, cpu),
         [] => {
             if !args.json {
                 say(format_args!(
@@ -108,7 +108,7 @@ pub fn run(args: &Bench) -> Result<()> {
     }
 }
 
-fn find(name: &str) -> Result<fn() -> Result<Work>> {
+fn find(name: &str) -> Result<fn(Cpu) -> Result<Work>> {
     match WORKS.iter().find(|(known, _)| *known == name) {
         Some((_, work)) => Ok(*work),
         None => {
@@ -137,8 +137,8 @@ fn each<'a>(works: impl Iterator<Item = &'a str>, args: &Bench) -> Result<()> {
     Ok(())
 }
 
-fn time(name: &str, work: fn() -> Result<Work>, args: &Bench, cpu: Cpu) -> Result<()> {
-    let mut work = work()?;
+fn time(name: &str, work: fn(Cpu) -> Result<Work>, args: &Bench, cpu: Cpu) -> Result<()> {
+    let mut work = work(cpu)?;
     (work.run)()?; // the first run asks the system for memory
     let mut seconds = Vec::new();
     for _ in 0..args.rounds {

@@ -7,7 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use image::RgbImage;
 use tessera_kernels::decode::Weights;
-use tessera_kernels::{Plan, cross_entropy};
+use tessera_kernels::{Cpu, Plan, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::nn::{Init, LayerNorm, Role};
 use tessera_model::prior::{Activations, Block, Logits, Prior, PriorConfig, PriorGradients, Stream, Wrap};
@@ -18,12 +18,17 @@ use super::{Work, count};
 /// A task with one batch.
 struct Fixed<M, F> {
     gradient: F,
+    cpu: Cpu,
     model: std::marker::PhantomData<fn(M)>,
 }
 
 impl<M: Module + Sync, F: Fn(&M) -> Result<Gradient> + Sync> Task for Fixed<M, F> {
     type Model = M;
     type Batch = ();
+
+    fn cpu(&self) -> Cpu {
+        self.cpu
+    }
 
     fn batch(&self, _: u64, _: usize) -> Result<()> {
         Ok(())
@@ -44,6 +49,7 @@ impl<M: Module + Sync, F: Fn(&M) -> Result<Gradient> + Sync> Task for Fixed<M, F
 
 /// A training step of `model` as a work; `amount` of `unit` a step.
 fn step<M: Module + Sync + 'static>(
+    cpu: Cpu,
     model: M,
     gradient: impl Fn(&M) -> Result<Gradient> + Sync + 'static,
     amount: usize,
@@ -51,7 +57,7 @@ fn step<M: Module + Sync + 'static>(
     gflop: f64,
 ) -> Result<Work> {
     // They live as long as the process, which does this work only.
-    let task = Box::leak(Box::new(Fixed { gradient, model: std::marker::PhantomData }));
+    let task = Box::leak(Box::new(Fixed { gradient, cpu, model: std::marker::PhantomData }));
     let config: &'static FitConfig = Box::leak(Box::new(settings()?));
     let mut trainer = Trainer::new(task, model, config, None)?;
     let run = move || trainer.step().map(drop);
@@ -72,17 +78,18 @@ fn settings() -> Result<FitConfig> {
 }
 
 /// Work C: a plain GPT of 13,916,160 weights on 8 × 320 tokens.
-pub fn gpt_step() -> Result<Work> {
+pub fn gpt_step(cpu: Cpu) -> Result<Work> {
     const BATCH: usize = 8;
-    let model = Gpt::new();
+    let model = Gpt::new(cpu);
     anyhow::ensure!(model.num_params() == 13_916_160, "the GPT has {} weights", model.num_params());
     let plan = Arc::new(Plan::new((0..Gpt::LEN).collect(), |query, key| key <= query));
     let tokens: Vec<u32> = (0..BATCH * Gpt::LEN).map(|i| (i * 7919 % Gpt::VOCAB) as u32).collect();
     // Each weight of a product is multiplied once forward and twice backward; attention is not counted.
     let products = count::layers(Gpt::LAYERS, Gpt::D) + Gpt::D * Gpt::VOCAB;
     let gflop = 6e-9 * (BATCH * Gpt::LEN * products) as f64;
-    let gradient = move |model: &Gpt| differentiate(model, None, |model| alone(model.loss(&tokens, &plan)));
-    step(model, gradient, BATCH * Gpt::LEN, "tokens/s", gflop)
+    let gradient =
+        move |model: &Gpt| differentiate(cpu, model, None, |model| alone(model.loss(&tokens, &plan)));
+    step(cpu, model, gradient, BATCH * Gpt::LEN, "tokens/s", gflop)
 }
 
 /// A causal language model with learned positions and an untied head without bias.
@@ -93,6 +100,8 @@ struct Gpt {
     blocks: Vec<Block>,
     norm: LayerNorm,
     head: Param<Tensor<2>>,
+    #[module(skip)]
+    cpu: Cpu,
 }
 
 impl Gpt {
@@ -101,17 +110,17 @@ impl Gpt {
     const D: usize = 384;
     const LAYERS: usize = 6;
 
-    fn new() -> Gpt {
+    fn new(cpu: Cpu) -> Gpt {
         let mut config = sizes();
         (config.d_model, config.n_layers, config.n_heads) = (Self::D, Self::LAYERS, 6);
-        let device = Device::flex();
-        let mut init = Init::new(1, &device);
+        let mut init = Init::new(1, cpu);
         Gpt {
             tokens: init.normal(Role::Embedding, [Self::VOCAB, Self::D], 0.02),
             positions: init.normal(Role::Embedding, [Self::LEN, Self::D], 0.02),
             blocks: (1..=config.n_layers).map(|layer| Block::new(&config, layer, &mut init)).collect(),
             norm: LayerNorm::new(&mut init, Self::D),
             head: init.normal(Role::Head, [Self::D, Self::VOCAB], 0.02),
+            cpu,
         }
     }
 
@@ -125,27 +134,27 @@ impl Gpt {
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, plan));
         let x = self.norm.forward(x).reshape([n, Self::D]);
         let bias = Tensor::zeros([Self::VOCAB], &device.without_autodiff());
-        cross_entropy(x, self.head.val(), bias, tokens)
+        cross_entropy(self.cpu, x, self.head.val(), bias, tokens)
     }
 }
 
 /// Training on one stream of the paper's length: 256 text and 1024 picture tokens.
-pub fn paper_step() -> Result<Work> {
-    stream_step(sizes(), 1, Activations::Keep)
+pub fn paper_step(cpu: Cpu) -> Result<Work> {
+    stream_step(cpu, sizes(), 1, Activations::Keep)
 }
 
 /// The same in a deep and narrow prior, to see what the insides of its resblocks take when they are kept, and when not.
-pub fn depth(n_layers: usize, activations: Activations) -> Result<Work> {
-    stream_step(PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, 1, activations)
+pub fn depth(cpu: Cpu, n_layers: usize, activations: Activations) -> Result<Work> {
+    stream_step(cpu, PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, 1, activations)
 }
 
 /// Training on a batch of the emoji prior, its logits as the layers compute or in 32 bits.
-pub fn emoji_step(logits: Logits) -> Result<Work> {
+pub fn emoji_step(cpu: Cpu, logits: Logits) -> Result<Work> {
     let Config { prior, train_prior, .. } = Config::resolve("emoji", &[])?;
-    stream_step(PriorConfig { logits, ..prior }, train_prior.batch, Activations::Keep)
+    stream_step(cpu, PriorConfig { logits, ..prior }, train_prior.batch, Activations::Keep)
 }
 
-fn stream_step(config: PriorConfig, batch: usize, activations: Activations) -> Result<Work> {
+fn stream_step(cpu: Cpu, config: PriorConfig, batch: usize, activations: Activations) -> Result<Work> {
     let ids = |n: usize, vocab: usize| (0..batch * n).map(|i| (i * 7919 % vocab) as u32).collect();
     let text = ids(config.text_len, config.text_vocab);
     let image = ids(config.image_len(), config.image_vocab);
@@ -161,11 +170,11 @@ fn stream_step(config: PriorConfig, batch: usize, activations: Activations) -> R
         let (loss, figures) = alone(loss.loss).values();
         Ok(Gradient::new(gradients, loss, figures))
     };
-    step(Prior::new(&config, 1, &Device::flex()), gradient, amount, "tokens/s", gflop)
+    step(cpu, Prior::new(&config, 1, cpu), gradient, amount, "tokens/s", gflop)
 }
 
 /// Training on 4 pictures of 128 × 128 by the released architecture, a quarter as wide.
-pub fn dvae_step() -> Result<Work> {
+pub fn dvae_step(cpu: Cpu) -> Result<Work> {
     const BATCH: usize = 4;
     let config = DvaeConfig {
         image_size: 128,
@@ -181,18 +190,19 @@ pub fn dvae_step() -> Result<Work> {
     let values = (0..BATCH * 3 * side * side).map(|i| (i * 7919 % 256) as f32 / 255.0);
     let pictures = TensorData::new(values.collect::<Vec<f32>>(), [BATCH, 3, side, side]);
     let x: Tensor<4> = map_pixels(Tensor::from_data(pictures, &device));
-    let model = Dvae::new(&config, 1, &device);
+    let model = Dvae::new(&config, 1, cpu);
     let loss = move |model: &Dvae| {
         let x = x.clone().autodiff();
         let logits = model.encoder.forward(x.clone());
-        let codes = gumbel_softmax_drawn(logits.clone(), GumbelNoise { seed: 1, step: 0, first_row: 0 }, 1.0);
-        alone(elbo(x, model.decoder.forward(codes), logits, 6.6, min_log_b).loss)
+        let codes =
+            gumbel_softmax_drawn(cpu, logits.clone(), GumbelNoise { seed: 1, step: 0, first_row: 0 }, 1.0);
+        alone(elbo(cpu, x, model.decoder.forward(codes), logits, 6.6, min_log_b).loss)
     };
     // Convolutions, once forward and twice backward; the pictures need no gradient.
     let ([first, encoder], decoder) = (count::encoder(&config), count::decoder(&config));
     let products = 4 * first + 6 * (encoder + decoder[0] + decoder[1]);
     let gflop = 1e-9 * (BATCH * products) as f64;
-    step(model, move |model: &Dvae| differentiate(model, None, &loss), BATCH, "pictures/s", gflop)
+    step(cpu, model, move |model: &Dvae| differentiate(cpu, model, None, &loss), BATCH, "pictures/s", gflop)
 }
 
 /// The paper's stream and vocabularies on a small transformer.

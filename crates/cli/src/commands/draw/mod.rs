@@ -10,13 +10,13 @@ use anyhow::{Result, bail, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{picture, read_text, text_lines};
-use tessera_kernels::{Cpu, Isa, Precision};
+use tessera_kernels::Isa;
 use tessera_model::sample::{Ranking, random_seed};
 use tessera_model::{Batch, Event, Job, Parameters, Picture, Request, Sampling, Tessera};
 use tessera_text::{Unknown, normalise, unknown_words};
 
 use super::output::{Content, Outputs, is_file};
-use super::{cpu, model_name, tessera, warn_without_guidance};
+use super::{model_name, tessera, warn_without_guidance};
 use crate::args::{self, Draw};
 use crate::stderr::note;
 
@@ -72,10 +72,6 @@ impl Count {
 }
 
 pub fn run(args: &Draw) -> Result<()> {
-    cpu(args.weights, Precision::Auto)?.scope(|| draw_and_save(args))
-}
-
-fn draw_and_save(args: &Draw) -> Result<()> {
     ensure!((1..=64).contains(&args.scale), "--scale {}: wanted 1 to 64", args.scale);
     check_outputs(args, 1)?;
     let mut prompts = prompts(args)?;
@@ -94,7 +90,7 @@ fn draw_and_save(args: &Draw) -> Result<()> {
     };
     let count = Count::new(args, prompts.len(), unrankable)?;
     let outputs = check_outputs(args, count.shown * prompts.len())?;
-    if Cpu::current().isa() == Isa::Portable {
+    if tessera.cpu().isa() == Isa::Portable {
         note!("this processor has neither AVX2 nor AVX-512: computing without them, which is slower");
     }
     let request = Request {

@@ -11,7 +11,6 @@ mod zero_shot;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::Device;
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{Dataset, Sample, atomic};
@@ -35,72 +34,28 @@ const SHEET_ROWS: usize = 20;
 /// Enlargement of a sheet's pictures.
 const SHEET_SCALE: u32 = 2;
 
-pub fn run(eval: Eval) -> Result<()> {
-    let weights = match &eval {
-        Eval::Recon(args) | Eval::Conditioning(args) | Eval::Drawing { common: args, .. } => args.weights,
-        Eval::RerankCurve { drawn, .. }
-        | Eval::Coco { drawn, .. }
-        | Eval::Cub { drawn, .. }
-        | Eval::Report { drawn, .. } => drawn.weights,
-        Eval::ZeroShot(args) => args.weights,
-        Eval::Fid(_)
-        | Eval::Kid(_)
-        | Eval::Cmmd(_)
-        | Eval::PrecisionRecall(_)
-        | Eval::Blur { .. }
-        | Eval::Retrieval { .. }
-        | Eval::Is { .. }
-        | Eval::ClipScore { .. }
-        | Eval::Overlap { .. }
-        | Eval::Curves { .. }
-        | Eval::Human(_) => None,
-    };
-    cpu(weights, numbers(&eval).into())?.scope(|| measure(eval))
-}
-
-/// The numbers that a measurement multiplies.
-fn numbers(eval: &Eval) -> Numbers {
-    match eval {
-        Eval::Recon(args) | Eval::Conditioning(args) | Eval::Drawing { common: args, .. } => args.precision,
-        Eval::Fid(pair) | Eval::Kid(pair) | Eval::Cmmd(pair) | Eval::PrecisionRecall(pair) => {
-            pair.network.precision
-        }
-        Eval::Blur { pair, .. } => pair.network.precision,
-        Eval::Retrieval { network, .. }
-        | Eval::Is { network, .. }
-        | Eval::ClipScore { network, .. }
-        | Eval::Overlap { network, .. } => network.precision,
-        Eval::Curves { .. }
-        | Eval::RerankCurve { .. }
-        | Eval::Coco { .. }
-        | Eval::Cub { .. }
-        | Eval::ZeroShot(_)
-        | Eval::Human(_)
-        | Eval::Report { .. } => Numbers::Auto,
-    }
-}
-
 /// The model of a file, as figures are made with it: its weights are in 8 bits only if that is asked for.
-fn measured_tessera(file: &ModelFile, weights: Option<Weights>) -> Result<Tessera> {
+fn measured_tessera(file: &ModelFile, weights: Option<Weights>, numbers: Numbers) -> Result<Tessera> {
+    let cpu = cpu(weights, numbers)?;
     match weights {
-        Some(Weights::Int8) => tessera_of(file, weights),
-        Some(Weights::F32 | Weights::Bf16) | None => Tessera::with_weights(file, &Device::flex(), Kept::Full),
+        Some(Weights::Int8) => tessera_of(file, weights, cpu),
+        Some(Weights::F32 | Weights::Bf16) | None => Tessera::with_weights(file, cpu, Kept::Full),
     }
 }
 
-fn measure(eval: Eval) -> Result<()> {
+pub fn run(eval: Eval) -> Result<()> {
     match eval {
         Eval::Recon(args) => {
             let file = model_file(args.model.as_deref())?;
             let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
-            let device = Device::flex();
+            let dvae = file.dvae(cpu(args.weights, args.precision)?)?;
             let pictures = held_out_pictures(&held_out(&args)?, config)?;
-            report(&args, &recon(&file.dvae(&device)?, config, &pictures, &device), recon_table)
+            report(&args, &recon(&dvae, config, &pictures), recon_table)
         }
         Eval::Conditioning(args) => {
             let file = model_file(args.model.as_deref())?;
             let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
-            let tessera = measured_tessera(&file, args.weights)?;
+            let tessera = measured_tessera(&file, args.weights, args.precision)?;
             let items = held_out_codes(&held_out(&args)?, &tessera.dvae, config, &tessera.bpe)?;
             let found = conditioning(&tessera.prior, Some(&tessera.decoder), &items)?;
             report(&args, &found, conditioning_table)
@@ -175,7 +130,7 @@ fn judge(
 ) -> Result<DrawingReport> {
     let file = model_file(args.model.as_deref())?;
     let side = file.config.dvae.as_ref().context("the file holds no dVAE")?.image_size;
-    let tessera = measured_tessera(&file, args.weights)?;
+    let tessera = measured_tessera(&file, args.weights, args.precision)?;
     let sampling = meant(sampling, &tessera)?;
     let samples = held_out(args)?;
     let subjects: Vec<Subject> = held_out_subjects(&samples, side as u32, &tessera.bpe)?;

@@ -7,10 +7,11 @@ use tessera_data::{read_text, text_lines};
 use tessera_eval::{
     DmGan, Embedding, Features, Gaussian, Inception, Protocol, Resize, Store, read_statistics,
 };
+use tessera_kernels::Cpu;
 use tessera_model::rerank::Reranker;
 
 use crate::args::{self, Network, Resizing, STDIN};
-use crate::commands::model_file;
+use crate::commands::{cpu, model_file};
 
 /// Runs `measure` with the network that the flags name, for figures that have no protocol of their own.
 pub fn with_network<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> Result<T>) -> Result<T> {
@@ -34,7 +35,7 @@ fn with_one<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> Result<T>
         None => Vec::new(),
         Some(path) => text_lines(&read_text(path)?),
     };
-    measure(&Embedding::new(&reranker(flags.rerank.as_deref())?, &classes)?)
+    measure(&Embedding::new(&network_of(flags)?, &classes)?)
 }
 
 /// The networks of DM-GAN's protocol that the files hold.
@@ -55,11 +56,16 @@ pub fn inception(files: &[PathBuf], resize: Resizing) -> Result<Option<Inception
     }
 }
 
-/// The contrastive model in a file, or the embedded one.
-pub fn reranker(path: Option<&Path>) -> Result<Reranker> {
+/// The contrastive model that the flags name, or the embedded one.
+pub fn network_of(flags: &Network) -> Result<Reranker> {
+    reranker(flags.rerank.as_deref(), cpu(None, flags.precision)?)
+}
+
+/// The contrastive model in a file, or the embedded one, computing with `cpu`.
+pub fn reranker(path: Option<&Path>, cpu: Cpu) -> Result<Reranker> {
     let file = model_file(path)?;
     let named = || path.map_or("the embedded model".to_string(), |path| path.display().to_string());
-    file.reranker(&Default::default()).with_context(named)
+    file.reranker(cpu).with_context(named)
 }
 
 /// Whether a set is given by its statistics instead of its pictures: standard input can hold nothing else.

@@ -92,7 +92,7 @@ fn stages(
     request: &Request,
 ) -> Result<()> {
     let tessera = &models.tessera;
-    let found = recon(&tessera.dvae, config, &held_out_pictures(val, config)?, &Default::default());
+    let found = recon(&tessera.dvae, config, &held_out_pictures(val, config)?);
     let figure = |name: &str, value, unit: &str, error: Option<f64>| Report {
         unit: unit.into(),
         plus_minus: error,

@@ -12,7 +12,7 @@ use tessera_eval::{
 };
 use tessera_model::rerank::Reranker;
 
-use super::protocol::{gaussian, is_statistics, reranker, with_network, with_protocol};
+use super::protocol::{gaussian, is_statistics, network_of, with_network, with_protocol};
 use crate::args::{Network, Pair};
 use crate::commands::output::{Content, Outputs};
 use crate::commands::say;
@@ -239,7 +239,7 @@ pub fn measure_clip_score(dir: &Path, flags: &Network) -> Result<()> {
         }
         Err(error) => Some(Err(error)),
     });
-    let Embedded { images, texts, cut } = embedded(&reranker(flags.rerank.as_deref())?, pairs)?;
+    let Embedded { images, texts, cut } = embedded(&network_of(flags)?, pairs)?;
     tell_skipped(dir, reader.skipped());
     let shown = dir.display();
     ensure!(!images.is_empty(), "no picture in {shown} has a caption; wanted NAME.txt beside NAME.png");
@@ -263,7 +263,7 @@ pub fn held_out_pairs(val: &[Sample]) -> impl Iterator<Item = Result<(RgbImage, 
 pub fn measure_retrieval(data: &Path, flags: &Network) -> Result<()> {
     ensure_contrastive(flags)?;
     let val = super::held_out_of(data)?;
-    let Embedded { images, texts, .. } = embedded(&reranker(flags.rerank.as_deref())?, held_out_pairs(&val))?;
+    let Embedded { images, texts, .. } = embedded(&network_of(flags)?, held_out_pairs(&val))?;
     print(flags, &retrieval(&images, &texts, None)?)
 }
 

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use burn::tensor::{Tensor, TensorData};
+use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tessera_kernels::parallel::*;
 
 use super::*;
-use crate::finite_differences::exactly;
+use crate::finite_differences::exact;
 use crate::rerank::Clip;
 use crate::weights::Storage;
 
@@ -61,10 +61,8 @@ fn hold(clip: &Clip, golden: &Golden) {
         let off = found.iter().zip(wanted.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(found.len() == wanted.len() * wanted[0].len() && off < CLOSE, "off by {off}");
     };
-    exactly(|| {
-        close(clip.embed_images(patches(golden.images.len(), clip.config())), &golden.images);
-        close(clip.embed_texts(&golden.ids.concat()), &golden.texts);
-    });
+    close(clip.embed_images(patches(golden.images.len(), clip.config())), &golden.images);
+    close(clip.embed_texts(&golden.ids.concat()), &golden.texts);
 }
 
 /// What is read of a file when heads of 64 are given, as the small fixtures have.
@@ -74,7 +72,7 @@ fn read(bytes: &[u8], gelu: Option<Gelu>) -> Result<ModelFile> {
 
 /// The model after it was written to a file and read again.
 fn through_a_file(file: &ModelFile) -> Clip {
-    ModelFile::from_bytes(&file.to_bytes().unwrap()).unwrap().clip(&Device::flex()).unwrap()
+    ModelFile::from_bytes(&file.to_bytes().unwrap()).unwrap().clip(exact()).unwrap()
 }
 
 #[test]
@@ -112,11 +110,9 @@ fn heads_and_colours_are_those_of_the_configuration_and_weights_stay_exact() {
     assert_eq!((config.image.n_heads, config.text.n_heads, config.gelu), (2, 4, Gelu::Exact));
     assert_eq!((config.mean, config.deviation), ([0.5; 3], [0.25; 3]));
     let off = |clip: &Clip| {
-        exactly(|| {
-            let found: Vec<f32> = clip.embed_images(patches(2, clip.config())).into_data().iter().collect();
-            let wanted = golden.images.iter().flatten();
-            found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-        })
+        let found: Vec<f32> = clip.embed_images(patches(2, clip.config())).into_data().iter().collect();
+        let wanted = golden.images.iter().flatten();
+        found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     };
     hold(&through_a_file(&file), &golden);
     let exact = off(&through_a_file(&file));
@@ -280,7 +276,7 @@ fn the_whole_shape_of_vit_b_32_gives_open_clips_embeddings() {
     let config = config(&weights, None, &hints, false).unwrap();
     assert_eq!((config.image.n_heads, config.text.n_heads), (12, 8));
     assert_eq!(config.n_parameters(), 151_277_313);
-    let clip = Clip::new(&config, 0, &Device::flex());
+    let clip = Clip::new(&config, 0, exact());
     let clip = crate::nn::import(clip, &weights.into_values().collect::<Vec<_>>()).unwrap();
     hold(&clip, &serde_json::from_slice(&fixture("full.json")).unwrap());
 }
