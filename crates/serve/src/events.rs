@@ -7,8 +7,8 @@ use axum::body::Bytes;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::image_store::unguessable;
 use crate::limits::{EVENT_BYTES, PENDING_LOGS};
-use crate::shelf::unguessable;
 
 /// Logs by their names.
 #[derive(Default)]

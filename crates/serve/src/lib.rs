@@ -1,21 +1,21 @@
 //! A server for people and programs: a page to draw on, and the image API that OpenAI's clients speak.
 //!
-//! One worker ([`studio`]) draws all requests together; everything else only reads requests and writes answers. A request is read
+//! One worker ([`engine`]) draws all requests together; everything else only reads requests and writes answers. A request is read
 //! in [`api`], handed to the worker, and its events become one JSON answer, a stream, or a log that is watched.
 
 mod access;
 mod api;
 mod client;
 mod connections;
+mod engine;
 mod events;
+mod image_store;
 pub mod limits;
 mod metrics;
 mod model;
 mod origins;
 mod page;
 mod picture;
-mod shelf;
-mod studio;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -30,12 +30,12 @@ pub use api::ROUTES;
 pub use model::About;
 pub use origins::{Origin, public_url};
 
+use engine::Engine;
 use events::EventLogs;
+use image_store::ImageStore;
 use metrics::Metrics;
 use model::Model;
 use origins::Origins;
-use shelf::Shelf;
-use studio::Studio;
 
 /// What a server is started with.
 pub struct Options {
@@ -68,11 +68,11 @@ struct App {
     tessera: Arc<Tessera>,
     model: Model,
     keys: Option<Keys>,
-    studio: Arc<Studio>,
+    engine: Arc<Engine>,
     metrics: Arc<Metrics>,
-    shelf: Shelf,
+    image_store: ImageStore,
     events: Arc<EventLogs>,
-    gates: api::Gates,
+    limits: api::Limits,
     public_url: Option<String>,
     origins: Origins,
 }
@@ -97,13 +97,13 @@ impl Server {
         let tessera = Arc::new(options.tessera);
         let app = App {
             model: Model::new(&tessera, options.about),
-            studio: Arc::new(Studio::start(tessera.clone(), options.rows, metrics.clone())?),
+            engine: Arc::new(Engine::start(tessera.clone(), options.rows, metrics.clone())?),
             tessera,
             keys: options.keys,
             metrics,
-            shelf: Shelf::default(),
+            image_store: ImageStore::default(),
             events: Arc::default(),
-            gates: api::Gates::default(),
+            limits: api::Limits::default(),
             public_url: options.public_url,
             origins: Origins::new(options.origins),
         };
@@ -121,8 +121,8 @@ impl Server {
     /// Answers until `stop` comes, then finishes what is under way, within [`limits::STOP_TIMEOUT`].
     pub async fn run(self, stop: impl Future<Output = ()>) {
         connections::serve(self.listener, api::router(self.app.clone()), stop).await;
-        let studio = self.app.studio.clone();
+        let engine = self.app.engine.clone();
         // The worker may be in the middle of a step.
-        let _ = tokio::task::spawn_blocking(move || studio.stop()).await;
+        let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
     }
 }

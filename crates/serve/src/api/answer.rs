@@ -18,13 +18,13 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::wanted::{Delivery, Format, Shown};
-use super::{ApiError, Kind, Wanted};
+use super::image_request::{Delivery, Format, Shown};
+use super::{ApiError, ImageRequest, Kind};
 use crate::App;
 use crate::client::{Client, LOOK};
+use crate::engine::{JobHandle, Refused};
 use crate::events::EventLog;
 use crate::limits::WRITE_TIMEOUT;
-use crate::studio::{Refused, Ticket};
 
 /// Bytes of an answer that are handed to the connection at once; the rest is given up if they are not taken in time.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -51,19 +51,23 @@ impl From<Refused> for ApiError {
 }
 
 /// Draws what is wanted and answers in the form that is wanted by the client of `asked`.
-pub async fn answer(app: &Arc<App>, wanted: Wanted, asked: &Parts) -> Result<Response, ApiError> {
-    let tokens = match wanted.delivery {
+pub async fn answer(
+    app: &Arc<App>,
+    image_request: ImageRequest,
+    asked: &Parts,
+) -> Result<Response, ApiError> {
+    let tokens = match image_request.delivery {
         Delivery::Whole => false,
         Delivery::Stream(shown) | Delivery::Log(shown) => shown.tokens,
     };
-    let ticket = app.studio.draw(wanted.request.clone(), tokens)?;
+    let handle = app.engine.draw(image_request.request.clone(), tokens)?;
     let base = app.public_url.clone().unwrap_or_else(|| host(&asked.headers));
-    let unknown_words = json!(app.tessera.unknown_words(&wanted.request.prompt));
-    let teller = Teller { app: app.clone(), wanted, base, unknown_words };
-    match teller.wanted.delivery {
-        Delivery::Whole => teller.whole(ticket).await,
-        Delivery::Stream(shown) => Ok(teller.stream(ticket, shown, asked.extensions.get().cloned())),
-        Delivery::Log(shown) => teller.log(ticket, shown),
+    let unknown_words = json!(app.tessera.unknown_words(&image_request.request.prompt));
+    let responder = Responder { app: app.clone(), image_request, base, unknown_words };
+    match responder.image_request.delivery {
+        Delivery::Whole => responder.whole(handle).await,
+        Delivery::Stream(shown) => Ok(responder.stream(handle, shown, asked.extensions.get().cloned())),
+        Delivery::Log(shown) => responder.log(handle, shown),
     }
 }
 
@@ -75,30 +79,30 @@ fn host(headers: &HeaderMap) -> String {
 }
 
 /// Turns what happens into what the client reads.
-struct Teller {
+struct Responder {
     app: Arc<App>,
-    wanted: Wanted,
+    image_request: ImageRequest,
     /// The address that the client knows the server by.
     base: String,
     /// Words of the prompt that the model's training captions do not have; null if its file does not list those.
     unknown_words: Value,
 }
 
-impl Teller {
-    async fn whole(self, mut ticket: Ticket) -> Result<Response, ApiError> {
+impl Responder {
+    async fn whole(self, mut handle: JobHandle) -> Result<Response, ApiError> {
         let mut data = Vec::new();
-        while let Some(event) = ticket.next().await {
+        while let Some(event) = handle.next().await {
             if let Event::Picture(picture) = event? {
                 data.push(self.picture(&picture)?);
             }
         }
-        let size = self.wanted.style.size;
+        let size = self.image_request.style.size;
         let answer = json!({
             "created": now(),
             "data": data,
             "model": self.app.model.id,
             "size": format!("{size}x{size}"),
-            "output_format": self.wanted.style.encoding.name(),
+            "output_format": self.image_request.style.encoding.name(),
             "background": "opaque",
             "usage": self.usage(),
         });
@@ -113,7 +117,7 @@ impl Teller {
     /// A finished picture, as an entry of an answer.
     fn picture(&self, picture: &Picture) -> Result<Value, ApiError> {
         let file = self.file(picture)?;
-        let parameters = &self.wanted.style.parameters;
+        let parameters = &self.image_request.style.parameters;
         let mut entry = json!({
             "revised_prompt": parameters.prompts[0],
             "unknown_words": self.unknown_words,
@@ -121,10 +125,10 @@ impl Teller {
             "index": picture.index,
             "score": picture.score,
         });
-        match self.wanted.format {
+        match self.image_request.format {
             Format::Base64 => entry["b64_json"] = STANDARD.encode(file).into(),
             Format::Url => {
-                let name = self.app.shelf.keep(file, self.wanted.style.encoding.name());
+                let name = self.app.image_store.keep(file, self.image_request.style.encoding.name());
                 entry["url"] = format!("{}/v1/pictures/{name}", self.base).into();
             }
         }
@@ -132,14 +136,14 @@ impl Teller {
     }
 
     fn file(&self, picture: &Picture) -> Result<Vec<u8>, ApiError> {
-        self.wanted.style.file(picture).map_err(|error| ApiError::ours(format!("{error:#}.")))
+        self.image_request.style.file(picture).map_err(|error| ApiError::ours(format!("{error:#}.")))
     }
 
     fn usage(&self) -> Value {
-        let read = self.app.tessera.read_prompt(&self.wanted.request.prompt);
+        let read = self.app.tessera.read_prompt(&self.image_request.request.prompt);
         let text = read.map_or(0, |read| read.tokens.len());
-        let given = self.wanted.request.given.iter().flatten().count();
-        let drawn = self.wanted.request.n * self.app.model.grid.pow(2);
+        let given = self.image_request.request.given.iter().flatten().count();
+        let drawn = self.image_request.request.n * self.app.model.grid.pow(2);
         json!({
             "input_tokens": text + given,
             "output_tokens": drawn,
@@ -148,13 +152,13 @@ impl Teller {
         })
     }
 
-    fn stream(self, ticket: Ticket, shown: Shown, client: Option<Client>) -> Response {
+    fn stream(self, handle: JobHandle, shown: Shown, client: Option<Client>) -> Response {
         let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
         tokio::spawn(async move {
             let listener = Listener::Client(sender.clone());
-            // If the client has left, the ticket is dropped and cancels.
+            // If the client has left, the handle is dropped and cancels.
             tokio::select! {
-                () = self.tell(ticket, shown, &listener) => {}
+                () = self.tell(handle, shown, &listener) => {}
                 () = sender.closed() => {}
                 () = ask_if_there(client, &listener) => {}
             }
@@ -162,14 +166,14 @@ impl Teller {
         events_response(receiver)
     }
 
-    fn log(self, ticket: Ticket, shown: Shown) -> Result<Response, ApiError> {
+    fn log(self, handle: JobHandle, shown: Shown) -> Result<Response, ApiError> {
         let log = self.app.events.start().ok_or(Refused::Busy)?;
         let id = log.id.clone();
         let base = self.app.public_url.clone().unwrap_or_default();
         let task = tokio::spawn({
             let log = log.clone();
             async move {
-                self.tell(ticket, shown, &Listener::Log(log.clone())).await;
+                self.tell(handle, shown, &Listener::Log(log.clone())).await;
                 log.finish();
             }
         });
@@ -179,7 +183,7 @@ impl Teller {
     }
 
     /// Tells all that happens, frame by frame, as long as it is listened to.
-    async fn tell(&self, mut ticket: Ticket, shown: Shown, listener: &Listener) {
+    async fn tell(&self, mut handle: JobHandle, shown: Shown, listener: &Listener) {
         let mut progress = Progress::new(shown, self.app.model.grid);
         let mut frames = if shown.tokens { vec![self.started()] } else { Vec::new() };
         loop {
@@ -188,15 +192,15 @@ impl Teller {
                     return;
                 }
             }
-            let Some(event) = ticket.next().await else { return };
+            let Some(event) = handle.next().await else { return };
             let told = event.map_err(ApiError::from).and_then(|event| self.frames(event, &mut progress));
-            // After an error the ticket has no more to tell.
+            // After an error the handle has no more to tell.
             frames = told.unwrap_or_else(|error| vec![frame("error", &error.json())]);
         }
     }
 
     fn started(&self) -> Bytes {
-        let (style, request) = (&self.wanted.style.parameters, &self.wanted.request);
+        let (style, request) = (&self.image_request.style.parameters, &self.image_request.request);
         let told = json!({
             "type": "tessera.started", "n": style.n, "drawn": request.n, "seed": style.seed,
             "revised_prompt": style.prompts[0], "model": self.app.model.id, "given": request.given,
@@ -225,11 +229,11 @@ impl Teller {
 
     /// A frame with a picture, as OpenAI's streams have them.
     fn image_frame(&self, what: &str, picture: &Picture, partial: Option<usize>) -> Result<Bytes, ApiError> {
-        let name = match self.wanted.kind {
+        let name = match self.image_request.kind {
             Kind::Generation => format!("image_generation.{what}"),
             Kind::Edit | Kind::Variation => format!("image_edit.{what}"),
         };
-        let size = self.wanted.style.size;
+        let size = self.image_request.style.size;
         let mut told = match partial {
             // Always whole: a partial picture is gone before its address could be asked for.
             Some(at) => json!({
@@ -240,7 +244,7 @@ impl Teller {
         told["type"] = name.clone().into();
         told["created_at"] = now().into();
         told["size"] = format!("{size}x{size}").into();
-        told["output_format"] = self.wanted.style.encoding.name().into();
+        told["output_format"] = self.image_request.style.encoding.name().into();
         told["background"] = "opaque".into();
         if partial.is_none() {
             told["usage"] = self.usage();

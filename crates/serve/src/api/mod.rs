@@ -4,10 +4,10 @@ mod answer;
 mod error;
 mod fields;
 mod form_body;
+mod image_request;
 mod intake;
 mod rest;
 mod upload;
-mod wanted;
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -25,9 +25,9 @@ use tokio::sync::Semaphore;
 
 pub use error::ApiError;
 use fields::{Fields, shortened};
+use image_request::ImageRequest;
 use intake::{Intake, too_slow};
 use rest::Rest;
-use wanted::Wanted;
 
 use crate::App;
 use crate::client::Client;
@@ -60,14 +60,14 @@ pub enum Kind {
 }
 
 /// What only a few requests may do at once.
-pub struct Gates {
+pub struct Limits {
     uploads: Semaphore,
     forms: Semaphore,
 }
 
-impl Default for Gates {
-    fn default() -> Gates {
-        Gates { uploads: Semaphore::new(UPLOADS_AT_ONCE), forms: Semaphore::new(FORMS_AT_ONCE) }
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { uploads: Semaphore::new(UPLOADS_AT_ONCE), forms: Semaphore::new(FORMS_AT_ONCE) }
     }
 }
 
@@ -91,7 +91,7 @@ pub fn router(app: Arc<App>) -> Router {
             let message = "This method is not for this address; /openapi.json says which are.";
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
         })
-        .layer(from_fn_with_state(app.clone(), at_the_door))
+        .layer(from_fn_with_state(app.clone(), log_and_authorize))
         .with_state(app);
     match origins.is_empty() {
         true => router,
@@ -100,12 +100,12 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 /// Lets requests in, times and logs them.
-async fn at_the_door(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn log_and_authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_string();
     let method = request.method().clone();
     let (request, rest) = Rest::of(request);
-    let response = match let_in(&app, &route, &method, request.headers()) {
+    let response = match authorize(&app, &route, &method, request.headers()) {
         Ok(()) => {
             let left = left(request.extensions().get().cloned(), request.version());
             tokio::select! {
@@ -137,7 +137,7 @@ fn unread() -> Response {
     response
 }
 
-fn let_in(app: &App, route: &str, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
+fn authorize(app: &App, route: &str, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
     // A form can be sent to this machine by any page that a browser shows; browsers say where it comes from. Links may lead here.
     let crossing = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
     if method != Method::GET && crossing && !app.origins.allow(headers) {
@@ -162,11 +162,11 @@ async fn page() -> Response {
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
-    let (status, said) = match app.studio.is_alive() {
+    let (status, said) = match app.engine.is_alive() {
         true => (StatusCode::OK, "ok"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "the worker has failed"),
     };
-    (status, Json(json!({ "status": said, "model": app.model.id, "pending": app.studio.pending() })))
+    (status, Json(json!({ "status": said, "model": app.model.id, "pending": app.engine.pending() })))
         .into_response()
 }
 
@@ -224,8 +224,8 @@ async fn generations(State(app): State<Arc<App>>, request: Request) -> Result<Re
     // Either it was longer than it said, or the client left, who does not read this.
     let whole = async { to_bytes(body, JSON_BYTES).await.map_err(|_| ApiError::too_large(JSON_BYTES)) };
     let fields = Fields::json(&parts.headers, &in_time(whole).await?)?;
-    let wanted = Wanted::read(fields, Kind::Generation, &app, None)?;
-    answer::answer(&app, wanted, &parts).await
+    let image_request = ImageRequest::read(fields, Kind::Generation, &app, None)?;
+    answer::answer(&app, image_request, &parts).await
 }
 
 async fn edits(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -239,11 +239,11 @@ async fn variations(State(app): State<Arc<App>>, request: Request) -> Result<Res
 async fn with_picture(app: Arc<App>, request: Request, kind: Kind) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     expect_length(&parts.headers, FORM_BYTES)?;
-    let mut intake = Intake::new(&app.gates.forms, FORM_PACE);
+    let mut intake = Intake::new(&app.limits.forms, FORM_PACE);
     let fields = Fields::form(&parts.headers, body, &mut intake).await?;
-    let wanted = upload::read(fields, kind, &app).await?;
+    let image_request = upload::read(fields, kind, &app).await?;
     drop(intake);
-    answer::answer(&app, wanted, &parts).await
+    answer::answer(&app, image_request, &parts).await
 }
 
 async fn events(
@@ -267,7 +267,7 @@ async fn stop_events(State(app): State<Arc<App>>, Path(id): Path<String>) -> Res
 
 async fn picture(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {
     let ending = name.rsplit_once('.').map_or("png", |(_, ending)| ending);
-    let kept = app.shelf.get(&name).map(|file| picture_response(file, ending));
+    let kept = app.image_store.get(&name).map(|file| picture_response(file, ending));
     kept.ok_or_else(|| ApiError::not_found("There is no picture of this name, or no more."))
 }
 

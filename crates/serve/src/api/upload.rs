@@ -12,12 +12,12 @@ use tessera_model::Parameters;
 use tessera_model::sample::DEFAULT_STRENGTH;
 
 use super::fields::{Fields, shortened};
-use super::{ApiError, Kind, Wanted};
+use super::{ApiError, ImageRequest, Kind};
 use crate::App;
 use crate::limits::IMAGE_PIXELS;
 
 /// What of the picture is kept, as it is said.
-enum Said {
+enum KeepSpec {
     /// In so many words.
     Keep(Keep),
     /// By another picture.
@@ -27,7 +27,7 @@ enum Said {
 }
 
 /// Reads a request with a picture.
-pub async fn read(mut fields: Fields, kind: Kind, app: &Arc<App>) -> Result<Wanted, ApiError> {
+pub async fn read(mut fields: Fields, kind: Kind, app: &Arc<App>) -> Result<ImageRequest, ApiError> {
     let image = fields.file("image").ok_or_else(|| no_image(&fields))?;
     let fit = match fields.text("fit")?.as_deref() {
         None | Some("crop") => Fit::Crop,
@@ -40,18 +40,18 @@ pub async fn read(mut fields: Fields, kind: Kind, app: &Arc<App>) -> Result<Want
         }
     };
     let (said, strength) = match kind {
-        Kind::Variation => (Said::Keep(Keep::All), strength(&mut fields)?),
+        Kind::Variation => (KeepSpec::Keep(Keep::All), strength(&mut fields)?),
         Kind::Generation | Kind::Edit => (said(&mut fields, app.model.grid)?, 0.0),
     };
-    let place = app.gates.uploads.acquire().await.map_err(|_| ApiError::ours("The server is stopping."))?;
+    let place = app.limits.uploads.acquire().await.map_err(|_| ApiError::ours("The server is stopping."))?;
     let sent = {
         let app = app.clone();
         tokio::task::spawn_blocking(move || look(&app, &image, said, fit))
     };
     let sent = sent.await.map_err(|_| ApiError::ours("The picture could not be looked at."))??;
     drop(place);
-    let wanted = Wanted::read(fields, kind, app, sent.drawn_of)?;
-    Ok(wanted.given(sent.given, strength))
+    let image_request = ImageRequest::read(fields, kind, app, sent.drawn_of)?;
+    Ok(image_request.given(sent.given, strength))
 }
 
 /// What comes of a picture that was sent.
@@ -77,14 +77,14 @@ fn strength(fields: &mut Fields) -> Result<f64, ApiError> {
     }
 }
 
-fn said(fields: &mut Fields, grid: usize) -> Result<Said, ApiError> {
+fn said(fields: &mut Fields, grid: usize) -> Result<KeepSpec, ApiError> {
     let (mask, rows) = (fields.file("mask"), fields.whole("keep_rows", 1, grid as u64 - 1)?);
     let rectangle = fields.text("keep")?.map(|text| rectangle(&text)).transpose()?;
     match (mask, rows, rectangle) {
-        (Some(mask), None, None) => Ok(Said::Mask(mask)),
-        (None, Some(rows), None) => Ok(Said::Keep(Keep::Rows(rows as usize))),
-        (None, None, Some(rectangle)) => Ok(Said::Keep(Keep::Rectangle(rectangle))),
-        (None, None, None) => Ok(Said::Nothing),
+        (Some(mask), None, None) => Ok(KeepSpec::Mask(mask)),
+        (None, Some(rows), None) => Ok(KeepSpec::Keep(Keep::Rows(rows as usize))),
+        (None, None, Some(rectangle)) => Ok(KeepSpec::Keep(Keep::Rectangle(rectangle))),
+        (None, None, None) => Ok(KeepSpec::Nothing),
         _ => Err(ApiError::invalid(
             "mask",
             "What is kept is said twice: wanted one of 'mask', 'keep_rows' and 'keep'.",
@@ -99,14 +99,14 @@ fn rectangle(text: &str) -> Result<[usize; 4], ApiError> {
     })
 }
 
-fn look(app: &App, image: &Bytes, said: Said, fit: Fit) -> Result<Sent, ApiError> {
+fn look(app: &App, image: &Bytes, said: KeepSpec, fit: Fit) -> Result<Sent, ApiError> {
     let picture = decoded("image", image)?;
     let (param, keep) = match said {
-        Said::Keep(keep @ Keep::Rows(_)) => ("keep_rows", keep),
-        Said::Keep(keep) => ("keep", keep),
-        Said::Mask(mask) => ("mask", Keep::Mask(decoded("mask", &mask)?)),
-        Said::Nothing if is_transparent(&picture) => ("image", Keep::Opaque),
-        Said::Nothing => {
+        KeepSpec::Keep(keep @ Keep::Rows(_)) => ("keep_rows", keep),
+        KeepSpec::Keep(keep) => ("keep", keep),
+        KeepSpec::Mask(mask) => ("mask", Keep::Mask(decoded("mask", &mask)?)),
+        KeepSpec::Nothing if is_transparent(&picture) => ("image", Keep::Opaque),
+        KeepSpec::Nothing => {
             let message = "What of the picture is kept? Send a 'mask' (transparent or white is drawn anew), a picture \
                 with transparent parts, 'keep_rows' or 'keep'.";
             return Err(ApiError {

@@ -18,7 +18,7 @@ pub fn unguessable() -> String {
 
 /// Pictures by their names; the oldest go when there are too many.
 #[derive(Default)]
-pub struct Shelf(Mutex<Kept>);
+pub struct ImageStore(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
@@ -26,7 +26,7 @@ struct Kept {
     bytes: usize,
 }
 
-impl Shelf {
+impl ImageStore {
     /// Keeps a picture's file and tells its name, which ends as that of its format.
     pub fn keep(&self, file: Vec<u8>, ending: &str) -> String {
         let name = format!("{}.{ending}", unguessable());
@@ -54,11 +54,11 @@ mod tests {
 
     #[test]
     fn the_oldest_go_when_there_are_too_many() {
-        let shelf = Shelf::default();
+        let image_store = ImageStore::default();
         let third = || vec![7; KEPT_BYTES / 3];
-        let names: Vec<String> = (0..4).map(|_| shelf.keep(third(), "png")).collect();
-        assert!(shelf.get(&names[0]).is_none());
-        assert!(names[1..].iter().all(|name| shelf.get(name) == Some(third())));
+        let names: Vec<String> = (0..4).map(|_| image_store.keep(third(), "png")).collect();
+        assert!(image_store.get(&names[0]).is_none());
+        assert!(names[1..].iter().all(|name| image_store.get(name) == Some(third())));
         assert!(names.iter().all(|name| name.len() == 36 && name.ends_with(".png")));
         assert_ne!(names[0], names[1]);
     }

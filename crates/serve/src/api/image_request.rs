@@ -48,7 +48,7 @@ pub struct Shown {
 }
 
 /// What a request wants.
-pub struct Wanted {
+pub struct ImageRequest {
     pub kind: Kind,
     pub request: Request,
     pub style: Style,
@@ -56,7 +56,7 @@ pub struct Wanted {
     pub delivery: Delivery,
 }
 
-impl Wanted {
+impl ImageRequest {
     /// Reads all parameters but those of a picture prompt, which are already taken. `drawn` is what the picture prompt says that it
     /// was drawn of.
     pub fn read(
@@ -64,7 +64,7 @@ impl Wanted {
         kind: Kind,
         app: &App,
         drawn: Option<String>,
-    ) -> Result<Wanted, ApiError> {
+    ) -> Result<ImageRequest, ApiError> {
         let model = model(&mut fields, app)?;
         let prompt = prompt(&mut fields, kind)?.or(drawn).unwrap_or_default();
         let negative = text(&mut fields, "negative_prompt")?.unwrap_or_default();
@@ -112,11 +112,11 @@ impl Wanted {
             ..Request::default()
         };
         let parameters = parameters(&request, read.text, n, app);
-        Ok(Wanted { kind, request, style: Style { size, encoding, parameters }, format, delivery })
+        Ok(ImageRequest { kind, request, style: Style { size, encoding, parameters }, format, delivery })
     }
 
     /// With tokens that are given, and the share of them that is drawn anew.
-    pub fn given(mut self, tokens: Vec<Option<u32>>, strength: f64) -> Wanted {
+    pub fn given(mut self, tokens: Vec<Option<u32>>, strength: f64) -> ImageRequest {
         self.style.parameters.kept = Some(tokens.iter().flatten().count());
         self.style.parameters.strength = (self.kind == Kind::Variation).then_some(strength);
         self.request = Request { given: tokens, strength, ..self.request };

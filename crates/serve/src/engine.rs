@@ -31,7 +31,7 @@ type Events = UnboundedSender<Result<Event, Refused>>;
 
 /// Who waits for a request.
 struct Client {
-    ticket: u64,
+    id: u64,
     /// Pictures that it will get.
     awaited: usize,
     /// Whether it is told of each token.
@@ -46,7 +46,7 @@ enum Order {
 }
 
 /// The way to the worker.
-pub struct Studio {
+pub struct Engine {
     orders: Mutex<Sender<Order>>,
     shared: Arc<Shared>,
     worker: Mutex<Option<JoinHandle<()>>>,
@@ -60,12 +60,12 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
-impl Studio {
+impl Engine {
     /// Starts the worker; its steps have at most `rows` rows.
     ///
     /// # Errors
     /// If no thread can be made.
-    pub fn start(tessera: Arc<Tessera>, rows: usize, metrics: Arc<Metrics>) -> Result<Studio> {
+    pub fn start(tessera: Arc<Tessera>, rows: usize, metrics: Arc<Metrics>) -> Result<Engine> {
         let (sender, orders) = channel();
         let shared = Arc::new(Shared {
             jobs: AtomicUsize::new(0),
@@ -85,7 +85,7 @@ impl Studio {
             }
         });
         let worker = Mutex::new(Some(worker.context("cannot start the worker")?));
-        Ok(Studio { orders: Mutex::new(sender), shared, worker, next: AtomicUsize::new(1) })
+        Ok(Engine { orders: Mutex::new(sender), shared, worker, next: AtomicUsize::new(1) })
     }
 
     /// Whether the worker lives.
@@ -102,13 +102,13 @@ impl Studio {
     ///
     /// # Errors
     /// If too much waits already, or the worker is gone.
-    pub fn draw(self: &Arc<Studio>, request: Request, tokens: bool) -> Result<Ticket, Refused> {
+    pub fn draw(self: &Arc<Engine>, request: Request, tokens: bool) -> Result<JobHandle, Refused> {
         let (pictures, awaited) = (request.n, awaited(&request));
         let reserved = Reserved::new(&self.shared, pictures)?;
         let (events, receiver) = unbounded_channel();
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed) as u64;
-        self.order(Order::Draw(Box::new(request), Client { ticket, awaited, tokens, events }))?;
-        Ok(Ticket { studio: self.clone(), ticket, events: receiver, awaited, _reserved: reserved })
+        let id = self.next.fetch_add(1, Ordering::Relaxed) as u64;
+        self.order(Order::Draw(Box::new(request), Client { id, awaited, tokens, events }))?;
+        Ok(JobHandle { engine: self.clone(), id, events: receiver, awaited, _reserved: reserved })
     }
 
     /// Lets the worker finish nothing more, and waits until it is gone.
@@ -157,16 +157,16 @@ impl Drop for Reserved {
 }
 
 /// A request under way; dropped before its end, it is cancelled.
-pub struct Ticket {
-    studio: Arc<Studio>,
-    ticket: u64,
+pub struct JobHandle {
+    engine: Arc<Engine>,
+    id: u64,
     events: UnboundedReceiver<Result<Event, Refused>>,
     /// Pictures that are still to come; none after an error.
     awaited: usize,
     _reserved: Reserved,
 }
 
-impl Ticket {
+impl JobHandle {
     /// What happens next; nothing if all is drawn, or after an error.
     pub async fn next(&mut self) -> Option<Result<Event, Refused>> {
         if self.awaited == 0 {
@@ -183,10 +183,10 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for JobHandle {
     fn drop(&mut self) {
         if self.awaited > 0 {
-            let _ = self.studio.order(Order::Cancel(self.ticket));
+            let _ = self.engine.order(Order::Cancel(self.id));
         }
     }
 }
@@ -204,8 +204,8 @@ fn work(tessera: &Tessera, rows: usize, orders: &Receiver<Order>, shared: &Share
                 Ok(Order::Draw(request, client)) => {
                     clients.extend(accept(tessera, &mut batch, *request, client));
                 }
-                Ok(Order::Cancel(ticket)) => {
-                    for (job, _) in clients.extract_if(.., |_, client| client.ticket == ticket) {
+                Ok(Order::Cancel(id)) => {
+                    for (job, _) in clients.extract_if(.., |_, client| client.id == id) {
                         shared.metrics.cancelled.inc();
                         batch.remove(job);
                     }
@@ -292,25 +292,25 @@ mod tests {
     fn who_still_waits_when_the_worker_ends_is_told_so() {
         let metrics = Arc::new(Metrics::new().unwrap());
         let tessera = Arc::new(Tessera::embedded().unwrap());
-        let studio = Arc::new(Studio::start(tessera, 4, metrics).unwrap());
+        let engine = Arc::new(Engine::start(tessera, 4, metrics).unwrap());
         let request = Request { prompt: "a cat".into(), n: 64, previews: false, ..Request::default() };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let mut ticket = studio.draw(request.clone(), true).unwrap();
-            assert!(matches!(ticket.next().await, Some(Ok(Event::Tokens { .. }))));
-            studio.stop();
+            let mut handle = engine.draw(request.clone(), true).unwrap();
+            assert!(matches!(handle.next().await, Some(Ok(Event::Tokens { .. }))));
+            engine.stop();
             let mut pictures = 0;
             let end = loop {
-                match ticket.next().await {
+                match handle.next().await {
                     Some(Ok(Event::Picture(_))) => pictures += 1,
                     Some(Ok(_)) => {}
                     other => break other,
                 }
             };
             assert!(matches!(end, Some(Err(Refused::Stopped))) && pictures < 64, "{pictures} pictures");
-            assert!(ticket.next().await.is_none());
+            assert!(handle.next().await.is_none());
         });
-        assert!(!studio.is_alive() && studio.draw(request, false).is_err());
-        assert_eq!(studio.pending(), 0);
+        assert!(!engine.is_alive() && engine.draw(request, false).is_err());
+        assert_eq!(engine.pending(), 0);
     }
 }
