@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
-use tessera_model::Decoder;
+use tessera_model::Sampler;
 use tessera_model::prior::{Prior, Stream, caption_slots, image_nats};
 use tessera_model::sample::Next;
 
@@ -62,7 +62,7 @@ pub struct Conditioning {
     pub drawn: Option<Drawn>,
 }
 
-/// Image loss under the true caption by the decoder, token by token, as pictures are drawn.
+/// Image loss under the true caption by the sampler, token by token, as pictures are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Drawn {
     /// The loss.
@@ -71,14 +71,14 @@ pub struct Drawn {
     pub gap: Figure,
 }
 
-/// Scores `items` under each condition and, with a `decoder` of the prior, as pictures are drawn. Shuffles are rotations,
+/// Scores `items` under each condition and, with a `sampler` of the prior, as pictures are drawn. Shuffles are rotations,
 /// so the result is a function of the items alone.
 ///
 /// # Errors
 /// If there are fewer than two items.
 pub fn conditioning(
     prior: &Prior,
-    decoder: Option<&Decoder>,
+    sampler: Option<&Sampler>,
     items: &[LabelledCodes],
 ) -> Result<Conditioning> {
     ensure!(items.len() >= 2, "{} pictures: wanted at least 2 to exchange captions", items.len());
@@ -89,7 +89,7 @@ pub fn conditioning(
     let same_style = under(rotate_within_styles(items))?;
     let shuffled = under(rotate(&own))?;
     let none = losses(prior, items, |_| &[])?;
-    let drawn = decoder.map(|decoder| losses_as_drawn(decoder, items)).transpose()?;
+    let drawn = sampler.map(|sampler| losses_as_drawn(sampler, items)).transpose()?;
     let figure = |values: &[f64]| {
         let (mean, se) = mean_se(values);
         Figure { mean, se }
@@ -108,18 +108,18 @@ pub fn conditioning(
     })
 }
 
-/// Mean image loss of each picture under its own caption, by the decoder.
-fn losses_as_drawn(decoder: &Decoder, items: &[LabelledCodes]) -> Result<Vec<f64>> {
-    let config = decoder.config();
+/// Mean image loss of each picture under its own caption, by the sampler.
+fn losses_as_drawn(sampler: &Sampler, items: &[LabelledCodes]) -> Result<Vec<f64>> {
+    let config = sampler.config();
     let mut losses = Vec::new();
     for batch in items.chunks(BATCH) {
         let captions: Vec<&[u32]> = batch.iter().map(|item| item.caption.as_slice()).collect();
-        let read = decoder.read(&captions)?;
-        let mut lanes = decoder.room_for_lanes(batch.len());
+        let read = sampler.read(&captions)?;
+        let mut lanes = sampler.new_slots(batch.len());
         let mut nats = vec![0.0; batch.len()];
         let mut previous = vec![0; batch.len()];
         for at in 0..config.image_len() {
-            let logits = decoder.step(&read, &mut lanes, &Next::all(at, &previous))?;
+            let logits = sampler.step(&read, &mut lanes, &Next::all(at, &previous))?;
             previous = batch.iter().map(|item| item.codes[at]).collect();
             for ((nats, row), &code) in nats.iter_mut().zip(logits.chunks(config.image_vocab)).zip(&previous)
             {

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use image::RgbImage;
 use serde::Serialize;
 use tessera_model::dvae::Dvae;
-use tessera_model::{Decoder, Drawing, Event, Request};
+use tessera_model::{Drawing, Event, Request, Sampler};
 
 use crate::recon::mean_se;
 
@@ -49,7 +49,7 @@ pub struct DrawingReport {
 /// # Errors
 /// If some style has fewer than eight subjects.
 pub fn drawing(
-    decoder: &Decoder,
+    sampler: &Sampler,
     dvae: &Dvae,
     subjects: &[Subject],
     request: &Request,
@@ -59,7 +59,7 @@ pub fn drawing(
     for (index, subject) in subjects.iter().enumerate() {
         let choices = choices(subjects, index)?;
         let mut images = Vec::new();
-        for event in Drawing::new(decoder, dvae, &subject.caption, request.clone())? {
+        for event in Drawing::new(sampler, dvae, &subject.caption, request.clone())? {
             if let Event::Picture(picture) = event? {
                 images.push(picture.image);
             }

@@ -17,7 +17,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
-use tessera_kernels::decode::{Finish, Lane, PackedLinear, States, Visible, Weights, attend};
+use tessera_kernels::decode::{Finish, KvCache, PackedLinear, Sequence, Visible, Weights, attend};
 use tessera_kernels::{
     Activation, AdamW, Cpu, First, GumbelNoise, Output, Plan, Precision, approach, conv2d, conv2d_add,
     cross_entropy, dot, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform, layer_norm, linear, linear_add,
@@ -356,7 +356,7 @@ fn optimiser(c: &mut Criterion<Rates>) {
     pass(c, "moving average", 3 * 4 * N, |cpu| approach(cpu, &mut w, &g, 1e-3));
 }
 
-/// One token of each of some lanes: a map of their rows, and a query of each over the states before it.
+/// One token of each of some sequences: a map of their rows, and a query of each over the cached keys and values before it.
 fn decoding(c: &mut Criterion<Rates>) {
     const LANES: usize = 64;
     let (weight, x) = (values(D * 4 * D), values(LANES * D));
@@ -372,18 +372,19 @@ fn decoding(c: &mut Criterion<Rates>) {
             time(c, cpu, [&group, &name], work, |_| map.apply(x, Finish::Set, &mut out));
         }
         let [mut text, mut own] = [(1, TEXT), (LANES, GRID * GRID)]
-            .map(|(owners, slots)| States::new(cpu, owners, [HEADS, D / HEADS], slots));
+            .map(|(sequences, cache_rows)| KvCache::new(cpu, sequences, [HEADS, D / HEADS], cache_rows));
         let qkv = values(LANES * 3 * D);
-        (0..TEXT).for_each(|slot| text.put_rows(&[(0, slot)], &qkv[..3 * D]));
-        let places = |slot: usize| (0..LANES).map(|lane| (lane, slot)).collect::<Vec<_>>();
-        (0..GRID * GRID).for_each(|slot| own.put_rows(&places(slot), &qkv));
-        let [text_sees, own_sees] = [TEXT, GRID * GRID].map(|slots| Visible::new(0..slots));
+        (0..TEXT).for_each(|cache_row| text.put_rows(&[(0, cache_row)], &qkv[..3 * D]));
+        let places = |cache_row: usize| (0..LANES).map(|sequence| (sequence, cache_row)).collect::<Vec<_>>();
+        (0..GRID * GRID).for_each(|cache_row| own.put_rows(&places(cache_row), &qkv));
+        let [text_sees, own_sees] = [TEXT, GRID * GRID].map(|cache_rows| Visible::new(0..cache_rows));
         let mut out = vec![0.0; LANES * D];
-        let bytes = 2 * LANES * GRID * GRID * D * if cpu.bf16() { 2 } else { 4 }; // the text's states stay in a cache
-        let lanes: Vec<Lane> = (0..LANES).map(|own| Lane { caption: 0, own, visible: &own_sees }).collect();
-        let names = [&format!("attention of one query, {cpu}"), "64 lanes"];
+        let bytes = 2 * LANES * GRID * GRID * D * if cpu.bf16() { 2 } else { 4 }; // the text's cached keys and values stay in a cache
+        let sequences: Vec<Sequence> =
+            (0..LANES).map(|own| Sequence { caption: 0, own, visible: &own_sees }).collect();
+        let names = [&format!("attention of one query, {cpu}"), "64 sequences"];
         time(c, cpu, names, Work::Bytes(bytes), |_| {
-            attend(&qkv, 3 * D, &lanes, (&text, &text_sees), &own, &mut out)
+            attend(&qkv, 3 * D, &sequences, (&text, &text_sees), &own, &mut out)
         });
     }
 }

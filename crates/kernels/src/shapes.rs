@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::tensor::{FloatDType, Tensor};
 use rayon::ThreadPoolBuilder;
 
-use crate::decode::{Finish, Lane, PackedLinear, States, Visible, Weights, attend, int8_rounded};
+use crate::decode::{Finish, KvCache, PackedLinear, Sequence, Visible, Weights, attend, int8_rounded};
 use crate::testing::{
     F32, F32_AND_BF16, Leaves, assert_close, constant, hold, leaf, noise, outcome, tolerance, values,
 };
@@ -209,41 +209,53 @@ fn packed_maps_of_any_shape() {
 #[test]
 fn a_decoder_s_query_of_any_shape_is_the_last_one_of_attention() {
     rounds(7, |draws| {
-        let ([texts], [lanes, width, slots]) = (draws.shape(), draws.some());
+        let ([texts], [sequences, width, cache_rows]) = (draws.shape(), draws.some());
         let [heads, stride] = [draws.of(&[1, 2, 5]), draws.of(&[1, 2, 3, 11])];
-        let (t, d) = (texts + slots, heads * width);
-        let visible = |slot: usize| (slots - 1 - slot).is_multiple_of(stride);
-        let captions: Vec<usize> = (0..lanes).map(|lane| lane / 3 % 2).collect();
-        let state = |owner: usize, slot: usize| noise(3 * d, (1 + 1000 * owner + slot) as u64);
-        let own = |lane: usize, slot: usize| state(2 + lane, slot);
+        let (t, d) = (texts + cache_rows, heads * width);
+        let visible = |cache_row: usize| (cache_rows - 1 - cache_row).is_multiple_of(stride);
+        let captions: Vec<usize> = (0..sequences).map(|sequence| sequence / 3 % 2).collect();
+        let state =
+            |sequence: usize, cache_row: usize| noise(3 * d, (1 + 1000 * sequence + cache_row) as u64);
+        let own = |sequence: usize, cache_row: usize| state(2 + sequence, cache_row);
 
         let sees = |query: usize, key: usize| query == key || key < texts || visible(key - texts);
         let plan = Plan::new((0..t).collect(), sees);
-        let stream = |lane: usize| {
-            let text = (0..texts).flat_map(|slot| state(captions[lane], slot)).collect::<Vec<f32>>();
-            [text, (0..slots).flat_map(|slot| own(lane, slot)).collect()].concat()
+        let stream = |sequence: usize| {
+            let text =
+                (0..texts).flat_map(|cache_row| state(captions[sequence], cache_row)).collect::<Vec<f32>>();
+            [text, (0..cache_rows).flat_map(|cache_row| own(sequence, cache_row)).collect()].concat()
         };
-        let qkv = constant((0..lanes).flat_map(stream).collect(), [lanes, t, 3 * d]);
+        let qkv = constant((0..sequences).flat_map(stream).collect(), [sequences, t, 3 * d]);
         let all = values(pattern_attention_reference(qkv, heads, &plan).without_autodiff());
-        let wanted: Vec<f32> = all.chunks(t * d).flat_map(|lane| lane[(t - 1) * d..].to_vec()).collect();
+        let wanted: Vec<f32> =
+            all.chunks(t * d).flat_map(|sequence| sequence[(t - 1) * d..].to_vec()).collect();
 
         for cpu in Cpu::all() {
-            let mut text = States::new(cpu, 2, [heads, width], texts);
-            for (caption, slot) in (0..2).flat_map(|caption| (0..texts).map(move |slot| (caption, slot))) {
-                let qkv = state(caption, slot);
-                text.put(caption, slot, &qkv[d..2 * d], &qkv[2 * d..]);
+            let mut text = KvCache::new(cpu, 2, [heads, width], texts);
+            for (caption, cache_row) in
+                (0..2).flat_map(|caption| (0..texts).map(move |cache_row| (caption, cache_row)))
+            {
+                let qkv = state(caption, cache_row);
+                text.put(caption, cache_row, &qkv[d..2 * d], &qkv[2 * d..]);
             }
-            let mut pictures = States::new(cpu, lanes, [heads, width], slots);
-            let rows = |slot: usize| (0..lanes).flat_map(|lane| own(lane, slot)).collect::<Vec<f32>>();
-            let places = |slot: usize| (0..lanes).map(|lane| (lane, slot)).collect::<Vec<_>>();
-            (0..slots).for_each(|slot| pictures.put_rows(&places(slot), &rows(slot)));
-            let (text_visible, own_visible) =
-                (Visible::new(0..texts), Visible::new((0..slots).filter(|&slot| visible(slot))));
-            let mut got = vec![0.0; lanes * d];
-            let lane = |own| Lane { caption: captions[own], own, visible: &own_visible };
-            let (queries, lanes_of) = (rows(slots - 1), (0..lanes).map(lane).collect::<Vec<_>>());
+            let mut pictures = KvCache::new(cpu, sequences, [heads, width], cache_rows);
+            let rows = |cache_row: usize| {
+                (0..sequences).flat_map(|sequence| own(sequence, cache_row)).collect::<Vec<f32>>()
+            };
+            let places =
+                |cache_row: usize| (0..sequences).map(|sequence| (sequence, cache_row)).collect::<Vec<_>>();
+            (0..cache_rows).for_each(|cache_row| pictures.put_rows(&places(cache_row), &rows(cache_row)));
+            let (text_visible, own_visible) = (
+                Visible::new(0..texts),
+                Visible::new((0..cache_rows).filter(|&cache_row| visible(cache_row))),
+            );
+            let mut got = vec![0.0; sequences * d];
+            let sequence = |own| Sequence { caption: captions[own], own, visible: &own_visible };
+            let (queries, lanes_of) =
+                (rows(cache_rows - 1), (0..sequences).map(sequence).collect::<Vec<_>>());
             attend(&queries, 3 * d, &lanes_of, (&text, &text_visible), &pictures, &mut got);
-            let what = format!("{lanes} lanes, {texts} + {slots} states, {heads} × {width}, {cpu}");
+            let what =
+                format!("{sequences} sequences, {texts} + {cache_rows} kv_cache, {heads} × {width}, {cpu}");
             assert_close(&what, &got, &wanted, tolerance(cpu));
         }
     });
@@ -275,9 +287,9 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
     let plan = |len: usize| Arc::new(Plan::new((0..len).collect(), |query, key| key <= query));
     let packed = |bias: Vec<f32>| PackedLinear::new(cpu, &[1.0; 12], bias, Weights::Int8);
     let look = |own_width: usize, seen: usize| {
-        let [text, own] = [4, own_width].map(|width| States::new(cpu, 1, [1, width], 16));
-        let lane = Lane { caption: 0, own: 0, visible: &Visible::new(0..seen) };
-        attend(&[0.0; 8], 8, &[lane], (&text, &Visible::new(0..1)), &own, &mut vec![0.0; own_width]);
+        let [text, own] = [4, own_width].map(|width| KvCache::new(cpu, 1, [1, width], 16));
+        let sequence = Sequence { caption: 0, own: 0, visible: &Visible::new(0..seen) };
+        attend(&[0.0; 8], 8, &[sequence], (&text, &Visible::new(0..1)), &own, &mut vec![0.0; own_width]);
     };
     let refused: [(&dyn Fn(), [&str; 2]); 20] = [
         (&|| drop(linear(cpu, x(), leaf([5, 6], 2), leaf([6], 3), Activation::None)), ["[3, 4]", "[.., 5]"]),
@@ -327,8 +339,8 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
             &|| packed(vec![0.0; 3]).apply(&[0.0; 5], Finish::Set, &mut [0.0; 3]),
             ["[4, 3]", "5 numbers into 3"],
         ),
-        (&|| drop(States::new(cpu, 1, [2, 0], 4)), ["2 heads of width 0", "at least 1"]),
-        (&|| look(4, 40), ["1 panels of picture states", "wanted 3"]),
+        (&|| drop(KvCache::new(cpu, 1, [2, 0], 4)), ["2 heads of width 0", "at least 1"]),
+        (&|| look(4, 40), ["1 panels of picture kv_cache", "wanted 3"]),
         (&|| look(8, 1), ["1, 4)", "1, 8)"]),
     ];
     for (body, words) in refused {

@@ -16,5 +16,5 @@ pub mod weights;
 pub use tessera_kernels::Cpu;
 pub use tessera_text::Unknown;
 
-pub use sample::{Batch, Decoder, Drawing, Event, Job, Parameters, Picture, Request, Sampling};
+pub use sample::{Batch, Drawing, Event, Job, Parameters, Picture, Request, Sampler, Sampling};
 pub use tessera::{ReadPrompt, Tessera};

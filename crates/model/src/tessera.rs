@@ -15,7 +15,7 @@ use crate::nn::{Compute, check_count, import};
 use crate::prior::{Prior, PriorConfig};
 use crate::rerank::{Clip, Reranker};
 use crate::sample::{
-    Batch, Decoder, Drawing, Job, Parameters, Ranking, Request, Sampling, default_guidance, mosaics,
+    Batch, Drawing, Job, Parameters, Ranking, Request, Sampler, Sampling, default_guidance, mosaics,
     trained_for_guidance,
 };
 use crate::weights::ModelFile;
@@ -44,7 +44,7 @@ pub struct Tessera {
     /// The caption's tokenizer.
     pub bpe: Bpe,
     /// The prior, packed for drawing.
-    pub decoder: Decoder,
+    pub sampler: Sampler,
     /// Ranks what is drawn, if the model has one.
     pub reranker: Option<Reranker>,
     /// Side of its pictures in pixels.
@@ -106,12 +106,12 @@ impl Tessera {
                 file.prior(compute)?.in_int8()
             }
         };
-        let decoder = Decoder::new(&prior, weights)?;
+        let sampler = Sampler::new(&prior, weights)?;
         let reranker = file.config.rerank.as_ref().map(|_| file.reranker(compute)).transpose()?;
         let image_size = file.config.dvae.as_ref().map_or(0, |config| config.image_size);
         let bpe = Bpe::from_json(tokenizer)?;
         let (caption_drop, words) = (file.caption_drop, file.words.clone());
-        let tessera = Tessera { dvae, prior, bpe, decoder, reranker, image_size, caption_drop, words };
+        let tessera = Tessera { dvae, prior, bpe, sampler, reranker, image_size, caption_drop, words };
         if let (Some(dvae), Some(prior)) = (&file.config.dvae, &file.config.prior) {
             ensure!(
                 (dvae.vocab, dvae.grid()) == (prior.image_vocab, prior.grid),
@@ -133,7 +133,7 @@ impl Tessera {
 
     /// What it computes with.
     pub fn cpu(&self) -> Cpu {
-        self.decoder.cpu()
+        self.sampler.cpu()
     }
 
     /// The guidance to draw with: as `wanted`, or what suits the model. Guidance compares with drawing without a caption, which a model has
@@ -235,12 +235,12 @@ impl Tessera {
     /// # Errors
     /// If the request is none, or wants the best of a model that has no reranker.
     pub fn draw(&self, request: Request) -> Result<Drawing<'_>> {
-        Drawing::of(&self.decoder, &self.dvae, self.job(request)?)
+        Drawing::of(&self.sampler, &self.dvae, self.job(request)?)
     }
 
     /// A batch that draws many requests together, each made a job by [`Tessera::job`]; at most `rows` rows step at once.
     pub fn batch(&self, rows: usize) -> Batch<'_> {
-        Batch::new(&self.decoder, &self.dvae, rows)
+        Batch::new(&self.sampler, &self.dvae, rows)
     }
 
     /// The request with what the model reads of it.

@@ -17,7 +17,7 @@ use tessera_model::nn::Compute;
 use tessera_model::prior::{MixedPrecision, Prior, PriorConfig, PriorGradients, Stream, caption_slots};
 use tessera_model::sample::default_guidance;
 use tessera_model::weights::{ModelConfig, ModelFile, export};
-use tessera_model::{Decoder, Drawing, Event, Request, Sampling};
+use tessera_model::{Drawing, Event, Request, Sampler, Sampling};
 use tessera_text::{Bpe, Prompt};
 
 use crate::capacity::Stage;
@@ -328,14 +328,14 @@ impl Task for PriorTask<'_> {
 
     fn picture(&self, model: &Prior) -> Result<RgbImage> {
         let [captions, drawings] = SHOWN;
-        let decoder = Decoder::new(model, Weights::Full)?;
+        let sampler = Sampler::new(model, Weights::Full)?;
         let mut cells = Vec::new();
         for item in self.val.iter().step_by(self.val.len().div_ceil(captions).max(1)) {
             let guidance = default_guidance(Some(self.config.data.caption_drop));
             let sampling = Sampling { guidance, ..Sampling::default() };
             let request =
                 Request { n: drawings, seed: self.seed, sampling, previews: false, ..Request::default() };
-            for event in Drawing::new(&decoder, &self.dvae, &item.caption, request)? {
+            for event in Drawing::new(&sampler, &self.dvae, &item.caption, request)? {
                 if let Event::Picture(picture) = event? {
                     cells.push(picture.image);
                 }

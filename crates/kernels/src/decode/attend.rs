@@ -1,13 +1,13 @@
-//! One query of each lane over its caption's states and its own.
+//! One query of each sequence over its caption's cached keys and values and its own.
 //!
-//! Lanes of one caption look at the same states of text, so a few of them are multiplied with those together. Each lane may be at
-//! another place of its picture, and then sees other slots.
+//! Lanes of one caption look at the same cached keys and values of text, so a few of them are multiplied with those together. Each sequence may be at
+//! another place of its picture, and then sees other cache rows.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::states::{States, Visible};
+use super::kv_cache::{KvCache, Visible};
 use crate::attention::head::softmax_row;
 use crate::cpu::Body;
 use crate::gemm::{LANES, Micro, Numbers, Out, Segment, Sink, Strides, Unit, with_micro};
@@ -15,87 +15,96 @@ use crate::scratch::{Scratch, split};
 
 /// Lanes times heads below which one thread does all.
 const SERIAL: usize = 16;
-/// Most lanes of a job: the rows of a tall tile.
+/// Most sequences of a job: the rows of a tall tile.
 const TOGETHER: usize = 8;
 
-/// Whose states a query is held against.
+/// Whose cached keys and values a query is held against.
 #[derive(Debug, Clone, Copy)]
-pub struct Lane<'a> {
-    /// Owner of the states of text.
+pub struct Sequence<'a> {
+    /// Index of the cached keys and values of text.
     pub caption: usize,
-    /// Owner of the lane's own states.
+    /// Index of the sequence's own cached keys and values.
     pub own: usize,
-    /// Which of its own states it sees.
+    /// Which of its own cached keys and values it sees.
     pub visible: &'a Visible,
 }
 
-/// Attention of each lane's query over its caption's states in `text`, of which all lanes see the same, and its own in `own`:
-/// `queries` holds rows `stride` long that start with a query `[H · K]`, `out` is `[lanes, H · K]`.
+/// Attention of each sequence's query over its caption's cached keys and values in `text`, of which all sequences see the same, and its own in `own`:
+/// `queries` holds rows `stride` long that start with a query `[H · K]`, `out` is `[sequences, H · K]`.
 ///
 /// # Panics
 /// If the sizes do not fit.
 pub fn attend(
     queries: &[f32],
     stride: usize,
-    lanes: &[Lane],
-    (text, text_visible): (&States, &Visible),
-    own: &States,
+    sequences: &[Sequence],
+    (text, text_visible): (&KvCache, &Visible),
+    own: &KvCache,
     out: &mut [f32],
 ) {
     let (n_heads, width) = (own.n_heads, own.width);
-    let fits = out.len() == lanes.len() * n_heads * width
-        && queries.len() >= lanes.len().saturating_sub(1) * stride + n_heads * width;
+    let fits = out.len() == sequences.len() * n_heads * width
+        && queries.len() >= sequences.len().saturating_sub(1) * stride + n_heads * width;
     assert!(
         fits,
-        "attend: {} numbers of queries, {} of output, {} lanes",
+        "attend: {} numbers of queries, {} of output, {} sequences",
         queries.len(),
         out.len(),
-        lanes.len()
+        sequences.len()
     );
-    let kind = |states: &States| (states.cpu, states.n_heads, states.width);
-    assert!(kind(text) == kind(own), "attend: states of text {:?}, of pictures {:?}", kind(text), kind(own));
-    let seen = lanes.iter().map(|lane| ("picture", own, lane.visible));
-    for (name, states, visible) in seen.chain([("text", text, text_visible)]) {
-        let (wanted, got) = (visible.panels_reached(), states.panels);
-        assert!(got >= wanted, "attend: {got} panels of {name} states, wanted {wanted} to see its slots");
+    let kind = |kv_cache: &KvCache| (kv_cache.cpu, kv_cache.n_heads, kv_cache.width);
+    assert!(
+        kind(text) == kind(own),
+        "attend: the text's KV cache is {:?}, the pictures' {:?}",
+        kind(text),
+        kind(own)
+    );
+    let seen = sequences.iter().map(|sequence| ("picture", own, sequence.visible));
+    for (name, kv_cache, visible) in seen.chain([("text", text, text_visible)]) {
+        let (wanted, got) = (visible.panels_reached(), kv_cache.panels);
+        assert!(
+            got >= wanted,
+            "attend: {got} panels of the {name} KV cache, wanted {wanted} to see its cache rows"
+        );
     }
-    let groups = groups(lanes);
+    let groups = groups(sequences);
     let out = Out::new(out, n_heads * width);
     let job = |i: usize| {
-        let (first, lanes, head) =
-            (groups[i / n_heads].start, &lanes[groups[i / n_heads].clone()], i % n_heads);
+        let (first, sequences, head) =
+            (groups[i / n_heads].start, &sequences[groups[i / n_heads].clone()], i % n_heads);
         let text = (text, text_visible);
         with_micro!(own.cpu, S => {
             let simd = std::marker::PhantomData;
-            own.cpu.isa().run(Queries::<S> { queries, stride, first, lanes, head, text, own, out, simd });
+            own.cpu.isa().run(Queries::<S> { queries, stride, first, sequences, head, text, own, out, simd });
         });
     };
-    match lanes.len() * n_heads < SERIAL {
+    match sequences.len() * n_heads < SERIAL {
         true => (0..groups.len() * n_heads).for_each(job),
         false => (0..groups.len() * n_heads).into_par_iter().for_each(job),
     }
 }
 
-/// Neighbouring lanes of one caption, a few at a time.
-fn groups(lanes: &[Lane]) -> Vec<Range<usize>> {
+/// Neighbouring sequences of one caption, a few at a time.
+fn groups(sequences: &[Sequence]) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
-    for lanes in lanes.chunk_by(|a, b| a.caption == b.caption).flat_map(|same| same.chunks(TOGETHER)) {
+    for sequences in sequences.chunk_by(|a, b| a.caption == b.caption).flat_map(|same| same.chunks(TOGETHER))
+    {
         let first = groups.last().map_or(0, |group| group.end);
-        groups.push(first..first + lanes.len());
+        groups.push(first..first + sequences.len());
     }
     groups
 }
 
-/// One head of some lanes of one caption.
+/// One head of some sequences of one caption.
 struct Queries<'a, S> {
     queries: &'a [f32],
     stride: usize,
     /// The row of the first of them.
     first: usize,
-    lanes: &'a [Lane<'a>],
+    sequences: &'a [Sequence<'a>],
     head: usize,
-    text: (&'a States, &'a Visible),
-    own: &'a States,
+    text: (&'a KvCache, &'a Visible),
+    own: &'a KvCache,
     out: Out<'a, f32>,
     simd: std::marker::PhantomData<S>,
 }
@@ -105,36 +114,36 @@ impl<S: Micro<Unit: Unit>> Body for Queries<'_, S> {
 
     #[inline(always)]
     fn run(self) {
-        let (lanes, width, caption) = (self.lanes.len(), self.own.width, self.lanes[0].caption);
+        let (sequences, width, caption) = (self.sequences.len(), self.own.width, self.sequences[0].caption);
         let text = self.text.1.panels() * LANES;
-        let most = self.lanes.iter().map(|lane| lane.visible.panels()).max().unwrap_or(0);
+        let most = self.sequences.iter().map(|sequence| sequence.visible.panels()).max().unwrap_or(0);
         let [row, seen] = [width.div_ceil(S::Unit::VALUES), text + most * LANES];
         let (weight_row, wide) = (seen / S::Unit::VALUES, width.next_multiple_of(LANES));
-        let mut units = Scratch::<S::Unit>::new(lanes * (row + weight_row));
-        let [queries, weights] = split(&mut units, [lanes * row, lanes * weight_row]);
-        let mut numbers = Scratch::<f32>::new(lanes * (seen + wide));
-        let [scores, sums] = split(&mut numbers, [lanes * seen, lanes * wide]);
+        let mut units = Scratch::<S::Unit>::new(sequences * (row + weight_row));
+        let [queries, weights] = split(&mut units, [sequences * row, sequences * weight_row]);
+        let mut numbers = Scratch::<f32>::new(sequences * (seen + wide));
+        let [scores, sums] = split(&mut numbers, [sequences * seen, sequences * wide]);
         for (i, query) in queries.chunks_exact_mut(row).enumerate() {
             let start = (self.first + i) * self.stride + self.head * width;
             S::Unit::along(Numbers::F32(&self.queries[start..start + width]), query);
         }
         self.scores(self.text, caption, queries, scores, seen);
         let mut totals = [0.0; TOGETHER];
-        for (i, (lane, scores)) in self.lanes.iter().zip(scores.chunks_exact_mut(seen)).enumerate() {
+        for (i, (sequence, scores)) in self.sequences.iter().zip(scores.chunks_exact_mut(seen)).enumerate() {
             let (text, own) = scores.split_at_mut(text);
-            let own = &mut own[..lane.visible.panels() * LANES];
-            self.scores((self.own, lane.visible), lane.own, &queries[i * row..][..row], own, seen);
-            totals[i] = self.softmax(1.0 / (width as f32).sqrt(), text, (own, lane.visible));
+            let own = &mut own[..sequence.visible.panels() * LANES];
+            self.scores((self.own, sequence.visible), sequence.own, &queries[i * row..][..row], own, seen);
+            totals[i] = self.softmax(1.0 / (width as f32).sqrt(), text, (own, sequence.visible));
         }
         S::Unit::along(Numbers::F32(scores), weights);
         sums.fill(0.0);
         self.weigh(self.text, caption, weights, weight_row, sums);
-        for ((i, lane), sums) in self.lanes.iter().enumerate().zip(sums.chunks_exact_mut(wide)) {
+        for ((i, sequence), sums) in self.sequences.iter().enumerate().zip(sums.chunks_exact_mut(wide)) {
             let weights = &weights[i * weight_row + text / S::Unit::VALUES..(i + 1) * weight_row];
-            self.weigh((self.own, lane.visible), lane.own, weights, weight_row, sums);
+            self.weigh((self.own, sequence.visible), sequence.own, weights, weight_row, sums);
         }
         for (i, (sums, total)) in sums.chunks_exact(wide).zip(totals).enumerate() {
-            // SAFETY: the columns of this head in the rows of these lanes, each once.
+            // SAFETY: the columns of this head in the rows of these sequences, each once.
             #[allow(unsafe_code)]
             let out = unsafe { self.out.row(self.first + i, self.head * width, width) };
             out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum / total);
@@ -143,18 +152,18 @@ impl<S: Micro<Unit: Unit>> Body for Queries<'_, S> {
 }
 
 impl<S: Micro<Unit: Unit>> Queries<'_, S> {
-    /// Products of `queries` with the visible keys of `owner`, rows `stride` apart.
+    /// Products of `queries` with the visible keys of `sequence`, rows `stride` apart.
     #[inline(always)]
     fn scores(
         &self,
-        (states, visible): (&States, &Visible),
-        owner: usize,
+        (kv_cache, visible): (&KvCache, &Visible),
+        sequence: usize,
         queries: &[S::Unit],
         scores: &mut [f32],
         stride: usize,
     ) {
-        let row = states.width.div_ceil(S::Unit::VALUES);
-        let keys: &[S::Unit] = bytemuck::cast_slice(states.keys(owner, self.head));
+        let row = kv_cache.width.div_ceil(S::Unit::VALUES);
+        let keys: &[S::Unit] = bytemuck::cast_slice(kv_cache.keys(sequence, self.head));
         let strides = Strides { row, step: 1, panel: row * LANES };
         let mut done = 0;
         for &(first, count) in &visible.runs {
@@ -170,25 +179,25 @@ impl<S: Micro<Unit: Unit>> Queries<'_, S> {
         }
     }
 
-    /// Adds the visible values of `owner` to rows of `sums`, each by its `weights`, rows `stride` apart.
+    /// Adds the visible values of `sequence` to rows of `sums`, each by its `weights`, rows `stride` apart.
     #[inline(always)]
     fn weigh(
         &self,
-        (states, visible): (&States, &Visible),
-        owner: usize,
+        (kv_cache, visible): (&KvCache, &Visible),
+        sequence: usize,
         weights: &[S::Unit],
         stride: usize,
         sums: &mut [f32],
     ) {
-        let (units, wide) = (LANES / S::Unit::VALUES, states.width.next_multiple_of(LANES));
+        let (units, wide) = (LANES / S::Unit::VALUES, kv_cache.width.next_multiple_of(LANES));
         let rows = sums.len() / wide;
-        let values: &[S::Unit] = bytemuck::cast_slice(states.values(owner, self.head));
-        let strides = Strides { row: stride, step: 1, panel: states.panels * units * LANES };
+        let values: &[S::Unit] = bytemuck::cast_slice(kv_cache.values(sequence, self.head));
+        let strides = Strides { row: stride, step: 1, panel: kv_cache.panels * units * LANES };
         let mut done = 0;
         for &(first, count) in &visible.runs {
             let (a, b) = (weights[done * units..].as_ptr(), values[first * units * LANES..].as_ptr());
             let segment = Segment { a, b, units: count * units };
-            // SAFETY: each row of weights covers the run's slots, and so do the values.
+            // SAFETY: each row of weights covers the run's cache rows, and so do the values.
             #[allow(unsafe_code)]
             unsafe {
                 let sink = Add { numbers: &mut *sums, stride: wide };
@@ -257,47 +266,50 @@ mod tests {
         (0..query.len()).map(|i| mean(i) as f32).collect()
     }
 
-    /// Captions of lanes: one alone, two, then more than are multiplied together.
-    const LANES_OF: [usize; 13] = [1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
+    /// Captions of sequences: one alone, two, then more than are multiplied together.
+    const CAPTIONS: [usize; 13] = [1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
 
-    /// Owners are in another order than rows, one owner has no row, and each lane has come to another place.
+    /// Sequences are in another order than rows, one sequence has no row, and each sequence has come to another place.
     #[test]
-    fn a_query_sees_its_caption_and_its_own_visible_slots() {
-        for (n_heads, width, texts, slots) in [(1, 3, 5, 1), (2, 20, 24, 40), (3, 16, 16, 33)] {
+    fn a_query_sees_its_caption_and_its_own_visible_rows() {
+        for (n_heads, width, texts, cache_rows) in [(1, 3, 5, 1), (2, 20, 24, 40), (3, 16, 16, 33)] {
             let d = n_heads * width;
-            let owner = |lane: usize| (lane * 5 + 2) % 14;
-            let slots_of = |lane: usize| {
-                (0..slots).filter(move |slot| slot % 7 != 3 && slot % (lane + 1) == 0).collect::<Vec<usize>>()
+            let own_of = |row: usize| (row * 5 + 2) % 14;
+            let visible_rows = |row: usize| {
+                (0..cache_rows)
+                    .filter(move |cache_row| cache_row % 7 != 3 && cache_row % (row + 1) == 0)
+                    .collect::<Vec<usize>>()
             };
             let visible: Vec<Visible> =
-                (0..LANES_OF.len()).map(|lane| Visible::new(slots_of(lane))).collect();
+                (0..CAPTIONS.len()).map(|row| Visible::new(visible_rows(row))).collect();
             for cpu in Cpu::all() {
-                let mut text = States::new(cpu, 2, [n_heads, width], texts);
-                let mut own = States::new(cpu, 14, [n_heads, width], slots);
-                let state = |owner: usize, slot: usize, which: u64| {
-                    noise(d, (owner * 100 + slot) as u64 * 10 + which)
+                let mut text = KvCache::new(cpu, 2, [n_heads, width], texts);
+                let mut own = KvCache::new(cpu, 14, [n_heads, width], cache_rows);
+                let state = |sequence: usize, cache_row: usize, which: u64| {
+                    noise(d, (sequence * 100 + cache_row) as u64 * 10 + which)
                 };
                 (0..2)
                     .for_each(|o| (0..texts).for_each(|s| text.put(o, s, &state(o, s, 1), &state(o, s, 2))));
-                (0..14)
-                    .for_each(|o| (0..slots).for_each(|s| own.put(o, s, &state(o, s, 3), &state(o, s, 4))));
-                let queries = noise(LANES_OF.len() * d, 5);
-                let mut out = vec![0.0; LANES_OF.len() * d];
-                let lane = |(i, &caption)| Lane { caption, own: owner(i), visible: &visible[i] };
-                let lanes: Vec<Lane> = LANES_OF.iter().enumerate().map(lane).collect();
-                attend(&queries, d, &lanes, (&text, &Visible::new(0..texts)), &own, &mut out);
-                for (lane, caption) in LANES_OF.into_iter().enumerate() {
+                (0..14).for_each(|o| {
+                    (0..cache_rows).for_each(|s| own.put(o, s, &state(o, s, 3), &state(o, s, 4)))
+                });
+                let queries = noise(CAPTIONS.len() * d, 5);
+                let mut out = vec![0.0; CAPTIONS.len() * d];
+                let sequence = |(i, &caption)| Sequence { caption, own: own_of(i), visible: &visible[i] };
+                let sequences: Vec<Sequence> = CAPTIONS.iter().enumerate().map(sequence).collect();
+                attend(&queries, d, &sequences, (&text, &Visible::new(0..texts)), &own, &mut out);
+                for (row, caption) in CAPTIONS.into_iter().enumerate() {
                     for head in 0..n_heads {
                         let part = |all: Vec<f32>| all[head * width..(head + 1) * width].to_vec();
                         let both = |text: u64, own: u64| -> Vec<Vec<f32>> {
-                            let texts = (0..texts).map(|slot| part(state(caption, slot, text)));
-                            let own = slots_of(lane).into_iter().map(|s| part(state(owner(lane), s, own)));
+                            let texts = (0..texts).map(|cache_row| part(state(caption, cache_row, text)));
+                            let own = visible_rows(row).into_iter().map(|s| part(state(own_of(row), s, own)));
                             texts.chain(own).collect()
                         };
-                        let at = lane * d + head * width;
+                        let at = row * d + head * width;
                         let wanted = reference(&queries[at..at + width], &both(1, 3), &both(2, 4));
                         assert_close(
-                            &format!("lane {lane}, {cpu}"),
+                            &format!("row {row}, {cpu}"),
                             &out[at..at + width],
                             &wanted,
                             tolerance(cpu),

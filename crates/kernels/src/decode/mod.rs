@@ -4,10 +4,10 @@
 //! pictures that are drawn with it.
 
 mod attend;
-mod states;
+mod kv_cache;
 
-pub use attend::{Lane, attend};
-pub use states::{States, Visible};
+pub use attend::{Sequence, attend};
+pub use kv_cache::{KvCache, Visible};
 
 pub use crate::math::largest;
 

@@ -73,7 +73,7 @@ impl Pattern {
     }
 
     /// How many image states a decoder must keep: those that a later query may still see.
-    pub fn slots(self, grid: usize) -> usize {
+    pub fn cache_rows(self, grid: usize) -> usize {
         let cells = grid * grid;
         let reach = match self {
             Pattern::Causal | Pattern::Column => cells,
@@ -84,11 +84,11 @@ impl Pattern {
         cells.min(reach + 1)
     }
 
-    /// Where image state `index` is kept among [`Pattern::slots`]: a column's states side by side, others in turn.
-    pub fn slot(self, index: usize, grid: usize) -> usize {
+    /// Where image state `index` is kept among [`Pattern::cache_rows`]: a column's states side by side, others in turn.
+    pub fn cache_row(self, index: usize, grid: usize) -> usize {
         match self {
             Pattern::Column => index % grid * grid + index / grid,
-            _ => index % self.slots(grid),
+            _ => index % self.cache_rows(grid),
         }
     }
 
@@ -126,15 +126,19 @@ mod tests {
         let grid = 6;
         let conv = [Wrap::Flat, Wrap::Columns].map(|wrap| Pattern::Conv { kernel: 5, wrap });
         for pattern in [Pattern::Causal, Pattern::Row, Pattern::Column].into_iter().chain(conv) {
-            let mut kept = vec![usize::MAX; pattern.slots(grid)];
+            let mut kept = vec![usize::MAX; pattern.cache_rows(grid)];
             for query in 0..grid * grid {
-                kept[pattern.slot(query, grid)] = query;
+                kept[pattern.cache_row(query, grid)] = query;
                 for key in (0..=query).filter(|&key| pattern.sees_image(query, key, grid)) {
-                    assert_eq!(kept[pattern.slot(key, grid)], key, "{pattern:?}: {query} looks at {key}");
+                    assert_eq!(
+                        kept[pattern.cache_row(key, grid)],
+                        key,
+                        "{pattern:?}: {query} looks at {key}"
+                    );
                 }
             }
         }
-        assert_eq!(Pattern::Row.slots(32), 33);
+        assert_eq!(Pattern::Row.cache_rows(32), 33);
     }
 
     /// The image part of a mask on a 4×4 grid: one line a query, `#` where it sees.

@@ -1,7 +1,7 @@
 //! Continuous batching: candidates of all requests step together, each at its own place of its picture, and one that is finished
 //! makes room for the next.
 //!
-//! A candidate is a function of (seed, candidate, position) alone: rows of the decoder and pictures of the dVAE do not depend on each
+//! A candidate is a function of (seed, candidate, position) alone: rows of the sampler and pictures of the dVAE do not depend on each
 //! other, so what else is drawn with it changes no bit of it.
 //!
 //! Each thread steps a group of candidates through all layers on its own, which is faster than all threads sharing every product;
@@ -14,8 +14,8 @@ use image::RgbImage;
 use rayon::prelude::*;
 use tessera_kernels::Cpu;
 
-use super::captions::ReadCaptions;
-use super::decode::{Captions, Decoder, Lanes, Next};
+use super::prefix_pool::PrefixPool;
+use super::sampler::{KvSlots, Next, PrefixCache, Sampler};
 use super::{Event, Picture, Ranking, Request, Token, choose, mosaics};
 use crate::dvae::Dvae;
 use crate::prior::PriorConfig;
@@ -41,12 +41,12 @@ impl<'a> Job<'a> {
         Job { caption: caption.to_vec(), negative: Vec::new(), request, ranking: None }
     }
 
-    /// Rows of the decoder that one candidate takes.
+    /// Rows of the sampler that one candidate takes.
     fn width(&self) -> usize {
         if self.request.sampling.is_guided() { 2 } else { 1 }
     }
 
-    /// Rows of the decoder that all candidates take.
+    /// Rows of the sampler that all candidates take.
     pub(super) fn rows(&self) -> usize {
         self.request.n.saturating_mul(self.width())
     }
@@ -74,13 +74,13 @@ struct Candidate {
 #[derive(Clone, Copy)]
 struct Row {
     caption: usize,
-    lane: usize,
+    slot: usize,
 }
 
 /// Candidates that one thread steps.
 struct Group {
-    lanes: Lanes,
-    /// Lanes that nobody has.
+    slots: KvSlots,
+    /// Slots that no candidate uses.
     free: Vec<usize>,
     candidates: Vec<Candidate>,
 }
@@ -107,8 +107,8 @@ impl Group {
     /// Draws one token of each candidate.
     fn step(
         &mut self,
-        decoder: &Decoder,
-        captions: &Captions,
+        sampler: &Sampler,
+        captions: &PrefixCache,
         requests: &BTreeMap<u64, &Request>,
     ) -> Result<()> {
         if self.candidates.is_empty() {
@@ -116,16 +116,16 @@ impl Group {
         }
         let next = |row: usize| {
             let rows = self.candidates.iter().filter_map(move |candidate| {
-                let Row { caption, lane } = *candidate.rows.get(row)?;
+                let Row { caption, slot } = *candidate.rows.get(row)?;
                 let previous = candidate.tokens.last().copied().unwrap_or(0);
-                Some(Next { caption, lane, at: candidate.tokens.len(), previous })
+                Some(Next { caption, slot, at: candidate.tokens.len(), previous })
             });
             rows.collect::<Vec<Next>>()
         };
         // Rows of one caption side by side, since they are multiplied with its states together.
         let next = [next(0), next(1)].concat();
-        let logits = decoder.step(captions, &mut self.lanes, &next)?;
-        let (cpu, vocab) = (decoder.cpu(), decoder.config().image_vocab);
+        let logits = sampler.step(captions, &mut self.slots, &next)?;
+        let (cpu, vocab) = (sampler.cpu(), sampler.config().image_vocab);
         let (with, without) = logits.split_at(self.candidates.len() * vocab);
         let mut without = without.chunks_exact(vocab);
         let without: Vec<Option<&[f32]>> = self
@@ -145,9 +145,9 @@ impl Group {
 
 /// Requests that are drawn together.
 pub struct Batch<'a> {
-    decoder: &'a Decoder,
+    sampler: &'a Sampler,
     dvae: &'a Dvae,
-    captions: ReadCaptions,
+    captions: PrefixPool,
     groups: Vec<Group>,
     /// By their number, which is the order of arrival.
     jobs: BTreeMap<u64, Running<'a>>,
@@ -159,19 +159,19 @@ impl<'a> Batch<'a> {
     pub const ROWS: usize = 32;
 
     /// A batch whose step has about `rows` rows: a candidate takes one, or two with guidance.
-    pub fn new(decoder: &'a Decoder, dvae: &'a Dvae, rows: usize) -> Batch<'a> {
+    pub fn new(sampler: &'a Sampler, dvae: &'a Dvae, rows: usize) -> Batch<'a> {
         let n_groups = (rows / GROUP_ROWS).clamp(1, rayon::current_num_threads());
         // An even number, so that guidance leaves none over.
         let rows = rows.div_ceil(n_groups).next_multiple_of(2).max(2);
         let group = |_| Group {
-            lanes: decoder.room_for_lanes(rows),
+            slots: sampler.new_slots(rows),
             free: (0..rows).rev().collect(),
             candidates: Vec::new(),
         };
         Batch {
-            decoder,
+            sampler,
             dvae,
-            captions: ReadCaptions::new(decoder, n_groups * rows),
+            captions: PrefixPool::new(sampler, n_groups * rows),
             groups: (0..n_groups).map(group).collect(),
             jobs: BTreeMap::new(),
             next_job: 0,
@@ -183,7 +183,7 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// If a sampling parameter is out of range, `n` is 0, or the given tokens do not fit the model.
     pub fn add(&mut self, job: Job<'a>) -> Result<u64> {
-        let config = self.decoder.config();
+        let config = self.sampler.config();
         job.request.check(config)?;
         for tokens in [&job.caption, &job.negative] {
             let unknown = tokens.iter().find(|&&token| token as usize >= config.text_vocab);
@@ -227,7 +227,7 @@ impl<'a> Batch<'a> {
             let gone = group.candidates.extract_if(.., |candidate| gone(candidate));
             for row in gone.flat_map(|gone| gone.rows) {
                 self.captions.give_back(row.caption);
-                group.free.push(row.lane);
+                group.free.push(row.slot);
             }
         }
     }
@@ -247,7 +247,7 @@ impl<'a> Batch<'a> {
             let mut rows = Vec::new();
             for caption in &captions[..running.job.width()] {
                 let caption = self.captions.take(caption)?;
-                rows.extend(group.free.pop().map(|lane| Row { caption, lane }));
+                rows.extend(group.free.pop().map(|slot| Row { caption, slot }));
             }
             let index = running.started;
             running.started += 1;
@@ -256,7 +256,7 @@ impl<'a> Batch<'a> {
         for next in self.jobs.values().filter(|running| running.started == 0) {
             self.captions.expect(&next.job.caption);
         }
-        self.captions.read(self.decoder)
+        self.captions.read(self.sampler)
     }
 
     /// Draws one token of each candidate that there is room for; what happened, each with the number of its job.
@@ -265,15 +265,15 @@ impl<'a> Batch<'a> {
     /// If the tensors fail; the batch is then good for nothing but [`Batch::clear`].
     pub fn step(&mut self) -> Result<Vec<(u64, Event)>> {
         self.admit()?;
-        let Batch { decoder, captions, jobs, .. } = self;
+        let Batch { sampler, captions, jobs, .. } = self;
         let requests: BTreeMap<u64, &Request> =
             jobs.iter().map(|(id, running)| (*id, &running.job.request)).collect();
-        self.groups.par_iter_mut().try_for_each(|group| group.step(decoder, &captions.states, &requests))?;
+        self.groups.par_iter_mut().try_for_each(|group| group.step(sampler, &captions.states, &requests))?;
         self.report()
     }
 
     fn report(&mut self) -> Result<Vec<(u64, Event)>> {
-        let PriorConfig { grid, .. } = *self.decoder.config();
+        let PriorConfig { grid, .. } = *self.sampler.config();
         let shown = |candidate: &&Candidate| {
             let (done, running) = (candidate.tokens.len(), self.jobs.get(&candidate.job));
             done == grid * grid
@@ -337,7 +337,7 @@ impl<'a> Batch<'a> {
 
     /// Pictures as far as they are drawn: cells to come are white, unless they are given.
     fn pictures(&self, candidates: &[&Candidate]) -> Result<Vec<Picture>> {
-        let grid = self.decoder.config().grid;
+        let grid = self.sampler.config().grid;
         let known = |candidate: &&Candidate| -> Vec<Option<u32>> {
             let request = self.jobs.get(&candidate.job).map(|running| &running.job.request);
             let given = |at| request.and_then(|request| request.given(candidate.index, at));

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use anyhow::Result;
 
-use super::{Batch, Decoder, Event, Job, Request};
+use super::{Batch, Event, Job, Request, Sampler};
 use crate::dvae::Dvae;
 
 /// An iterator over the events of a request.
@@ -19,20 +19,20 @@ impl<'a> Drawing<'a> {
     /// # Errors
     /// If a sampling parameter is out of range, `n` is 0, or the given tokens do not fit the model.
     pub fn new(
-        decoder: &'a Decoder,
+        sampler: &'a Sampler,
         dvae: &'a Dvae,
         caption: &[u32],
         request: Request,
     ) -> Result<Drawing<'a>> {
-        Drawing::of(decoder, dvae, Job::new(caption, request))
+        Drawing::of(sampler, dvae, Job::new(caption, request))
     }
 
     /// Starts to draw `job`.
     ///
     /// # Errors
     /// As for [`Drawing::new`].
-    pub fn of(decoder: &'a Decoder, dvae: &'a Dvae, job: Job<'a>) -> Result<Drawing<'a>> {
-        let mut batch = Batch::new(decoder, dvae, job.rows().min(Batch::ROWS));
+    pub fn of(sampler: &'a Sampler, dvae: &'a Dvae, job: Job<'a>) -> Result<Drawing<'a>> {
+        let mut batch = Batch::new(sampler, dvae, job.rows().min(Batch::ROWS));
         batch.add(job)?;
         Ok(Drawing { batch, queue: VecDeque::new() })
     }

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use tessera_kernels::decode::Weights;
 
-use super::{Decoder, Next, Request, Sampling, choose};
+use super::{Next, Request, Sampler, Sampling, choose};
 use crate::prior::Prior;
 
 /// Pictures that are drawn for it.
@@ -18,20 +18,20 @@ const PICTURES: usize = 16;
 pub fn int8_nats_per_token(prior: &Prior, packed: Prior) -> Result<f64> {
     let config = prior.config().clone();
     ensure!(config == *packed.config(), "two priors of other sizes");
-    let (full, int8) = (Decoder::new(prior, Weights::Full)?, Decoder::new(&packed.in_int8(), Weights::Int8)?);
+    let (full, int8) = (Sampler::new(prior, Weights::Full)?, Sampler::new(&packed.in_int8(), Weights::Int8)?);
     let captions: Vec<[u32; 1]> =
         (0..PICTURES).map(|picture| [(picture * config.text_vocab / PICTURES) as u32]).collect();
     let captions: Vec<&[u32]> = captions.iter().map(|caption| &caption[..]).collect();
     let read = [full.read(&captions)?, int8.read(&captions)?];
-    let mut lanes = [full.room_for_lanes(PICTURES), int8.room_for_lanes(PICTURES)];
+    let mut slots = [full.new_slots(PICTURES), int8.new_slots(PICTURES)];
     let (request, sampling) = (Request::default(), Sampling::paper());
     let mut previous = vec![0; PICTURES];
     let mut nats = 0.0;
     for at in 0..config.image_len() {
         let next = Next::all(at, &previous);
-        let [p_lanes, q_lanes] = &mut lanes;
-        let p = full.step(&read[0], p_lanes, &next)?.chunks(config.image_vocab);
-        let q = int8.step(&read[1], q_lanes, &next)?.chunks(config.image_vocab);
+        let [p_slots, q_slots] = &mut slots;
+        let p = full.step(&read[0], p_slots, &next)?.chunks(config.image_vocab);
+        let q = int8.step(&read[1], q_slots, &next)?.chunks(config.image_vocab);
         for (picture, (p, q)) in p.zip(q).enumerate() {
             nats += divergence(p, q);
             previous[picture] = choose(prior.cpu(), p, &sampling, request.unit(picture, at));

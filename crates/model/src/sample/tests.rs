@@ -49,8 +49,8 @@ fn request(n: usize, seed: u64) -> Request {
 
 fn draw(request: Request) -> Vec<Picture> {
     let (prior, dvae) = model();
-    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
-    let events = Drawing::new(&decoder, &dvae, &[1, 2], request).unwrap();
+    let sampler = Sampler::new(&prior, Weights::Full).unwrap();
+    let events = Drawing::new(&sampler, &dvae, &[1, 2], request).unwrap();
     let picture = |event| match event {
         Ok(Event::Picture(picture)) => Some(picture),
         Ok(_) => None,
@@ -65,7 +65,7 @@ fn same(a: &[Picture], b: &[Picture]) -> bool {
 
 #[test]
 fn a_picture_does_not_depend_on_how_many_are_drawn() {
-    let many = draw(request(135, 5)); // three groups of lanes
+    let many = draw(request(135, 5)); // three groups of slots
     assert_eq!(many.len(), 135);
     for n in [1, 2, 16, 17, 65] {
         assert!(same(&draw(request(n, 5)), &many), "n = {n}");
@@ -121,9 +121,9 @@ fn the_decoder_keeps_logits_in_32_bits_when_the_config_says_so() {
     }
 }
 
-/// Three pictures of two captions, token by token and all at once; of the prior that is rounded as the decoder rounds.
-/// In f32 each logit is the same; in bf16, where 8-bit weights are exact in the decoder and rounded again in the forward
-/// pass, the decoder is about as far from f32 as the forward pass is.
+/// Three pictures of two captions, token by token and all at once; of the prior that is rounded as the sampler rounds.
+/// In f32 each logit is the same; in bf16, where 8-bit weights are exact in the sampler and rounded again in the forward
+/// pass, the sampler is about as far from f32 as the forward pass is.
 fn decoder_against_forward(cpu: Cpu, weights: Weights) {
     let prior = |cpu: Cpu| match weights {
         Weights::Full => model_on(cpu).0,
@@ -131,15 +131,16 @@ fn decoder_against_forward(cpu: Cpu, weights: Weights) {
     };
     let (exact, prior) = (prior(cpu.in_f32()), prior(cpu));
     let captions: [&[u32]; 2] = [&[1, 2], &[]];
-    let owners = vec![1, 0, 1];
+    let prefixes = vec![1, 0, 1];
     let image: Vec<u32> = (0..3 * 16).map(|i| i * 7 % 12).collect();
     let forward = |prior: &Prior| {
-        let text = owners.iter().flat_map(|&owner: &usize| caption_slots(captions[owner], prior.config()).0);
+        let text =
+            prefixes.iter().flat_map(|&prefix: &usize| caption_slots(captions[prefix], prior.config()).0);
         let stream = Stream::new(3, text.collect(), image.clone(), prior.config()).unwrap();
         prior.forward(&stream).1.into_data().try_to_vec::<f32>().unwrap()
     };
     let exact = forward(&exact);
-    let got = decoded(&prior, weights, &captions, owners.clone(), &image);
+    let got = decoded(&prior, weights, &captions, prefixes.clone(), &image);
     let off = |values: &[f32]| {
         let squares = values.iter().zip(&exact).map(|(value, exact)| f64::from(value - exact).powi(2));
         (squares.sum::<f64>() / exact.len() as f64).sqrt()
@@ -148,36 +149,36 @@ fn decoder_against_forward(cpu: Cpu, weights: Weights) {
     assert!(off(&got) < allowed, "{cpu}, {weights:?}: {} from f32, wanted {allowed}", off(&got));
 }
 
-/// Logits of each lane and token, as [`Prior::forward`] orders them.
+/// Logits of each slot and token, as [`Prior::forward`] orders them.
 fn decoded(
     prior: &Prior,
     weights: Weights,
     captions: &[&[u32]],
-    owners: Vec<usize>,
+    prefixes: Vec<usize>,
     image: &[u32],
 ) -> Vec<f32> {
-    let decoder = Decoder::new(prior, weights).unwrap();
-    let read = decoder.read(captions).unwrap();
-    let mut lanes = decoder.room_for_lanes(owners.len());
+    let sampler = Sampler::new(prior, weights).unwrap();
+    let read = sampler.read(captions).unwrap();
+    let mut slots = sampler.new_slots(prefixes.len());
     let mut logits = vec![0.0; image.len() * 12];
-    // Each lane starts two steps after the one before it.
-    for step in 0..16 + 2 * (owners.len() - 1) {
-        let next = |(lane, &caption): (usize, &usize)| {
-            let at = step.checked_sub(2 * lane).filter(|at| *at < 16)?;
-            let previous = image[lane * 16..][..at].last().copied().unwrap_or(0);
-            Some(Next { caption, lane, at, previous })
+    // Each slot starts two steps after the one before it.
+    for step in 0..16 + 2 * (prefixes.len() - 1) {
+        let next = |(slot, &caption): (usize, &usize)| {
+            let at = step.checked_sub(2 * slot).filter(|at| *at < 16)?;
+            let previous = image[slot * 16..][..at].last().copied().unwrap_or(0);
+            Some(Next { caption, slot, at, previous })
         };
-        let next: Vec<Next> = owners.iter().enumerate().filter_map(next).collect();
-        let rows = decoder.step(&read, &mut lanes, &next).unwrap();
-        for (Next { lane, at, .. }, row) in next.into_iter().zip(rows.chunks(12)) {
-            logits[(lane * 16 + at) * 12..][..12].copy_from_slice(row);
+        let next: Vec<Next> = prefixes.iter().enumerate().filter_map(next).collect();
+        let rows = sampler.step(&read, &mut slots, &next).unwrap();
+        for (Next { slot, at, .. }, row) in next.into_iter().zip(rows.chunks(12)) {
+            logits[(slot * 16 + at) * 12..][..12].copy_from_slice(row);
         }
     }
-    let next = |lane, at, previous| [Next { caption: 0, lane, at, previous }];
+    let next = |slot, at, previous| [Next { caption: 0, slot, at, previous }];
     for (bad, said) in
-        [(next(0, 16, 0), "16 tokens"), (next(9, 0, 0), "lane 9"), (next(0, 1, 13), "token 13")]
+        [(next(0, 16, 0), "16 tokens"), (next(9, 0, 0), "slot 9"), (next(0, 1, 13), "token 13")]
     {
-        let error = decoder.step(&read, &mut lanes, &bad).err().unwrap().to_string();
+        let error = sampler.step(&read, &mut slots, &bad).err().unwrap().to_string();
         assert!(error.contains(said), "{error}");
     }
     logits
@@ -228,9 +229,9 @@ fn the_paper_samples_the_whole_distribution_at_temperature_1() {
 #[test]
 fn events_come_in_order() {
     let (prior, dvae) = model();
-    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
+    let sampler = Sampler::new(&prior, Weights::Full).unwrap();
     let events: Vec<_> =
-        Drawing::new(&decoder, &dvae, &[], request(2, 0)).unwrap().map(Result::unwrap).collect();
+        Drawing::new(&sampler, &dvae, &[], request(2, 0)).unwrap().map(Result::unwrap).collect();
     let tokens = events.iter().filter(|event| matches!(event, Event::Tokens { total: 32, .. })).count();
     let previews: Vec<_> = events
         .iter()
@@ -250,10 +251,10 @@ fn events_come_in_order() {
 #[test]
 fn bad_settings_are_refused() {
     let (prior, dvae) = model();
-    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
+    let sampler = Sampler::new(&prior, Weights::Full).unwrap();
     let error = |sampling: Sampling, n| {
         let request = Request { n, sampling, ..Request::default() };
-        Drawing::new(&decoder, &dvae, &[], request).err().unwrap().to_string()
+        Drawing::new(&sampler, &dvae, &[], request).err().unwrap().to_string()
     };
     let default = Sampling::default;
     assert!(error(default(), 0).contains("wanted at least 1"));
@@ -265,11 +266,11 @@ fn bad_settings_are_refused() {
     }
     let given = |given: Vec<Option<u32>>| {
         let request = Request { given, ..Request::default() };
-        Drawing::new(&decoder, &dvae, &[], request).err().unwrap().to_string()
+        Drawing::new(&sampler, &dvae, &[], request).err().unwrap().to_string()
     };
     assert!(given(vec![None; 15]).contains("15 given tokens: wanted none, or one entry for each of 16"));
     assert!(given(vec![Some(12); 16]).contains("wanted one of 12 codes"));
-    let refused = |request: Request| Drawing::new(&decoder, &dvae, &[], request).err().unwrap().to_string();
+    let refused = |request: Request| Drawing::new(&sampler, &dvae, &[], request).err().unwrap().to_string();
     assert!(refused(Request { strength: 1.5, ..Request::default() }).contains("strength 1.5: wanted 0 to 1"));
     let unguided = Request { negative: "red".into(), sampling: Sampling::paper(), ..Request::default() };
     assert!(refused(unguided).contains("through guidance, which is off"));
@@ -297,10 +298,10 @@ fn reranker() -> Reranker {
 
 fn ranked(request: Request, keep: usize) -> Vec<Picture> {
     let ((prior, dvae), reranker) = (model(), reranker());
-    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
+    let sampler = Sampler::new(&prior, Weights::Full).unwrap();
     let ranking = Ranking::new(&reranker, "a red apple", keep).unwrap();
     let job = Job { ranking: Some(ranking), ..Job::new(&[1, 2], request) };
-    let drawing = Drawing::of(&decoder, &dvae, job).unwrap();
+    let drawing = Drawing::of(&sampler, &dvae, job).unwrap();
     let picture = |event| match event {
         Ok(Event::Picture(picture)) => Some(picture),
         Ok(_) => None,
@@ -311,7 +312,7 @@ fn ranked(request: Request, keep: usize) -> Vec<Picture> {
 
 #[test]
 fn the_best_come_first_and_are_those_of_all_candidates() {
-    let all = ranked(request(135, 5), 135); // three groups of lanes
+    let all = ranked(request(135, 5), 135); // three groups of slots
     let score = |picture: &Picture| picture.score.unwrap();
     assert!(all.windows(2).all(|pair| score(&pair[0]) >= score(&pair[1])));
     assert!(score(&all[0]) > score(&all[134]));
@@ -354,7 +355,7 @@ fn the_best_differ_from_each_other_if_enough_do() {
 #[test]
 fn requests_that_are_drawn_together_do_not_change_each_other() {
     let (prior, dvae) = model();
-    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
+    let sampler = Sampler::new(&prior, Weights::Full).unwrap();
     let guided = Sampling { guidance: 2.0, ..Sampling::default() };
     let job = |caption: &[u32], n: usize, seed: u64, sampling: &Sampling| {
         let request = Request { sampling: sampling.clone(), ..request(n, seed) };
@@ -365,14 +366,14 @@ fn requests_that_are_drawn_together_do_not_change_each_other() {
     let alone: Vec<Vec<Picture>> = jobs()
         .into_iter()
         .map(|job| {
-            let events = Drawing::of(&decoder, &dvae, job).unwrap().map(Result::unwrap);
+            let events = Drawing::of(&sampler, &dvae, job).unwrap().map(Result::unwrap);
             events
                 .filter_map(|event| if let Event::Picture(picture) = event { Some(picture) } else { None })
                 .collect()
         })
         .collect();
     for rows in [2, 3, 6, 64] {
-        let mut batch = Batch::new(&decoder, &dvae, rows);
+        let mut batch = Batch::new(&sampler, &dvae, rows);
         let mut together: Vec<Vec<Picture>> = vec![Vec::new(); 4];
         let mut waiting = jobs().into_iter();
         let mut step = 0;
@@ -408,8 +409,8 @@ fn requests_that_are_drawn_together_do_not_change_each_other() {
 #[test]
 fn a_small_request_is_done_before_a_large_one() {
     let (prior, dvae) = model();
-    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
-    let mut batch = Batch::new(&decoder, &dvae, 4);
+    let sampler = Sampler::new(&prior, Weights::Full).unwrap();
+    let mut batch = Batch::new(&sampler, &dvae, 4);
     let plain = |n| Request { sampling: Sampling::paper(), ..request(n, 1) };
     let large = batch.add(Job::new(&[1], plain(40))).unwrap();
     batch.step().unwrap();
@@ -447,10 +448,10 @@ fn variations_draw_a_share_of_the_given_tokens_anew() {
 #[test]
 fn previews_show_what_is_drawn_and_what_is_given() {
     let (prior, dvae) = model();
-    let decoder = Decoder::new(&prior, Weights::Full).unwrap();
+    let sampler = Sampler::new(&prior, Weights::Full).unwrap();
     // The last row is given.
     let given = (0..16).map(|at| (at >= 12).then_some(3)).collect();
-    let events = Drawing::new(&decoder, &dvae, &[], Request { given, ..request(1, 0) }).unwrap();
+    let events = Drawing::new(&sampler, &dvae, &[], Request { given, ..request(1, 0) }).unwrap();
     let preview = events.map(Result::unwrap).find_map(|event| match event {
         Event::Preview(pictures) => Some(pictures[0].image.clone()),
         _ => None,

@@ -11,15 +11,15 @@ use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};
 use tessera_model::nn::{Init, Role};
 use tessera_model::prior::{Logits, Pattern, Prior, PriorConfig, Wrap};
 use tessera_model::sample::{Next, choose};
-use tessera_model::{Decoder, Event, Request, Sampling, Tessera};
+use tessera_model::{Event, Request, Sampler, Sampling, Tessera};
 
 use super::{Work, count};
 use crate::commands::model_file;
 
-/// All tokens of `lanes` pictures of `grid` × `grid`, behind `text_len` text positions: 6 layers of width 384 with 6 heads
-/// that attend to everything before, 4096 codes. Tokens are drawn from the whole distribution, all lanes at once, as `draw`
-/// does; weights are kept in 8 bits, as `draw` keeps them. The text runs once for all lanes.
-pub fn decode(cpu: Cpu, lanes: usize, text_len: usize, grid: usize) -> Result<Work> {
+/// All tokens of `slots` pictures of `grid` × `grid`, behind `text_len` text positions: 6 layers of width 384 with 6 heads
+/// that attend to everything before, 4096 codes. Tokens are drawn from the whole distribution, all slots at once, as `draw`
+/// does; weights are kept in 8 bits, as `draw` keeps them. The text runs once for all slots.
+pub fn decode(cpu: Cpu, slots: usize, text_len: usize, grid: usize) -> Result<Work> {
     let config = PriorConfig {
         text_len,
         text_vocab: 4096,
@@ -35,21 +35,21 @@ pub fn decode(cpu: Cpu, lanes: usize, text_len: usize, grid: usize) -> Result<Wo
     let prior = Prior::new(&config, 1, cpu).with_pattern(Pattern::Causal);
     let prior = prior.map(&mut DrawHead { config: &config, init: Init::new(2, cpu) });
     let weights = Weights::Int8;
-    let decoder = Decoder::new(&prior, weights)?;
-    let (drawn, vocab) = (lanes * config.image_len(), config.image_vocab);
+    let sampler = Sampler::new(&prior, weights)?;
+    let (drawn, vocab) = (slots * config.image_len(), config.image_vocab);
     // Each weight of the layers and the head is multiplied once for a token that is drawn; the text is not counted.
     let products = count::layers(config.n_layers, config.d_model) + config.d_model * vocab;
     let gflop = Some(2e-9 * (drawn * products) as f64);
     let run = move || {
-        let captions = decoder.read(&[&[1, 2, 3]])?;
-        let mut state = decoder.room_for_lanes(lanes);
-        let mut tokens: Vec<u32> = vec![0; lanes];
+        let captions = sampler.read(&[&[1, 2, 3]])?;
+        let mut state = sampler.new_slots(slots);
+        let mut tokens: Vec<u32> = vec![0; slots];
         for at in 0..config.image_len() {
-            let next = |(lane, &previous)| Next { caption: 0, lane, at, previous };
+            let next = |(slot, &previous)| Next { caption: 0, slot, at, previous };
             let next: Vec<Next> = tokens.iter().enumerate().map(next).collect();
-            let logits = decoder.step(&captions, &mut state, &next)?;
+            let logits = sampler.step(&captions, &mut state, &next)?;
             tokens =
-                logits.par_chunks(vocab).enumerate().map(|(lane, row)| sample(cpu, row, at, lane)).collect();
+                logits.par_chunks(vocab).enumerate().map(|(slot, row)| sample(cpu, row, at, slot)).collect();
         }
         Ok(())
     };
@@ -70,9 +70,9 @@ impl ModuleMapper for DrawHead<'_> {
     }
 }
 
-/// The token of `lane` at place `at`, from the whole distribution.
-fn sample(cpu: Cpu, logits: &[f32], at: usize, lane: usize) -> u32 {
-    let mut rng = item_rng(1, Purpose::Sample, at as u64, lane as u64);
+/// The token of `slot` at place `at`, from the whole distribution.
+fn sample(cpu: Cpu, logits: &[f32], at: usize, slot: usize) -> u32 {
+    let mut rng = item_rng(1, Purpose::Sample, at as u64, slot as u64);
     choose(cpu, logits, &Sampling::paper(), f64::from(uniform(&mut rng)))
 }
 

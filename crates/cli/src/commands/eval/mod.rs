@@ -57,7 +57,7 @@ pub fn run(eval: Eval) -> Result<()> {
             let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
             let tessera = measured_tessera(&file, args.weights, args.precision)?;
             let items = held_out_codes(&held_out(&args)?, &tessera.dvae, config, &tessera.bpe)?;
-            let found = conditioning(&tessera.prior, Some(&tessera.decoder), &items)?;
+            let found = conditioning(&tessera.prior, Some(&tessera.sampler), &items)?;
             report(&args, &found, conditioning_table)
         }
         Eval::Drawing { common, n, seed, sampling, sheet } => {
@@ -140,7 +140,7 @@ fn judge(
     let bar = ProgressBar::new(subjects.len() as u64);
     bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} captions eta {eta}")?);
     let request = Request { n, seed, sampling, previews: false, ..Request::default() };
-    let found = drawing(&tessera.decoder, &tessera.dvae, &subjects, &request, |index, drawings| {
+    let found = drawing(&tessera.sampler, &tessera.dvae, &subjects, &request, |index, drawings| {
         bar.inc(1);
         if sheet.is_some() && index.is_multiple_of(every) {
             let row = std::iter::once(&subjects[index].image).chain(&drawings);

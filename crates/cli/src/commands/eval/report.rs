@@ -124,7 +124,7 @@ fn stages(
         nats("more under none", words.gap.none),
     ]);
     let subjects = held_out_subjects(val, config.image_size as u32, &tessera.bpe)?;
-    let judged = drawing(&tessera.decoder, &tessera.dvae, &subjects, request, |_, _| ())?;
+    let judged = drawing(&tessera.sampler, &tessera.dvae, &subjects, request, |_, _| ())?;
     page.section(
         "Drawings, unranked",
         "How often the nearest of eight real pictures of the style, by layout and colour, is the one that was asked for; chance is 12.5 %.",

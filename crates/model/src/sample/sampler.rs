@@ -1,7 +1,7 @@
 //! The decoding engine: a prior whose weights are packed once, stepping all candidates together on the processor.
 //!
 //! A caption runs once, through the same blocks as in training; its states are shared by all candidates. A layer keeps
-//! of a picture only what its pattern can still see ([`Pattern::slots`]). Candidates that step together may be at different
+//! of a picture only what its pattern can still see ([`Pattern::cache_rows`]). Candidates that step together may be at different
 //! places of their pictures. The test holds its logits equal to those of [`Prior::forward`].
 
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use anyhow::{Context, Result, ensure};
 use burn::module::Param;
 use burn::tensor::{FloatDType, Tensor};
 use tessera_kernels::Cpu;
-use tessera_kernels::decode::{Finish, Lane, PackedLinear, States, Visible, Weights, attend, normalise};
+use tessera_kernels::decode::{Finish, KvCache, PackedLinear, Sequence, Visible, Weights, attend, normalise};
 
 use crate::nn::{LayerNorm, Linear};
 use crate::prior::{Block, Logits, Pattern, Prior, PriorConfig, Stream, caption_slots};
 
 /// A prior, ready to draw.
-pub struct Decoder {
+pub struct Sampler {
     prior: Prior,
     layers: Vec<Layer>,
     norm: Norm,
@@ -41,47 +41,47 @@ struct Layer {
     mlp_in: PackedLinear,
     mlp_out: PackedLinear,
     pattern: Pattern,
-    /// The slots that the query of each picture token sees.
+    /// The cache rows that the query of each picture token sees.
     visible: Arc<[Visible]>,
 }
 
-/// States of captions, one owner each, by layer.
-pub struct Captions(Vec<States>);
+/// Keys and values of captions, by layer; a caption is one sequence of each cache.
+pub struct PrefixCache(Vec<KvCache>);
 
-/// Candidates that are drawn together: states of the pictures so far, by layer, one owner each.
-pub struct Lanes {
-    states: Vec<States>,
+/// Candidates that are drawn together: keys and values of the pictures so far, by layer; a slot is one sequence of each cache.
+pub struct KvSlots {
+    states: Vec<KvCache>,
     n: usize,
     work: Work,
 }
 
-/// One row of a step: the token of one lane that comes next.
+/// One row of a step: the token of one slot that comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Next {
-    /// Which of the captions the lane has.
+    /// Which of the captions the slot has.
     pub caption: usize,
-    /// Which of the lanes; those of its tokens before this one must have been stepped through.
-    pub lane: usize,
-    /// The token's place in raster order; at 0 the lane starts anew.
+    /// Which of the slots; those of its tokens before this one must have been stepped through.
+    pub slot: usize,
+    /// The token's place in raster order; at 0 the slot starts anew.
     pub at: usize,
     /// The token before it; not looked at if there is none.
     pub previous: u32,
 }
 
 impl Next {
-    /// The tokens at `at` of as many lanes as `previous` has, each of the caption of its own number.
+    /// The tokens at `at` of as many slots as `previous` has, each of the caption of its own number.
     pub fn all(at: usize, previous: &[u32]) -> Vec<Next> {
-        let next = |(lane, &previous)| Next { caption: lane, lane, at, previous };
+        let next = |(slot, &previous)| Next { caption: slot, slot, at, previous };
         previous.iter().enumerate().map(next).collect()
     }
 }
 
-impl Decoder {
+impl Sampler {
     /// Packs the weights of `prior` for the processor; those of the layers and the head are kept as `weights` says.
     ///
     /// # Errors
     /// If they cannot be read from their device.
-    pub fn new(prior: &Prior, weights: Weights) -> Result<Decoder> {
+    pub fn new(prior: &Prior, weights: Weights) -> Result<Sampler> {
         let (cpu, config) = (prior.cpu(), prior.config());
         let mut seen: Vec<(Pattern, Arc<[Visible]>)> = Vec::new();
         let mut layers = Vec::new();
@@ -92,7 +92,7 @@ impl Decoder {
             seen.push((block.pattern, visible.clone()));
             layers.push(Layer::new(cpu, block, weights, visible)?);
         }
-        Ok(Decoder {
+        Ok(Sampler {
             layers,
             norm: Norm::new(&prior.norm)?,
             head: head(cpu, prior, weights)?,
@@ -117,40 +117,40 @@ impl Decoder {
     ///
     /// # Errors
     /// If a token is outside the vocabulary.
-    pub fn read(&self, captions: &[&[u32]]) -> Result<Captions> {
-        let mut read = self.room_for_captions(captions.len());
+    pub fn read(&self, captions: &[&[u32]]) -> Result<PrefixCache> {
+        let mut read = self.new_prefix_cache(captions.len());
         self.read_into(&mut read, &(0..captions.len()).collect::<Vec<_>>(), captions)?;
         Ok(read)
     }
 
     /// Room for `n` captions, to be read later.
-    pub fn room_for_captions(&self, n: usize) -> Captions {
-        let states = |_: &Layer| States::new(self.cpu, n, self.heads(), self.config().text_len);
-        Captions(self.layers.iter().map(states).collect())
+    pub fn new_prefix_cache(&self, n: usize) -> PrefixCache {
+        let states = |_: &Layer| KvCache::new(self.cpu, n, self.heads(), self.config().text_len);
+        PrefixCache(self.layers.iter().map(states).collect())
     }
 
-    /// Runs captions as [`Decoder::read`] does and puts caption `i` in the place of owner `owners[i]`.
+    /// Runs captions as [`Sampler::read`] does and puts caption `i` in the place of prefix `prefixes[i]`.
     ///
     /// # Errors
     /// If a token is outside the vocabulary.
-    pub fn read_into(&self, read: &mut Captions, owners: &[usize], captions: &[&[u32]]) -> Result<()> {
+    pub fn read_into(&self, read: &mut PrefixCache, prefixes: &[usize], captions: &[&[u32]]) -> Result<()> {
         let config = self.config();
-        let slots = captions.iter().flat_map(|caption| caption_slots(caption, config).0).collect();
-        let layers = self.prior.text_states(&Stream::new(captions.len(), slots, Vec::new(), config)?);
+        let cache_rows = captions.iter().flat_map(|caption| caption_slots(caption, config).0).collect();
+        let layers = self.prior.text_states(&Stream::new(captions.len(), cache_rows, Vec::new(), config)?);
         let (d, t) = (config.d_model, config.text_len);
         for (states, qkv) in read.0.iter_mut().zip(layers) {
             for (row, qkv) in floats(qkv)?.chunks_exact(3 * d).enumerate() {
-                states.put(owners[row / t], row % t, &qkv[d..2 * d], &qkv[2 * d..]);
+                states.put(prefixes[row / t], row % t, &qkv[d..2 * d], &qkv[2 * d..]);
             }
         }
         Ok(())
     }
 
     /// Room for `n` pictures.
-    pub fn room_for_lanes(&self, n: usize) -> Lanes {
-        let slots = |layer: &Layer| layer.pattern.slots(self.config().grid);
-        let states = |layer: &Layer| States::new(self.cpu, n, self.heads(), slots(layer));
-        Lanes { states: self.layers.iter().map(states).collect(), n, work: Work::default() }
+    pub fn new_slots(&self, n: usize) -> KvSlots {
+        let cache_rows = |layer: &Layer| layer.pattern.cache_rows(self.config().grid);
+        let states = |layer: &Layer| KvCache::new(self.cpu, n, self.heads(), cache_rows(layer));
+        KvSlots { states: self.layers.iter().map(states).collect(), n, work: Work::default() }
     }
 
     /// Heads, and the width of one.
@@ -162,24 +162,24 @@ impl Decoder {
     /// Logits `[rows, image_vocab]` of the tokens that come next, one row for each entry of `next`.
     ///
     /// # Errors
-    /// If a token before is unknown, a picture is complete, or there is no such lane.
+    /// If a token before is unknown, a picture is complete, or there is no such slot.
     ///
     /// # Panics
-    /// If a lane comes twice, or there is no such caption.
-    pub fn step<'a>(&self, read: &Captions, lanes: &'a mut Lanes, next: &[Next]) -> Result<&'a [f32]> {
+    /// If a slot comes twice, or there is no such caption.
+    pub fn step<'a>(&self, read: &PrefixCache, slots: &'a mut KvSlots, next: &[Next]) -> Result<&'a [f32]> {
         // Handing work to the pool's threads costs less from one of them.
-        rayon::scope(|_| self.step_inside(read, lanes, next))?;
-        Ok(&lanes.work.logits)
+        rayon::scope(|_| self.step_inside(read, slots, next))?;
+        Ok(&slots.work.logits)
     }
 
-    fn step_inside(&self, read: &Captions, lanes: &mut Lanes, next: &[Next]) -> Result<()> {
+    fn step_inside(&self, read: &PrefixCache, slots: &mut KvSlots, next: &[Next]) -> Result<()> {
         let config = self.config();
         for row in next {
             ensure!(row.at < config.image_len(), "a picture has {} tokens", config.image_len());
-            ensure!(row.lane < lanes.n, "lane {} of {}", row.lane, lanes.n);
+            ensure!(row.slot < slots.n, "slot {} of {}", row.slot, slots.n);
         }
         let mut x = self.embed(next)?;
-        let Lanes { states, work, .. } = lanes;
+        let KvSlots { states, work, .. } = slots;
         work.fit(next.len(), config);
         let text = Visible::new(0..config.text_len);
         for ((layer, text_states), states) in self.layers.iter().zip(&read.0).zip(states) {
@@ -206,12 +206,12 @@ impl Decoder {
     }
 }
 
-/// For each picture token the slots that its query sees.
+/// For each picture token the cache rows that its query sees.
 fn all_visible(pattern: Pattern, config: &PriorConfig) -> Arc<[Visible]> {
     let grid = config.grid;
     let visible = |at: usize| {
         let keys = (0..=at).filter(|&key| pattern.sees_image(at, key, grid));
-        Visible::new(keys.map(|key| pattern.slot(key, grid)))
+        Visible::new(keys.map(|key| pattern.cache_row(key, grid)))
     };
     (0..config.image_len()).map(visible).collect()
 }
@@ -258,17 +258,19 @@ impl Layer {
         cpu: Cpu,
         x: &mut [f32],
         work: &mut Work,
-        text: (&States, &Visible),
-        (states, next, grid): (&mut States, &[Next], usize),
+        text: (&KvCache, &Visible),
+        (states, next, grid): (&mut KvCache, &[Next], usize),
     ) {
         self.attn_norm.apply(cpu, x, &mut work.normed);
         self.qkv.apply(&work.normed, Finish::Set, &mut work.qkv);
         let d = self.attn_norm.gain.len();
-        let places: Vec<_> = next.iter().map(|row| (row.lane, self.pattern.slot(row.at, grid))).collect();
+        let places: Vec<_> =
+            next.iter().map(|row| (row.slot, self.pattern.cache_row(row.at, grid))).collect();
         states.put_rows(&places, &work.qkv);
-        let lane = |row: &Next| Lane { caption: row.caption, own: row.lane, visible: &self.visible[row.at] };
-        let lanes: Vec<Lane> = next.iter().map(lane).collect();
-        attend(&work.qkv, 3 * d, &lanes, text, states, &mut work.attended);
+        let slot =
+            |row: &Next| Sequence { caption: row.caption, own: row.slot, visible: &self.visible[row.at] };
+        let slots: Vec<Sequence> = next.iter().map(slot).collect();
+        attend(&work.qkv, 3 * d, &slots, text, states, &mut work.attended);
         self.attn_out.apply(&work.attended, Finish::Add, x);
         self.mlp_norm.apply(cpu, x, &mut work.normed);
         self.mlp_in.apply(&work.normed, Finish::Gelu, &mut work.hidden);

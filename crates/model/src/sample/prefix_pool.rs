@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::{Captions, Decoder};
+use super::{PrefixCache, Sampler};
 
 /// Captions beyond which reading more of them together is no faster.
 const TOGETHER: usize = 16;
@@ -18,19 +18,19 @@ struct Place {
 }
 
 /// Read captions by their tokens.
-pub(super) struct ReadCaptions {
-    pub(super) states: Captions,
+pub(super) struct PrefixPool {
+    pub(super) states: PrefixCache,
     places: Vec<Place>,
     /// Places whose caption is to be read before the next step.
     unread: Vec<usize>,
     asked: u64,
 }
 
-impl ReadCaptions {
+impl PrefixPool {
     /// Room for `n` captions at once.
-    pub(super) fn new(decoder: &Decoder, n: usize) -> ReadCaptions {
+    pub(super) fn new(sampler: &Sampler, n: usize) -> PrefixPool {
         let places = (0..n).map(|_| Place::default()).collect();
-        ReadCaptions { states: decoder.room_for_captions(n), places, unread: Vec::new(), asked: 0 }
+        PrefixPool { states: sampler.new_prefix_cache(n), places, unread: Vec::new(), asked: 0 }
     }
 
     /// The place of a caption, for one more user; what nobody uses makes room for it, the longest unused first.
@@ -73,13 +73,13 @@ impl ReadCaptions {
     ///
     /// # Errors
     /// If a token is outside the vocabulary.
-    pub(super) fn read(&mut self, decoder: &Decoder) -> Result<()> {
+    pub(super) fn read(&mut self, sampler: &Sampler) -> Result<()> {
         if self.unread.is_empty() {
             return Ok(());
         }
         let unread = std::mem::take(&mut self.unread);
         let captions: Vec<&[u32]> = unread.iter().map(|&at| self.places[at].tokens.as_slice()).collect();
-        let read = decoder.read_into(&mut self.states, &unread, &captions);
+        let read = sampler.read_into(&mut self.states, &unread, &captions);
         if read.is_err() {
             // Nobody may take them for read.
             unread.iter().for_each(|&at| self.places[at].asked = 0);
