@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
-use tessera_eval::{Features, Gaussian, Inception, Resize, frechet_distance};
+use tessera_eval::{FeatureExtractor, Gaussian, Inception, Resize, frechet_distance};
 
 /// The PNGs of a folder, by their names.
 fn pictures(folder: &Path) -> Result<Vec<RgbImage>> {
@@ -29,12 +29,12 @@ fn main() -> Result<()> {
     let [weights, first, second] = &args[..] else { bail!("wanted: WEIGHTS FOLDER FOLDER") };
     let inception = Inception::read(weights, Resize::PytorchFid)?;
     let folders = [pictures(first)?, pictures(second)?];
-    inception.see(&folders[0][..folders[0].len().min(8)])?;
+    inception.extract(&folders[0][..folders[0].len().min(8)])?;
     let started = Instant::now();
     let mut sets = Vec::new();
     for pictures in &folders {
         let mut set = Gaussian::new(&inception.name(), inception.dims());
-        let seen = inception.see(pictures)?;
+        let seen = inception.extract(pictures)?;
         seen.features.chunks(inception.dims()).try_for_each(|features| set.push(features))?;
         sets.push(set);
     }

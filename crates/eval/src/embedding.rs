@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use image::RgbImage;
 use tessera_model::rerank::Reranker;
 
-use crate::features::{Features, Seen};
+use crate::features::{FeatureExtractor, Features};
 
 /// A contrastive model's picture embeddings, before they are given unit length as in CLIP-FID (Kynkäänniemi et al. 2023), and as
 /// scores of classes its cosines with their captions, times its temperature.
@@ -27,7 +27,7 @@ impl<'a> Embedding<'a> {
     }
 }
 
-impl Features for Embedding<'_> {
+impl FeatureExtractor for Embedding<'_> {
     fn name(&self) -> String {
         self.name.clone()
     }
@@ -40,7 +40,7 @@ impl Features for Embedding<'_> {
         self.classes.len()
     }
 
-    fn see(&self, pictures: &[RgbImage]) -> Result<Seen> {
+    fn extract(&self, pictures: &[RgbImage]) -> Result<Features> {
         let (dims, scale) = (self.dims(), self.reranker.scale());
         let features = self.reranker.states(pictures)?;
         let logits = features.chunks(dims).flat_map(|row| {
@@ -56,6 +56,6 @@ impl Features for Embedding<'_> {
             features.len(),
             pictures.len()
         );
-        Ok(Seen { features, logits })
+        Ok(Features { features, logits })
     }
 }

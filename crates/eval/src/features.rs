@@ -5,7 +5,7 @@ use image::RgbImage;
 
 /// What a network made of a batch of `B` pictures.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Seen {
+pub struct Features {
     /// `[B, D]`
     pub features: Vec<f32>,
     /// `[B, C]` scores of `C` classes before the softmax; empty if the network knows no classes.
@@ -13,7 +13,7 @@ pub struct Seen {
 }
 
 /// A network that sees pictures.
-pub trait Features: Sync {
+pub trait FeatureExtractor: Sync {
     /// Its name, its weights and the layer that is read: figures by other features are other figures.
     fn name(&self) -> String;
     /// `D`, numbers a picture.
@@ -21,5 +21,5 @@ pub trait Features: Sync {
     /// `C`, classes that it has scores of.
     fn classes(&self) -> usize;
     /// Looks at `pictures`, which may have any sizes: each is brought to the network's own by the network's own rule.
-    fn see(&self, pictures: &[RgbImage]) -> Result<Seen>;
+    fn extract(&self, pictures: &[RgbImage]) -> Result<Features>;
 }

@@ -40,7 +40,7 @@ pub use curves::curves;
 pub use drawing::{DrawingReport, Subject, drawing};
 pub use drawn::{Draws, best_of, draw_each, pictures_in};
 pub use embedding::Embedding;
-pub use features::{Features, Seen};
+pub use features::{FeatureExtractor, Features};
 pub use frechet::{Gaussian, fid, frechet_distance};
 pub use human::{Comparison, Hasty, Votes, comparison_page, votes};
 pub use inception::{Convention, Inception, Resize, TF_2015_URL, TORCHVISION_URL};

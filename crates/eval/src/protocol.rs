@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::features::Features;
+use crate::features::FeatureExtractor;
 use crate::inception::{Convention, Inception, TF_2015_URL, TORCHVISION_URL};
 use crate::store::Store;
 use crate::{Gaussian, Report};
@@ -18,7 +18,7 @@ const BATCH: usize = 64;
 #[derive(Clone, Copy)]
 pub enum Protocol<'a> {
     /// One network gives features and classes, and every picture counts.
-    One(&'a dyn Features),
+    One(&'a dyn FeatureExtractor),
     /// As DM-GAN's code does.
     DmGan(&'a DmGan),
 }
@@ -95,7 +95,7 @@ impl<'a> Protocol<'a> {
     ///
     /// # Errors
     /// If its weights are missing.
-    pub fn distance(self) -> Result<&'a dyn Features> {
+    pub fn distance(self) -> Result<&'a dyn FeatureExtractor> {
         match self {
             Protocol::One(network) => Ok(network),
             Protocol::DmGan(own) => Ok(own.distance()?),
@@ -121,7 +121,7 @@ impl<'a> Protocol<'a> {
     pub fn inception_score(
         self,
         seen: &Store,
-        look: impl FnOnce(&dyn Features) -> Result<Store>,
+        look: impl FnOnce(&dyn FeatureExtractor) -> Result<Store>,
     ) -> Result<Option<Report>> {
         match self {
             Protocol::One(_) => seen.inception_score(),

@@ -12,7 +12,7 @@ use tessera_model::rerank::Reranker;
 
 use crate::drawn::{best_of, pictures_in};
 use crate::embedding::Embedding;
-use crate::features::Features;
+use crate::features::FeatureExtractor;
 use crate::plot::{Frame, XAxis, line_plots};
 use crate::store::Store;
 use crate::vectors::Vectors;
@@ -52,22 +52,22 @@ pub fn rerank_curve(
     let judging = Embedding::new::<&str>(judge, &[])?;
     let mut texts = Vectors::new(&judging.name(), judging.dims());
     judge.captions(captions)?.iter().try_for_each(|read| texts.push_all(&read.embedding))?;
-    let see = |folder: &Path, network: &dyn Features| -> Result<Store> {
+    let extract = |folder: &Path, network: &dyn FeatureExtractor| -> Result<Store> {
         let mut store = Store::open(None, "", network)?;
-        store.see(network, pictures_in(folder, captions.len()), |_| ())?;
+        store.extract(network, pictures_in(folder, captions.len()), |_| ())?;
         Ok(store)
     };
     let mut first: Option<Vec<f64>> = None;
     let mut curve = Vec::new();
     for &k in ks {
         let folder = best_of(drawings, k);
-        let judged = see(&folder, &judging)?.vectors()?;
+        let judged = extract(&folder, &judging)?.vectors()?;
         let scores = cosines(&judged, &texts);
         let first = first.get_or_insert_with(|| scores.clone());
         let mut figures = vec![Report { name: "score by the judge".into(), ..clip_score(&judged, &texts)? }];
         figures.extend(preferred(&scores, first, texts.features()));
-        let seen = see(&folder, protocol.distance()?)?;
-        figures.extend(protocol.inception_score(&seen, |network| see(&folder, network))?);
+        let seen = extract(&folder, protocol.distance()?)?;
+        figures.extend(protocol.inception_score(&seen, |network| extract(&folder, network))?);
         if let Some(vectors) = &real.vectors {
             figures.push(kid(vectors, &seen.vectors()?, &mut ChaCha8Rng::seed_from_u64(0))?);
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use zip::ZipArchive;
 
 use crate::Gaussian;
-use crate::features::Features;
+use crate::features::FeatureExtractor;
 
 /// How an array of NumPy begins.
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -20,7 +20,7 @@ const MOST_HEADER: usize = 1 << 16;
 ///
 /// # Errors
 /// If the file is missing or damaged, or has other features.
-pub fn read_statistics(path: &Path, network: &dyn Features) -> Result<Gaussian> {
+pub fn read_statistics(path: &Path, network: &dyn FeatureExtractor) -> Result<Gaussian> {
     let shown = path.display();
     // Not piece by piece: standard input and pipes are read only once, from front to back.
     let bytes = fs::read(path).with_context(|| format!("cannot read {shown}"))?;
@@ -87,13 +87,13 @@ mod tests {
     use image::RgbImage;
 
     use super::*;
-    use crate::features::Seen;
+    use crate::features::Features;
     use crate::fid;
 
     /// A network of so many features, which never looks.
     struct Blind(usize);
 
-    impl Features for Blind {
+    impl FeatureExtractor for Blind {
         fn name(&self) -> String {
             "a formula".into()
         }
@@ -106,8 +106,8 @@ mod tests {
             0
         }
 
-        fn see(&self, _: &[RgbImage]) -> Result<Seen> {
-            Ok(Seen::default())
+        fn extract(&self, _: &[RgbImage]) -> Result<Features> {
+            Ok(Features::default())
         }
     }
 

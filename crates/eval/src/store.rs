@@ -10,7 +10,7 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use tessera_data::fnv1a;
 
-use crate::features::{Features, Seen};
+use crate::features::{FeatureExtractor, Features};
 use crate::{Gaussian, InceptionScore, Report, Vectors};
 
 /// Pictures that a network is shown together.
@@ -43,7 +43,7 @@ impl Store {
     ///
     /// # Errors
     /// If the file cannot be written, or holds something else.
-    pub fn open(work: Option<&Path>, source: &str, network: &dyn Features) -> Result<Store> {
+    pub fn open(work: Option<&Path>, source: &str, network: &dyn FeatureExtractor) -> Result<Store> {
         let (network, dims, classes) = (network.name(), network.dims(), network.classes());
         let header = Header { network, dims, classes, source: source.to_string() };
         let mut file = match work {
@@ -95,9 +95,9 @@ impl Store {
     ///
     /// # Errors
     /// If a picture is none, or the file cannot be written.
-    pub fn see(
+    pub fn extract(
         &mut self,
-        network: &dyn Features,
+        network: &dyn FeatureExtractor,
         pictures: impl Iterator<Item = Result<RgbImage>>,
         mut seen: impl FnMut(usize),
     ) -> Result<()> {
@@ -105,7 +105,7 @@ impl Store {
         self.file.seek(SeekFrom::End(0))?;
         while pictures.peek().is_some() {
             let batch = pictures.by_ref().take(BATCH).collect::<Result<Vec<_>>>()?;
-            let Seen { features, logits } = network.see(&batch)?;
+            let Features { features, logits } = network.extract(&batch)?;
             let mut bytes = Vec::with_capacity(batch.len() * self.header.row());
             for i in 0..batch.len() {
                 let row = |all: &[f32], width: usize| all[i * width..(i + 1) * width].to_vec();
@@ -122,14 +122,14 @@ impl Store {
     }
 
     /// Shows `take` all rows in their order, some at a time.
-    pub fn read(&self, mut take: impl FnMut(Seen) -> Result<()>) -> Result<()> {
+    pub fn read(&self, mut take: impl FnMut(Features) -> Result<()>) -> Result<()> {
         let mut file = BufReader::new(&self.file);
         file.seek(SeekFrom::Start(self.begin))?;
         let (dims, row) = (self.header.dims, self.header.row());
         for first in (0..self.len).step_by(READ) {
             let mut bytes = vec![0; row * READ.min(self.len - first)];
             file.read_exact(&mut bytes).context("a file of features is cut short")?;
-            let mut seen = Seen::default();
+            let mut seen = Features::default();
             for row in bytes.chunks(row) {
                 let mut values = row.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
                 seen.features.extend(values.by_ref().take(dims));
@@ -197,7 +197,7 @@ mod tests {
         asked: std::sync::atomic::AtomicUsize,
     }
 
-    impl Features for Eye {
+    impl FeatureExtractor for Eye {
         fn name(&self) -> String {
             "an eye".into()
         }
@@ -210,11 +210,11 @@ mod tests {
             1
         }
 
-        fn see(&self, pictures: &[RgbImage]) -> Result<Seen> {
+        fn extract(&self, pictures: &[RgbImage]) -> Result<Features> {
             self.asked.fetch_add(pictures.len(), std::sync::atomic::Ordering::Relaxed);
             let pixel = |picture: &RgbImage| picture.get_pixel(0, 0).0.map(f32::from);
             let features = pictures.iter().flat_map(|picture| pixel(picture)[..2].to_vec()).collect();
-            Ok(Seen { features, logits: pictures.iter().map(|picture| pixel(picture)[2]).collect() })
+            Ok(Features { features, logits: pictures.iter().map(|picture| pixel(picture)[2]).collect() })
         }
     }
 
@@ -226,9 +226,9 @@ mod tests {
         range.map(|i| Ok(RgbImage::from_pixel(1, 1, image::Rgb([i, i + 1, i + 2]))))
     }
 
-    fn rows(store: &Store) -> Seen {
-        let mut all = Seen::default();
-        let take = |seen: Seen| {
+    fn rows(store: &Store) -> Features {
+        let mut all = Features::default();
+        let take = |seen: Features| {
             all.features.extend(seen.features);
             all.logits.extend(seen.logits);
             Ok(())
@@ -241,15 +241,15 @@ mod tests {
     fn what_was_interrupted_goes_on_with_the_same_rows() {
         let dir = tempfile::tempdir().unwrap();
         let mut whole = Store::open(None, "a", &eye()).unwrap();
-        whole.see(&eye(), pictures(0..100), |_| ()).unwrap();
+        whole.extract(&eye(), pictures(0..100), |_| ()).unwrap();
         let mut first = Store::open(Some(dir.path()), "a", &eye()).unwrap();
-        first.see(&eye(), pictures(0..40), |_| ()).unwrap();
+        first.extract(&eye(), pictures(0..40), |_| ()).unwrap();
         // As if it had been killed while it wrote row 41.
         first.file.write_all(&[1, 2, 3]).unwrap();
         drop(first);
         let (mut again, eye) = (Store::open(Some(dir.path()), "a", &eye()).unwrap(), eye());
         assert_eq!(again.len(), 40);
-        again.see(&eye, pictures(40..100), |_| ()).unwrap();
+        again.extract(&eye, pictures(40..100), |_| ()).unwrap();
         assert_eq!((again.len(), eye.asked.into_inner()), (100, 60));
         assert_eq!(rows(&again), rows(&whole));
         assert_eq!(rows(&whole).features[..4], [0.0, 1.0, 1.0, 2.0]);
@@ -259,7 +259,7 @@ mod tests {
     fn another_source_begins_anew() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::open(Some(dir.path()), "a", &eye()).unwrap();
-        store.see(&eye(), pictures(0..5), |_| ()).unwrap();
+        store.extract(&eye(), pictures(0..5), |_| ()).unwrap();
         assert!(Store::open(Some(dir.path()), "b", &eye()).unwrap().is_empty());
         assert_eq!(Store::open(Some(dir.path()), "a", &eye()).unwrap().len(), 5);
     }
@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn a_set_and_itself_are_no_distance_apart() {
         let mut store = Store::open(None, "a", &eye()).unwrap();
-        store.see(&eye(), pictures(0..100), |_| ()).unwrap();
+        store.extract(&eye(), pictures(0..100), |_| ()).unwrap();
         let gaussian = store.gaussian().unwrap();
         assert!(crate::frechet_distance(&gaussian, &gaussian).unwrap().abs() < 1e-6);
         assert_eq!((store.vectors().unwrap().len(), store.network()), (100, "an eye"));
@@ -277,7 +277,7 @@ mod tests {
     fn dm_gan_leaves_out_what_fills_no_batch_of_64() {
         let seen = |n: u8| {
             let mut store = Store::open(None, "a", &eye()).unwrap();
-            store.see(&eye(), pictures(0..n), |_| ()).unwrap();
+            store.extract(&eye(), pictures(0..n), |_| ()).unwrap();
             store
         };
         let (whole, cut) = (seen(200), seen(192));

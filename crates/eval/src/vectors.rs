@@ -131,16 +131,16 @@ pub(crate) struct Block<'a, T> {
     pub products: &'a [T],
 }
 
-/// Shows `see` the inner products of all vectors of `a`, `[n, dims]`, with all of `b`, `[m, dims]`, a block at a time: blocks of the
+/// Shows `extract` the inner products of all vectors of `a`, `[n, dims]`, with all of `b`, `[m, dims]`, a block at a time: blocks of the
 /// same rows one after another, from left to right. In f64 where a figure is a difference of products, in f32 where they only
 /// point to what is worth a second look.
 pub(crate) fn for_blocks<T: ComplexField + Copy + From<f32>>(
     a: &[f32],
     b: &[f32],
     dims: usize,
-    see: impl FnMut(Block<'_, T>),
+    extract: impl FnMut(Block<'_, T>),
 ) {
-    for_blocks_where(a, b, dims, |_, _| true, see);
+    for_blocks_where(a, b, dims, |_, _| true, extract);
 }
 
 /// [`for_blocks`] for those whose first row and first column are `wanted`.
@@ -149,7 +149,7 @@ fn for_blocks_where<T: ComplexField + Copy + From<f32>>(
     b: &[f32],
     dims: usize,
     wanted: impl Fn(usize, usize) -> bool,
-    mut see: impl FnMut(Block<'_, T>),
+    mut extract: impl FnMut(Block<'_, T>),
 ) {
     let mut products = Vec::new();
     let wide = |vectors: &[f32]| vectors.iter().map(|&x| T::from(x)).collect::<Vec<T>>();
@@ -164,7 +164,7 @@ fn for_blocks_where<T: ComplexField + Copy + From<f32>>(
             let width = right.len() / dims;
             products.resize(height * width, T::from(0.0));
             multiply(&left, &right, dims, &mut products);
-            see(Block { row: i * BLOCK, column: j * BLOCK, width, products: &products });
+            extract(Block { row: i * BLOCK, column: j * BLOCK, width, products: &products });
         }
     }
 }

@@ -23,7 +23,7 @@ pub use self::resize::Convention;
 use self::graph::Layer;
 use self::resize::{SIDE, prepare};
 use self::weights::{Conv, Weights};
-use crate::features::{Features, Seen};
+use crate::features::{FeatureExtractor, Features};
 
 /// Where the weights of 2015 are published.
 pub const TF_2015_URL: &str = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth";
@@ -155,10 +155,10 @@ impl Inception {
     }
 
     /// What it makes of one picture.
-    fn look(&self, picture: &RgbImage) -> Seen {
+    fn extract_one(&self, picture: &RgbImage) -> Features {
         let x = TensorData::new(prepare(picture, self.convention), [1, 3, SIDE, SIDE]);
         let [features, logits] = self.forward(Tensor::from_data(x, &self.device)).map(Tensor::into_data);
-        Seen { features: features.iter::<f32>().collect(), logits: logits.iter::<f32>().collect() }
+        Features { features: features.iter::<f32>().collect(), logits: logits.iter::<f32>().collect() }
     }
 
     /// The features `[B, D]` and scores `[B, C]` of `[B, 3, SIDE, SIDE]`.
@@ -174,7 +174,7 @@ impl Inception {
     }
 }
 
-impl Features for Inception {
+impl FeatureExtractor for Inception {
     fn name(&self) -> String {
         let (weights, resized) = match self.convention {
             Convention::PytorchFid => ("Inception v3 of 2015-12-05", "pytorch-fid"),
@@ -193,15 +193,15 @@ impl Features for Inception {
         self.classifier.dims()[1]
     }
 
-    fn see(&self, pictures: &[RgbImage]) -> Result<Seen> {
+    fn extract(&self, pictures: &[RgbImage]) -> Result<Features> {
         let empty = pictures.iter().position(|picture| picture.width() == 0 || picture.height() == 0);
         ensure!(empty.is_none(), "picture {} of a batch has no pixels", empty.unwrap_or_default());
-        let mut seen = Seen::default();
+        let mut seen = Features::default();
         for pictures in pictures.chunks(TOGETHER) {
-            let looks: Vec<Seen> = pictures.par_iter().map(|picture| self.look(picture)).collect();
-            for look in looks {
-                seen.features.extend(look.features);
-                seen.logits.extend(look.logits);
+            let found: Vec<Features> = pictures.par_iter().map(|picture| self.extract_one(picture)).collect();
+            for one in found {
+                seen.features.extend(one.features);
+                seen.logits.extend(one.logits);
             }
         }
         Ok(seen)

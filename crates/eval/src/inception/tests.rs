@@ -141,10 +141,10 @@ fn dm_gan_has_torchvisions_network_for_fid_and_that_of_2015_for_is() {
     protocol.ensure_enough(2112).unwrap();
     let mut store = Store::open(None, "", protocol.distance().unwrap()).unwrap();
     let pictures = || tiles().into_iter().take(10).map(Ok);
-    store.see(protocol.distance().unwrap(), pictures(), |_| ()).unwrap();
-    let look = |network: &dyn Features| {
+    store.extract(protocol.distance().unwrap(), pictures(), |_| ()).unwrap();
+    let look = |network: &dyn FeatureExtractor| {
         let mut store = Store::open(None, "", network)?;
-        store.see(network, pictures(), |_| ())?;
+        store.extract(network, pictures(), |_| ())?;
         Ok(store)
     };
     let report = protocol.inception_score(&store, look).unwrap().unwrap();
@@ -176,7 +176,7 @@ fn off(got: &[f32], wanted: &[f64]) -> f64 {
 fn features_and_scores_are_those_of_three_peers() {
     let pictures = &few()[..4];
     for (name, kind, resize) in CONVENTIONS {
-        let seen = network(kind, resize).see(pictures).unwrap();
+        let seen = network(kind, resize).extract(pictures).unwrap();
         let features = off(&seen.features, &golden(&format!("{name}.features")));
         let logits = off(&seen.logits, &golden(&format!("{name}.logits")));
         assert!(features < 1e-4 && logits < 1e-4, "{name}: features {features}, scores {logits}");
@@ -204,7 +204,7 @@ fn near(what: &str, got: f64, wanted: f64) {
 
 #[test]
 fn distances_between_sets_are_those_of_pytorch_fid() {
-    let seen = network(Kind::Tf2015, Resize::PytorchFid).see(&tiles()).unwrap();
+    let seen = network(Kind::Tf2015, Resize::PytorchFid).extract(&tiles()).unwrap();
     let halves: Vec<&[f32]> = seen.features.chunks(8 * DIMS).collect();
     let sets = halves.iter().zip(golden("traces")).map(|(half, trace)| {
         near("the trace of a covariance", variances(half, DIMS), trace);
@@ -219,7 +219,7 @@ fn distances_between_sets_are_those_of_pytorch_fid() {
 /// By its logarithm: the score of a network that has learnt nothing is close to 1.
 #[test]
 fn the_inception_score_is_that_of_torch_fidelity() {
-    let seen = network(Kind::Tf2015, Resize::TorchFidelity).see(&tiles()).unwrap();
+    let seen = network(Kind::Tf2015, Resize::TorchFidelity).extract(&tiles()).unwrap();
     let mut score = InceptionScore::new("", 16, 1008, 1).unwrap();
     score.push_all(&seen.logits).unwrap();
     near("its logarithm", score.report().unwrap().value.ln(), golden("inception_score")[0].ln());
@@ -233,12 +233,12 @@ fn wide(values: &[f32]) -> Vec<f64> {
 fn a_picture_is_seen_alike_alone_and_in_any_batch() {
     let network = network(Kind::Tf2015, Resize::PytorchFid);
     let pictures = &tiles()[..TOGETHER + 1];
-    let all = network.see(pictures).unwrap();
-    let last = network.see(&pictures[TOGETHER..]).unwrap();
+    let all = network.extract(pictures).unwrap();
+    let last = network.extract(&pictures[TOGETHER..]).unwrap();
     assert_eq!((all.features.len(), all.logits.len()), (pictures.len() * DIMS, pictures.len() * 1008));
     assert!(off(&all.features[TOGETHER * DIMS..], &wide(&last.features)) < 1e-6);
-    assert_eq!(network.see(&[]).unwrap(), Seen::default());
-    assert!(network.see(&[RgbImage::new(0, 3)]).unwrap_err().to_string().contains("no pixels"));
+    assert_eq!(network.extract(&[]).unwrap(), Features::default());
+    assert!(network.extract(&[RgbImage::new(0, 3)]).unwrap_err().to_string().contains("no pixels"));
 }
 
 #[test]

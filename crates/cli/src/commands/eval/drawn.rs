@@ -10,8 +10,8 @@ use serde::Serialize;
 use tessera_data::sources::{COCO_CAPTIONS, Described, coco_captions, cub_captions};
 use tessera_data::{Dataset, atomic, evenly, picture};
 use tessera_eval::{
-    CurvePoint, Draws, Embedding, Features, Protocol, Real, Store, draw_each, plot_curve, read_statistics,
-    rerank_curve,
+    CurvePoint, Draws, Embedding, FeatureExtractor, Protocol, Real, Store, draw_each, plot_curve,
+    read_statistics, rerank_curve,
 };
 use tessera_model::rerank::Reranker;
 use tessera_model::{Sampling, Tessera};
@@ -144,7 +144,7 @@ impl Models {
         &self,
         args: &Drawn,
         classes: &[&str],
-        measure: impl FnOnce(&dyn Features) -> Result<T>,
+        measure: impl FnOnce(&dyn FeatureExtractor) -> Result<T>,
     ) -> Result<T> {
         match inception(&args.inception, args.resize)? {
             Some(network) => measure(&network),
@@ -169,7 +169,7 @@ impl Models {
             Some(gaussian) => Real { gaussian, vectors: None },
             None => {
                 let mut store = Store::open(None, "", network)?;
-                store.see(network, real, |_| ())?;
+                store.extract(network, real, |_| ())?;
                 Real { gaussian: protocol.gaussian(&store)?, vectors: Some(store.vectors()?) }
             }
         };

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use image::RgbImage;
 use tessera_data::{Dataset, Purpose, Sample, item_rng};
-use tessera_eval::{Features, Gaussian, OverlapSearch, Report, Vectors, fid, kid, split_by_overlap};
+use tessera_eval::{FeatureExtractor, Gaussian, OverlapSearch, Report, Vectors, fid, kid, split_by_overlap};
 use tessera_train::grid;
 
 use super::open;
@@ -45,7 +45,7 @@ pub struct Overlaps {
 /// The training pictures that held-out ones are nearest to; with `fake` also the distances of these pictures from the held-out ones,
 /// with and without those that overlap (paper §3).
 pub fn overlaps(
-    network: &dyn Features,
+    network: &dyn FeatureExtractor,
     Dataset { train, val, .. }: &Dataset,
     threshold: f32,
     fake: Option<&Path>,
@@ -98,11 +98,11 @@ fn gaussian(vectors: &Vectors) -> Result<Gaussian> {
     Ok(gaussian)
 }
 
-fn vectors_of(network: &dyn Features, samples: &[Sample]) -> Result<Vectors> {
+fn vectors_of(network: &dyn FeatureExtractor, samples: &[Sample]) -> Result<Vectors> {
     let mut vectors = Vectors::new(&network.name(), network.dims());
     for samples in samples.chunks(TOGETHER) {
         let pictures: Vec<RgbImage> = samples.iter().map(Sample::middle).collect();
-        vectors.push_all(&network.see(&pictures)?.features)?;
+        vectors.push_all(&network.extract(&pictures)?.features)?;
     }
     Ok(vectors)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use tessera_data::{read_text, text_lines};
 use tessera_eval::{
-    DmGan, Embedding, Features, Gaussian, Inception, Protocol, Resize, Store, read_statistics,
+    DmGan, Embedding, FeatureExtractor, Gaussian, Inception, Protocol, Resize, Store, read_statistics,
 };
 use tessera_kernels::Cpu;
 use tessera_model::rerank::Reranker;
@@ -14,7 +14,10 @@ use crate::args::{self, Network, Resizing, STDIN};
 use crate::commands::{cpu, model_file};
 
 /// Runs `measure` with the network that the flags name, for figures that have no protocol of their own.
-pub fn with_network<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> Result<T>) -> Result<T> {
+pub fn with_network<T>(
+    flags: &Network,
+    measure: impl FnOnce(&dyn FeatureExtractor) -> Result<T>,
+) -> Result<T> {
     ensure!(flags.protocol.is_none(), "--protocol says how FID and IS are measured; leave it out here");
     with_one(flags, measure)
 }
@@ -27,7 +30,7 @@ pub fn with_protocol<T>(flags: &Network, measure: impl FnOnce(Protocol) -> Resul
     }
 }
 
-fn with_one<T>(flags: &Network, measure: impl FnOnce(&dyn Features) -> Result<T>) -> Result<T> {
+fn with_one<T>(flags: &Network, measure: impl FnOnce(&dyn FeatureExtractor) -> Result<T>) -> Result<T> {
     if let Some(network) = inception(&flags.inception, flags.resize)? {
         return measure(&network);
     }
@@ -78,7 +81,7 @@ pub fn is_statistics(path: &Path) -> bool {
 pub fn gaussian(
     set: &Path,
     protocol: Protocol,
-    look: impl FnOnce(&Path, &dyn Features) -> Result<Store>,
+    look: impl FnOnce(&Path, &dyn FeatureExtractor) -> Result<Store>,
 ) -> Result<Gaussian> {
     let network = protocol.distance()?;
     match is_statistics(set) {

@@ -7,8 +7,8 @@ use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{Captioned, Pictures, Purpose, Sample, Skipped, atomic, evenly, item_rng};
 use tessera_eval::{
-    Embedding, Features, Frame, InceptionScore, Point, Protocol, Report, Store, Vectors, XAxis, blur_at,
-    clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval,
+    Embedding, FeatureExtractor, Frame, InceptionScore, Point, Protocol, Report, Store, Vectors, XAxis,
+    blur_at, clip_score, cmmd, fid, kid, line_plots, precision_recall, retrieval,
 };
 use tessera_model::rerank::Reranker;
 
@@ -26,7 +26,7 @@ pub const TOGETHER: usize = 32;
 /// What a network sees in the pictures under `path`, each first changed by `change`, which `changed` names.
 pub fn seen(
     work: Option<&Path>,
-    network: &dyn Features,
+    network: &dyn FeatureExtractor,
     path: &Path,
     (changed, change): (&str, &(dyn Fn(RgbImage) -> RgbImage + Sync)),
 ) -> Result<Store> {
@@ -40,7 +40,7 @@ pub fn seen(
     bar.set_position(store.len() as u64);
     let mut rest = pictures.from(store.len());
     let changed = rest.by_ref().map(|picture| Ok(change(picture?.image)));
-    store.see(network, changed, |done| bar.set_position(done as u64))?;
+    store.extract(network, changed, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     tell_skipped(path, rest.skipped());
     Ok(store)
@@ -59,14 +59,14 @@ pub fn unchanged(picture: RgbImage) -> RgbImage {
 }
 
 /// Both sets of a pair, as they are.
-fn both(pair: &Pair, network: &dyn Features) -> Result<[Store; 2]> {
+fn both(pair: &Pair, network: &dyn FeatureExtractor) -> Result<[Store; 2]> {
     let of = |path: &Path| seen(pair.network.work.as_deref(), network, path, ("", &unchanged));
     Ok([of(&pair.real)?, of(&pair.fake)?])
 }
 
 pub fn measure_fid(pair: &Pair) -> Result<()> {
     with_protocol(&pair.network, |protocol| {
-        let look = |path: &Path, network: &dyn Features| {
+        let look = |path: &Path, network: &dyn FeatureExtractor| {
             seen(pair.network.work.as_deref(), network, path, ("", &unchanged))
         };
         let real = gaussian(&pair.real, protocol, look)?;
@@ -98,7 +98,7 @@ pub fn measure_precision_recall(pair: &Pair) -> Result<()> {
 }
 
 pub fn measure_is(dir: &Path, flags: &Network) -> Result<()> {
-    let measure = |network: &dyn Features| {
+    let measure = |network: &dyn FeatureExtractor| {
         ensure!(
             network.classes() > 1,
             "the contrastive model knows no classes: name a file of captions with --classes, or weights with --inception"
@@ -156,7 +156,8 @@ pub fn blur_figures(
     for &radius in *radii {
         let named = format!("at {size} pixels blurred by {radius}");
         let blurred = |picture: RgbImage| blur_at(&picture, *size, radius);
-        let look = |path: &Path, network: &dyn Features| seen(work, network, path, (&named, &blurred));
+        let look =
+            |path: &Path, network: &dyn FeatureExtractor| seen(work, network, path, (&named, &blurred));
         let network = protocol.distance()?;
         let stores = [look(real, network)?, look(fake, network)?];
         let score = protocol.inception_score(&stores[1], |network| look(fake, network))?;
