@@ -17,7 +17,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
-use tessera_kernels::decode::{Finish, KvCache, PackedLinear, Sequence, Visible, Weights, attend};
+use tessera_kernels::decode::{Epilogue, KvCache, PackedLinear, Sequence, Visible, Weights, attend};
 use tessera_kernels::{
     Activation, AdamW, Cpu, First, GumbelNoise, Output, Plan, Precision, approach, conv2d, conv2d_add,
     cross_entropy, dot, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform, layer_norm, linear, linear_add,
@@ -369,7 +369,7 @@ fn decoding(c: &mut Criterion<Rates>) {
             };
             let (x, mut out) = (&x[..rows * D], vec![0.0; rows * 4 * D]);
             let group = format!("packed map in 8 bits, {cpu}");
-            time(c, cpu, [&group, &name], work, |_| map.apply(x, Finish::Set, &mut out));
+            time(c, cpu, [&group, &name], work, |_| map.apply(x, Epilogue::Set, &mut out));
         }
         let [mut text, mut own] = [(1, TEXT), (LANES, GRID * GRID)]
             .map(|(sequences, cache_rows)| KvCache::new(cpu, sequences, [HEADS, D / HEADS], cache_rows));

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::composed::widened;
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{Epilogue, Numbers, Operand, Out, ROWS, gemm};
+use crate::gemm::{Numbers, Operand, Out, ROWS, TileEpilogue, gemm};
 use crate::linear::{Affine, Store, column_sums};
 use crate::math::{self, Number, exp, with_numbers};
 use crate::memory::filled;
@@ -190,7 +190,7 @@ struct Add<'a> {
     out: Out<'a, f32>,
 }
 
-impl Epilogue for Add<'_> {
+impl TileEpilogue for Add<'_> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         // SAFETY: `gemm` hands out each sum once.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::composed::{narrowed, widened};
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{Epilogue, Numbers, Operand, Out, gemm};
+use crate::gemm::{Numbers, Operand, Out, TileEpilogue, gemm};
 use crate::math::{GELU_SLOPE, Number, gelu, gelu_slope, with_numbers, write};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, is_bf16, numbers, tensor};
@@ -283,7 +283,7 @@ pub(crate) struct Affine<'a, T> {
     pub(crate) out: Out<'a, MaybeUninit<T>>,
 }
 
-impl<T: Number> Epilogue for Affine<'_, T> {
+impl<T: Number> TileEpilogue for Affine<'_, T> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let sums = sums.iter().zip(&self.bias[n..n + sums.len()]).map(|(sum, bias)| sum + bias);
@@ -318,7 +318,7 @@ struct AffineAdd<'a> {
     out: Out<'a, MaybeUninit<f32>>,
 }
 
-impl Epilogue for AffineAdd<'_> {
+impl TileEpilogue for AffineAdd<'_> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let start = m * self.bias.len() + n;
@@ -337,7 +337,7 @@ pub(crate) struct Store<'a, T> {
     pub(crate) out: Out<'a, MaybeUninit<T>>,
 }
 
-impl<T: Number> Epilogue for Store<'_, T> {
+impl<T: Number> TileEpilogue for Store<'_, T> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         // SAFETY: `gemm` hands out each sum once.

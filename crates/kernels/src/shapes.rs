@@ -7,7 +7,7 @@ use std::sync::Arc;
 use burn::tensor::{FloatDType, Tensor};
 use rayon::ThreadPoolBuilder;
 
-use crate::decode::{Finish, KvCache, PackedLinear, Sequence, Visible, Weights, attend, int8_rounded};
+use crate::decode::{Epilogue, KvCache, PackedLinear, Sequence, Visible, Weights, attend, int8_rounded};
 use crate::testing::{
     F32, F32_AND_BF16, Leaves, assert_close, constant, hold, leaf, noise, outcome, tolerance, values,
 };
@@ -195,10 +195,10 @@ fn packed_maps_of_any_shape() {
             for cpu in Cpu::all() {
                 let mut got = noise(rows * d_out, 4);
                 let map = PackedLinear::new(cpu, &weight, bias.clone(), kept);
-                map.apply(&x, Finish::Set, &mut got);
+                map.apply(&x, Epilogue::Set, &mut got);
                 let what = format!("{kept:?} [{rows}, {d_in}] to {d_out}, {cpu}");
                 assert_close(&what, &got, &wanted, tolerance(cpu));
-                map.apply(&x, Finish::Add, &mut got);
+                map.apply(&x, Epilogue::Add, &mut got);
                 let twice: Vec<f32> = wanted.iter().map(|value| 2.0 * value).collect();
                 assert_close(&what, &got, &twice, tolerance(cpu));
             }
@@ -336,7 +336,7 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
         (&|| drop(dot(cpu, x(), x().cast(FloatDType::BF16))), ["F32", "BF16"]),
         (&|| drop(packed(Vec::new())), ["12 weights", "0 biases"]),
         (
-            &|| packed(vec![0.0; 3]).apply(&[0.0; 5], Finish::Set, &mut [0.0; 3]),
+            &|| packed(vec![0.0; 3]).apply(&[0.0; 5], Epilogue::Set, &mut [0.0; 3]),
             ["[4, 3]", "5 numbers into 3"],
         ),
         (&|| drop(KvCache::new(cpu, 1, [2, 0], 4)), ["2 heads of width 0", "at least 1"]),

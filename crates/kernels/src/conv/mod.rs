@@ -23,7 +23,7 @@ use self::gradient::weight_gradient;
 use self::strip::{Pictures, convolve};
 use crate::composed::{narrowed, widened};
 use crate::cpu::Cpu;
-use crate::gemm::{Epilogue, Out};
+use crate::gemm::{Out, TileEpilogue};
 use crate::linear::{Activation, Affine, column_sums, linear_reference};
 use crate::math::{Number, with_numbers};
 use crate::memory::filled;
@@ -313,7 +313,7 @@ struct ScaledAdd<'a> {
     out: Out<'a, MaybeUninit<f32>>,
 }
 
-impl Epilogue for ScaledAdd<'_> {
+impl TileEpilogue for ScaledAdd<'_> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let start = m * self.bias.len() + n;
@@ -334,7 +334,7 @@ struct Masked<'a, T> {
     out: Out<'a, MaybeUninit<T>>,
 }
 
-impl<T: Number> Epilogue for Masked<'_, T> {
+impl<T: Number> TileEpilogue for Masked<'_, T> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         // SAFETY: `convolve` hands out each sum once.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::filter::Filter;
 use crate::cpu::{Body, Cpu};
-use crate::gemm::{Epilogue, LANES, Micro, Numbers, Segment, Sink, Strides, Unit, with_micro};
+use crate::gemm::{LANES, Micro, Numbers, Segment, Sink, Strides, TileEpilogue, Unit, with_micro};
 use crate::scratch::Scratch;
 
 /// Jobs that a convolution is cut into, if it is large enough: enough for the threads of any laptop.
@@ -123,14 +123,14 @@ impl Pictures<'_> {
 }
 
 /// The convolution of `x` with `filter`, into `epilogue`: rows are pixels, columns channels.
-pub(super) fn convolve<E: Epilogue>(cpu: Cpu, x: Pictures<'_>, filter: &Filter<'_>, epilogue: &E) {
+pub(super) fn convolve<E: TileEpilogue>(cpu: Cpu, x: Pictures<'_>, filter: &Filter<'_>, epilogue: &E) {
     if x.shape[..3].contains(&0) {
         return;
     }
     with_micro!(cpu, S => run::<S, E>(cpu, x, filter, epilogue));
 }
 
-fn run<S: Micro<Unit: Unit>, E: Epilogue>(cpu: Cpu, x: Pictures<'_>, filter: &Filter<'_>, epilogue: &E) {
+fn run<S: Micro<Unit: Unit>, E: TileEpilogue>(cpu: Cpu, x: Pictures<'_>, filter: &Filter<'_>, epilogue: &E) {
     let frame = Frame::new::<S::Unit>(x.shape, filter.k);
     let packed = filter.pack::<S::Unit>(cpu, frame.channels);
     let packed: &[S::Unit] = &packed;
@@ -151,7 +151,7 @@ struct Job<'a, S: Micro, E> {
     epilogue: &'a E,
 }
 
-impl<S: Micro<Unit: Unit>, E: Epilogue> Body for Job<'_, S, E> {
+impl<S: Micro<Unit: Unit>, E: TileEpilogue> Body for Job<'_, S, E> {
     type Output = ();
 
     #[inline(always)]
@@ -202,7 +202,7 @@ struct Taken<'a, E> {
     epilogue: &'a E,
 }
 
-impl<E: Epilogue> Sink for Taken<'_, E> {
+impl<E: TileEpilogue> Sink for Taken<'_, E> {
     #[inline(always)]
     fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]) {
         let first = (self.panel + panel) * LANES;

@@ -12,7 +12,7 @@ pub use kv_cache::{KvCache, Visible};
 pub use crate::math::largest;
 
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{Epilogue, Int8Panels, Numbers, Operand, Out, Panels, quantize};
+use crate::gemm::{Int8Panels, Numbers, Operand, Out, Panels, TileEpilogue, quantize};
 use crate::math::{exp, gelu};
 use crate::norm::moments;
 
@@ -46,7 +46,7 @@ pub fn int8_rounded(weight: &[f32], d_out: usize) -> Vec<f32> {
 
 /// What is done with `x W + b`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
+pub enum Epilogue {
     /// It is the output.
     Set,
     /// The fast GELU of it is.
@@ -79,7 +79,7 @@ impl PackedLinear {
     ///
     /// # Panics
     /// If the sizes do not fit.
-    pub fn apply(&self, x: &[f32], finish: Finish, out: &mut [f32]) {
+    pub fn apply(&self, x: &[f32], finish: Epilogue, out: &mut [f32]) {
         let [n, k] = match &self.weight {
             Packed::Full(panels) => panels.shape(),
             Packed::Int8(panels) => panels.shape(),
@@ -101,11 +101,11 @@ impl PackedLinear {
 
 struct Finished<'a> {
     bias: &'a [f32],
-    finish: Finish,
+    finish: Epilogue,
     out: Out<'a, f32>,
 }
 
-impl Epilogue for Finished<'_> {
+impl TileEpilogue for Finished<'_> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let bias = &self.bias[n..n + sums.len()];
@@ -115,9 +115,9 @@ impl Epilogue for Finished<'_> {
         sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
         // The choice outside of the loops: inside, it keeps them from becoming vector code.
         match self.finish {
-            Finish::Set => out.copy_from_slice(sums),
-            Finish::Gelu => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = gelu(*sum)),
-            Finish::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum),
+            Epilogue::Set => out.copy_from_slice(sums),
+            Epilogue::Gelu => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = gelu(*sum)),
+            Epilogue::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum),
         }
     }
 }
@@ -183,7 +183,7 @@ mod tests {
                 let wanted = values(wanted.without_autodiff());
                 for cpu in Cpu::all() {
                     let mut got = vec![0.0; rows * d_out];
-                    PackedLinear::new(cpu, &weight, bias.clone(), kept).apply(&x, Finish::Set, &mut got);
+                    PackedLinear::new(cpu, &weight, bias.clone(), kept).apply(&x, Epilogue::Set, &mut got);
                     assert_close(&format!("{kept:?}, {cpu}"), &got, &wanted, tolerance(cpu));
                 }
             }

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Epilogue, Finish, LANES, Micro, SERIAL, Segment, Strides, with_f32_micro};
+use super::{LANES, Micro, SERIAL, Segment, SegmentSink, Strides, TileEpilogue, with_f32_micro};
 use crate::cpu::{Body, Cpu};
 use crate::scratch::Scratch;
 
@@ -68,7 +68,7 @@ impl Int8Panels {
     }
 
     /// Rows `a` `[m, k]` times them, into `epilogue`.
-    pub(crate) fn multiply<E: Epilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
+    pub(crate) fn multiply<E: TileEpilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
         match self.cpu.bf16() {
             #[cfg(target_arch = "x86_64")]
             true => self.rounded(m, a, epilogue),
@@ -83,7 +83,7 @@ impl Int8Panels {
 
     /// With the rows rounded to whole numbers.
     #[cfg(target_arch = "x86_64")]
-    fn rounded<E: Epilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
+    fn rounded<E: TileEpilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
         let row = (self.k.div_ceil(QUAD) * QUAD).max(1);
         let mut codes = Scratch::<i8>::new(m * row);
         let mut scales = Scratch::<RowScale>::new(m);
@@ -98,7 +98,7 @@ impl Int8Panels {
     }
 
     /// With the weights widened to f32.
-    fn widened<S: Micro<Unit = f32>, E: Epilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
+    fn widened<S: Micro<Unit = f32>, E: TileEpilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
         self.groups(m, S::WIDEST, |panels| {
             let simd = std::marker::PhantomData;
             self.cpu.isa().run(Widened::<S, E> { weights: self, rows: a, m, panels, epilogue, simd });
@@ -173,7 +173,7 @@ struct Whole<'a, E> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<E: Epilogue> Body for Whole<'_, E> {
+impl<E: TileEpilogue> Body for Whole<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -185,7 +185,7 @@ impl<E: Epilogue> Body for Whole<'_, E> {
         let epilogue =
             Scaled { rows: Some(self.scales), steps: &self.weights.steps, epilogue: self.epilogue };
         let first = [0, self.panels.start];
-        let sink = Finish { partial: None, last: true, first, n: self.weights.n, epilogue: &epilogue };
+        let sink = SegmentSink { partial: None, last: true, first, n: self.weights.n, epilogue: &epilogue };
         // SAFETY: there are `m` rows of `units` quads, and every panel holds as many units.
         #[allow(unsafe_code)]
         unsafe {
@@ -204,7 +204,7 @@ struct Widened<'a, S, E> {
     simd: std::marker::PhantomData<S>,
 }
 
-impl<S: Micro<Unit = f32>, E: Epilogue> Body for Widened<'_, S, E> {
+impl<S: Micro<Unit = f32>, E: TileEpilogue> Body for Widened<'_, S, E> {
     type Output = ();
 
     #[inline(always)]
@@ -226,7 +226,7 @@ impl<S: Micro<Unit = f32>, E: Epilogue> Body for Widened<'_, S, E> {
             }
             let segment = Segment { a: self.rows[first..].as_ptr(), b: packed.as_ptr(), units: stretch };
             let strides = Strides { row: units, step: 1, panel: stretch * LANES };
-            let sink = Finish {
+            let sink = SegmentSink {
                 partial: several.then_some((&mut sums[..], width)),
                 last: first + stretch == units,
                 first: [0, self.panels.start],
@@ -249,7 +249,7 @@ struct Scaled<'a, E> {
     epilogue: &'a E,
 }
 
-impl<E: Epilogue> Epilogue for Scaled<'_, E> {
+impl<E: TileEpilogue> TileEpilogue for Scaled<'_, E> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let steps = &self.steps[n..n + sums.len()];
@@ -272,7 +272,7 @@ mod tests {
     /// Keeps sums as they are.
     struct Keep<'a>(Out<'a, f32>);
 
-    impl Epilogue for Keep<'_> {
+    impl TileEpilogue for Keep<'_> {
         #[inline(always)]
         fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
             // SAFETY: each sum comes once.

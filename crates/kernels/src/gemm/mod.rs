@@ -45,7 +45,7 @@ const SERIAL: usize = 1 << 17;
 /// What becomes of finished sums.
 ///
 /// Must not multiply, nor wait for other jobs of the pool: the next sums may be on their way in the thread's registers.
-pub trait Epilogue: Sync {
+pub trait TileEpilogue: Sync {
     /// Takes row `m`, columns `n .. n + sums.len()`, and may spoil them; called once for each. Marked `#[inline(always)]`.
     fn take(&self, m: usize, n: usize, sums: &mut [f32]);
 }
@@ -101,7 +101,7 @@ pub(crate) use x86::{Avx2 as F32x256, Avx512 as F32x512, Avx512Bf16 as Bf16, Vnn
 ///
 /// # Panics
 /// If an operand is smaller than its shape.
-pub fn gemm<E: Epilogue>(cpu: Cpu, [m, n, k]: [usize; 3], a: Operand, b: Operand, epilogue: &E) {
+pub fn gemm<E: TileEpilogue>(cpu: Cpu, [m, n, k]: [usize; 3], a: Operand, b: Operand, epilogue: &E) {
     for (name, operand, others) in [("left", &a, m), ("right", &b, n)] {
         let (got, wanted) = (operand.numbers.len(), operand.extent(others, k));
         assert!(
@@ -112,7 +112,7 @@ pub fn gemm<E: Epilogue>(cpu: Cpu, [m, n, k]: [usize; 3], a: Operand, b: Operand
     with_micro!(cpu, S => run::<S, E>(cpu, [m, n, k], a, b, epilogue))
 }
 
-fn run<S: Micro<Unit: Unit>, E: Epilogue>(
+fn run<S: Micro<Unit: Unit>, E: TileEpilogue>(
     cpu: Cpu,
     [m, n, k]: [usize; 3],
     a: Operand,
@@ -138,7 +138,7 @@ fn pack_right<U: Unit>(cpu: Cpu, [n, k]: [usize; 2], b: &Operand, serial: bool, 
     }
 }
 
-fn multiply<S: Micro<Unit: Unit>, E: Epilogue>(
+fn multiply<S: Micro<Unit: Unit>, E: TileEpilogue>(
     cpu: Cpu,
     [m, n, k]: [usize; 3],
     a: &Operand,
@@ -189,7 +189,7 @@ impl Panels {
     ///
     /// # Panics
     /// If the operand is smaller than its shape.
-    pub fn multiply<E: Epilogue>(&self, m: usize, a: Operand, epilogue: &E) {
+    pub fn multiply<E: TileEpilogue>(&self, m: usize, a: Operand, epilogue: &E) {
         let (got, wanted) = (a.numbers.len(), a.extent(m, self.k));
         assert!(got >= wanted, "left operand of panels of {} rows: {got} numbers, wanted {wanted}", self.k);
         with_micro!(self.cpu, S => {
@@ -262,7 +262,7 @@ struct Job<'a, S: Micro, E> {
     epilogue: &'a E,
 }
 
-impl<S: Micro<Unit: Unit>, E: Epilogue> Body for Job<'_, S, E> {
+impl<S: Micro<Unit: Unit>, E: TileEpilogue> Body for Job<'_, S, E> {
     type Output = ();
 
     #[inline(always)]
@@ -281,7 +281,7 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Body for Job<'_, S, E> {
     }
 }
 
-impl<S: Micro<Unit: Unit>, E: Epilogue> Job<'_, S, E> {
+impl<S: Micro<Unit: Unit>, E: TileEpilogue> Job<'_, S, E> {
     /// Steps `k` of all sums. With `partial` sums (and their stride) these are added, and kept but for the last stretch.
     #[inline(always)]
     fn stretch(&self, k: Range<usize>, partial: Option<(&mut [f32], usize)>) {
@@ -346,7 +346,7 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Job<'_, S, E> {
         let strides = Strides { row, step, panel: all_k.div_ceil(S::Unit::VALUES) * LANES };
         let b = &self.packed[self.columns.start * strides.panel + k.start / S::Unit::VALUES * LANES..];
         let segment = Segment { a: a.as_ptr(), b: b.as_ptr(), units: k.len().div_ceil(S::Unit::VALUES) };
-        let sink = Finish {
+        let sink = SegmentSink {
             partial,
             last: k.end == all_k,
             first: [self.rows.start, self.columns.start],
@@ -362,7 +362,7 @@ impl<S: Micro<Unit: Unit>, E: Epilogue> Job<'_, S, E> {
 }
 
 /// What a job does with the sums of a tile's row.
-struct Finish<'a, E> {
+struct SegmentSink<'a, E> {
     /// Sums of earlier stretches of K, and their stride.
     partial: Option<(&'a mut [f32], usize)>,
     /// Whether this is the last stretch.
@@ -374,7 +374,7 @@ struct Finish<'a, E> {
     epilogue: &'a E,
 }
 
-impl<E: Epilogue> Sink for Finish<'_, E> {
+impl<E: TileEpilogue> Sink for SegmentSink<'_, E> {
     #[inline(always)]
     fn row(&mut self, m: usize, panel: usize, sums: &mut [f32]) {
         if let Some((partial, width)) = &mut self.partial {

@@ -10,7 +10,9 @@ use anyhow::{Context, Result, ensure};
 use burn::module::Param;
 use burn::tensor::{FloatDType, Tensor};
 use tessera_kernels::Cpu;
-use tessera_kernels::decode::{Finish, KvCache, PackedLinear, Sequence, Visible, Weights, attend, normalise};
+use tessera_kernels::decode::{
+    Epilogue, KvCache, PackedLinear, Sequence, Visible, Weights, attend, normalise,
+};
 
 use crate::nn::{LayerNorm, Linear};
 use crate::prior::{Block, Logits, Pattern, Prior, PriorConfig, Stream, caption_slots};
@@ -186,7 +188,7 @@ impl Sampler {
             layer.step(self.cpu, &mut x, work, (text_states, &text), (states, next, config.grid));
         }
         self.norm.apply(self.cpu, &x, &mut work.normed);
-        self.head.apply(&work.normed, Finish::Set, &mut work.logits);
+        self.head.apply(&work.normed, Epilogue::Set, &mut work.logits);
         Ok(())
     }
 
@@ -262,7 +264,7 @@ impl Layer {
         (states, next, grid): (&mut KvCache, &[Next], usize),
     ) {
         self.attn_norm.apply(cpu, x, &mut work.normed);
-        self.qkv.apply(&work.normed, Finish::Set, &mut work.qkv);
+        self.qkv.apply(&work.normed, Epilogue::Set, &mut work.qkv);
         let d = self.attn_norm.gain.len();
         let places: Vec<_> =
             next.iter().map(|row| (row.slot, self.pattern.cache_row(row.at, grid))).collect();
@@ -271,10 +273,10 @@ impl Layer {
             |row: &Next| Sequence { caption: row.caption, own: row.slot, visible: &self.visible[row.at] };
         let slots: Vec<Sequence> = next.iter().map(slot).collect();
         attend(&work.qkv, 3 * d, &slots, text, states, &mut work.attended);
-        self.attn_out.apply(&work.attended, Finish::Add, x);
+        self.attn_out.apply(&work.attended, Epilogue::Add, x);
         self.mlp_norm.apply(cpu, x, &mut work.normed);
-        self.mlp_in.apply(&work.normed, Finish::Gelu, &mut work.hidden);
-        self.mlp_out.apply(&work.hidden, Finish::Add, x);
+        self.mlp_in.apply(&work.normed, Epilogue::Gelu, &mut work.hidden);
+        self.mlp_out.apply(&work.hidden, Epilogue::Add, x);
     }
 }
 
