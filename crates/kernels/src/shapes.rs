@@ -12,7 +12,7 @@ use crate::testing::{
     F32, F32_AND_BF16, Leaves, assert_close, constant, hold, leaf, noise, outcome, tolerance, values,
 };
 use crate::{
-    Activation, Cpu, First, Output, Plan, conv2d, conv2d_add, conv2d_reference, cross_entropy,
+    Activation, Cpu, Output, Plan, PreActivation, conv2d, conv2d_add, conv2d_reference, cross_entropy,
     cross_entropy_reference, dot, dot_reference, gumbel_softmax, gumbel_softmax_reference, kl_to_uniform,
     kl_to_uniform_reference, layer_norm, layer_norm_reference, linear, linear_add, linear_f32,
     linear_reference, max_pool2, max_pool2_reference, pattern_attention, pattern_attention_reference,
@@ -97,15 +97,15 @@ fn convolutions_of_any_shape() {
             hold(
                 F32_AND_BF16,
                 || (leaf(x, 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
-                |cpu, (x, w, b), kind| conv2d(cpu, x.cast(kind), w, b, First::Relu, output),
-                |(x, w, b)| conv2d_reference(x, w, b, First::Relu),
+                |cpu, (x, w, b), kind| conv2d(cpu, x.cast(kind), w, b, PreActivation::Relu, output),
+                |(x, w, b)| conv2d_reference(x, w, b, PreActivation::Relu),
             );
         }
         hold(
             F32_AND_BF16,
             || (leaf(x, 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3), leaf(residual, 4)),
             |cpu, (x, w, b, residual), kind| conv2d_add(cpu, x.cast(kind), w, b, residual, 0.3),
-            |(x, w, b, residual)| residual + conv2d_reference(x, w, b, First::Relu) * 0.3,
+            |(x, w, b, residual)| residual + conv2d_reference(x, w, b, PreActivation::Relu) * 0.3,
         );
     });
 }
@@ -270,7 +270,7 @@ fn outputs_of_nothing_have_a_shape_nevertheless() {
         };
         assert_eq!([mapped(0, 3).dims(), mapped(5, 0).dims()], [[0, 3], [5, 0]]);
         let filters = (leaf([2, 3, 3, 3], 2), leaf([2], 3));
-        let y = conv2d(cpu, pictures(3), filters.0, filters.1, First::Relu, Output::Kernel);
+        let y = conv2d(cpu, pictures(3), filters.0, filters.1, PreActivation::Relu, Output::Kernel);
         assert_eq!(y.dims(), [0, 4, 6, 2]);
         assert_eq!(max_pool2(cpu, pictures(3)).dims(), [0, 2, 3, 3]);
         assert_eq!(upsample2(cpu, pictures(3)).dims(), [0, 8, 12, 3]);
@@ -302,7 +302,7 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
                     leaf([1, 2, 2, 3], 1),
                     leaf([5, 3, 2, 2], 2),
                     leaf([5], 3),
-                    First::Relu,
+                    PreActivation::Relu,
                     Output::F32,
                 ))
             },
@@ -377,7 +377,7 @@ fn the_number_of_threads_changes_no_bit() {
     hold_same_in_any_pool(
         "conv2d",
         || (leaf([3, 20, 17, 20], 1), leaf([34, 20, 3, 3], 2), leaf([34], 3)),
-        |cpu, (x, w, b)| conv2d(cpu, x, w, b, First::Relu, Output::Kernel),
+        |cpu, (x, w, b)| conv2d(cpu, x, w, b, PreActivation::Relu, Output::Kernel),
     );
     let plan = Arc::new(Plan::new((0..150).collect(), |query, key| key <= query));
     hold_same_in_any_pool(

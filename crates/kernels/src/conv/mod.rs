@@ -31,7 +31,7 @@ use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
 
 /// What is done to pictures before they are convolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum First {
+pub enum PreActivation {
     /// Nothing.
     Nothing,
     /// ReLU.
@@ -54,7 +54,14 @@ pub enum Output {
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn conv2d(cpu: Cpu, x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First, output: Output) -> Tensor<4> {
+pub fn conv2d(
+    cpu: Cpu,
+    x: Tensor<4>,
+    w: Tensor<4>,
+    b: Tensor<1>,
+    first: PreActivation,
+    output: Output,
+) -> Tensor<4> {
     check(x.dims(), w.dims(), b.dims());
     match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
         (Some(x), Some(w), Some(b)) => {
@@ -103,7 +110,7 @@ fn conv2d_add_composed(
     residual: Tensor<4>,
     gain: f64,
 ) -> Tensor<4> {
-    residual + widened(conv2d_composed(cpu, x, w, b, First::Relu, Output::Kernel)) * gain
+    residual + widened(conv2d_composed(cpu, x, w, b, PreActivation::Relu, Output::Kernel)) * gain
 }
 
 /// [`conv2d`] for devices other than the processor: the neighbours of each pixel side by side, times the filter as a matrix.
@@ -113,7 +120,7 @@ fn conv2d_composed(
     x: Tensor<4>,
     w: Tensor<4>,
     b: Tensor<1>,
-    first: First,
+    first: PreActivation,
     output: Output,
 ) -> Tensor<4> {
     let [n_out, n_in, k, _] = w.dims();
@@ -122,8 +129,8 @@ fn conv2d_composed(
         Output::F32 | Output::Kernel => narrowed(cpu, x),
     };
     let x = match first {
-        First::Nothing => x,
-        First::Relu => relu(x),
+        PreActivation::Nothing => x,
+        PreActivation::Relu => relu(x),
     };
     let pixels = neighbours(x, k);
     let matrix = w.permute([2, 3, 1, 0]).reshape([k * k * n_in, n_out]);
@@ -154,10 +161,10 @@ fn along(x: Tensor<4>, dim: usize, k: usize) -> Tensor<4> {
 }
 
 /// [`conv2d`] in Burn's operations.
-pub fn conv2d_reference(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: First) -> Tensor<4> {
+pub fn conv2d_reference(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: PreActivation) -> Tensor<4> {
     let x = match first {
-        First::Nothing => x,
-        First::Relu => relu(x),
+        PreActivation::Nothing => x,
+        PreActivation::Relu => relu(x),
     };
     let pad = w.dims()[2] / 2;
     let options = ConvOptions::new([1, 1], [pad, pad], [1, 1], 1);
@@ -175,7 +182,7 @@ fn check(x: [usize; 4], w: [usize; 4], [bias]: [usize; 1]) {
 #[derive(Debug, Clone)]
 struct Conv {
     cpu: Cpu,
-    first: First,
+    first: PreActivation,
     /// Whether the output is bf16.
     narrow: bool,
 }
@@ -227,7 +234,7 @@ impl Op<4> for ConvAdd {
     type Saved = ();
 
     fn forward(&self, [x, w, b, residual]: [&FlexTensor; 4], keep: bool) -> (FlexTensor, Option<()>) {
-        let (x, filter) = (pictures(x, First::Relu), filter(w, Direction::Forward));
+        let (x, filter) = (pictures(x, PreActivation::Relu), filter(w, Direction::Forward));
         let (bias, residual, gain) = (floats(b), floats(residual), self.gain);
         // SAFETY: the convolution's epilogue writes every value once.
         #[allow(unsafe_code)]
@@ -248,14 +255,15 @@ impl Op<4> for ConvAdd {
         [want_x, want_w, want_b, want_residual]: [bool; 4],
     ) -> [Option<FlexTensor>; 4] {
         let wanted = [want_x, want_w, want_b];
-        let [dx, dw, db] = backward(self.cpu, pictures(x, First::Relu), w, gradient, self.gain, wanted);
+        let [dx, dw, db] =
+            backward(self.cpu, pictures(x, PreActivation::Relu), w, gradient, self.gain, wanted);
         [dx, dw, db, want_residual.then(|| gradient.clone())]
     }
 }
 
-fn pictures(x: &FlexTensor, first: First) -> Pictures<'_> {
+fn pictures(x: &FlexTensor, first: PreActivation) -> Pictures<'_> {
     let shape = dims(x).try_into().expect("four dimensions");
-    Pictures { numbers: numbers(x), shape, relu: first == First::Relu }
+    Pictures { numbers: numbers(x), shape, relu: first == PreActivation::Relu }
 }
 
 fn filter(w: &FlexTensor, direction: Direction) -> Filter<'_> {
@@ -273,7 +281,7 @@ fn backward(
     [want_x, want_w, want_b]: [bool; 3],
 ) -> [Option<FlexTensor>; 3] {
     let filter = filter(w, Direction::Back);
-    let toward = pictures(gradient, First::Nothing);
+    let toward = pictures(gradient, PreActivation::Nothing);
     let dx = want_x.then(|| {
         with_numbers!(x.numbers, values => tensor(input_gradient(cpu, values, x, toward, &filter, gain), &x.shape))
     });

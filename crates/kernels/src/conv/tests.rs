@@ -20,9 +20,11 @@ const SIZES: [[usize; 6]; 8] = [
 #[test]
 fn conv2d_is_its_reference() {
     for [batch, height, width, n_in, n_out, k] in SIZES {
-        for (first, output) in
-            [(First::Relu, Output::Kernel), (First::Nothing, Output::F32), (First::Relu, Output::Exact)]
-        {
+        for (first, output) in [
+            (PreActivation::Relu, Output::Kernel),
+            (PreActivation::Nothing, Output::F32),
+            (PreActivation::Relu, Output::Exact),
+        ] {
             hold_equal(
                 || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
                 |cpu, (x, w, b)| conv2d(cpu, x.clone(), w.clone(), b.clone(), first, output),
@@ -39,9 +41,9 @@ fn what_other_devices_run_is_the_reference() {
         let leaves =
             || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3));
         for (first, output, bits) in [
-            (First::Relu, Output::Kernel, 16),
-            (First::Nothing, Output::F32, 32),
-            (First::Relu, Output::Exact, 32),
+            (PreActivation::Relu, Output::Kernel, 16),
+            (PreActivation::Nothing, Output::F32, 32),
+            (PreActivation::Relu, Output::Exact, 32),
         ] {
             hold_equal(
                 leaves,
@@ -58,7 +60,9 @@ fn what_other_devices_run_is_the_reference() {
         hold_equal(
             || (leaves(), leaf([batch, height, width, n_out], 4)),
             |cpu, ((x, w, b), r)| conv2d_add_composed(cpu, x.clone(), w.clone(), b.clone(), r.clone(), 0.3),
-            |((x, w, b), r)| r.clone() + conv2d_reference(x.clone(), w.clone(), b.clone(), First::Relu) * 0.3,
+            |((x, w, b), r)| {
+                r.clone() + conv2d_reference(x.clone(), w.clone(), b.clone(), PreActivation::Relu) * 0.3
+            },
             |((x, w, b), r), g| vec![grad(x, g), grad(w, g), grad(b, g), grad(r, g)],
         );
     }
@@ -69,8 +73,9 @@ fn what_other_devices_run_is_the_reference() {
 fn exact_convolutions_are_exact_on_other_devices() {
     let (x, w, b) = (leaf([2, 5, 7, 3], 1), leaf([5, 3, 1, 1], 2), leaf([5], 3));
     for cpu in Cpu::all() {
-        let got = conv2d_composed(cpu, x.clone(), w.clone(), b.clone(), First::Nothing, Output::Exact);
-        let wanted = conv2d_reference(x.clone(), w.clone(), b.clone(), First::Nothing);
+        let got =
+            conv2d_composed(cpu, x.clone(), w.clone(), b.clone(), PreActivation::Nothing, Output::Exact);
+        let wanted = conv2d_reference(x.clone(), w.clone(), b.clone(), PreActivation::Nothing);
         assert_close("exact", &values(got), &values(wanted), 2e-6);
     }
 }
@@ -89,7 +94,9 @@ fn conv2d_add_is_its_reference() {
                 )
             },
             |cpu, (x, w, b, r)| conv2d_add(cpu, x.clone(), w.clone(), b.clone(), r.clone(), 0.3),
-            |(x, w, b, r)| r.clone() + conv2d_reference(x.clone(), w.clone(), b.clone(), First::Relu) * 0.3,
+            |(x, w, b, r)| {
+                r.clone() + conv2d_reference(x.clone(), w.clone(), b.clone(), PreActivation::Relu) * 0.3
+            },
             |(x, w, b, r), g| vec![grad(x, g), grad(w, g), grad(b, g), grad(r, g)],
         );
     }
@@ -98,8 +105,14 @@ fn conv2d_add_is_its_reference() {
 #[test]
 fn no_pictures_give_no_pictures() {
     let cpu = Cpu::best();
-    let y =
-        conv2d(cpu, leaf([0, 4, 4, 3], 1), leaf([5, 3, 3, 3], 2), leaf([5], 3), First::Relu, Output::Kernel);
+    let y = conv2d(
+        cpu,
+        leaf([0, 4, 4, 3], 1),
+        leaf([5, 3, 3, 3], 2),
+        leaf([5], 3),
+        PreActivation::Relu,
+        Output::Kernel,
+    );
     assert_eq!(y.dims(), [0, 4, 4, 5]);
 }
 
@@ -107,5 +120,12 @@ fn no_pictures_give_no_pictures() {
 #[should_panic(expected = "do not fit")]
 fn shapes_that_do_not_fit_are_named() {
     let cpu = Cpu::best();
-    conv2d(cpu, leaf([1, 4, 4, 3], 1), leaf([5, 4, 3, 3], 2), leaf([5], 3), First::Relu, Output::Kernel);
+    conv2d(
+        cpu,
+        leaf([1, 4, 4, 3], 1),
+        leaf([5, 4, 3, 3], 2),
+        leaf([5], 3),
+        PreActivation::Relu,
+        Output::Kernel,
+    );
 }

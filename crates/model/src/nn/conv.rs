@@ -4,7 +4,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use tessera_kernels::{Cpu, First, Output, SmallFloat, conv2d, conv2d_add};
+use tessera_kernels::{Cpu, Output, PreActivation, SmallFloat, conv2d, conv2d_add};
 
 use super::{Init, Role, stored};
 
@@ -41,15 +41,15 @@ impl Conv2d {
 
     /// `conv(x)`: `[B, S, S, c_in]` → `[B, S, S, c_out]`
     pub fn forward(&self, x: Tensor<4>, output: Output) -> Tensor<4> {
-        self.convolve(x, First::Nothing, output)
+        self.convolve(x, PreActivation::Nothing, output)
     }
 
     /// `conv(relu(x))`
     pub fn after_relu(&self, x: Tensor<4>, output: Output) -> Tensor<4> {
-        self.convolve(x, First::Relu, output)
+        self.convolve(x, PreActivation::Relu, output)
     }
 
-    fn convolve(&self, x: Tensor<4>, first: First, output: Output) -> Tensor<4> {
+    fn convolve(&self, x: Tensor<4>, first: PreActivation, output: Output) -> Tensor<4> {
         let stored = |x| stored(self.cpu, x, self.storage);
         stored(conv2d(self.cpu, stored(x), stored(self.weight.val()), self.bias.val(), first, output))
     }
