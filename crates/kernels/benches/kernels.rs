@@ -19,7 +19,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 use tessera_kernels::decode::{Epilogue, KvCache, PackedLinear, Sequence, Visible, Weights, attend};
 use tessera_kernels::{
-    Activation, AdamW, Cpu, GumbelNoise, Output, Plan, PreActivation, Precision, approach, conv2d,
+    Activation, AdamW, Cpu, GumbelNoise, OutputDtype, Plan, PreActivation, Precision, approach, conv2d,
     conv2d_add, cross_entropy, dot, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform, layer_norm, linear,
     linear_add, linear_f32, max_pool2, pattern_attention, peak_gflops, sum_of_squares, upsample2,
 };
@@ -312,7 +312,7 @@ fn dvae(c: &mut Criterion<Rates>) {
     for k in [1, 3, 7] {
         let w = filters(k);
         product(c, &format!("convolution {k}×{k}"), flop(k), |cpu| {
-            conv2d(cpu, pictures.clone(), w.clone(), b.clone(), PreActivation::Relu, Output::F32)
+            conv2d(cpu, pictures.clone(), w.clone(), b.clone(), PreActivation::Relu, OutputDtype::F32)
         });
     }
     let (w, residual) = (filters(3), leaf([8, 32, 32, CHANNELS]));

@@ -12,7 +12,7 @@ use crate::testing::{
     F32, F32_AND_BF16, Leaves, assert_close, constant, hold, leaf, noise, outcome, tolerance, values,
 };
 use crate::{
-    Activation, Cpu, Output, Plan, PreActivation, conv2d, conv2d_add, conv2d_reference, cross_entropy,
+    Activation, Cpu, OutputDtype, Plan, PreActivation, conv2d, conv2d_add, conv2d_reference, cross_entropy,
     cross_entropy_reference, dot, dot_reference, gumbel_softmax, gumbel_softmax_reference, kl_to_uniform,
     kl_to_uniform_reference, layer_norm, layer_norm_reference, linear, linear_add, linear_f32,
     linear_reference, max_pool2, max_pool2_reference, pattern_attention, pattern_attention_reference,
@@ -93,7 +93,7 @@ fn convolutions_of_any_shape() {
         let [height, width, n_in, n_out] = draws.shape();
         let [batch, k] = [draws.of(&[0, 1, 2, 3]), draws.of(&[1, 3, 5, 7])];
         let [x, residual] = [[batch, height, width, n_in], [batch, height, width, n_out]];
-        for output in [Output::Kernel, Output::F32, Output::Exact] {
+        for output in [OutputDtype::Compute, OutputDtype::F32, OutputDtype::F32Exact] {
             hold(
                 F32_AND_BF16,
                 || (leaf(x, 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
@@ -270,7 +270,7 @@ fn outputs_of_nothing_have_a_shape_nevertheless() {
         };
         assert_eq!([mapped(0, 3).dims(), mapped(5, 0).dims()], [[0, 3], [5, 0]]);
         let filters = (leaf([2, 3, 3, 3], 2), leaf([2], 3));
-        let y = conv2d(cpu, pictures(3), filters.0, filters.1, PreActivation::Relu, Output::Kernel);
+        let y = conv2d(cpu, pictures(3), filters.0, filters.1, PreActivation::Relu, OutputDtype::Compute);
         assert_eq!(y.dims(), [0, 4, 6, 2]);
         assert_eq!(max_pool2(cpu, pictures(3)).dims(), [0, 2, 3, 3]);
         assert_eq!(upsample2(cpu, pictures(3)).dims(), [0, 8, 12, 3]);
@@ -303,7 +303,7 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
                     leaf([5, 3, 2, 2], 2),
                     leaf([5], 3),
                     PreActivation::Relu,
-                    Output::F32,
+                    OutputDtype::F32,
                 ))
             },
             ["[5, 3, 2, 2]", "k odd"],
@@ -377,7 +377,7 @@ fn the_number_of_threads_changes_no_bit() {
     hold_same_in_any_pool(
         "conv2d",
         || (leaf([3, 20, 17, 20], 1), leaf([34, 20, 3, 3], 2), leaf([34], 3)),
-        |cpu, (x, w, b)| conv2d(cpu, x, w, b, PreActivation::Relu, Output::Kernel),
+        |cpu, (x, w, b)| conv2d(cpu, x, w, b, PreActivation::Relu, OutputDtype::Compute),
     );
     let plan = Arc::new(Plan::new((0..150).collect(), |query, key| key <= query));
     hold_same_in_any_pool(

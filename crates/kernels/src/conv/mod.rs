@@ -40,13 +40,13 @@ pub enum PreActivation {
 
 /// What a convolution hands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Output {
+pub enum OutputDtype {
     /// What the next kernel reads: bf16 tensors on the CPU at bf16.
-    Kernel,
+    Compute,
     /// f32, whatever is multiplied.
     F32,
     /// f32 of products of f32: for the convolutions next to the codes (paper §A.1, "bottleneck").
-    Exact,
+    F32Exact,
 }
 
 /// `conv(first(x)) + b`: `x` `[B, H, W, n_in]`, `w` `[n_out, n_in, k, k]` with `k` odd, `b`
@@ -60,16 +60,16 @@ pub fn conv2d(
     w: Tensor<4>,
     b: Tensor<1>,
     first: PreActivation,
-    output: Output,
+    output: OutputDtype,
 ) -> Tensor<4> {
     check(x.dims(), w.dims(), b.dims());
     match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
         (Some(x), Some(w), Some(b)) => {
             let cpu = match output {
-                Output::Exact => cpu.in_f32(),
+                OutputDtype::F32Exact => cpu.in_f32(),
                 _ => cpu,
             };
-            apply(Conv { cpu, first, narrow: cpu.bf16() && output == Output::Kernel }, [x, w, b])
+            apply(Conv { cpu, first, narrow: cpu.bf16() && output == OutputDtype::Compute }, [x, w, b])
         }
         _ => conv2d_composed(cpu, x, w, b, first, output),
     }
@@ -110,7 +110,7 @@ fn conv2d_add_composed(
     residual: Tensor<4>,
     gain: f64,
 ) -> Tensor<4> {
-    residual + widened(conv2d_composed(cpu, x, w, b, PreActivation::Relu, Output::Kernel)) * gain
+    residual + widened(conv2d_composed(cpu, x, w, b, PreActivation::Relu, OutputDtype::Compute)) * gain
 }
 
 /// [`conv2d`] for devices other than the processor: the neighbours of each pixel side by side, times the filter as a matrix.
@@ -121,12 +121,12 @@ fn conv2d_composed(
     w: Tensor<4>,
     b: Tensor<1>,
     first: PreActivation,
-    output: Output,
+    output: OutputDtype,
 ) -> Tensor<4> {
     let [n_out, n_in, k, _] = w.dims();
     let x = match output {
-        Output::Exact => x,
-        Output::F32 | Output::Kernel => narrowed(cpu, x),
+        OutputDtype::F32Exact => x,
+        OutputDtype::F32 | OutputDtype::Compute => narrowed(cpu, x),
     };
     let x = match first {
         PreActivation::Nothing => x,
@@ -135,10 +135,14 @@ fn conv2d_composed(
     let pixels = neighbours(x, k);
     let matrix = w.permute([2, 3, 1, 0]).reshape([k * k * n_in, n_out]);
     match output {
-        Output::Kernel => linear_reference(pixels, narrowed(cpu, matrix), narrowed(cpu, b), Activation::None),
+        OutputDtype::Compute => {
+            linear_reference(pixels, narrowed(cpu, matrix), narrowed(cpu, b), Activation::None)
+        }
         // Sums that stay f32 take products of f32: Burn gives a product the type of its factors.
-        Output::F32 => linear_reference(widened(pixels), widened(narrowed(cpu, matrix)), b, Activation::None),
-        Output::Exact => linear_reference(pixels, matrix, b, Activation::None),
+        OutputDtype::F32 => {
+            linear_reference(widened(pixels), widened(narrowed(cpu, matrix)), b, Activation::None)
+        }
+        OutputDtype::F32Exact => linear_reference(pixels, matrix, b, Activation::None),
     }
 }
 

@@ -21,9 +21,9 @@ const SIZES: [[usize; 6]; 8] = [
 fn conv2d_is_its_reference() {
     for [batch, height, width, n_in, n_out, k] in SIZES {
         for (first, output) in [
-            (PreActivation::Relu, Output::Kernel),
-            (PreActivation::Nothing, Output::F32),
-            (PreActivation::Relu, Output::Exact),
+            (PreActivation::Relu, OutputDtype::Compute),
+            (PreActivation::Nothing, OutputDtype::F32),
+            (PreActivation::Relu, OutputDtype::F32Exact),
         ] {
             hold_equal(
                 || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
@@ -41,9 +41,9 @@ fn what_other_devices_run_is_the_reference() {
         let leaves =
             || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3));
         for (first, output, bits) in [
-            (PreActivation::Relu, Output::Kernel, 16),
-            (PreActivation::Nothing, Output::F32, 32),
-            (PreActivation::Relu, Output::Exact, 32),
+            (PreActivation::Relu, OutputDtype::Compute, 16),
+            (PreActivation::Nothing, OutputDtype::F32, 32),
+            (PreActivation::Relu, OutputDtype::F32Exact, 32),
         ] {
             hold_equal(
                 leaves,
@@ -73,8 +73,14 @@ fn what_other_devices_run_is_the_reference() {
 fn exact_convolutions_are_exact_on_other_devices() {
     let (x, w, b) = (leaf([2, 5, 7, 3], 1), leaf([5, 3, 1, 1], 2), leaf([5], 3));
     for cpu in Cpu::all() {
-        let got =
-            conv2d_composed(cpu, x.clone(), w.clone(), b.clone(), PreActivation::Nothing, Output::Exact);
+        let got = conv2d_composed(
+            cpu,
+            x.clone(),
+            w.clone(),
+            b.clone(),
+            PreActivation::Nothing,
+            OutputDtype::F32Exact,
+        );
         let wanted = conv2d_reference(x.clone(), w.clone(), b.clone(), PreActivation::Nothing);
         assert_close("exact", &values(got), &values(wanted), 2e-6);
     }
@@ -111,7 +117,7 @@ fn no_pictures_give_no_pictures() {
         leaf([5, 3, 3, 3], 2),
         leaf([5], 3),
         PreActivation::Relu,
-        Output::Kernel,
+        OutputDtype::Compute,
     );
     assert_eq!(y.dims(), [0, 4, 4, 5]);
 }
@@ -126,6 +132,6 @@ fn shapes_that_do_not_fit_are_named() {
         leaf([5, 4, 3, 3], 2),
         leaf([5], 3),
         PreActivation::Relu,
-        Output::Kernel,
+        OutputDtype::Compute,
     );
 }

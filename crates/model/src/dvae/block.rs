@@ -4,7 +4,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use tessera_kernels::{Output, SmallFloat};
+use tessera_kernels::{OutputDtype, SmallFloat};
 
 use super::DvaeConfig;
 use crate::nn::{Conv2d, Init};
@@ -47,11 +47,11 @@ impl ResBlock {
 
     /// `[B, S, S, n_in]` → `[B, S, S, n_out]`, both in f32.
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let h = self.conv_1.after_relu(x.clone(), Output::Kernel);
-        let h = self.conv_2.after_relu(h, Output::Kernel);
-        let h = self.conv_3.after_relu(h, Output::Kernel);
+        let h = self.conv_1.after_relu(x.clone(), OutputDtype::Compute);
+        let h = self.conv_2.after_relu(h, OutputDtype::Compute);
+        let h = self.conv_3.after_relu(h, OutputDtype::Compute);
         let id = match &self.id_path {
-            Some(conv) => conv.forward(x, Output::F32),
+            Some(conv) => conv.forward(x, OutputDtype::F32),
             None => x,
         };
         self.conv_4.add_to(id, h, self.post_gain)

@@ -3,7 +3,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
-use tessera_kernels::{Cpu, Output, SmallFloat, upsample2};
+use tessera_kernels::{Cpu, OutputDtype, SmallFloat, upsample2};
 
 use super::{DvaeConfig, ResBlock};
 use crate::nn::{Conv2d, Init};
@@ -47,7 +47,7 @@ impl Decoder {
     /// Relaxed one-hot `[B, G, G, V]` → `[B, 6, S, S]`: three means, then three ln b. The first convolution multiplies
     /// f32 (paper §A.1).
     pub fn forward(&self, codes: Tensor<4>) -> Tensor<4> {
-        self.blocks(self.input.forward(codes, Output::Exact))
+        self.blocks(self.input.forward(codes, OutputDtype::F32Exact))
     }
 
     /// Codes `[B, G, G]` → `[B, 6, S, S]`. The input convolution over a one-hot is a row lookup: the codebook.
@@ -66,6 +66,6 @@ impl Decoder {
                 x = upsample2(self.cpu, x);
             }
         }
-        self.output.after_relu(x, Output::F32).permute([0, 3, 1, 2])
+        self.output.after_relu(x, OutputDtype::F32).permute([0, 3, 1, 2])
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use tessera_kernels::{Cpu, Output, SmallFloat, max_pool2};
+use tessera_kernels::{Cpu, OutputDtype, SmallFloat, max_pool2};
 
 use super::{DvaeConfig, ResBlock};
 use crate::nn::{Conv2d, Init};
@@ -56,13 +56,13 @@ impl Encoder {
     /// `[B, 3, S, S]` mapped by [`map_pixels`](super::map_pixels) → logits `[B, G, G, V]`; the last convolution
     /// multiplies f32 (paper §A.1).
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut x = self.input.forward(x.permute([0, 2, 3, 1]), Output::F32);
+        let mut x = self.input.forward(x.permute([0, 2, 3, 1]), OutputDtype::F32);
         for (i, group) in self.groups.iter().enumerate() {
             x = group.iter().fold(x, |x, block| block.forward(x));
             if i + 1 < self.groups.len() {
                 x = max_pool2(self.cpu, x);
             }
         }
-        self.output.after_relu(x, Output::Exact)
+        self.output.after_relu(x, OutputDtype::F32Exact)
     }
 }

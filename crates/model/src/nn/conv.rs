@@ -4,7 +4,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use tessera_kernels::{Cpu, Output, PreActivation, SmallFloat, conv2d, conv2d_add};
+use tessera_kernels::{Cpu, OutputDtype, PreActivation, SmallFloat, conv2d, conv2d_add};
 
 use super::{Init, Role, stored};
 
@@ -40,16 +40,16 @@ impl Conv2d {
     }
 
     /// `conv(x)`: `[B, S, S, c_in]` → `[B, S, S, c_out]`
-    pub fn forward(&self, x: Tensor<4>, output: Output) -> Tensor<4> {
+    pub fn forward(&self, x: Tensor<4>, output: OutputDtype) -> Tensor<4> {
         self.convolve(x, PreActivation::Nothing, output)
     }
 
     /// `conv(relu(x))`
-    pub fn after_relu(&self, x: Tensor<4>, output: Output) -> Tensor<4> {
+    pub fn after_relu(&self, x: Tensor<4>, output: OutputDtype) -> Tensor<4> {
         self.convolve(x, PreActivation::Relu, output)
     }
 
-    fn convolve(&self, x: Tensor<4>, first: PreActivation, output: Output) -> Tensor<4> {
+    fn convolve(&self, x: Tensor<4>, first: PreActivation, output: OutputDtype) -> Tensor<4> {
         let stored = |x| stored(self.cpu, x, self.storage);
         stored(conv2d(self.cpu, stored(x), stored(self.weight.val()), self.bias.val(), first, output))
     }
@@ -58,7 +58,7 @@ impl Conv2d {
     pub fn add_to(&self, residual: Tensor<4>, x: Tensor<4>, gain: f64) -> Tensor<4> {
         match self.storage {
             None => conv2d_add(self.cpu, x, self.weight.val(), self.bias.val(), residual, gain),
-            Some(_) => residual + self.after_relu(x, Output::F32) * gain,
+            Some(_) => residual + self.after_relu(x, OutputDtype::F32) * gain,
         }
     }
 }

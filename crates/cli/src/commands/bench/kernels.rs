@@ -3,7 +3,7 @@
 use anyhow::Result;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use tessera_kernels::decode::Weights;
-use tessera_kernels::{Activation, Cpu, Output, PreActivation, conv2d, dot, linear};
+use tessera_kernels::{Activation, Cpu, OutputDtype, PreActivation, conv2d, dot, linear};
 
 use super::Work;
 
@@ -30,7 +30,7 @@ pub fn conv(cpu: Cpu) -> Result<Work> {
     let w = noise([CHANNELS, CHANNELS, 3, 3], 2).autodiff().require_grad();
     let b = noise([CHANNELS], 3).autodiff();
     let run = move || {
-        let y = conv2d(cpu, x.clone(), w.clone(), b.clone(), PreActivation::Nothing, Output::Kernel);
+        let y = conv2d(cpu, x.clone(), w.clone(), b.clone(), PreActivation::Nothing, OutputDtype::Compute);
         dot(cpu, y, toward.clone()).backward();
         Ok(())
     };
