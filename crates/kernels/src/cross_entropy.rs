@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::composed::widened;
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{Numbers, Operand, Out, ROWS, TileEpilogue, gemm};
+use crate::gemm::{FloatSlice, Operand, Out, ROWS, TileEpilogue, gemm};
 use crate::linear::{Affine, Store, column_sums};
 use crate::math::{self, Number, exp, with_numbers};
 use crate::memory::filled;
@@ -135,7 +135,7 @@ impl CrossEntropy {
         ((total / rows as f64) as f32, gradients)
     }
 
-    fn logits(&self, [n, v, d]: [usize; 3], x: Numbers<'_>, w: Numbers<'_>, bias: &[f32]) -> Vec<f32> {
+    fn logits(&self, [n, v, d]: [usize; 3], x: FloatSlice<'_>, w: FloatSlice<'_>, bias: &[f32]) -> Vec<f32> {
         // SAFETY: the product's epilogue writes every value once.
         #[allow(unsafe_code)]
         unsafe {

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::Numbers;
+use crate::gemm::FloatSlice;
 use crate::math::{Number, sum3, with_numbers};
 use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
 
@@ -42,8 +42,8 @@ impl Op<2> for Dot {
 
     fn forward(&self, [a, b]: [&FlexTensor; 2], keep: bool) -> (FlexTensor, Option<()>) {
         let sum = match (numbers(a), numbers(b)) {
-            (Numbers::F32(a), Numbers::F32(b)) => self.sum(a, b),
-            (Numbers::Bf16(a), Numbers::Bf16(b)) => self.sum(a, b),
+            (FloatSlice::F32(a), FloatSlice::F32(b)) => self.sum(a, b),
+            (FloatSlice::Bf16(a), FloatSlice::Bf16(b)) => self.sum(a, b),
             _ => unreachable!("`dot` takes two of one kind"),
         };
         (tensor(vec![sum as f32], &[1]), keep.then_some(()))

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::composed::{narrowed, widened};
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{Numbers, Operand, Out, TileEpilogue, gemm};
+use crate::gemm::{FloatSlice, Operand, Out, TileEpilogue, gemm};
 use crate::math::{GELU_SLOPE, Number, gelu, gelu_slope, with_numbers, write};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, is_bf16, numbers, tensor};
@@ -362,7 +362,7 @@ pub(crate) fn linear_backward(
     cpu: Cpu,
     x: &FlexTensor,
     w: &FlexTensor,
-    gradient: Numbers<'_>,
+    gradient: FloatSlice<'_>,
     [want_x, want_w, want_b]: [bool; 3],
 ) -> [Option<FlexTensor>; 3] {
     let (_, [rows, d_in, d_out]) = sizes(x, w);
@@ -382,7 +382,7 @@ pub(crate) fn linear_backward(
 }
 
 /// The sum of each of `columns` columns.
-pub(crate) fn column_sums(cpu: Cpu, values: Numbers<'_>, columns: usize) -> Vec<f32> {
+pub(crate) fn column_sums(cpu: Cpu, values: FloatSlice<'_>, columns: usize) -> Vec<f32> {
     let part = |i: usize| {
         let rows =
             values.slice(i * ROWS * columns, values.len().min((i + 1) * ROWS * columns) - i * ROWS * columns);
@@ -407,7 +407,7 @@ vectorized! {
 }
 
 /// `gradient · gelu'(pre)`
-fn gelu_backward<T: Number>(cpu: Cpu, pre: &[T], gradient: Numbers<'_>) -> Vec<T> {
+fn gelu_backward<T: Number>(cpu: Cpu, pre: &[T], gradient: FloatSlice<'_>) -> Vec<T> {
     const PART: usize = 1 << 14;
     // SAFETY: every part is written whole.
     #[allow(unsafe_code)]

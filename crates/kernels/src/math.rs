@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use burn::tensor::Element;
 use half::bf16;
 
-use crate::gemm::{Numbers, narrow, widen};
+use crate::gemm::{FloatSlice, narrow, widen};
 
 /// A number in memory; arithmetic is in f32.
 pub(crate) trait Number: Element {
@@ -14,7 +14,7 @@ pub(crate) trait Number: Element {
     /// The nearest one.
     fn nearest(value: f32) -> Self;
     /// A slice of them, named.
-    fn numbers(values: &[Self]) -> Numbers<'_>;
+    fn numbers(values: &[Self]) -> FloatSlice<'_>;
 }
 
 impl Number for f32 {
@@ -28,8 +28,8 @@ impl Number for f32 {
         value
     }
 
-    fn numbers(values: &[f32]) -> Numbers<'_> {
-        Numbers::F32(values)
+    fn numbers(values: &[f32]) -> FloatSlice<'_> {
+        FloatSlice::F32(values)
     }
 }
 
@@ -44,8 +44,8 @@ impl Number for bf16 {
         bf16::from_bits(narrow(value))
     }
 
-    fn numbers(values: &[bf16]) -> Numbers<'_> {
-        Numbers::Bf16(values)
+    fn numbers(values: &[bf16]) -> FloatSlice<'_> {
+        FloatSlice::Bf16(values)
     }
 }
 
@@ -53,8 +53,8 @@ impl Number for bf16 {
 macro_rules! with_numbers {
     ($numbers:expr, $values:ident => $body:expr) => {
         match $numbers {
-            $crate::gemm::Numbers::F32($values) => $body,
-            $crate::gemm::Numbers::Bf16($values) => $body,
+            $crate::gemm::FloatSlice::F32($values) => $body,
+            $crate::gemm::FloatSlice::Bf16($values) => $body,
         }
     };
 }

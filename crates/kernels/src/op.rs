@@ -15,7 +15,7 @@ use burn::backend::{Autodiff, Flex, TensorMetadata};
 use burn::tensor::{DType, Shape, Tensor, TensorData};
 use half::bf16;
 
-use crate::gemm::Numbers;
+use crate::gemm::FloatSlice;
 
 /// A tensor in the graph.
 type Node = FloatTensor<Autodiff<Flex>>;
@@ -117,12 +117,12 @@ impl<O: Op<N>, const N: usize> Backward<Flex, N> for Step<O> {
 ///
 /// # Panics
 /// If they are neither f32 nor bf16.
-pub(crate) fn numbers(tensor: &FlexTensor) -> Numbers<'_> {
+pub(crate) fn numbers(tensor: &FlexTensor) -> FloatSlice<'_> {
     if let Some(values) = tensor.as_slice::<f32>() {
-        return Numbers::F32(values);
+        return FloatSlice::F32(values);
     }
     match tensor.as_slice::<bf16>() {
-        Some(values) => Numbers::Bf16(values),
+        Some(values) => FloatSlice::Bf16(values),
         None => panic!("a kernel was given {:?}, wanted contiguous f32 or bf16", tensor.dtype()),
     }
 }
@@ -133,8 +133,8 @@ pub(crate) fn numbers(tensor: &FlexTensor) -> Numbers<'_> {
 /// If they are not f32.
 pub(crate) fn floats(tensor: &FlexTensor) -> &[f32] {
     match numbers(tensor) {
-        Numbers::F32(values) => values,
-        Numbers::Bf16(_) => panic!("a kernel was given bf16, wanted f32"),
+        FloatSlice::F32(values) => values,
+        FloatSlice::Bf16(_) => panic!("a kernel was given bf16, wanted f32"),
     }
 }
 

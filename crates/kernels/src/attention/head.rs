@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::plan::{Block, Plan, QUERIES};
 use crate::cpu::Body;
-use crate::gemm::{LANES, Micro, Numbers, Out, Segment, Sink, Strides, Unit, panel_across, panel_along};
+use crate::gemm::{FloatSlice, LANES, Micro, Out, Segment, Sink, Strides, Unit, panel_across, panel_along};
 use crate::math::{Number, add_lanes, exp, with_numbers};
 use crate::scratch::{Scratch, split};
 
@@ -39,7 +39,7 @@ pub(super) struct Head<'a> {
     layout: Layout,
     /// Picture and head of it.
     at: [usize; 2],
-    qkv: Numbers<'a>,
+    qkv: FloatSlice<'a>,
 }
 
 /// Where queries stand in `qkv`.
@@ -50,7 +50,7 @@ const K: usize = 1;
 const V: usize = 2;
 
 impl<'a> Head<'a> {
-    pub(super) fn new(plan: &'a Plan, layout: Layout, index: usize, qkv: Numbers<'a>) -> Head<'a> {
+    pub(super) fn new(plan: &'a Plan, layout: Layout, index: usize, qkv: FloatSlice<'a>) -> Head<'a> {
         Head { plan, layout, at: [index / layout.n_heads, index % layout.n_heads], qkv }
     }
 
@@ -68,14 +68,14 @@ impl<'a> Head<'a> {
 
     /// Query, key or value at `place`.
     #[inline(always)]
-    fn get(&self, which: usize, place: usize) -> Numbers<'a> {
+    fn get(&self, which: usize, place: usize) -> FloatSlice<'a> {
         let start = (self.row(place) * 3 + which) * self.layout.d() + self.column();
         self.qkv.slice(start, self.layout.width)
     }
 
     /// The head's part of a `[B, T, H · K]` tensor at `place`.
     #[inline(always)]
-    fn part<'b>(&self, of: Numbers<'b>, place: usize) -> Numbers<'b> {
+    fn part<'b>(&self, of: FloatSlice<'b>, place: usize) -> FloatSlice<'b> {
         of.slice(self.row(place) * self.layout.d() + self.column(), self.layout.width)
     }
 
@@ -272,7 +272,7 @@ fn scale(head: &Head<'_>) -> f32 {
 
 /// The block's rows as units along K.
 #[inline(always)]
-fn rows<'a, U: Unit>(block: &Block, row: usize, units: &mut [U], get: impl Fn(usize) -> Numbers<'a>) {
+fn rows<'a, U: Unit>(block: &Block, row: usize, units: &mut [U], get: impl Fn(usize) -> FloatSlice<'a>) {
     for (m, units) in units.chunks_exact_mut(row).enumerate().take(block.rows) {
         U::along(get(block.first + m), units);
     }
@@ -284,7 +284,7 @@ fn along<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
     let stride = block.panels() * LANES;
     let rows = numbers.chunks_exact(stride).zip(units.chunks_exact_mut(stride / U::VALUES));
     for (numbers, units) in rows.take(block.rows) {
-        U::along(Numbers::F32(numbers), units);
+        U::along(FloatSlice::F32(numbers), units);
     }
 }
 
@@ -292,7 +292,7 @@ fn along<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
 #[inline(always)]
 fn across<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
     let stride = block.panels() * LANES;
-    let row = |m: usize| Numbers::F32(&numbers[m * stride..(m + 1) * stride]);
+    let row = |m: usize| FloatSlice::F32(&numbers[m * stride..(m + 1) * stride]);
     for (units, m) in units.chunks_exact_mut(stride).zip((0..block.rows).step_by(U::VALUES)) {
         U::across(row(m), (m + 1 < block.rows).then(|| row(m + 1)), units);
     }
@@ -363,8 +363,8 @@ pub(super) struct Backward<'a, S, T> {
     pub(super) head: Head<'a>,
     pub(super) d_qkv: Out<'a, MaybeUninit<T>>,
     pub(super) sums: &'a [f32],
-    pub(super) output: Numbers<'a>,
-    pub(super) gradient: Numbers<'a>,
+    pub(super) output: FloatSlice<'a>,
+    pub(super) gradient: FloatSlice<'a>,
     pub(super) simd: std::marker::PhantomData<S>,
 }
 
@@ -433,7 +433,7 @@ impl<S: Micro<Unit: Unit>, T: Number> Backward<'_, S, T> {
 
     /// Panels of the head's columns whose K is the block's rows.
     #[inline(always)]
-    fn columns<'b>(&self, block: &Block, packed: &mut [S::Unit], get: impl Fn(usize) -> Numbers<'b>) {
+    fn columns<'b>(&self, block: &Block, packed: &mut [S::Unit], get: impl Fn(usize) -> FloatSlice<'b>) {
         for (p, panel) in packed.chunks_exact_mut(QUERIES / S::Unit::VALUES * LANES).enumerate() {
             let columns = LANES.min(self.head.layout.width - p * LANES);
             panel_across(|m| get(block.first + m).slice(p * LANES, columns), columns, block.rows, panel);

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::cpu::{Body, Cpu};
-use crate::gemm::{LANES, Numbers, Unit, panel_along};
+use crate::gemm::{FloatSlice, LANES, Unit, panel_along};
 use crate::scratch::Scratch;
 
 /// Which way pictures go through a filter.
@@ -88,7 +88,7 @@ impl<U: Unit> Body for Pack<'_, U> {
                 }
             }
         }
-        let row = |column: usize| Numbers::F32(&rows[column * depth..(column + 1) * depth]);
+        let row = |column: usize| FloatSlice::F32(&rows[column * depth..(column + 1) * depth]);
         panel_along(row, columns, depth, self.panel);
     }
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::strip::{Frame, JOBS, Pictures, STRIP_BYTES, Strip};
 use crate::cpu::{Body, Cpu};
-use crate::gemm::{LANES, Micro, Numbers, Segment, Sink, Strides, Unit, panel_across, with_micro};
+use crate::gemm::{FloatSlice, LANES, Micro, Segment, Sink, Strides, Unit, panel_across, with_micro};
 use crate::scratch::Scratch;
 
 /// Sums that all jobs may hold together.
@@ -176,7 +176,7 @@ impl<S: Micro<Unit: Unit>> Job<'_, S> {
         let mut units = Scratch::new(count * n);
         units[self.strip.rows.len() * row_units..].fill(S::Unit::default());
         for (y, row) in self.strip.rows.clone().zip(units.chunks_exact_mut(row_units.max(1))) {
-            let pixel = |x: usize| -> Numbers<'_> {
+            let pixel = |x: usize| -> FloatSlice<'_> {
                 let first = ((self.strip.picture * height + y) * width + x) * all;
                 self.gradient.numbers.slice(first + self.channels.start, n)
             };

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::filter::Filter;
 use crate::cpu::{Body, Cpu};
-use crate::gemm::{LANES, Micro, Numbers, Segment, Sink, Strides, TileEpilogue, Unit, with_micro};
+use crate::gemm::{FloatSlice, LANES, Micro, Segment, Sink, Strides, TileEpilogue, Unit, with_micro};
 use crate::scratch::Scratch;
 
 /// Jobs that a convolution is cut into, if it is large enough: enough for the threads of any laptop.
@@ -21,7 +21,7 @@ const MIN_PIXELS: usize = 64;
 /// Pictures in memory, channels last.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pictures<'a> {
-    pub(super) numbers: Numbers<'a>,
+    pub(super) numbers: FloatSlice<'a>,
     /// `[B, H, W, C]`
     pub(super) shape: [usize; 4],
     /// Whether negative values count as 0.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::kv_cache::{KvCache, Visible};
 use crate::attention::head::softmax_row;
 use crate::cpu::Body;
-use crate::gemm::{LANES, Micro, Numbers, Out, Segment, Sink, Strides, Unit, with_micro};
+use crate::gemm::{FloatSlice, LANES, Micro, Out, Segment, Sink, Strides, Unit, with_micro};
 use crate::scratch::{Scratch, split};
 
 /// Lanes times heads below which one thread does all.
@@ -125,7 +125,7 @@ impl<S: Micro<Unit: Unit>> Body for Queries<'_, S> {
         let [scores, sums] = split(&mut numbers, [sequences * seen, sequences * wide]);
         for (i, query) in queries.chunks_exact_mut(row).enumerate() {
             let start = (self.first + i) * self.stride + self.head * width;
-            S::Unit::along(Numbers::F32(&self.queries[start..start + width]), query);
+            S::Unit::along(FloatSlice::F32(&self.queries[start..start + width]), query);
         }
         self.scores(self.text, caption, queries, scores, seen);
         let mut totals = [0.0; TOGETHER];
@@ -135,7 +135,7 @@ impl<S: Micro<Unit: Unit>> Body for Queries<'_, S> {
             self.scores((self.own, sequence.visible), sequence.own, &queries[i * row..][..row], own, seen);
             totals[i] = self.softmax(1.0 / (width as f32).sqrt(), text, (own, sequence.visible));
         }
-        S::Unit::along(Numbers::F32(scores), weights);
+        S::Unit::along(FloatSlice::F32(scores), weights);
         sums.fill(0.0);
         self.weigh(self.text, caption, weights, weight_row, sums);
         for ((i, sequence), sums) in self.sequences.iter().enumerate().zip(sums.chunks_exact_mut(wide)) {

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::attention::plan::runs;
 use crate::cpu::Cpu;
-use crate::gemm::{LANES, Numbers, Unit, with_micro};
+use crate::gemm::{FloatSlice, LANES, Unit, with_micro};
 
 /// Sequences whose cached keys and values are written by one task: a few microseconds of work.
 const SEQUENCES: usize = 16;
@@ -150,7 +150,7 @@ impl Place {
 /// Writes a key into its column of a panel.
 fn put_key<U: Unit>(panel: &mut [U], column: usize, key: &[f32]) {
     for (steps, unit) in key.chunks(U::VALUES).zip(panel[column..].iter_mut().step_by(LANES)) {
-        U::along(Numbers::F32(steps), std::slice::from_mut(unit));
+        U::along(FloatSlice::F32(steps), std::slice::from_mut(unit));
     }
 }
 

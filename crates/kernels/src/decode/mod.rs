@@ -12,7 +12,7 @@ pub use kv_cache::{KvCache, Visible};
 pub use crate::math::largest;
 
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{Int8Panels, Numbers, Operand, Out, Panels, TileEpilogue, quantize};
+use crate::gemm::{FloatSlice, Int8Panels, Operand, Out, Panels, TileEpilogue, quantize};
 use crate::math::{exp, gelu};
 use crate::norm::moments;
 
@@ -67,7 +67,7 @@ impl PackedLinear {
             "{} weights and {n} biases, wanted at least one bias and as many weights in each row",
             weight.len()
         );
-        let operand = Operand::across(Numbers::F32(weight), n);
+        let operand = Operand::across(FloatSlice::F32(weight), n);
         let weight = match kept {
             Weights::Full => Packed::Full(Panels::new(cpu, [n, weight.len() / n], operand)),
             Weights::Int8 => Packed::Int8(Int8Panels::new(cpu, weight, n)),
@@ -93,7 +93,7 @@ impl PackedLinear {
         );
         let epilogue = Finished { bias: &self.bias, finish, out: Out::new(out, n) };
         match &self.weight {
-            Packed::Full(panels) => panels.multiply(rows, Operand::along(Numbers::F32(x), k), &epilogue),
+            Packed::Full(panels) => panels.multiply(rows, Operand::along(FloatSlice::F32(x), k), &epilogue),
             Packed::Int8(panels) => panels.multiply(rows, x, &epilogue),
         }
     }

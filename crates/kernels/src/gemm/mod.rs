@@ -21,7 +21,7 @@ use rayon::prelude::*;
 pub(crate) use int8::{Int8Panels, quantize};
 pub use out::Out;
 pub(crate) use pack::Unit;
-pub use pack::{Numbers, Operand};
+pub use pack::{FloatSlice, Operand};
 pub(crate) use pack::{narrow, panel_across, panel_along, widen};
 pub(crate) use simd::{LANES, Simd};
 pub(crate) use tile::{Micro, Segment, Sink, Strides};

@@ -7,28 +7,28 @@ use super::simd::{LANES, Pair};
 
 /// Numbers in memory.
 #[derive(Debug, Clone, Copy)]
-pub enum Numbers<'a> {
+pub enum FloatSlice<'a> {
     /// 32 bits each.
     F32(&'a [f32]),
     /// 16 bits each.
     Bf16(&'a [bf16]),
 }
 
-impl<'a> Numbers<'a> {
+impl<'a> FloatSlice<'a> {
     /// How many.
     pub fn len(self) -> usize {
         match self {
-            Numbers::F32(values) => values.len(),
-            Numbers::Bf16(values) => values.len(),
+            FloatSlice::F32(values) => values.len(),
+            FloatSlice::Bf16(values) => values.len(),
         }
     }
 
     /// `len` numbers from `start`.
     #[inline(always)]
-    pub fn slice(self, start: usize, len: usize) -> Numbers<'a> {
+    pub fn slice(self, start: usize, len: usize) -> FloatSlice<'a> {
         match self {
-            Numbers::F32(values) => Numbers::F32(&values[start..start + len]),
-            Numbers::Bf16(values) => Numbers::Bf16(&values[start..start + len]),
+            FloatSlice::F32(values) => FloatSlice::F32(&values[start..start + len]),
+            FloatSlice::Bf16(values) => FloatSlice::Bf16(&values[start..start + len]),
         }
     }
 }
@@ -37,7 +37,7 @@ impl<'a> Numbers<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Operand<'a> {
     /// All its numbers.
-    pub numbers: Numbers<'a>,
+    pub numbers: FloatSlice<'a>,
     /// From one row in memory to the next.
     pub stride: usize,
     /// Whether a row in memory runs along K; else it runs across.
@@ -46,12 +46,12 @@ pub struct Operand<'a> {
 
 impl<'a> Operand<'a> {
     /// Rows in memory, `stride` long, each run along K.
-    pub fn along(numbers: Numbers<'a>, stride: usize) -> Operand<'a> {
+    pub fn along(numbers: FloatSlice<'a>, stride: usize) -> Operand<'a> {
         Operand { numbers, stride, along_k: true }
     }
 
     /// Rows in memory, `stride` long, each hold one step of K.
-    pub fn across(numbers: Numbers<'a>, stride: usize) -> Operand<'a> {
+    pub fn across(numbers: FloatSlice<'a>, stride: usize) -> Operand<'a> {
         Operand { numbers, stride, along_k: false }
     }
 
@@ -68,10 +68,10 @@ pub trait Unit: Pod + Default + Send + Sync {
     const VALUES: usize;
 
     /// Units of neighbouring numbers; the last is filled up with 0.
-    fn along(numbers: Numbers, units: &mut [Self]);
+    fn along(numbers: FloatSlice, units: &mut [Self]);
 
     /// Units of numbers that face each other in neighbouring rows; a missing second row is 0.
-    fn across(first: Numbers, second: Option<Numbers>, units: &mut [Self]);
+    fn across(first: FloatSlice, second: Option<FloatSlice>, units: &mut [Self]);
 
     /// Puts the number of step `step` of a unit (0 first) in its place.
     fn put(&mut self, step: usize, value: f32);
@@ -80,27 +80,27 @@ pub trait Unit: Pod + Default + Send + Sync {
     fn relu(self) -> Self;
 
     /// The numbers as units where they lie, if they need no conversion.
-    fn in_place(numbers: Numbers<'_>) -> Option<&[Self]>;
+    fn in_place(numbers: FloatSlice<'_>) -> Option<&[Self]>;
 
     /// The numbers that units are made of.
-    fn numbers(units: &[Self]) -> Numbers<'_>;
+    fn numbers(units: &[Self]) -> FloatSlice<'_>;
 }
 
 impl Unit for f32 {
     const VALUES: usize = 1;
 
     #[inline(always)]
-    fn along(numbers: Numbers, units: &mut [f32]) {
+    fn along(numbers: FloatSlice, units: &mut [f32]) {
         match numbers {
-            Numbers::F32(values) => units.copy_from_slice(values),
-            Numbers::Bf16(values) => {
+            FloatSlice::F32(values) => units.copy_from_slice(values),
+            FloatSlice::Bf16(values) => {
                 units.iter_mut().zip(values).for_each(|(unit, value)| *unit = widen(*value))
             }
         }
     }
 
     #[inline(always)]
-    fn across(first: Numbers, _: Option<Numbers>, units: &mut [f32]) {
+    fn across(first: FloatSlice, _: Option<FloatSlice>, units: &mut [f32]) {
         Self::along(first, units);
     }
 
@@ -113,15 +113,15 @@ impl Unit for f32 {
         self.max(0.0)
     }
 
-    fn in_place(numbers: Numbers<'_>) -> Option<&[f32]> {
+    fn in_place(numbers: FloatSlice<'_>) -> Option<&[f32]> {
         match numbers {
-            Numbers::F32(values) => Some(values),
-            Numbers::Bf16(_) => None,
+            FloatSlice::F32(values) => Some(values),
+            FloatSlice::Bf16(_) => None,
         }
     }
 
-    fn numbers(units: &[f32]) -> Numbers<'_> {
-        Numbers::F32(units)
+    fn numbers(units: &[f32]) -> FloatSlice<'_> {
+        FloatSlice::F32(units)
     }
 }
 
@@ -129,9 +129,9 @@ impl Unit for Pair {
     const VALUES: usize = 2;
 
     #[inline(always)]
-    fn along(numbers: Numbers, units: &mut [Pair]) {
+    fn along(numbers: FloatSlice, units: &mut [Pair]) {
         match numbers {
-            Numbers::F32(values) => {
+            FloatSlice::F32(values) => {
                 let (pairs, rest) = values.as_chunks::<2>();
                 units
                     .iter_mut()
@@ -141,7 +141,7 @@ impl Unit for Pair {
                     *unit = pair(narrow(*last), 0);
                 }
             }
-            Numbers::Bf16(values) => {
+            FloatSlice::Bf16(values) => {
                 let (pairs, rest) = values.as_chunks::<2>();
                 units
                     .iter_mut()
@@ -155,26 +155,26 @@ impl Unit for Pair {
     }
 
     #[inline(always)]
-    fn across(first: Numbers, second: Option<Numbers>, units: &mut [Pair]) {
+    fn across(first: FloatSlice, second: Option<FloatSlice>, units: &mut [Pair]) {
         match (first, second) {
-            (Numbers::F32(low), Some(Numbers::F32(high))) => {
+            (FloatSlice::F32(low), Some(FloatSlice::F32(high))) => {
                 let rows = low.iter().zip(high);
                 units
                     .iter_mut()
                     .zip(rows)
                     .for_each(|(unit, (&low, &high))| *unit = pair(narrow(low), narrow(high)));
             }
-            (Numbers::Bf16(low), Some(Numbers::Bf16(high))) => {
+            (FloatSlice::Bf16(low), Some(FloatSlice::Bf16(high))) => {
                 let rows = low.iter().zip(high);
                 units
                     .iter_mut()
                     .zip(rows)
                     .for_each(|(unit, (low, high))| *unit = pair(low.to_bits(), high.to_bits()));
             }
-            (Numbers::F32(low), _) => {
+            (FloatSlice::F32(low), _) => {
                 units.iter_mut().zip(low).for_each(|(unit, &low)| *unit = pair(narrow(low), 0));
             }
-            (Numbers::Bf16(low), _) => {
+            (FloatSlice::Bf16(low), _) => {
                 units.iter_mut().zip(low).for_each(|(unit, low)| *unit = pair(low.to_bits(), 0));
             }
         }
@@ -193,15 +193,15 @@ impl Unit for Pair {
         self & !(high | low)
     }
 
-    fn in_place(numbers: Numbers<'_>) -> Option<&[Pair]> {
+    fn in_place(numbers: FloatSlice<'_>) -> Option<&[Pair]> {
         match numbers {
-            Numbers::Bf16(values) => bytemuck::try_cast_slice(values).ok(),
-            Numbers::F32(_) => None,
+            FloatSlice::Bf16(values) => bytemuck::try_cast_slice(values).ok(),
+            FloatSlice::F32(_) => None,
         }
     }
 
-    fn numbers(units: &[Pair]) -> Numbers<'_> {
-        Numbers::Bf16(bytemuck::cast_slice(units))
+    fn numbers(units: &[Pair]) -> FloatSlice<'_> {
+        FloatSlice::Bf16(bytemuck::cast_slice(units))
     }
 }
 
@@ -237,7 +237,7 @@ pub(super) fn panel<U: Unit>(b: &Operand<'_>, [first, n]: [usize; 2], k: usize, 
 /// Packs a panel from rows of `columns` numbers, one a step of K; the panel's rest is 0.
 #[inline(always)]
 pub(crate) fn panel_across<'a, U: Unit>(
-    row: impl Fn(usize) -> Numbers<'a>,
+    row: impl Fn(usize) -> FloatSlice<'a>,
     columns: usize,
     k: usize,
     panel: &mut [U],
@@ -252,7 +252,7 @@ pub(crate) fn panel_across<'a, U: Unit>(
 /// Packs a panel from `columns` rows of `k` numbers, each along K; missing columns are 0.
 #[inline(always)]
 pub(crate) fn panel_along<'a, U: Unit>(
-    row: impl Fn(usize) -> Numbers<'a>,
+    row: impl Fn(usize) -> FloatSlice<'a>,
     columns: usize,
     k: usize,
     panel: &mut [U],

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cpu::Isa;
-use crate::gemm::{Numbers, Unit};
+use crate::gemm::{FloatSlice, Unit};
 use crate::testing::{assert_close, noise};
 
 /// Keeps sums where the product has them.
@@ -17,7 +17,7 @@ impl Sink for Keep<'_> {
 
 fn units(seed: u64, len: usize) -> Vec<Pair> {
     let mut units = vec![0; len];
-    Pair::along(Numbers::F32(&noise(2 * len, seed)), &mut units);
+    Pair::along(FloatSlice::F32(&noise(2 * len, seed)), &mut units);
     units
 }
 
