@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
-use super::{Numbers, Sampling, Weights, input, output};
+use super::{PrecisionFlag, Sampling, Weights, input, output};
 
 #[derive(Subcommand)]
 pub enum Eval {
@@ -190,8 +190,8 @@ pub struct Network {
     #[arg(long, value_name = "DIR")]
     pub work: Option<PathBuf>,
     /// Numbers to multiply.
-    #[arg(long, value_enum, default_value_t = Numbers::Auto)]
-    pub precision: Numbers,
+    #[arg(long, value_enum, default_value_t = PrecisionFlag::Auto)]
+    pub precision: PrecisionFlag,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -353,8 +353,8 @@ pub struct EvalArgs {
     #[arg(long, value_enum, conflicts_with = "precision")]
     pub weights: Option<Weights>,
     /// Numbers to multiply.
-    #[arg(long, value_enum, default_value_t = Numbers::Auto)]
-    pub precision: Numbers,
+    #[arg(long, value_enum, default_value_t = PrecisionFlag::Auto)]
+    pub precision: PrecisionFlag,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -251,27 +251,27 @@ pub struct Bench {
     #[arg(long)]
     pub json: bool,
     /// Numbers to multiply.
-    #[arg(long, value_enum, default_value_t = Numbers::Auto)]
-    pub precision: Numbers,
+    #[arg(long, value_enum, default_value_t = PrecisionFlag::Auto)]
+    pub precision: PrecisionFlag,
     /// Timed repetitions of a work.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-pub enum Numbers {
+pub enum PrecisionFlag {
     /// bf16 where the processor multiplies it, else f32.
     Auto,
     F32,
     Bf16,
 }
 
-impl From<Numbers> for Precision {
-    fn from(numbers: Numbers) -> Precision {
+impl From<PrecisionFlag> for Precision {
+    fn from(numbers: PrecisionFlag) -> Precision {
         match numbers {
-            Numbers::Auto => Precision::Auto,
-            Numbers::F32 => Precision::F32,
-            Numbers::Bf16 => Precision::Bf16,
+            PrecisionFlag::Auto => Precision::Auto,
+            PrecisionFlag::F32 => Precision::F32,
+            PrecisionFlag::Bf16 => Precision::Bf16,
         }
     }
 }

@@ -128,7 +128,7 @@ fn old(bytes: &[u8]) -> Result<(Value, Storages)> {
     views(&root.value)?;
     // Also of what belongs to no weight, as the state of an optimizer: storages lie one after another.
     let mut widths = HashMap::new();
-    for storage in root.outside.iter().filter_map(|outside| Storage::new(outside)) {
+    for storage in root.outside.iter().filter_map(|outside| TorchStorage::new(outside)) {
         widths.insert(storage.key, storage.numbers.width()?);
     }
     let mut storages = Storages::new();
@@ -146,17 +146,17 @@ fn old(bytes: &[u8]) -> Result<(Value, Storages)> {
 }
 
 /// A storage as a pickle names it.
-struct Storage {
+struct TorchStorage {
     key: String,
-    numbers: Numbers,
+    numbers: TorchDtype,
 }
 
-impl Storage {
+impl TorchStorage {
     /// Of the elements `storage`, kind, key, …; nothing if it is something else, as the source text of a module's class is.
-    fn new(outside: &Value) -> Option<Storage> {
+    fn new(outside: &Value) -> Option<TorchStorage> {
         match &outside.elements()[..] {
             [Value::Str(what), Value::Global(kind), Value::Str(key), ..] if &**what == "storage" => {
-                Some(Storage { key: key.to_string(), numbers: Numbers::of(kind) })
+                Some(TorchStorage { key: key.to_string(), numbers: TorchDtype::of(kind) })
             }
             _ => None,
         }
@@ -165,7 +165,7 @@ impl Storage {
 
 /// Kinds of numbers.
 #[derive(Debug, Clone)]
-enum Numbers {
+enum TorchDtype {
     F64,
     F32,
     F16,
@@ -174,31 +174,31 @@ enum Numbers {
     Other(Rc<str>),
 }
 
-impl Numbers {
-    fn of(kind: &Rc<str>) -> Numbers {
+impl TorchDtype {
+    fn of(kind: &Rc<str>) -> TorchDtype {
         match &**kind {
-            "torch DoubleStorage" => Numbers::F64,
-            "torch FloatStorage" => Numbers::F32,
-            "torch HalfStorage" => Numbers::F16,
-            "torch BFloat16Storage" => Numbers::Bf16,
-            _ => Numbers::Other(Rc::clone(kind)),
+            "torch DoubleStorage" => TorchDtype::F64,
+            "torch FloatStorage" => TorchDtype::F32,
+            "torch HalfStorage" => TorchDtype::F16,
+            "torch BFloat16Storage" => TorchDtype::Bf16,
+            _ => TorchDtype::Other(Rc::clone(kind)),
         }
     }
 
     fn is_float(&self) -> bool {
         match self {
-            Numbers::F64 | Numbers::F32 | Numbers::F16 | Numbers::Bf16 => true,
-            Numbers::Other(_) => false,
+            TorchDtype::F64 | TorchDtype::F32 | TorchDtype::F16 | TorchDtype::Bf16 => true,
+            TorchDtype::Other(_) => false,
         }
     }
 
     /// Bytes of a number.
     fn width(&self) -> Result<usize> {
         Ok(match self {
-            Numbers::F64 => 8,
-            Numbers::F32 => 4,
-            Numbers::F16 | Numbers::Bf16 => 2,
-            Numbers::Other(kind) => match &**kind {
+            TorchDtype::F64 => 8,
+            TorchDtype::F32 => 4,
+            TorchDtype::F16 | TorchDtype::Bf16 => 2,
+            TorchDtype::Other(kind) => match &**kind {
                 "torch BoolStorage" | "torch ByteStorage" | "torch CharStorage" => 1,
                 "torch QInt8Storage" | "torch QUInt8Storage" => 1,
                 "torch ShortStorage" => 2,
@@ -212,10 +212,12 @@ impl Numbers {
 
     fn read(&self, bytes: &[u8]) -> f32 {
         match (self, bytes) {
-            (Numbers::F64, &[a, b, c, d, e, f, g, h]) => f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32,
-            (Numbers::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-            (Numbers::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-            (Numbers::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+            (TorchDtype::F64, &[a, b, c, d, e, f, g, h]) => {
+                f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32
+            }
+            (TorchDtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+            (TorchDtype::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+            (TorchDtype::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
             _ => f32::NAN,
         }
     }
@@ -225,7 +227,7 @@ impl Numbers {
 struct View {
     name: String,
     storage: String,
-    numbers: Numbers,
+    numbers: TorchDtype,
     offset: usize,
     shape: Vec<usize>,
     strides: Vec<usize>,
@@ -237,7 +239,8 @@ impl View {
         let [Value::Outside(storage), offset, size, stride, ..] = args else {
             bail!("a tensor without storage, offset, size and stride")
         };
-        let Storage { key, numbers } = Storage::new(storage).context("a storage without kind and key")?;
+        let TorchStorage { key, numbers } =
+            TorchStorage::new(storage).context("a storage without kind and key")?;
         let sizes = |value: &Value| -> Result<Vec<usize>> {
             value.elements().iter().map(|size| size.as_size().context("a size that is none")).collect()
         };
@@ -268,7 +271,7 @@ impl View {
 
     fn read(self, storages: &Storages) -> Result<HostTensor> {
         let name = &self.name;
-        if let Numbers::Other(kind) = &self.numbers {
+        if let TorchDtype::Other(kind) = &self.numbers {
             bail!("weight {name} lies in a {kind}; wanted numbers of f32, f16, bf16 or f64")
         }
         let width = self.numbers.width()?;

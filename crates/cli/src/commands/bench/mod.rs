@@ -16,7 +16,7 @@ use tessera_kernels::{Cpu, peak_gflops};
 use tessera_model::prior::{Activations, Logits};
 
 use super::say;
-use crate::args::{Bench, Numbers};
+use crate::args::{Bench, PrecisionFlag};
 
 /// A work, ready to be done again and again.
 struct Work {
@@ -123,9 +123,9 @@ fn each<'a>(works: impl Iterator<Item = &'a str>, args: &Bench) -> Result<()> {
     let program = std::env::current_exe().context("cannot find this program")?;
     for work in works {
         let precision = match args.precision {
-            Numbers::Auto => "auto",
-            Numbers::F32 => "f32",
-            Numbers::Bf16 => "bf16",
+            PrecisionFlag::Auto => "auto",
+            PrecisionFlag::F32 => "f32",
+            PrecisionFlag::Bf16 => "bf16",
         };
         let mut command = Command::new(&program);
         command.args(["bench", work, "--precision", precision, "--rounds", &args.rounds.to_string()]);

@@ -18,7 +18,7 @@ use tessera_model::{Sampling, Tessera};
 
 use super::protocol::{dm_gan, inception, reranker};
 use super::{measured_tessera, open};
-use crate::args::{self, Drawn, Numbers};
+use crate::args::{self, Drawn, PrecisionFlag};
 use crate::commands::draw::meant;
 use crate::commands::output::{Content, Outputs};
 use crate::commands::{model_file, say};
@@ -102,7 +102,8 @@ pub struct Models {
 impl Models {
     /// Reads both, and sees that the judge does not judge its own choice.
     pub fn open(args: &Drawn) -> Result<Models> {
-        let tessera = measured_tessera(&model_file(args.model.as_deref())?, args.weights, Numbers::Auto)?;
+        let tessera =
+            measured_tessera(&model_file(args.model.as_deref())?, args.weights, PrecisionFlag::Auto)?;
         let judge = judge(&args.judge, &tessera)?;
         let name = args.model.as_ref().map_or("embedded".into(), |path| path.display().to_string());
         Ok(Models { tessera, name, judge })

@@ -25,7 +25,7 @@ use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects, 
 use super::draw::{enlarge, meant};
 use super::output::{Content, Outputs, write_picture};
 use super::{cpu, model_file, say, tessera_of};
-use crate::args::{self, Eval, EvalArgs, Numbers, PaperSampling, Weights};
+use crate::args::{self, Eval, EvalArgs, PaperSampling, PrecisionFlag, Weights};
 use crate::reporter::Terminal;
 use crate::stderr::note;
 
@@ -35,7 +35,7 @@ const SHEET_ROWS: usize = 20;
 const SHEET_SCALE: u32 = 2;
 
 /// The model of a file, as figures are made with it: its weights are in 8 bits only if that is asked for.
-fn measured_tessera(file: &ModelFile, weights: Option<Weights>, numbers: Numbers) -> Result<Tessera> {
+fn measured_tessera(file: &ModelFile, weights: Option<Weights>, numbers: PrecisionFlag) -> Result<Tessera> {
     let cpu = cpu(weights, numbers)?;
     match weights {
         Some(Weights::Int8) => tessera_of(file, weights, cpu),

@@ -12,7 +12,7 @@ use tessera_train::grid;
 
 use super::drawn::{described, judge};
 use super::{as_in_the_paper, measured_tessera};
-use crate::args::{Numbers, ZeroShot};
+use crate::args::{PrecisionFlag, ZeroShot};
 use crate::commands::draw::enlarge;
 use crate::commands::output::{Content, Outputs, write_picture};
 use crate::commands::{model_file, model_name, say};
@@ -43,7 +43,7 @@ pub fn run(args: &ZeroShot) -> Result<()> {
     let outputs = Outputs::check(&files, args.json)?;
     let kinds = args.kinds.iter().map(|name| CombinationKind::parse(name.trim())).collect::<Result<Vec<_>>>();
     let kinds = kinds.context("--kinds")?;
-    let tessera = measured_tessera(&model_file(args.model.as_deref())?, args.weights, Numbers::Auto)?;
+    let tessera = measured_tessera(&model_file(args.model.as_deref())?, args.weights, PrecisionFlag::Auto)?;
     let judge = judge(&args.judge, &tessera)?;
     let scenes = scenes(args, scene_size(tessera.image_size)?)?;
     let sampling = as_in_the_paper(&args.sampling);
