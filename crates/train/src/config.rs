@@ -77,7 +77,7 @@ pub struct ChainConfig {
 /// What numbers are stored as in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Storage {
+pub enum TrainingDtype {
     /// As the kernels have them.
     Full,
     /// 5 bits of exponent, 10 of significand.
@@ -89,14 +89,14 @@ pub enum Storage {
     OneThreeTwelve,
 }
 
-impl Storage {
+impl TrainingDtype {
     /// The format, if there is one of 16 bits.
     pub fn format(self) -> Option<SmallFloat> {
         match self {
-            Storage::Full => None,
-            Storage::F16 => Some(SmallFloat::F16),
-            Storage::Bf16 => Some(SmallFloat::Bf16),
-            Storage::OneThreeTwelve => Some(SmallFloat::OneThreeTwelve),
+            TrainingDtype::Full => None,
+            TrainingDtype::F16 => Some(SmallFloat::F16),
+            TrainingDtype::Bf16 => Some(SmallFloat::Bf16),
+            TrainingDtype::OneThreeTwelve => Some(SmallFloat::OneThreeTwelve),
         }
     }
 }
@@ -186,7 +186,7 @@ pub struct FitConfig {
     /// What activations, weights where they are used, and their gradients are stored as: `full` as the kernels have them;
     /// `f16`, the paper's, and `bf16` are emulated in f32, and gradients are then scaled (paper §D). The residual stream, what
     /// is next to codes, gains, biases, embeddings and heads keep 32 bits.
-    pub storage: Storage,
+    pub storage: TrainingDtype,
     /// What the optimizer's moments are stored as: `full` or, for matrices and filters inside blocks, the paper's 16 bits,
     /// `small`.
     pub moments: Moments,
@@ -300,7 +300,7 @@ impl Config {
                 in_range(&format!("{name}.{key}"), value, range)?;
             }
             ensure!(
-                fit.storage == Storage::Full || self.cpu.precision == Precision::F32,
+                fit.storage == TrainingDtype::Full || self.cpu.precision == Precision::F32,
                 "{name}.storage = {:?} is emulated in f32: wanted cpu.precision = \"f32\"",
                 fit.storage
             );
@@ -315,7 +315,7 @@ impl Config {
         );
         in_range("chain.scale_first", self.chain.scale_first, -100.0..=100.0)?;
         ensure!(
-            self.train_rerank.storage == Storage::Full,
+            self.train_rerank.storage == TrainingDtype::Full,
             "train_rerank.storage: the contrastive model is trained in full numbers only; wanted \"full\""
         );
         in_range("data.bpe_dropout", self.data.bpe_dropout.into(), 0.0..=1.0)?;

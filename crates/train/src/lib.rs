@@ -34,7 +34,7 @@ mod tokens;
 
 pub use bpe::train_bpe;
 pub use capacity::{Need, Stage};
-pub use config::{ChainConfig, Config, DataConfig, Encoding, FitConfig, RelaxConfig, Storage};
+pub use config::{ChainConfig, Config, DataConfig, Encoding, FitConfig, RelaxConfig, TrainingDtype};
 pub use device::DeviceChoice;
 pub use dvae::{open_dataset, train_dvae};
 pub use encode::{EncodeInputs, encode, held_out_codes, held_out_pictures, held_out_subjects};

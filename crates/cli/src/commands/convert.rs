@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tessera_data::{atomic, read_text};
 use tessera_model::rerank::Gelu;
-use tessera_model::weights::{ClipHints, HostTensor, ModelFile, Storage, read_clip, read_openai_dvae};
+use tessera_model::weights::{ClipHints, HostTensor, ModelFile, StorageDtype, read_clip, read_openai_dvae};
 use tessera_text::clip_tokenizer;
 
 use super::output::{Content, Outputs};
@@ -37,11 +37,11 @@ pub fn run(convert: Convert) -> Result<()> {
     }
 }
 
-fn storage(dtype: Dtype) -> Storage {
+fn storage(dtype: Dtype) -> StorageDtype {
     match dtype {
-        Dtype::Exact => Storage::Exact,
-        Dtype::F32 => Storage::F32,
-        Dtype::F16 => Storage::F16,
+        Dtype::Exact => StorageDtype::Exact,
+        Dtype::F32 => StorageDtype::F32,
+        Dtype::F16 => StorageDtype::F16,
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use tessera_data::atomic;
 use tessera_kernels::Cpu;
 use tessera_model::sample::int8_nats_per_token;
-use tessera_model::weights::{Int8Change, ModelFile, Storage};
+use tessera_model::weights::{Int8Change, ModelFile, StorageDtype};
 
 use super::output::{Content, Outputs};
 use super::{model_file, model_of, read};
@@ -15,9 +15,9 @@ use crate::args::{Pack, Packing};
 pub fn run(args: &Pack) -> Result<()> {
     let outputs = Outputs::check(&[(&args.out, Content::Model)], false)?;
     let storage = match args.dtype {
-        Packing::Exact => Storage::Exact,
-        Packing::F16 => Storage::F16,
-        Packing::Int8 => Storage::Int8,
+        Packing::Exact => StorageDtype::Exact,
+        Packing::F16 => StorageDtype::F16,
+        Packing::Int8 => StorageDtype::Int8,
     };
     let before = read(&args.model)?;
     let mut file = model_of(&before, &args.model)?;
@@ -28,7 +28,7 @@ pub fn run(args: &Pack) -> Result<()> {
     if let Some(path) = &args.rerank {
         add_reranker(&mut file, path, &args.model)?;
     }
-    if storage == Storage::Int8 && file.config.prior.is_some() {
+    if storage == StorageDtype::Int8 && file.config.prior.is_some() {
         measure_int8(&mut file, was, &outputs)?;
     }
     let bytes = file.to_bytes()?;
@@ -38,18 +38,18 @@ pub fn run(args: &Pack) -> Result<()> {
 }
 
 /// Writes down what 8 bits change. Of weights that are in 8 bits already, or were, nobody can tell but the file itself.
-fn measure_int8(file: &mut ModelFile, was: Storage, outputs: &Outputs) -> Result<()> {
+fn measure_int8(file: &mut ModelFile, was: StorageDtype, outputs: &Outputs) -> Result<()> {
     let changes = "in 8 bits the distribution of a token changes by";
     match (file.int8, was) {
         (Int8Change::NatsPerToken(nats), _) => {
             outputs.say(format_args!("{changes} {nats:.4} nats, as the file says"))
         }
         (Int8Change::InCard, _) => outputs.say("what 8 bits change is in the card of the embedded model"),
-        (Int8Change::Unknown, Storage::Int8) => outputs.say(
+        (Int8Change::Unknown, StorageDtype::Int8) => outputs.say(
             "the weights are in 8 bits already, and the file does not say what that changes; to measure it, pack the file that they were \
              rounded from",
         ),
-        (Int8Change::Unknown, Storage::Exact | Storage::F32 | Storage::F16) => {
+        (Int8Change::Unknown, StorageDtype::Exact | StorageDtype::F32 | StorageDtype::F16) => {
             let packed = ModelFile::from_bytes(&file.to_bytes()?)?;
             let cpu = Cpu::best();
             let nats = int8_nats_per_token(&file.prior(cpu)?, packed.prior(cpu)?)?;

@@ -13,7 +13,7 @@ pub(super) const SCALES: &str = "#scales";
 
 /// How a file stores its weights. A file that is read gives `Int8` if it has matrices in 8 bits, else `Exact`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Storage {
+pub enum StorageDtype {
     /// Each tensor in f16 if that is exact, else in f32: nothing is lost.
     #[default]
     Exact,
@@ -29,7 +29,7 @@ pub enum Storage {
 /// A tensor as a file has it: name, type, shape, bytes.
 pub(super) type Encoded = (String, Dtype, Vec<usize>, Vec<u8>);
 
-impl Storage {
+impl StorageDtype {
     /// The tensors that hold `tensor`, which belongs to `part` of the model: one, or in 8 bits one more with its scales.
     ///
     /// # Errors
@@ -41,17 +41,19 @@ impl Storage {
         let rounded =
             || Ok(encoded(Dtype::F16, f16_bytes(values).with_context(|| format!("weight {name}"))?));
         match (self, part) {
-            (Storage::F32, _) => Ok(encoded(Dtype::F32, f32_bytes(values))),
-            (Storage::Exact, _) | (Storage::Int8, "dvae") => Ok(match values.iter().all(|&v| is_f16(v)) {
-                true => rounded()?,
-                false => encoded(Dtype::F32, f32_bytes(values)),
-            }),
-            (Storage::Int8, _) if shape.len() > 1 => {
+            (StorageDtype::F32, _) => Ok(encoded(Dtype::F32, f32_bytes(values))),
+            (StorageDtype::Exact, _) | (StorageDtype::Int8, "dvae") => {
+                Ok(match values.iter().all(|&v| is_f16(v)) {
+                    true => rounded()?,
+                    false => encoded(Dtype::F32, f32_bytes(values)),
+                })
+            }
+            (StorageDtype::Int8, _) if shape.len() > 1 => {
                 let (bytes, scales) = quantize(values);
                 let scales = (format!("{name}{SCALES}"), Dtype::F16, vec![scales.len()], f16_bytes(&scales)?);
                 Ok([vec![scales], encoded(Dtype::I8, bytes)].concat())
             }
-            (Storage::F16 | Storage::Int8, _) => rounded(),
+            (StorageDtype::F16 | StorageDtype::Int8, _) => rounded(),
         }
     }
 }
@@ -123,7 +125,7 @@ mod tests {
     }
 
     /// What a file that is stored as `storage` gives when it is read, and the types of its tensors.
-    fn stored(file: ModelFile, storage: Storage) -> Result<(ModelFile, Vec<(String, Dtype)>)> {
+    fn stored(file: ModelFile, storage: StorageDtype) -> Result<(ModelFile, Vec<(String, Dtype)>)> {
         let bytes = ModelFile { storage, ..file }.to_bytes()?;
         let tensors = SafeTensors::deserialize(&bytes)?;
         let mut types: Vec<_> = tensors.iter().map(|(name, view)| (name.to_string(), view.dtype())).collect();
@@ -144,11 +146,11 @@ mod tests {
             types.filter(|(name, _)| !name.ends_with(SCALES)).map(|(_, dtype)| dtype).collect::<Vec<_>>()
         };
         // dvae.full, dvae.half, prior.full, prior.half
-        assert_eq!(types(Storage::Exact), [F32, F16, F32, F16]);
-        assert_eq!(types(Storage::F32), [F32; 4]);
-        assert_eq!(types(Storage::F16), [F16; 4]);
-        assert_eq!(types(Storage::Int8), [F32, F16, I8, I8]);
-        for storage in [Storage::Exact, Storage::F32] {
+        assert_eq!(types(StorageDtype::Exact), [F32, F16, F32, F16]);
+        assert_eq!(types(StorageDtype::F32), [F32; 4]);
+        assert_eq!(types(StorageDtype::F16), [F16; 4]);
+        assert_eq!(types(StorageDtype::Int8), [F32, F16, I8, I8]);
+        for storage in [StorageDtype::Exact, StorageDtype::F32] {
             let read = stored(two(), storage).unwrap().0;
             let [read, wanted] = [read, two()].map(|file| {
                 let mut tensors = [file.dvae, file.prior].concat();
@@ -162,9 +164,9 @@ mod tests {
     #[test]
     fn f16_refuses_what_it_cannot_hold() {
         let file = || ModelFile { dvae: vec![tensor("w", &[70_000.0, 1.0])], ..ModelFile::default() };
-        let error = format!("{:#}", stored(file(), Storage::F16).unwrap_err());
+        let error = format!("{:#}", stored(file(), StorageDtype::F16).unwrap_err());
         assert!(error.contains("dvae.w") && error.contains("70000.0") && error.contains("f32"), "{error}");
-        assert_eq!(stored(file(), Storage::Exact).unwrap().0.dvae, file().dvae);
+        assert_eq!(stored(file(), StorageDtype::Exact).unwrap().0.dvae, file().dvae);
     }
 
     #[test]
@@ -173,8 +175,8 @@ mod tests {
             (0..100).map(|i| (i as f32 * 0.9).sin() * if i < 32 { 1e-3 } else { 5.0 }).collect();
         let weight = HostTensor { name: "w".into(), shape: vec![10, 10], values: values.clone() };
         let file = ModelFile { prior: vec![weight], ..ModelFile::default() };
-        let again = stored(file, Storage::Int8).unwrap().0;
-        assert_eq!(again.storage, Storage::Int8);
+        let again = stored(file, StorageDtype::Int8).unwrap().0;
+        assert_eq!(again.storage, StorageDtype::Int8);
         for (i, (a, b)) in again.prior[0].values.iter().zip(&values).enumerate() {
             let largest =
                 values[i / 32 * 32..(i / 32 * 32 + 32).min(100)].iter().fold(0.0_f32, |m, v| m.max(v.abs()));

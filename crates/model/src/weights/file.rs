@@ -1,7 +1,7 @@
 //! A model is one file: `*.tessera.safetensors`, its weights, and its config and tokenizer in the metadata.
 //!
 //! The parts (dVAE, tokenizer, prior, contrastive model) are optional, so that each training stage writes the same kind of
-//! file. Weights are computed on in f32, and stored exactly unless [`Storage`] says otherwise: a file that is shipped has the
+//! file. Weights are computed on in f32, and stored exactly unless [`StorageDtype`] says otherwise: a file that is shipped has the
 //! matrices of the prior and of the contrastive model in 8 bits, 32 values sharing a scale. Every file has a checksum
 //! (`tessera_container`).
 
@@ -16,7 +16,7 @@ use tessera_container::{Contents, Kind, Newer, Origin};
 
 use super::encoding::{Encoded, SCALES, decode};
 use super::stand_in::refuse_stand_in;
-use super::{HostTensor, Storage};
+use super::{HostTensor, StorageDtype};
 use crate::dvae::DvaeConfig;
 use crate::prior::PriorConfig;
 use crate::rerank::ClipConfig;
@@ -101,7 +101,7 @@ pub struct ModelFile {
     /// Weights of the contrastive model; empty if there is none.
     pub rerank: Vec<HostTensor>,
     /// How the weights are stored.
-    pub storage: Storage,
+    pub storage: StorageDtype,
     /// Settings and facts of the training that made it, for people: name → text.
     pub notes: BTreeMap<String, String>,
     /// Hashes of the config and the data that the last part was trained with, if it was trained here.
@@ -169,7 +169,7 @@ impl ModelFile {
                 bail!("weight {full} belongs to no part of a model")
             };
             if view.dtype() == Dtype::I8 {
-                file.storage = Storage::Int8;
+                file.storage = StorageDtype::Int8;
             }
             let values = decode(full, &view, &tensors)?;
             let tensor = HostTensor { name: name.to_string(), shape: view.shape().to_vec(), values };

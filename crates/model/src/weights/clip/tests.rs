@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::finite_differences::exact;
 use crate::rerank::Clip;
-use crate::weights::Storage;
+use crate::weights::StorageDtype;
 
 /// How far a number of an embedding may be from open_clip's.
 const CLOSE: f32 = 1e-4;
@@ -116,7 +116,7 @@ fn heads_and_colours_are_those_of_the_configuration_and_weights_stay_exact() {
     };
     hold(&through_a_file(&file), &golden);
     let exact = off(&through_a_file(&file));
-    let rounded = off(&through_a_file(&ModelFile { storage: Storage::F16, ..file }));
+    let rounded = off(&through_a_file(&ModelFile { storage: StorageDtype::F16, ..file }));
     assert!(exact < 1e-6 && rounded > 1e-5, "{exact} exact, {rounded} in f16");
 }
 
