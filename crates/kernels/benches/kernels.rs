@@ -19,9 +19,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 use tessera_kernels::decode::{Epilogue, KvCache, PackedLinear, Sequence, Visible, Weights, attend};
 use tessera_kernels::{
-    Activation, AdamW, Cpu, GumbelNoise, OutputDtype, Plan, PreActivation, Precision, approach, conv2d,
-    conv2d_add, cross_entropy, dot, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform, layer_norm, linear,
-    linear_add, linear_f32, max_pool2, pattern_attention, peak_gflops, sum_of_squares, upsample2,
+    Activation, AdamW, AttentionPlan, Cpu, GumbelNoise, OutputDtype, PreActivation, Precision, approach,
+    conv2d, conv2d_add, cross_entropy, dot, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform, layer_norm,
+    linear, linear_add, linear_f32, max_pool2, pattern_attention, peak_gflops, sum_of_squares, upsample2,
 };
 
 /// Positions of text.
@@ -294,7 +294,7 @@ fn attention(c: &mut Criterion<Rates>) {
         let sees = |query: usize, key: usize| key <= query && (key < TEXT || sees(query - key));
         let pairs = (0..T).map(|query| (0..T).filter(|&key| sees(query, key)).count()).sum::<usize>();
         let order = (0..TEXT).chain((0..GRID * GRID).map(|place| TEXT + cell(place))).collect();
-        let plan = Arc::new(Plan::new(order, sees));
+        let plan = Arc::new(AttentionPlan::new(order, sees));
         let flop = 2 * 2 * B * pairs * D;
         product(c, &format!("{name} attention"), flop, |cpu| {
             pattern_attention(cpu, qkv.clone(), HEADS, &plan)

@@ -32,7 +32,7 @@ mod stored;
 mod testing;
 
 pub use adamw::{AdamW, approach, sum_of_squares};
-pub use attention::{Plan, pattern_attention, pattern_attention_reference};
+pub use attention::{AttentionPlan, pattern_attention, pattern_attention_reference};
 pub use conv::{OutputDtype, PreActivation, conv2d, conv2d_add, conv2d_reference};
 pub use cpu::{Cpu, Isa, Precision};
 pub use cross_entropy::{cross_entropy, cross_entropy_reference};

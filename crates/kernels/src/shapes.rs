@@ -12,9 +12,9 @@ use crate::testing::{
     F32, F32_AND_BF16, Leaves, assert_close, constant, hold, leaf, noise, outcome, tolerance, values,
 };
 use crate::{
-    Activation, Cpu, OutputDtype, Plan, PreActivation, conv2d, conv2d_add, conv2d_reference, cross_entropy,
-    cross_entropy_reference, dot, dot_reference, gumbel_softmax, gumbel_softmax_reference, kl_to_uniform,
-    kl_to_uniform_reference, layer_norm, layer_norm_reference, linear, linear_add, linear_f32,
+    Activation, AttentionPlan, Cpu, OutputDtype, PreActivation, conv2d, conv2d_add, conv2d_reference,
+    cross_entropy, cross_entropy_reference, dot, dot_reference, gumbel_softmax, gumbel_softmax_reference,
+    kl_to_uniform, kl_to_uniform_reference, layer_norm, layer_norm_reference, linear, linear_add, linear_f32,
     linear_reference, max_pool2, max_pool2_reference, pattern_attention, pattern_attention_reference,
     upsample2, upsample2_reference,
 };
@@ -140,7 +140,7 @@ fn attention_of_any_shape_and_pattern() {
         let [batch, heads, stride] = [draws.of(&[0, 1, 2]), draws.of(&[1, 2, 5]), draws.of(&[1, 2, 3, 11])];
         let sees = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(stride);
         let order = if stride < 3 { (0..t).collect() } else { (0..t).rev().collect() };
-        let plan = Arc::new(Plan::new(order, sees));
+        let plan = Arc::new(AttentionPlan::new(order, sees));
         hold(
             F32_AND_BF16,
             || (leaf([batch, t, 3 * heads * width], 1),),
@@ -219,7 +219,7 @@ fn a_decoder_s_query_of_any_shape_is_the_last_one_of_attention() {
         let own = |sequence: usize, cache_row: usize| state(2 + sequence, cache_row);
 
         let sees = |query: usize, key: usize| query == key || key < texts || visible(key - texts);
-        let plan = Plan::new((0..t).collect(), sees);
+        let plan = AttentionPlan::new((0..t).collect(), sees);
         let stream = |sequence: usize| {
             let text =
                 (0..texts).flat_map(|cache_row| state(captions[sequence], cache_row)).collect::<Vec<f32>>();
@@ -276,7 +276,7 @@ fn outputs_of_nothing_have_a_shape_nevertheless() {
         assert_eq!(upsample2(cpu, pictures(3)).dims(), [0, 8, 12, 3]);
         assert_eq!(gumbel_softmax(cpu, pictures(3), pictures(3), 1.0).dims(), [0, 4, 6, 3]);
         assert_eq!(layer_norm(cpu, leaf([0, 5], 1), leaf([5], 2), leaf([5], 3), 1e-5).dims(), [0, 5]);
-        let plan = Arc::new(Plan::new((0..3).collect(), |query, key| key <= query));
+        let plan = Arc::new(AttentionPlan::new((0..3).collect(), |query, key| key <= query));
         assert_eq!(pattern_attention(cpu, leaf([0, 3, 12], 1), 2, &plan).dims(), [0, 3, 4]);
     }
 }
@@ -284,7 +284,7 @@ fn outputs_of_nothing_have_a_shape_nevertheless() {
 #[test]
 fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
     let (cpu, x) = (Cpu::best(), || leaf([3, 4], 1));
-    let plan = |len: usize| Arc::new(Plan::new((0..len).collect(), |query, key| key <= query));
+    let plan = |len: usize| Arc::new(AttentionPlan::new((0..len).collect(), |query, key| key <= query));
     let packed = |bias: Vec<f32>| PackedLinear::new(cpu, &[1.0; 12], bias, Weights::Int8);
     let look = |own_width: usize, seen: usize| {
         let [text, own] = [4, own_width].map(|width| KvCache::new(cpu, 1, [1, width], 16));
@@ -379,7 +379,7 @@ fn the_number_of_threads_changes_no_bit() {
         || (leaf([3, 20, 17, 20], 1), leaf([34, 20, 3, 3], 2), leaf([34], 3)),
         |cpu, (x, w, b)| conv2d(cpu, x, w, b, PreActivation::Relu, OutputDtype::Compute),
     );
-    let plan = Arc::new(Plan::new((0..150).collect(), |query, key| key <= query));
+    let plan = Arc::new(AttentionPlan::new((0..150).collect(), |query, key| key <= query));
     hold_same_in_any_pool(
         "attention",
         || (leaf([2, 150, 3 * 3 * 20], 1),),

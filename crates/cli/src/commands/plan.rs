@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tessera_train::Config;
-use tessera_train::dist::plan::{Cluster, Memory, Plan, Training, plan, usual_rank};
+use tessera_train::dist::plan::{CapacityPlan, Cluster, Memory, Training, plan, usual_rank};
 
 use super::say;
 use crate::args::PlanArgs;
@@ -51,7 +51,7 @@ fn bytes(text: &str) -> Result<f64> {
         .with_context(|| format!("--gpu-mem {text}: wanted a size such as 16GiB or 80GB"))
 }
 
-fn table(plan: &Plan, training: &Training, cluster: &Cluster) -> String {
+fn table(plan: &CapacityPlan, training: &Training, cluster: &Cluster) -> String {
     let gb = |bytes: f64| format!("{:10.2} GB", bytes / 1e9);
     let rows = |name: &str, pick: fn(&Memory) -> f64| {
         let [split, kept, whole] = [&plan.memory, &plan.memory_kept, &plan.memory_whole].map(pick).map(gb);

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::plan::{Block, Plan, QUERIES};
+use super::plan::{AttentionPlan, Block, QUERIES};
 use crate::cpu::Body;
 use crate::gemm::{FloatSlice, LANES, Micro, Out, Segment, Sink, Strides, Unit, panel_across, panel_along};
 use crate::math::{Number, add_lanes, exp, with_numbers};
@@ -35,7 +35,7 @@ impl Layout {
 /// What both passes read: a head's queries, keys and values, in working order.
 #[derive(Clone, Copy)]
 pub(super) struct Head<'a> {
-    plan: &'a Plan,
+    plan: &'a AttentionPlan,
     layout: Layout,
     /// Picture and head of it.
     at: [usize; 2],
@@ -50,7 +50,12 @@ const K: usize = 1;
 const V: usize = 2;
 
 impl<'a> Head<'a> {
-    pub(super) fn new(plan: &'a Plan, layout: Layout, index: usize, qkv: FloatSlice<'a>) -> Head<'a> {
+    pub(super) fn new(
+        plan: &'a AttentionPlan,
+        layout: Layout,
+        index: usize,
+        qkv: FloatSlice<'a>,
+    ) -> Head<'a> {
         Head { plan, layout, at: [index / layout.n_heads, index % layout.n_heads], qkv }
     }
 

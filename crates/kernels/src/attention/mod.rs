@@ -14,7 +14,7 @@ use burn::tensor::activation::softmax;
 use half::bf16;
 use rayon::prelude::*;
 
-pub use plan::Plan;
+pub use plan::AttentionPlan;
 
 use crate::composed::{narrowed, widened};
 use crate::cpu::Cpu;
@@ -29,7 +29,7 @@ use head::{Backward, Forward, Head, Layout};
 ///
 /// # Panics
 /// If `T` is not the plan's length, or `H` does not divide the width.
-pub fn pattern_attention(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &Arc<Plan>) -> Tensor<3> {
+pub fn pattern_attention(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &Arc<AttentionPlan>) -> Tensor<3> {
     let [b, t, width] = qkv.dims();
     assert!(
         t == plan.len() && n_heads > 0 && width > 0 && width.is_multiple_of(3 * n_heads),
@@ -43,7 +43,7 @@ pub fn pattern_attention(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &Arc<Pl
 }
 
 /// [`pattern_attention`] in Burn's operations, over the dense mask.
-pub fn pattern_attention_reference(qkv: Tensor<3>, n_heads: usize, plan: &Plan) -> Tensor<3> {
+pub fn pattern_attention_reference(qkv: Tensor<3>, n_heads: usize, plan: &AttentionPlan) -> Tensor<3> {
     let [b, t, width] = qkv.dims();
     let d = width / 3;
     let mask = plan.mask(&qkv.device());
@@ -57,7 +57,7 @@ pub fn pattern_attention_reference(qkv: Tensor<3>, n_heads: usize, plan: &Plan) 
 
 /// [`pattern_attention`] for devices other than the processor: block by block of the plan's queries, with the keys that any of
 /// them sees, so that memory grows with the pairs that see each other and not with `T²`.
-fn pattern_attention_composed(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &Plan) -> Tensor<3> {
+fn pattern_attention_composed(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &AttentionPlan) -> Tensor<3> {
     let [b, t, width] = qkv.dims();
     let d = width / 3;
     let masks = plan.device_masks(&qkv.device());
@@ -84,7 +84,7 @@ fn softmax_into(cpu: Cpu, scores: Tensor<4>) -> Tensor<4> {
 struct Attention {
     cpu: Cpu,
     n_heads: usize,
-    plan: Arc<Plan>,
+    plan: Arc<AttentionPlan>,
 }
 
 impl Op<1> for Attention {
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
     use crate::testing::{grad, hold_equal, leaf};
 
-    fn hold(plan: Plan, n_heads: usize, width: usize) {
+    fn hold(plan: AttentionPlan, n_heads: usize, width: usize) {
         let plan = Arc::new(plan);
         hold_equal(
             || leaf([2, plan.len(), 3 * n_heads * width], 5) * 3.0,
@@ -198,14 +198,14 @@ mod tests {
     #[test]
     fn causal_attention_is_its_reference_at_awkward_sizes() {
         for (len, n_heads, width) in [(1, 1, 1), (17, 2, 5), (130, 1, 16), (70, 3, 20)] {
-            hold(Plan::new((0..len).collect(), |query, key| key <= query), n_heads, width);
+            hold(AttentionPlan::new((0..len).collect(), |query, key| key <= query), n_heads, width);
         }
     }
 
     #[test]
     fn attention_both_ways_is_its_reference() {
         for (len, n_heads, width) in [(1, 1, 1), (37, 3, 8), (65, 2, 16), (130, 1, 5)] {
-            hold(Plan::new((0..len).collect(), |_, _| true), n_heads, width);
+            hold(AttentionPlan::new((0..len).collect(), |_, _| true), n_heads, width);
         }
     }
 
@@ -214,6 +214,6 @@ mod tests {
         let column =
             |query: usize, key: usize| key <= query && (key < 10 || (query - key).is_multiple_of(12));
         let order = (0..10).chain((0..144).map(|place| 10 + place % 12 * 12 + place / 12)).collect();
-        hold(Plan::new(order, column), 2, 8);
+        hold(AttentionPlan::new(order, column), 2, 8);
     }
 }

@@ -14,7 +14,7 @@ const HIDDEN: f32 = -1e9;
 
 /// Which of `len` positions each position may look at, cut for the kernels. Made once for a pattern.
 #[derive(Clone)]
-pub struct Plan {
+pub struct AttentionPlan {
     len: usize,
     /// The position at each place of the working order.
     pub(super) order: Vec<usize>,
@@ -100,7 +100,7 @@ impl Block {
     }
 }
 
-impl Plan {
+impl AttentionPlan {
     /// The plan of `sees(query, key)` among positions `0 .. order.len()`.
     ///
     /// `order` lists every position once. Queries that stand together in it are worked on together, so the fewer keys
@@ -108,7 +108,7 @@ impl Plan {
     ///
     /// # Panics
     /// If `order` is not a permutation, or a position does not see itself.
-    pub fn new(order: Vec<usize>, sees: impl Fn(usize, usize) -> bool) -> Plan {
+    pub fn new(order: Vec<usize>, sees: impl Fn(usize, usize) -> bool) -> AttentionPlan {
         let len = order.len();
         let mut sorted = order.clone();
         sorted.sort_unstable();
@@ -133,7 +133,7 @@ impl Plan {
             Block { first, rows, runs: runs(&panels), masks }
         };
         let blocks = (0..len).step_by(QUERIES).map(block).collect();
-        Plan { len, order, blocks, on_devices: Arc::default() }
+        AttentionPlan { len, order, blocks, on_devices: Arc::default() }
     }
 
     /// The plan in the memory of `device`, brought there once.
@@ -192,7 +192,7 @@ impl Plan {
     }
 }
 
-impl fmt::Debug for Plan {
+impl fmt::Debug for AttentionPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Plan of {} positions, {} blocks, {} pairs", self.len, self.blocks.len(), self.pairs())
     }
@@ -219,7 +219,7 @@ mod tests {
         let sees = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(3);
         let turned: Vec<usize> = (0..100).map(|place| place * 37 % 100).collect();
         for order in [(0..100).collect(), turned] {
-            let plan = Plan::new(order, sees);
+            let plan = AttentionPlan::new(order, sees);
             let mask = plan.mask(&Device::flex()).into_data().try_to_vec::<f32>().unwrap();
             for query in 0..100 {
                 for key in 0..100 {
@@ -232,8 +232,9 @@ mod tests {
     #[test]
     fn an_order_that_fits_saves_work() {
         let column = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(32);
-        let raster = Plan::new((0..1024).collect(), column);
-        let columns = Plan::new((0..1024).map(|place| place % 32 * 32 + place / 32).collect(), column);
+        let raster = AttentionPlan::new((0..1024).collect(), column);
+        let columns =
+            AttentionPlan::new((0..1024).map(|place| place % 32 * 32 + place / 32).collect(), column);
         assert!(columns.pairs() * 8 < raster.pairs(), "{columns:?} against {raster:?}");
     }
 }

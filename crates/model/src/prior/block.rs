@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use tessera_kernels::{Activation, Cpu, Plan, SmallFloat, pattern_attention};
+use tessera_kernels::{Activation, AttentionPlan, Cpu, SmallFloat, pattern_attention};
 
 use super::{Pattern, PriorConfig};
 use crate::nn::{Init, LayerNorm, Linear, stored};
@@ -57,22 +57,26 @@ impl Block {
     }
 
     /// `x` `[B, T, D]` and the plan of the layer's pattern over `T` positions → `[B, T, D]`
-    pub fn forward(&self, x: Tensor<3>, plan: &Arc<Plan>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, plan: &Arc<AttentionPlan>) -> Tensor<3> {
         self.forward_with_states(x, plan).0
     }
 
     /// The same, with the queries, keys and values `[B, T, 3D]` beside it.
-    pub(super) fn forward_with_states(&self, x: Tensor<3>, plan: &Arc<Plan>) -> (Tensor<3>, Tensor<3>) {
+    pub(super) fn forward_with_states(
+        &self,
+        x: Tensor<3>,
+        plan: &Arc<AttentionPlan>,
+    ) -> (Tensor<3>, Tensor<3>) {
         let (x, qkv) = self.attention_with_states(x, plan);
         (self.mlp(x), qkv)
     }
 
     /// The attention resblock, `x + attention(norm(x))`.
-    pub(super) fn attention(&self, x: Tensor<3>, plan: &Arc<Plan>) -> Tensor<3> {
+    pub(super) fn attention(&self, x: Tensor<3>, plan: &Arc<AttentionPlan>) -> Tensor<3> {
         self.attention_with_states(x, plan).0
     }
 
-    fn attention_with_states(&self, x: Tensor<3>, plan: &Arc<Plan>) -> (Tensor<3>, Tensor<3>) {
+    fn attention_with_states(&self, x: Tensor<3>, plan: &Arc<AttentionPlan>) -> (Tensor<3>, Tensor<3>) {
         let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None);
         let attended = pattern_attention(self.cpu, qkv.clone(), self.n_heads, plan);
         (self.attn_out.add_to(x, attended), qkv)
@@ -82,7 +86,7 @@ impl Block {
     pub(super) fn attention_branch(
         &self,
         x: Tensor<3>,
-        plan: &Arc<Plan>,
+        plan: &Arc<AttentionPlan>,
         storage: Option<SmallFloat>,
     ) -> Tensor<3> {
         let h = stored(self.cpu, self.attn_norm.forward(x), storage);

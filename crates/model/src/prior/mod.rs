@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use tessera_kernels::{Cpu, Plan, cross_entropy};
+use tessera_kernels::{AttentionPlan, Cpu, cross_entropy};
 
 pub use block::Block;
 pub use chain::{Activations, MixedPrecision, PriorGradients};
@@ -154,7 +154,7 @@ pub struct Prior {
 }
 
 /// Plans of attention made so far, by pattern and length; shared by all clones of a prior.
-type Plans = Arc<Mutex<HashMap<(Pattern, usize), Arc<Plan>>>>;
+type Plans = Arc<Mutex<HashMap<(Pattern, usize), Arc<AttentionPlan>>>>;
 
 impl Prior {
     /// A prior with weights drawn from `seed`, by the table of Child et al. 2019 (paper §B.1): matrices
@@ -257,7 +257,7 @@ impl Prior {
     }
 
     /// The plan of `pattern` over the first `t` positions.
-    fn plan(&self, pattern: Pattern, t: usize) -> Arc<Plan> {
+    fn plan(&self, pattern: Pattern, t: usize) -> Arc<AttentionPlan> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         plans.entry((pattern, t)).or_insert_with(|| Arc::new(pattern.plan(&self.config, t))).clone()
     }

@@ -3,7 +3,7 @@
 //! The kernels' plans are derived from [`Pattern::sees`], and nothing else knows the layout.
 
 use serde::{Deserialize, Serialize};
-use tessera_kernels::Plan;
+use tessera_kernels::AttentionPlan;
 
 use super::PriorConfig;
 
@@ -103,7 +103,7 @@ impl Pattern {
     }
 
     /// What the attention kernel needs to know of it, over the first `t` stream positions.
-    pub fn plan(self, config: &PriorConfig, t: usize) -> Plan {
+    pub fn plan(self, config: &PriorConfig, t: usize) -> AttentionPlan {
         let (text, grid) = (config.text_len, config.grid);
         // Down the columns, or along the rows.
         let cell = |place: usize| match self {
@@ -112,7 +112,7 @@ impl Pattern {
         };
         let image = (0..grid * grid).map(|place| text + cell(place));
         let order = (0..text).chain(image).filter(|&position| position < t).collect();
-        Plan::new(order, |query, key| self.sees(query, key, text, grid))
+        AttentionPlan::new(order, |query, key| self.sees(query, key, text, grid))
     }
 }
 

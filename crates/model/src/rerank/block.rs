@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, activation::gelu};
-use tessera_kernels::{Activation, Cpu, Plan, pattern_attention};
+use tessera_kernels::{Activation, AttentionPlan, Cpu, pattern_attention};
 
 use super::{Gelu, TowerConfig};
 use crate::nn::{Init, LayerNorm, Linear};
@@ -47,7 +47,7 @@ impl Block {
     }
 
     /// `x` `[B, T, D]` and who sees whom among `T` positions → `[B, T, D]`
-    pub(super) fn forward(&self, x: Tensor<3>, plan: &Arc<Plan>) -> Tensor<3> {
+    pub(super) fn forward(&self, x: Tensor<3>, plan: &Arc<AttentionPlan>) -> Tensor<3> {
         let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None);
         let x = self.attn_out.add_to(x, pattern_attention(self.cpu, qkv, self.n_heads, plan));
         let h = self.mlp_norm.forward(x.clone());

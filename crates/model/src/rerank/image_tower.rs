@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use tessera_kernels::{Cpu, Plan, layer_norm_reference, linear_f32};
+use tessera_kernels::{AttentionPlan, Cpu, layer_norm_reference, linear_f32};
 
 use super::block::Block;
 use super::{ClipConfig, TowerConfig};
@@ -25,7 +25,7 @@ pub struct ImageTower {
     /// `[D, E]`
     pub(crate) projection: Param<Tensor<2>>,
     #[module(skip)]
-    plan: Arc<Plan>,
+    plan: Arc<AttentionPlan>,
     #[module(skip)]
     cpu: Cpu,
 }
@@ -46,7 +46,7 @@ impl ImageTower {
             blocks: (0..n_layers).map(|_| Block::new(&config.image, config.gelu, init)).collect(),
             norm_out: LayerNorm::new(init, d),
             projection: init.normal(Role::Head, [d, config.embed], std),
-            plan: Arc::new(Plan::new((0..len).collect(), |_, _| true)),
+            plan: Arc::new(AttentionPlan::new((0..len).collect(), |_, _| true)),
             cpu: init.cpu(),
         }
     }

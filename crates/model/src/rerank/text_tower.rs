@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
-use tessera_kernels::{Cpu, Plan};
+use tessera_kernels::{AttentionPlan, Cpu};
 
 use super::block::Block;
 use super::image_tower::project;
@@ -49,7 +49,7 @@ impl TextTower {
         let read = ids.chunks(context).flat_map(|ids| &ids[..t]).map(|&id| id as i32).collect();
         let positions = self.positions.val().narrow(0, 0, t).unsqueeze();
         let x = self.tokens.val().select(0, self.indices(read)).reshape([b, t, d]) + positions; // [B, T, D]
-        let plan = Arc::new(Plan::new((0..t).collect(), |query, key| key <= query));
+        let plan = Arc::new(AttentionPlan::new((0..t).collect(), |query, key| key <= query));
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, &plan));
         let ends = ends.iter().enumerate().map(|(row, end)| (row * t + end) as i32).collect();
         let x = x.reshape([b * t, d]).select(0, self.indices(ends)); // [B, D]

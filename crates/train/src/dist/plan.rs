@@ -76,7 +76,7 @@ pub struct Traffic {
 
 /// The plan.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Plan {
+pub struct CapacityPlan {
     /// Weights of the prior.
     pub parameters: u128,
     /// Those in the layers' matrices.
@@ -118,7 +118,7 @@ pub fn usual_rank(d_model: usize, per_machine: usize) -> usize {
 ///
 /// # Errors
 /// If the numbers of devices, the batch or the rank do not fit each other.
-pub fn plan(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Result<Plan> {
+pub fn plan(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Result<CapacityPlan> {
     check(config, training, cluster)?;
     let (d, layers, m) = (config.d_model as f64, config.n_layers as f64, cluster.per_machine as f64);
     let parameters = config.n_parameters();
@@ -136,7 +136,7 @@ pub fn plan(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Res
     let inside = (m - 1.0) / m * (matrix * SMALL + other * FULL);
     let [flops_per_step, recomputed_flops_per_step] = flops(config, training.batch as f64);
     let seconds = flops_per_step / (cluster.gpus as f64 * cluster.peak_flops * cluster.mfu);
-    Ok(Plan {
+    Ok(CapacityPlan {
         parameters,
         matrix_parameters: matrix as u128,
         weight_bytes: parameters as f64 * SMALL,

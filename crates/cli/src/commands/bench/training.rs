@@ -7,7 +7,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use image::RgbImage;
 use tessera_kernels::decode::Weights;
-use tessera_kernels::{Cpu, Plan, cross_entropy};
+use tessera_kernels::{AttentionPlan, Cpu, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::nn::{Init, LayerNorm, Role};
 use tessera_model::prior::{Activations, Block, Logits, Prior, PriorConfig, PriorGradients, Stream, Wrap};
@@ -82,7 +82,7 @@ pub fn gpt_step(cpu: Cpu) -> Result<Work> {
     const BATCH: usize = 8;
     let model = Gpt::new(cpu);
     anyhow::ensure!(model.num_params() == 13_916_160, "the GPT has {} weights", model.num_params());
-    let plan = Arc::new(Plan::new((0..Gpt::LEN).collect(), |query, key| key <= query));
+    let plan = Arc::new(AttentionPlan::new((0..Gpt::LEN).collect(), |query, key| key <= query));
     let tokens: Vec<u32> = (0..BATCH * Gpt::LEN).map(|i| (i * 7919 % Gpt::VOCAB) as u32).collect();
     // Each weight of a product is multiplied once forward and twice backward; attention is not counted.
     let products = count::layers(Gpt::LAYERS, Gpt::D) + Gpt::D * Gpt::VOCAB;
@@ -125,7 +125,7 @@ impl Gpt {
     }
 
     /// Each token predicts itself, which costs what predicting the next one does.
-    fn loss(&self, tokens: &[u32], plan: &Arc<Plan>) -> Tensor<1> {
+    fn loss(&self, tokens: &[u32], plan: &Arc<AttentionPlan>) -> Tensor<1> {
         let (n, device) = (tokens.len(), self.tokens.val().device());
         let ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
         let ids: Tensor<1, Int> = Tensor::from_data(TensorData::new(ids, [n]), &device);
