@@ -10,7 +10,7 @@ use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::loader::below;
-use crate::picture::{Filter, Square, resize};
+use crate::picture::{ResizeFilter, Square, resize};
 
 /// How a picture becomes a square of the model's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,9 +29,9 @@ pub enum Augment {
 /// One `target` x `target` picture out of `image`; an error if its short side is less than `target`.
 pub fn augment(image: &RgbImage, target: u32, kind: Augment, rng: &mut impl Rng) -> Result<RgbImage> {
     let Some(crop) = Crop::draw(image.dimensions(), target, kind, rng)? else {
-        return resize(image, Square::centre(image), target, Filter::Area);
+        return resize(image, Square::centre(image), target, ResizeFilter::Area);
     };
-    let scaled = resize(image, crop.from, crop.scaled, Filter::Area)?;
+    let scaled = resize(image, crop.from, crop.scaled, ResizeFilter::Area)?;
     let mut cropped = imageops::crop_imm(&scaled, crop.left, crop.top, target, target).to_image();
     if crop.is_mirrored {
         imageops::flip_horizontal_in_place(&mut cropped);
@@ -201,7 +201,7 @@ mod tests {
             let crop = Crop::draw((72, 50), 32, kind, &mut item_rng(7, Purpose::Augment, 0, index));
             let Crop { from, scaled, left, top, is_mirrored } = crop.unwrap().unwrap();
             let square = imageops::crop_imm(&image, from.left, from.top, from.side, from.side).to_image();
-            let scaled = resize(&square, Square::centre(&square), scaled, Filter::Area).unwrap();
+            let scaled = resize(&square, Square::centre(&square), scaled, ResizeFilter::Area).unwrap();
             let cropped = imageops::crop_imm(&scaled, left, top, 32, 32).to_image();
             if is_mirrored { imageops::flip_horizontal(&cropped) } else { cropped }
         };

@@ -21,7 +21,7 @@ pub use decode::{MAX_PIXELS, decode, decode_any, on_white};
 
 /// How [`resize`] weighs the source pixels under a target pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Filter {
+pub enum ResizeFilter {
     /// The mean of the covered pixels, partly covered ones by their share, with aligned corners: the paper's AREA
     /// (listings 1 and 2).
     Area,
@@ -62,13 +62,13 @@ pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
 }
 
 /// The square `from` of `image`, scaled to `side` x `side` pixels.
-pub fn resize(image: &RgbImage, from: Square, side: u32, filter: Filter) -> Result<RgbImage> {
+pub fn resize(image: &RgbImage, from: Square, side: u32, filter: ResizeFilter) -> Result<RgbImage> {
     let Square { left, top, side: length } = from;
     scale(image, [left, top, length, length], [side, side], filter)
 }
 
 /// The rectangle `from` of `image`, `[left, top, width, height]`, scaled to `[width, height]` pixels.
-pub fn scale(image: &RgbImage, from: [u32; 4], to: [u32; 2], filter: Filter) -> Result<RgbImage> {
+pub fn scale(image: &RgbImage, from: [u32; 4], to: [u32; 2], filter: ResizeFilter) -> Result<RgbImage> {
     ensure!(to[0] > 0 && to[1] > 0, "cannot resize a picture to 0 pixels");
     let inside = |start: u32, length: u32, all: u32| length > 0 && start.saturating_add(length) <= all;
     ensure!(
@@ -78,10 +78,10 @@ pub fn scale(image: &RgbImage, from: [u32; 4], to: [u32; 2], filter: Filter) -> 
         image.height()
     );
     let kernel = match filter {
-        Filter::Area => return Ok(area(image, from, to, Corners::Aligned)),
-        Filter::Mean => return Ok(area(image, from, to, Corners::Edges)),
-        Filter::Lanczos => FilterType::Lanczos3,
-        Filter::CatmullRom => FilterType::CatmullRom,
+        ResizeFilter::Area => return Ok(area(image, from, to, Corners::Aligned)),
+        ResizeFilter::Mean => return Ok(area(image, from, to, Corners::Edges)),
+        ResizeFilter::Lanczos => FilterType::Lanczos3,
+        ResizeFilter::CatmullRom => FilterType::CatmullRom,
     };
     // Typed, because the untyped call compiles every pixel format there is.
     let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())
@@ -102,7 +102,7 @@ pub fn enlarge(image: &RgbImage, to: [u32; 2]) -> Result<RgbImage> {
     let (width, height) = image.dimensions();
     match [width, height] == to {
         true => Ok(image.clone()),
-        false => scale(image, [0, 0, width, height], to, Filter::CatmullRom),
+        false => scale(image, [0, 0, width, height], to, ResizeFilter::CatmullRom),
     }
 }
 

@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use image::{DynamicImage, RgbImage, imageops};
 
-use crate::picture::{Filter, Square, resize, scale};
+use crate::picture::{ResizeFilter, Square, resize, scale};
 
 /// How white a pixel of a mask must be to be redrawn.
 const WHITE: u8 = 128;
@@ -30,7 +30,7 @@ impl Fit {
         let (width, height) = image.dimensions();
         ensure!(width > 0 && height > 0, "the picture is empty ({width}x{height})");
         // Averages are what training saw, but for a pixel at the edges; they would show an enlarged picture in squares.
-        let filter = |length: u32| if length >= side { Filter::Mean } else { Filter::Lanczos };
+        let filter = |length: u32| if length >= side { ResizeFilter::Mean } else { ResizeFilter::Lanczos };
         match self {
             Fit::Crop => {
                 let square = Square::centre(image);

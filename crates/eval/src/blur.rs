@@ -20,7 +20,7 @@ pub fn blur(picture: &RgbImage, radius: f32) -> RgbImage {
 /// `picture` brought to `side` × `side` pixels and then blurred: a radius means the same in pictures of all sizes only then. It is
 /// resized as an Inception's pictures are, whole and with Pillow's bilinear filter.
 pub fn blur_at(picture: &RgbImage, side: u32, radius: f32) -> RgbImage {
-    blur(&pil::resize(picture, [side; 2], pil::Filter::Bilinear), radius)
+    blur(&pil::resize(picture, [side; 2], pil::PilFilter::Bilinear), radius)
 }
 
 /// The filter's middle and what follows on either side; with both sides they add up to 1.
@@ -118,7 +118,7 @@ mod tests {
         let small = RgbImage::from_fn(32, 32, |x, y| {
             Rgb([(x * 8) as u8, (y * 8) as u8, if x > y { 255 } else { 0 }])
         });
-        let large = pil::resize(&small, [128, 128], pil::Filter::Bilinear);
+        let large = pil::resize(&small, [128, 128], pil::PilFilter::Bilinear);
         let apart = |a: &RgbImage, b: &RgbImage| {
             let off = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
             off.sum::<f64>() / a.as_raw().len() as f64
@@ -126,7 +126,7 @@ mod tests {
         let at = |picture: &RgbImage| blur_at(picture, 64, 4.0);
         assert!(apart(&at(&small), &at(&large)) < 1.0, "{}", apart(&at(&small), &at(&large)));
         // Blurred first, the large one keeps detail that the small one loses.
-        let then = |picture: &RgbImage| pil::resize(&blur(picture, 4.0), [64; 2], pil::Filter::Bilinear);
+        let then = |picture: &RgbImage| pil::resize(&blur(picture, 4.0), [64; 2], pil::PilFilter::Bilinear);
         assert!(apart(&then(&small), &then(&large)) > 4.0, "{}", apart(&then(&small), &then(&large)));
         assert_eq!(blur_at(&large, 128, 0.0), large);
         assert_eq!(blur_at(&RgbImage::new(30, 20), 16, 1.0).dimensions(), (16, 16));

@@ -8,29 +8,29 @@ use image::RgbImage;
 
 /// What weighs the pixels around a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Filter {
+pub enum PilFilter {
     /// A triangle.
     Bilinear,
     /// Cubic interpolation with a = −1/2.
     Bicubic,
 }
 
-impl Filter {
+impl PilFilter {
     /// How far it reaches, in pixels of the coarser of both pictures.
     fn reach(self) -> f64 {
         match self {
-            Filter::Bilinear => 1.0,
-            Filter::Bicubic => 2.0,
+            PilFilter::Bilinear => 1.0,
+            PilFilter::Bicubic => 2.0,
         }
     }
 
     fn weight(self, x: f64) -> f64 {
         let x = x.abs();
         match self {
-            Filter::Bilinear => (1.0 - x).max(0.0),
-            Filter::Bicubic if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
-            Filter::Bicubic if x < 2.0 => ((5.0 - x) * x - 8.0) * x * 0.5 + 2.0,
-            Filter::Bicubic => 0.0,
+            PilFilter::Bilinear => (1.0 - x).max(0.0),
+            PilFilter::Bicubic if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
+            PilFilter::Bicubic if x < 2.0 => ((5.0 - x) * x - 8.0) * x * 0.5 + 2.0,
+            PilFilter::Bicubic => 0.0,
         }
     }
 }
@@ -45,7 +45,7 @@ struct Window {
 }
 
 /// `picture` at another size.
-pub fn resize(picture: &RgbImage, [to_width, to_height]: [u32; 2], filter: Filter) -> RgbImage {
+pub fn resize(picture: &RgbImage, [to_width, to_height]: [u32; 2], filter: PilFilter) -> RgbImage {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let row = 3 * to_width as usize;
     let mut across = Vec::with_capacity(row * height);
@@ -70,7 +70,7 @@ fn sum(window: &Window, pixel: impl Fn(usize) -> u8) -> u8 {
 }
 
 /// A window for each of `to` pixels made of `from`.
-fn windows(from: usize, to: usize, filter: Filter) -> Vec<Window> {
+fn windows(from: usize, to: usize, filter: PilFilter) -> Vec<Window> {
     let scale = from as f64 / to as f64;
     let wide = scale.max(1.0);
     let reach = filter.reach() * wide;
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn a_size_that_fits_changes_nothing_and_one_colour_stays() {
         let picture = RgbImage::from_fn(9, 5, |x, y| image::Rgb([x as u8 * 20, y as u8 * 40, 7]));
-        for filter in [Filter::Bilinear, Filter::Bicubic] {
+        for filter in [PilFilter::Bilinear, PilFilter::Bicubic] {
             assert_eq!(resize(&picture, [9, 5], filter), picture);
             let grey = RgbImage::from_pixel(13, 40, image::Rgb([200, 3, 77]));
             assert_eq!(resize(&grey, [31, 7], filter), RgbImage::from_pixel(31, 7, image::Rgb([200, 3, 77])));

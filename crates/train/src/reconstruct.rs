@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
-use tessera_data::picture::{Filter, Square, resize};
+use tessera_data::picture::{ResizeFilter, Square, resize};
 use tessera_model::dvae::{Dvae, DvaeConfig};
 
 use crate::picture::{from_floats, to_floats};
@@ -31,7 +31,7 @@ pub fn reconstruct(dvae: &Dvae, config: &DvaeConfig, image: &RgbImage) -> Result
         width.min(height) >= side,
         "a picture of {width}x{height} pixels; wanted at least {side} on its short side"
     );
-    let original = resize(image, Square::centre(image), side, Filter::Lanczos)?;
+    let original = resize(image, Square::centre(image), side, ResizeFilter::Lanczos)?;
     let shape = [1, 3, config.image_size, config.image_size];
     let x: Tensor<4> = Tensor::from_data(TensorData::new(to_floats(&original), shape), &dvae.device());
     let codes: Tensor<3, Int> = dvae.encode(x);

@@ -18,7 +18,7 @@ use super::output::{self, Fingerprints, Opened};
 use crate::files::{Found, find_pictures};
 use crate::fingerprint::{Fingerprint, file_sum, fnv1a};
 use crate::loader::{Purpose, item_rng};
-use crate::picture::{self, Filter, MAX_PIXELS};
+use crate::picture::{self, MAX_PIXELS, ResizeFilter};
 use crate::pictures::{MAX_IMAGE_BYTES, MAX_TEXT_BYTES};
 use crate::shard::{Meta, Packed, Sample, Split};
 use crate::share::Share;
@@ -177,7 +177,7 @@ fn scaled(image: RgbImage, short: u32) -> Result<RgbImage> {
         to[0],
         to[1]
     );
-    let filter = if short < side { Filter::Mean } else { Filter::Lanczos };
+    let filter = if short < side { ResizeFilter::Mean } else { ResizeFilter::Lanczos };
     picture::scale(&image, [0, 0, width, height], to, filter)
 }
 

@@ -43,7 +43,7 @@ pub fn prepare(picture: &RgbImage, convention: Convention) -> Vec<f32> {
 
 /// `after` the bytes that Pillow makes, each with its colour.
 fn pillow(picture: &RgbImage, after: impl Fn(u8, usize) -> f32) -> Vec<f32> {
-    let bytes = pil::resize(picture, [SIDE as u32; 2], pil::Filter::Bilinear).into_raw();
+    let bytes = pil::resize(picture, [SIDE as u32; 2], pil::PilFilter::Bilinear).into_raw();
     (0..3)
         .flat_map(|c| bytes[c..].iter().step_by(3).map(|&byte| after(byte, c)).collect::<Vec<f32>>())
         .collect()

@@ -17,7 +17,7 @@ pub(super) enum Direction {
 
 /// `weight` `[n_out, n_in, k, k]`, seen from one side.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Filter<'a> {
+pub(super) struct PackedFilter<'a> {
     pub(super) weight: &'a [f32],
     pub(super) n_out: usize,
     pub(super) n_in: usize,
@@ -25,7 +25,7 @@ pub(super) struct Filter<'a> {
     pub(super) direction: Direction,
 }
 
-impl Filter<'_> {
+impl PackedFilter<'_> {
     /// Channels that come out on this way.
     pub(super) fn outputs(&self) -> usize {
         match self.direction {
@@ -48,7 +48,7 @@ impl Filter<'_> {
 }
 
 struct Pack<'a, U> {
-    filter: &'a Filter<'a>,
+    filter: &'a PackedFilter<'a>,
     /// The panel's first output.
     first: usize,
     channels: usize,
@@ -60,7 +60,7 @@ impl<U: Unit> Body for Pack<'_, U> {
 
     #[inline(always)]
     fn run(self) {
-        let Filter { weight, n_out, n_in, k, direction } = *self.filter;
+        let PackedFilter { weight, n_out, n_in, k, direction } = *self.filter;
         let (taps, channels) = (k * k, self.channels);
         let depth = taps * channels;
         let columns = LANES.min(self.filter.outputs() - self.first);

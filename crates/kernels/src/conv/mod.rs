@@ -18,7 +18,7 @@ use burn::tensor::module::conv2d as burn_conv2d;
 use burn::tensor::ops::ConvOptions;
 use half::bf16;
 
-use self::filter::{Direction, Filter};
+use self::filter::{Direction, PackedFilter};
 use self::gradient::weight_gradient;
 use self::strip::{Pictures, convolve};
 use crate::composed::{narrowed, widened};
@@ -270,9 +270,9 @@ fn pictures(x: &FlexTensor, first: PreActivation) -> Pictures<'_> {
     Pictures { numbers: numbers(x), shape, relu: first == PreActivation::Relu }
 }
 
-fn filter(w: &FlexTensor, direction: Direction) -> Filter<'_> {
+fn filter(w: &FlexTensor, direction: Direction) -> PackedFilter<'_> {
     let [n_out, n_in, k, _] = dims(w).try_into().expect("four dimensions");
-    Filter { weight: floats(w), n_out, n_in, k, direction }
+    PackedFilter { weight: floats(w), n_out, n_in, k, direction }
 }
 
 /// Gradients of `x`, in its own kind of number, of `w` and of `b`, all of them `gain` times what they would be.
@@ -304,7 +304,7 @@ fn input_gradient<T: Number>(
     values: &[T],
     x: Pictures<'_>,
     gradient: Pictures<'_>,
-    filter: &Filter<'_>,
+    filter: &PackedFilter<'_>,
     gain: f32,
 ) -> Vec<T> {
     // SAFETY: the convolution's epilogue writes every value once.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::filter::Filter;
+use super::filter::PackedFilter;
 use crate::cpu::{Body, Cpu};
 use crate::gemm::{FloatSlice, LANES, Micro, Segment, Sink, Strides, TileEpilogue, Unit, with_micro};
 use crate::scratch::Scratch;
@@ -123,14 +123,19 @@ impl Pictures<'_> {
 }
 
 /// The convolution of `x` with `filter`, into `epilogue`: rows are pixels, columns channels.
-pub(super) fn convolve<E: TileEpilogue>(cpu: Cpu, x: Pictures<'_>, filter: &Filter<'_>, epilogue: &E) {
+pub(super) fn convolve<E: TileEpilogue>(cpu: Cpu, x: Pictures<'_>, filter: &PackedFilter<'_>, epilogue: &E) {
     if x.shape[..3].contains(&0) {
         return;
     }
     with_micro!(cpu, S => run::<S, E>(cpu, x, filter, epilogue));
 }
 
-fn run<S: Micro<Unit: Unit>, E: TileEpilogue>(cpu: Cpu, x: Pictures<'_>, filter: &Filter<'_>, epilogue: &E) {
+fn run<S: Micro<Unit: Unit>, E: TileEpilogue>(
+    cpu: Cpu,
+    x: Pictures<'_>,
+    filter: &PackedFilter<'_>,
+    epilogue: &E,
+) {
     let frame = Frame::new::<S::Unit>(x.shape, filter.k);
     let packed = filter.pack::<S::Unit>(cpu, frame.channels);
     let packed: &[S::Unit] = &packed;

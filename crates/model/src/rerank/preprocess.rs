@@ -21,7 +21,7 @@ pub fn square(picture: &RgbImage, side: u32) -> RgbImage {
     let (w, h) = (scaled(w).max(side), scaled(h).max(side));
     let resized = match picture.dimensions() == (w, h) {
         true => picture.clone(),
-        false => pil::resize(picture, [w, h], pil::Filter::Bicubic),
+        false => pil::resize(picture, [w, h], pil::PilFilter::Bicubic),
     };
     // Halves go to the even number, as in Python's `round`.
     let middle = |slack: u32| (f64::from(slack) / 2.0).round_ties_even() as u32;
