@@ -19,7 +19,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 use tessera_kernels::decode::{Epilogue, KvCache, PackedLinear, Sequence, Visible, Weights, attend};
 use tessera_kernels::{
-    Activation, AdamW, AttentionPlan, Cpu, GumbelNoise, OutputDtype, PreActivation, Precision, approach,
+    Activation, AdamWStep, AttentionPlan, Cpu, GumbelNoise, OutputDtype, PreActivation, Precision, approach,
     conv2d, conv2d_add, cross_entropy, dot, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform, layer_norm,
     linear, linear_add, linear_f32, max_pool2, pattern_attention, peak_gflops, sum_of_squares, upsample2,
 };
@@ -341,7 +341,7 @@ fn codes(c: &mut Criterion<Rates>) {
 fn optimiser(c: &mut Criterion<Rates>) {
     const N: usize = 1 << 24;
     let [mut w, g, mut m, mut v] = [1.0, 0.1, 0.0, 0.0].map(|value| vec![value; N]);
-    let adam = AdamW {
+    let adam = AdamWStep {
         gradient_scale: 1.0,
         beta1: 0.9,
         beta2: 0.96,

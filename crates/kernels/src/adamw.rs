@@ -9,7 +9,7 @@ const PART: usize = 1 << 14;
 
 /// One update of AdamW, its constants worked out.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamW {
+pub struct AdamWStep {
     /// What gradients are multiplied by first: the clipping.
     pub gradient_scale: f32,
     /// Decay of the running mean.
@@ -28,7 +28,7 @@ pub struct AdamW {
     pub variance_clip: f32,
 }
 
-impl AdamW {
+impl AdamWStep {
     /// `m = β₁ m + (1-β₁) g; v = min(β₂ v + (1-β₂) g², clip); w = shrink · w - step · m / (√(v / correction) + ε)`
     ///
     /// # Panics
@@ -45,7 +45,7 @@ impl AdamW {
 }
 
 vectorized! {
-    fn update_part(adam: AdamW, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+    fn update_part(adam: AdamWStep, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * adam.gradient_scale;
             *m = adam.beta1 * *m + (1.0 - adam.beta1) * g;
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, noise};
 
-    const ADAM: AdamW = AdamW {
+    const ADAM: AdamWStep = AdamWStep {
         gradient_scale: 0.5,
         beta1: 0.9,
         beta2: 0.96,

@@ -31,7 +31,7 @@ mod stored;
 #[cfg(test)]
 mod testing;
 
-pub use adamw::{AdamW, approach, sum_of_squares};
+pub use adamw::{AdamWStep, approach, sum_of_squares};
 pub use attention::{AttentionPlan, pattern_attention, pattern_attention_reference};
 pub use conv::{OutputDtype, PreActivation, conv2d, conv2d_add, conv2d_reference};
 pub use cpu::{Cpu, Isa, Precision};

@@ -13,7 +13,7 @@ use tessera_model::weights::{HostTensor, import};
 
 use crate::buffer::Buffer;
 use crate::capacity::Stage;
-use crate::fit::{Good, State};
+use crate::fit::{Good, TrainState};
 use crate::optim::AdamW;
 use crate::precision::Scales;
 use crate::same_run::{self, Input};
@@ -29,7 +29,7 @@ pub(crate) const STATE_FILE: &str = "state.safetensors";
 /// A checkpoint as it was read.
 pub struct Checkpoint {
     /// What the run goes on from.
-    pub(crate) state: State,
+    pub(crate) state: TrainState,
     /// The text of the run's `config.toml`; `None` in a file from before it was recorded, which has no checksum either.
     pub(crate) text: Option<String>,
 }
@@ -50,7 +50,7 @@ struct Header {
 type Bytes<'a> = (Dtype, &'a [u8]);
 
 /// The bytes of a checkpoint of the run of `text`.
-pub(crate) fn to_bytes(state: &State, text: &str) -> Result<Vec<u8>> {
+pub(crate) fn to_bytes(state: &TrainState, text: &str) -> Result<Vec<u8>> {
     let weights = state.weights.iter().map(|w| (&w.name, &w.shape));
     let weights: Vec<(&String, &Vec<usize>)> = weights.collect();
     let groups: [(&str, Vec<Bytes>); 4] = [
@@ -163,7 +163,7 @@ fn old_header(bytes: &[u8]) -> Result<Option<Header>> {
     }))
 }
 
-fn state(header: Header, tensors: &SafeTensors) -> Result<State> {
+fn state(header: Header, tensors: &SafeTensors) -> Result<TrainState> {
     let weights = |group| -> Result<Vec<HostTensor>> {
         let tensor = |(name, view): (String, TensorView)| {
             Ok(HostTensor { name, shape: view.shape().to_vec(), values: floats(&view)? })
@@ -177,7 +177,7 @@ fn state(header: Header, tensors: &SafeTensors) -> Result<State> {
         };
         of_group(tensors, group)?.into_iter().map(moment).collect()
     };
-    let state = State {
+    let state = TrainState {
         step: header.step,
         weights: weights("weight")?,
         average: weights("average")?,
@@ -197,7 +197,7 @@ fn state(header: Header, tensors: &SafeTensors) -> Result<State> {
 }
 
 /// Everything is there for each weight.
-fn check(state: &State) -> Result<()> {
+fn check(state: &TrainState) -> Result<()> {
     let lens = |moments: &[Buffer]| moments.iter().map(Buffer::size).collect::<Vec<_>>();
     let weights: Vec<usize> = state.weights.iter().map(|weight| weight.values.len()).collect();
     let average: Vec<usize> = state.average.iter().map(|weight| weight.values.len()).collect();
@@ -243,7 +243,7 @@ pub(crate) mod tests {
     pub(crate) const TEXT: &str =
         "# tessera train dvae, seed 0, data 12ab\n\n[train_dvae]\nlr = 0.5\nsteps = 9\n";
 
-    pub(crate) fn state(step: u64) -> State {
+    pub(crate) fn state(step: u64) -> TrainState {
         let weight =
             |v: f32| vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![v, 1.0 / 3.0] }];
         let adam = AdamW {
@@ -258,7 +258,7 @@ pub(crate) mod tests {
         let good = Some(Good { step: step / 3, lowest: 0.1 });
         let (weights, average, scales) = (weight(1.0), weight(2.0), Some(scales));
         let (followed, losses) = (step % 2 == 1, Default::default());
-        State { step, weights, average, adam, plateau, scales, good, followed, losses }
+        TrainState { step, weights, average, adam, plateau, scales, good, followed, losses }
     }
 
     fn error(bytes: &[u8]) -> String {
@@ -302,7 +302,7 @@ pub(crate) mod tests {
     #[test]
     fn a_checkpoint_from_before_checksums_is_read() {
         let read = Checkpoint::from_bytes(&of_format("2")).unwrap();
-        assert_eq!((read.state, read.text), (State { good: None, followed: false, ..state(5) }, None));
+        assert_eq!((read.state, read.text), (TrainState { good: None, followed: false, ..state(5) }, None));
         assert!(error(&of_format("1")).contains("format version 1; this program reads 2 to 3"));
     }
 
@@ -325,7 +325,7 @@ pub(crate) mod tests {
             weights.iter_mut().for_each(|weight| weight.values.fill(value));
             weights
         };
-        let state = State { weights: filled(1.0), average: filled(2.0), ..state(5) };
+        let state = TrainState { weights: filled(1.0), average: filled(2.0), ..state(5) };
         let first = |text: Option<String>| {
             let checkpoint = Checkpoint { state: state.clone(), text };
             let model = checkpoint.averaged(model.clone(), Stage::Dvae, &[], &[]).unwrap();

@@ -78,7 +78,7 @@ pub trait Task: Sync {
 
 /// All that changes from step to step, and all that a checkpoint holds.
 #[derive(Debug, Clone, PartialEq)]
-pub struct State {
+pub struct TrainState {
     /// Updates done.
     pub step: u64,
     /// The weights.
@@ -99,11 +99,11 @@ pub struct State {
     pub losses: Losses,
 }
 
-impl State {
-    fn new(weights: Vec<HostTensor>, roles: &[Role], moments: Moments, scales: Option<Scales>) -> State {
+impl TrainState {
+    fn new(weights: Vec<HostTensor>, roles: &[Role], moments: Moments, scales: Option<Scales>) -> TrainState {
         let (average, adam) = (weights.clone(), AdamW::new(&weights, roles, moments));
         let (plateau, losses) = (Plateau::default(), Losses::default());
-        State { step: 0, weights, average, adam, plateau, scales, good: None, followed: false, losses }
+        TrainState { step: 0, weights, average, adam, plateau, scales, good: None, followed: false, losses }
     }
 
     /// Decides whether the checkpoint of this state is a good one: the loss before it has not risen, compared with losses
@@ -221,7 +221,7 @@ fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Re
 }
 
 /// Saves what a failed step left, and says how to go on if the run has diverged.
-fn failed(error: anyhow::Error, state: &State, run: &RunDir) -> anyhow::Error {
+fn failed(error: anyhow::Error, state: &TrainState, run: &RunDir) -> anyhow::Error {
     let diverged = error.is::<Diverged>();
     let saved = run.save(state);
     let noted = saved.and_then(|()| diverged.then(|| run.write_divergence(state)).transpose());
@@ -240,7 +240,7 @@ pub struct Trainer<'a, T: Task> {
     /// Those of the parameters.
     roles: Vec<Role>,
     /// What the last step left.
-    pub state: State,
+    pub state: TrainState,
     /// The size of the last step's gradient where it entered each resblock, as binary logarithms.
     entering: Vec<f64>,
     /// Batches made ahead; without them each is made when its step begins.
@@ -249,11 +249,16 @@ pub struct Trainer<'a, T: Task> {
 
 impl<'a, T: Task> Trainer<'a, T> {
     /// Starts from `state`, or from the weights of `model`.
-    pub fn new(task: &'a T, model: T::Model, config: &'a FitConfig, state: Option<State>) -> Result<Self> {
+    pub fn new(
+        task: &'a T,
+        model: T::Model,
+        config: &'a FitConfig,
+        state: Option<TrainState>,
+    ) -> Result<Self> {
         let (scales, roles) = (task.scales(&model), roles(&model));
         let state = match state {
             Some(state) => state,
-            None => State::new(export(&model), &roles, config.moments, scales.clone()),
+            None => TrainState::new(export(&model), &roles, config.moments, scales.clone()),
         };
         let count = |scales: &Option<Scales>| scales.as_ref().map(|scales| scales.log2().len());
         ensure!(

@@ -62,7 +62,7 @@ impl AdamW {
         let weights = weights.iter_mut().zip(roles).zip(gradients);
         let moments = self.mean.iter_mut().zip(&mut self.variance);
         for (((weight, role), gradient), (mean, variance)) in weights.zip(moments) {
-            let update = tessera_kernels::AdamW {
+            let update = tessera_kernels::AdamWStep {
                 gradient_scale: if norm > config.clip { (config.clip / norm) as f32 } else { 1.0 },
                 beta1: config.beta1 as f32,
                 beta2: config.beta2 as f32,

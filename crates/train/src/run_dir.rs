@@ -20,7 +20,7 @@ use crate::capacity::Stage;
 use crate::checkpoint::{self, Checkpoint, STATE_FILE};
 use crate::config::Config;
 use crate::device::DeviceChoice;
-use crate::fit::State;
+use crate::fit::TrainState;
 use crate::reporter::Reporter;
 use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences};
 
@@ -165,7 +165,7 @@ impl RunDir {
     ///
     /// # Errors
     /// If there are checkpoints and none of them is whole, or the newest is of another run or of a newer version.
-    pub(crate) fn newest_checkpoint(&self, reporter: &dyn Reporter) -> Result<Option<State>> {
+    pub(crate) fn newest_checkpoint(&self, reporter: &dyn Reporter) -> Result<Option<TrainState>> {
         let folders = checkpoints(&self.path)?;
         for (_, folder) in folders.iter().rev() {
             let shown = folder.display();
@@ -196,13 +196,13 @@ impl RunDir {
     }
 
     /// Writes a checkpoint of a run that goes well: what it left when it diverged is not needed any more.
-    pub(crate) fn write_checkpoint(&self, state: &State) -> Result<()> {
+    pub(crate) fn write_checkpoint(&self, state: &TrainState) -> Result<()> {
         self.save(state)?;
         self.forget_divergence(state.step)
     }
 
     /// Writes a checkpoint.
-    pub(crate) fn save(&self, state: &State) -> Result<()> {
+    pub(crate) fn save(&self, state: &TrainState) -> Result<()> {
         let folder = self.path.join(format!("checkpoints/step_{:06}", state.step));
         let partial = folder.with_extension("partial");
         if partial.exists() {
@@ -227,7 +227,7 @@ impl RunDir {
     }
 
     /// Notes that the run has diverged at `state`; says from where it can go on.
-    pub(crate) fn write_divergence(&self, state: &State) -> Result<String> {
+    pub(crate) fn write_divergence(&self, state: &TrainState) -> Result<String> {
         let kept: Vec<u64> = checkpoints(&self.path)?.into_iter().map(|(step, _)| step).collect();
         let good = state.good.map(|good| good.step).filter(|step| kept.contains(step));
         let diverged = Divergence { step: state.step, good, text: self.text.clone() };
@@ -425,8 +425,8 @@ mod tests {
         format!("{:#}", open(path, text, resume).err().unwrap())
     }
 
-    fn good(step: u64, good: u64) -> State {
-        State { good: Some(Good { step: good, lowest: 1.0 }), ..state(step) }
+    fn good(step: u64, good: u64) -> TrainState {
+        TrainState { good: Some(Good { step: good, lowest: 1.0 }), ..state(step) }
     }
 
     fn steps(path: &Path) -> Vec<u64> {

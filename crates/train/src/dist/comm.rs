@@ -54,12 +54,12 @@ pub struct Member {
 /// Where the members of a group meet.
 #[derive(Debug)]
 struct Meeting {
-    state: Mutex<State>,
+    state: Mutex<Exchange>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-struct State {
+struct Exchange {
     /// What each member brought, by rank, if it is here.
     parts: Vec<Option<Vec<f32>>>,
     /// Of the last round. It stays until all members have come again, so that each has read it.
@@ -73,7 +73,7 @@ struct State {
 impl Member {
     /// A group of `size` members.
     pub fn group(size: usize) -> Vec<Member> {
-        let state = State { parts: vec![None; size], sum: Vec::new(), round: 0, ended: false };
+        let state = Exchange { parts: vec![None; size], sum: Vec::new(), round: 0, ended: false };
         let meeting = Arc::new(Meeting { state: Mutex::new(state), changed: Condvar::new() });
         (0..size).map(|rank| Member { rank, meeting: Arc::clone(&meeting) }).collect()
     }
@@ -92,7 +92,7 @@ impl Comm for Member {
             self.meeting.changed.notify_all();
         }
         brought?;
-        let waiting = |state: &mut State| state.round == round && !state.ended;
+        let waiting = |state: &mut Exchange| state.round == round && !state.ended;
         let wait = self.meeting.changed.wait_while(state, waiting);
         let state = wait.unwrap_or_else(PoisonError::into_inner);
         ensure!(state.round != round, "worker {}: another worker is gone", self.rank);
@@ -110,12 +110,12 @@ impl Drop for Member {
 
 impl Meeting {
     /// A panic elsewhere leaves the state as it was between two of its lines, and ends the group in any case.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Exchange> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Exchange {
     /// Takes what the member of `rank` brings; the last one completes the round.
     fn bring(&mut self, rank: usize, values: &[f32]) -> Result<()> {
         if let Some(other) = self.parts.iter().flatten().find(|part| part.len() != values.len()) {
