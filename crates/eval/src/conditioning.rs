@@ -59,12 +59,12 @@ pub struct Conditioning {
     /// Paired difference to the true caption's loss: how much the words matter.
     pub gap: Conditions,
     /// What the rounded numbers of drawing change, if that was measured.
-    pub drawn: Option<Drawn>,
+    pub drawn: Option<DrawnLoss>,
 }
 
 /// Image loss under the true caption by the sampler, token by token, as pictures are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Drawn {
+pub struct DrawnLoss {
     /// The loss.
     pub loss: Figure,
     /// Paired difference to the loss of the forward pass.
@@ -104,7 +104,7 @@ pub fn conditioning(
             none: figure(&none),
         },
         gap: Conditions { same_style: gap(&same_style), shuffled: gap(&shuffled), none: gap(&none) },
-        drawn: drawn.map(|drawn| Drawn { loss: figure(&drawn), gap: gap(&drawn) }),
+        drawn: drawn.map(|drawn| DrawnLoss { loss: figure(&drawn), gap: gap(&drawn) }),
     })
 }
 

@@ -45,9 +45,9 @@ impl FeatureExtractor for Embedding<'_> {
         let features = self.reranker.states(pictures)?;
         let logits = features.chunks(dims).flat_map(|row| {
             let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-            let cosine =
+            let cosine_similarity =
                 move |class: &Vec<f32>| row.iter().zip(class).map(|(a, b)| a * b).sum::<f32>() / length;
-            self.classes.iter().map(move |class| scale * cosine(class))
+            self.classes.iter().map(move |class| scale * cosine_similarity(class))
         });
         let logits: Vec<f32> = logits.collect();
         ensure!(

@@ -35,7 +35,7 @@ mod zero_shot;
 pub use blur::{blur, blur_at};
 pub use clip_score::clip_score;
 pub use cmmd::cmmd;
-pub use conditioning::{Conditioning, Conditions, Drawn, Figure, LabelledCodes, conditioning};
+pub use conditioning::{Conditioning, Conditions, DrawnLoss, Figure, LabelledCodes, conditioning};
 pub use curves::curves;
 pub use drawing::{DrawingReport, Subject, drawing};
 pub use drawn::{Draws, best_of, draw_each, pictures_in};

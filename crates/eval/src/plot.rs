@@ -30,7 +30,7 @@ pub type Series = (String, Vec<Point>);
 /// What plotters draws on and with.
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
-type Drawn = Result<(), Box<dyn std::error::Error>>;
+type PlotResult = Result<(), Box<dyn std::error::Error>>;
 
 /// How x is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +95,7 @@ fn check((frame, series): &Panel<'_>) -> Result<()> {
 /// What `draw` draws on white, as an SVG.
 pub(crate) fn svg(
     size: (u32, u32),
-    draw: impl FnOnce(&Area<'_>) -> Drawn,
+    draw: impl FnOnce(&Area<'_>) -> PlotResult,
 ) -> Result<String, Box<dyn std::error::Error>> {
     let mut svg = String::new();
     {
@@ -145,7 +145,7 @@ pub(crate) fn draw_lines<'a, 'b>(
     Ok(chart)
 }
 
-fn draw_mesh(chart: &mut Chart<'_, '_>, frame: &Frame<'_>, size: (u32, u32)) -> Drawn {
+fn draw_mesh(chart: &mut Chart<'_, '_>, frame: &Frame<'_>, size: (u32, u32)) -> PlotResult {
     // Between doublings nothing is written: 2^2.5 helps no one.
     let doubling = |x: &f64| if x.fract() == 0.0 { number(&x.exp2()) } else { String::new() };
     let (columns, rows) = (size.0 as usize / 80, size.1 as usize / 50);
@@ -174,7 +174,7 @@ fn number(value: &f64) -> String {
 }
 
 /// Marks points, and their errors by bars.
-fn draw_points(chart: &Chart<'_, '_>, x_axis: XAxis, series: &[Series]) -> Drawn {
+fn draw_points(chart: &Chart<'_, '_>, x_axis: XAxis, series: &[Series]) -> PlotResult {
     let area = chart.plotting_area();
     for (i, (_, points)) in series.iter().enumerate() {
         let colour = colour(i, series.len());

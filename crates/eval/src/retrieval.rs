@@ -123,8 +123,8 @@ fn ranks(queries: &[f32], keys: &[f32], dims: usize, groups: &[usize]) -> Vec<us
         let rows = block.products.par_chunks(block.width);
         rows.zip(&mut ranks[block.row..]).enumerate().for_each(|(i, (row, rank))| {
             let i = block.row + i;
-            let closer = |&(j, &cosine): &(usize, &f64)| {
-                cosine > own[i] - TIE && groups[block.column + j] != groups[i]
+            let closer = |&(j, &cosine_similarity): &(usize, &f64)| {
+                cosine_similarity > own[i] - TIE && groups[block.column + j] != groups[i]
             };
             *rank += row.iter().enumerate().filter(closer).count();
         });
@@ -139,8 +139,8 @@ fn closest_of_own(queries: &[f32], keys: &[f32], dims: usize, groups: &[usize]) 
     let mut own = vec![f64::NEG_INFINITY; groups.len()];
     for members in sorted.chunk_by(|&i, &j| groups[i] == groups[j]) {
         for &i in members {
-            let cosine = |&j: &usize| dot(&queries[i * dims..][..dims], &keys[j * dims..][..dims]);
-            own[i] = members.iter().map(cosine).fold(f64::NEG_INFINITY, f64::max);
+            let cosine_similarity = |&j: &usize| dot(&queries[i * dims..][..dims], &keys[j * dims..][..dims]);
+            own[i] = members.iter().map(cosine_similarity).fold(f64::NEG_INFINITY, f64::max);
         }
     }
     own

@@ -18,7 +18,7 @@ use crate::device::DeviceChoice;
 use crate::optim::Moments;
 use crate::precision::Scaling;
 use crate::samples::ScenesConfig;
-use crate::schedule::{Schedule, cosine};
+use crate::schedule::{Schedule, cosine_decay};
 
 /// The presets inside the program.
 const PRESETS: [(&str, &str); 6] = [
@@ -165,9 +165,9 @@ pub struct FitConfig {
     pub schedule: Schedule,
     /// Largest step size.
     pub lr: f64,
-    /// Smallest step size; with `cosine` that from `lr_steps` on.
+    /// Smallest step size; with `cosine_decay` that from `lr_steps` on.
     pub lr_end: f64,
-    /// Updates over which `cosine` falls.
+    /// Updates over which `cosine_decay` falls.
     pub lr_steps: u64,
     /// Updates over which the step size rises from 0, linearly.
     pub warmup: u64,
@@ -221,12 +221,12 @@ pub struct RelaxConfig {
 impl RelaxConfig {
     /// The weight of the KL term in update `step`.
     pub fn beta_at(&self, step: u64) -> f64 {
-        cosine(0.0, self.beta, step, self.beta_steps)
+        cosine_decay(0.0, self.beta, step, self.beta_steps)
     }
 
     /// The temperature of update `step`.
     pub fn tau_at(&self, step: u64) -> f64 {
-        cosine(1.0, self.tau_end, step, self.tau_steps)
+        cosine_decay(1.0, self.tau_end, step, self.tau_steps)
     }
 }
 

@@ -50,4 +50,4 @@ pub use reporter::{Control, Progress, Reporter, Silent};
 pub use rerank::{RerankInputs, train_rerank};
 pub use run_dir::{RunOptions, model_of};
 pub use samples::ScenesConfig;
-pub use schedule::{Plateau, Schedule, cosine, rise};
+pub use schedule::{Plateau, Schedule, cosine_decay, rise};

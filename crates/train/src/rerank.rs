@@ -15,7 +15,8 @@ use tessera_kernels::{Cpu, dot};
 use tessera_model::dvae::Dvae;
 use tessera_model::nn::Compute;
 use tessera_model::rerank::{
-    Cleaning, Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine, patches, square,
+    Cleaning, Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine_similarity,
+    patches, square,
 };
 use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, gradients};
 use tessera_text::Bpe;
@@ -352,7 +353,7 @@ impl Task for RerankTask<'_> {
         let (images, texts) = self.embeddings(model, &among)?;
         let mut cells = Vec::new();
         for row in (0..among.len()).step_by(among.len().div_ceil(captions).max(1)) {
-            let score = |i: usize| cosine(&images[i], &texts[row]);
+            let score = |i: usize| cosine_similarity(&images[i], &texts[row]);
             let mut order: Vec<usize> = (0..among.len()).collect();
             order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
             let best = order.iter().take(pictures);

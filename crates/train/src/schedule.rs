@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::FitConfig;
 
 /// From `start` to `end` over `steps` updates by half a cosine, then `end`.
-pub fn cosine(start: f64, end: f64, step: u64, steps: u64) -> f64 {
+pub fn cosine_decay(start: f64, end: f64, step: u64, steps: u64) -> f64 {
     let progress = (step as f64 / steps.max(1) as f64).min(1.0);
     end + 0.5 * (start - end) * (1.0 + (std::f64::consts::PI * progress).cos())
 }
@@ -28,7 +28,7 @@ pub enum Schedule {
 /// The step size of update `step`.
 pub fn learning_rate(config: &FitConfig, step: u64, plateau: &Plateau) -> f64 {
     let fallen = match config.schedule {
-        Schedule::Cosine => cosine(config.lr, config.lr_end, step, config.lr_steps),
+        Schedule::Cosine => cosine_decay(config.lr, config.lr_end, step, config.lr_steps),
         Schedule::Plateau => config.lr * plateau.factor(),
     };
     rise(step, config.warmup) * fallen
@@ -90,10 +90,10 @@ mod tests {
         for (start, end, steps, middle) in
             [(0.0, 6.6, 5_000, 3.3), (1.0, 0.0625, 150_000, 0.53125), (1e-4, 1.25e-6, 1_200_000, 5.0625e-5)]
         {
-            close(cosine(start, end, 0, steps), start);
-            close(cosine(start, end, steps / 2, steps), middle);
-            close(cosine(start, end, steps, steps), end);
-            close(cosine(start, end, 3 * steps, steps), end);
+            close(cosine_decay(start, end, 0, steps), start);
+            close(cosine_decay(start, end, steps / 2, steps), middle);
+            close(cosine_decay(start, end, steps, steps), end);
+            close(cosine_decay(start, end, 3 * steps, steps), end);
         }
     }
 

@@ -94,7 +94,7 @@ pub enum Eval {
         #[arg(long)]
         data: PathBuf,
         #[command(flatten)]
-        drawn: Drawn,
+        drawn: DrawnArgs,
         #[command(flatten)]
         sampling: Sampling,
         /// The plot.
@@ -106,7 +106,7 @@ pub enum Eval {
         /// Folder with captions_val2014.json (or annotations/…) and the pictures in val2014/.
         dir: PathBuf,
         #[command(flatten)]
-        drawn: Drawn,
+        drawn: DrawnArgs,
         #[command(flatten)]
         sampling: PaperSampling,
     },
@@ -115,7 +115,7 @@ pub enum Eval {
         /// Folder with images.txt, train_test_split.txt, images/ and the captions in text/ or text_c10/.
         dir: PathBuf,
         #[command(flatten)]
-        drawn: Drawn,
+        drawn: DrawnArgs,
         #[command(flatten)]
         sampling: PaperSampling,
     },
@@ -130,7 +130,7 @@ pub enum Eval {
         #[arg(long)]
         data: PathBuf,
         #[command(flatten)]
-        drawn: Drawn,
+        drawn: DrawnArgs,
         #[command(flatten)]
         sampling: Sampling,
         /// The page.
@@ -210,7 +210,7 @@ pub struct Pair {
 
 /// What is drawn and how it is measured. Interrupted, it goes on where it was.
 #[derive(ClapArgs)]
-pub struct Drawn {
+pub struct DrawnArgs {
     /// Folder for the drawings.
     #[arg(long)]
     pub drawings: PathBuf,

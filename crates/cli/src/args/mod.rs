@@ -13,7 +13,9 @@ use tessera_kernels::Precision;
 use tessera_train::DeviceChoice;
 
 pub use draw::{Draw, PicturePrompt, Sampling};
-pub use eval::{Drawn, Eval, EvalArgs, Human, Network, Pair, PaperSampling, Protocol, Resizing, ZeroShot};
+pub use eval::{
+    DrawnArgs, Eval, EvalArgs, Human, Network, Pair, PaperSampling, Protocol, Resizing, ZeroShot,
+};
 pub use serve::{Log, Serve};
 
 /// Standard input as a file.
@@ -218,7 +220,7 @@ pub struct Reconstruct {
 #[derive(ClapArgs)]
 pub struct PlanArgs {
     #[command(flatten)]
-    pub settings: Settings,
+    pub settings: ConfigArgs,
     /// GPUs in all.
     #[arg(long)]
     pub gpus: usize,
@@ -338,7 +340,7 @@ pub enum DataSource {
         #[arg(long)]
         out: PathBuf,
         #[command(flatten)]
-        settings: Settings,
+        settings: ConfigArgs,
         /// What the set is for.
         #[arg(long, value_enum, default_value_t = Stage::First)]
         stage: Stage,
@@ -381,7 +383,7 @@ pub enum TrainTask {
     /// The caption vocabulary, from a data set.
     Bpe {
         #[command(flatten)]
-        settings: Settings,
+        settings: ConfigArgs,
         /// The data set.
         #[arg(long)]
         data: PathBuf,
@@ -417,7 +419,7 @@ pub enum TrainTask {
 
 /// Which settings.
 #[derive(ClapArgs)]
-pub struct Settings {
+pub struct ConfigArgs {
     /// A preset (tiny, emoji, embedded, 2.8b, 5.6b, paper) or a TOML file of differences to one.
     #[arg(long, default_value = "emoji", value_parser = config())]
     pub config: String,
@@ -430,7 +432,7 @@ pub struct Settings {
 #[derive(ClapArgs)]
 pub struct Common {
     #[command(flatten)]
-    pub settings: Settings,
+    pub settings: ConfigArgs,
     /// What to train on.
     #[arg(long)]
     pub data: PathBuf,
@@ -453,7 +455,7 @@ pub struct Common {
 #[derive(ClapArgs)]
 pub struct Encode {
     #[command(flatten)]
-    pub settings: Settings,
+    pub settings: ConfigArgs,
     /// The data set.
     #[arg(long)]
     pub data: PathBuf,

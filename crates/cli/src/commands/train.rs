@@ -10,7 +10,7 @@ use tessera_train::{
 };
 
 use super::say;
-use crate::args::{Common, Encode, Settings, TrainTask};
+use crate::args::{Common, ConfigArgs, Encode, TrainTask};
 use crate::memory::present_bytes;
 use crate::reporter::Terminal;
 use crate::signals;
@@ -68,7 +68,7 @@ pub fn encode(args: &Encode) -> Result<()> {
 }
 
 /// The config that the flags name.
-pub fn resolve(settings: &Settings) -> Result<Config> {
+pub fn resolve(settings: &ConfigArgs) -> Result<Config> {
     Config::resolve(&settings.config, &settings.sets)
 }
 

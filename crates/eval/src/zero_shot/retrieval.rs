@@ -26,9 +26,9 @@ pub struct Found {
 pub(super) fn find(query: &[f32], right: &[f32], wrong: &[Vec<f32>]) -> Result<Found> {
     ensure!(!wrong.is_empty(), "no wrong pictures; wanted at least 1");
     let query = unit(query, query.len())?;
-    let cosine = |other: &[f32]| -> Result<f64> { Ok(dot(&query, &unit(other, query.len())?)) };
-    let own = cosine(right)?;
-    let others = wrong.iter().map(|other| cosine(other)).collect::<Result<Vec<f64>>>()?;
+    let cosine_similarity = |other: &[f32]| -> Result<f64> { Ok(dot(&query, &unit(other, query.len())?)) };
+    let own = cosine_similarity(right)?;
+    let others = wrong.iter().map(|other| cosine_similarity(other)).collect::<Result<Vec<f64>>>()?;
     let rank = others.iter().filter(|&&other| other > own - TIE).count();
     let mut nearest_wrong = 0;
     for (n, other) in others.iter().enumerate() {

@@ -17,7 +17,7 @@ use tessera_kernels::Cpu;
 pub use image_tower::ImageTower;
 pub use loss::{ContrastiveLoss, contrastive, unit_rows};
 pub use preprocess::{patches, square};
-pub use reranker::{EncodedCaption, ReadCaption, Reranker, cosine};
+pub use reranker::{EncodedCaption, ReadCaption, Reranker, cosine_similarity};
 pub use text_tower::TextTower;
 
 use crate::nn::{Compute, Init};

@@ -138,6 +138,6 @@ fn rows(x: Tensor<2>) -> Result<Vec<Vec<f32>>> {
 }
 
 /// The cosine of two embeddings of unit length.
-pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
+pub fn cosine_similarity(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }

@@ -7,7 +7,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 use super::Picture;
-use crate::rerank::{EncodedCaption, Reranker, cosine};
+use crate::rerank::{EncodedCaption, Reranker, cosine_similarity};
 
 /// Keeps the best of a stream of pictures; holds no more than it keeps, whatever it is shown.
 pub struct Ranking<'a> {
@@ -65,7 +65,7 @@ impl<'a> Ranking<'a> {
     fn keep_best(&mut self, pictures: impl Iterator<Item = (Picture, Vec<f32>)>) {
         let caption = self.embedding.as_deref().unwrap_or_default();
         let scored = pictures.map(|(picture, embedding)| {
-            let score = Some(cosine(&embedding, caption));
+            let score = Some(cosine_similarity(&embedding, caption));
             Picture { score, ..picture }
         });
         self.best.extend(scored);

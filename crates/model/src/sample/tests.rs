@@ -12,7 +12,7 @@ use super::*;
 use crate::dvae::{Dvae, DvaeConfig};
 use crate::finite_differences::stirred;
 use crate::prior::{Logits, Prior, PriorConfig, Stream, Wrap, caption_slots};
-use crate::rerank::{Cleaning, Clip, ClipConfig, Gelu, Reranker, TowerConfig, cosine};
+use crate::rerank::{Cleaning, Clip, ClipConfig, Gelu, Reranker, TowerConfig, cosine_similarity};
 
 fn model() -> (Prior, Dvae) {
     model_on(Cpu::best())
@@ -326,7 +326,7 @@ fn the_best_come_first_and_are_those_of_all_candidates() {
     let reranker = reranker();
     let caption = reranker.captions(&["a red apple"]).unwrap().remove(0).embedding;
     let alone = reranker.pictures(&[all[3].image.clone()]).unwrap().remove(0);
-    assert_eq!(cosine(&alone, &caption), score(&all[3]));
+    assert_eq!(cosine_similarity(&alone, &caption), score(&all[3]));
 }
 
 /// As many as differ come before any that is drawn again.

@@ -28,7 +28,7 @@ const EPSILON: f32 = 1e-6;
 
 /// How gradients are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct PowerSgdSettings {
     /// Columns of each factor.
     pub rank: usize,
     /// What error buffers and factors are stored and sent as; 32 bits if there is none. The paper's is 1-6-9.
@@ -48,7 +48,7 @@ pub struct Settings {
 pub struct Compressor {
     /// Rows and columns for the caller.
     shape: [usize; 2],
-    settings: Settings,
+    settings: PowerSgdSettings,
     /// Gradients not applied yet `[m, n]`.
     error: Buffer,
     /// Drawn once, never changed `[n, rank]`.
@@ -88,9 +88,9 @@ impl Compressor {
     ///
     /// # Errors
     /// If the rank is 0 or more than the shorter side, a scale is not positive, or `storage` has no sign.
-    pub fn new(shape: [usize; 2], ordinal: u64, settings: Settings) -> Result<Compressor> {
+    pub fn new(shape: [usize; 2], ordinal: u64, settings: PowerSgdSettings) -> Result<Compressor> {
         let [m, n] = wide(shape);
-        let Settings { rank, storage, p_scale, q_scale, seed } = settings;
+        let PowerSgdSettings { rank, storage, p_scale, q_scale, seed } = settings;
         ensure!((1..=m).contains(&rank), "rank {rank} of a matrix {m} by {n}: wanted 1 to {m}");
         for scale in [p_scale, q_scale] {
             ensure!(

@@ -18,7 +18,7 @@ use tessera_model::{Sampling, Tessera};
 
 use super::protocol::{dm_gan, inception, reranker};
 use super::{measured_tessera, open};
-use crate::args::{self, Drawn, PrecisionFlag};
+use crate::args::{self, DrawnArgs, PrecisionFlag};
 use crate::commands::draw::meant;
 use crate::commands::output::{Content, Outputs};
 use crate::commands::{model_file, say};
@@ -28,7 +28,7 @@ const PAPER: usize = 512;
 /// Most candidates of a curve unless told otherwise.
 const CURVE: usize = 32;
 
-pub fn curve(data: &Path, args: &Drawn, sampling: &args::Sampling, out: &Path) -> Result<()> {
+pub fn curve(data: &Path, args: &DrawnArgs, sampling: &args::Sampling, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Plot)], args.json)?;
     let models = Models::open(args)?;
     let sampling = meant(sampling, &models.tessera)?;
@@ -37,7 +37,7 @@ pub fn curve(data: &Path, args: &Drawn, sampling: &args::Sampling, out: &Path) -
     print(args, &sampling, &curve, &outputs)
 }
 
-pub fn coco(dir: &Path, args: &Drawn, sampling: Sampling) -> Result<()> {
+pub fn coco(dir: &Path, args: &DrawnArgs, sampling: Sampling) -> Result<()> {
     // The sample is the same for all models, whatever they are drawn with.
     let described = coco_captions(dir, args.captions.unwrap_or(COCO_CAPTIONS), 0)?;
     match args.protocol {
@@ -50,7 +50,7 @@ pub fn coco(dir: &Path, args: &Drawn, sampling: Sampling) -> Result<()> {
     }
 }
 
-pub fn cub(dir: &Path, args: &Drawn, sampling: Sampling) -> Result<()> {
+pub fn cub(dir: &Path, args: &DrawnArgs, sampling: Sampling) -> Result<()> {
     let all = cub_captions(dir)?;
     let described = evenly(args.captions.unwrap_or(all.len()), all.len()).map(|i| all[i].clone()).collect();
     match args.protocol {
@@ -66,7 +66,7 @@ pub fn cub(dir: &Path, args: &Drawn, sampling: Sampling) -> Result<()> {
 /// Draws captions of a published set and measures the drawings against the pictures that the captions describe.
 fn published(
     described: Vec<Described>,
-    args: &Drawn,
+    args: &DrawnArgs,
     sampling: &Sampling,
     protocol: Option<Protocol>,
 ) -> Result<()> {
@@ -101,7 +101,7 @@ pub struct Models {
 
 impl Models {
     /// Reads both, and sees that the judge does not judge its own choice.
-    pub fn open(args: &Drawn) -> Result<Models> {
+    pub fn open(args: &DrawnArgs) -> Result<Models> {
         let tessera =
             measured_tessera(&model_file(args.model.as_deref())?, args.weights, PrecisionFlag::Auto)?;
         let judge = judge(&args.judge, &tessera)?;
@@ -110,7 +110,12 @@ impl Models {
     }
 
     /// The curve of a data set's held-out captions.
-    pub fn curve_of(&self, dataset: &Dataset, args: &Drawn, sampling: &Sampling) -> Result<Vec<CurvePoint>> {
+    pub fn curve_of(
+        &self,
+        dataset: &Dataset,
+        args: &DrawnArgs,
+        sampling: &Sampling,
+    ) -> Result<Vec<CurvePoint>> {
         ensure!(args.protocol.is_none(), "--protocol is for `eval coco` and `eval cub`; leave it out here");
         let captions = held_out_captions(dataset, args.captions)?;
         let all = || dataset.train.iter().chain(&dataset.val);
@@ -125,7 +130,13 @@ impl Models {
     }
 
     /// Draws what is not drawn yet.
-    fn draw(&self, captions: &[String], best_of: &[usize], args: &Drawn, sampling: &Sampling) -> Result<()> {
+    fn draw(
+        &self,
+        captions: &[String],
+        best_of: &[usize],
+        args: &DrawnArgs,
+        sampling: &Sampling,
+    ) -> Result<()> {
         let most = best_of.last().copied().unwrap_or(1);
         ensure!(
             most == 1 || self.tessera.reranker.is_some(),
@@ -143,7 +154,7 @@ impl Models {
     /// Runs `measure` with the Inception that the flags name, or with the judge.
     fn with_network<T>(
         &self,
-        args: &Drawn,
+        args: &DrawnArgs,
         classes: &[&str],
         measure: impl FnOnce(&dyn FeatureExtractor) -> Result<T>,
     ) -> Result<T> {
@@ -159,7 +170,7 @@ impl Models {
         captions: &[String],
         real: impl Iterator<Item = Result<RgbImage>>,
         best_of: &[usize],
-        args: &Drawn,
+        args: &DrawnArgs,
         sampling: &Sampling,
         protocol: Protocol,
     ) -> Result<Vec<CurvePoint>> {
@@ -215,7 +226,7 @@ struct Sampled<'a> {
     point: &'a CurvePoint,
 }
 
-fn print(args: &Drawn, sampling: &Sampling, curve: &[CurvePoint], outputs: &Outputs) -> Result<()> {
+fn print(args: &DrawnArgs, sampling: &Sampling, curve: &[CurvePoint], outputs: &Outputs) -> Result<()> {
     if args.json {
         let curve: Vec<Sampled> = curve.iter().map(|point| Sampled { sampling, point }).collect();
         return say(serde_json::to_string_pretty(&curve)?);

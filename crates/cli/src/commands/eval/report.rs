@@ -17,7 +17,7 @@ use super::drawn::{Models, held_out_captions};
 use super::open;
 use super::overlap::{Overlaps, overlaps};
 use super::sets::{Blurs, Embedded, blur_figures, embedded, held_out_pairs};
-use crate::args::{Drawn, Sampling};
+use crate::args::{DrawnArgs, Sampling};
 use crate::commands::draw::{enlarge, meant};
 use crate::commands::model_file;
 use crate::commands::output::{Content, Outputs};
@@ -31,7 +31,7 @@ const SIZE: u32 = 256;
 /// Cosine from which a held-out picture counts as one that training has seen.
 const SAME: f32 = 0.95;
 
-pub fn run(data: &Path, args: &Drawn, sampling: &Sampling, out: &Path) -> Result<()> {
+pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Page)], false)?;
     let dataset = open(data)?;
     let captions = held_out_captions(&dataset, args.captions)?;
@@ -147,7 +147,7 @@ fn ranker(page: &mut Page, models: &Models, dataset: &Dataset) -> Result<()> {
 }
 
 /// Some captions' real pictures, first candidates and best candidates, three captions a row.
-fn sheet(dataset: &Dataset, captions: &[String], k: usize, args: &Drawn) -> Result<RgbImage> {
+fn sheet(dataset: &Dataset, captions: &[String], k: usize, args: &DrawnArgs) -> Result<RgbImage> {
     let every = captions.len().div_ceil(SHOWN);
     let of = |k: usize| pictures_in(&best_of(&args.drawings, k), captions.len()).collect::<Result<Vec<_>>>();
     let (first, best) = (of(1)?, of(k)?);

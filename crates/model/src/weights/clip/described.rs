@@ -68,10 +68,10 @@ pub(super) fn hugging_face(config: &str, preprocessor: Option<&str>) -> Result<D
         let [mut tower, over] = [name.to_string(), format!("{name}_dict")]
             .map(|key| config.get(&key).and_then(Value::as_object).cloned().unwrap_or_default());
         tower.extend(over);
-        Settings { source, name, values: tower }
+        ClipSettings { source, name, values: tower }
     };
     let (image, text) = (tower("vision_config"), tower("text_config"));
-    let whole = Settings { source, name: "", values: config.clone() };
+    let whole = ClipSettings { source, name: "", values: config.clone() };
     let vocab = text.size("vocab_size", 49_408)?;
     for tower in [&image, &text] {
         tower.expect("layer_norm_eps", &[json!(1e-5)])?;
@@ -79,11 +79,11 @@ pub(super) fn hugging_face(config: &str, preprocessor: Option<&str>) -> Result<D
     }
     // 2 is what old files say; the state is then read at the largest id.
     text.expect("eos_token_id", &[json!(2), json!(vocab - 1)])?;
-    let act = |tower: &Settings| tower.values.get("hidden_act").and_then(Value::as_str) == Some("gelu");
+    let act = |tower: &ClipSettings| tower.values.get("hidden_act").and_then(Value::as_str) == Some("gelu");
     ensure!(act(&image) == act(&text), "{source}: hidden_act differs between the towers");
     let colours = preprocessor.map_or(Ok([MEAN, DEVIATION]), |text| {
         let source = "preprocessor_config.json";
-        let values = Settings { source, name: "", values: object(text).context(source)? };
+        let values = ClipSettings { source, name: "", values: object(text).context(source)? };
         values.expect("resample", &[json!(3)])?;
         values.expect("do_center_crop", &[json!(true)])?;
         anyhow::Ok([values.colour("image_mean", MEAN)?, values.colour("image_std", DEVIATION)?])
@@ -127,9 +127,10 @@ pub(super) fn open_clip(config: &str) -> Result<Described> {
     let config = object(config).context(source)?;
     let part = |of: &Map<String, Value>, name: &'static str| {
         let values = of.get(name).and_then(Value::as_object).cloned();
-        values.map(|values| Settings { source, name, values })
+        values.map(|values| ClipSettings { source, name, values })
     };
-    let model = part(&config, "model_cfg").unwrap_or(Settings { source, name: "", values: config.clone() });
+    let model =
+        part(&config, "model_cfg").unwrap_or(ClipSettings { source, name: "", values: config.clone() });
     let image = part(&model.values, "vision_cfg").with_context(|| format!("{source} has no vision_cfg"))?;
     let text = part(&model.values, "text_cfg").with_context(|| format!("{source} has no text_cfg"))?;
     let shared = [
@@ -184,15 +185,15 @@ fn object(text: &str) -> Result<Map<String, Value>> {
 }
 
 /// A part of a configuration.
-struct Settings {
+struct ClipSettings {
     source: &'static str,
     name: &'static str,
     values: Map<String, Value>,
 }
 
-impl Settings {
+impl ClipSettings {
     fn key(&self, key: &str) -> String {
-        let Settings { source, name, .. } = self;
+        let ClipSettings { source, name, .. } = self;
         if name.is_empty() { format!("{source}: {key}") } else { format!("{source}: {name}.{key}") }
     }
 

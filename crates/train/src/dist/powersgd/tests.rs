@@ -4,8 +4,9 @@ use super::super::comm::{Solo, tests::on_workers};
 use super::*;
 
 /// Scales other than 1, so that one that is forgotten shows.
-const FULL: Settings = Settings { rank: 2, storage: None, p_scale: 0.5, q_scale: 4.0, seed: 7 };
-const SMALL: Settings = Settings { storage: Some(SmallFloat::OneSixNine), ..FULL };
+const FULL: PowerSgdSettings =
+    PowerSgdSettings { rank: 2, storage: None, p_scale: 0.5, q_scale: 4.0, seed: 7 };
+const SMALL: PowerSgdSettings = PowerSgdSettings { storage: Some(SmallFloat::OneSixNine), ..FULL };
 
 fn random(seed: u64, [rows, columns]: [usize; 2]) -> Vec<f32> {
     gaussian(seed, u64::MAX, rows * columns)
@@ -45,7 +46,7 @@ fn update(workers: &mut [Compressor], gradients: &[Vec<f32>]) -> (Option<Vec<f32
     (sum, exchanged)
 }
 
-fn workers(size: usize, shape: [usize; 2], settings: Settings) -> Vec<Compressor> {
+fn workers(size: usize, shape: [usize; 2], settings: PowerSgdSettings) -> Vec<Compressor> {
     vec![Compressor::new(shape, 0, settings).unwrap(); size]
 }
 
@@ -57,7 +58,7 @@ fn errors(workers: &[Compressor]) -> Vec<Vec<f32>> {
 fn at_full_rank_the_sum_is_exact_and_nothing_is_left() {
     for shape in [[6, 10], [10, 6], [6, 6]] {
         for size in [1, 3] {
-            let mut workers = workers(size, shape, Settings { rank: 6, ..FULL });
+            let mut workers = workers(size, shape, PowerSgdSettings { rank: 6, ..FULL });
             let gradients: Vec<_> = (0..size as u64).map(|seed| random(seed, shape)).collect();
             let (got, exchanged) = update(&mut workers, &gradients);
             let wanted = sum(&gradients);
@@ -66,7 +67,7 @@ fn at_full_rank_the_sum_is_exact_and_nothing_is_left() {
             assert!(norm(&sum(&errors(&workers))) < 1e-4, "{shape:?}, {size} workers");
             // The same gradient everywhere leaves nothing anywhere.
             let gradients = vec![gradients[0].clone(); size];
-            let mut workers = self::workers(size, shape, Settings { rank: 6, ..FULL });
+            let mut workers = self::workers(size, shape, PowerSgdSettings { rank: 6, ..FULL });
             update(&mut workers, &gradients);
             assert!(errors(&workers).iter().all(|error| norm(error) < 1e-4));
         }
@@ -103,7 +104,7 @@ fn micro_batches_add_up_and_the_gradient_scale_is_divided_out() {
 
 /// What is left in two workers' buffers, from 0.25 everywhere, after an update with 0.5 everywhere, but for the first
 /// worker's first value.
-fn after(settings: Settings, first: f32) -> ([Vec<f32>; 2], bool, Exchanged) {
+fn after(settings: PowerSgdSettings, first: f32) -> ([Vec<f32>; 2], bool, Exchanged) {
     let mut workers = workers(2, [3, 4], settings);
     workers.iter_mut().for_each(|worker| worker.accumulate(&[0.25; 12], 1.0).unwrap());
     let mut gradients = vec![vec![0.5; 12]; 2];
@@ -122,7 +123,7 @@ fn if_all_is_finite_each_worker_subtracts_its_share() {
 
 #[test]
 fn if_only_a_factor_overflows_error_buffers_are_kept() {
-    for settings in [Settings { p_scale: 1e4, ..SMALL }, Settings { q_scale: 1e4, ..SMALL }] {
+    for settings in [PowerSgdSettings { p_scale: 1e4, ..SMALL }, PowerSgdSettings { q_scale: 1e4, ..SMALL }] {
         let (errors, applied, exchanged) = after(settings, 0.5);
         assert_eq!(errors, [[0.75; 12], [0.75; 12]]);
         assert!(!applied && !exchanged.overflowed && exchanged.norm_squared == f64::INFINITY);
@@ -185,7 +186,7 @@ fn the_drawn_matrix_is_fixed_and_every_ordinal_has_its_own() {
     }
     assert!(workers.iter().all(|worker| worker.gaussian == drawn(0)));
     assert_ne!(drawn(0), drawn(1));
-    let other_seed = Settings { seed: 8, ..FULL };
+    let other_seed = PowerSgdSettings { seed: 8, ..FULL };
     assert_ne!(Compressor::new([5, 9], 0, other_seed).unwrap().gaussian, drawn(0));
     let many = gaussian(1, 2, 10_000);
     let mean = many.iter().sum::<f32>() / 1e4;
@@ -258,7 +259,7 @@ fn sixteen_bits_carry_a_gradient_of_low_rank() {
             let (a, b) = (random(seed, [shape[0], 2]), random(seed + 1, [2, shape[1]]));
             product(&a, &b, 2).iter().map(|value| value * 0.01).collect::<Vec<_>>()
         };
-        let mut workers = workers(2, shape, Settings { rank: 5, ..SMALL });
+        let mut workers = workers(2, shape, PowerSgdSettings { rank: 5, ..SMALL });
         assert!(matches!(workers[0].error, Buffer::Small(..)));
         let gradients = [low_rank(1), low_rank(3)];
         let (got, exchanged) = update(&mut workers, &gradients);
@@ -275,7 +276,7 @@ fn sixteen_bits_carry_a_gradient_of_low_rank() {
 
 #[test]
 fn columns_are_shifted_by_epsilon_before_they_are_made_orthonormal() {
-    let compressor = Compressor::new([2, 3], 0, Settings { rank: 1, ..FULL }).unwrap();
+    let compressor = Compressor::new([2, 3], 0, PowerSgdSettings { rank: 1, ..FULL }).unwrap();
     let p = compressor.orthogonalise(vec![0.0, EPSILON]);
     assert!(p.iter().all(|value| (value.abs() - 0.5_f32.sqrt()).abs() < 1e-6), "{p:?}");
 }
@@ -310,10 +311,12 @@ fn all_workers_get_the_same_bits() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let error = |settings| Compressor::new([9, 4], 0, settings).unwrap_err().to_string();
-    assert!(error(Settings { rank: 5, ..FULL }).contains("rank 5 of a matrix 4 by 9: wanted 1 to 4"));
-    assert!(error(Settings { rank: 0, ..FULL }).contains("rank 0"));
-    assert!(error(Settings { q_scale: 0.0, ..FULL }).contains("scale of 0"));
-    assert!(error(Settings { storage: Some(SmallFloat::ZeroSixTen), ..FULL }).contains("need a sign"));
+    assert!(error(PowerSgdSettings { rank: 5, ..FULL }).contains("rank 5 of a matrix 4 by 9: wanted 1 to 4"));
+    assert!(error(PowerSgdSettings { rank: 0, ..FULL }).contains("rank 0"));
+    assert!(error(PowerSgdSettings { q_scale: 0.0, ..FULL }).contains("scale of 0"));
+    assert!(
+        error(PowerSgdSettings { storage: Some(SmallFloat::ZeroSixTen), ..FULL }).contains("need a sign")
+    );
     let mut compressor = Compressor::new([9, 4], 0, FULL).unwrap();
     let error = compressor.accumulate(&[0.0; 35], 1.0).unwrap_err().to_string();
     assert!(error.contains("35 numbers: wanted 9 by 4"), "{error}");
