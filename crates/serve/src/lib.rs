@@ -8,7 +8,7 @@ mod api;
 mod client;
 mod connections;
 mod engine;
-mod events;
+mod event_log;
 mod image_store;
 pub mod limits;
 mod metrics;
@@ -31,7 +31,7 @@ pub use model::About;
 pub use origins::{Origin, public_url};
 
 use engine::Engine;
-use events::EventLogs;
+use event_log::EventLogs;
 use image_store::ImageStore;
 use metrics::Metrics;
 use model::Model;

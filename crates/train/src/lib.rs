@@ -11,7 +11,6 @@ mod device;
 pub mod dist;
 mod dvae;
 mod encode;
-mod events;
 mod fit;
 #[cfg(test)]
 mod golden;
@@ -30,6 +29,7 @@ mod run_dir;
 mod same_run;
 mod samples;
 mod schedule;
+mod tensorboard;
 mod tokens;
 
 pub use bpe::train_bpe;

@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use tessera_data::atomic;
 
 use crate::config::FitConfig;
-use crate::events::EventWriter;
 use crate::reporter::{Progress, Reporter};
+use crate::tensorboard::EventWriter;
 
 /// Names and values.
 pub type Metrics = Vec<(&'static str, f64)>;

@@ -23,7 +23,7 @@ use super::{ApiError, ImageRequest, Kind};
 use crate::App;
 use crate::client::{Client, LOOK};
 use crate::engine::{JobHandle, Refused};
-use crate::events::EventLog;
+use crate::event_log::EventLog;
 use crate::limits::WRITE_TIMEOUT;
 
 /// Bytes of an answer that are handed to the connection at once; the rest is given up if they are not taken in time.
