@@ -1,10 +1,10 @@
-"""Times every work on us and on the peers, taking turns, and writes the results down.
+"""Times every benchmark on us and on the peers, taking turns, and writes the results down.
 
     python compare.py --only gemm,gpt-step --rounds 5
 
 Each peer at each precision is a process of its own (`worker.py`) that is warmed up once. Then, for each round, every
 contender does one repetition; only one runs at a time, so that a busy minute of the machine falls on all of them. We
-take part through `tessera bench WORK --json`. Works that are not run again keep their results from the last time, and
+take part through `tessera bench BENCHMARK --json`. Works that are not run again keep their results from the last time, and
 so do references that are left out.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import page
-from works import BOTH, THREADS, WORKS, Work
+from benchmarks import BOTH, THREADS, BENCHMARKS, Benchmark
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -35,20 +35,20 @@ Answer = dict[str, Any]
 
 
 class Failed(Exception):
-    """A contender cannot do the work; the text says why."""
+    """A contender cannot do the benchmark; the text says why."""
 
 
 class Mismatch(Exception):
-    """A contender does another amount of the work, or counts it in another unit."""
+    """A contender does another amount of the benchmark, or counts it in another unit."""
 
 
-def check(work: Work, who: str, answer: Answer) -> Answer:
-    """`answer`, which must be of the amount and in the unit of `work`."""
+def check(benchmark: Benchmark, who: str, answer: Answer) -> Answer:
+    """`answer`, which must be of the amount and in the unit of `benchmark`."""
     amount = answer["rate"] * answer["seconds"]
-    if answer["unit"] != work.unit or not same(amount, work.count):
+    if answer["unit"] != benchmark.unit or not same(amount, benchmark.count):
         raise Mismatch(
-            f"{work.name}: {who} did {amount:.7g} in one repetition, in {answer['unit']}; "
-            f"wanted {work.count:.7g}, in {work.unit}"
+            f"{benchmark.name}: {who} did {amount:.7g} in one repetition, in {answer['unit']}; "
+            f"wanted {benchmark.count:.7g}, in {benchmark.unit}"
         )
     return answer
 
@@ -60,10 +60,10 @@ def same(amount: float, wanted: float) -> bool:
 class Worker:
     """A peer at one precision, waiting in its process between repetitions."""
 
-    def __init__(self, work: Work, peer: str, precision: str):
-        self.work, self.peer, self.precision = work, peer, precision
+    def __init__(self, benchmark: Benchmark, peer: str, precision: str):
+        self.benchmark, self.peer, self.precision = benchmark, peer, precision
         self.errors = tempfile.TemporaryFile("w+")
-        command = [sys.executable, HERE / "worker.py", peer, work.name, precision]
+        command = [sys.executable, HERE / "worker.py", peer, benchmark.name, precision]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, bufsize=1)
         self.answer()  # of the warm-up
@@ -77,7 +77,7 @@ class Worker:
         if not line:
             self.errors.seek(0)
             raise Failed((self.errors.read().strip() or "it ended without a word").splitlines()[-1])
-        return check(self.work, self.peer, json.loads(line))
+        return check(self.benchmark, self.peer, json.loads(line))
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -89,23 +89,23 @@ class Ours:
 
     peer, precision = "tessera", ""
 
-    def __init__(self, work: Work, program: Path):
-        self.work, self.program = work, program.resolve()
+    def __init__(self, benchmark: Benchmark, program: Path):
+        self.benchmark, self.program = benchmark, program.resolve()
         if not self.program.exists():
             raise Failed(f"{program} is not there")
         # So that the program has been read from disk, and a wrong amount is seen before the peers take their time.
-        first = self.draw() if work.name == "draw-9" else self.bench(1)
+        first = self.draw() if benchmark.name == "draw-9" else self.bench(1)
         self.repetitions = 1 if first["seconds"] > LONG else OUR_REPETITIONS
 
     def once(self) -> Answer:
-        return self.draw() if self.work.name == "draw-9" else self.bench(self.repetitions)
+        return self.draw() if self.benchmark.name == "draw-9" else self.bench(self.repetitions)
 
     def bench(self, repetitions: int) -> Answer:
-        command = [self.program, "bench", self.work.name, "--json", "--rounds", str(repetitions)]
+        command = [self.program, "bench", self.benchmark.name, "--json", "--rounds", str(repetitions)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             raise Failed((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0])
-        return check(self.work, "ours", json.loads(done.stdout.splitlines()[-1]))
+        return check(self.benchmark, "ours", json.loads(done.stdout.splitlines()[-1]))
 
     def draw(self) -> Answer:
         with tempfile.TemporaryDirectory() as folder:
@@ -123,24 +123,24 @@ class Ours:
         pass
 
 
-def measure(work: Work, program: Path, rounds: int, precisions: tuple[str, ...], references: bool) -> Answer:
-    """`rounds` repetitions of `work` by every contender in turn, and what came of it."""
+def measure(benchmark: Benchmark, program: Path, rounds: int, precisions: tuple[str, ...], references: bool) -> Answer:
+    """`rounds` repetitions of `benchmark` by every contender in turn, and what came of it."""
     runs: dict[Worker | Ours, list[Answer]] = {}
     failed: dict[str, str] = {}
     try:
-        warm_up(work, program, precisions, references, runs, failed)
-        take_turns(work, rounds, runs, failed)
+        warm_up(benchmark, program, precisions, references, runs, failed)
+        take_turns(benchmark, rounds, runs, failed)
     finally:
         for contender in runs:
             contender.close()
     for name, reason in failed.items():
-        say(f"{work.name}: {name}: {reason}")
-    results = [summary(work, contender.peer, answers) for contender, answers in runs.items()]
+        say(f"{benchmark.name}: {name}: {reason}")
+    results = [summary(benchmark, contender.peer, answers) for contender, answers in runs.items()]
     return {"results": results, "failed": failed, "rounds": rounds, **stamp()}
 
 
 def warm_up(
-    work: Work,
+    benchmark: Benchmark,
     program: Path,
     precisions: tuple[str, ...],
     references: bool,
@@ -149,17 +149,17 @@ def warm_up(
 ) -> None:
     """Enters all who take part into `runs`; who cannot goes to `failed`."""
     entrants = [("tessera", "")]
-    for group in (work.contenders, work.references if references else {}):
+    for group in (benchmark.contenders, benchmark.references if references else {}):
         entrants += [(peer, each) for peer in group for each in group[peer] if each in precisions]
     for peer, precision in entrants:
-        say(f"{work.name}: warming up {peer} {precision}")
+        say(f"{benchmark.name}: warming up {peer} {precision}")
         try:
-            runs[Ours(work, program) if peer == "tessera" else Worker(work, peer, precision)] = []
+            runs[Ours(benchmark, program) if peer == "tessera" else Worker(benchmark, peer, precision)] = []
         except Failed as reason:
             failed[f"{peer} {precision}".strip()] = str(reason)
 
 
-def take_turns(work: Work, rounds: int, runs: dict[Worker | Ours, list[Answer]], failed: dict[str, str]) -> None:
+def take_turns(benchmark: Benchmark, rounds: int, runs: dict[Worker | Ours, list[Answer]], failed: dict[str, str]) -> None:
     """Adds an answer to each of `runs` in every round; who cannot go on moves to `failed`."""
     for number in range(rounds):
         for contender in list(runs):
@@ -171,20 +171,20 @@ def take_turns(work: Work, rounds: int, runs: dict[Worker | Ours, list[Answer]],
                 del runs[contender]
             else:
                 runs[contender].append(answer)
-                say(f"{work.name}: round {number + 1}: {name} {answer['seconds']:.4g} s")
+                say(f"{benchmark.name}: round {number + 1}: {name} {answer['seconds']:.4g} s")
 
 
-def summary(work: Work, peer: str, answers: list[Answer]) -> Answer:
+def summary(benchmark: Benchmark, peer: str, answers: list[Answer]) -> Answer:
     seconds = [answer["seconds"] for answer in answers]
     return {
         "peer": peer,
         "precision": answers[-1]["precision"],
-        "reference": peer in work.references,
+        "reference": peer in benchmark.references,
         "seconds": statistics.median(seconds),
         "min": min(seconds),
         "max": max(seconds),
-        "rate": work.rate(statistics.median(seconds)),
-        "unit": work.unit,
+        "rate": benchmark.rate(statistics.median(seconds)),
+        "unit": benchmark.unit,
         "peak_rss_mib": max(answer["peak_rss_mib"] for answer in answers),
         "runs": seconds,
     }
@@ -211,11 +211,11 @@ def stamp() -> Answer:
 
 
 def earlier_figures(path: Path) -> dict[str, Answer]:
-    """Those of works that still have the same amount."""
+    """Those of benchmarks that still have the same amount."""
     results: dict[str, Answer] = json.loads(path.read_text()) if path.exists() else {}
     for name, each in list(results.items()):
         amounts = [result["rate"] * result["seconds"] for result in each["results"]]
-        if name not in WORKS or not all(same(amount, WORKS[name].count) for amount in amounts):
+        if name not in BENCHMARKS or not all(same(amount, BENCHMARKS[name].count) for amount in amounts):
             say(f"{name}: the earlier figures are of another shape, and are left out")
             del results[name]
     return results
@@ -239,7 +239,7 @@ def say(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tessera", type=Path, default=ROOT / "target/release/tessera", help="our program")
-    parser.add_argument("--only", help="works to run, with commas between; all unless told otherwise")
+    parser.add_argument("--only", help="benchmarks to run, with commas between; all unless told otherwise")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--no-references",
@@ -254,10 +254,10 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs/performance.md", help="the figures, for people")
     options = parser.parse_args()
 
-    names = options.only.split(",") if options.only else list(WORKS)
-    unknown = [name for name in names if name not in WORKS]
+    names = options.only.split(",") if options.only else list(BENCHMARKS)
+    unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
-        parser.error(f"no such work: {', '.join(unknown)}; there are {', '.join(WORKS)}")
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     precisions = (options.precision,) if options.precision else BOTH
     results = earlier_figures(options.json or options.out)
 
@@ -266,7 +266,7 @@ def main() -> None:
     for name in names:
         references = not options.no_references
         try:
-            record = measure(WORKS[name], options.tessera, options.rounds, precisions, references)
+            record = measure(BENCHMARKS[name], options.tessera, options.rounds, precisions, references)
         except Mismatch as reason:
             sys.exit(str(reason))
         results[name] = record if references or name not in results else with_references(record, results[name])

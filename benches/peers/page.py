@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from works import GROWTH, GROWTH_LANES, THREADS, WORKS, Work, decode_shape
+from benchmarks import GROWTH, GROWTH_LANES, THREADS, BENCHMARKS, Benchmark, decode_shape
 
 Result = dict[str, Any]
 
@@ -37,7 +37,7 @@ NOTES = f"""\
   {DECODE.lanes * DECODE.text:,}: a feature of our engine, which the ratios contain.
 - Ours and PyTorch draw every token from the whole distribution. dalle-pytorch always filters, here to the likeliest
   tenth, and min-dalle to the likeliest 256.
-- In a round a peer does a work once (a short one many times, and their mean counts). Ours does it five times in a new
+- In a round a peer does a benchmark once (a short one many times, and their mean counts). Ours does it five times in a new
   process, and their median counts (once, if that takes more than three seconds).
 - **torch** is our architecture written plainly in PyTorch, with its fused attention and optimiser. `torch.compile` is
   the same through its compiler, which needs a C++ compiler and half a minute before the first step; that time is not
@@ -69,12 +69,12 @@ def written_by_hand(path: Path) -> str:
 
 
 def page(results: dict[str, Result]) -> str:
-    known = {name: results[name] for name in WORKS if name in results}
+    known = {name: results[name] for name in BENCHMARKS if name in results}
     parts = [HEAD.format(rounds=min(each["rounds"] for each in known.values()), threads=THREADS), origin(known)]
     parts += ["## Speed\n", speed_table(known), "## Peak memory\n", "In MiB.\n", memory_table(known)]
     if any(name.startswith("grow-") for name in known):
         parts += ["## Growth\n", GROWTH_HEAD, growth_table(known)]
-    parts += [NOTES, "## The works\n", *(f"- `{name}`: {WORKS[name].what}" for name in known)]
+    parts += [NOTES, "## The benchmarks\n", *(f"- `{name}`: {BENCHMARKS[name].what}" for name in known)]
     missing = [f"- `{name}`, {who}: {why}" for name, each in known.items() for who, why in each["failed"].items()]
     if missing:
         parts += ["\n## Not measured\n", *missing]
@@ -82,7 +82,7 @@ def page(results: dict[str, Result]) -> str:
 
 
 def origin(known: dict[str, Result]) -> str:
-    """Machine, versions, dates; works and references that were measured elsewhere or at another commit are named."""
+    """Machine, versions, dates; benchmarks and references that were measured elsewhere or at another commit are named."""
     alike: dict[str, list[str]] = {}
     for name, each in known.items():
         alike.setdefault(run(each), []).append(f"`{name}`")
@@ -105,7 +105,7 @@ def run(each: Result) -> str:
 def speed_table(known: dict[str, Result]) -> str:
     rows = []
     for name, each in known.items():
-        work = WORKS[name]
+        benchmark = BENCHMARKS[name]
         ours, peers, references = split(each)
         best = min(peers, key=lambda result: result["seconds"], default=None)
         ratio = f"**{best['seconds'] / ours['seconds']:.2f}**" if ours and best else "–"
@@ -113,14 +113,14 @@ def speed_table(known: dict[str, Result]) -> str:
             (
                 f"`{name}`",
                 ratio,
-                f"{ours['precision']} {rate(work, ours)}".strip() if ours else "not measured",
-                f"{label(best)} {rate(work, best)}" if best else "–",
+                f"{ours['precision']} {rate(benchmark, ours)}".strip() if ours else "not measured",
+                f"{label(best)} {rate(benchmark, best)}" if best else "–",
                 " / ".join(spread(result) for result in (ours, best) if result) or "–",
-                "; ".join(f"{label(result)} {rate(work, result)}" for result in peers) or "–",
-                "; ".join(f"{label(result)} {rate(work, result)}" for result in references) or "–",
+                "; ".join(f"{label(result)} {rate(benchmark, result)}" for result in peers) or "–",
+                "; ".join(f"{label(result)} {rate(benchmark, result)}" for result in references) or "–",
             )
         )
-    return table(("work", "ratio", "ours", "best peer", "spread", "all peers", "references"), rows)
+    return table(("benchmark", "ratio", "ours", "best peer", "spread", "all peers", "references"), rows)
 
 
 def memory_table(known: dict[str, Result]) -> str:
@@ -129,7 +129,7 @@ def memory_table(known: dict[str, Result]) -> str:
         ours, peers, references = split(each)
         others = "; ".join(f"{label(result)} {result['peak_rss_mib']:,.0f}" for result in peers + references)
         rows.append((f"`{name}`", f"{ours['peak_rss_mib']:,.0f}" if ours else "not measured", others or "–"))
-    return table(("work", "ours", "peers"), rows)
+    return table(("benchmark", "ours", "peers"), rows)
 
 
 def growth_table(known: dict[str, Result]) -> str:
@@ -157,9 +157,9 @@ def label(result: Result) -> str:
     return f"{result['peer']} {result['precision']}".strip()
 
 
-def rate(work: Work, result: Result) -> str:
+def rate(benchmark: Benchmark, result: Result) -> str:
     digits = 0 if result["rate"] >= 100 else 1 if result["rate"] >= 10 else 2
-    return f"{result['rate']:,.{digits}f} {work.unit} ({duration(result['seconds'])})"
+    return f"{result['rate']:,.{digits}f} {benchmark.unit} ({duration(result['seconds'])})"
 
 
 def spread(result: Result) -> str:

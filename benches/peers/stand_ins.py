@@ -1,4 +1,4 @@
-"""Empty stand-ins for packages that the peers import but that no work here reaches.
+"""Empty stand-ins for packages that the peers import but that no benchmark here reaches.
 
 They fetch weights, read configs, or hold other models. Leaving them out keeps the installation small,
 and shows that nothing is downloaded: any use of a stand-in raises.

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import works
+import benchmarks
 from torch_gpt import new_step
 
-N_LAYERS = 4 * works.DVAE_BLOCKS
+N_LAYERS = 4 * benchmarks.DVAE_BLOCKS
 EPSILON = 0.1  # of the pixel map (§A.3)
 BETA = 6.6  # weight of the KL term (§A.2)
 TEMPERATURE = 1.0
@@ -45,7 +45,7 @@ def groups(n_in: int, widths: list[int], kernels: tuple[int, ...], between: nn.M
     """Four groups of blocks, with `between` after each but the last."""
     layers: list[nn.Module] = []
     for index, width in enumerate(widths):
-        for _ in range(works.DVAE_BLOCKS):
+        for _ in range(benchmarks.DVAE_BLOCKS):
             layers.append(Block(n_in, width, kernels))
             n_in = width
         if index + 1 < len(widths):
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         widths = [width, 2 * width, 4 * width, 8 * width]
         self.input = nn.Conv2d(3, width, 7, padding="same")
         self.groups = groups(width, widths, (3, 3, 3, 1), nn.MaxPool2d(2))
-        self.output = nn.Conv2d(8 * width, works.DVAE_VOCAB, 1)
+        self.output = nn.Conv2d(8 * width, benchmarks.DVAE_VOCAB, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, 8G, 8G) to logits (B, V, G, G)."""
@@ -72,8 +72,8 @@ class Decoder(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         widths = [8 * width, 4 * width, 2 * width, width]
-        self.input = nn.Conv2d(works.DVAE_VOCAB, works.DVAE_INIT, 1)
-        self.groups = groups(works.DVAE_INIT, widths, (1, 3, 3, 3), nn.Upsample(scale_factor=2))
+        self.input = nn.Conv2d(benchmarks.DVAE_VOCAB, benchmarks.DVAE_INIT, 1)
+        self.groups = groups(benchmarks.DVAE_INIT, widths, (1, 3, 3, 3), nn.Upsample(scale_factor=2))
         self.output = nn.Conv2d(width, 6, 1)
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -105,23 +105,23 @@ class Dvae(nn.Module):
         error = (mapped.logit() - mean).abs() * (-log_scale).exp()
         nll = log_scale + error + (2 * mapped * (1 - mapped)).log()
         log_q = logits.log_softmax(1)
-        kl = (log_q.exp() * log_q).sum(1) + math.log(works.DVAE_VOCAB)
+        kl = (log_q.exp() * log_q).sum(1) + math.log(benchmarks.DVAE_VOCAB)
         return nll.mean() + BETA * kl.sum() / nll.numel()
 
 
 def dvae_step(precision: str, *, compiled: bool = False) -> Callable[[], None]:
-    model = Dvae(works.DVAE_WIDTH).to(memory_format=torch.channels_last)
-    pixels = torch.rand(works.DVAE_BATCH, 3, works.DVAE_SIDE, works.DVAE_SIDE)
+    model = Dvae(benchmarks.DVAE_WIDTH).to(memory_format=torch.channels_last)
+    pixels = torch.rand(benchmarks.DVAE_BATCH, 3, benchmarks.DVAE_SIDE, benchmarks.DVAE_SIDE)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     return new_step(model, lambda: model.loss(pixels), precision, compiled=compiled)
 
 
 def released_decoder(precision: str) -> Callable[[], None]:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    decoder = Decoder(works.RELEASED_WIDTH).to(dtype=dtype, memory_format=torch.channels_last).eval()
+    decoder = Decoder(benchmarks.RELEASED_WIDTH).to(dtype=dtype, memory_format=torch.channels_last).eval()
     n_parameters = sum(parameter.numel() for parameter in decoder.parameters())
     assert n_parameters == 43_829_766, n_parameters
-    tokens = torch.randint(works.DVAE_VOCAB, (1, works.RELEASED_GRID, works.RELEASED_GRID))
+    tokens = torch.randint(benchmarks.DVAE_VOCAB, (1, benchmarks.RELEASED_GRID, benchmarks.RELEASED_GRID))
 
     @torch.inference_mode()
     def draw() -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import works
+import benchmarks
 
 STRIDE = 64
 
@@ -60,12 +60,12 @@ class Block(nn.Module):
 class Gpt(nn.Module):
     def __init__(self, length: int):
         super().__init__()
-        width = works.GPT_WIDTH
-        self.token = nn.Embedding(works.GPT_VOCAB, width)
+        width = benchmarks.GPT_WIDTH
+        self.token = nn.Embedding(benchmarks.GPT_VOCAB, width)
         self.position = nn.Parameter(torch.randn(length, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, works.GPT_HEADS) for _ in range(works.GPT_LAYERS))
+        self.blocks = nn.ModuleList(Block(width, benchmarks.GPT_HEADS) for _ in range(benchmarks.GPT_LAYERS))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, works.GPT_VOCAB, bias=False)
+        self.head = nn.Linear(width, benchmarks.GPT_VOCAB, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.token(tokens) + self.position
@@ -114,15 +114,15 @@ def new_step(
 
 
 def gpt_step(precision: str, *, compiled: bool = False) -> Callable[[], None]:
-    model = Gpt(works.GPT_LENGTH)
+    model = Gpt(benchmarks.GPT_LENGTH)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert n_parameters == works.GPT_PARAMETERS, n_parameters
-    stream = torch.randint(works.GPT_VOCAB, (works.GPT_BATCH, works.GPT_LENGTH + 1))
+    assert n_parameters == benchmarks.GPT_PARAMETERS, n_parameters
+    stream = torch.randint(benchmarks.GPT_VOCAB, (benchmarks.GPT_BATCH, benchmarks.GPT_LENGTH + 1))
     inputs, targets = stream[:, :-1].contiguous(), stream[:, 1:].flatten()
     return new_step(model, lambda: F.cross_entropy(model(inputs).flatten(0, 1), targets), precision, compiled=compiled)
 
 
-def decode(shape: works.Shape, precision: str, *, compiled: bool = False) -> Callable[[], None]:
+def decode(shape: benchmarks.Shape, precision: str, *, compiled: bool = False) -> Callable[[], None]:
     """Draw all tokens after a text, which every lane reads for itself.
 
     oneDNN and the compiler both make a kernel for each new shape. So attention runs over a cache cut at the next
@@ -133,15 +133,15 @@ def decode(shape: works.Shape, precision: str, *, compiled: bool = False) -> Cal
     model = Gpt(length).to(dtype).eval()
     step = torch.compile(model.step, options={"freezing": True}) if compiled else model.step
     stride = length if compiled else STRIDE
-    text = torch.randint(works.GPT_VOCAB, (shape.lanes, shape.text))
-    heads, head_width = shape.lanes * works.GPT_HEADS, works.GPT_WIDTH // works.GPT_HEADS
+    text = torch.randint(benchmarks.GPT_VOCAB, (shape.lanes, shape.text))
+    heads, head_width = shape.lanes * benchmarks.GPT_HEADS, benchmarks.GPT_WIDTH // benchmarks.GPT_HEADS
 
     def new_cache() -> tuple[Tensor, Tensor]:
         return torch.zeros(heads, head_width, length, dtype=dtype), torch.zeros(heads, length, head_width, dtype=dtype)
 
     @torch.inference_mode()
     def draw() -> None:
-        caches = [new_cache() for _ in range(works.GPT_LAYERS)]
+        caches = [new_cache() for _ in range(benchmarks.GPT_LAYERS)]
         drawn = [model.read(text, caches)]
         for position in range(shape.text, length - 1):
             wide = (position // stride + 1) * stride
@@ -157,16 +157,16 @@ class Paper(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        width, grid = works.PAPER_WIDTH, works.PAPER_GRID
-        n_text = works.PAPER_TEXT_VOCAB + works.PAPER_TEXT  # a pad token for each text position
-        self.text, self.image = nn.Embedding(n_text, width), nn.Embedding(works.PAPER_IMAGE_VOCAB, width)
+        width, grid = benchmarks.PAPER_WIDTH, benchmarks.PAPER_GRID
+        n_text = benchmarks.PAPER_TEXT_VOCAB + benchmarks.PAPER_TEXT  # a pad token for each text position
+        self.text, self.image = nn.Embedding(n_text, width), nn.Embedding(benchmarks.PAPER_IMAGE_VOCAB, width)
         self.text_start, self.image_start = (nn.Parameter(torch.randn(1, 1, width) * 0.02) for _ in range(2))
-        self.text_position = nn.Parameter(torch.randn(works.PAPER_TEXT, width) * 0.02)
+        self.text_position = nn.Parameter(torch.randn(benchmarks.PAPER_TEXT, width) * 0.02)
         self.row, self.column = (nn.Parameter(torch.randn(grid, width) * 0.02) for _ in range(2))
-        self.blocks = nn.ModuleList(Block(width, works.PAPER_HEADS) for _ in range(works.PAPER_LAYERS))
+        self.blocks = nn.ModuleList(Block(width, benchmarks.PAPER_HEADS) for _ in range(benchmarks.PAPER_LAYERS))
         self.norm = nn.LayerNorm(width)
-        self.text_head, self.image_head = nn.Linear(width, n_text), nn.Linear(width, works.PAPER_IMAGE_VOCAB)
-        self.masks = [paper_mask(layer) for layer in range(1, works.PAPER_LAYERS + 1)]
+        self.text_head, self.image_head = nn.Linear(width, n_text), nn.Linear(width, benchmarks.PAPER_IMAGE_VOCAB)
+        self.masks = [paper_mask(layer) for layer in range(1, benchmarks.PAPER_LAYERS + 1)]
 
     def loss(self, text: Tensor, image: Tensor) -> Tensor:
         """`text` (B, 256) and `image` (B, 1024); an eighth of the text's cross-entropy and seven of the image's."""
@@ -185,10 +185,10 @@ class Paper(nn.Module):
 
 def paper_mask(layer: int) -> Tensor:
     """Which keys (columns) a query (row) of the stream may see in `layer`, counted from 1; true is seen."""
-    grid, n_text = works.PAPER_GRID, works.PAPER_TEXT
+    grid, n_text = benchmarks.PAPER_GRID, benchmarks.PAPER_TEXT
     index = torch.arange(grid * grid)
     back = index[:, None] - index  # how far behind the query the key lies, in raster order
-    if layer == works.PAPER_LAYERS:
+    if layer == benchmarks.PAPER_LAYERS:
         rows = (back + 5).div(grid, rounding_mode="floor")  # the convolution is 11×11
         sees = (back >= 0) & (rows <= 5) & ((back - rows * grid).abs() <= 5)
     elif (layer - 2) % 4 == 0:
@@ -202,6 +202,6 @@ def paper_mask(layer: int) -> Tensor:
 
 def paper_step(precision: str, *, compiled: bool = False) -> Callable[[], None]:
     model = Paper()
-    text = torch.randint(works.PAPER_TEXT_VOCAB, (works.PAPER_BATCH, works.PAPER_TEXT))
-    image = torch.randint(works.PAPER_IMAGE_VOCAB, (works.PAPER_BATCH, works.PAPER_GRID**2))
+    text = torch.randint(benchmarks.PAPER_TEXT_VOCAB, (benchmarks.PAPER_BATCH, benchmarks.PAPER_TEXT))
+    image = torch.randint(benchmarks.PAPER_IMAGE_VOCAB, (benchmarks.PAPER_BATCH, benchmarks.PAPER_GRID**2))
     return new_step(model, lambda: model.loss(text, image), precision, compiled=compiled)

@@ -1,9 +1,9 @@
-"""One contender at one work, in a process of its own.
+"""One contender at one benchmark, in a process of its own.
 
     echo go | python worker.py torch gpt-step bf16
 
 It warms up once and prints how that went, then does one repetition for every line it reads and prints one JSON object
-for each, with the fields of `tessera bench WORK --json`. It waits in between, so that `compare.py` can let several of
+for each, with the fields of `tessera bench BENCHMARK --json`. It waits in between, so that `compare.py` can let several of
 these take turns.
 """
 
@@ -17,14 +17,14 @@ import time
 
 import torch
 
-from works import THREADS, WORKS
+from benchmarks import THREADS, BENCHMARKS
 
 PEERS = {
-    "torch": "torch_works",
-    "torch.compile": "torch_compile_works",
-    "dalle-pytorch": "dalle_pytorch_works",
-    "min-dalle": "min_dalle_works",
-    "dall-e": "openai_dalle_works",
+    "torch": "torch_benchmarks",
+    "torch.compile": "torch_compile_benchmarks",
+    "dalle-pytorch": "dalle_pytorch_benchmarks",
+    "min-dalle": "min_dalle_benchmarks",
+    "dall-e": "openai_dalle_benchmarks",
 }
 
 
@@ -43,16 +43,16 @@ def main() -> None:
 
 
 def answer(name: str, precision: str, seconds: float, warm: bool) -> dict[str, object]:
-    work = WORKS[name]
-    rate = work.rate(seconds)
+    benchmark = BENCHMARKS[name]
+    rate = benchmark.rate(seconds)
     return {
-        "work": name,
+        "benchmark": name,
         "seconds": seconds,
         "min": seconds,
         "max": seconds,
         "rate": rate,
-        "unit": work.unit,
-        "gflops": rate if work.unit == "GFLOP/s" else None,
+        "unit": benchmark.unit,
+        "gflops": rate if benchmark.unit == "GFLOP/s" else None,
         "precision": precision,
         "threads": torch.get_num_threads(),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -246,16 +246,16 @@ pub struct PlanArgs {
 
 #[derive(ClapArgs)]
 pub struct Bench {
-    /// Works to time; all but the long `grow-*` if none is named.
-    #[arg(value_name = "WORK")]
-    pub works: Vec<String>,
-    /// One JSON object a work instead of a table.
+    /// Benchmarks to run; all but the long ones if none is named.
+    #[arg(value_name = "BENCHMARK")]
+    pub benchmarks: Vec<String>,
+    /// One JSON object for each benchmark, instead of a table.
     #[arg(long)]
     pub json: bool,
     /// Numbers to multiply.
     #[arg(long, value_enum, default_value_t = PrecisionFlag::Auto)]
     pub precision: PrecisionFlag,
-    /// Timed repetitions of a work.
+    /// Timed repetitions of a benchmark.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
 }

@@ -5,26 +5,26 @@ use serde_json::Value;
 use super::program::{folder, mistake, succeed};
 
 const FIELDS: [&str; 10] =
-    ["work", "seconds", "min", "max", "rate", "unit", "gflops", "precision", "threads", "peak_rss_mib"];
+    ["benchmark", "seconds", "min", "max", "rate", "unit", "gflops", "precision", "threads", "peak_rss_mib"];
 
 #[test]
-fn a_work_is_one_json_object_with_all_fields() {
+fn a_benchmark_is_one_json_object_with_all_fields() {
     let said = succeed(folder().path(), &["bench", "gemm", "--rounds", "1", "--json"]);
     assert_eq!(said.stdout.lines().count(), 1, "{}", said.stdout);
     let figures: Value = serde_json::from_str(&said.stdout).unwrap();
     for field in FIELDS {
         assert!(figures.get(field).is_some(), "no {field} in {figures}");
     }
-    assert_eq!((&figures["work"], &figures["unit"]), (&"gemm".into(), &"GFLOP/s".into()));
+    assert_eq!((&figures["benchmark"], &figures["unit"]), (&"gemm".into(), &"GFLOP/s".into()));
     // What is counted is arithmetic, so the rate is that of the arithmetic.
     assert_eq!(figures["rate"], figures["gflops"]);
     let [seconds, min, max] = ["seconds", "min", "max"].map(|field| figures[field].as_f64().unwrap());
     assert!(0.0 < seconds && min == seconds && max == seconds, "one round: {figures}");
 }
 
-/// Each work runs in a process of its own, which has to be told.
+/// Each benchmark runs in a process of its own, which has to be told.
 #[test]
-fn all_works_use_the_threads_that_were_asked_for() {
+fn all_benchmarks_use_the_threads_that_were_asked_for() {
     let args = ["bench", "gemm", "conv", "--rounds", "1", "--json", "--threads", "1"];
     let said = succeed(folder().path(), &args).stdout;
     let threads = |line: &str| serde_json::from_str::<Value>(line).unwrap()["threads"].clone();
@@ -32,9 +32,9 @@ fn all_works_use_the_threads_that_were_asked_for() {
 }
 
 #[test]
-fn an_unknown_work_is_refused_with_the_names_of_all() {
+fn an_unknown_benchmark_is_refused_with_the_names_of_all() {
     let error = mistake(folder().path(), &["bench", "gem"]);
-    assert!(error.contains("no work is called \"gem\"; there are gemm, conv, "), "{error}");
+    assert!(error.contains("unknown benchmark \"gem\"; the benchmarks are gemm, conv, "), "{error}");
     for name in
         ["gpt-step", "paper-step", "dvae-step", "decode-16", "grow-2560", "released-decoder", "draw-9"]
     {
@@ -46,9 +46,9 @@ fn an_unknown_work_is_refused_with_the_names_of_all() {
 #[cfg(target_os = "linux")]
 fn recomputing_activations_takes_less_memory_the_deeper_the_prior() {
     // What the allocator happens to keep comes on top of what is needed: the least of a few runs is nearest to that.
-    let peak = |work: &str| {
+    let peak = |benchmark: &str| {
         let once = |_| {
-            let said = succeed(folder().path(), &["bench", work, "--rounds", "1", "--json"]);
+            let said = succeed(folder().path(), &["bench", benchmark, "--rounds", "1", "--json"]);
             serde_json::from_str::<Value>(&said.stdout).unwrap()["peak_rss_mib"].as_f64().unwrap()
         };
         (0..3).map(once).fold(f64::INFINITY, f64::min)

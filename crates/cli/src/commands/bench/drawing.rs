@@ -13,13 +13,13 @@ use tessera_model::prior::{Logits, Pattern, Prior, PriorConfig, Wrap};
 use tessera_model::sample::{Next, choose};
 use tessera_model::{Event, Request, Sampler, Sampling, Tessera};
 
-use super::{Work, count};
+use super::{Benchmark, count};
 use crate::commands::model_file;
 
 /// All tokens of `slots` pictures of `grid` × `grid`, behind `text_len` text positions: 6 layers of width 384 with 6 heads
 /// that attend to everything before, 4096 codes. Tokens are drawn from the whole distribution, all slots at once, as `draw`
 /// does; weights are kept in 8 bits, as `draw` keeps them. The text runs once for all slots.
-pub fn decode(cpu: Cpu, slots: usize, text_len: usize, grid: usize) -> Result<Work> {
+pub fn decode(cpu: Cpu, slots: usize, text_len: usize, grid: usize) -> Result<Benchmark> {
     let config = PriorConfig {
         text_len,
         text_vocab: 4096,
@@ -53,7 +53,7 @@ pub fn decode(cpu: Cpu, slots: usize, text_len: usize, grid: usize) -> Result<Wo
         }
         Ok(())
     };
-    Ok(Work { run: Box::new(run), amount: drawn as f64, unit: "tokens/s", gflop, weights })
+    Ok(Benchmark { run: Box::new(run), amount: drawn as f64, unit: "tokens/s", gflop, weights })
 }
 
 /// Gives the head over picture tokens weights like any others. A new prior has zeros there, which make all tokens alike and
@@ -77,7 +77,7 @@ fn sample(cpu: Cpu, logits: &[f32], at: usize, slot: usize) -> u32 {
 }
 
 /// 32 × 32 tokens to 256 × 256 pixels, by a decoder of the released size.
-pub fn released_decoder(cpu: Cpu) -> Result<Work> {
+pub fn released_decoder(cpu: Cpu) -> Result<Benchmark> {
     let config = DvaeConfig {
         image_size: 256,
         groups: 4,
@@ -96,11 +96,11 @@ pub fn released_decoder(cpu: Cpu) -> Result<Work> {
     };
     let [_, convolutions] = count::decoder(&config); // the first looks its codes up
     let (gflop, weights) = (Some(2e-9 * convolutions as f64), Weights::Full);
-    Ok(Work { run: Box::new(run), amount: 1.0, unit: "pictures/s", gflop, weights })
+    Ok(Benchmark { run: Box::new(run), amount: 1.0, unit: "pictures/s", gflop, weights })
 }
 
 /// Nine pictures by the embedded model, reading it included.
-pub fn draw_9(cpu: Cpu) -> Result<Work> {
+pub fn draw_9(cpu: Cpu) -> Result<Benchmark> {
     let run = move || {
         let tessera = Tessera::new(&model_file(None)?, cpu)?;
         let request =
@@ -113,5 +113,5 @@ pub fn draw_9(cpu: Cpu) -> Result<Work> {
         Ok(())
     };
     let weights = Weights::Int8; // of the prior, which `Tessera` keeps so
-    Ok(Work { run: Box::new(run), amount: 9.0, unit: "pictures/s", gflop: None, weights })
+    Ok(Benchmark { run: Box::new(run), amount: 9.0, unit: "pictures/s", gflop: None, weights })
 }

@@ -5,10 +5,10 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use tessera_kernels::decode::Weights;
 use tessera_kernels::{Activation, Cpu, OutputDtype, PreActivation, conv2d, dot, linear};
 
-use super::Work;
+use super::Benchmark;
 
 /// A matrix product, 1024 by 1024 by 1024.
-pub fn gemm(cpu: Cpu) -> Result<Work> {
+pub fn gemm(cpu: Cpu) -> Result<Benchmark> {
     const N: usize = 1024;
     let (x, w, b) = (noise([N, N], 1), noise([N, N], 2), noise([N], 3));
     let run = move || {
@@ -20,7 +20,7 @@ pub fn gemm(cpu: Cpu) -> Result<Work> {
 
 /// A 3×3 convolution of 128 to 128 channels on 8 pictures of 32 × 32 pixels, with the gradients of both inputs from that of
 /// the output; pictures are in the numbers that are multiplied, as between the convolutions of a block.
-pub fn conv(cpu: Cpu) -> Result<Work> {
+pub fn conv(cpu: Cpu) -> Result<Benchmark> {
     const BATCH: usize = 8;
     const SIDE: usize = 32;
     const CHANNELS: usize = 128;
@@ -38,10 +38,10 @@ pub fn conv(cpu: Cpu) -> Result<Work> {
     Ok(arithmetic(run, 6e-9 * products as f64))
 }
 
-/// A work whose amount is its arithmetic.
-fn arithmetic(run: impl FnMut() -> Result<()> + 'static, gflop: f64) -> Work {
+/// A benchmark whose amount is its arithmetic.
+fn arithmetic(run: impl FnMut() -> Result<()> + 'static, gflop: f64) -> Benchmark {
     let (unit, weights) = ("GFLOP/s", Weights::Full);
-    Work { run: Box::new(run), amount: gflop, unit, gflop: Some(gflop), weights }
+    Benchmark { run: Box::new(run), amount: gflop, unit, gflop: Some(gflop), weights }
 }
 
 fn noise<const D: usize>(shape: [usize; D], seed: usize) -> Tensor<D> {

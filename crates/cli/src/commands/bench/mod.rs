@@ -1,4 +1,4 @@
-//! `tessera bench`: works that the side-by-side comparison with other programs times too, by the same names.
+//! `tessera bench`: benchmarks, by the names that the comparison with other programs (`benches/peers`) uses.
 
 mod count;
 mod drawing;
@@ -18,8 +18,8 @@ use tessera_model::prior::{Activations, Logits};
 use super::say;
 use crate::args::{Bench, PrecisionFlag};
 
-/// A work, ready to be done again and again.
-struct Work {
+/// A benchmark, ready to be done again and again.
+struct Benchmark {
     /// Does it once.
     run: Box<dyn FnMut() -> Result<()>>,
     /// How much one run does of what `unit` counts in a second.
@@ -31,10 +31,10 @@ struct Work {
     weights: Weights,
 }
 
-/// A work's name, and how it is set up.
-type Entry = (&'static str, fn(Cpu) -> Result<Work>);
+/// A benchmark's name, and how it is set up.
+type Entry = (&'static str, fn(Cpu) -> Result<Benchmark>);
 
-const WORKS: [Entry; 24] = [
+const BENCHMARKS: [Entry; 24] = [
     ("gemm", kernels::gemm),
     ("conv", kernels::conv),
     ("gpt-step", training::gpt_step),
@@ -61,13 +61,13 @@ const WORKS: [Entry; 24] = [
     ("draw-9", drawing::draw_9),
 ];
 
-/// How the names begin of works that are done only when they are named, since the longest takes minutes.
+/// How the names begin of benchmarks that are done only when they are named, since the longest takes minutes.
 const ON_DEMAND: [&str; 3] = ["grow-", "depth-", "logits-"];
 
-/// What is printed of a work.
+/// What is printed of a benchmark.
 #[derive(Serialize)]
 struct Figures {
-    work: String,
+    benchmark: String,
     /// Median.
     seconds: f64,
     min: f64,
@@ -85,12 +85,12 @@ struct Figures {
 
 pub fn run(args: &Bench) -> Result<()> {
     ensure!(args.rounds > 0, "--rounds 0: wanted at least 1");
-    for name in &args.works {
+    for name in &args.benchmarks {
         find(name)?;
     }
     let cpu = Cpu::new(args.precision.into());
     let cpu = cpu.map_err(anyhow::Error::msg)?;
-    match args.works.as_slice() {
+    match args.benchmarks.as_slice() {
         [one] => time(one, find(one)?, args, cpu),
         [] => {
             if !args.json {
@@ -100,7 +100,7 @@ pub fn run(args: &Bench) -> Result<()> {
                     peak_gflops(cpu)
                 ))?;
             }
-            let names = WORKS.iter().map(|(name, _)| *name);
+            let names = BENCHMARKS.iter().map(|(name, _)| *name);
             let on_demand = |name: &str| ON_DEMAND.iter().any(|prefix| name.starts_with(prefix));
             each(names.filter(|name| !on_demand(name)), args)
         }
@@ -108,56 +108,56 @@ pub fn run(args: &Bench) -> Result<()> {
     }
 }
 
-fn find(name: &str) -> Result<fn(Cpu) -> Result<Work>> {
-    match WORKS.iter().find(|(known, _)| *known == name) {
-        Some((_, work)) => Ok(*work),
+fn find(name: &str) -> Result<fn(Cpu) -> Result<Benchmark>> {
+    match BENCHMARKS.iter().find(|(known, _)| *known == name) {
+        Some((_, benchmark)) => Ok(*benchmark),
         None => {
-            let names: Vec<&str> = WORKS.iter().map(|(name, _)| *name).collect();
-            bail!("no work is called {name:?}; there are {}", names.join(", "))
+            let names: Vec<&str> = BENCHMARKS.iter().map(|(name, _)| *name).collect();
+            bail!("unknown benchmark {name:?}; the benchmarks are {}", names.join(", "))
         }
     }
 }
 
-/// Each work in a process of its own, so that its peak memory is its own.
-fn each<'a>(works: impl Iterator<Item = &'a str>, args: &Bench) -> Result<()> {
+/// Each benchmark in a process of its own, so that its peak memory is its own.
+fn each<'a>(benchmarks: impl Iterator<Item = &'a str>, args: &Bench) -> Result<()> {
     let program = std::env::current_exe().context("cannot find this program")?;
-    for work in works {
+    for benchmark in benchmarks {
         let precision = match args.precision {
             PrecisionFlag::Auto => "auto",
             PrecisionFlag::F32 => "f32",
             PrecisionFlag::Bf16 => "bf16",
         };
         let mut command = Command::new(&program);
-        command.args(["bench", work, "--precision", precision, "--rounds", &args.rounds.to_string()]);
+        command.args(["bench", benchmark, "--precision", precision, "--rounds", &args.rounds.to_string()]);
         command.args(["--threads", &current_num_threads().to_string()]);
         command.args(args.json.then_some("--json"));
         let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
-        ensure!(status.success(), "the work {work} failed");
+        ensure!(status.success(), "the benchmark {benchmark} failed");
     }
     Ok(())
 }
 
-fn time(name: &str, work: fn(Cpu) -> Result<Work>, args: &Bench, cpu: Cpu) -> Result<()> {
-    let mut work = work(cpu)?;
-    (work.run)()?; // the first run asks the system for memory
+fn time(name: &str, benchmark: fn(Cpu) -> Result<Benchmark>, args: &Bench, cpu: Cpu) -> Result<()> {
+    let mut benchmark = benchmark(cpu)?;
+    (benchmark.run)()?; // the first run asks the system for memory
     let mut seconds = Vec::new();
     for _ in 0..args.rounds {
         let start = Instant::now();
-        (work.run)()?;
+        (benchmark.run)()?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
     let figures = Figures {
-        work: name.to_string(),
+        benchmark: name.to_string(),
         seconds: median,
         min: seconds[0],
         max: seconds[seconds.len() - 1],
-        rate: work.amount / median,
-        unit: work.unit,
-        gflops: work.gflop.map(|gflop| gflop / median),
+        rate: benchmark.amount / median,
+        unit: benchmark.unit,
+        gflops: benchmark.gflop.map(|gflop| gflop / median),
         peak_gflops: peak_gflops(cpu),
-        precision: numbers(cpu, work.weights),
+        precision: numbers(cpu, benchmark.weights),
         threads: current_num_threads(),
         peak_rss_mib: peak_rss_mib(),
     };
@@ -178,12 +178,12 @@ fn numbers(cpu: Cpu, weights: Weights) -> String {
 }
 
 fn line(figures: &Figures) -> String {
-    let Figures { work, seconds, min, max, rate, unit, precision, threads, .. } = figures;
+    let Figures { benchmark, seconds, min, max, rate, unit, precision, threads, .. } = figures;
     let share = |gflops: f64| 100.0 * gflops / figures.peak_gflops;
     let gflops = figures.gflops.map_or(String::new(), |gflops| format!("{:.0}% of peak  ", share(gflops)));
     let peak = figures.peak_rss_mib.map_or(String::new(), |mib| format!("peak {mib:.0} MiB  "));
     let times = format!("{seconds:.4} s ({min:.4} to {max:.4})");
-    format!("{work:<18}{rate:>10.1} {unit:<10} {times:<32} {gflops}{peak}{precision}, {threads} threads")
+    format!("{benchmark:<18}{rate:>10.1} {unit:<10} {times:<32} {gflops}{peak}{precision}, {threads} threads")
 }
 
 /// The most memory that this process has held, where the system tells.

@@ -13,7 +13,7 @@ use tessera_model::nn::{Init, LayerNorm, Role};
 use tessera_model::prior::{Activations, Block, Logits, Prior, PriorConfig, PriorGradients, Stream, Wrap};
 use tessera_train::{Config, FitConfig, Gradient, Loss, Metrics, Task, Trainer, differentiate};
 
-use super::{Work, count};
+use super::{Benchmark, count};
 
 /// A task with one batch.
 struct Fixed<M, F> {
@@ -47,7 +47,7 @@ impl<M: Module + Sync, F: Fn(&M) -> Result<Gradient> + Sync> Task for Fixed<M, F
     }
 }
 
-/// A training step of `model` as a work; `amount` of `unit` a step.
+/// A training step of `model` as a benchmark; `amount` of `unit` a step.
 fn step<M: Module + Sync + 'static>(
     cpu: Cpu,
     model: M,
@@ -55,14 +55,14 @@ fn step<M: Module + Sync + 'static>(
     amount: usize,
     unit: &'static str,
     gflop: f64,
-) -> Result<Work> {
-    // They live as long as the process, which does this work only.
+) -> Result<Benchmark> {
+    // They live as long as the process, which does this benchmark alone.
     let task = Box::leak(Box::new(Fixed { gradient, cpu, model: std::marker::PhantomData }));
     let config: &'static FitConfig = Box::leak(Box::new(settings()?));
     let mut trainer = Trainer::new(task, model, config, None)?;
     let run = move || trainer.step().map(drop);
     let (amount, gflop, weights) = (amount as f64, Some(gflop), Weights::Full);
-    Ok(Work { run: Box::new(run), amount, unit, gflop, weights })
+    Ok(Benchmark { run: Box::new(run), amount, unit, gflop, weights })
 }
 
 /// A loss without figures.
@@ -77,8 +77,8 @@ fn settings() -> Result<FitConfig> {
     Ok(settings)
 }
 
-/// Work C: a plain GPT of 13,916,160 weights on 8 × 320 tokens.
-pub fn gpt_step(cpu: Cpu) -> Result<Work> {
+/// Benchmark C: a plain GPT of 13,916,160 weights on 8 × 320 tokens.
+pub fn gpt_step(cpu: Cpu) -> Result<Benchmark> {
     const BATCH: usize = 8;
     let model = Gpt::new(cpu);
     anyhow::ensure!(model.num_params() == 13_916_160, "the GPT has {} weights", model.num_params());
@@ -139,22 +139,22 @@ impl Gpt {
 }
 
 /// Training on one stream of the paper's length: 256 text and 1024 picture tokens.
-pub fn paper_step(cpu: Cpu) -> Result<Work> {
+pub fn paper_step(cpu: Cpu) -> Result<Benchmark> {
     stream_step(cpu, sizes(), 1, Activations::Keep)
 }
 
 /// The same in a deep and narrow prior, to see what the insides of its resblocks take when they are kept, and when not.
-pub fn depth(cpu: Cpu, n_layers: usize, activations: Activations) -> Result<Work> {
+pub fn depth(cpu: Cpu, n_layers: usize, activations: Activations) -> Result<Benchmark> {
     stream_step(cpu, PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, 1, activations)
 }
 
 /// Training on a batch of the emoji prior, its logits as the layers compute or in 32 bits.
-pub fn emoji_step(cpu: Cpu, logits: Logits) -> Result<Work> {
+pub fn emoji_step(cpu: Cpu, logits: Logits) -> Result<Benchmark> {
     let Config { prior, train_prior, .. } = Config::resolve("emoji", &[])?;
     stream_step(cpu, PriorConfig { logits, ..prior }, train_prior.batch, Activations::Keep)
 }
 
-fn stream_step(cpu: Cpu, config: PriorConfig, batch: usize, activations: Activations) -> Result<Work> {
+fn stream_step(cpu: Cpu, config: PriorConfig, batch: usize, activations: Activations) -> Result<Benchmark> {
     let ids = |n: usize, vocab: usize| (0..batch * n).map(|i| (i * 7919 % vocab) as u32).collect();
     let text = ids(config.text_len, config.text_vocab);
     let image = ids(config.image_len(), config.image_vocab);
@@ -174,7 +174,7 @@ fn stream_step(cpu: Cpu, config: PriorConfig, batch: usize, activations: Activat
 }
 
 /// Training on 4 pictures of 128 × 128 by the released architecture, a quarter as wide.
-pub fn dvae_step(cpu: Cpu) -> Result<Work> {
+pub fn dvae_step(cpu: Cpu) -> Result<Benchmark> {
     const BATCH: usize = 4;
     let config = DvaeConfig {
         image_size: 128,

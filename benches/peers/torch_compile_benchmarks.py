@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import torch_dvae
 import torch_gpt
-import works
+import benchmarks
 
 
-def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
-    """One repetition of `work`, and how many times it does it."""
-    match work:
+def build(benchmark: str, precision: str) -> tuple[Callable[[], None], int]:
+    """One repetition of `benchmark`, and how many times it does it."""
+    match benchmark:
         case "gpt-step":
             return torch_gpt.gpt_step(precision, compiled=True), 1
         case "paper-step":
@@ -17,4 +17,4 @@ def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
         case "dvae-step":
             return torch_dvae.dvae_step(precision, compiled=True), 1
         case _:
-            return torch_gpt.decode(works.decode_shape(work), precision, compiled=True), 1
+            return torch_gpt.decode(benchmarks.decode_shape(benchmark), precision, compiled=True), 1

@@ -1,6 +1,6 @@
-"""The works that are timed: their names, their sizes, and who takes part.
+"""The benchmarks that are timed: their names, their sizes, and who takes part.
 
-A work is one thing to do, named as in `tessera bench WORK`. Everything about it that two programs must agree on is
+A benchmark is one thing to do, named as in `tessera bench BENCHMARK`. Everything about it that two programs must agree on is
 here; this file imports nothing, so that `compare.py` needs no tensor library.
 """
 
@@ -35,13 +35,13 @@ COMPILED = {"torch.compile": ("bf16",)}
 
 
 @dataclass(frozen=True)
-class Work:
-    """One work. `contenders` do the same thing as we do; `references` have a shape of their own and give no ratio."""
+class Benchmark:
+    """One benchmark. `contenders` do the same thing as we do; `references` have a shape of their own and give no ratio."""
 
     name: str
     what: str
     count: float  # how much one repetition does of what `unit` counts in a second
-    unit: str  # as in `tessera bench WORK`
+    unit: str  # as in `tessera bench BENCHMARK`
     contenders: dict[str, tuple[str, ...]]
     references: dict[str, tuple[str, ...]]
 
@@ -78,22 +78,22 @@ def decode_shape(name: str) -> Shape:
     return shape
 
 
-def decode_work(name: str, contenders: dict[str, tuple[str, ...]], references: dict[str, tuple[str, ...]]) -> Work:
+def decode_work(name: str, contenders: dict[str, tuple[str, ...]], references: dict[str, tuple[str, ...]]) -> Benchmark:
     shape = decode_shape(name)
     lanes = "1 lane" if shape.lanes == 1 else f"{shape.lanes} lanes"
     what = (
         f"draw {shape.side}×{shape.side} tokens after {shape.text} of text, a stream of {shape.length}, in {lanes}, "
         "with a key/value cache"
     )
-    return Work(name, what, shape.lanes * shape.drawn, "tokens/s", contenders, references)
+    return Benchmark(name, what, shape.lanes * shape.drawn, "tokens/s", contenders, references)
 
 
 PAPER_LENGTH = PAPER_TEXT + PAPER_GRID**2
 
-WORKS: dict[str, Work] = {
-    work.name: work
-    for work in (
-        Work(
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
             "gemm",
             f"matrix product, {GEMM_SIDE}×{GEMM_SIDE}×{GEMM_SIDE}",
             2 * GEMM_SIDE**3 / 1e9,
@@ -101,7 +101,7 @@ WORKS: dict[str, Work] = {
             {"torch": BOTH},
             {},
         ),
-        Work(
+        Benchmark(
             "conv",
             f"convolution 3×3, {CONV_CHANNELS}→{CONV_CHANNELS} channels, batch {CONV_BATCH}, "
             f"{CONV_SIDE}×{CONV_SIDE} pixels, forward and both gradients",
@@ -110,7 +110,7 @@ WORKS: dict[str, Work] = {
             {"torch": BOTH},
             {},
         ),
-        Work(
+        Benchmark(
             "gpt-step",
             f"training step of a GPT with {GPT_PARAMETERS:,} parameters, batch {GPT_BATCH}×{GPT_LENGTH}, AdamW",
             GPT_BATCH * GPT_LENGTH,
@@ -118,7 +118,7 @@ WORKS: dict[str, Work] = {
             {"torch": BOTH, **COMPILED},
             {},
         ),
-        Work(
+        Benchmark(
             "paper-step",
             f"training step on the paper's stream, {PAPER_TEXT} text and {PAPER_GRID}×{PAPER_GRID} image tokens, "
             f"{PAPER_LAYERS} layers of width {PAPER_WIDTH}, batch {PAPER_BATCH}, AdamW",
@@ -127,7 +127,7 @@ WORKS: dict[str, Work] = {
             {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH},
             {},
         ),
-        Work(
+        Benchmark(
             "dvae-step",
             f"training step of the released dVAE at width {DVAE_WIDTH}, batch {DVAE_BATCH}, "
             f"{DVAE_SIDE}×{DVAE_SIDE} pixels, AdamW",
@@ -139,7 +139,7 @@ WORKS: dict[str, Work] = {
         decode_work("decode-1", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": BOTH}),
         decode_work("decode-16", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": BOTH}),
         decode_work("decode-64", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {}),
-        Work(
+        Benchmark(
             "released-decoder",
             f"{RELEASED_GRID}×{RELEASED_GRID} tokens to 256×256 pixels with the released decoder",
             1,
@@ -152,7 +152,7 @@ WORKS: dict[str, Work] = {
         # The longer the stream, the fewer take part: the slow ones would need an hour.
         decode_work("grow-1280", {"torch": ("bf16",), "dalle-pytorch": ("bf16",)}, {}),
         decode_work("grow-2560", {"torch": ("bf16",)}, {}),
-        Work(
+        Benchmark(
             "draw-9",
             "nine drawings of a red apple, the whole process with its embedded model",
             9,

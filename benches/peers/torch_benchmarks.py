@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 import torch_dvae
 import torch_gpt
-import works
+import benchmarks
 
-GEMM_TIMES, CONV_TIMES = 50, 10  # short works are repeated inside a repetition
+GEMM_TIMES, CONV_TIMES = 50, 10  # short benchmarks are repeated inside a repetition
 
 
-def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
-    """One repetition of `work`, and how many times it does it."""
-    match work:
+def build(benchmark: str, precision: str) -> tuple[Callable[[], None], int]:
+    """One repetition of `benchmark`, and how many times it does it."""
+    match benchmark:
         case "gemm":
             return gemm(precision), GEMM_TIMES
         case "conv":
@@ -28,12 +28,12 @@ def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
         case "released-decoder":
             return torch_dvae.released_decoder(precision), 1
         case _:
-            return torch_gpt.decode(works.decode_shape(work), precision), 1
+            return torch_gpt.decode(benchmarks.decode_shape(benchmark), precision), 1
 
 
 def gemm(precision: str) -> Callable[[], None]:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(works.GEMM_SIDE, works.GEMM_SIDE).to(dtype) for _ in range(2))
+    a, b = (torch.randn(benchmarks.GEMM_SIDE, benchmarks.GEMM_SIDE).to(dtype) for _ in range(2))
 
     def products() -> None:
         for _ in range(GEMM_TIMES):
@@ -44,8 +44,8 @@ def gemm(precision: str) -> Callable[[], None]:
 
 def conv(precision: str) -> Callable[[], None]:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    channels = works.CONV_CHANNELS
-    shapes = (works.CONV_BATCH, channels, works.CONV_SIDE, works.CONV_SIDE), (channels, channels, 3, 3)
+    channels = benchmarks.CONV_CHANNELS
+    shapes = (benchmarks.CONV_BATCH, channels, benchmarks.CONV_SIDE, benchmarks.CONV_SIDE), (channels, channels, 3, 3)
     x, weight = (torch.randn(shape).to(dtype=dtype, memory_format=torch.channels_last) for shape in shapes)
     x.requires_grad_(), weight.requires_grad_()
     toward = torch.randn(shapes[0]).to(dtype=dtype, memory_format=torch.channels_last)

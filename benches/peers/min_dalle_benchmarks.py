@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 import stand_ins
-import works
+import benchmarks
 
 stand_ins.install()
 
@@ -22,9 +22,9 @@ N_DRAWN = 32
 TEMPERATURE, TOP_K, GUIDANCE = 1, 256, 16  # its own defaults
 
 
-def build(work: str, precision: str) -> tuple[Callable[[], None], float]:
-    """One repetition of `work`, and how many times it does it."""
-    shape = works.decode_shape(work)
+def build(benchmark: str, precision: str) -> tuple[Callable[[], None], float]:
+    """One repetition of `benchmark`, and how many times it does it."""
+    shape = benchmarks.decode_shape(benchmark)
     batch = shape.lanes
     assert (shape.text, shape.drawn) == (N_TEXT, IMAGE_TOKEN_COUNT), shape
     decoder = DalleBartDecoder(VOCAB, WIDTH, N_HEADS, GLU_WIDTH, N_LAYERS, device="cpu").eval()

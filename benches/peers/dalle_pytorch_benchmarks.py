@@ -1,4 +1,4 @@
-"""lucidrains' DALLE-pytorch with those of its options that are nearest to the work.
+"""lucidrains' DALLE-pytorch with those of its options that are nearest to the benchmark.
 
 Its feed-forward is gated, so its layers hold a third more weights than plain ones of the same width. Its convolutional
 pattern is 5×5, not 11×11, and its sparse patterns need rotary positions to run on a PyTorch of today. They cannot be
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import stand_ins
-import works
+import benchmarks
 from torch_gpt import new_step
 
 stand_ins.install()
@@ -41,55 +41,55 @@ class Cached(DALLE):
         return self(*args, cache=cache)
 
 
-def build(work: str, precision: str) -> tuple[Callable[[], None], int]:
-    """One repetition of `work`, and how many times it does it."""
-    match work:
+def build(benchmark: str, precision: str) -> tuple[Callable[[], None], int]:
+    """One repetition of `benchmark`, and how many times it does it."""
+    match benchmark:
         case "paper-step":
             return paper_step(precision), 1
         case "dvae-step":
             return dvae_step(precision), 1
         case _:
-            return decode(works.decode_shape(work), precision), 1
+            return decode(benchmarks.decode_shape(benchmark), precision), 1
 
 
 def paper_step(precision: str) -> Callable[[], None]:
     row, column = "axial_row", "axial_col"
     model = Cached(
-        dim=works.PAPER_WIDTH,
-        vae=Codes(works.PAPER_GRID, works.PAPER_IMAGE_VOCAB),
-        num_text_tokens=works.PAPER_TEXT_VOCAB,
-        text_seq_len=works.PAPER_TEXT,
-        depth=works.PAPER_LAYERS,
-        heads=works.PAPER_HEADS,
+        dim=benchmarks.PAPER_WIDTH,
+        vae=Codes(benchmarks.PAPER_GRID, benchmarks.PAPER_IMAGE_VOCAB),
+        num_text_tokens=benchmarks.PAPER_TEXT_VOCAB,
+        text_seq_len=benchmarks.PAPER_TEXT,
+        depth=benchmarks.PAPER_LAYERS,
+        heads=benchmarks.PAPER_HEADS,
         attn_types=(row, column, row, row, row, column, row, "conv_like"),
         shift_tokens=False,
     )
-    text = torch.randint(1, works.PAPER_TEXT_VOCAB, (works.PAPER_BATCH, works.PAPER_TEXT))
-    image = torch.randint(works.PAPER_IMAGE_VOCAB, (works.PAPER_BATCH, works.PAPER_GRID**2))
+    text = torch.randint(1, benchmarks.PAPER_TEXT_VOCAB, (benchmarks.PAPER_BATCH, benchmarks.PAPER_TEXT))
+    image = torch.randint(benchmarks.PAPER_IMAGE_VOCAB, (benchmarks.PAPER_BATCH, benchmarks.PAPER_GRID**2))
     return new_step(model, lambda: model(text, image, return_loss=True), precision)
 
 
 def dvae_step(precision: str) -> Callable[[], None]:
     """Its own architecture: three strided convolutions and two residual blocks each way, mean squared error."""
     model = DiscreteVAE(
-        image_size=works.DVAE_SIDE,
-        num_tokens=works.DVAE_VOCAB,
+        image_size=benchmarks.DVAE_SIDE,
+        num_tokens=benchmarks.DVAE_VOCAB,
         num_layers=3,
         num_resnet_blocks=2,
-        hidden_dim=works.DVAE_WIDTH,
+        hidden_dim=benchmarks.DVAE_WIDTH,
     )
-    pixels = torch.rand(works.DVAE_BATCH, 3, works.DVAE_SIDE, works.DVAE_SIDE)
+    pixels = torch.rand(benchmarks.DVAE_BATCH, 3, benchmarks.DVAE_SIDE, benchmarks.DVAE_SIDE)
     return new_step(model, lambda: model(pixels, return_loss=True), precision)
 
 
-def decode(shape: works.Shape, precision: str) -> Callable[[], None]:
+def decode(shape: benchmarks.Shape, precision: str) -> Callable[[], None]:
     model = Cached(
-        dim=works.GPT_WIDTH,
-        vae=Codes(shape.side, works.GPT_VOCAB - TEXT_VOCAB - shape.text),
+        dim=benchmarks.GPT_WIDTH,
+        vae=Codes(shape.side, benchmarks.GPT_VOCAB - TEXT_VOCAB - shape.text),
         num_text_tokens=TEXT_VOCAB,
         text_seq_len=shape.text,
-        depth=works.GPT_LAYERS,
-        heads=works.GPT_HEADS,
+        depth=benchmarks.GPT_LAYERS,
+        heads=benchmarks.GPT_HEADS,
         shift_tokens=False,
         rotary_emb=False,
     )
