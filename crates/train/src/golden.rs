@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_softmax, map_pixels};
 use tessera_model::nn::{HostTensor, export, import, roles};
-use tessera_model::prior::{Activations, Logits, Prior, PriorConfig, Stream, Wrap};
+use tessera_model::prior::{Activations, Layout, Logits, Prior, PriorConfig, Stream, Wrap};
 
 use crate::config::{Config, FitConfig};
 use crate::gradient::{Gradient, Loss, differentiate};
@@ -112,6 +112,7 @@ fn ten_steps_of_a_prior_are_those_of_pytorch() {
         conv_kernel: 3,
         conv_wrap: Wrap::Flat,
         logits: Logits::Auto,
+        layout: Layout::default(),
     };
     let ids = |name: &str| golden.words(name, u32::from_le_bytes);
     let (text, image) = (ids("text"), ids("image"));

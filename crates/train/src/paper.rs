@@ -31,6 +31,8 @@ const TABLE: &[Row] = &[
     ("prior.conv_kernel", "11", "§B.1, figure 11"),
     ("prior.conv_wrap", "'flat'", "§B.1, figure 11, in one of two readings"),
     ("prior.logits", "'f32'", "§D.2"),
+    ("prior.layout.cycle", "['row', 'column', 'row', 'row']", "§B.1"),
+    ("prior.layout.last", "'conv'", "§B.1"),
     ("data.dvae_crop", "'stage1'", "§A.2, listing 1"),
     ("data.bpe_dropout", "0.1", "§2.2"),
     ("data.caption_drop", "0.0", "§2.2: no caption is dropped"),

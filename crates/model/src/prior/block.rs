@@ -39,7 +39,7 @@ impl Block {
             mlp_norm: LayerNorm::new(init, d),
             mlp_in: Linear::new(init, [d, 4 * d], std(d)),
             mlp_out: Linear::new(init, [4 * d, d], std(4 * d) * residual),
-            pattern: Pattern::of_layer(layer, config),
+            pattern: config.layout.pattern(layer, config),
             n_heads: config.n_heads,
             cpu: init.cpu(),
         }

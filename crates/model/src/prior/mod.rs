@@ -20,7 +20,7 @@ pub use block::Block;
 pub use chain::{Activations, MixedPrecision, PriorGradients};
 pub use embed::Embedding;
 pub use loss::{PriorLoss, image_nats, weighted_cross_entropy};
-pub use pattern::{Pattern, Wrap};
+pub use pattern::{Layout, Pattern, PatternName, Wrap};
 pub use stream::{Stream, caption_slots};
 
 use crate::nn::{Compute, Init, LayerNorm, Linear};
@@ -52,6 +52,10 @@ pub struct PriorConfig {
     /// layers do. Logits are summed and kept in 32 bits with both.
     #[serde(default)]
     pub logits: Logits,
+    /// Which attention pattern each layer uses (row, column, row, row, and so on; the last layer
+    /// convolutional).
+    #[serde(default)]
+    pub layout: Layout,
 }
 
 /// What the last norm, the heads and the gradient of the logits compute in.
@@ -126,6 +130,7 @@ impl PriorConfig {
         ] {
             ensure!(size <= most, "prior.{name} = {size}: wanted at most {most}");
         }
+        self.layout.check()?;
         let whole = 2 * self.grid + 1; // the whole grid from anywhere
         ensure!(
             self.conv_kernel % 2 == 1 && self.conv_kernel <= whole,

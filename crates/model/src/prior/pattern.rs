@@ -1,57 +1,128 @@
-//! An attention pattern is a value, not a mask (paper §B.1): which keys may query `i` see?
+//! Sparse attention patterns (paper §B.1): which earlier positions does each position attend to?
 //!
-//! The kernels' plans are derived from [`Pattern::sees`], and nothing else knows the layout.
+//! A [`Pattern`] is a small value, not a mask. [`Pattern::sees`] is the only definition of who
+//! attends to whom; the kernels' block plans ([`Pattern::plan`]) and the layout of the KV cache
+//! ([`Pattern::cache_row`]) are derived from it. [`Layout`] assigns a pattern to each layer.
+//!
+//! Terms: the *stream* is `text_len` text positions followed by `grid²` image positions. Image
+//! positions are numbered in raster order. A *query* is the position that attends, a *key* the
+//! position that is attended to.
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tessera_kernels::AttentionPlan;
 
 use super::PriorConfig;
 
-/// Which image states an image state may look at. Text is causal, and every image state sees all text, in all of them.
+/// Which earlier image positions an image position attends to, itself included.
+///
+/// In every pattern text is causal, and every image position attends to all of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pattern {
-    /// All earlier image states, and itself.
+    /// All earlier image positions.
     Causal,
-    /// Itself and the `grid` states before it in raster order: back to the same column of the previous row.
+    /// The `grid` positions before it in raster order: back to the same column of the row above.
     Row,
-    /// Itself and the states above it.
+    /// The positions above it in the same column.
     Column,
     /// The causal half of a `kernel` × `kernel` neighbourhood.
     Conv {
         /// Side of the neighbourhood, odd.
         kernel: usize,
-        /// What lies beyond the end of a row.
+        /// What the neighbourhood contains beyond the left and right edge of the grid.
         wrap: Wrap,
     },
 }
 
-/// Two readings of "wrap-around" at the end of a row (paper §B.1, figure 11 and its caption), which the text does not decide.
+/// How a convolutional neighbourhood wraps at the edge of a row.
+///
+/// The paper says "wrap-around" (§B.1, figure 11) without defining it; these are two readings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wrap {
-    /// Flat raster offsets: beyond the end of a row comes the next row, as in the row pattern, whose extent the paper draws so.
-    /// The default, because one rule then serves both patterns and a mask is the same for all queries but for its place.
+    /// Offsets in raster order: past the end of a row the neighbourhood continues in the next row.
+    /// This is the default because the paper draws the row pattern the same way, so one rule
+    /// explains both, and the mask depends on `query - key` alone.
     #[default]
     Flat,
-    /// Columns count modulo the grid's side: beyond the end of a row comes its own beginning.
+    /// Columns are counted modulo the grid's side: past the end of a row the neighbourhood
+    /// continues at the beginning of the same row.
     Columns,
 }
 
+/// The name of a pattern in a [`Layout`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PatternName {
+    /// [`Pattern::Causal`]
+    Causal,
+    /// [`Pattern::Row`]
+    Row,
+    /// [`Pattern::Column`]
+    Column,
+    /// [`Pattern::Conv`] with the config's `conv_kernel` and `conv_wrap`.
+    Conv,
+}
+
+/// Which pattern each layer uses: `cycle` is repeated from the first layer on, and the last layer
+/// uses `last`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// Patterns of the first layers, repeated until the last layer.
+    pub cycle: Vec<PatternName>,
+    /// Pattern of the last layer.
+    pub last: PatternName,
+}
+
+impl Default for Layout {
+    /// The paper's layout (§B.1): every fourth layer from the second attends along columns, the
+    /// last is convolutional, all others attend along rows. 64 layers have 47 row, 16 column and
+    /// 1 convolutional pattern.
+    fn default() -> Layout {
+        let [row, column] = [PatternName::Row, PatternName::Column];
+        Layout { cycle: vec![row, column, row, row], last: PatternName::Conv }
+    }
+}
+
+impl Layout {
+    /// The most patterns that a cycle may have.
+    const MOST: usize = 1 << 16;
+
+    /// Checks that there is a pattern for every layer.
+    pub fn check(&self) -> Result<()> {
+        let n = self.cycle.len();
+        ensure!((1..=Self::MOST).contains(&n), "prior.layout.cycle has {n} patterns: wanted at least 1");
+        Ok(())
+    }
+
+    /// The pattern of `layer`, counted from 1, of a prior of `config`'s sizes.
+    pub fn pattern(&self, layer: usize, config: &PriorConfig) -> Pattern {
+        let name = match layer == config.n_layers {
+            true => self.last,
+            false => self.cycle[(layer - 1) % self.cycle.len()],
+        };
+        match name {
+            PatternName::Causal => Pattern::Causal,
+            PatternName::Row => Pattern::Row,
+            PatternName::Column => Pattern::Column,
+            PatternName::Conv => Pattern::Conv { kernel: config.conv_kernel, wrap: config.conv_wrap },
+        }
+    }
+}
+
 impl Pattern {
-    /// The paper's layout: the last layer convolutional, every fourth from the second a column, the rest rows.
-    ///
-    /// `layer` counts from 1. At 64 layers: 47 row, 16 column, 1 convolutional.
-    pub fn of_layer(layer: usize, config: &PriorConfig) -> Pattern {
-        match layer {
-            _ if layer == config.n_layers => {
-                Pattern::Conv { kernel: config.conv_kernel, wrap: config.conv_wrap }
-            }
-            _ if layer % 4 == 2 => Pattern::Column,
-            _ => Pattern::Row,
+    /// Whether stream position `query` attends to stream position `key`.
+    pub fn sees(self, query: usize, key: usize, text_len: usize, grid: usize) -> bool {
+        match (query < text_len, key < text_len) {
+            (true, true) => key <= query,
+            (true, false) => false,
+            (false, true) => true,
+            (false, false) => self.sees_image(query - text_len, key - text_len, grid),
         }
     }
 
-    /// Whether image state `query` may look at image state `key` on a grid `grid` wide.
+    /// Whether image position `query` attends to image position `key` on a `grid` × `grid` picture.
     pub fn sees_image(self, query: usize, key: usize, grid: usize) -> bool {
         if key > query {
             return false;
@@ -72,7 +143,8 @@ impl Pattern {
         }
     }
 
-    /// How many image states a decoder must keep: those that a later query may still see.
+    /// The number of image positions that the KV cache of a layer must hold during sampling: no
+    /// later query attends further back.
     pub fn cache_rows(self, grid: usize) -> usize {
         let cells = grid * grid;
         let reach = match self {
@@ -84,31 +156,24 @@ impl Pattern {
         cells.min(reach + 1)
     }
 
-    /// Where image state `index` is kept among [`Pattern::cache_rows`]: a column's states side by side, others in turn.
+    /// The row of the KV cache that holds image position `index`. The column pattern stores the
+    /// grid column by column, so that the keys of a query are contiguous; the others use the cache
+    /// as a ring buffer.
     pub fn cache_row(self, index: usize, grid: usize) -> usize {
         match self {
             Pattern::Column => index % grid * grid + index / grid,
-            _ => index % self.cache_rows(grid),
+            Pattern::Causal | Pattern::Row | Pattern::Conv { .. } => index % self.cache_rows(grid),
         }
     }
 
-    /// Whether stream position `query` may look at position `key`: `text_len` text states, then image states.
-    pub fn sees(self, query: usize, key: usize, text_len: usize, grid: usize) -> bool {
-        match (query < text_len, key < text_len) {
-            (true, true) => key <= query,
-            (true, false) => false,
-            (false, true) => true,
-            (false, false) => self.sees_image(query - text_len, key - text_len, grid),
-        }
-    }
-
-    /// What the attention kernel needs to know of it, over the first `t` stream positions.
+    /// The block plan of the attention kernel over the first `t` stream positions. Positions are
+    /// processed in an order that makes the keys of a block of queries contiguous: column by
+    /// column for the column pattern, else in stream order.
     pub fn plan(self, config: &PriorConfig, t: usize) -> AttentionPlan {
         let (text, grid) = (config.text_len, config.grid);
-        // Down the columns, or along the rows.
         let cell = |place: usize| match self {
             Pattern::Column => place % grid * grid + place / grid,
-            _ => place,
+            Pattern::Causal | Pattern::Row | Pattern::Conv { .. } => place,
         };
         let image = (0..grid * grid).map(|place| text + cell(place));
         let order = (0..text).chain(image).filter(|&position| position < t).collect();
@@ -122,7 +187,7 @@ mod tests {
     use crate::prior::Logits;
 
     #[test]
-    fn what_a_query_sees_is_still_kept_in_slots_of_its_own() {
+    fn keys_of_a_query_are_in_the_cache_in_rows_of_their_own() {
         let grid = 6;
         let conv = [Wrap::Flat, Wrap::Columns].map(|wrap| Pattern::Conv { kernel: 5, wrap });
         for pattern in [Pattern::Causal, Pattern::Row, Pattern::Column].into_iter().chain(conv) {
@@ -141,7 +206,7 @@ mod tests {
         assert_eq!(Pattern::Row.cache_rows(32), 33);
     }
 
-    /// The image part of a mask on a 4×4 grid: one line a query, `#` where it sees.
+    /// The image part of the mask on a 4×4 grid: one line per query, `#` at the keys that it attends to.
     fn drawing(pattern: Pattern) -> String {
         let row =
             |q| (0..16).map(|k| if pattern.sees_image(q, k, 4) { '#' } else { '.' }).collect::<String>();
@@ -244,13 +309,28 @@ mod tests {
             conv_kernel: 11,
             conv_wrap: Wrap::Flat,
             logits: Logits::Auto,
+            layout: Layout::default(),
         };
-        let layers: Vec<Pattern> = (1..=64).map(|i| Pattern::of_layer(i, &config)).collect();
+        let layers: Vec<Pattern> = (1..=64).map(|i| config.layout.pattern(i, &config)).collect();
         let count = |p| layers.iter().filter(|&&layer| layer == p).count();
         assert_eq!(layers[..4], [Pattern::Row, Pattern::Column, Pattern::Row, Pattern::Row]);
         let conv = Pattern::Conv { kernel: 11, wrap: Wrap::Flat };
         assert_eq!([count(Pattern::Row), count(Pattern::Column), count(conv)], [47, 16, 1]);
         let keys = (0..1024).filter(|&k| layers[63].sees_image(1000, k, 32)).count();
         assert_eq!(keys, 61);
+    }
+
+    #[test]
+    fn a_layout_repeats_its_cycle_up_to_the_last_layer() {
+        let layout: Layout =
+            serde_json::from_str::<Layout>(r#"{ "cycle": ["column", "causal"], "last": "row" }"#).unwrap();
+        let config = PriorConfig { n_layers: 5, layout, ..crate::prior::tests::config() };
+        let layers: Vec<Pattern> = (1..=5).map(|layer| config.layout.pattern(layer, &config)).collect();
+        let [column, causal] = [Pattern::Column, Pattern::Causal];
+        assert_eq!(layers, [column, causal, column, causal, Pattern::Row]);
+        assert!(serde_json::from_str::<Layout>(r#"{ "cycle": ["diagonal"], "last": "row" }"#).is_err());
+        let empty = Layout { cycle: Vec::new(), ..Layout::default() };
+        let error = PriorConfig { layout: empty, ..config }.check().unwrap_err().to_string();
+        assert!(error.contains("prior.layout.cycle has 0 patterns"), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use tessera_kernels::{Cpu, SmallFloat};
 use super::*;
 use crate::finite_differences::{Tolerance, check, exact, stirred};
 
-fn config() -> PriorConfig {
+pub(super) fn config() -> PriorConfig {
     PriorConfig {
         text_len: 3,
         text_vocab: 7,
@@ -19,6 +19,7 @@ fn config() -> PriorConfig {
         conv_kernel: 3,
         conv_wrap: Wrap::Flat,
         logits: Logits::Auto,
+        layout: Layout::default(),
     }
 }
 
@@ -84,6 +85,7 @@ fn the_papers_prior_has_twelve_billion_parameters() {
         conv_kernel: 11,
         conv_wrap: Wrap::Flat,
         logits: Logits::Auto,
+        layout: Layout::default(),
     };
     let billions = paper.n_parameters() as f64 / 1e9;
     assert!((12.0..12.5).contains(&billions), "{billions}");

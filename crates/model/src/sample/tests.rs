@@ -11,7 +11,7 @@ use tessera_kernels::decode::Weights;
 use super::*;
 use crate::dvae::{Dvae, DvaeConfig};
 use crate::finite_differences::stirred;
-use crate::prior::{Logits, Prior, PriorConfig, Stream, Wrap, caption_slots};
+use crate::prior::{Layout, Logits, Prior, PriorConfig, Stream, Wrap, caption_slots};
 use crate::rerank::{Cleaning, Clip, ClipConfig, Gelu, Reranker, TowerConfig, cosine_similarity};
 
 fn model() -> (Prior, Dvae) {
@@ -39,6 +39,7 @@ fn model_on(cpu: Cpu) -> (Prior, Dvae) {
         conv_kernel: 3,
         conv_wrap: Wrap::Flat,
         logits: Logits::Auto,
+        layout: Layout::default(),
     };
     (stirred(Prior::new(&prior, 1, cpu), 0.4), Dvae::new(&dvae, 2, cpu))
 }

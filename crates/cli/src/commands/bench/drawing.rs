@@ -9,7 +9,7 @@ use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};
 use tessera_model::nn::{Init, Role};
-use tessera_model::prior::{Logits, Pattern, Prior, PriorConfig, Wrap};
+use tessera_model::prior::{Layout, Logits, Pattern, Prior, PriorConfig, Wrap};
 use tessera_model::sample::{Next, choose};
 use tessera_model::{Event, Request, Sampler, Sampling, Tessera};
 
@@ -31,6 +31,7 @@ pub fn decode(cpu: Cpu, slots: usize, text_len: usize, grid: usize) -> Result<Be
         conv_kernel: 3,
         conv_wrap: Wrap::Flat,
         logits: Logits::Auto,
+        layout: Layout::default(),
     };
     let prior = Prior::new(&config, 1, cpu).with_pattern(Pattern::Causal);
     let prior = prior.map(&mut DrawHead { config: &config, init: Init::new(2, cpu) });

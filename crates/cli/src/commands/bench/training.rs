@@ -10,7 +10,9 @@ use tessera_kernels::decode::Weights;
 use tessera_kernels::{AttentionPlan, Cpu, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::nn::{Init, LayerNorm, Role};
-use tessera_model::prior::{Activations, Block, Logits, Prior, PriorConfig, PriorGradients, Stream, Wrap};
+use tessera_model::prior::{
+    Activations, Block, Layout, Logits, Prior, PriorConfig, PriorGradients, Stream, Wrap,
+};
 use tessera_train::{Config, FitConfig, Gradient, Loss, Metrics, Task, Trainer, differentiate};
 
 use super::{Benchmark, count};
@@ -218,5 +220,6 @@ fn sizes() -> PriorConfig {
         conv_kernel: 11,
         conv_wrap: Wrap::Flat,
         logits: Logits::Auto,
+        layout: Layout::default(),
     }
 }
