@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use tessera_train::{Progress, Reporter};
+use tessera_base::{Progress, Reporter};
 
 use crate::stderr;
 

@@ -13,6 +13,7 @@ mod features;
 mod frechet;
 #[cfg(test)]
 mod golden;
+mod held_out;
 mod human;
 mod inception;
 mod inception_score;
@@ -24,6 +25,7 @@ mod plot;
 mod precision_recall;
 mod protocol;
 mod recon;
+mod reconstruct;
 mod report;
 mod rerank_curve;
 mod retrieval;
@@ -42,6 +44,9 @@ pub use drawn::{Draws, best_of, draw_each, pictures_in};
 pub use embedding::Embedding;
 pub use features::{FeatureExtractor, Features};
 pub use frechet::{Gaussian, fid, frechet_distance};
+pub use held_out::{
+    centre_crop, code_item, codes_of, held_out_codes, held_out_pictures, held_out_subjects, labelled_codes,
+};
 pub use human::{Comparison, Hasty, Votes, comparison_page, votes};
 pub use inception::{Convention, Inception, Resize, TF_2015_URL, TORCHVISION_URL};
 pub use inception_score::InceptionScore;
@@ -53,6 +58,7 @@ pub use plot::{Frame, Panel, Point, Series, XAxis, line_plots};
 pub use precision_recall::precision_recall;
 pub use protocol::{DmGan, Protocol};
 pub use recon::{Recon, RelaxationGap, recon, relaxation_gap};
+pub use reconstruct::{Reconstruction, reconstruct};
 pub use report::Report;
 pub use rerank_curve::{CurvePoint, Real, plot_curve, rerank_curve};
 pub use retrieval::{Recall, r_precision, recall_at, retrieval};

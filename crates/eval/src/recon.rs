@@ -3,6 +3,7 @@
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::Serialize;
+use tessera_base::pixels::psnr_of;
 use tessera_model::dvae::{
     Dvae, DvaeConfig, GumbelNoise, gumbel_softmax_drawn, kl_to_uniform, logit_laplace_nll, map_pixels,
     unmap_pixels,
@@ -48,7 +49,7 @@ pub fn recon(dvae: &Dvae, config: &DvaeConfig, pictures: &[Vec<f32>]) -> Recon {
         let stats = dvae.decoder.forward_codes(codes.clone());
         let restored = unmap_pixels(sigmoid(stats.clone().narrow(1, 0, 3)));
         let mse = (restored - x.clone()).powf_scalar(2.0).mean_dims(&[1, 2, 3]);
-        psnrs.extend(floats(mse).into_iter().map(|mse| -10.0 * mse.max(1e-10).log10()));
+        psnrs.extend(floats(mse).into_iter().map(psnr_of));
         nll += n as f64 * scalar(logit_laplace_nll(map_pixels(x), stats, config.min_log_b).mean());
         kl += n as f64 * scalar(kl_to_uniform(dvae.cpu(), logits));
         codes.into_data().iter::<i64>().for_each(|code| counts[code as usize] += 1);

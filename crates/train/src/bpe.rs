@@ -4,13 +4,13 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use tessera_base::Reporter;
 use tessera_data::atomic;
 use tessera_text::Bpe;
 
 use crate::captions::bounded_captions;
 use crate::config::Config;
 use crate::dvae::open_dataset;
-use crate::reporter::Reporter;
 
 /// Learns the vocabulary and writes `RUN/tokenizer.json`; returns it and its path.
 ///

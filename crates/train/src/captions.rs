@@ -3,9 +3,8 @@
 use anyhow::Result;
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
+use tessera_base::Reporter;
 use tessera_text::{Bpe, MAX_PROMPT_CHARS, Prompt};
-
-use crate::reporter::Reporter;
 
 /// What of the captions of a set no model reads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -99,7 +98,7 @@ mod tests {
     use tessera_data::{Purpose, item_rng};
 
     use super::*;
-    use crate::reporter::Silent;
+    use tessera_base::Silent;
 
     /// Scenes' captions were neither cut nor counted, nor was what BPE-dropout pushes beyond the model's positions.
     #[test]

@@ -7,8 +7,10 @@ use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
-use tessera_data::{Augment, Dataset, Purpose, Sample, augment, batch_indices, item_rng};
-use tessera_eval::{recon, relaxation_gap};
+use tessera_base::Reporter;
+use tessera_base::pixels::{contact_sheet, from_floats, to_floats};
+use tessera_data::{Dataset, Purpose, augment, batch_indices, item_rng};
+use tessera_eval::{held_out_pictures, recon, relaxation_gap};
 use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::nn::Compute;
@@ -16,12 +18,11 @@ use tessera_model::weights::{ModelConfig, ModelFile, export};
 
 use crate::capacity::Stage;
 use crate::config::Config;
+use crate::control::Control;
 use crate::fit::{Outcome, Task, fit};
 use crate::gradient::{Gradient, Loss, differentiate};
 use crate::log::Metrics;
-use crate::picture::{from_floats, grid, to_floats};
 use crate::precision::{Rules, Scales, Scaling};
-use crate::reporter::{Control, Reporter};
 use crate::run_dir::{Initial, RunDir, RunOptions};
 use crate::samples::{TrainSamples, ensure_large_enough};
 
@@ -42,10 +43,9 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     let dataset = open_dataset(data, control.reporter)?;
     let seed = options.seed;
     let side = config.dvae.image_size as u32;
-    let floats = |sample: &Sample| centre(sample, side);
     let held_out = if dataset.val.is_empty() { &dataset.train } else { &dataset.val };
     ensure_large_enough(held_out, side)?;
-    let val = held_out.iter().map(floats).collect::<Result<Vec<_>>>()?;
+    let val = held_out_pictures(held_out, &config.dvae)?;
     let fingerprint = dataset.fingerprint();
     let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
     let task = DvaeTask { config, seed, train, val, compute: config.compute(options.device)? };
@@ -84,20 +84,12 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
 }
 
 /// A data set; what had to be passed over is reported.
-pub fn open_dataset(data: &Path, reporter: &dyn Reporter) -> Result<Dataset> {
+pub(crate) fn open_dataset(data: &Path, reporter: &dyn Reporter) -> Result<Dataset> {
     let dataset = Dataset::open(data)?;
     if dataset.skipped.total() > 0 {
         reporter.note(&format!("{}: {}", data.display(), dataset.skipped));
     }
     Ok(dataset)
-}
-
-/// The centre of a picture at the model's size, `[3·S·S]` in [0, 1].
-pub(crate) fn centre(sample: &Sample, side: u32) -> Result<Vec<f32>> {
-    let mut unused = item_rng(0, Purpose::Augment, 0, 0);
-    let image = augment(&sample.image, side, Augment::CentreOnly, &mut unused)
-        .with_context(|| format!("picture {}", sample.key))?;
-    Ok(to_floats(&image))
 }
 
 impl DvaeTask<'_> {
@@ -206,7 +198,7 @@ impl Task for DvaeTask<'_> {
         let restored = restored.try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
         let originals = shown.iter().map(|v| from_floats(v, side));
         let restored = restored.chunks(shown[0].len()).map(|v| from_floats(v, side));
-        Ok(grid(&originals.chain(restored).collect::<Vec<_>>(), shown.len()))
+        Ok(contact_sheet(&originals.chain(restored).collect::<Vec<_>>(), shown.len()))
     }
 }
 

@@ -5,20 +5,18 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use burn::tensor::{Int, Tensor, TensorData};
+
 use rayon::prelude::*;
+use tessera_base::pixels::to_floats;
+use tessera_base::{Progress, Reporter};
 use tessera_container::{Origin, hash};
-use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, Split, atomic, augment, item_rng};
-use tessera_eval::{LabelledCodes, Subject};
+use tessera_data::{Augment, CodeSet, Purpose, Sample, Split, atomic, augment, item_rng};
+use tessera_eval::{code_item, codes_of};
 use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig};
-use tessera_text::{Bpe, Prompt};
 
 use crate::config::DataConfig;
-use crate::dvae::{centre, open_dataset};
-use crate::picture::{from_floats, to_floats};
-use crate::prior::labelled_codes;
-use crate::reporter::{Progress, Reporter, Silent};
+use crate::dvae::open_dataset;
 use crate::run_dir::read_model;
 use crate::samples::ensure_large_enough;
 
@@ -67,7 +65,7 @@ pub fn encode(
             Split::Train | Split::Val => Views::CENTRES,
         };
         let codes = views.codes(samples, &dvae, &config, reporter)?;
-        let items = samples.iter().map(item).collect();
+        let items = samples.iter().map(code_item).collect();
         let set = CodeSet {
             grid: config.grid(),
             vocab: config.vocab,
@@ -127,53 +125,5 @@ impl Views {
             reporter.progress(Progress { task: "encoding", done, total, detail: "" });
         }
         Ok(codes)
-    }
-}
-
-/// The centres of `samples` at the dVAE's size, as `eval::recon` takes them.
-pub fn held_out_pictures(samples: &[Sample], config: &DvaeConfig) -> Result<Vec<Vec<f32>>> {
-    (0..samples.len()).map(|index| Views::CENTRES.of(samples, index, config.image_size as u32)).collect()
-}
-
-/// `samples` as tokens with their canonical captions, as `eval::conditioning` takes them.
-pub fn held_out_codes(
-    samples: &[Sample],
-    dvae: &Dvae,
-    config: &DvaeConfig,
-    bpe: &Bpe,
-) -> Result<Vec<LabelledCodes>> {
-    let codes = Views::CENTRES.codes(samples, dvae, config, &Silent)?;
-    let items = samples.iter().map(item).collect();
-    let (grid, vocab) = (config.grid(), config.vocab);
-    labelled_codes(&CodeSet { grid, vocab, copies: 1, codes, items, ..CodeSet::default() }, bpe)
-}
-
-/// `samples` as `eval::drawing` takes them.
-pub fn held_out_subjects(samples: &[Sample], side: u32, bpe: &Bpe) -> Result<Vec<Subject>> {
-    let subject = |sample: &Sample| {
-        let image = from_floats(&centre(sample, side)?, side);
-        Ok(Subject {
-            caption: bpe.encode(&Prompt::new(sample.caption()?).text)?,
-            style: sample.meta.style.clone(),
-            image,
-        })
-    };
-    samples.iter().map(subject).collect()
-}
-
-/// The tokens of pictures `[3·S·S]` in [0, 1], one after another.
-pub(crate) fn codes_of(dvae: &Dvae, config: &DvaeConfig, pictures: &[Vec<f32>]) -> Vec<u16> {
-    let side = config.image_size;
-    let data = TensorData::new(pictures.concat(), [pictures.len(), 3, side, side]);
-    let tokens: Tensor<3, Int> = dvae.encode(Tensor::from_data(data, &dvae.device()));
-    tokens.into_data().iter::<i64>().map(|code| code as u16).collect()
-}
-
-fn item(sample: &Sample) -> CodeItem {
-    CodeItem {
-        key: sample.key.clone(),
-        captions: sample.captions.clone(),
-        concept: sample.meta.concept.clone(),
-        style: sample.meta.style.clone(),
     }
 }

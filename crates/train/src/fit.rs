@@ -20,11 +20,11 @@ use tessera_model::nn::{HostTensor, Role, export, import, roles};
 
 use crate::ahead::{Ahead, whole};
 use crate::config::FitConfig;
+use crate::control::Control;
 use crate::gradient::{Gradient, mean_gradient};
 use crate::log::{Log, Metrics};
 use crate::optim::{self, AdamW, Moments};
 use crate::precision::Scales;
-use crate::reporter::Control;
 use crate::run_dir::RunDir;
 use crate::schedule::{Plateau, learning_rate};
 

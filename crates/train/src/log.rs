@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
+use tessera_base::{Progress, Reporter};
 use tessera_data::atomic;
 
 use crate::config::FitConfig;
-use crate::reporter::{Progress, Reporter};
 use crate::tensorboard::EventWriter;
 
 /// Names and values.

@@ -6,10 +6,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use rand_chacha::ChaCha8Rng;
+use tessera_base::Reporter;
+use tessera_base::pixels::contact_sheet;
 use tessera_container::hash;
 use tessera_data::loader::{below, chance};
-use tessera_data::{CodeItem, CodeSet, Purpose, Split, batch_indices};
-use tessera_eval::{LabelledCodes, conditioning};
+use tessera_data::{CodeSet, Purpose, Split, batch_indices};
+use tessera_eval::{LabelledCodes, conditioning, held_out_codes, labelled_codes};
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::Dvae;
@@ -18,19 +20,18 @@ use tessera_model::prior::{MixedPrecision, Prior, PriorConfig, PriorGradients, S
 use tessera_model::sample::default_guidance;
 use tessera_model::weights::{ModelConfig, ModelFile, export};
 use tessera_model::{Drawing, Event, Request, Sampler, Sampling};
-use tessera_text::{Bpe, Prompt};
+use tessera_text::Bpe;
 
 use crate::capacity::Stage;
 use crate::captions::{cut_captions, training_tokens, unread_figure};
 use crate::config::{Config, Encoding};
+use crate::control::Control;
 use crate::dvae::open_dataset;
-use crate::encode::{DVAE_FILE, held_out_codes};
+use crate::encode::DVAE_FILE;
 use crate::fit::{Outcome, Task, fit};
 use crate::gradient::{Gradient, Loss};
 use crate::log::Metrics;
-use crate::picture::grid;
 use crate::precision::{Rules, Scales};
-use crate::reporter::{Control, Reporter};
 use crate::rerank::read_tokenizer;
 use crate::run_dir::{Initial, RunDir, RunOptions, read_model, warn_unverified};
 use crate::samples::{TrainSamples, ensure_large_enough};
@@ -203,20 +204,6 @@ fn read_codes(data: &Path, split: Split, reporter: &dyn Reporter) -> Result<Code
     Ok(codes)
 }
 
-/// Each picture of `codes` with the tokens of its canonical caption: what conditioning is measured on.
-pub fn labelled_codes(codes: &CodeSet, bpe: &Bpe) -> Result<Vec<LabelledCodes>> {
-    let label = |(index, item): (usize, &CodeItem)| {
-        let tokens = codes.tokens(index, 0).context("the code set is damaged")?;
-        let caption = item.captions.first().context("a picture has no caption")?;
-        Ok(LabelledCodes {
-            codes: tokens.iter().map(|&code| u32::from(code)).collect(),
-            caption: bpe.encode(&Prompt::new(caption).text)?,
-            style: item.style.clone(),
-        })
-    };
-    codes.items.iter().enumerate().map(label).collect()
-}
-
 fn check_sizes(config: &Config, tokens: &TokenSource, bpe: &Bpe) -> Result<()> {
     let (prior, (grid, vocab)) = (&config.prior, tokens.sizes());
     ensure!(
@@ -341,13 +328,13 @@ impl Task for PriorTask<'_> {
                 }
             }
         }
-        Ok(grid(&cells, drawings))
+        Ok(contact_sheet(&cells, drawings))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tessera_data::item_rng;
+    use tessera_data::{CodeItem, item_rng};
 
     use super::*;
 

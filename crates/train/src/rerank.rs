@@ -7,10 +7,11 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
 use rayon::prelude::*;
+use tessera_base::pixels::{contact_sheet, from_floats, to_floats};
 use tessera_container::hash;
 use tessera_data::loader::{below, chance};
-use tessera_data::{Augment, Purpose, Sample, augment, batch_indices, evenly, item_rng, read_text};
-use tessera_eval::recall_at;
+use tessera_data::{Purpose, Sample, augment, batch_indices, evenly, item_rng, read_text};
+use tessera_eval::{centre_crop, recall_at};
 use tessera_kernels::{Cpu, dot};
 use tessera_model::dvae::Dvae;
 use tessera_model::nn::Compute;
@@ -24,12 +25,11 @@ use tessera_text::Bpe;
 use crate::capacity::Stage;
 use crate::captions::{cut_captions, training_tokens, unread_figure};
 use crate::config::Config;
+use crate::control::Control;
 use crate::dvae::open_dataset;
 use crate::fit::{Outcome, Task, fit};
 use crate::gradient::{Gradient, Loss, differentiate};
 use crate::log::Metrics;
-use crate::picture::{from_floats, grid, to_floats};
-use crate::reporter::Control;
 use crate::run_dir::{Initial, RunDir, RunOptions, read_model};
 use crate::samples::{TrainSamples, ensure_large_enough};
 
@@ -154,10 +154,7 @@ pub(crate) fn read_tokenizer(path: &Path) -> Result<(Bpe, String)> {
 
 /// The middle of a picture at side `side`, and its first caption.
 fn pair(sample: &Sample, side: u32) -> Result<(RgbImage, String)> {
-    let mut unused = item_rng(0, Purpose::Augment, 0, 0);
-    let image = augment(&sample.image, side, Augment::CentreOnly, &mut unused)
-        .with_context(|| format!("picture {}", sample.key))?;
-    Ok((image, sample.caption()?.to_string()))
+    Ok((centre_crop(sample, side)?, sample.caption()?.to_string()))
 }
 
 /// Pictures and captions, pair by pair.
@@ -359,13 +356,13 @@ impl Task for RerankTask<'_> {
             let best = order.iter().take(pictures);
             cells.extend(best.map(|&i| framed(&among[i].0, i == row)));
         }
-        Ok(grid(&cells, pictures))
+        Ok(contact_sheet(&cells, pictures))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tessera_data::Dataset;
+    use tessera_data::{Augment, Dataset};
     use tessera_text::normalise;
 
     use super::*;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use rayon::current_num_threads;
 use serde::{Deserialize, Serialize};
+use tessera_base::Reporter;
 use tessera_container::{Newer, Origin};
 use tessera_data::atomic;
 use tessera_data::picture::encode_png;
@@ -21,7 +22,6 @@ use crate::checkpoint::{self, Checkpoint, STATE_FILE};
 use crate::config::Config;
 use crate::device::DeviceChoice;
 use crate::fit::TrainState;
-use crate::reporter::Reporter;
 use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences};
 
 /// Checkpoints that stay in any case.
@@ -384,7 +384,7 @@ pub(crate) fn read_model(path: &Path, reporter: &dyn Reporter) -> Result<ModelFi
 ///
 /// # Errors
 /// If it is none, or damaged.
-pub fn model_of(bytes: &[u8], path: &Path, reporter: &dyn Reporter) -> Result<ModelFile> {
+fn model_of(bytes: &[u8], path: &Path, reporter: &dyn Reporter) -> Result<ModelFile> {
     let file = ModelFile::from_file(bytes, path)?;
     warn_unverified(file.unverified, path, reporter);
     Ok(file)
@@ -415,7 +415,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::tests::{TEXT, state};
     use crate::fit::Good;
-    use crate::reporter::Silent;
+    use tessera_base::Silent;
 
     fn open(path: &Path, text: &str, resume: bool) -> Result<RunDir> {
         RunDir::open(path, Stage::Dvae, text, resume, &Silent)
@@ -474,7 +474,7 @@ mod tests {
                 *self.0.lock().unwrap() += text;
             }
 
-            fn progress(&self, _: crate::reporter::Progress) {}
+            fn progress(&self, _: tessera_base::Progress) {}
         }
         let dir = tempfile::tempdir().unwrap();
         open(dir.path(), TEXT, false).unwrap().write_checkpoint(&state(10)).unwrap();

@@ -10,13 +10,13 @@ use anyhow::{Context, Result, ensure};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
+use tessera_base::pixels::to_floats;
 use tessera_data::loader::{below, chance, uniform};
 use tessera_data::{Augment, CodeSet, Purpose, augment, item_rng};
+use tessera_eval::codes_of;
 use tessera_model::dvae::{Dvae, DvaeConfig};
 use tessera_text::caption_words;
 
-use crate::encode::codes_of;
-use crate::picture::to_floats;
 use crate::same_run::{Input, NO_SCENES, SCENES};
 use crate::samples::TrainSamples;
 

@@ -21,13 +21,13 @@ use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use tessera_container::unverified;
 use tessera_kernels::decode::Weights as Kept;
 use tessera_kernels::{Cpu, Precision};
 use tessera_model::Tessera;
 use tessera_model::weights::{ModelFile, model_id};
 
 use crate::args::Weights;
-use crate::reporter::Terminal;
 use crate::stderr::note;
 
 /// The model file at `path`, or the embedded one.
@@ -52,7 +52,11 @@ fn identified_model(path: Option<&Path>) -> Result<(ModelFile, String)> {
 
 /// The model in the bytes of the file at `path`; a warning is given if it has no checksum.
 fn model_of(bytes: &[u8], path: &Path) -> Result<ModelFile> {
-    tessera_train::model_of(bytes, path, &Terminal::default())
+    let file = ModelFile::from_file(bytes, path)?;
+    if file.unverified {
+        note!("{}", unverified(path.display()));
+    }
+    Ok(file)
 }
 
 /// What to compute with if weights are kept so; what `absent` says if that is left open.

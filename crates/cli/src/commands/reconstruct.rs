@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result};
 use serde_json::json;
+use tessera_base::pixels::contact_sheet;
 use tessera_data::picture::decode;
+use tessera_eval::reconstruct;
 use tessera_kernels::Cpu;
-use tessera_train::{grid, reconstruct};
 
 use super::draw::enlarge;
 use super::output::{Content, Outputs, write_picture};
@@ -21,7 +22,7 @@ pub fn run(args: &Reconstruct) -> Result<()> {
     let image = decode(&bytes).with_context(|| shown.to_string())?;
     let found = reconstruct(&dvae, config, &image).with_context(|| shown.to_string())?;
     let sheet = [enlarge(&found.original, args.scale)?, enlarge(&found.restored, args.scale)?];
-    write_picture(&args.out, &grid(&sheet, 2), None)?;
+    write_picture(&args.out, &contact_sheet(&sheet, 2), None)?;
     match args.json {
         true => say(json!({ "psnr_db": found.psnr_db, "grid": config.grid(), "tokens": found.tokens })),
         false => outputs.say(format_args!(

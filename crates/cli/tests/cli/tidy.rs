@@ -23,7 +23,8 @@ const HTTP: &[&str] = &["axum", "hyper", "reqwest", "ureq", "hf-hub", "tokio"];
 const COMMAND_LINE: &[&str] = &["clap", "viuer"];
 const EVERYTHING: &[&str] = &[""];
 
-const RULES: [Rule; 10] = [
+const RULES: [Rule; 11] = [
+    Rule { folder: "base", may_use: &[], forbidden: &[TENSORS, HTTP, COMMAND_LINE] },
     Rule { folder: "container", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
     Rule { folder: "text", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
     Rule { folder: "data", may_use: &["text", "container"], forbidden: &[TENSORS, COMMAND_LINE] },
@@ -31,19 +32,30 @@ const RULES: [Rule; 10] = [
     Rule { folder: "kernels", may_use: &[], forbidden: &[PICTURES, HTTP, COMMAND_LINE] },
     Rule {
         folder: "model",
-        may_use: &["text", "container", "kernels", "pretrained"],
+        may_use: &["base", "text", "container", "kernels", "pretrained"],
         forbidden: &[HTTP, COMMAND_LINE],
     },
-    Rule { folder: "eval", may_use: &["data", "model"], forbidden: &[HTTP, COMMAND_LINE] },
+    Rule { folder: "eval", may_use: &["base", "text", "data", "model"], forbidden: &[HTTP, COMMAND_LINE] },
     Rule {
         folder: "train",
-        may_use: &["text", "container", "kernels", "data", "model", "eval"],
+        may_use: &["base", "text", "container", "kernels", "data", "model", "eval"],
         forbidden: &[HTTP, COMMAND_LINE],
     },
     Rule { folder: "serve", may_use: &["data", "model"], forbidden: &[TENSORS, COMMAND_LINE] },
     Rule {
         folder: "cli",
-        may_use: &["text", "container", "kernels", "data", "pretrained", "model", "eval", "train", "serve"],
+        may_use: &[
+            "base",
+            "text",
+            "container",
+            "kernels",
+            "data",
+            "pretrained",
+            "model",
+            "eval",
+            "train",
+            "serve",
+        ],
         forbidden: &[],
     },
 ];

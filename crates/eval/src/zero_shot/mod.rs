@@ -13,12 +13,13 @@ use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use rayon::prelude::*;
 use serde::Serialize;
+use tessera_base::pixels::psnr;
 use tessera_data::sources::scenes::Difference;
 use tessera_data::sources::{CombinationKind, HeldOutCase, Scenes};
 use tessera_model::rerank::Reranker;
 use tessera_model::{Event, Request, Sampling, Tessera};
 
-use self::panels::{lower_half, psnr_db, upper_tokens};
+use self::panels::{lower_half, upper_tokens};
 use self::probes::probe;
 use self::retrieval::find;
 use self::variety::mean_pairwise_distance;
@@ -193,8 +194,8 @@ impl<'a> ZeroShot<'a> {
         let embeddings = self.embed(&lower)?;
         let found = |query: usize| find(&embeddings[query], &embeddings[2], &embeddings[3..]);
         Ok(PanelResult {
-            psnr_db: psnr_db(&lower[0], &lower[2]),
-            tokens_psnr_db: psnr_db(&lower[1], &lower[2]),
+            psnr_db: psnr(&lower[0], &lower[2]),
+            tokens_psnr_db: psnr(&lower[1], &lower[2]),
             drawn: found(0)?,
             tokens: found(1)?,
         })

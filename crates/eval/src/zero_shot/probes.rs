@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 
 use image::{RgbImage, imageops};
 use serde::Serialize;
+use tessera_base::pixels::mean_squared_error;
 use tessera_data::sources::scenes::{Facts, Halves, background_colours};
 
-use super::panels::{lower_half, mean_squared_error, upper_half};
+use super::panels::{lower_half, upper_half};
 
 /// Largest difference of a channel, of 255, at which a pixel belongs to the background.
 const BACKGROUND: u8 = 40;

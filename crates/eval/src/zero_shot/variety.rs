@@ -1,8 +1,7 @@
 //! How much pictures of one caption differ: a model that has one drawing for a caption has none.
 
 use image::RgbImage;
-
-use super::panels::mean_squared_error;
+use tessera_base::pixels::mean_squared_error;
 
 /// Mean distance of all pairs: the root of the mean squared difference, of 255. Nothing for fewer than two pictures.
 pub(super) fn mean_pairwise_distance(pictures: &[RgbImage]) -> Option<f64> {

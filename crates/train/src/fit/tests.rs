@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use tempfile::TempDir;
+use tessera_base::Silent;
 use tessera_kernels::{Cpu, SmallFloat};
 use tessera_model::nn::{Init, Linear};
 
@@ -13,7 +14,6 @@ use crate::capacity::Stage;
 use crate::config::Config;
 use crate::gradient::{Loss, differentiate};
 use crate::precision::{Rules, Scaling};
-use crate::reporter::Silent;
 use crate::schedule::Schedule;
 
 /// Learns `y = x · [1, 2]ᵀ + 3`; asks to stop after `stop_after` steps.

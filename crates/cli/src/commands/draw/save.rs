@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, DynamicImage, Frame, RgbImage};
 use serde_json::json;
+use tessera_base::pixels::contact_sheet;
 use tessera_data::atomic;
 use tessera_model::{Parameters, Picture, Tessera};
-use tessera_train::grid;
 
 use super::{enlarge, picture_files};
 use crate::args::Draw;
@@ -46,7 +46,7 @@ pub fn save(
             write(path, &large[index], &of_one(parameters, picture, index))?;
         }
     } else {
-        let sheet = grid(&large, columns);
+        let sheet = contact_sheet(&large, columns);
         let alone = pictures.first().filter(|_| pictures.len() == 1);
         let parameters = alone.map_or_else(|| parameters.clone(), |picture| of_one(parameters, picture, 0));
         write(&args.out, &sheet, &parameters)?;
@@ -128,7 +128,7 @@ fn write_gif(
         };
         let images = tessera.decode(&pictures.iter().map(known).collect::<Vec<_>>())?;
         let images = images.iter().map(|image| enlarge(image, scale)).collect::<Result<Vec<RgbImage>>>()?;
-        let sheet = DynamicImage::from(grid(&images, columns)).into_rgba8();
+        let sheet = DynamicImage::from(contact_sheet(&images, columns)).into_rgba8();
         let delay = Delay::from_numer_denom_ms(if frame == FRAMES { LAST_MS } else { FRAME_MS }, 1);
         encoder.encode_frame(Frame::from_parts(sheet, 0, 0, delay)).with_context(cannot)?;
     }

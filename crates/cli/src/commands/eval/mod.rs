@@ -13,20 +13,20 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
+use tessera_base::pixels::contact_sheet;
 use tessera_data::{Dataset, Sample, atomic};
 use tessera_eval::{
     Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
 };
+use tessera_eval::{held_out_codes, held_out_pictures, held_out_subjects};
 use tessera_kernels::decode::Weights as Kept;
 use tessera_model::weights::ModelFile;
 use tessera_model::{Request, Sampling, Tessera};
-use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects, open_dataset};
 
 use super::draw::{enlarge, meant};
 use super::output::{Content, Outputs, write_picture};
 use super::{cpu, model_file, say, tessera_of};
 use crate::args::{self, Eval, EvalArgs, PaperSampling, PrecisionFlag, Weights};
-use crate::reporter::Terminal;
 use crate::stderr::note;
 
 /// Captions on a sheet of drawings.
@@ -105,7 +105,11 @@ fn as_in_the_paper(flags: &PaperSampling) -> Sampling {
 
 /// A data set; what was passed over is said.
 fn open(data: &Path) -> Result<Dataset> {
-    open_dataset(data, &Terminal::default())
+    let dataset = Dataset::open(data)?;
+    if dataset.skipped.total() > 0 {
+        note!("{}: {}", data.display(), dataset.skipped);
+    }
+    Ok(dataset)
 }
 
 fn held_out(args: &EvalArgs) -> Result<Vec<Sample>> {
@@ -151,7 +155,7 @@ fn judge(
     bar.finish_and_clear();
     if let Some(path) = sheet {
         let cells = cells.iter().map(|picture| enlarge(picture, SHEET_SCALE)).collect::<Result<Vec<_>>>()?;
-        write_picture(path, &grid(&cells, n + 1), None)?;
+        write_picture(path, &contact_sheet(&cells, n + 1), None)?;
         captions.iter().enumerate().for_each(|(row, caption)| note!("{:3}. {caption}", row + 1));
     }
     Ok(found)

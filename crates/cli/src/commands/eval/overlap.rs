@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
+use tessera_base::pixels::contact_sheet;
 use tessera_data::{Dataset, Purpose, Sample, item_rng};
 use tessera_eval::{FeatureExtractor, Gaussian, OverlapSearch, Report, Vectors, fid, kid, split_by_overlap};
-use tessera_train::grid;
 
 use super::open;
 use super::protocol::with_network;
@@ -78,7 +78,7 @@ pub fn overlaps(
         figures.extend(distances(&real, &fake, "all")?);
         figures.extend(distances(&rest, &fake, "without overlaps")?);
     }
-    Ok(Overlaps { figures, sheet: grid(&cells, 2 * SHEET[1]) })
+    Ok(Overlaps { figures, sheet: contact_sheet(&cells, 2 * SHEET[1]) })
 }
 
 /// FID and KID of `fake` to the held-out pictures that `which` names; of too few pictures KID only, and a line says so.

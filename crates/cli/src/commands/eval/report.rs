@@ -4,14 +4,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use image::RgbImage;
+use tessera_base::pixels::contact_sheet;
 use tessera_data::{Dataset, Sample, atomic};
 use tessera_eval::{
     Embedding, Figure, Page, Protocol, Report, best_of, conditioning, drawing, pictures_in, plot_curve,
     recon, retrieval,
 };
+use tessera_eval::{held_out_codes, held_out_pictures, held_out_subjects};
 use tessera_model::Request;
 use tessera_model::dvae::DvaeConfig;
-use tessera_train::{grid, held_out_codes, held_out_pictures, held_out_subjects};
 
 use super::drawn::{Models, held_out_captions};
 use super::open;
@@ -160,5 +161,5 @@ fn sheet(dataset: &Dataset, captions: &[String], k: usize, args: &DrawnArgs) -> 
             cells.push(enlarge(picture, 2)?);
         }
     }
-    Ok(grid(&cells, 12))
+    Ok(contact_sheet(&cells, 12))
 }

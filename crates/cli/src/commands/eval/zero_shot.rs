@@ -4,11 +4,11 @@ use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use tessera_base::pixels::contact_sheet;
 use tessera_data::sources::{CombinationKind, Scenes, ScenesOptions};
 use tessera_data::{evenly, read_text};
 use tessera_eval::{CaseResult, Estimate, KindFigures, Mistakes, ZeroShotFigure, zero_shot_figures};
 use tessera_model::Sampling;
-use tessera_train::grid;
 
 use super::drawn::{described, judge};
 use super::{as_in_the_paper, measured_tessera};
@@ -142,7 +142,7 @@ fn sheet(cases: &[CaseResult]) -> Result<RgbImage> {
             }
         }
     }
-    Ok(grid(&cells, 2 * BEST * PICTURES))
+    Ok(contact_sheet(&cells, 2 * BEST * PICTURES))
 }
 
 /// The first two and the last two, nothing twice.

@@ -3,20 +3,19 @@
 use anyhow::{Result, ensure};
 use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
+use tessera_base::pixels::{from_floats, psnr, to_floats};
 use tessera_data::picture::{ResizeFilter, Square, resize};
 use tessera_model::dvae::{Dvae, DvaeConfig};
 
-use crate::picture::{from_floats, to_floats};
-
-/// What became of a picture.
+/// A picture before and after its way through the tokens.
 pub struct Reconstruction {
-    /// The middle square at the model's size: what the encoder saw.
+    /// The centre square at the model's size, which the encoder read.
     pub original: RgbImage,
-    /// What the decoder made of the tokens.
+    /// The decoder's picture of the tokens.
     pub restored: RgbImage,
     /// Rows of tokens.
     pub tokens: Vec<Vec<u32>>,
-    /// Peak signal to noise between the two; infinite if they are the same.
+    /// Peak signal-to-noise ratio of the two in dB, at most 100.
     pub psnr_db: f64,
 }
 
@@ -41,14 +40,8 @@ pub fn reconstruct(dvae: &Dvae, config: &DvaeConfig, image: &RgbImage) -> Result
     let restored = from_floats(&restored, side);
     Ok(Reconstruction {
         tokens: flat.chunks(config.grid()).map(<[u32]>::to_vec).collect(),
-        psnr_db: psnr_db(&original, &restored),
+        psnr_db: psnr(&original, &restored),
         original,
         restored,
     })
-}
-
-fn psnr_db(a: &RgbImage, b: &RgbImage) -> f64 {
-    let squares = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
-    let mean = squares.sum::<f64>() / a.as_raw().len() as f64;
-    10.0 * (255.0_f64.powi(2) / mean).log10()
 }

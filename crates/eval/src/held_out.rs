@@ -1,0 +1,108 @@
+//! Held-out samples in the forms that the metrics take: pictures, labelled tokens, subjects.
+
+use anyhow::{Context, Result};
+use burn::tensor::{Int, Tensor, TensorData};
+use image::RgbImage;
+use rayon::prelude::*;
+use tessera_base::pixels::to_floats;
+use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, augment, item_rng};
+use tessera_model::dvae::{Dvae, DvaeConfig};
+use tessera_text::{Bpe, Prompt};
+
+use crate::conditioning::LabelledCodes;
+use crate::drawing::Subject;
+
+/// Pictures that are encoded together.
+const BATCH: usize = 32;
+
+/// The centre crop of a sample's picture at `side` × `side` pixels.
+///
+/// # Errors
+/// If the picture is smaller than that.
+pub fn centre_crop(sample: &Sample, side: u32) -> Result<RgbImage> {
+    let mut unused = item_rng(0, Purpose::Augment, 0, 0);
+    augment(&sample.image, side, Augment::CentreOnly, &mut unused)
+        .with_context(|| format!("picture {}", sample.key))
+}
+
+/// The centre crops of `samples` at the dVAE's size, `[3, S, S]` in [0, 1] each, as
+/// [`recon`](crate::recon()) takes them.
+///
+/// # Errors
+/// As for [`centre_crop`].
+pub fn held_out_pictures(samples: &[Sample], config: &DvaeConfig) -> Result<Vec<Vec<f32>>> {
+    let picture = |sample: &Sample| Ok(to_floats(&centre_crop(sample, config.image_size as u32)?));
+    samples.iter().map(picture).collect()
+}
+
+/// The tokens of the centre crops of `samples` with their canonical captions, as
+/// [`conditioning`](crate::conditioning()) takes them.
+///
+/// # Errors
+/// As for [`centre_crop`], and if a caption cannot be encoded.
+pub fn held_out_codes(
+    samples: &[Sample],
+    dvae: &Dvae,
+    config: &DvaeConfig,
+    bpe: &Bpe,
+) -> Result<Vec<LabelledCodes>> {
+    let mut codes = Vec::new();
+    let side = config.image_size as u32;
+    for batch in samples.chunks(BATCH) {
+        let crops = batch.par_iter().map(|sample| Ok(to_floats(&centre_crop(sample, side)?)));
+        codes.extend(codes_of(dvae, config, &crops.collect::<Result<Vec<_>>>()?));
+    }
+    let items = samples.iter().map(code_item).collect();
+    let (grid, vocab) = (config.grid(), config.vocab);
+    labelled_codes(&CodeSet { grid, vocab, copies: 1, codes, items, ..CodeSet::default() }, bpe)
+}
+
+/// The centre crops of `samples` with their captions, as [`drawing`](crate::drawing()) takes them.
+///
+/// # Errors
+/// As for [`centre_crop`], and if a sample has no caption.
+pub fn held_out_subjects(samples: &[Sample], side: u32, bpe: &Bpe) -> Result<Vec<Subject>> {
+    let subject = |sample: &Sample| {
+        Ok(Subject {
+            caption: bpe.encode(&Prompt::new(sample.caption()?).text)?,
+            style: sample.meta.style.clone(),
+            image: centre_crop(sample, side)?,
+        })
+    };
+    samples.iter().map(subject).collect()
+}
+
+/// Each picture of `codes` with the tokens of its canonical caption.
+///
+/// # Errors
+/// If a picture has no caption, or the set is damaged.
+pub fn labelled_codes(codes: &CodeSet, bpe: &Bpe) -> Result<Vec<LabelledCodes>> {
+    let label = |(index, item): (usize, &CodeItem)| {
+        let tokens = codes.tokens(index, 0).context("the code set is damaged")?;
+        let caption = item.captions.first().context("a picture has no caption")?;
+        Ok(LabelledCodes {
+            codes: tokens.iter().map(|&code| u32::from(code)).collect(),
+            caption: bpe.encode(&Prompt::new(caption).text)?,
+            style: item.style.clone(),
+        })
+    };
+    codes.items.iter().enumerate().map(label).collect()
+}
+
+/// The tokens of pictures, `[3, S, S]` in [0, 1] each, one picture after another.
+pub fn codes_of(dvae: &Dvae, config: &DvaeConfig, pictures: &[Vec<f32>]) -> Vec<u16> {
+    let side = config.image_size;
+    let data = TensorData::new(pictures.concat(), [pictures.len(), 3, side, side]);
+    let tokens: Tensor<3, Int> = dvae.encode(Tensor::from_data(data, &dvae.device()));
+    tokens.into_data().iter::<i64>().map(|code| code as u16).collect()
+}
+
+/// What a code set records of a sample.
+pub fn code_item(sample: &Sample) -> CodeItem {
+    CodeItem {
+        key: sample.key.clone(),
+        captions: sample.captions.clone(),
+        concept: sample.meta.concept.clone(),
+        style: sample.meta.style.clone(),
+    }
+}
