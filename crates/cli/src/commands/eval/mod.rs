@@ -2,7 +2,6 @@
 
 mod drawn;
 mod human;
-mod overlap;
 mod protocol;
 mod report;
 mod sets;
@@ -12,11 +11,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
-use indicatif::{ProgressBar, ProgressStyle};
 use tessera_base::pixels::contact_sheet;
+use tessera_base::{Progress, Reporter};
 use tessera_data::{Dataset, Sample, atomic};
 use tessera_eval::{
-    Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
+    Blurs, Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
 };
 use tessera_eval::{held_out_codes, held_out_pictures, held_out_subjects};
 use tessera_kernels::decode::Weights as Kept;
@@ -27,6 +26,7 @@ use super::draw::{enlarge, meant};
 use super::output::{Content, Outputs, write_picture};
 use super::{cpu, model_file, say, tessera_of};
 use crate::args::{self, Eval, EvalArgs, PaperSampling, PrecisionFlag, Weights};
+use crate::reporter::Terminal;
 use crate::stderr::note;
 
 /// Captions on a sheet of drawings.
@@ -72,16 +72,16 @@ pub fn run(eval: Eval) -> Result<()> {
         }
         Eval::Retrieval { data, network } => sets::measure_retrieval(&data, &network),
         Eval::Fid(pair) => sets::measure_fid(&pair),
-        Eval::Kid(pair) => sets::measure_kid(&pair),
-        Eval::Cmmd(pair) => sets::measure_cmmd(&pair),
-        Eval::PrecisionRecall(pair) => sets::measure_precision_recall(&pair),
+        Eval::Kid(pair) => sets::measure_pair(&pair, sets::KID),
+        Eval::Cmmd(pair) => sets::measure_pair(&pair, sets::CMMD),
+        Eval::PrecisionRecall(pair) => sets::measure_pair(&pair, sets::PRECISION_RECALL),
         Eval::Is { dir, network } => sets::measure_is(&dir, &network),
         Eval::ClipScore { dir, network } => sets::measure_clip_score(&dir, &network),
         Eval::Blur { pair, radii, size, out } => {
-            sets::measure_blur(&pair, &sets::Blurs { radii: &radii, size }, &out)
+            sets::measure_blur(&pair, Blurs { radii: &radii, size }, &out)
         }
         Eval::Overlap { data, network, threshold, fake, out } => {
-            overlap::measure_overlap(&data, &network, threshold, fake.as_deref(), &out)
+            sets::measure_overlap(&data, &network, threshold, fake.as_deref(), &out)
         }
         Eval::RerankCurve { data, drawn, sampling, out } => drawn::curve(&data, &drawn, &sampling, &out),
         Eval::Coco { dir, drawn, sampling } => drawn::coco(&dir, &drawn, as_in_the_paper(&sampling)),
@@ -141,18 +141,17 @@ fn judge(
     let every = subjects.len().div_ceil(SHEET_ROWS);
     let mut cells: Vec<RgbImage> = Vec::new();
     let mut captions = Vec::new();
-    let bar = ProgressBar::new(subjects.len() as u64);
-    bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} captions eta {eta}")?);
+    let (terminal, total) = (Terminal::default(), subjects.len() as u64);
     let request = Request { n, seed, sampling, previews: false, ..Request::default() };
     let found = drawing(&tessera.sampler, &tessera.dvae, &subjects, &request, |index, drawings| {
-        bar.inc(1);
+        let done = index as u64 + 1;
+        terminal.progress(Progress { task: "drawing captions", done, total, detail: "" });
         if sheet.is_some() && index.is_multiple_of(every) {
             let row = std::iter::once(&subjects[index].image).chain(&drawings);
             cells.extend(row.cloned());
             captions.push(samples[index].captions[0].clone());
         }
     })?;
-    bar.finish_and_clear();
     if let Some(path) = sheet {
         let cells = cells.iter().map(|picture| enlarge(picture, SHEET_SCALE)).collect::<Result<Vec<_>>>()?;
         write_picture(path, &contact_sheet(&cells, n + 1), None)?;

@@ -7,21 +7,20 @@ use image::RgbImage;
 use tessera_base::pixels::contact_sheet;
 use tessera_data::{Dataset, Sample, atomic};
 use tessera_eval::{
-    Embedding, Figure, Page, Protocol, Report, best_of, conditioning, drawing, pictures_in, plot_curve,
-    recon, retrieval,
+    Blurs, Embedding, Extraction, Figure, Page, Pairs, Protocol, Report, best_of, blur_curve, conditioning,
+    drawing, held_out_captions, held_out_codes, held_out_pictures, held_out_subjects, overlap_report,
+    pictures_in, plot_curve, recon, retrieval,
 };
-use tessera_eval::{held_out_codes, held_out_pictures, held_out_subjects};
 use tessera_model::Request;
 use tessera_model::dvae::DvaeConfig;
 
-use super::drawn::{Models, held_out_captions};
+use super::drawn::Models;
 use super::open;
-use super::overlap::{Overlaps, overlaps};
-use super::sets::{Blurs, Embedded, blur_figures, embedded, held_out_pairs};
 use crate::args::{DrawnArgs, Sampling};
 use crate::commands::draw::{enlarge, meant};
 use crate::commands::model_file;
 use crate::commands::output::{Content, Outputs};
+use crate::reporter::Terminal;
 
 /// Captions whose drawings are shown.
 const SHOWN: usize = 16;
@@ -70,16 +69,18 @@ pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Re
     );
     let best = best_of(&args.drawings, curve.last().map_or(1, |point| point.best_of));
     let blurs = Blurs { radii: &RADII, size: SIZE };
-    let (figures, plot) = blur_figures(Protocol::One(&network), data, &best, &blurs, None)?;
+    let terminal = Terminal::default();
+    let extraction = Extraction { work: None, reporter: &terminal };
+    let (figures, plot) = blur_curve(Protocol::One(&network), [data, &best], blurs, extraction)?;
     page.plot(&plot, "By the radius of the blur in pixels, of pictures of 256 × 256.");
     page.figures(&figures);
     page.section(
         "Seen in training?",
         "The held-out pictures that are nearest to a training picture, each beside that picture (paper §3).",
     );
-    let Overlaps { figures, sheet } = overlaps(&network, &dataset, SAME, None, None)?;
-    page.figures(&figures);
-    page.picture(&sheet, "The closest pairs: held out, then in training.")?;
+    let overlaps = overlap_report(&network, &dataset, SAME, None, extraction)?;
+    page.figures(&overlaps.figures);
+    page.picture(&overlaps.sheet, "The closest pairs: held out, then in training.")?;
     atomic::write(out, page.to_html().as_bytes())?;
     outputs.say(out.display())
 }
@@ -141,8 +142,8 @@ fn ranker(page: &mut Page, models: &Models, dataset: &Dataset) -> Result<()> {
         "How often a held-out caption finds its picture among others, and the other way round.",
     );
     for reranker in models.tessera.reranker.iter().chain([&models.judge]) {
-        let Embedded { images, texts, .. } = embedded(reranker, held_out_pairs(&dataset.val))?;
-        page.figures(&retrieval(&images, &texts, None)?);
+        let pairs = Pairs::held_out(reranker, &dataset.val)?;
+        page.figures(&retrieval(&pairs.images, &pairs.texts, None)?);
     }
     Ok(())
 }

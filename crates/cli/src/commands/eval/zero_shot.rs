@@ -7,10 +7,12 @@ use serde::Serialize;
 use tessera_base::pixels::contact_sheet;
 use tessera_data::sources::{CombinationKind, Scenes, ScenesOptions};
 use tessera_data::{evenly, read_text};
-use tessera_eval::{CaseResult, Estimate, KindFigures, Mistakes, ZeroShotFigure, zero_shot_figures};
+use tessera_eval::{
+    CaseResult, Estimate, KindFigures, Mistakes, ZeroShotFigure, describe_sampling, zero_shot_figures,
+};
 use tessera_model::Sampling;
 
-use super::drawn::{described, judge};
+use super::drawn::judge;
 use super::{as_in_the_paper, measured_tessera};
 use crate::args::{PrecisionFlag, ZeroShot};
 use crate::commands::draw::enlarge;
@@ -162,7 +164,7 @@ fn table(measured: &Measured) -> String {
         None => String::new(),
     };
     let mut lines = vec![
-        format!("best of {} candidates, {}", measured.candidates, described(measured.sampling)),
+        format!("best of {} candidates, {}", measured.candidates, describe_sampling(measured.sampling)),
         format!("{ranker}judged by {}, which did not rank", measured.judge),
     ];
     for KindFigures { kind, cases, mistaken_for, figures } in measured.kinds {
