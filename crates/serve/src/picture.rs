@@ -62,12 +62,7 @@ impl Style {
 
     /// How the picture was made.
     fn made(&self, picture: &Picture) -> Result<String> {
-        let parameters = Parameters {
-            scores: picture.score.into_iter().collect(),
-            index: Some(picture.index),
-            tokens: Some(picture.tokens.clone()),
-            ..self.parameters.clone()
-        };
+        let parameters = self.parameters.of_picture(picture, 0);
         Ok(serde_json::to_string(&parameters)?)
     }
 }

@@ -78,7 +78,7 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
         (&["fid", &train, "few"][..], "wanted at least 33 of each"),
         (&["fid", &train, "few"], "`tessera eval kid` does with fewer"),
         (&["fid", &train, "none"], "no pictures in none: 1 .md file (none/notes.md); wanted"),
-        (&["fid", &train, "nowhere"], "nowhere is no folder"),
+        (&["fid", &train, "nowhere"], "nowhere is not a folder"),
         (&["is", &train], "knows no classes"),
         (&["clip-score", "few"], "no picture in few has a caption"),
         (&["blur", &train, &train, "--radii", "0,1000"], "wanted 0 to 100 pixels"),
@@ -212,7 +212,7 @@ fn what_of_a_data_set_is_passed_over_is_said() {
     {
         let args = [&["eval", what, "--data", &set], flags].concat();
         let said = Said::of(command(dir.path(), &args).output().unwrap());
-        assert!(said.stderr.contains("skipped 1: 1 picture beside the tars"), "{what}: {}", said.stderr);
+        assert!(said.stderr.contains("skipped 1: 1 picture next to the tars"), "{what}: {}", said.stderr);
     }
 }
 

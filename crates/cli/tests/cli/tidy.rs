@@ -23,7 +23,8 @@ const HTTP: &[&str] = &["axum", "hyper", "reqwest", "ureq", "hf-hub", "tokio"];
 const COMMAND_LINE: &[&str] = &["clap", "viuer"];
 const EVERYTHING: &[&str] = &[""];
 
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 12] = [
+    Rule { folder: "prompt", may_use: &["data", "model"], forbidden: &[TENSORS, HTTP, COMMAND_LINE] },
     Rule { folder: "base", may_use: &[], forbidden: &[TENSORS, HTTP, COMMAND_LINE] },
     Rule { folder: "container", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
     Rule { folder: "text", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
@@ -41,7 +42,7 @@ const RULES: [Rule; 11] = [
         may_use: &["base", "text", "container", "kernels", "data", "model", "eval"],
         forbidden: &[HTTP, COMMAND_LINE],
     },
-    Rule { folder: "serve", may_use: &["data", "model"], forbidden: &[TENSORS, COMMAND_LINE] },
+    Rule { folder: "serve", may_use: &["data", "model", "prompt"], forbidden: &[TENSORS, COMMAND_LINE] },
     Rule {
         folder: "cli",
         may_use: &[

@@ -1,39 +1,42 @@
-//! What drawings were made with, as their files say it.
+//! How drawings were made, as recorded in their files.
 
 use serde::{Deserialize, Serialize};
 
-use super::Sampling;
+use super::{Picture, Sampling};
 
-/// What the pictures of a file were made with: enough to make them again.
+/// How the pictures of a file were made: enough to make them again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Parameters {
     /// Program and version.
     pub program: String,
-    /// The prompts as the model read them.
+    /// The prompts as the user wrote them. Files from before this was recorded have none.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub asked: Vec<String>,
+    /// The prompts as the model read them: normalised, and cut to its text positions.
     pub prompts: Vec<String>,
-    /// What guidance steered away from.
+    /// The prompt that guidance moves away from.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub negative: String,
-    /// Number of pictures of each prompt.
+    /// The number of pictures of each prompt.
     pub n: usize,
-    /// Number of candidates that they are the best of, best first, if they were ranked.
+    /// The number of candidates of which these pictures are the best, best first, if they were ranked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub of: Option<usize>,
-    /// The score of each picture, prompt by prompt: cosines.
+    /// The score of each picture, prompt by prompt: cosine similarities.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub scores: Vec<f32>,
-    /// The file whose reranker ranked them, if it is not the model's own.
+    /// The file whose reranker was used, if it is not the model's own.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reranker: Option<String>,
     /// The seed.
     pub seed: u64,
-    /// How tokens were picked.
+    /// How tokens were sampled.
     #[serde(flatten)]
     pub sampling: Sampling,
-    /// Cells that were given and not drawn, if there was a picture prompt.
+    /// The number of cells that were given instead of drawn, if there was a picture prompt.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub kept: Option<usize>,
-    /// The share of them that was drawn anew, if they are variations.
+    /// The fraction of cells that were redrawn, if these are variations of a picture.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub strength: Option<f64>,
     /// The model file's name, or `embedded`.
@@ -41,18 +44,30 @@ pub struct Parameters {
     /// The model file's fingerprint.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub model_id: Option<String>,
-    /// Of a file that holds one picture: which of the candidates of its seed it is, from 0.
+    /// In a file with one picture: its index among the candidates of its seed, from 0.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub index: Option<usize>,
-    /// Of a file that holds one picture: its tokens, so that it can be gone on with exactly.
+    /// In a file with one picture: its tokens, so that it can be continued exactly.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tokens: Option<Vec<u32>>,
 }
 
 impl Parameters {
-    /// What a file's text says of it, if the model of this fingerprint has drawn it.
+    /// The parameters in a file's text, if the model with this fingerprint drew the file.
     pub fn claimed(text: &str, model_id: &str) -> Option<Parameters> {
         let made: Parameters = serde_json::from_str(text).ok()?;
         (made.model_id.as_deref() == Some(model_id)).then_some(made)
+    }
+
+    /// The parameters of a file that holds `picture` alone, drawn from prompt number `prompt`.
+    pub fn of_picture(&self, picture: &Picture, prompt: usize) -> Parameters {
+        Parameters {
+            asked: self.asked.get(prompt).cloned().into_iter().collect(),
+            prompts: self.prompts.get(prompt).cloned().into_iter().collect(),
+            scores: picture.score.into_iter().collect(),
+            index: Some(picture.index),
+            tokens: Some(picture.tokens.clone()),
+            ..self.clone()
+        }
     }
 }

@@ -2,7 +2,8 @@
 
 use axum::http::StatusCode;
 use tessera_model::sample::random_seed;
-use tessera_model::{Parameters, Request, Sampling};
+use tessera_model::{Request, Sampling};
+use tessera_prompt::{Model, PicturePrompt, parameters};
 
 use super::fields::{Fields, shortened};
 use super::{ApiError, Kind, expect_model};
@@ -57,16 +58,18 @@ pub struct ImageRequest {
 }
 
 impl ImageRequest {
-    /// Reads all parameters but those of a picture prompt, which are already taken. `drawn` is what the picture prompt says that it
-    /// was drawn of.
+    /// Reads all parameters except those of the picture prompt, which is given with the fraction of
+    /// its cells to redraw.
     pub fn read(
         mut fields: Fields,
         kind: Kind,
         app: &App,
-        drawn: Option<String>,
+        picture: Option<(PicturePrompt, f64)>,
     ) -> Result<ImageRequest, ApiError> {
         let model = model(&mut fields, app)?;
-        let prompt = prompt(&mut fields, kind)?.or(drawn).unwrap_or_default();
+        let prompt = prompt(&mut fields, kind)?
+            .or_else(|| picture.as_ref().and_then(|(picture, _)| picture.drawn_from.clone()))
+            .unwrap_or_default();
         let negative = text(&mut fields, "negative_prompt")?.unwrap_or_default();
         let read = app
             .tessera
@@ -109,38 +112,15 @@ impl ImageRequest {
             seed,
             sampling,
             previews: matches!(delivery, Delivery::Stream(shown) | Delivery::Log(shown) if shown.partial_images > 0),
+            given: picture.as_ref().map_or_else(Vec::new, |(picture, _)| picture.tokens.clone()),
+            strength: picture.as_ref().map_or(0.0, |(_, strength)| *strength),
             ..Request::default()
         };
-        let parameters = parameters(&request, read.text, n, app);
+        let texts = [vec![request.prompt.clone()], vec![read.text]];
+        let named = Model { name: &app.model.name, id: &app.model.fingerprint };
+        let picture = picture.as_ref().map(|(picture, _)| picture);
+        let parameters = parameters(&request, texts, n, named, picture, kind == Kind::Variation);
         Ok(ImageRequest { kind, request, style: Style { size, encoding, parameters }, format, delivery })
-    }
-
-    /// With tokens that are given, and the share of them that is drawn anew.
-    pub fn given(mut self, tokens: Vec<Option<u32>>, strength: f64) -> ImageRequest {
-        self.style.parameters.kept = Some(tokens.iter().flatten().count());
-        self.style.parameters.strength = (self.kind == Kind::Variation).then_some(strength);
-        self.request = Request { given: tokens, strength, ..self.request };
-        self
-    }
-}
-
-fn parameters(request: &Request, read: String, n: usize, app: &App) -> Parameters {
-    Parameters {
-        program: format!("tessera {}", env!("CARGO_PKG_VERSION")),
-        prompts: vec![read],
-        negative: request.negative.clone(),
-        n,
-        of: request.best.map(|_| request.n),
-        scores: Vec::new(),
-        reranker: None,
-        seed: request.seed,
-        sampling: request.sampling.clone(),
-        kept: None,
-        strength: None,
-        model: app.model.name.clone(),
-        model_id: Some(app.model.fingerprint.clone()),
-        index: None,
-        tokens: None,
     }
 }
 

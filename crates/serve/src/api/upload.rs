@@ -1,30 +1,16 @@
 //! Picture prompts that are sent: which tokens are given.
 
-use std::io::Cursor;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use image::DynamicImage;
-use tessera_data::picture::{decode_any, on_white};
-use tessera_data::png_text;
-use tessera_data::prompt::{Fit, Keep, is_transparent};
-use tessera_model::Parameters;
+use tessera_data::prompt::{Fit, Keep};
 use tessera_model::sample::DEFAULT_STRENGTH;
+use tessera_prompt::{KeepSpec, PicturePrompt, PromptError, resolve};
 
 use super::fields::{Fields, shortened};
 use super::{ApiError, ImageRequest, Kind};
 use crate::App;
 use crate::limits::IMAGE_PIXELS;
-
-/// What of the picture is kept, as it is said.
-enum KeepSpec {
-    /// In so many words.
-    Keep(Keep),
-    /// By another picture.
-    Mask(Bytes),
-    /// By none of them: what is transparent is drawn.
-    Nothing,
-}
 
 /// Reads a request with a picture.
 pub async fn read(mut fields: Fields, kind: Kind, app: &Arc<App>) -> Result<ImageRequest, ApiError> {
@@ -39,26 +25,18 @@ pub async fn read(mut fields: Fields, kind: Kind, app: &Arc<App>) -> Result<Imag
             ));
         }
     };
-    let (said, strength) = match kind {
+    let (keep, strength) = match kind {
         Kind::Variation => (KeepSpec::Keep(Keep::All), strength(&mut fields)?),
-        Kind::Generation | Kind::Edit => (said(&mut fields, app.model.grid)?, 0.0),
+        Kind::Generation | Kind::Edit => (keep_spec(&mut fields, app.model.grid)?, 0.0),
     };
     let place = app.limits.uploads.acquire().await.map_err(|_| ApiError::ours("The server is stopping."))?;
-    let sent = {
+    let picture = {
         let app = app.clone();
-        tokio::task::spawn_blocking(move || look(&app, &image, said, fit))
+        tokio::task::spawn_blocking(move || picture_prompt(&app, &image, keep, fit))
     };
-    let sent = sent.await.map_err(|_| ApiError::ours("The picture could not be looked at."))??;
+    let picture = picture.await.map_err(|_| ApiError::ours("The picture could not be read."))??;
     drop(place);
-    let image_request = ImageRequest::read(fields, kind, app, sent.drawn_of)?;
-    Ok(image_request.given(sent.given, strength))
-}
-
-/// What comes of a picture that was sent.
-struct Sent {
-    given: Vec<Option<u32>>,
-    /// The prompt that it was drawn of by this model, if it says so.
-    drawn_of: Option<String>,
+    ImageRequest::read(fields, kind, app, Some((picture, strength)))
 }
 
 fn no_image(fields: &Fields) -> ApiError {
@@ -77,14 +55,14 @@ fn strength(fields: &mut Fields) -> Result<f64, ApiError> {
     }
 }
 
-fn said(fields: &mut Fields, grid: usize) -> Result<KeepSpec, ApiError> {
+fn keep_spec(fields: &mut Fields, grid: usize) -> Result<KeepSpec, ApiError> {
     let (mask, rows) = (fields.file("mask"), fields.whole("keep_rows", 1, grid as u64 - 1)?);
     let rectangle = fields.text("keep")?.map(|text| rectangle(&text)).transpose()?;
     match (mask, rows, rectangle) {
-        (Some(mask), None, None) => Ok(KeepSpec::Mask(mask)),
+        (Some(mask), None, None) => Ok(KeepSpec::Mask(mask.to_vec())),
         (None, Some(rows), None) => Ok(KeepSpec::Keep(Keep::Rows(rows as usize))),
         (None, None, Some(rectangle)) => Ok(KeepSpec::Keep(Keep::Rectangle(rectangle))),
-        (None, None, None) => Ok(KeepSpec::Nothing),
+        (None, None, None) => Ok(KeepSpec::Unsaid),
         _ => Err(ApiError::invalid(
             "mask",
             "What is kept is said twice: wanted one of 'mask', 'keep_rows' and 'keep'.",
@@ -99,37 +77,22 @@ fn rectangle(text: &str) -> Result<[usize; 4], ApiError> {
     })
 }
 
-fn look(app: &App, image: &Bytes, said: KeepSpec, fit: Fit) -> Result<Sent, ApiError> {
-    let picture = decoded("image", image)?;
-    let (param, keep) = match said {
-        KeepSpec::Keep(keep @ Keep::Rows(_)) => ("keep_rows", keep),
-        KeepSpec::Keep(keep) => ("keep", keep),
-        KeepSpec::Mask(mask) => ("mask", Keep::Mask(decoded("mask", &mask)?)),
-        KeepSpec::Nothing if is_transparent(&picture) => ("image", Keep::Opaque),
-        KeepSpec::Nothing => {
-            let message = "What of the picture is kept? Send a 'mask' (transparent or white is drawn anew), a picture \
-                with transparent parts, 'keep_rows' or 'keep'.";
-            return Err(ApiError {
-                code: "missing_required_parameter",
-                ..ApiError::invalid("mask", message)
-            });
-        }
+fn picture_prompt(app: &App, image: &Bytes, keep: KeepSpec, fit: Fit) -> Result<PicturePrompt, ApiError> {
+    let keep_param = match &keep {
+        KeepSpec::Keep(Keep::Rows(_)) => "keep_rows",
+        KeepSpec::Keep(_) | KeepSpec::Mask(_) | KeepSpec::Unsaid => "keep",
     };
-    let unfit = |param: &str, error| ApiError::invalid(param, format!("'{param}': {error:#}."));
-    let kept = keep.of(&picture, app.model.grid, fit).map_err(|error| unfit(param, error))?;
-    let fitted = fit.apply(&on_white(picture), app.model.side as u32, 255);
-    let fitted = fitted.map_err(|error| unfit("image", error))?;
-    let text = png_text::read(Cursor::new(image)).ok().flatten();
-    let claimed = text.and_then(|text| Parameters::claimed(&text, &app.model.fingerprint));
-    let (tokens, own) =
-        app.tessera.tokens_of(&fitted, claimed).map_err(|error| ApiError::ours(format!("{error:#}")))?;
-    let drawn_of = own.and_then(|made| made.prompts.into_iter().next());
-    Ok(Sent { given: kept.of(&tokens), drawn_of })
-}
-
-fn decoded(param: &str, bytes: &Bytes) -> Result<DynamicImage, ApiError> {
-    decode_any(bytes, IMAGE_PIXELS).map_err(|error| ApiError {
-        code: "invalid_image",
-        ..ApiError::invalid(param, format!("'{param}': {error:#}."))
+    let invalid = |param: &str, error| ApiError::invalid(param, format!("'{param}': {error:#}."));
+    let invalid_image = |param, error| ApiError { code: "invalid_image", ..invalid(param, error) };
+    resolve(&app.tessera, &app.model.fingerprint, image, keep, fit, IMAGE_PIXELS).map_err(|error| match error {
+        PromptError::Picture(error) => invalid_image("image", error),
+        PromptError::Mask(error) => invalid_image("mask", error),
+        PromptError::Keep(error) => invalid(keep_param, error),
+        PromptError::Unsaid => {
+            let message = "Which cells of the picture are kept? Send a 'mask' (its transparent or white parts are \
+                drawn), a picture with transparent parts, 'keep_rows' or 'keep'.";
+            ApiError { code: "missing_required_parameter", ..ApiError::invalid("mask", message) }
+        }
+        PromptError::Model(error) => ApiError::ours(format!("{error:#}")),
     })
 }

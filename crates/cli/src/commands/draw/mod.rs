@@ -12,7 +12,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tessera_data::{picture, read_text, text_lines};
 use tessera_kernels::Isa;
 use tessera_model::sample::{Ranking, random_seed};
-use tessera_model::{Batch, Event, Job, Parameters, Picture, Request, Sampling, Tessera};
+use tessera_model::{Batch, Event, Job, Picture, Request, Sampling, Tessera};
+use tessera_prompt::{Model, parameters};
 use tessera_text::{Unknown, normalise, unknown_words};
 
 use super::output::{Content, Outputs, is_file};
@@ -77,9 +78,9 @@ pub fn run(args: &Draw) -> Result<()> {
     let mut prompts = prompts(args)?;
     let seed = args.seed.unwrap_or_else(random_seed);
     let (tessera, model_id) = tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights)?;
-    let given = prompt::read(&args.picture, &tessera, &model_id)?;
+    let picture = prompt::read(&args.picture, &tessera, &model_id)?;
     if prompts.is_empty() {
-        prompts.push(given.prompt.unwrap_or_default());
+        prompts.push(picture.as_ref().and_then(|picture| picture.drawn_from.clone()).unwrap_or_default());
     }
     let unrankable = match &tessera.reranker {
         None => Some("the model has no reranker; name one with --rerank"),
@@ -99,8 +100,8 @@ pub fn run(args: &Draw) -> Result<()> {
         best: count.of.map(|_| count.shown),
         seed,
         sampling: meant(&args.sampling, &tessera)?,
-        given: given.tokens,
-        strength: given.strength,
+        given: picture.as_ref().map_or_else(Vec::new, |picture| picture.tokens.clone()),
+        strength: if args.picture.variations { args.picture.strength } else { 0.0 },
         previews: false,
         ..Request::default()
     };
@@ -108,23 +109,10 @@ pub fn run(args: &Draw) -> Result<()> {
     if let Some(line) = tessera.words.as_ref().and_then(|known| unknown_line(&prompts, known)) {
         note!("{line}");
     }
-    let mut parameters = Parameters {
-        program: format!("tessera {}", env!("CARGO_PKG_VERSION")),
-        prompts: read,
-        negative: args.negative.clone(),
-        n: count.shown,
-        of: count.of,
-        scores: Vec::new(),
-        reranker: args.rerank.as_deref().map(|path| model_name(Some(path))),
-        seed,
-        sampling: request.sampling.clone(),
-        kept: args.picture.image.is_some().then(|| request.given.iter().flatten().count()),
-        strength: args.picture.variations.then_some(given.strength),
-        model: model_name(args.model.as_deref()),
-        model_id: Some(model_id),
-        index: None,
-        tokens: None,
-    };
+    let model = Model { name: &model_name(args.model.as_deref()), id: &model_id };
+    let mut parameters =
+        parameters(&request, [prompts, read], count.shown, model, picture.as_ref(), args.picture.variations);
+    parameters.reranker = args.rerank.as_deref().map(|path| model_name(Some(path)));
     let pictures = draw(&tessera, jobs)?;
     parameters.scores = pictures.iter().filter_map(|picture| picture.score).collect();
     save::save(args, &outputs, &tessera, &request.given, &pictures, &parameters)

@@ -43,12 +43,13 @@ pub fn save(
     let mut files = picture_files(args, pictures.len());
     if args.separate {
         for (index, (path, picture)) in files.iter().zip(pictures).enumerate() {
-            write(path, &large[index], &of_one(parameters, picture, index))?;
+            write(path, &large[index], &parameters.of_picture(picture, index / parameters.n))?;
         }
     } else {
         let sheet = contact_sheet(&large, columns);
         let alone = pictures.first().filter(|_| pictures.len() == 1);
-        let parameters = alone.map_or_else(|| parameters.clone(), |picture| of_one(parameters, picture, 0));
+        let parameters =
+            alone.map_or_else(|| parameters.clone(), |picture| parameters.of_picture(picture, 0));
         write(&args.out, &sheet, &parameters)?;
         if std::io::stdout().is_terminal() && !args.json && outputs.stdout_is_free() {
             show(sheet);
@@ -74,17 +75,6 @@ fn line(files: &[PathBuf], seed: u64) -> String {
             let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
             format!("{} (seed {seed})", names.join(" and "))
         }
-    }
-}
-
-/// The parameters of a file that holds one of the pictures.
-fn of_one(all: &Parameters, picture: &Picture, place: usize) -> Parameters {
-    Parameters {
-        prompts: vec![all.prompts[place / all.n].clone()],
-        scores: picture.score.into_iter().collect(),
-        index: Some(picture.index),
-        tokens: Some(picture.tokens.clone()),
-        ..all.clone()
     }
 }
 
