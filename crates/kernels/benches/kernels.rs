@@ -1,10 +1,10 @@
-//! Every kernel, forward and with its gradients, at the shapes of a small transformer and a small dVAE:
-//! `cargo bench -p tessera-kernels`.
+//! Benchmarks of all kernels, forward and with gradients, at the shapes of a small transformer and
+//! a small dVAE: `cargo bench -p tessera-kernels`.
 //!
-//! Rates are of the arithmetic that a kernel is for, in GFLOP/s, or, where memory bounds it, of the bytes that it cannot
-//! but read and write, in GB/s. Beside them stands their share of what the processor reached just before: of its peak, or
-//! of what arrays too large for a cache allow. More than all of it are bytes that a cache holds, or products of whole
-//! numbers.
+//! The rate of a kernel is its arithmetic in GFLOP/s or, if memory bandwidth limits it, the bytes
+//! that it must read and write in GB/s. It is also shown as a percentage of a limit measured just
+//! before: the CPU's peak, or the bandwidth of arrays that are too large for a cache. More than
+//! 100% means that a cache holds some of the bytes, or that integers are multiplied.
 
 #![allow(missing_docs)] // criterion's macros make public items
 
@@ -24,24 +24,24 @@ use tessera_kernels::{
     linear, linear_add, linear_f32, max_pool2, pattern_attention, peak_gflops, sum_of_squares, upsample2,
 };
 
-/// Positions of text.
+/// Text positions.
 const TEXT: usize = 64;
-/// Side of the grid of codes.
+/// The side of the grid of image tokens.
 const GRID: usize = 16;
-/// Positions of a stream.
+/// Positions of a sequence.
 const T: usize = TEXT + GRID * GRID;
-/// Streams.
+/// Sequences.
 const B: usize = 8;
-/// Rows of all streams.
+/// Rows of all sequences.
 const ROWS: usize = B * T;
-/// Width.
+/// The model's width.
 const D: usize = 384;
-/// Heads.
+/// Attention heads.
 const HEADS: usize = 6;
-/// Vocabulary.
+/// The size of the vocabulary.
 const V: usize = 4096;
 
-/// What one call does.
+/// The work of one call.
 #[derive(Clone, Copy)]
 enum Work {
     /// Multiplications and additions.
@@ -51,7 +51,7 @@ enum Work {
 }
 
 impl Work {
-    /// What `cpu` can do of it in a nanosecond.
+    /// Returns the work that `cpu` can do per nanosecond.
     fn limit(self, cpu: Cpu) -> f64 {
         match self {
             Work::Flop(_) => peak_gflops(cpu),
@@ -67,7 +67,8 @@ impl Work {
     }
 }
 
-/// 10⁹ bytes a second that all threads read and write: `a += b`, the best of five tries.
+/// Returns the bandwidth in GB/s: 10⁹ bytes per second that all threads read and write in `a += b`,
+/// the best of five measurements.
 fn bandwidth() -> f64 {
     const N: usize = 1 << 24;
     const PART: usize = 1 << 14;
@@ -84,11 +85,11 @@ fn bandwidth() -> f64 {
 }
 
 thread_local! {
-    /// The [`Work::limit`] of what is being timed.
+    /// The [`Work::limit`] of the benchmark that is running.
     static LIMIT: Cell<f64> = const { Cell::new(f64::NAN) };
 }
 
-/// Wall time, with rates beside their limit.
+/// Wall time, with rates next to their limit.
 struct Rates;
 
 impl Measurement for Rates {
@@ -160,8 +161,8 @@ fn time<T>(
     group.finish();
 }
 
-/// A kernel, forward alone and with its gradients from that of its output. How that is handed to the graph, by a
-/// product with it, takes time but does not count.
+/// Times a kernel forward, and with its gradients for a given gradient of the output. The dot
+/// product that starts the backward pass takes time but is not counted as work.
 fn both<const N: usize>(
     c: &mut Criterion<Rates>,
     cpu: Cpu,
@@ -170,11 +171,14 @@ fn both<const N: usize>(
     body: impl Fn(Cpu) -> Tensor<N>,
 ) {
     time(c, cpu, [name, "forward"], forward, &body);
-    let toward = body(cpu).without_autodiff();
-    time(c, cpu, [name, "with gradients"], all, |cpu| dot(cpu, body(cpu), toward.clone()).backward());
+    let output_gradient = body(cpu).without_autodiff();
+    time(c, cpu, [name, "with gradients"], all, |cpu| {
+        dot(cpu, body(cpu), output_gradient.clone()).backward()
+    });
 }
 
-/// A kernel that multiplies, on each kind of number; its gradients are twice the work.
+/// Times a kernel that is limited by arithmetic, at each precision. Its gradients are twice the
+/// work of the forward pass.
 fn product<const N: usize>(
     c: &mut Criterion<Rates>,
     name: &str,
@@ -186,7 +190,7 @@ fn product<const N: usize>(
     }
 }
 
-/// A kernel that memory bounds: bytes forward, and with its gradients.
+/// Times a kernel that is limited by memory bandwidth. `bytes` are for forward, and with gradients.
 fn stream<const N: usize>(
     c: &mut Criterion<Rates>,
     name: &str,
@@ -196,12 +200,12 @@ fn stream<const N: usize>(
     both(c, Cpu::best(), name, bytes.map(Work::Bytes), body);
 }
 
-/// A pass over arrays.
+/// Times one pass over arrays.
 fn pass<T>(c: &mut Criterion<Rates>, name: &str, bytes: usize, body: impl FnMut(Cpu) -> T) {
     time(c, Cpu::best(), [name, "pass"], Work::Bytes(bytes), body);
 }
 
-/// The processor's best with each kind of number.
+/// Returns the best choice of this CPU at each precision.
 fn kinds() -> Vec<Cpu> {
     let kind = |precision| Cpu::new(precision).expect("every processor has both");
     let mut kinds = [Precision::F32, Precision::Auto].map(kind).to_vec();
@@ -244,7 +248,7 @@ fn transformer(c: &mut Criterion<Rates>) {
     let plain_bias = bias.clone().without_autodiff();
     for cpu in kinds() {
         let name = format!("cross-entropy, {cpu}");
-        // The loss of leaves makes their gradients on the way.
+        // If the inputs are leaves, the forward pass also computes their gradients.
         time(c, cpu, [&name, "forward"], Work::Flop(logits), |cpu| {
             cross_entropy(cpu, plain[0].clone(), plain[1].clone(), plain_bias.clone(), &targets)
         });
@@ -259,14 +263,14 @@ fn transformer(c: &mut Criterion<Rates>) {
             layer_norm(cpu, x.clone(), b.clone(), b.clone(), 1e-5)
         });
     }
-    let toward = leaf([ROWS, 4 * D]);
-    pass(c, "dot", 2 * 4 * ROWS * 4 * D, |cpu| dot(cpu, inner.clone(), toward.clone()));
+    let output_gradient = leaf([ROWS, 4 * D]);
+    pass(c, "dot", 2 * 4 * ROWS * 4 * D, |cpu| dot(cpu, inner.clone(), output_gradient.clone()));
 }
 
-/// A pattern of attention among the cells of the grid (paper §B.1).
+/// An attention pattern among the cells of the grid (paper §B.1).
 struct Pattern {
     name: &'static str,
-    /// Whether a cell sees the one so many cells before it.
+    /// Whether a cell attends to the cell this many positions before it.
     sees: fn(usize) -> bool,
     /// The cell at each place of the working order.
     cell: fn(usize) -> usize,
@@ -287,7 +291,7 @@ const PATTERNS: [Pattern; 4] = [
     },
 ];
 
-/// Arithmetic is that of the pairs of which one sees the other.
+/// Counts the arithmetic of visible pairs only.
 fn attention(c: &mut Criterion<Rates>) {
     let qkv = leaf([B, T, 3 * D]);
     for Pattern { name, sees, cell } in PATTERNS {
@@ -319,7 +323,8 @@ fn dvae(c: &mut Criterion<Rates>) {
     product(c, "convolution 3×3 + residual", flop(3), |cpu| {
         conv2d_add(cpu, pictures.clone(), w.clone(), b.clone(), residual.clone(), 0.3)
     });
-    // Of four values read one is written; the gradient reads both sizes and writes the large one.
+    // Forward reads four values for each one that it writes. The gradient reads both sizes and
+    // writes the large one.
     stream(c, "max-pool", [5 * N, 5 * N + 9 * N], |cpu| max_pool2(cpu, pictures.clone()));
     stream(c, "upsample", [20 * N, 2 * 20 * N], |cpu| upsample2(cpu, pictures.clone()));
 }
@@ -351,12 +356,14 @@ fn optimiser(c: &mut Criterion<Rates>) {
         epsilon: 1e-8,
         variance_clip: 5.0,
     };
-    pass(c, "AdamW", 7 * 4 * N, |cpu| adam.update(cpu, &mut w, &g, &mut m, &mut v)); // four arrays read, three written
+    // Reads four arrays, writes three.
+    pass(c, "AdamW", 7 * 4 * N, |cpu| adam.update(cpu, &mut w, &g, &mut m, &mut v));
     pass(c, "sum of squares", 4 * N, |cpu| sum_of_squares(cpu, &g));
     pass(c, "moving average", 3 * 4 * N, |cpu| approach(cpu, &mut w, &g, 1e-3));
 }
 
-/// One token of each of some sequences: a map of their rows, and a query of each over the cached keys and values before it.
+/// Times one token of each of several sequences: a linear map of their rows, and attention of one
+/// query each over the cached keys and values.
 fn decoding(c: &mut Criterion<Rates>) {
     const LANES: usize = 64;
     let (weight, x) = (values(D * 4 * D), values(LANES * D));
@@ -364,7 +371,7 @@ fn decoding(c: &mut Criterion<Rates>) {
         let map = PackedLinear::new(cpu, &weight, values(4 * D), Weights::Int8);
         for rows in [1, 16, LANES] {
             let (name, work) = match rows {
-                1 => ("1 row".into(), Work::Bytes(D * 4 * D)), // it waits for the weights
+                1 => ("1 row".into(), Work::Bytes(D * 4 * D)), // limited by reading the weights
                 _ => (format!("{rows} rows"), Work::Flop(2 * rows * D * 4 * D)),
             };
             let (x, mut out) = (&x[..rows * D], vec![0.0; rows * 4 * D]);
@@ -379,7 +386,8 @@ fn decoding(c: &mut Criterion<Rates>) {
         (0..GRID * GRID).for_each(|cache_row| own.put_rows(&places(cache_row), &qkv));
         let [text_sees, own_sees] = [TEXT, GRID * GRID].map(|cache_rows| Visible::new(0..cache_rows));
         let mut out = vec![0.0; LANES * D];
-        let bytes = 2 * LANES * GRID * GRID * D * if cpu.bf16() { 2 } else { 4 }; // the text's cached keys and values stay in a cache
+        // The text's keys and values stay in a CPU cache.
+        let bytes = 2 * LANES * GRID * GRID * D * if cpu.bf16() { 2 } else { 4 };
         let sequences: Vec<Sequence> =
             (0..LANES).map(|own| Sequence { caption: 0, own, visible: &own_sees }).collect();
         let names = [&format!("attention of one query, {cpu}"), "64 sequences"];

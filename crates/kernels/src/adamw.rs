@@ -1,35 +1,43 @@
-//! The optimiser's arithmetic on host arrays (paper §A.2, §B.2): one pass over weights, gradients and moments.
+//! The arithmetic of AdamW on host arrays (paper §A.2, §B.2), in one pass over weights, gradients
+//! and moments.
 
 use rayon::prelude::*;
 
 use crate::cpu::{Cpu, vectorized};
 
-/// Values that one task goes over.
+/// Values that one task updates.
 const PART: usize = 1 << 14;
 
-/// One update of AdamW, its constants worked out.
+/// The constants of one AdamW update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWStep {
-    /// What gradients are multiplied by first: the clipping.
+    /// The factor of gradients that clips their norm.
     pub gradient_scale: f32,
-    /// Decay of the running mean.
+    /// The decay of the running mean, β₁.
     pub beta1: f32,
-    /// Decay of the running variance.
+    /// The decay of the running variance, β₂.
     pub beta2: f32,
-    /// Step size over the mean's bias correction.
+    /// The learning rate, divided by the bias correction of the mean.
     pub step: f32,
-    /// Inverse of the variance's bias correction.
+    /// The inverse of the variance's bias correction.
     pub inverse_variance: f32,
-    /// What weights are multiplied by: 1 less the decay.
+    /// The factor of weights that decays them: 1 less learning rate times weight decay.
     pub shrink: f32,
-    /// Added to the root of the variance.
+    /// The constant added to the square root of the variance, ε.
     pub epsilon: f32,
-    /// The largest running variance (paper §B.2); infinite for no bound.
+    /// The maximum of the running variance (paper §B.2); infinite for no maximum.
     pub variance_clip: f32,
 }
 
 impl AdamWStep {
-    /// `m = β₁ m + (1-β₁) g; v = min(β₂ v + (1-β₂) g², clip); w = shrink · w - step · m / (√(v / correction) + ε)`
+    /// Updates weights `w` and moments `m` and `v` with gradients `g`. With `g` multiplied by
+    /// `gradient_scale`:
+    ///
+    /// ```text
+    /// m = β₁ m + (1-β₁) g
+    /// v = min(β₂ v + (1-β₂) g², variance_clip)
+    /// w = shrink · w - step · m / (√(v · inverse_variance) + ε)
+    /// ```
     ///
     /// # Panics
     /// If the lengths differ.
@@ -55,7 +63,7 @@ vectorized! {
     }
 }
 
-/// `Σ v²`, in 64 bits: finite if all values are.
+/// Returns `Σ v²` as f64, which is finite if all values are.
 pub fn sum_of_squares(cpu: Cpu, values: &[f32]) -> f64 {
     let isa = cpu.isa();
     let parts: Vec<f64> = values.par_chunks(PART).map(|part| squares(isa, part)).collect();
@@ -64,7 +72,7 @@ pub fn sum_of_squares(cpu: Cpu, values: &[f32]) -> f64 {
 
 vectorized! {
     fn squares(values: &[f32]) -> f64 {
-        // Sums side by side, which are vectors once compiled.
+        // Sixteen independent sums, which the compiler turns into vectors.
         let mut sums = [0.0_f64; 16];
         let (rows, rest) = values.as_chunks::<16>();
         let square = |value: f32| f64::from(value) * f64::from(value);
@@ -75,7 +83,7 @@ vectorized! {
     }
 }
 
-/// `a += share · (b - a)`
+/// Moves `a` towards `b`: `a += share · (b - a)`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -108,29 +116,29 @@ mod tests {
     };
 
     #[test]
-    fn an_update_is_its_formula_on_every_processor() {
+    fn update_equals_formula_on_every_instruction_set() {
         let n = 2 * PART + 13;
         let [w, g, m] = [1, 2, 3].map(|seed| noise(n, seed));
         let v: Vec<f32> = noise(n, 4).into_iter().map(|v| v * v).collect();
-        let wanted = |i: usize| {
+        let expected = |i: usize| {
             let g = f64::from(g[i]) * 0.5;
             let m = 0.9 * f64::from(m[i]) + 0.1 * g;
             let v = (0.96 * f64::from(v[i]) + 0.04 * g * g).min(0.5);
             [0.99 * f64::from(w[i]) - 0.1 * m / ((v * 3.0).sqrt() + 1e-8), m, v].map(|value| value as f32)
         };
-        let wanted: Vec<[f32; 3]> = (0..n).map(wanted).collect();
+        let expected: Vec<[f32; 3]> = (0..n).map(expected).collect();
         for cpu in Cpu::all() {
             let (mut w, mut m, mut v) = (w.clone(), m.clone(), v.clone());
             ADAM.update(cpu, &mut w, &g, &mut m, &mut v);
             for (i, (name, got)) in [("weights", w), ("mean", m), ("variance", v)].into_iter().enumerate() {
-                let wanted: Vec<f32> = wanted.iter().map(|all| all[i]).collect();
-                assert_close(&format!("{name}, {cpu}"), &got, &wanted, 1e-5);
+                let expected: Vec<f32> = expected.iter().map(|all| all[i]).collect();
+                assert_close(&format!("{name}, {cpu}"), &got, &expected, 1e-5);
             }
         }
     }
 
     #[test]
-    fn squares_and_averages_are_their_formulas_on_every_processor() {
+    fn sums_and_averages_equal_formulas_on_every_instruction_set() {
         let [a, b] = [1, 2].map(|seed| noise(2 * PART + 7, seed));
         let square: f64 = a.iter().map(|&value| f64::from(value).powi(2)).sum();
         let nearer: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + 0.25 * (b - a)).collect();
@@ -147,7 +155,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "[3, 3, 2] gradients, means and variances, wanted 3 each")]
-    fn lengths_that_differ_are_named() {
+    fn update_with_different_lengths_panics() {
         ADAM.update(Cpu::best(), &mut [0.0; 3], &[0.0; 3], &mut [0.0; 3], &mut [0.0; 2]);
     }
 }

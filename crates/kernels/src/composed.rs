@@ -1,14 +1,15 @@
-//! What the bodies that are composed of Burn's operations share: for devices other than the processor.
+//! Casts for devices other than the CPU, where operations are composed of Burn's.
 //!
-//! On such a device matrices and activations have 16 bits and sums have 32 (paper §D.2): what is multiplied is cast to bf16, and what a
-//! kernel hands to the next one stays so. The residual stream, statistics, softmax, logits and losses are f32. Without bf16 the
-//! composition is the reference itself.
+//! On these devices matrices and activations are bf16 and sums are f32 (paper §D.2): factors of a
+//! product are cast to bf16, and a kernel's output stays bf16 for the next kernel. The residual
+//! stream, statistics, softmax, logits and losses are f32. If bf16 is off, the composition is the
+//! reference.
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::cpu::Cpu;
 
-/// `x` as it is multiplied: in bf16 where products are of bf16.
+/// Casts `x` to bf16 if other devices multiply bf16.
 pub(crate) fn narrowed<const D: usize>(cpu: Cpu, x: Tensor<D>) -> Tensor<D> {
     match cpu.bf16_elsewhere() {
         true => cast(x, FloatDType::BF16),
@@ -16,7 +17,7 @@ pub(crate) fn narrowed<const D: usize>(cpu: Cpu, x: Tensor<D>) -> Tensor<D> {
     }
 }
 
-/// `x` in 32 bits.
+/// Casts `x` to f32.
 pub(crate) fn widened<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     cast(x, FloatDType::F32)
 }

@@ -1,4 +1,5 @@
-//! What the processor can do, what was asked of it, and how code is run with its instructions.
+//! Which instructions the CPU has, which of them kernels use, and how code is compiled for each
+//! instruction set.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -8,20 +9,20 @@ use serde::{Deserialize, Serialize};
 #[cfg(target_arch = "x86_64")]
 use crate::gemm::amx;
 
-/// Which numbers are multiplied; sums are always f32.
+/// The dtype of products. Sums are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// bf16 where the processor multiplies it, else f32.
+    /// bf16 if the CPU multiplies it, else f32.
     #[default]
     Auto,
     /// f32 everywhere.
     F32,
-    /// bf16, or a refusal.
+    /// bf16, or an error if the CPU cannot multiply it.
     Bf16,
 }
 
-/// An instruction set that kernels are written for, best first.
+/// An instruction set that kernels are compiled for; the best is first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// AVX-512 with bf16 products in tile registers.
@@ -32,11 +33,11 @@ pub enum Isa {
     Avx512,
     /// AVX2 and FMA.
     Avx2,
-    /// What the compiler may assume of any processor of its target.
+    /// What the compiler may assume of every CPU of its target.
     Portable,
 }
 
-/// The instructions and numbers that kernels use: a choice, made once and handed down.
+/// The instruction set and precision that kernels use. It is chosen once and passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cpu {
     isa: Isa,
@@ -46,15 +47,15 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// The best of this processor at `precision`.
+    /// Chooses the best instruction set of this CPU at `precision`.
     ///
     /// # Errors
-    /// If bf16 was asked for and the processor cannot multiply it.
+    /// If `precision` is bf16 and the CPU cannot multiply bf16.
     pub fn new(precision: Precision) -> Result<Cpu, String> {
         Cpu::on(Isa::detect(), precision)
     }
 
-    /// The choice on a processor whose best is `isa`.
+    /// Makes the choice for a CPU whose best instruction set is `isa`.
     fn on(isa: Isa, precision: Precision) -> Result<Cpu, String> {
         match (precision, isa) {
             (Precision::F32, _) => Ok(Cpu::with(isa, false)),
@@ -66,7 +67,7 @@ impl Cpu {
         }
     }
 
-    /// Every choice that this processor has: what tests run through.
+    /// Returns every choice that this CPU supports; tests run with each of them.
     pub fn all() -> Vec<Cpu> {
         let best = Isa::detect();
         let sets = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
@@ -79,27 +80,27 @@ impl Cpu {
         Cpu { isa, bf16, bf16_elsewhere: bf16 }
     }
 
-    /// The best of this processor: bf16 products where it has them.
+    /// Returns the best choice of this CPU: bf16 products if it has them.
     pub fn best() -> Cpu {
         Cpu { bf16_elsewhere: true, ..Cpu::with(Isa::detect(), Isa::detect().has_bf16()) }
     }
 
-    /// Whether products are of bf16 numbers.
+    /// Returns whether products are of bf16.
     pub fn bf16(self) -> bool {
         self.bf16
     }
 
-    /// Whether products on other devices are of bf16 numbers: unless f32 was asked for.
+    /// Returns whether products on other devices are of bf16, which is so unless f32 was requested.
     pub fn bf16_elsewhere(self) -> bool {
         self.bf16_elsewhere
     }
 
-    /// The same instructions with products of f32.
+    /// Returns the same instruction set with products of f32.
     pub fn in_f32(self) -> Cpu {
         Cpu::with(self.isa, false)
     }
 
-    /// The instruction set.
+    /// Returns the instruction set.
     pub fn isa(self) -> Isa {
         self.isa
     }
@@ -125,16 +126,17 @@ impl fmt::Display for Isa {
 
 /// Code that is compiled once for each instruction set.
 pub trait Body {
-    /// What it returns.
+    /// The result of the code.
     type Output;
 
-    /// The code. Marked `#[inline(always)]` wherever it is written, or it would be compiled for any processor.
+    /// Runs the code. Every implementation needs `#[inline(always)]`; without it the code would be
+    /// compiled for the baseline CPU.
     fn run(self) -> Self::Output;
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    //! One entry a set of instructions, for [`super::Isa::run`].
+    //! One entry point per instruction set, for [`super::Isa::run`].
 
     use super::Body;
 
@@ -155,20 +157,20 @@ mod x86 {
 }
 
 impl Isa {
-    /// Whether it multiplies bf16.
+    /// Returns whether the instruction set multiplies bf16.
     pub fn has_bf16(self) -> bool {
         matches!(self, Isa::Amx | Isa::Avx512Bf16)
     }
 
-    /// The best that this processor has.
+    /// Returns the best instruction set of this CPU.
     #[cfg(target_arch = "x86_64")]
     pub fn detect() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(Isa::look)
+        *BEST.get_or_init(Isa::probe)
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn look() -> Isa {
+    fn probe() -> Isa {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("bmi2");
@@ -187,14 +189,15 @@ impl Isa {
         }
     }
 
-    /// Runs `body` compiled for this set.
+    /// Runs `body`, compiled for this instruction set.
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[allow(unsafe_code)]
     pub fn run<B: Body>(self, body: B) -> B::Output {
         debug_assert!(self >= Isa::detect(), "{self} is not on this processor");
         match self {
-            // SAFETY: a `Cpu` is only made with a set that `detect` found, or one that the found set includes.
+            // SAFETY: a `Cpu` is only made with a set that `detect` found, or one that the found
+            // set includes.
             Isa::Amx | Isa::Avx512Bf16 => unsafe { x86::avx512_bf16(body) },
             // SAFETY: as above.
             Isa::Avx512 => unsafe { x86::avx512(body) },
@@ -204,22 +207,24 @@ impl Isa {
         }
     }
 
-    /// The best that this processor has.
+    /// Returns the best instruction set of this CPU.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn detect() -> Isa {
         Isa::Portable
     }
 
-    /// Runs `body` compiled for this set.
+    /// Runs `body`, compiled for this instruction set.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn run<B: Body>(self, body: B) -> B::Output {
         body.run()
     }
 }
 
-/// A function compiled once for each instruction set; its first argument says which to run.
+/// Defines a function that is compiled once for each instruction set. Its first argument selects
+/// the set.
 ///
-/// Loops over slices in it become vector code of that set. What it calls must be `#[inline(always)]`.
+/// The compiler vectorizes loops over slices in its body for that set. Functions that it calls must
+/// be `#[inline(always)]`.
 macro_rules! vectorized {
     ($(#[$attribute:meta])* $visible:vis fn $name:ident $([$($generic:ident: $bound:path),+])? ($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$attribute])*
@@ -234,7 +239,7 @@ macro_rules! vectorized {
             #[target_feature(enable = "avx2,fma,bmi2")]
             fn avx2 $(<$($generic: $bound),+>)? ($($arg: $type),*) $(-> $result)? { body($($arg),*) }
             match isa {
-                // SAFETY: a `Cpu` holds no instruction set that the processor lacks.
+                // SAFETY: a `Cpu` holds no instruction set that the CPU lacks.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::Isa::Amx | $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
@@ -252,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bf16_is_chosen_or_refused_by_what_the_processor_has() {
+    fn bf16_is_chosen_if_available_and_refused_otherwise() {
         for isa in [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable] {
             let has = isa.has_bf16();
             assert_eq!(Cpu::on(isa, Precision::Auto), Ok(Cpu { isa, bf16: has, bf16_elsewhere: true }));

@@ -1,5 +1,18 @@
-//! Cross-entropy straight from hidden states: logits live for one chunk of rows, and their gradient is made while they
-//! are there, so that they are neither kept nor made again.
+//! Cross-entropy fused with the last linear map. Logits exist for one chunk of rows at a time; the
+//! forward pass computes their gradient while they exist, so they are neither stored nor computed
+//! again.
+//!
+//! Per chunk, with `P = softmax(X W + b)` and `Y` the one-hot targets:
+//!
+//! ```text
+//! loss += Σ_rows (ln Σ exp(logits) - logits[target]) / rows
+//! G     = (P - Y) / rows         gradient of the logits
+//! dX    = G Wᵀ
+//! dW   += Xᵀ G
+//! db   += column sums of G
+//! ```
+//!
+//! The backward pass multiplies these gradients by the gradient of the loss.
 
 use std::mem::MaybeUninit;
 
@@ -17,14 +30,15 @@ use crate::math::{self, Number, exp, with_numbers};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, is_bf16, numbers, tensor};
 
-/// About how many logits a chunk has: each packs the weights again and adds to their gradient.
+/// The approximate number of logits per chunk. Larger chunks use more memory; each chunk packs the
+/// weights again and adds to their gradient.
 const CHUNK: usize = 1 << 21;
 
-/// Mean of `-ln softmax(x W + b)[target]` over rows, in nats: `x` `[rows, d]`, `w` `[d, V]`, `b` `[V]`, one target a
-/// row → `[1]`.
+/// Computes the mean over rows of `-ln softmax(x W + b)[target]`, in nats: `x` `[rows, d]`, `w`
+/// `[d, V]`, `b` `[V]`, one target per row → `[1]`.
 ///
 /// # Panics
-/// If the shapes do not fit, a target is not below `V`, or there are no rows.
+/// If the shapes do not fit, a target is not less than `V`, or there are no rows.
 pub fn cross_entropy(cpu: Cpu, x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) -> Tensor<1> {
     check(&x, &w, &b, targets);
     match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
@@ -33,12 +47,13 @@ pub fn cross_entropy(cpu: Cpu, x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets
     }
 }
 
-/// [`cross_entropy`] for devices other than the processor: logits are products of f32 (paper §D.2).
+/// Computes [`cross_entropy`] on devices other than the CPU. Logits are products of f32 (paper
+/// §D.2).
 fn cross_entropy_composed(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) -> Tensor<1> {
     cross_entropy_reference(widened(x), w, b, targets)
 }
 
-/// [`cross_entropy`] in Burn's operations.
+/// Computes [`cross_entropy`] with Burn's operations.
 pub fn cross_entropy_reference(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) -> Tensor<1> {
     let rows = targets.len();
     let values: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
@@ -66,7 +81,7 @@ struct CrossEntropy {
 }
 
 impl Op<3> for CrossEntropy {
-    /// Gradients of the three inputs, were the output's 1.
+    /// The gradients of the three inputs, for an output gradient of 1.
     type Saved = [FlexTensor; 3];
 
     fn forward(&self, [x, w, b]: [&FlexTensor; 3], keep: bool) -> (FlexTensor, Option<Self::Saved>) {
@@ -82,12 +97,12 @@ impl Op<3> for CrossEntropy {
         _: [&FlexTensor; 3],
         saved: &Self::Saved,
         gradient: &FlexTensor,
-        wanted: [bool; 3],
+        needs_grad: [bool; 3],
     ) -> [Option<FlexTensor>; 3] {
         let factor = floats(gradient)[0];
-        let mut wanted = wanted.into_iter();
+        let mut needs_grad = needs_grad.into_iter();
         saved.each_ref().map(|unit| {
-            wanted.next().unwrap_or(false).then(|| {
+            needs_grad.next().unwrap_or(false).then(|| {
                 with_numbers!(numbers(unit), unit_values => scaled(self.cpu, unit_values, factor, &dims(unit)))
             })
         })
@@ -95,7 +110,7 @@ impl Op<3> for CrossEntropy {
 }
 
 impl CrossEntropy {
-    /// The loss and, with `keep`, the gradients; `T` is `x`'s kind of number.
+    /// Returns the loss and, with `keep`, the gradients. `T` is the dtype of `x`.
     fn run<T: Number>(
         &self,
         x: &FlexTensor,
@@ -105,10 +120,12 @@ impl CrossEntropy {
     ) -> (f32, Option<[FlexTensor; 3]>) {
         let (rows, d, v) = (self.targets.len(), dims(w)[0], dims(w)[1]);
         let (w_numbers, bias) = (numbers(w), floats(b));
-        let chunk = rows.div_ceil((rows * v).div_ceil(CHUNK)).next_multiple_of(ROWS); // chunks of about one size
+        // About equal chunks.
+        let chunk = rows.div_ceil((rows * v).div_ceil(CHUNK)).next_multiple_of(ROWS);
         let mut total = 0.0;
         let (mut dw, mut db) = (vec![0.0; if keep { d * v } else { 0 }], vec![0.0; v]);
-        // SAFETY: with `keep` each chunk's product writes its rows; without, there are none.
+        // SAFETY: with `keep`, each chunk's product writes its rows of `dx`; otherwise `dx` is
+        // empty.
         #[allow(unsafe_code)]
         let dx: Vec<T> = unsafe {
             filled(if keep { rows * d } else { 0 }, |dx| {
@@ -120,11 +137,14 @@ impl CrossEntropy {
                     total += nats.into_iter().map(f64::from).sum::<f64>();
                     if let Some(gradient) = gradient {
                         let gradient = T::numbers(&gradient);
+                        // dX = G Wᵀ
                         let [g, wt] = [Operand::along(gradient, v), Operand::along(w_numbers, v)];
                         let out = Out::new(&mut dx[first * d..(first + n) * d], d);
                         gemm(self.cpu, [n, d, v], g, wt, &Store { out });
+                        // dW += Xᵀ G
                         let [xt, g] = [Operand::across(x, d), Operand::across(gradient, v)];
                         gemm(self.cpu, [d, v, n], xt, g, &Add { out: Out::new(&mut dw, v) });
+                        // db += column sums of G
                         let sums = column_sums(self.cpu, gradient, v);
                         db.iter_mut().zip(sums).for_each(|(db, sum)| *db += sum);
                     }
@@ -146,7 +166,8 @@ impl CrossEntropy {
         }
     }
 
-    /// Nats of each row of a chunk and, with `keep`, the gradient of its logits.
+    /// Returns the loss in nats of each row of a chunk and, with `keep`, the gradient `G` of its
+    /// logits.
     fn chunk<T: Number>(
         &self,
         first: usize,
@@ -162,6 +183,7 @@ impl CrossEntropy {
             let log_sum = log_sum_exp(self.cpu.isa(), logits);
             *nats = log_sum - logits[target as usize];
             if !out.is_empty() {
+                // (P - Y) / rows: the row of P, then the target's value corrected by -1.
                 row_gradient(self.cpu.isa(), logits, log_sum, weight, out);
                 let p = (logits[target as usize] - log_sum).exp();
                 out[target as usize].write(T::nearest((p - 1.0) * weight));
@@ -172,7 +194,7 @@ impl CrossEntropy {
             tasks.for_each(|((nats, logits), &target)| row(nats, logits, target, &mut []));
             return (nats, None);
         }
-        // SAFETY: every row is written whole.
+        // SAFETY: every row is written completely.
         #[allow(unsafe_code)]
         let gradient = unsafe {
             filled(rows * v, |out: &mut [MaybeUninit<T>]| {
@@ -185,7 +207,7 @@ impl CrossEntropy {
     }
 }
 
-/// `out += sums`
+/// Adds the sums: `out += sums`.
 struct Add<'a> {
     out: Out<'a, f32>,
 }
@@ -193,17 +215,17 @@ struct Add<'a> {
 impl TileEpilogue for Add<'_> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
-        // SAFETY: `gemm` hands out each sum once.
+        // SAFETY: `gemm` passes each sum once.
         #[allow(unsafe_code)]
         let out = unsafe { self.out.row(m, n, sums.len()) };
         out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
     }
 }
 
-/// `values · factor`
+/// Returns `values · factor`.
 fn scaled<T: Number>(cpu: Cpu, values: &[T], factor: f32, shape: &[usize]) -> FlexTensor {
     const PART: usize = 1 << 16;
-    // SAFETY: every part is written whole.
+    // SAFETY: every part is written completely.
     #[allow(unsafe_code)]
     let out = unsafe {
         filled(values.len(), |out| {
@@ -223,14 +245,14 @@ vectorized! {
 }
 
 vectorized! {
-    /// `ln Σ e^logit`
+    /// Returns `ln Σ e^logit`.
     fn log_sum_exp(logits: &[f32]) -> f32 {
         math::log_sum_exp(logits)
     }
 }
 
 vectorized! {
-    /// `softmax · weight`
+    /// Writes `softmax(logits) · weight`.
     fn row_gradient[T: Number](logits: &[f32], log_sum: f32, weight: f32, out: &mut [MaybeUninit<T>]) {
         out.iter_mut().zip(logits).for_each(|(out, logit)| {
             out.write(T::nearest(exp(logit - log_sum) * weight));
@@ -246,7 +268,7 @@ mod tests {
     use crate::testing::{grad, hold_equal, leaf};
 
     #[test]
-    fn cross_entropy_is_its_reference_at_awkward_sizes() {
+    fn cross_entropy_at_awkward_sizes_matches_reference() {
         for [rows, d, v] in [[1, 1, 2], [5, 7, 3], [300, 16, 50], [700, 8, 4000]] {
             let targets: Vec<u32> = (0..rows).map(|row| (row * 7919 % v) as u32).collect();
             hold_equal(
@@ -267,7 +289,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "target 4, wanted less than 4")]
-    fn a_target_outside_the_vocabulary_is_refused() {
+    fn cross_entropy_target_outside_the_vocabulary_panics() {
         cross_entropy(Cpu::best(), leaf([2, 3], 1), leaf([3, 4], 2), leaf([4], 3), &[1, 4]);
     }
 }

@@ -1,4 +1,5 @@
-//! The product of two tensors as one number: how a gradient that is known is handed to a graph.
+//! The dot product of two tensors. It is the way to start a backward pass from a gradient that is
+//! already known.
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
@@ -12,11 +13,12 @@ use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
 /// Values that one task sums.
 const PART: usize = 1 << 14;
 
-/// `Σ a · b` of two tensors of one shape and one kind of number → `[1]` in f32. Its gradient with respect to `a` is `b`: differentiating
-/// `dot(cpu, y, g)` continues the backward pass from the gradient `g` of `y`.
+/// Computes `Σ a · b` of two tensors with the same shape and dtype → `[1]` in f32. Its gradient
+/// with respect to `a` is `b`, so differentiating `dot(cpu, y, g)` continues the backward pass from
+/// the gradient `g` of `y`.
 ///
 /// # Panics
-/// If the shapes or the kinds differ.
+/// If the shapes or dtypes differ.
 pub fn dot<const D: usize>(cpu: Cpu, a: Tensor<D>, b: Tensor<D>) -> Tensor<1> {
     let [left, right] = [&a, &b].map(|tensor| (tensor.dims(), tensor.dtype()));
     assert!(left == right, "dot: {left:?} and {right:?} are not alike");
@@ -26,7 +28,7 @@ pub fn dot<const D: usize>(cpu: Cpu, a: Tensor<D>, b: Tensor<D>) -> Tensor<1> {
     }
 }
 
-/// [`dot`] in Burn's operations.
+/// Computes [`dot`] with Burn's operations.
 pub fn dot_reference<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<1> {
     let b = if a.device().is_autodiff() { b.autodiff() } else { b };
     (a * b).sum()
@@ -69,7 +71,7 @@ impl Dot {
     }
 }
 
-/// `values · factor`; as they are for a factor of 1, the usual one.
+/// Returns `values · factor`, without a copy if the factor is 1, which is usual.
 fn scaled(values: &FlexTensor, factor: f32) -> FlexTensor {
     if factor == 1.0 {
         return values.clone();
@@ -95,7 +97,7 @@ mod tests {
     use crate::testing::{grad, hold_equal, leaf, values};
 
     #[test]
-    fn dot_is_its_reference() {
+    fn dot_matches_reference() {
         hold_equal(
             || (leaf([3, 5, 7], 1), leaf([3, 5, 7], 2)),
             |cpu, (a, b)| dot(cpu, a.clone(), b.clone()),
@@ -105,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn in_bf16_the_gradient_is_the_other_tensor() {
+    fn bf16_dot_gradient_is_the_other_tensor() {
         let cpu = Cpu::best();
         let [a, b] = [1, 2].map(|seed| leaf([3, 70], seed).cast(FloatDType::BF16));
         let (a, b) = (a.without_autodiff().autodiff().require_grad(), b.without_autodiff());
@@ -119,7 +121,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "are not alike")]
-    fn two_kinds_of_number_are_refused() {
+    fn dot_of_different_dtypes_panics() {
         dot(Cpu::best(), leaf([3], 1), leaf([3], 2).cast(FloatDType::BF16));
     }
 }

@@ -1,4 +1,5 @@
-//! The bottleneck of the dVAE (paper §2.1): Gumbel noise, the relaxed code it makes, and the KL to the uniform prior.
+//! The bottleneck of the dVAE (paper §2.1): Gumbel noise, the relaxed codes (Gumbel-softmax), and
+//! the KL divergence to the uniform prior.
 
 use std::mem::MaybeUninit;
 
@@ -13,25 +14,25 @@ use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, tensor};
 use crate::philox::{LANES, philox, philox_composed};
 
-/// Gumbel noise `-ln(-ln U)`, addressed by row and column: the same for the same address, whatever thread makes it and
-/// whatever is made beside it. Nothing is stored.
+/// Gumbel noise `-ln(-ln U)`. It is a function of seed, step, row and column, so it is the same on
+/// any thread and in any batch. Nothing is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GumbelNoise {
-    /// Its stream.
+    /// The seed of the random stream.
     pub seed: u64,
     /// The training step.
     pub step: u64,
-    /// The row that is the first here.
+    /// The index of the first row, which is row 0 of calls on this noise.
     pub first_row: u64,
 }
 
 impl GumbelNoise {
-    /// The noise behind the first `n` rows.
+    /// Returns the noise of the rows after the first `n`.
     pub fn skip_rows(self, n: usize) -> GumbelNoise {
         GumbelNoise { first_row: self.first_row + n as u64, ..self }
     }
 
-    /// The noise of `n` rows of `v` values, as it is added to logits.
+    /// Returns the noise of `n` rows of `v` values, as it is added to logits.
     pub fn values(self, cpu: Cpu, n: usize, v: usize) -> Vec<f32> {
         let isa = cpu.isa();
         let mut out = vec![0.0; n * v];
@@ -40,13 +41,14 @@ impl GumbelNoise {
         out
     }
 
-    /// The same noise in the shape of `logits`, made where they are by Burn's operations.
+    /// Returns the same noise in the shape of `logits`, computed on their device with Burn's
+    /// operations.
     fn composed<const D: usize>(self, logits: &Tensor<D>) -> Tensor<D> {
         let shape = logits.dims();
         let v = shape[D - 1];
         let n: usize = shape[..D - 1].iter().product();
         let groups = v.div_ceil(GROUP);
-        let in_row = (groups * LANES) as u64; // counters
+        let in_row = (groups * LANES) as u64; // counters per row
         let first = self.first_row.wrapping_mul(in_row) as i64;
         let counters = first..first.wrapping_add(n as i64 * in_row as i64);
         let counters = Tensor::<1, Int>::arange(counters, (&logits.device(), DType::I64));
@@ -57,6 +59,8 @@ impl GumbelNoise {
         let step = halves(self.step).map(|half| low.zeros_like() + i64::from(half));
         let [step_low, step_high] = step;
         let words = philox_composed([low, high, step_low, step_high], halves(self.seed));
+        // Each counter gives four words. `LANES` counters fill `GROUP` columns: word 0 of all
+        // lanes, then word 1 and so on, as in `add_to_row`.
         let words = words.map(|word| word.reshape([n, groups, 1, LANES]));
         let bits = Tensor::cat(words.to_vec(), 2).reshape([n, groups * GROUP]).narrow(1, 0, v);
         let uniform = (bits.bitwise_right_shift_scalar(9_i64).float() + 0.5) / f64::from(1 << 23);
@@ -64,17 +68,21 @@ impl GumbelNoise {
     }
 }
 
-/// Columns that one group of counters makes the noise of: four words each.
+/// The number of columns whose noise one group of `LANES` counters makes, with four words each.
 const GROUP: usize = 4 * LANES;
 
 vectorized! {
-    /// Adds the noise of the first row.
+    /// Adds the noise of the first row to `row`.
     fn add_noise(noise: GumbelNoise, row: &mut [f32]) {
         add_to_row(noise, row);
     }
 }
 
-/// Adds the noise of the first row. Column `GROUP g + LANES w + l` has word `w` of the row's counter `LANES g + l`.
+/// Adds the noise of the first row to `row`.
+///
+/// Column `GROUP g + LANES w + l` uses word `w` of the row's counter `LANES g + l`. The row's
+/// counters start at its index times the number of counters per row. The Philox counter is
+/// `[counter, step]` and the key is the seed, 64 bits each.
 #[inline(always)]
 fn add_to_row(noise: GumbelNoise, row: &mut [f32]) {
     let halves = |x: u64| [x as u32, (x >> 32) as u32];
@@ -92,16 +100,16 @@ fn add_to_row(noise: GumbelNoise, row: &mut [f32]) {
     }
 }
 
-/// `-ln(-ln U)` of one uniform. U keeps 23 of the random bits and a half, so that it never rounds to 0 or 1, where the
-/// noise would be infinite.
+/// Returns `-ln(-ln U)` for a uniform `U` made of random bits. `U` is a multiple of 2⁻²³ plus one
+/// half of that step, so it is never 0 or 1, where the noise would be infinite.
 #[inline(always)]
 fn gumbel(bits: u32) -> f32 {
     let uniform = ((bits >> 9) as f32 + 0.5) / (1 << 23) as f32;
     -ln(-ln(uniform))
 }
 
-/// The relaxed code `softmax((logits + noise) / tau)` over the last dimension, the noise of each cell made where it is
-/// added: `[.., V]` → `[.., V]`.
+/// Computes the relaxed code `softmax((logits + noise) / tau)` over the last dimension: `[.., V]` →
+/// `[.., V]`. The noise is computed where it is added and is never stored.
 pub fn gumbel_softmax_drawn<const D: usize>(
     cpu: Cpu,
     logits: Tensor<D>,
@@ -117,7 +125,7 @@ pub fn gumbel_softmax_drawn<const D: usize>(
     }
 }
 
-/// [`gumbel_softmax_drawn`] with its noise as a tensor.
+/// Computes [`gumbel_softmax_drawn`] with the noise as a tensor.
 pub fn gumbel_softmax_drawn_reference<const D: usize>(
     cpu: Cpu,
     logits: Tensor<D>,
@@ -131,7 +139,8 @@ pub fn gumbel_softmax_drawn_reference<const D: usize>(
     gumbel_softmax_reference(logits, Tensor::from_data(values, &device), tau)
 }
 
-/// The relaxed code `softmax((logits + noise) / tau)` over the last dimension: `[.., V]` and `[.., V]` → `[.., V]`.
+/// Computes the relaxed code `softmax((logits + noise) / tau)` over the last dimension: `[.., V]`
+/// and `[.., V]` → `[.., V]`.
 ///
 /// # Panics
 /// If the shapes differ.
@@ -144,13 +153,13 @@ pub fn gumbel_softmax<const D: usize>(cpu: Cpu, logits: Tensor<D>, noise: Tensor
     }
 }
 
-/// [`gumbel_softmax`] in Burn's operations.
+/// Computes [`gumbel_softmax`] with Burn's operations.
 pub fn gumbel_softmax_reference<const D: usize>(logits: Tensor<D>, noise: Tensor<D>, tau: f64) -> Tensor<D> {
     softmax((logits + noise) / tau, D - 1)
 }
 
-/// Mean over rows of `ln V + Σ q ln q` for `q = softmax(logits)`, the KL to the uniform categorical in nats:
-/// `[.., V]` → `[1]`.
+/// Computes the mean over rows of `ln V + Σ q ln q` for `q = softmax(logits)`, the KL divergence to
+/// the uniform distribution in nats: `[.., V]` → `[1]`.
 pub fn kl_to_uniform<const D: usize>(cpu: Cpu, logits: Tensor<D>) -> Tensor<1> {
     match Input::new(logits.clone()) {
         Some(logits) => apply(KlToUniform { cpu }, [logits]),
@@ -158,7 +167,7 @@ pub fn kl_to_uniform<const D: usize>(cpu: Cpu, logits: Tensor<D>) -> Tensor<1> {
     }
 }
 
-/// [`kl_to_uniform`] in Burn's operations.
+/// Computes [`kl_to_uniform`] with Burn's operations.
 pub fn kl_to_uniform_reference<const D: usize>(logits: Tensor<D>) -> Tensor<1> {
     let shape = logits.dims();
     let rows: usize = shape[..D - 1].iter().product();
@@ -179,7 +188,7 @@ impl Op<2> for Relax {
     fn forward(&self, [logits, noise]: [&FlexTensor; 2], keep: bool) -> (FlexTensor, Option<FlexTensor>) {
         let (shape, v) = rows(logits);
         let (logits, noise) = (floats(logits), floats(noise));
-        // SAFETY: every row is written whole.
+        // SAFETY: every row is written completely.
         #[allow(unsafe_code)]
         let out = unsafe {
             filled(logits.len(), |out| {
@@ -220,7 +229,7 @@ impl Op<1> for RelaxDrawn {
     fn forward(&self, [logits]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<FlexTensor>) {
         let (shape, v) = rows(logits);
         let logits = floats(logits);
-        // SAFETY: every row is written whole.
+        // SAFETY: every row is written completely.
         #[allow(unsafe_code)]
         let out = unsafe {
             filled(logits.len(), |out| {
@@ -240,17 +249,18 @@ impl Op<1> for RelaxDrawn {
         _: [&FlexTensor; 1],
         code: &FlexTensor,
         gradient: &FlexTensor,
-        [wanted]: [bool; 1],
+        [needs_grad]: [bool; 1],
     ) -> [Option<FlexTensor>; 1] {
-        [wanted.then(|| code_backward(self.cpu, code, gradient, self.inverse))]
+        [needs_grad.then(|| code_backward(self.cpu, code, gradient, self.inverse))]
     }
 }
 
-/// The gradient of what was added and divided by the temperature, of that of the code.
+/// Returns the gradient of the logits (and of the noise, which is the same), given the code and its
+/// gradient.
 fn code_backward(cpu: Cpu, code: &FlexTensor, gradient: &FlexTensor, inverse: f32) -> FlexTensor {
     let (shape, v) = rows(code);
     let (code, gradient) = (floats(code), floats(gradient));
-    // SAFETY: every row is written whole.
+    // SAFETY: every row is written completely.
     #[allow(unsafe_code)]
     let out = unsafe {
         filled(code.len(), |out| {
@@ -268,7 +278,7 @@ vectorized! {
         for ((out, logit), noise) in out.iter_mut().zip(logits).zip(noise) {
             out.write(logit + noise);
         }
-        // SAFETY: written just now.
+        // SAFETY: all values were written above.
         #[allow(unsafe_code)]
         let out = unsafe { out.assume_init_mut() };
         softmax_of(out, inverse);
@@ -280,7 +290,7 @@ vectorized! {
         for (out, logit) in out.iter_mut().zip(logits) {
             out.write(*logit);
         }
-        // SAFETY: written just now.
+        // SAFETY: all values were written above.
         #[allow(unsafe_code)]
         let out = unsafe { out.assume_init_mut() };
         add_to_row(noise, out);
@@ -288,7 +298,7 @@ vectorized! {
     }
 }
 
-/// `softmax(row · inverse)` in its place.
+/// Replaces `row` by `softmax(row · inverse)`.
 #[inline(always)]
 fn softmax_of(row: &mut [f32], inverse: f32) {
     row.iter_mut().for_each(|value| *value *= inverse);
@@ -297,11 +307,12 @@ fn softmax_of(row: &mut [f32], inverse: f32) {
 }
 
 vectorized! {
-    /// `code · (gradient - Σ gradient · code) / tau`
+    /// Writes the gradient of `softmax(z / tau)` with respect to `z`:
+    /// `code · (gradient - Σ gradient · code) / tau`.
     fn relax_backward(code: &[f32], gradient: &[f32], inverse: f32, out: &mut [MaybeUninit<f32>]) {
-        let along = sum3(code, gradient, code, |code, gradient, _| code * gradient);
+        let mean_gradient = sum3(code, gradient, code, |code, gradient, _| code * gradient);
         for ((out, code), gradient) in out.iter_mut().zip(code).zip(gradient) {
-            out.write(code * (gradient - along) * inverse);
+            out.write(code * (gradient - mean_gradient) * inverse);
         }
     }
 }
@@ -312,7 +323,7 @@ struct KlToUniform {
 }
 
 impl Op<1> for KlToUniform {
-    /// Log-sum-exp and `Σ q ln q` of each row, in turn.
+    /// The log-sum-exp and `Σ q ln q` of each row, interleaved.
     type Saved = Vec<f32>;
 
     fn forward(&self, [logits]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<Vec<f32>>) {
@@ -333,14 +344,14 @@ impl Op<1> for KlToUniform {
         [logits]: [&FlexTensor; 1],
         statistics: &Vec<f32>,
         gradient: &FlexTensor,
-        [wanted]: [bool; 1],
+        [needs_grad]: [bool; 1],
     ) -> [Option<FlexTensor>; 1] {
         let (shape, v) = rows(logits);
         let logits = floats(logits);
         let weight = floats(gradient)[0] / (statistics.len() / 2) as f32;
-        // SAFETY: every row is written whole.
+        // SAFETY: every row is written completely.
         #[allow(unsafe_code)]
-        let out = wanted.then(|| unsafe {
+        let out = needs_grad.then(|| unsafe {
             filled(logits.len(), |out| {
                 let rows = out.par_chunks_mut(v).zip(logits.par_chunks(v)).zip(statistics.par_chunks(2));
                 rows.for_each(|((out, logits), statistics)| {
@@ -353,7 +364,7 @@ impl Op<1> for KlToUniform {
 }
 
 vectorized! {
-    /// Log-sum-exp of a row and `Σ q ln q`.
+    /// Returns the log-sum-exp of a row and `Σ q ln q`, with `ln q = logit - log-sum-exp`.
     fn negative_entropy(logits: &[f32]) -> [f32; 2] {
         let log_sum = log_sum_exp(logits);
         [log_sum, sum(logits, |logit| (logit - log_sum) * exp(logit - log_sum))]
@@ -361,7 +372,8 @@ vectorized! {
 }
 
 vectorized! {
-    /// `q (ln q - Σ q ln q) · weight`
+    /// Writes the gradient of `weight · Σ q ln q` with respect to the logits:
+    /// `q (ln q - Σ q ln q) · weight`.
     fn kl_backward(logits: &[f32], statistics: [f32; 2], weight: f32, out: &mut [MaybeUninit<f32>]) {
         let [log_sum, negative_entropy] = statistics;
         for (out, logit) in out.iter_mut().zip(logits) {
@@ -371,7 +383,7 @@ vectorized! {
     }
 }
 
-/// The shape, and the length of a row.
+/// Returns the shape and the length of a row.
 fn rows(logits: &FlexTensor) -> (Vec<usize>, usize) {
     let shape = dims(logits);
     let v = shape.last().copied().unwrap_or(1).max(1);
@@ -384,7 +396,7 @@ mod tests {
     use crate::testing::{constant, grad, hold_equal, leaf, values};
 
     #[test]
-    fn the_relaxed_code_is_its_reference() {
+    fn gumbel_softmax_matches_reference() {
         for [rows, v] in [[1, 1], [3, 5], [70, 33], [9, 1000]] {
             hold_equal(
                 || (leaf([2, rows, v], 1), leaf([2, rows, v], 2)),
@@ -396,17 +408,20 @@ mod tests {
     }
 
     #[test]
-    fn other_devices_draw_the_same_noise() {
+    fn composed_noise_equals_cpu_noise() {
         for ([rows, v], noise) in [([1, 1], NOISE), ([3, 70], NOISE.skip_rows(5)), ([9, 1000], NOISE)] {
             let drawn = values(noise.composed(&constant(vec![0.0; rows * v], [rows, v])));
-            for (drawn, wanted) in drawn.iter().zip(noise.values(Cpu::best(), rows, v)) {
-                assert!((drawn - wanted).abs() < 1e-5 * (1.0 + wanted.abs()), "{drawn}, wanted {wanted}");
+            for (drawn, expected) in drawn.iter().zip(noise.values(Cpu::best(), rows, v)) {
+                assert!(
+                    (drawn - expected).abs() < 1e-5 * (1.0 + expected.abs()),
+                    "{drawn}, wanted {expected}"
+                );
             }
         }
     }
 
     #[test]
-    fn the_kl_is_its_reference() {
+    fn kl_to_uniform_matches_reference() {
         for [rows, v] in [[1, 2], [3, 5], [70, 33], [9, 1000]] {
             hold_equal(
                 || leaf([2, rows, v], 1) * 3.0,
@@ -426,7 +441,7 @@ mod tests {
     const NOISE: GumbelNoise = GumbelNoise { seed: 0x0123_4567_89ab_cdef, step: 1 << 40, first_row: 9 };
 
     #[test]
-    fn the_code_of_drawn_noise_is_its_reference() {
+    fn gumbel_softmax_drawn_matches_reference() {
         for [rows, v] in [[1, 1], [3, 5], [70, 33], [9, 1000]] {
             hold_equal(
                 || leaf([2, rows, v], 1),
@@ -438,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_finite_at_both_ends_and_exact_between() {
+    fn noise_is_finite_and_accurate_for_all_bits() {
         let bits = (0..4000).map(|i: u32| i.wrapping_mul(0x9e37_79b9)).chain([0, u32::MAX]);
         for bits in bits {
             let uniform = (f64::from(bits >> 9) + 0.5) / f64::from(1 << 23);
@@ -457,9 +472,10 @@ mod tests {
         assert!((var - 1.6449).abs() < 0.05, "variance {var}"); // π²/6
     }
 
-    /// Noise is a function of (seed, step, row, column): not of the threads, of the processor, or of how many rows are made.
+    /// Noise is a function of (seed, step, row, column). It does not depend on the threads, the CPU
+    /// or the number of rows.
     #[test]
-    fn noise_depends_on_its_address_alone() {
+    fn noise_depends_only_on_seed_step_row_and_column() {
         let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
         let best = Cpu::best();
         let whole = pool(1).install(|| NOISE.values(best, 40, 200));

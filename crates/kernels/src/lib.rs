@@ -1,9 +1,9 @@
-//! The operations that drawing and training spend their time in, written for the processor.
+//! Operations that take most of the time of training and generation, written for the CPU.
 //!
-//! Every operation that training differentiates takes and gives Burn tensors and has two bodies: kernels for tensors in
-//! the processor's memory, and a composition of Burn's own operations for any other device. The second is also the
-//! reference: a test holds each kernel equal to it, forward and gradient. Drawing ([`decode`]), the optimiser and noise
-//! work on plain arrays.
+//! Every differentiable operation takes and returns Burn tensors and has two implementations:
+//! kernels for tensors in CPU memory, and a composition of Burn's own operations for any other
+//! device. The composition is also the reference: tests compare each kernel with it, forward and
+//! backward. Generation ([`decode`]), the optimiser and noise work on plain arrays.
 
 mod adamw;
 mod attention;

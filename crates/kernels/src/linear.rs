@@ -1,4 +1,5 @@
-//! `y = f(x W + b)`: a linear map with what usually follows it, in one pass over the output.
+//! The linear map `y = f(x W + b)` with what usually follows it (bias, activation, residual), in
+//! one pass over the output.
 
 use std::mem::MaybeUninit;
 
@@ -15,21 +16,22 @@ use crate::math::{GELU_SLOPE, Number, gelu, gelu_slope, with_numbers, write};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, is_bf16, numbers, tensor};
 
-/// Rows that one task goes over in loops that are bound by memory.
+/// Rows per task in loops that are limited by memory bandwidth.
 const ROWS: usize = 64;
 
-/// What is done to `x W + b`.
+/// The function applied to `x W + b`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// Nothing.
+    /// The identity.
     None,
     /// The fast GELU, `h · sigmoid(1.702 h)`.
     Gelu,
 }
 
-/// `activation(x W + b)`: `x` `[.., d_in]`, `w` `[d_in, d_out]`, `b` `[d_out]` → `[.., d_out]`.
+/// Computes `activation(x W + b)`: `x` `[.., d_in]`, `w` `[d_in, d_out]`, `b` `[d_out]` →
+/// `[.., d_out]`.
 ///
-/// On the CPU at bf16 the output is a bf16 tensor, meant for the next kernel.
+/// If products are of bf16, the output is a bf16 tensor, which the next kernel reads.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -47,7 +49,7 @@ pub fn linear<const D: usize>(
     }
 }
 
-/// `x W + b` in f32, whatever is multiplied: for logits.
+/// Computes `x W + b` with an f32 output at any precision. It is used for logits.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -59,12 +61,13 @@ pub fn linear_f32<const D: usize>(cpu: Cpu, x: Tensor<D>, w: Tensor<2>, b: Tenso
     }
 }
 
-/// [`linear_f32`] for devices other than the processor: products of f32, since Burn gives a product the type of its factors.
+/// Computes [`linear_f32`] on devices other than the CPU. It multiplies f32, because Burn gives a
+/// product the dtype of its factors.
 fn linear_f32_composed<const D: usize>(x: Tensor<D>, w: Tensor<2>, b: Tensor<1>) -> Tensor<D> {
     linear_reference(widened(x), w, b, Activation::None)
 }
 
-/// `residual + x W + b` in f32: the end of a residual block.
+/// Computes `residual + x W + b` in f32, the end of a residual block.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -88,7 +91,7 @@ pub fn linear_add<const D: usize>(
     }
 }
 
-/// [`linear_add`] for devices other than the processor.
+/// Computes [`linear_add`] on devices other than the CPU.
 fn linear_add_composed<const D: usize>(
     cpu: Cpu,
     x: Tensor<D>,
@@ -99,7 +102,7 @@ fn linear_add_composed<const D: usize>(
     residual + widened(linear_composed(cpu, x, w, b, Activation::None))
 }
 
-/// [`linear`] for devices other than the processor.
+/// Computes [`linear`] on devices other than the CPU.
 fn linear_composed<const D: usize>(
     cpu: Cpu,
     x: Tensor<D>,
@@ -110,7 +113,7 @@ fn linear_composed<const D: usize>(
     linear_reference(narrowed(cpu, x), narrowed(cpu, w), narrowed(cpu, b), activation)
 }
 
-/// [`linear`] in Burn's operations.
+/// Computes [`linear`] with Burn's operations.
 pub fn linear_reference<const D: usize>(
     x: Tensor<D>,
     w: Tensor<2>,
@@ -166,14 +169,14 @@ impl Op<3> for Logits {
         [x, w, _]: [&FlexTensor; 3],
         _: &(),
         gradient: &FlexTensor,
-        wanted: [bool; 3],
+        needs_grad: [bool; 3],
     ) -> [Option<FlexTensor>; 3] {
-        linear_backward(self.cpu, x, w, numbers(gradient), wanted)
+        linear_backward(self.cpu, x, w, numbers(gradient), needs_grad)
     }
 }
 
 impl Op<3> for Linear {
-    /// `x W + b`, if an activation follows it.
+    /// The pre-activation `x W + b`, if an activation follows it.
     type Saved = Option<FlexTensor>;
 
     fn forward(&self, [x, w, b]: [&FlexTensor; 3], keep: bool) -> (FlexTensor, Option<Self::Saved>) {
@@ -188,7 +191,7 @@ impl Op<3> for Linear {
         [x, w, _]: [&FlexTensor; 3],
         pre: &Self::Saved,
         gradient: &FlexTensor,
-        wanted: [bool; 3],
+        needs_grad: [bool; 3],
     ) -> [Option<FlexTensor>; 3] {
         let gradient = match pre {
             None => gradient.clone(),
@@ -196,7 +199,7 @@ impl Op<3> for Linear {
                 tensor(gelu_backward(self.cpu, pre, numbers(gradient)), &dims(gradient))
             }),
         };
-        linear_backward(self.cpu, x, w, numbers(&gradient), wanted)
+        linear_backward(self.cpu, x, w, numbers(&gradient), needs_grad)
     }
 }
 
@@ -265,7 +268,7 @@ impl Op<4> for LinearAdd {
     }
 }
 
-/// The output's shape, and rows, `d_in`, `d_out`.
+/// Returns the output's shape, and `[rows, d_in, d_out]`.
 fn sizes(x: &FlexTensor, w: &FlexTensor) -> (Vec<usize>, [usize; 3]) {
     let mut shape = dims(x);
     let [d_in, d_out] = [dims(w)[0], dims(w)[1]];
@@ -275,7 +278,7 @@ fn sizes(x: &FlexTensor, w: &FlexTensor) -> (Vec<usize>, [usize; 3]) {
     (shape, [rows, d_in, d_out])
 }
 
-/// `sums + bias`, then perhaps the GELU, with what it was applied to kept beside it.
+/// Writes `sums + bias`, or the GELU of it. If `pre` is given, it receives the pre-activation.
 pub(crate) struct Affine<'a, T> {
     pub(crate) bias: &'a [f32],
     pub(crate) gelu: bool,
@@ -287,11 +290,12 @@ impl<T: Number> TileEpilogue for Affine<'_, T> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let sums = sums.iter().zip(&self.bias[n..n + sums.len()]).map(|(sum, bias)| sum + bias);
-        // SAFETY: `gemm` hands out each sum once.
+        // SAFETY: `gemm` passes each sum once.
         #[allow(unsafe_code)]
         unsafe {
             let out = self.out.row(m, n, sums.len());
-            // One loop each, for what is written and then read as another number of lanes waits for all writes before.
+            // Each case is a single loop. A second loop would read, with vectors of another width,
+            // what the first wrote, and would wait until all earlier writes are done.
             match (&self.pre, self.gelu) {
                 (Some(pre), _) => {
                     let pre = pre.row(m, n, sums.len());
@@ -311,7 +315,7 @@ impl<T: Number> TileEpilogue for Affine<'_, T> {
     }
 }
 
-/// `sums + bias + residual`
+/// Writes `sums + bias + residual`.
 struct AffineAdd<'a> {
     bias: &'a [f32],
     residual: &'a [f32],
@@ -323,7 +327,7 @@ impl TileEpilogue for AffineAdd<'_> {
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let start = m * self.bias.len() + n;
         let (bias, residual) = (&self.bias[n..n + sums.len()], &self.residual[start..start + sums.len()]);
-        // SAFETY: `gemm` hands out each sum once.
+        // SAFETY: `gemm` passes each sum once.
         #[allow(unsafe_code)]
         let out = unsafe { self.out.row(m, n, sums.len()) };
         for (((out, sum), bias), residual) in out.iter_mut().zip(sums).zip(bias).zip(residual) {
@@ -332,7 +336,7 @@ impl TileEpilogue for AffineAdd<'_> {
     }
 }
 
-/// The sums as they are.
+/// Writes the sums.
 pub(crate) struct Store<'a, T> {
     pub(crate) out: Out<'a, MaybeUninit<T>>,
 }
@@ -340,7 +344,7 @@ pub(crate) struct Store<'a, T> {
 impl<T: Number> TileEpilogue for Store<'_, T> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
-        // SAFETY: `gemm` hands out each sum once.
+        // SAFETY: `gemm` passes each sum once.
         #[allow(unsafe_code)]
         unsafe {
             write(self.out.row(m, n, sums.len()), sums);
@@ -348,7 +352,7 @@ impl<T: Number> TileEpilogue for Store<'_, T> {
     }
 }
 
-/// `a · b`, `[m, k]` by `[k, n]`, as a new matrix.
+/// Returns the matrix product `a · b` of `[m, k]` and `[k, n]`.
 pub(crate) fn matmul<T: Number>(cpu: Cpu, [m, n, k]: [usize; 3], a: Operand<'_>, b: Operand<'_>) -> Vec<T> {
     // SAFETY: the product's epilogue writes every value once.
     #[allow(unsafe_code)]
@@ -357,7 +361,8 @@ pub(crate) fn matmul<T: Number>(cpu: Cpu, [m, n, k]: [usize; 3], a: Operand<'_>,
     }
 }
 
-/// Gradients of `x`, in its own kind of number, of `w` and of `b`.
+/// Returns the gradients of `x` (in the dtype of `x`), `w` and `b`: `dX = dY Wᵀ`, `dW = Xᵀ dY`, and
+/// `db` the column sums of `dY`.
 pub(crate) fn linear_backward(
     cpu: Cpu,
     x: &FlexTensor,
@@ -381,7 +386,8 @@ pub(crate) fn linear_backward(
     [dx, dw, db]
 }
 
-/// The sum of each of `columns` columns.
+/// Returns the sum of each of `columns` columns. Partial sums of a fixed number of rows are added
+/// in order, so the result does not depend on the number of threads.
 pub(crate) fn column_sums(cpu: Cpu, values: FloatSlice<'_>, columns: usize) -> Vec<f32> {
     let part = |i: usize| {
         let rows =
@@ -406,10 +412,10 @@ vectorized! {
     }
 }
 
-/// `gradient · gelu'(pre)`
+/// Returns `gradient · gelu'(pre)`.
 fn gelu_backward<T: Number>(cpu: Cpu, pre: &[T], gradient: FloatSlice<'_>) -> Vec<T> {
     const PART: usize = 1 << 14;
-    // SAFETY: every part is written whole.
+    // SAFETY: every part is written completely.
     #[allow(unsafe_code)]
     unsafe {
         filled(pre.len(), |out| {
@@ -437,7 +443,7 @@ mod tests {
     use crate::testing::{grad, hold_equal, leaf};
 
     #[test]
-    fn linear_is_its_reference_at_awkward_sizes() {
+    fn linear_at_awkward_sizes_matches_reference() {
         for [rows, d_in, d_out] in [[1, 1, 1], [7, 13, 5], [67, 48, 50], [130, 31, 17]] {
             for activation in [Activation::None, Activation::Gelu] {
                 hold_equal(
@@ -451,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_devices_run_is_the_reference() {
+    fn composed_linear_maps_match_reference() {
         let leaves = || (leaf([67, 32], 1), leaf([32, 40], 2), leaf([40], 3), leaf([67, 40], 4));
         type Body = fn(Cpu, Tensor<2>, Tensor<2>, Tensor<1>, Tensor<2>) -> Tensor<2>;
         let pairs: [[Body; 2]; 4] = [
@@ -472,20 +478,20 @@ mod tests {
             [linear_add_composed, |_, x, w, b, r| r + linear_reference(x, w, b, Activation::None)],
         ];
         for [composed, reference] in pairs {
-            let of = |body: Body| {
+            let run = |body: Body| {
                 move |cpu, (x, w, b, r): &(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<2>)| {
                     body(cpu, x.clone(), w.clone(), b.clone(), r.clone())
                 }
             };
-            let reference = |leaves: &_| of(reference)(Cpu::best(), leaves);
-            hold_equal(leaves, of(composed), reference, |(x, w, b, _), g| {
+            let reference = |leaves: &_| run(reference)(Cpu::best(), leaves);
+            hold_equal(leaves, run(composed), reference, |(x, w, b, _), g| {
                 vec![grad(x, g), grad(w, g), grad(b, g)]
             });
         }
     }
 
     #[test]
-    fn linear_f32_is_its_reference_and_stays_f32() {
+    fn linear_f32_matches_reference_and_stays_f32() {
         hold_equal(
             || (leaf([67, 32], 1), leaf([32, 40], 2), leaf([40], 3)),
             |cpu, (x, w, b)| {
@@ -499,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn linear_add_is_its_reference() {
+    fn linear_add_matches_reference() {
         hold_equal(
             || (leaf([67, 32], 1), leaf([32, 40], 2), leaf([40], 3), leaf([67, 40], 4)),
             |cpu, (x, w, b, r)| linear_add(cpu, x.clone(), w.clone(), b.clone(), r.clone()),
@@ -510,7 +516,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "wanted [.., 5]")]
-    fn shapes_that_do_not_fit_are_named() {
+    fn linear_shape_mismatch_panics() {
         linear(Cpu::best(), leaf([3, 4], 1), leaf([5, 6], 2), leaf([6], 3), Activation::None);
     }
 }

@@ -1,4 +1,5 @@
-//! Numbers, and functions of them that compile to vector code: no branches, no calls.
+//! Number types, and functions of f32 that the compiler can vectorize: they have no branches and no
+//! calls.
 
 use std::mem::MaybeUninit;
 
@@ -7,13 +8,13 @@ use half::bf16;
 
 use crate::gemm::{FloatSlice, narrow, widen};
 
-/// A number in memory; arithmetic is in f32.
+/// A number type in memory; arithmetic is in f32.
 pub(crate) trait Number: Element {
-    /// Its value.
+    /// Returns the value as f32.
     fn value(self) -> f32;
-    /// The nearest one.
+    /// Returns the nearest number of this type.
     fn nearest(value: f32) -> Self;
-    /// A slice of them, named.
+    /// Returns a slice of numbers as a [`FloatSlice`].
     fn numbers(values: &[Self]) -> FloatSlice<'_>;
 }
 
@@ -49,7 +50,7 @@ impl Number for bf16 {
     }
 }
 
-/// Calls `$body` with `$values` standing for a slice of f32 or of bf16.
+/// Evaluates `$body` with `$values` as a slice of f32 or of bf16.
 macro_rules! with_numbers {
     ($numbers:expr, $values:ident => $body:expr) => {
         match $numbers {
@@ -60,7 +61,7 @@ macro_rules! with_numbers {
 }
 pub(crate) use with_numbers;
 
-/// `out = values`, in another kind of number perhaps.
+/// Writes `values` to `out`, rounded to the dtype of `out`.
 #[inline(always)]
 pub(crate) fn write<T: Number>(out: &mut [MaybeUninit<T>], values: &[f32]) {
     out.iter_mut().zip(values).for_each(|(out, &value)| {
@@ -68,10 +69,12 @@ pub(crate) fn write<T: Number>(out: &mut [MaybeUninit<T>], values: &[f32]) {
     });
 }
 
-/// e^x to 2 units in the last place, for x in ±87; beyond that the value at the bound. NaN stays NaN.
+/// Returns e^x to 2 units in the last place, for x in ±87. Beyond that it returns the value at the
+/// bound. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    // Adding it leaves no bits for a fraction: the sum's low bits are the nearest whole number.
+    // A sum with this number has no bits for a fraction: its low bits are the nearest integer. So
+    // `shifted` holds n = round(x / ln 2), and e^x = 2^n · e^f with f = x - n ln 2.
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23
     const LN2_HIGH: f32 = 0.693_359_4; // ln 2 to 9 bits, so that n · LN2_HIGH is exact
     const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -86,14 +89,15 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * f + 4.166_579_6e-2;
     let p = p * f + 1.666_666_5e-1;
     let p = p * f + 0.5;
+    // 2^n, made from its exponent bits.
     let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     (p * f * f + f + 1.0) * f32::from_bits(power)
 }
 
-/// ln x to 2 units in the last place, for normal x > 0.
+/// Returns ln x to 2 units in the last place, for normal x > 0.
 #[inline(always)]
 pub(crate) fn ln(x: f32) -> f32 {
-    // x = m · 2^e with m between √½ and √2, by Cephes' polynomial in m - 1.
+    // x = m · 2^e with m between √½ and √2, and ln m by Cephes' polynomial in f = m - 1.
     let shifted = x.to_bits().wrapping_sub(std::f32::consts::FRAC_1_SQRT_2.to_bits());
     let e = ((shifted as i32) >> 23) as f32;
     let m = f32::from_bits((shifted & 0x007f_ffff).wrapping_add(std::f32::consts::FRAC_1_SQRT_2.to_bits()));
@@ -107,12 +111,13 @@ pub(crate) fn ln(x: f32) -> f32 {
     let p = p * f + 2.000_071_5e-1;
     let p = p * f - 2.499_999_4e-1;
     let p = p * f + 3.333_333e-1;
+    // e · ln 2 is added in two parts, the small one first.
     let square = f * f;
     let small = f * square * p + e * -2.121_944_4e-4 - 0.5 * square;
     f + small + e * 0.693_359_4
 }
 
-/// The largest value; found lane by lane, so that the loop becomes vector code.
+/// Returns the largest value. It keeps one maximum per lane, so that the loop becomes vector code.
 #[inline(always)]
 pub fn largest(values: &[f32]) -> f32 {
     let mut tops = [f32::NEG_INFINITY; 16];
@@ -122,36 +127,36 @@ pub fn largest(values: &[f32]) -> f32 {
     tops.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// `ln Σ e^value`
+/// Returns `ln Σ e^value`.
 #[inline(always)]
 pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
     let top = largest(values);
     top + sum(values, |value| exp(value - top)).ln()
 }
 
-/// `1 / (1 + e^-x)`
+/// Returns `1 / (1 + e^-x)`.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The slope of the fast GELU inside its sigmoid.
+/// The factor of x inside the sigmoid of the fast GELU.
 pub(crate) const GELU_SLOPE: f32 = 1.702;
 
-/// `x · sigmoid(1.702 x)`, the fast GELU.
+/// Returns the fast GELU, `x · sigmoid(1.702 x)`.
 #[inline(always)]
 pub(crate) fn gelu(x: f32) -> f32 {
     x * sigmoid(GELU_SLOPE * x)
 }
 
-/// Its derivative.
+/// Returns the derivative of [`gelu`].
 #[inline(always)]
 pub(crate) fn gelu_slope(x: f32) -> f32 {
     let s = sigmoid(GELU_SLOPE * x);
     s * (1.0 + GELU_SLOPE * x * (1.0 - s))
 }
 
-/// `Σ f(x)` in sixteen lanes, added up in a fixed order.
+/// Returns `Σ f(x)`, computed in sixteen lanes that are added in a fixed order.
 #[inline(always)]
 pub(crate) fn sum<T: Number>(values: &[T], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; 16];
@@ -163,7 +168,7 @@ pub(crate) fn sum<T: Number>(values: &[T], f: impl Fn(f32) -> f32) -> f32 {
     add_lanes(lanes)
 }
 
-/// `Σ f(a, b, c)` likewise.
+/// Returns `Σ f(a, b, c)`, computed like [`sum`].
 #[inline(always)]
 pub(crate) fn sum3<A: Number, B: Number, C: Number>(
     a: &[A],
@@ -185,7 +190,7 @@ pub(crate) fn sum3<A: Number, B: Number, C: Number>(
     add_lanes(lanes)
 }
 
-/// The sum of sixteen lanes, halves first.
+/// Returns the sum of sixteen lanes, halves first.
 #[inline(always)]
 pub(crate) fn add_lanes(mut lanes: [f32; 16]) -> f32 {
     for width in [8, 4, 2, 1] {
@@ -199,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_is_close_to_the_exact_one_everywhere() {
+    fn exp_is_accurate_in_its_range() {
         for i in -86_900..=86_900 {
             let x = i as f32 * 1e-3;
             let exact = f64::from(x).exp();
@@ -211,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn ln_is_close_to_the_exact_one_everywhere() {
+    fn ln_is_accurate_in_its_range() {
         for i in 0..200_000 {
             let x = f32::from_bits(0x0080_0000 + i * 10_000);
             let exact = f64::from(x).ln();
@@ -226,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slope_of_gelu_is_its_derivative() {
+    fn gelu_slope_equals_numerical_derivative() {
         for i in -60..60 {
             let x = i as f32 * 0.1;
             let slope = (f64::from(gelu(x + 1e-2)) - f64::from(gelu(x - 1e-2))) / 2e-2;

@@ -1,8 +1,8 @@
-//! Vectors that are written once, without being zeroed first.
+//! Vectors whose values are written once, without being zeroed first.
 
 use std::mem::MaybeUninit;
 
-/// A vector of `len` values, all of which `fill` writes.
+/// Returns a vector of `len` values that `fill` writes.
 ///
 /// # Safety
 /// `fill` must write every value.
@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 pub(crate) unsafe fn filled<T>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
     let mut values = Vec::with_capacity(len);
     fill(&mut values.spare_capacity_mut()[..len]);
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that every value is written.
     unsafe { values.set_len(len) };
     values
 }

@@ -17,9 +17,11 @@ use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
 /// Rows that one task normalises.
 const ROWS: usize = 64;
 
-/// `(x - mean) / sqrt(var + epsilon) · gain + bias`: `x` `[.., d]`, `gain` and `bias` `[d]` → `[.., d]`.
+/// Computes `(x - mean) / sqrt(var + epsilon) · gain + bias`: `x` `[.., d]`, `gain` and `bias`
+/// `[d]` → `[.., d]`.
 ///
-/// On the CPU at bf16 the output is a bf16 tensor, meant for the next kernel; statistics are f32.
+/// If products are of bf16, the output is a bf16 tensor, which the next kernel reads; statistics
+/// are f32.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -34,7 +36,7 @@ pub fn layer_norm<const D: usize>(
     let [gains, biases] = [gain.dims()[0], bias.dims()[0]];
     assert!(
         d > 0 && gains == d && biases == d,
-        "layer_norm: {gains} gains and {biases} biases, wanted one for each of {d} values a row, at least one"
+        "layer_norm: {gains} gains and {biases} biases, wanted one for each of {d} values per row, at least one"
     );
     match (Input::new(x.clone()), Input::new(gain.clone()), Input::new(bias.clone())) {
         (Some(x), Some(gain), Some(bias)) => apply(Norm { cpu, epsilon: epsilon as f32 }, [x, gain, bias]),
@@ -42,7 +44,7 @@ pub fn layer_norm<const D: usize>(
     }
 }
 
-/// [`layer_norm`] for devices other than the processor.
+/// Computes [`layer_norm`] on devices other than the CPU.
 fn layer_norm_composed<const D: usize>(
     cpu: Cpu,
     x: Tensor<D>,
@@ -53,7 +55,7 @@ fn layer_norm_composed<const D: usize>(
     narrowed(cpu, layer_norm_reference(x, gain, bias, epsilon))
 }
 
-/// [`layer_norm`] in Burn's operations.
+/// Computes [`layer_norm`] with Burn's operations.
 pub fn layer_norm_reference<const D: usize>(
     x: Tensor<D>,
     gain: Tensor<1>,
@@ -70,7 +72,7 @@ struct Norm {
 }
 
 impl Op<3> for Norm {
-    /// Mean and inverse deviation of each row, in turn.
+    /// The mean and inverse standard deviation of each row, interleaved.
     type Saved = Vec<f32>;
 
     fn forward(&self, [x, gain, bias]: [&FlexTensor; 3], keep: bool) -> (FlexTensor, Option<Vec<f32>>) {
@@ -86,18 +88,20 @@ impl Op<3> for Norm {
         [x, gain, _]: [&FlexTensor; 3],
         statistics: &Vec<f32>,
         gradient: &FlexTensor,
-        wanted: [bool; 3],
+        needs_grad: [bool; 3],
     ) -> [Option<FlexTensor>; 3] {
         let (x, gain, shape) = (floats(x), floats(gain), dims(x));
         let d = gain.len();
         let mut parts = Vec::new();
-        // SAFETY: every part of the gradient is written whole.
+        // SAFETY: every part of the gradient is written completely.
         #[allow(unsafe_code)]
         let dx = unsafe {
             filled(x.len(), |dx| {
                 let rows = dx.par_chunks_mut(ROWS * d).zip(x.par_chunks(ROWS * d));
                 let tasks = rows.zip(statistics.par_chunks(2 * ROWS)).enumerate();
                 let done = tasks.map(|(i, ((dx, x), statistics))| {
+                    // Each task sums the gradients of gain and bias over its rows; the partial sums
+                    // are added below, in order.
                     let mut sums = vec![0.0; 2 * d];
                     let gradient = numbers(gradient).slice(i * ROWS * d, x.len());
                     with_numbers!(gradient, gradient => {
@@ -115,7 +119,11 @@ impl Op<3> for Norm {
                 .for_each(|part| sums.iter_mut().zip(&part[offset..]).for_each(|(sum, part)| *sum += part));
             tensor(sums, &[d])
         };
-        [wanted[0].then(|| tensor(dx, &shape)), wanted[1].then(|| sums(0)), wanted[2].then(|| sums(d))]
+        [
+            needs_grad[0].then(|| tensor(dx, &shape)),
+            needs_grad[1].then(|| sums(0)),
+            needs_grad[2].then(|| sums(d)),
+        ]
     }
 }
 
@@ -123,7 +131,7 @@ impl Norm {
     fn run<T: Number>(&self, x: &FlexTensor, gain: &[f32], bias: &[f32]) -> (FlexTensor, Vec<f32>) {
         let (values, d) = (floats(x), gain.len());
         let mut statistics = vec![0.0; 2 * (values.len() / d.max(1))];
-        // SAFETY: every part of the output is written whole.
+        // SAFETY: every part of the output is written completely.
         #[allow(unsafe_code)]
         let output = unsafe {
             filled(values.len(), |output| {
@@ -137,7 +145,7 @@ impl Norm {
     }
 }
 
-/// Mean and inverse deviation of a row.
+/// Returns the mean of a row and the inverse of its standard deviation, `1 / √(var + epsilon)`.
 #[inline(always)]
 pub(crate) fn moments(x: &[f32], epsilon: f32) -> [f32; 2] {
     let mean = sum(x, |x| x) / x.len() as f32;
@@ -167,7 +175,14 @@ vectorized! {
 }
 
 vectorized! {
-    /// Writes `dx`, adds to the sums: gradients of gain, then of bias.
+    /// Writes `dx`, and adds the gradients of gain (first half) and bias (second half) to `sums`.
+    /// With `x̂ = (x - mean) · inverse` and `g = gradient · gain`, and means over the row:
+    ///
+    /// ```text
+    /// dx    = inverse · (g - mean(g) - x̂ · mean(g · x̂))
+    /// dgain = Σ_rows gradient · x̂
+    /// dbias = Σ_rows gradient
+    /// ```
     fn backward_rows[G: Number](
         x: &[f32],
         gradient: &[G],
@@ -181,15 +196,16 @@ vectorized! {
         let rows = x.chunks_exact(d).zip(gradient.chunks_exact(d)).zip(dx.chunks_exact_mut(d));
         for (((x, gradient), dx), statistics) in rows.zip(statistics.chunks_exact(2)) {
             let [mean, inverse] = [statistics[0], statistics[1]];
-            let plain = sum3(x, gradient, gain, |_, g, gain| g * gain) / d as f32;
-            let along = sum3(x, gradient, gain, |x, g, gain| g * gain * ((x - mean) * inverse)) / d as f32;
+            // mean(g) and mean(g · x̂)
+            let mean_g = sum3(x, gradient, gain, |_, g, gain| g * gain) / d as f32;
+            let mean_g_unit = sum3(x, gradient, gain, |x, g, gain| g * gain * ((x - mean) * inverse)) / d as f32;
             for (((d_gain, d_bias), x), gradient) in d_gain.iter_mut().zip(&mut *d_bias).zip(x).zip(gradient) {
                 *d_gain += gradient.value() * ((x - mean) * inverse);
                 *d_bias += gradient.value();
             }
             for (((dx, x), gradient), gain) in dx.iter_mut().zip(x).zip(gradient).zip(gain) {
                 let unit = (x - mean) * inverse;
-                dx.write(inverse * (gradient.value() * gain - plain - unit * along));
+                dx.write(inverse * (gradient.value() * gain - mean_g - unit * mean_g_unit));
             }
         }
     }
@@ -201,7 +217,7 @@ mod tests {
     use crate::testing::{grad, hold_equal, leaf};
 
     #[test]
-    fn layer_norm_is_its_reference_at_awkward_sizes() {
+    fn layer_norm_at_awkward_sizes_matches_reference() {
         for [rows, d] in [[1, 5], [3, 7], [130, 48], [65, 33]] {
             hold_equal(
                 || (leaf([1, rows, d], 1), leaf([d], 2), leaf([d], 3)),

@@ -1,7 +1,9 @@
-//! The bridge to Burn: an operation on host memory with a handwritten backward, as a node of Burn's autodiff graph.
+//! The bridge to Burn: an operation on host memory with a handwritten backward pass, as a node of
+//! Burn's autodiff graph.
 //!
-//! An [`Op`] sees Burn's CPU tensors only. Tensors on any other device never come here: every public operation of this
-//! crate composes Burn's own operations for them, and that composition is also the reference that tests compare with.
+//! An [`Op`] only gets tensors of Burn's CPU backend. For tensors on any other device, every public
+//! operation of this crate composes Burn's own operations; that composition is also the reference
+//! that tests compare with.
 
 use std::fmt::Debug;
 
@@ -17,28 +19,29 @@ use half::bf16;
 
 use crate::gemm::FloatSlice;
 
-/// A tensor in the graph.
+/// A tensor in the autodiff graph.
 type Node = FloatTensor<Autodiff<Flex>>;
 
 /// An operation with `N` inputs.
 pub(crate) trait Op<const N: usize>: Clone + Debug + Send + 'static {
-    /// What the backward pass needs beside the inputs.
+    /// What the backward pass needs in addition to the inputs.
     type Saved: Clone + Debug + Send + 'static;
 
-    /// The output; with `keep` also what the backward pass needs.
+    /// Returns the output and, with `keep`, what the backward pass needs.
     fn forward(&self, inputs: [&FlexTensor; N], keep: bool) -> (FlexTensor, Option<Self::Saved>);
 
-    /// Gradients of the inputs that are `wanted`.
+    /// Returns the gradients of the inputs that have `needs_grad`, given the gradient of the
+    /// output.
     fn backward(
         &self,
         inputs: [&FlexTensor; N],
         saved: &Self::Saved,
         gradient: &FlexTensor,
-        wanted: [bool; N],
+        needs_grad: [bool; N],
     ) -> [Option<FlexTensor>; N];
 }
 
-/// An input, as a node of the graph or a constant.
+/// An input: a node of the graph, or a constant.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
     Constant(FlexTensor),
@@ -46,7 +49,7 @@ pub(crate) enum Input {
 }
 
 impl Input {
-    /// `None` if the tensor lives on another kind of device.
+    /// Returns `None` if the tensor is on another kind of device.
     pub(crate) fn new<const D: usize>(tensor: Tensor<D>) -> Option<Input> {
         match tensor.clone().try_into_primitive::<Flex>() {
             Ok(constant) => Some(Input::Constant(constant.to_contiguous())),
@@ -73,7 +76,7 @@ impl Input {
     }
 }
 
-/// Runs `op` and, if an input is a node, makes its output one.
+/// Runs `op`. If an input is a node of the graph, the output is one, too.
 pub(crate) fn apply<O: Op<N>, const N: usize, const D: usize>(op: O, inputs: [Input; N]) -> Tensor<D> {
     let values = inputs.each_ref().map(Input::value);
     let keep = inputs.iter().any(Input::is_tracked);
@@ -103,9 +106,9 @@ impl<O: Op<N>, const N: usize> Backward<Flex, N> for Step<O> {
     fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = gradients.consume::<Flex>(&ops.node).to_contiguous();
         let (inputs, saved) = ops.state;
-        let wanted = ops.parents.each_ref().map(Option::is_some);
-        let found = self.0.backward(inputs.each_ref(), &saved, &gradient, wanted);
-        for (parent, gradient) in ops.parents.into_iter().zip(found) {
+        let needs_grad = ops.parents.each_ref().map(Option::is_some);
+        let input_gradients = self.0.backward(inputs.each_ref(), &saved, &gradient, needs_grad);
+        for (parent, gradient) in ops.parents.into_iter().zip(input_gradients) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 gradients.register::<Flex>(parent.id, gradient);
             }
@@ -113,7 +116,7 @@ impl<O: Op<N>, const N: usize> Backward<Flex, N> for Step<O> {
     }
 }
 
-/// The numbers of a contiguous tensor.
+/// Returns the values of a contiguous tensor.
 ///
 /// # Panics
 /// If they are neither f32 nor bf16.
@@ -127,7 +130,7 @@ pub(crate) fn numbers(tensor: &FlexTensor) -> FloatSlice<'_> {
     }
 }
 
-/// The numbers of a contiguous f32 tensor.
+/// Returns the values of a contiguous f32 tensor.
 ///
 /// # Panics
 /// If they are not f32.
@@ -138,17 +141,17 @@ pub(crate) fn floats(tensor: &FlexTensor) -> &[f32] {
     }
 }
 
-/// The sizes of a tensor.
+/// Returns the sizes of a tensor's dimensions.
 pub(crate) fn dims(tensor: &FlexTensor) -> Vec<usize> {
     tensor.shape().to_vec()
 }
 
-/// A tensor of `values`.
+/// Makes a tensor of `values`.
 pub(crate) fn tensor<E: burn::tensor::Element>(values: Vec<E>, shape: &[usize]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, Shape::from(shape.to_vec())))
 }
 
-/// Whether a tensor holds bf16.
+/// Returns whether a tensor is bf16.
 pub(crate) fn is_bf16(tensor: &FlexTensor) -> bool {
     tensor.dtype() == DType::BF16
 }

@@ -1,4 +1,4 @@
-//! The processor's measured limit: what the micro-kernel reaches when everything it reads is in the nearest cache.
+//! The CPU's measured peak: the rate of the micro-kernel when all its data are in the L1 cache.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +7,13 @@ use rayon::prelude::*;
 use crate::cpu::Cpu;
 use crate::gemm::{LANES, Micro, Segment, Sink, Strides, Unit, with_micro};
 
-/// How long a thread multiplies.
+/// The time for which a thread multiplies.
 const TIME: Duration = Duration::from_millis(30);
-/// Units of K: 12 KB of panels.
+/// Units of K: panels take 12 KB.
 const UNITS: usize = 64;
 
-/// 10⁹ multiplications and additions a second that `cpu` does on all threads of the pool: the best of five tries.
+/// Returns the 10⁹ multiplications and additions per second (GFLOP/s) that `cpu` does with all
+/// threads of the pool: the best of five measurements.
 pub fn peak_gflops(cpu: Cpu) -> f64 {
     let threads = rayon::current_num_threads();
     let one = |_| with_micro!(cpu, S => thread_gflops::<S>());
@@ -29,7 +30,8 @@ fn thread_gflops<S: Micro<Unit: Unit>>() -> f64 {
     let (start, mut tiles) = (Instant::now(), 0_u64);
     while start.elapsed() < TIME {
         for _ in 0..64 {
-            // SAFETY: `a` holds the rows and `b` the panels that the strides name; `cpu` is this processor's.
+            // SAFETY: `a` holds the rows and `b` the panels that the strides describe, and this CPU
+            // has the instructions of `cpu`.
             #[allow(unsafe_code)]
             unsafe {
                 S::product(rows, panels, &[segment], strides, Forget);
@@ -40,7 +42,7 @@ fn thread_gflops<S: Micro<Unit: Unit>>() -> f64 {
     tiles as f64 * flops as f64 / start.elapsed().as_secs_f64() / 1e9
 }
 
-/// Drops sums, but not before they are made.
+/// Discards sums, but keeps the compiler from removing their computation.
 struct Forget;
 
 impl Sink for Forget {
@@ -55,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_choice_of_instructions_has_a_peak() {
+    fn peak_of_every_instruction_set_is_positive() {
         assert!(Cpu::all().into_iter().all(|cpu| peak_gflops(cpu) > 0.1));
     }
 }

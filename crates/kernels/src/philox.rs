@@ -1,19 +1,19 @@
-//! A counter-based random generator, Philox4x32-10 (Salmon et al. 2011): the bits of any place are a function of its
-//! counter and the key, so they can be made where they are used, by any thread.
+//! Philox4x32-10, a counter-based random number generator (Salmon et al. 2011). The random bits are
+//! a function of a counter and a key, so any thread can compute them where they are used.
 
 use burn::tensor::{Int, Tensor};
 
-/// Counters that are worked on together, so that loops over them become vector code.
+/// The number of counters that are processed together, so that loops over them become vector code.
 pub(crate) const LANES: usize = 16;
 
-/// One of the four words of as many counters.
+/// One of the four words of each of these counters.
 type Word = [u32; LANES];
 
 const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 const ROUNDS: usize = 10;
 
-/// The four words of random bits of each counter.
+/// Returns the four words of random bits of each counter.
 #[inline(always)]
 pub(crate) fn philox(mut counter: [Word; 4], mut key: [u32; 2]) -> [Word; 4] {
     for _ in 0..ROUNDS {
@@ -31,14 +31,15 @@ pub(crate) fn philox(mut counter: [Word; 4], mut key: [u32; 2]) -> [Word; 4] {
     counter
 }
 
-/// High and low half of `word · multiplier`.
+/// Returns the high and the low half of `word · multiplier`.
 #[inline(always)]
 fn product(word: &Word, multiplier: u32) -> [Word; 2] {
     let wide = |lane: usize| u64::from(word[lane]) * u64::from(multiplier);
     [std::array::from_fn(|lane| (wide(lane) >> 32) as u32), std::array::from_fn(|lane| wide(lane) as u32)]
 }
 
-/// [`philox`] in Burn's operations, for other devices: words are the low halves of 64-bit whole numbers.
+/// Computes [`philox`] with Burn's operations, for other devices. Words are the low halves of
+/// 64-bit integers.
 pub(crate) fn philox_composed(mut counter: [Words; 4], mut key: [u32; 2]) -> [Words; 4] {
     for _ in 0..ROUNDS {
         let [a, b, c, d] = counter;
@@ -52,10 +53,10 @@ pub(crate) fn philox_composed(mut counter: [Words; 4], mut key: [u32; 2]) -> [Wo
     counter
 }
 
-/// Words of 32 bits in 64-bit whole numbers.
+/// 32-bit words in 64-bit integers.
 pub(crate) type Words = Tensor<1, Int>;
 
-/// [`product`] by halves of the multiplier, so that nothing exceeds 64 bits.
+/// Computes [`product`] with halves of the multiplier, so that nothing exceeds 64 bits.
 fn product_composed(word: Words, multiplier: u32) -> [Words; 2] {
     let upper = word.clone() * i64::from(multiplier >> 16);
     let lower = word * i64::from(multiplier & 0xffff);
@@ -70,11 +71,11 @@ mod tests {
 
     use super::*;
 
-    /// The known answers of Random123 (`kat_vectors`, philox4x32 10).
+    /// Known answers of Random123 (`kat_vectors`, philox4x32 10).
     #[test]
-    fn bits_are_those_of_random123() {
+    fn philox_bits_equal_known_answers() {
         let ones = u32::MAX;
-        for (counter, key, wanted) in [
+        for (counter, key, expected) in [
             ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
             ([ones; 4], [ones; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (
@@ -84,11 +85,11 @@ mod tests {
             ),
         ] {
             let bits = philox(counter.map(|word| [word; LANES]), key);
-            assert_eq!(bits, wanted.map(|word: u32| [word; LANES]));
+            assert_eq!(bits, expected.map(|word: u32| [word; LANES]));
             let options = (&Device::flex(), DType::I64);
             let words = counter.map(|word| Tensor::<1, Int>::zeros([3], options) + i64::from(word));
-            for (word, wanted) in philox_composed(words, key).into_iter().zip(wanted) {
-                assert!(word.into_data().iter::<i64>().all(|bits| bits == i64::from(wanted)));
+            for (word, expected) in philox_composed(words, key).into_iter().zip(expected) {
+                assert!(word.into_data().iter::<i64>().all(|bits| bits == i64::from(expected)));
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Half and double the side of a picture: 2×2 max-pooling and nearest upsampling, channels last (paper §A.1).
+//! Halves and doubles the side of a picture: 2×2 max-pooling and nearest-neighbour upsampling,
+//! channels last (paper §A.1).
 
 use std::mem::MaybeUninit;
 
@@ -12,7 +13,8 @@ use crate::cpu::{Cpu, vectorized};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, tensor};
 
-/// The largest of each 2×2 pixels: `[B, 2H, 2W, C]` in f32 → `[B, H, W, C]`. The gradient goes to the first of equals.
+/// Returns the maximum of each 2×2 pixels: `[B, 2H, 2W, C]` in f32 → `[B, H, W, C]`. If several
+/// pixels are equal, the gradient goes to the first.
 ///
 /// # Panics
 /// If a side is odd.
@@ -25,13 +27,13 @@ pub fn max_pool2(cpu: Cpu, x: Tensor<4>) -> Tensor<4> {
     }
 }
 
-/// [`max_pool2`] in Burn's operations.
+/// Computes [`max_pool2`] with Burn's operations.
 pub fn max_pool2_reference(x: Tensor<4>) -> Tensor<4> {
     let options = MaxPoolOptions::new([2, 2]).with_stride([2, 2]);
     max_pool2d(x.permute([0, 3, 1, 2]), options).permute([0, 2, 3, 1])
 }
 
-/// Each pixel four times: `[B, H, W, C]` in f32 → `[B, 2H, 2W, C]`.
+/// Repeats each pixel in a 2×2 block: `[B, H, W, C]` in f32 → `[B, 2H, 2W, C]`.
 pub fn upsample2(cpu: Cpu, x: Tensor<4>) -> Tensor<4> {
     match Input::new(x.clone()) {
         Some(x) => apply(Upsample { cpu }, [x]),
@@ -39,7 +41,7 @@ pub fn upsample2(cpu: Cpu, x: Tensor<4>) -> Tensor<4> {
     }
 }
 
-/// [`upsample2`] in Burn's operations.
+/// Computes [`upsample2`] with Burn's operations.
 pub fn upsample2_reference(x: Tensor<4>) -> Tensor<4> {
     let [_, height, width, _] = x.dims();
     let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([2 * height, 2 * width]);
@@ -60,7 +62,7 @@ impl Op<1> for MaxPool {
     type Saved = ();
 
     fn forward(&self, [x]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<()>) {
-        let [batch, height, width, channels] = four(x);
+        let [batch, height, width, channels] = four_dims(x);
         let line = |large: &[f32], small: &mut [MaybeUninit<f32>]| {
             pool_line(self.cpu.isa(), large, small, channels);
         };
@@ -73,11 +75,11 @@ impl Op<1> for MaxPool {
         [x]: [&FlexTensor; 1],
         _: &(),
         gradient: &FlexTensor,
-        [wanted]: [bool; 1],
+        [needs_grad]: [bool; 1],
     ) -> [Option<FlexTensor>; 1] {
-        let [_, _, width, channels] = four(x);
+        let [_, _, width, channels] = four_dims(x);
         let (values, line) = (floats(x), width * channels);
-        let dx = wanted.then(|| {
+        let dx = needs_grad.then(|| {
             to_large(floats(gradient), line, |i, small, large| {
                 let values = &values[2 * i * line..2 * (i + 1) * line];
                 unpool_line(self.cpu.isa(), values, small, large, channels);
@@ -91,7 +93,7 @@ impl Op<1> for Upsample {
     type Saved = ();
 
     fn forward(&self, [x]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<()>) {
-        let [batch, height, width, channels] = four(x);
+        let [batch, height, width, channels] = four_dims(x);
         let out = to_large(floats(x), 2 * width * channels, |_, small, large| {
             spread_line(self.cpu.isa(), small, large, channels);
         });
@@ -103,24 +105,25 @@ impl Op<1> for Upsample {
         [x]: [&FlexTensor; 1],
         _: &(),
         gradient: &FlexTensor,
-        [wanted]: [bool; 1],
+        [needs_grad]: [bool; 1],
     ) -> [Option<FlexTensor>; 1] {
-        let [_, _, width, channels] = four(x);
+        let [_, _, width, channels] = four_dims(x);
         let line = |large: &[f32], small: &mut [MaybeUninit<f32>]| {
             gather_line(self.cpu.isa(), large, small, channels);
         };
-        let dx = wanted.then(|| from_large(floats(gradient), 2 * width * channels, line));
+        let dx = needs_grad.then(|| from_large(floats(gradient), 2 * width * channels, line));
         [dx.map(|dx| tensor(dx, &dims(x)))]
     }
 }
 
-fn four(x: &FlexTensor) -> [usize; 4] {
+fn four_dims(x: &FlexTensor) -> [usize; 4] {
     dims(x).try_into().expect("four dimensions")
 }
 
-/// Rows of half the length from pairs of rows of `line` values; `body` writes every one.
+/// Makes rows of half the length from pairs of rows of `line` values. `body` must write every value
+/// of its row.
 fn from_large(large: &[f32], line: usize, body: impl Fn(&[f32], &mut [MaybeUninit<f32>]) + Sync) -> Vec<f32> {
-    // SAFETY: `body` writes every row whole.
+    // SAFETY: `body` writes every row completely.
     #[allow(unsafe_code)]
     unsafe {
         filled(large.len() / 4, |small| {
@@ -130,13 +133,14 @@ fn from_large(large: &[f32], line: usize, body: impl Fn(&[f32], &mut [MaybeUnini
     }
 }
 
-/// Pairs of rows of `line` values from rows of half the length; `body`, which gets the row's number, writes every one.
+/// Makes pairs of rows of `line` values from rows of half the length. `body` gets the row's index
+/// and must write every value of its pair.
 fn to_large(
     small: &[f32],
     line: usize,
     body: impl Fn(usize, &[f32], &mut [MaybeUninit<f32>]) + Sync,
 ) -> Vec<f32> {
-    // SAFETY: `body` writes every pair of rows whole.
+    // SAFETY: `body` writes every pair of rows completely.
     #[allow(unsafe_code)]
     unsafe {
         filled(4 * small.len(), |large| {
@@ -147,6 +151,7 @@ fn to_large(
 }
 
 vectorized! {
+    /// Max-pools a pair of rows, `[a b]` above `[c d]`.
     fn pool_line(large: &[f32], small: &mut [MaybeUninit<f32>], channels: usize) {
         let (upper, lower) = large.split_at(large.len() / 2);
         let pairs = upper.chunks_exact(2 * channels).zip(lower.chunks_exact(2 * channels));
@@ -160,6 +165,8 @@ vectorized! {
 }
 
 vectorized! {
+    /// Sends each gradient to the first pixel of its 2×2 block that equals the maximum, and 0 to
+    /// the others.
     fn unpool_line(values: &[f32], gradient: &[f32], out: &mut [MaybeUninit<f32>], channels: usize) {
         let (upper, lower) = values.split_at(values.len() / 2);
         let (out_upper, out_lower) = out.split_at_mut(values.len() / 2);
@@ -170,18 +177,19 @@ vectorized! {
             let ((out_a, out_b), (out_c, out_d)) = (out_upper.split_at_mut(channels), out_lower.split_at_mut(channels));
             for i in 0..channels {
                 let top = a[i].max(b[i]).max(c[i].max(d[i]));
-                let is = [a[i] == top, b[i] == top, c[i] == top];
+                let is_top = [a[i] == top, b[i] == top, c[i] == top];
                 let share = |chosen: bool| if chosen { gradient[i] } else { 0.0 };
-                out_a[i].write(share(is[0]));
-                out_b[i].write(share(!is[0] & is[1]));
-                out_c[i].write(share(!is[0] & !is[1] & is[2]));
-                out_d[i].write(share(!is[0] & !is[1] & !is[2]));
+                out_a[i].write(share(is_top[0]));
+                out_b[i].write(share(!is_top[0] & is_top[1]));
+                out_c[i].write(share(!is_top[0] & !is_top[1] & is_top[2]));
+                out_d[i].write(share(!is_top[0] & !is_top[1] & !is_top[2]));
             }
         }
     }
 }
 
 vectorized! {
+    /// Repeats each pixel of a row in a 2×2 block.
     fn spread_line(small: &[f32], large: &mut [MaybeUninit<f32>], channels: usize) {
         let (upper, lower) = large.split_at_mut(2 * small.len());
         let pairs = upper.chunks_exact_mut(2 * channels).zip(lower.chunks_exact_mut(2 * channels));
@@ -194,6 +202,7 @@ vectorized! {
 }
 
 vectorized! {
+    /// Sums each 2×2 block of pixels: the gradient of upsampling.
     fn gather_line(large: &[f32], small: &mut [MaybeUninit<f32>], channels: usize) {
         let (upper, lower) = large.split_at(large.len() / 2);
         let pairs = upper.chunks_exact(2 * channels).zip(lower.chunks_exact(2 * channels));
@@ -214,7 +223,7 @@ mod tests {
     const SIZES: [[usize; 4]; 3] = [[1, 2, 2, 1], [2, 4, 6, 5], [3, 8, 2, 48]];
 
     #[test]
-    fn max_pool2_is_its_reference() {
+    fn max_pool2_matches_reference() {
         for shape in SIZES {
             hold_equal(
                 || leaf(shape, 1),
@@ -226,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn upsample2_is_its_reference() {
+    fn upsample2_matches_reference() {
         for shape in SIZES {
             hold_equal(
                 || leaf(shape, 1),
@@ -239,7 +248,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "wanted even sides")]
-    fn odd_sides_are_refused() {
+    fn max_pool2_of_odd_side_panics() {
         max_pool2(Cpu::best(), leaf([1, 3, 4, 2], 1));
     }
 }

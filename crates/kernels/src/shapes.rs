@@ -1,5 +1,6 @@
-//! Every kernel held equal to its reference at shapes drawn by chance, those of nothing among them, from f32 and, where
-//! it may be given, bf16; shapes that do not fit refused; and the number of threads without a say.
+//! Tests of all kernels at random shapes, including empty ones. Each kernel is compared with its
+//! reference for f32 inputs and, where allowed, bf16 inputs. Shapes that do not fit must panic with
+//! a message, and results must not depend on the number of threads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,76 +20,78 @@ use crate::{
     upsample2, upsample2_reference,
 };
 
-/// Nothing, and sizes at which tiles, panels, pairs and blocks end, one more, one less, and primes.
+/// Zero, the sizes at which tiles, panels, pairs and blocks end, one more and one less, and primes.
 const SIZES: [usize; 15] = [0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 47, 48, 49, 67];
-/// Shapes that a kernel is tried at.
+/// The number of shapes per kernel.
 const ROUNDS: usize = 20;
 
-/// Draws from a list, a function of the seed.
+/// A random source of sizes, determined by its seed.
 struct Draws {
     state: u64,
-    /// Which of a shape's sizes is nothing, if it has so many.
-    nothing: usize,
+    /// The index of the size of each shape that is 0, if the shape has this many sizes.
+    zero_at: usize,
 }
 
 impl Draws {
+    /// Draws one of `sizes`.
     fn of(&mut self, sizes: &[usize]) -> usize {
         self.state =
             self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         sizes[(self.state >> 33) as usize % sizes.len()]
     }
 
+    /// Draws sizes that may be 0.
     fn shape<const N: usize>(&mut self) -> [usize; N] {
-        std::array::from_fn(|i| if i == self.nothing { 0 } else { self.of(&SIZES) })
+        std::array::from_fn(|i| if i == self.zero_at { 0 } else { self.of(&SIZES) })
     }
 
-    /// Sizes of what may not be empty.
-    fn some<const N: usize>(&mut self) -> [usize; N] {
+    /// Draws sizes that are not 0.
+    fn nonzero_shape<const N: usize>(&mut self) -> [usize; N] {
         std::array::from_fn(|_| self.of(&SIZES[1..]))
     }
 }
 
-/// Calls `body` for each shape. In the last of them each size is nothing once: by then working memory holds what others
-/// left there.
+/// Calls `body` for each round. In the last rounds each size is 0 once: at that point the reused
+/// working memory contains values of earlier rounds.
 fn rounds(seed: u64, body: impl Fn(&mut Draws)) {
-    let mut draws = Draws { state: seed, nothing: ROUNDS };
-    for nothing in (0..ROUNDS).rev() {
-        draws.nothing = nothing;
+    let mut draws = Draws { state: seed, zero_at: ROUNDS };
+    for zero_at in (0..ROUNDS).rev() {
+        draws.zero_at = zero_at;
         body(&mut draws);
     }
 }
 
 #[test]
-fn linear_maps_of_any_shape() {
-    let any = |[rows, d_in, d_out]: [usize; 3]| {
+fn linear_maps_of_random_shapes_match_reference() {
+    let check = |[rows, d_in, d_out]: [usize; 3]| {
         let leaves = || (leaf([rows, d_in], 1), leaf([d_in, d_out], 2), leaf([d_out], 3));
         for activation in [Activation::None, Activation::Gelu] {
             hold(
                 F32_AND_BF16,
                 leaves,
-                |cpu, (x, w, b), kind| linear(cpu, x.cast(kind), w, b, activation),
+                |cpu, (x, w, b), dtype| linear(cpu, x.cast(dtype), w, b, activation),
                 |(x, w, b)| linear_reference(x, w, b, activation),
             );
         }
         hold(
             F32_AND_BF16,
             leaves,
-            |cpu, (x, w, b), kind| linear_f32(cpu, x.cast(kind), w, b),
+            |cpu, (x, w, b), dtype| linear_f32(cpu, x.cast(dtype), w, b),
             |(x, w, b)| linear_reference(x, w, b, Activation::None),
         );
         hold(
             F32_AND_BF16,
             || (leaf([rows, d_in], 1), leaf([d_in, d_out], 2), leaf([d_out], 3), leaf([rows, d_out], 4)),
-            |cpu, (x, w, b, residual), kind| linear_add(cpu, x.cast(kind), w, b, residual),
+            |cpu, (x, w, b, residual), dtype| linear_add(cpu, x.cast(dtype), w, b, residual),
             |(x, w, b, residual)| residual + linear_reference(x, w, b, Activation::None),
         );
     };
-    any([0, 67, 5]); // the weight's gradient is a product over no rows, of more columns than a block
-    rounds(1, |draws| any(draws.shape()));
+    check([0, 67, 5]); // dW is then a product over no rows, with more columns than a block
+    rounds(1, |draws| check(draws.shape()));
 }
 
 #[test]
-fn convolutions_of_any_shape() {
+fn convolutions_of_random_shapes_match_reference() {
     rounds(2, |draws| {
         let [height, width, n_in, n_out] = draws.shape();
         let [batch, k] = [draws.of(&[0, 1, 2, 3]), draws.of(&[1, 3, 5, 7])];
@@ -97,46 +100,46 @@ fn convolutions_of_any_shape() {
             hold(
                 F32_AND_BF16,
                 || (leaf(x, 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3)),
-                |cpu, (x, w, b), kind| conv2d(cpu, x.cast(kind), w, b, PreActivation::Relu, output),
+                |cpu, (x, w, b), dtype| conv2d(cpu, x.cast(dtype), w, b, PreActivation::Relu, output),
                 |(x, w, b)| conv2d_reference(x, w, b, PreActivation::Relu),
             );
         }
         hold(
             F32_AND_BF16,
             || (leaf(x, 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3), leaf(residual, 4)),
-            |cpu, (x, w, b, residual), kind| conv2d_add(cpu, x.cast(kind), w, b, residual, 0.3),
+            |cpu, (x, w, b, residual), dtype| conv2d_add(cpu, x.cast(dtype), w, b, residual, 0.3),
             |(x, w, b, residual)| residual + conv2d_reference(x, w, b, PreActivation::Relu) * 0.3,
         );
     });
 }
 
 #[test]
-fn layer_norms_and_losses_of_any_shape() {
+fn layer_norms_and_losses_of_random_shapes_match_reference() {
     rounds(3, |draws| {
         let [rows, d] = draws.shape();
-        let wide = d + 3; // two values alone become ±1, and their gradient is rounding
+        let wide = d + 3; // rows of two values become ±1, and their gradient is rounding error
         hold(
             F32,
             || (leaf([rows, wide], 1), leaf([wide], 2), leaf([wide], 3)),
             |cpu, (x, gain, bias), _| layer_norm(cpu, x, gain, bias, 1e-5),
             |(x, gain, bias)| layer_norm_reference(x, gain, bias, 1e-5),
         );
-        let [rows, more] = draws.some();
-        let v = more + 2; // the gradients of two codes cancel, and may leave rounding
+        let [rows, more] = draws.nonzero_shape();
+        let v = more + 2; // the gradients of two codes cancel, which could leave rounding error
         let targets: Vec<u32> = (0..rows).map(|row| (row * 7919 % v) as u32).collect();
         hold(
             F32_AND_BF16,
             || (leaf([rows, d], 1), leaf([d, v], 2), leaf([v], 3)),
-            |cpu, (x, w, b), kind| cross_entropy(cpu, x.cast(kind), w, b, &targets),
+            |cpu, (x, w, b), dtype| cross_entropy(cpu, x.cast(dtype), w, b, &targets),
             |(x, w, b)| cross_entropy_reference(x, w, b, &targets),
         );
     });
 }
 
 #[test]
-fn attention_of_any_shape_and_pattern() {
+fn attention_of_random_shapes_matches_reference() {
     rounds(4, |draws| {
-        let ([t], [width]) = (draws.shape(), draws.some());
+        let ([t], [width]) = (draws.shape(), draws.nonzero_shape());
         let [batch, heads, stride] = [draws.of(&[0, 1, 2]), draws.of(&[1, 2, 5]), draws.of(&[1, 2, 3, 11])];
         let sees = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(stride);
         let order = if stride < 3 { (0..t).collect() } else { (0..t).rev().collect() };
@@ -144,14 +147,14 @@ fn attention_of_any_shape_and_pattern() {
         hold(
             F32_AND_BF16,
             || (leaf([batch, t, 3 * heads * width], 1),),
-            |cpu, (qkv,), kind| pattern_attention(cpu, qkv.cast(kind), heads, &plan),
+            |cpu, (qkv,), dtype| pattern_attention(cpu, qkv.cast(dtype), heads, &plan),
             |(qkv,)| pattern_attention_reference(qkv, heads, &plan),
         );
     });
 }
 
 #[test]
-fn pictures_and_codes_of_any_shape() {
+fn pooling_and_codes_of_random_shapes_match_reference() {
     rounds(5, |draws| {
         let [batch, height, width, channels] = draws.shape();
         let [large, small] = [[batch, 2 * height, 2 * width, channels], [batch, height, width, channels]];
@@ -166,11 +169,11 @@ fn pictures_and_codes_of_any_shape() {
         );
         hold(
             F32_AND_BF16,
-            || (leaf([rows, v], 1), leaf([rows, v], 2)), // with sums that are not near 0
-            |cpu, (a, b), kind| dot(cpu, (a + 2.0).cast(kind), (b + 2.0).cast(kind)),
+            || (leaf([rows, v], 1), leaf([rows, v], 2)), // inputs whose sums are not near 0
+            |cpu, (a, b), dtype| dot(cpu, (a + 2.0).cast(dtype), (b + 2.0).cast(dtype)),
             |(a, b)| dot_reference(a + 2.0, b + 2.0),
         );
-        let shape: [usize; 2] = draws.some();
+        let shape: [usize; 2] = draws.nonzero_shape();
         hold(
             F32,
             || (leaf(shape, 1),),
@@ -181,25 +184,25 @@ fn pictures_and_codes_of_any_shape() {
 }
 
 #[test]
-fn packed_maps_of_any_shape() {
+fn packed_maps_of_random_shapes_match_reference() {
     rounds(6, |draws| {
-        let ([rows, d_in], [d_out]) = (draws.shape(), draws.some());
+        let ([rows, d_in], [d_out]) = (draws.shape(), draws.nonzero_shape());
         let [x, weight, bias] =
             [(rows * d_in, 1), (d_in * d_out, 2), (d_out, 3)].map(|(n, seed)| noise(n, seed));
         for (kept, weights) in
             [(Weights::Full, weight.clone()), (Weights::Int8, int8_rounded(&weight, d_out))]
         {
             let w = constant(weights, [d_in, d_out]);
-            let wanted = linear_reference(leaf([rows, d_in], 1), w, leaf([d_out], 3), Activation::None);
-            let wanted = values(wanted.without_autodiff());
+            let expected = linear_reference(leaf([rows, d_in], 1), w, leaf([d_out], 3), Activation::None);
+            let expected = values(expected.without_autodiff());
             for cpu in Cpu::all() {
                 let mut got = noise(rows * d_out, 4);
                 let map = PackedLinear::new(cpu, &weight, bias.clone(), kept);
                 map.apply(&x, Epilogue::Set, &mut got);
                 let what = format!("{kept:?} [{rows}, {d_in}] to {d_out}, {cpu}");
-                assert_close(&what, &got, &wanted, tolerance(cpu));
+                assert_close(&what, &got, &expected, tolerance(cpu));
                 map.apply(&x, Epilogue::Add, &mut got);
-                let twice: Vec<f32> = wanted.iter().map(|value| 2.0 * value).collect();
+                let twice: Vec<f32> = expected.iter().map(|value| 2.0 * value).collect();
                 assert_close(&what, &got, &twice, tolerance(cpu));
             }
         }
@@ -207,9 +210,9 @@ fn packed_maps_of_any_shape() {
 }
 
 #[test]
-fn a_decoder_s_query_of_any_shape_is_the_last_one_of_attention() {
+fn decoding_attention_equals_last_query_of_full_attention() {
     rounds(7, |draws| {
-        let ([texts], [sequences, width, cache_rows]) = (draws.shape(), draws.some());
+        let ([texts], [sequences, width, cache_rows]) = (draws.shape(), draws.nonzero_shape());
         let [heads, stride] = [draws.of(&[1, 2, 5]), draws.of(&[1, 2, 3, 11])];
         let (t, d) = (texts + cache_rows, heads * width);
         let visible = |cache_row: usize| (cache_rows - 1 - cache_row).is_multiple_of(stride);
@@ -227,7 +230,7 @@ fn a_decoder_s_query_of_any_shape_is_the_last_one_of_attention() {
         };
         let qkv = constant((0..sequences).flat_map(stream).collect(), [sequences, t, 3 * d]);
         let all = values(pattern_attention_reference(qkv, heads, &plan).without_autodiff());
-        let wanted: Vec<f32> =
+        let expected: Vec<f32> =
             all.chunks(t * d).flat_map(|sequence| sequence[(t - 1) * d..].to_vec()).collect();
 
         for cpu in Cpu::all() {
@@ -251,18 +254,18 @@ fn a_decoder_s_query_of_any_shape_is_the_last_one_of_attention() {
             );
             let mut got = vec![0.0; sequences * d];
             let sequence = |own| Sequence { caption: captions[own], own, visible: &own_visible };
-            let (queries, lanes_of) =
+            let (queries, sequence_list) =
                 (rows(cache_rows - 1), (0..sequences).map(sequence).collect::<Vec<_>>());
-            attend(&queries, 3 * d, &lanes_of, (&text, &text_visible), &pictures, &mut got);
+            attend(&queries, 3 * d, &sequence_list, (&text, &text_visible), &pictures, &mut got);
             let what =
-                format!("{sequences} sequences, {texts} + {cache_rows} kv_cache, {heads} × {width}, {cpu}");
-            assert_close(&what, &got, &wanted, tolerance(cpu));
+                format!("{sequences} sequences, {texts} + {cache_rows} cache rows, {heads} × {width}, {cpu}");
+            assert_close(&what, &got, &expected, tolerance(cpu));
         }
     });
 }
 
 #[test]
-fn outputs_of_nothing_have_a_shape_nevertheless() {
+fn empty_outputs_have_the_right_shape() {
     for cpu in Cpu::all() {
         let pictures = |channels: usize| leaf([0, 4, 6, channels], 1);
         let mapped = |rows: usize, d_out: usize| {
@@ -282,16 +285,16 @@ fn outputs_of_nothing_have_a_shape_nevertheless() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
+fn shape_mismatches_panic_with_got_and_wanted() {
     let (cpu, x) = (Cpu::best(), || leaf([3, 4], 1));
     let plan = |len: usize| Arc::new(AttentionPlan::new((0..len).collect(), |query, key| key <= query));
     let packed = |bias: Vec<f32>| PackedLinear::new(cpu, &[1.0; 12], bias, Weights::Int8);
-    let look = |own_width: usize, seen: usize| {
+    let attend_with_sizes = |own_width: usize, seen: usize| {
         let [text, own] = [4, own_width].map(|width| KvCache::new(cpu, 1, [1, width], 16));
         let sequence = Sequence { caption: 0, own: 0, visible: &Visible::new(0..seen) };
         attend(&[0.0; 8], 8, &[sequence], (&text, &Visible::new(0..1)), &own, &mut vec![0.0; own_width]);
     };
-    let refused: [(&dyn Fn(), [&str; 2]); 20] = [
+    let mismatches: [(&dyn Fn(), [&str; 2]); 20] = [
         (&|| drop(linear(cpu, x(), leaf([5, 6], 2), leaf([6], 3), Activation::None)), ["[3, 4]", "[.., 5]"]),
         (&|| drop(linear_f32(cpu, x(), leaf([4, 6], 2), leaf([7], 3))), ["[7]", "[6]"]),
         (&|| drop(linear_add(cpu, x(), leaf([4, 6], 2), leaf([6], 3), x())), ["[3, 4]", "[3, 6]"]),
@@ -340,17 +343,18 @@ fn what_does_not_fit_is_refused_with_what_came_and_what_was_wanted() {
             ["[4, 3]", "5 numbers into 3"],
         ),
         (&|| drop(KvCache::new(cpu, 1, [2, 0], 4)), ["2 heads of width 0", "at least 1"]),
-        (&|| look(4, 40), ["1 panels of picture kv_cache", "wanted 3"]),
-        (&|| look(8, 1), ["1, 4)", "1, 8)"]),
+        (&|| attend_with_sizes(4, 40), ["1 panels of the picture KV cache", "wanted 3"]),
+        (&|| attend_with_sizes(8, 1), ["1, 4)", "1, 8)"]),
     ];
-    for (body, words) in refused {
+    for (body, words) in mismatches {
         let panic = catch_unwind(AssertUnwindSafe(body)).expect_err("a refusal");
-        let said = panic.downcast::<String>().expect("a message with numbers");
-        assert!(words.iter().all(|word| said.contains(word)), "{said}: wanted {words:?} in it");
+        let message = panic.downcast::<String>().expect("a message with numbers");
+        assert!(words.iter().all(|word| message.contains(word)), "{message}: wanted {words:?} in it");
     }
 }
 
-/// Asserts that the output of `kernel` and all gradients are the same to the last bit in pools of 1, 2 and 5 threads.
+/// Asserts that the output of `kernel` and all gradients are identical, bit for bit, in pools of 1,
+/// 2 and 5 threads.
 fn hold_same_in_any_pool<const D: usize, L: Leaves>(
     name: &str,
     leaves: impl Fn() -> L + Sync,
@@ -368,7 +372,7 @@ fn hold_same_in_any_pool<const D: usize, L: Leaves>(
 }
 
 #[test]
-fn the_number_of_threads_changes_no_bit() {
+fn results_do_not_depend_on_the_number_of_threads() {
     hold_same_in_any_pool(
         "linear",
         || (leaf([200, 130], 1), leaf([130, 150], 2), leaf([150], 3)),

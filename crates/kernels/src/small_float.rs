@@ -1,21 +1,23 @@
-//! Numbers of 16 bits as the paper stores them (§2.4, §D): f16, bf16, and two with six bits of exponent; and one with three,
-//! to show at a small size what a large model does to five (`docs/precision.md`).
+//! The 16-bit floating-point formats that the paper stores numbers in (§2.4, §D): f16, bf16, and
+//! two formats with a 6-bit exponent. A format with a 3-bit exponent shows at a small size what a
+//! large model does to the 5 bits of f16 (`docs/precision.md`).
 //!
-//! `1-6-9` (bits of sign, exponent and significand) holds running means and error buffers, `0-6-10` running variances. In
-//! both the exponent's bias is 59 and its top code is kept for what is not finite: the largest number of `1-6-9` is then
-//! 15.984, "slightly less than 16" (§D), and the smallest normal one 2⁻⁵⁸. The paper states neither bias nor rounding; ours
-//! is to the nearest, ties to even.
+//! `1-6-9` (bits of sign, exponent and significand) holds running means and error buffers, `0-6-10`
+//! running variances. Both have an exponent bias of 59 and reserve the top exponent for infinity
+//! and NaN: the largest number of `1-6-9` is then 15.984, "slightly less than 16" (§D), and the
+//! smallest normal one 2⁻⁵⁸. The paper states neither bias nor rounding; this implementation rounds
+//! to nearest, ties to even.
 
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
-/// What the 16 bits of a number mean.
+/// A 16-bit floating-point format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SmallFloat {
-    /// IEEE's: 5 bits of exponent, 10 of significand.
+    /// IEEE half precision: a sign, 5 bits of exponent, 10 of significand.
     #[serde(rename = "f16")]
     F16,
-    /// 8 bits of exponent, 7 of significand: the upper half of an f32.
+    /// A sign, 8 bits of exponent, 7 of significand: the upper half of an f32.
     #[serde(rename = "bf16")]
     Bf16,
     /// A sign, 6 bits of exponent, 9 of significand.
@@ -24,12 +26,14 @@ pub enum SmallFloat {
     /// No sign, 6 bits of exponent, 10 of significand.
     #[serde(rename = "0-6-10")]
     ZeroSixTen,
-    /// A sign, 3 bits of exponent, 12 of significand: IEEE's kind, with far less room than f16.
+    /// A sign, 3 bits of exponent, 12 of significand: like IEEE formats, with far less range than
+    /// f16.
     #[serde(rename = "1-3-12")]
     OneThreeTwelve,
 }
 
-/// A number without its sign: how many bits it has of significand, its exponent's bias, and the exponent of what is not finite.
+/// The layout of a magnitude: the bits of its significand, the bias of its exponent, and the
+/// exponent of infinity and NaN.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     significand: u32,
@@ -40,13 +44,13 @@ struct Layout {
 const SIX_NINE: Layout = Layout { significand: 9, bias: 59, top: 63 };
 const SIX_TEN: Layout = Layout { significand: 10, bias: 59, top: 63 };
 const THREE_TWELVE: Layout = Layout { significand: 12, bias: 3, top: 7 };
-/// Bits of an f32's significand, and its bias.
+/// The bits of an f32's significand, and the bias of its exponent.
 const F32_SIGNIFICAND: u32 = 23;
 const F32_BIAS: u32 = 127;
 
 impl SmallFloat {
-    /// The code of the nearest number, ties to even. What is too large becomes infinite; what is negative becomes no number
-    /// where there is no sign.
+    /// Returns the code of the nearest number, ties to even. Values that are too large become
+    /// infinite. Negative values become NaN in a format without a sign.
     #[inline]
     pub fn encode(self, value: f32) -> u16 {
         match self {
@@ -55,11 +59,11 @@ impl SmallFloat {
             SmallFloat::OneSixNine => SIX_NINE.encode_signed(value),
             SmallFloat::OneThreeTwelve => THREE_TWELVE.encode_signed(value),
             SmallFloat::ZeroSixTen if value < 0.0 => SIX_TEN.encode(f32::NAN),
-            SmallFloat::ZeroSixTen => SIX_TEN.encode(value.abs()), // −0 is 0
+            SmallFloat::ZeroSixTen => SIX_TEN.encode(value.abs()), // −0 becomes 0
         }
     }
 
-    /// The number that `code` stands for, exactly.
+    /// Returns the number that `code` stands for, exactly.
     #[inline]
     pub fn decode(self, code: u16) -> f32 {
         match self {
@@ -71,13 +75,13 @@ impl SmallFloat {
         }
     }
 
-    /// The nearest number that can be stored.
+    /// Returns the nearest number of the format.
     #[inline]
     pub fn round(self, value: f32) -> f32 {
         self.decode(self.encode(value))
     }
 
-    /// The largest finite number.
+    /// Returns the largest finite number.
     pub fn largest(self) -> f32 {
         match self {
             SmallFloat::F16 => f16::MAX.to_f32(),
@@ -88,12 +92,12 @@ impl SmallFloat {
         }
     }
 
-    /// The smallest number above 0.
+    /// Returns the smallest number above 0.
     pub fn smallest(self) -> f32 {
         self.decode(1)
     }
 
-    /// Bits of significand.
+    /// Returns the number of bits of the significand.
     pub fn significand(self) -> u32 {
         match self {
             SmallFloat::Bf16 => 7,
@@ -103,7 +107,8 @@ impl SmallFloat {
         }
     }
 
-    /// The nearest finite number that can be stored: what would be infinite becomes the largest (§E.2, step 4). NaN stays.
+    /// Returns the nearest finite number of the format: values that would become infinite become
+    /// the largest (§E.2, step 4). NaN stays NaN.
     #[inline]
     pub fn clamp(self, value: f32) -> f32 {
         self.round(value.clamp(-self.largest(), self.largest()))
@@ -116,7 +121,7 @@ impl Layout {
         u16::from(value.is_sign_negative()) << 15 | self.encode(value.abs())
     }
 
-    /// The code of `magnitude`, which has no sign.
+    /// Returns the code of `magnitude`, which is not negative.
     #[inline]
     fn encode(self, magnitude: f32) -> u16 {
         let Layout { significand, bias, top } = self;
@@ -125,7 +130,8 @@ impl Layout {
             return (infinite | 1 << (significand - 1)) as u16;
         }
         let bits = magnitude.to_bits();
-        // The f32's exponent under our bias; a number with none of at least 1 is subnormal, counted in the smallest steps.
+        // The f32's exponent with the format's bias. If it is less than 1, the number is subnormal:
+        // a multiple of the smallest number.
         let exponent = (bits >> F32_SIGNIFICAND) as i32 + bias as i32 - F32_BIAS as i32;
         let drop = F32_SIGNIFICAND - significand;
         let code = if exponent >= 1 {
@@ -163,17 +169,17 @@ impl Layout {
     }
 }
 
-/// `value / 2^by`, to the nearest whole number, ties to even.
+/// Returns `value / 2^by`, rounded to the nearest integer, ties to even.
 #[inline]
 fn shift_right_to_even(value: u32, by: u32) -> u32 {
     if by > 25 {
-        return 0; // of 24 bits less than half is left
+        return 0; // less than one half is left of 24 bits
     }
     let odd = value >> by & 1;
     (value + (1 << (by - 1)) - 1 + odd) >> by
 }
 
-/// 2 to the power of an exponent in the range of normal f32.
+/// Returns 2 to the power of an exponent in the range of normal f32.
 #[inline]
 fn exp2(exponent: i32) -> f32 {
     f32::from_bits(((exponent + F32_BIAS as i32) as u32) << F32_SIGNIFICAND)
@@ -200,14 +206,15 @@ mod tests {
         }
     }
 
-    /// Between two neighbouring numbers, what is nearer wins, and the even code where both are as near.
+    /// A value between two neighbours becomes the nearer one, and the one with the even code at a
+    /// tie.
     #[test]
     fn every_gap_is_rounded_to_the_nearest_and_ties_to_even() {
         for format in ALL {
             for code in 0..u16::MAX {
                 let [low, high] = [code, code + 1].map(|code| f64::from(format.decode(code)));
                 if !(low >= 0.0 && high.is_finite() && high > low) {
-                    continue; // negative, not finite, or from the largest to −0
+                    continue; // negative, not finite, or from the largest number to −0
                 }
                 let near = |share: f64| format.encode((low + share * (high - low)) as f32);
                 assert_eq!(near(0.4), code, "{format:?} above {low}");
@@ -238,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_infinite_unless_it_is_clamped_and_never_changes_its_sign() {
+    fn overflow_is_infinite_unless_clamped_and_keeps_its_sign() {
         let half_a_step = 2.0_f32.powi(-7);
         assert_eq!(SmallFloat::OneSixNine.round(15.984_375 + 0.99 * half_a_step), 15.984_375);
         assert_eq!(SmallFloat::OneSixNine.round(16.0), f32::INFINITY);

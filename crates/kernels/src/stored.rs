@@ -1,4 +1,5 @@
-//! Storage in 16 bits, emulated: numbers and their gradients are rounded as if they had been stored and read again.
+//! Emulated storage in 16 bits: values and their gradients are rounded as if they had been written
+//! to 16 bits and read again.
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{FloatDType, Tensor};
@@ -8,31 +9,32 @@ use crate::cpu::{Cpu, vectorized};
 use crate::op::{Input, Op, apply, dims, floats, tensor};
 use crate::small_float::SmallFloat;
 
-/// Numbers that one thread rounds at a time.
+/// Values per task.
 const PART: usize = 1 << 14;
 
-/// `x`, in f32, as it is after being stored in `format`; on the way back its gradient is stored so too. What is too large for
-/// the format becomes infinite, what is too small 0.
+/// Returns f32 `x` rounded as if stored in `format`. The backward pass rounds the gradient in the
+/// same way. Values that are too large for the format become infinite; values that are too small
+/// become 0.
 ///
 /// # Panics
-/// If `format` has no sign; on a device other than the processor, if it is not one of the hardware's.
+/// If `format` has no sign bit, or, on a device other than the CPU, is neither f16 nor bf16.
 pub fn stored<const D: usize>(cpu: Cpu, x: Tensor<D>, format: SmallFloat) -> Tensor<D> {
-    assert!(format != SmallFloat::ZeroSixTen, "stored: a gradient needs a sign");
+    assert!(format != SmallFloat::ZeroSixTen, "stored: ZeroSixTen has no sign, and gradients need one");
     match Input::new(x.clone()) {
         Some(x) => apply(Stored { cpu, format }, [x]),
         None => stored_reference(x, format),
     }
 }
 
-/// [`stored`] in Burn's operations: the gradient of a cast is a cast.
+/// Computes [`stored`] with Burn's operations: the gradient of a cast is a cast.
 ///
 /// # Panics
-/// If `format` is not one of the hardware's.
+/// If `format` is neither f16 nor bf16.
 pub fn stored_reference<const D: usize>(x: Tensor<D>, format: SmallFloat) -> Tensor<D> {
     let narrow = match format {
         SmallFloat::F16 => FloatDType::F16,
         SmallFloat::Bf16 => FloatDType::BF16,
-        other => panic!("no device has numbers of {other:?}; wanted f16 or bf16"),
+        other => panic!("stored: no device supports {other:?}, wanted f16 or bf16"),
     };
     x.cast(narrow).cast(FloatDType::F32)
 }
@@ -55,9 +57,9 @@ impl Op<1> for Stored {
         _: [&FlexTensor; 1],
         _: &(),
         gradient: &FlexTensor,
-        [wanted]: [bool; 1],
+        [needs_grad]: [bool; 1],
     ) -> [Option<FlexTensor>; 1] {
-        [wanted.then(|| self.round(gradient))]
+        [needs_grad.then(|| self.round(gradient))]
     }
 }
 
@@ -70,15 +72,18 @@ impl Stored {
     }
 }
 
-/// Where the numbers of a format lie among those of f32: what [`SmallFloat::round`] does, without codes.
+/// The numbers of a format as a subset of f32. With it, values are rounded like
+/// [`SmallFloat::round`] does, but without encoding them.
 #[derive(Debug, Clone, Copy)]
 struct Grid {
-    /// Bits of f32's significand that a normal number does not have.
+    /// The bits of f32's significand that a normal number of the format lacks.
     drop: u32,
-    /// Below this numbers are subnormal: whole multiples of the smallest.
+    /// The smallest normal number. Numbers below it are subnormal: integer multiples of the
+    /// smallest.
     normal: f32,
-    /// Added and taken away again, it rounds to such a multiple.
+    /// Adding and subtracting this rounds to an integer multiple of the smallest number.
     multiple: f32,
+    /// The largest finite number.
     largest: f32,
 }
 
@@ -95,11 +100,14 @@ impl Grid {
 }
 
 vectorized! {
+    /// Rounds values to the nearest number of the format, ties to even.
     fn round_part(grid: Grid, values: &mut [f32]) {
         for value in values {
             let size = value.abs();
             let bits = size.to_bits();
             let odd = bits >> grid.drop & 1;
+            // Adding just under half of the last kept bit, or half if that bit is 1, rounds ties to
+            // even.
             let up = bits.wrapping_add((1 << (grid.drop - 1)) - 1 + odd);
             let normal = f32::from_bits(up >> grid.drop << grid.drop);
             let subnormal = (size + grid.multiple) - grid.multiple;
@@ -116,10 +124,11 @@ mod tests {
     use crate::testing::{grad, hold_equal, leaf};
 
     #[test]
-    fn rounding_without_codes_is_rounding_by_codes_on_every_processor() {
+    fn grid_rounding_equals_small_float_rounding() {
         use SmallFloat::{Bf16, F16, OneSixNine, OneThreeTwelve};
         for format in [F16, Bf16, OneSixNine, OneThreeTwelve] {
-            // All numbers of the format, what lies half way and near it, and what it does not have.
+            // All numbers of the format, values half way between neighbours and close to it, and
+            // values that the format lacks.
             let mut values: Vec<f32> =
                 vec![0.0, -0.0, 1e-40, -1e-40, 1e38, f32::MAX, f32::INFINITY, f32::NAN];
             for code in 0..0x7fff {
@@ -127,16 +136,17 @@ mod tests {
                 let between = [0.0, 0.3, 0.5, 0.500_01, 0.7].map(|share| (low + share * (high - low)) as f32);
                 values.extend(between.into_iter().flat_map(|value| [value, -value]));
             }
-            let wanted: Vec<u32> = values.iter().map(|&value| format.round(value).to_bits()).collect();
+            let expected: Vec<u32> = values.iter().map(|&value| format.round(value).to_bits()).collect();
             for cpu in Cpu::all() {
                 let mut got = values.clone();
                 round_part(cpu.isa(), Grid::of(format), &mut got);
-                for ((value, got), wanted) in values.iter().zip(got).zip(&wanted) {
-                    let same = got.to_bits() == *wanted || got.is_nan() && f32::from_bits(*wanted).is_nan();
+                for ((value, got), expected) in values.iter().zip(got).zip(&expected) {
+                    let same =
+                        got.to_bits() == *expected || got.is_nan() && f32::from_bits(*expected).is_nan();
                     assert!(
                         same,
                         "{format:?}, {cpu}: {value} became {got}, wanted {}",
-                        f32::from_bits(*wanted)
+                        f32::from_bits(*expected)
                     );
                 }
             }
@@ -144,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn stored_is_its_reference() {
+    fn stored_matches_reference() {
         for format in [SmallFloat::F16, SmallFloat::Bf16] {
             hold_equal(
                 || leaf([3, 5, 7], 1),

@@ -1,13 +1,14 @@
-//! What the tests of kernels share: random tensors, and a kernel held against its reference, forward and gradient.
+//! Helpers for kernel tests: random tensors, and the comparison of a kernel with its reference,
+//! forward and backward.
 
 use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
 
 use crate::cpu::Cpu;
 
-/// How far from the exact value products of bf16 may be, relative to the largest.
+/// The allowed error of bf16 products, relative to the largest value.
 const BF16_TOLERANCE: f32 = 2e-2;
 
-/// `n` numbers between -1 and 1, a function of `seed`.
+/// Returns `n` numbers between -1 and 1, determined by `seed`.
 pub(crate) fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -19,42 +20,42 @@ pub(crate) fn noise(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// A leaf of noise.
+/// Returns a random leaf that requires a gradient.
 pub(crate) fn leaf<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
     constant(noise(shape.iter().product(), seed), shape).require_grad()
 }
 
-/// A tensor of `values`.
+/// Returns a tensor of `values`.
 pub(crate) fn constant<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), &Device::flex().autodiff())
 }
 
-/// The values of a tensor of any kind of number.
+/// Returns the values of a tensor of any dtype.
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     let tensor = tensor.cast(FloatDType::F32);
     tensor.into_data().try_to_vec::<f32>().expect("f32 after the cast")
 }
 
-/// How far kernels of `cpu` may be from the exact value, relative to the largest.
+/// Returns the allowed error of kernels of `cpu`, relative to the largest value.
 pub(crate) fn tolerance(cpu: Cpu) -> f32 {
     if cpu.bf16() { BF16_TOLERANCE } else { 2e-5 }
 }
 
-/// Asserts that `got` is `wanted` to within `tolerance` of its largest value.
-pub(crate) fn assert_close(what: &str, got: &[f32], wanted: &[f32], tolerance: f32) {
-    assert_eq!(got.len(), wanted.len(), "{what}");
-    let largest = wanted.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
-    for (i, (got, wanted)) in got.iter().zip(wanted).enumerate() {
-        let off = (got - wanted).abs();
+/// Asserts that `got` equals `wanted` to within `tolerance` times the largest expected value.
+pub(crate) fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let off = (got - expected).abs();
         assert!(
             off <= tolerance * largest.max(1e-3),
-            "{what}: value {i} is {got}, wanted {wanted} (largest {largest})"
+            "{what}: value {i} is {got}, wanted {expected} (largest {largest})"
         );
     }
 }
 
-/// Holds a kernel against its reference on every choice of instructions: the output, and the gradients of all leaves
-/// under random weights of the output. `Leaves` are made anew for each run.
+/// Compares a kernel with its reference for each instruction set: the output, and the gradients of
+/// all leaves for a random gradient of the output. `leaves` is called again for each run.
 pub(crate) fn hold_equal<const D: usize, Leaves>(
     leaves: impl Fn() -> Leaves,
     kernel: impl Fn(Cpu, &Leaves) -> Tensor<D>,
@@ -64,10 +65,10 @@ pub(crate) fn hold_equal<const D: usize, Leaves>(
     hold_within(tolerance, leaves, kernel, reference, gradients);
 }
 
-/// [`hold_equal`] to within a tolerance of its own.
+/// Does the same as [`hold_equal`] with a given tolerance.
 ///
-/// Burn's operations do not take every shape of nothing. An output of nothing is held to what follows from that: its
-/// gradients are sums of nothing.
+/// Burn's operations do not accept every empty shape. An empty output is therefore not compared
+/// with the reference: its gradients must be 0, because they are sums of nothing.
 fn hold_within<const D: usize, Leaves>(
     tolerance: impl Fn(Cpu) -> f32,
     leaves: impl Fn() -> Leaves,
@@ -75,21 +76,22 @@ fn hold_within<const D: usize, Leaves>(
     reference: impl Fn(&Leaves) -> Tensor<D>,
     gradients: impl Fn(&Leaves, &Gradients) -> Vec<Vec<f32>>,
 ) {
-    let mut wanted = None;
+    let mut expected = None;
     for cpu in Cpu::all() {
         let got = outcome(&leaves(), |leaves| kernel(cpu, leaves), &gradients);
-        let wanted: &mut Vec<Vec<f32>> = wanted.get_or_insert_with(|| match got[0].is_empty() {
+        let expected: &mut Vec<Vec<f32>> = expected.get_or_insert_with(|| match got[0].is_empty() {
             true => got.iter().map(|values| vec![0.0; values.len()]).collect(),
             false => outcome(&leaves(), &reference, &gradients),
         });
-        for (i, (got, wanted)) in got.iter().zip(wanted).enumerate() {
+        for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
             let what = if i == 0 { "output".into() } else { format!("gradient {}", i - 1) };
-            assert_close(&format!("{what}, {cpu}"), got, wanted, tolerance(cpu));
+            assert_close(&format!("{what}, {cpu}"), got, expected, tolerance(cpu));
         }
     }
 }
 
-/// The output of `body`, then the gradients of its leaves under random weights of the output.
+/// Returns the output of `body`, then the gradients of its leaves for a random gradient of the
+/// output.
 pub(crate) fn outcome<const D: usize, Leaves>(
     leaves: &Leaves,
     body: impl Fn(&Leaves) -> Tensor<D>,
@@ -102,18 +104,18 @@ pub(crate) fn outcome<const D: usize, Leaves>(
     std::iter::once(output).chain(gradients(leaves, &found)).collect()
 }
 
-/// The gradient of a leaf.
+/// Returns the gradient of a leaf.
 pub(crate) fn grad<const D: usize>(leaf: &Tensor<D>, gradients: &Gradients) -> Vec<f32> {
     let gradient = leaf.grad(gradients).expect("a leaf has a gradient");
     assert_eq!(gradient.dims(), leaf.dims(), "a leaf and its gradient");
     values(gradient)
 }
 
-/// Leaves of any ranks.
+/// A tuple of leaves of any ranks.
 pub(crate) trait Leaves: Clone {
-    /// Their sizes.
+    /// Returns the sizes of the leaves.
     fn shapes(&self) -> Vec<Vec<usize>>;
-    /// Their gradients.
+    /// Returns the gradients of the leaves.
     fn gradients(&self, gradients: &Gradients) -> Vec<Vec<f32>>;
 }
 
@@ -137,35 +139,35 @@ leaves!(A a, B b);
 leaves!(A a, B b, C c);
 leaves!(A a, B b, C c, D d);
 
-/// What a kernel that takes f32 alone is held on.
+/// The input dtypes of a kernel that only reads f32.
 pub(crate) const F32: &[FloatDType] = &[FloatDType::F32];
-/// What a kernel is held on that also reads what another left in bf16.
+/// The input dtypes of a kernel that also reads another kernel's bf16 output.
 pub(crate) const F32_AND_BF16: &[FloatDType] = &[FloatDType::F32, FloatDType::BF16];
 
-/// [`hold_equal`], for each kind of number that `kernel` is told to cast its input to. If it fails, it says at which
-/// shapes.
+/// Calls [`hold_equal`] for each of these input dtypes; `kernel` casts its input to the given one.
+/// A failure prints the shapes.
 pub(crate) fn hold<const D: usize, L: Leaves>(
-    kinds: &[FloatDType],
+    dtypes: &[FloatDType],
     leaves: impl Fn() -> L,
     kernel: impl Fn(Cpu, L, FloatDType) -> Tensor<D>,
     reference: impl Fn(L) -> Tensor<D>,
 ) {
-    for &kind in kinds {
-        let _said = Said(format!("{:?} in {kind:?}", leaves().shapes()));
+    for &dtype in dtypes {
+        let _context = FailureContext(format!("{:?} in {dtype:?}", leaves().shapes()));
         hold_within(
-            |cpu| if kind == FloatDType::BF16 { BF16_TOLERANCE } else { tolerance(cpu) },
+            |cpu| if dtype == FloatDType::BF16 { BF16_TOLERANCE } else { tolerance(cpu) },
             &leaves,
-            |cpu, leaves| kernel(cpu, leaves.clone(), kind),
+            |cpu, leaves| kernel(cpu, leaves.clone(), dtype),
             |leaves| reference(leaves.clone()),
             L::gradients,
         );
     }
 }
 
-/// Says where a test was when it fails.
-struct Said(String);
+/// Prints a text if the test panics before this is dropped.
+struct FailureContext(String);
 
-impl Drop for Said {
+impl Drop for FailureContext {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("at {}", self.0);

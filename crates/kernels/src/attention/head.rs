@@ -1,4 +1,8 @@
-//! One head of one picture, forward and backward.
+//! Forward and backward pass of one attention head of one sequence.
+//!
+//! Both passes go through the plan's blocks of queries. With `s = 1 / √K`, the forward pass
+//! computes `S = Q Kᵀ`, `lse = ln Σ exp(s S)`, `P = exp(s S - lse)` and `O = P V`; masked pairs
+//! have `P = 0`. The backward pass recomputes `P` from `lse`; its formulas are at [`Backward`].
 
 use std::mem::MaybeUninit;
 
@@ -8,13 +12,13 @@ use crate::gemm::{FloatSlice, LANES, Micro, Out, Segment, Sink, Strides, Unit, p
 use crate::math::{Number, add_lanes, exp, with_numbers};
 use crate::scratch::{Scratch, split};
 
-/// Sizes of an attention.
+/// The sizes of an attention call.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     pub(super) batch: usize,
     pub(super) len: usize,
     pub(super) n_heads: usize,
-    /// Of a head.
+    /// The width of a head.
     pub(super) width: usize,
 }
 
@@ -32,21 +36,21 @@ impl Layout {
     }
 }
 
-/// What both passes read: a head's queries, keys and values, in working order.
+/// The queries, keys and values of one head, addressed by place. Both passes read them.
 #[derive(Clone, Copy)]
 pub(super) struct Head<'a> {
     plan: &'a AttentionPlan,
     layout: Layout,
-    /// Picture and head of it.
+    /// The index of the sequence in the batch, and of the head in the sequence.
     at: [usize; 2],
     qkv: FloatSlice<'a>,
 }
 
-/// Where queries stand in `qkv`.
+/// Index of the queries in a row of `qkv`.
 const Q: usize = 0;
-/// Where keys stand.
+/// Index of the keys.
 const K: usize = 1;
-/// Where values stand.
+/// Index of the values.
 const V: usize = 2;
 
 impl<'a> Head<'a> {
@@ -59,7 +63,7 @@ impl<'a> Head<'a> {
         Head { plan, layout, at: [index / layout.n_heads, index % layout.n_heads], qkv }
     }
 
-    /// The row of memory of the position at `place`.
+    /// The row of memory that holds the position at `place`.
     #[inline(always)]
     fn row(&self, place: usize) -> usize {
         self.at[0] * self.layout.len + self.plan.order[place]
@@ -71,32 +75,32 @@ impl<'a> Head<'a> {
         self.at[1] * self.layout.width
     }
 
-    /// Query, key or value at `place`.
+    /// Returns the query, key or value (`which`) at `place`.
     #[inline(always)]
     fn get(&self, which: usize, place: usize) -> FloatSlice<'a> {
         let start = (self.row(place) * 3 + which) * self.layout.d() + self.column();
         self.qkv.slice(start, self.layout.width)
     }
 
-    /// The head's part of a `[B, T, H · K]` tensor at `place`.
+    /// Returns the head's columns of a `[B, T, H · K]` tensor at `place`.
     #[inline(always)]
-    fn part<'b>(&self, of: FloatSlice<'b>, place: usize) -> FloatSlice<'b> {
-        of.slice(self.row(place) * self.layout.d() + self.column(), self.layout.width)
+    fn part<'b>(&self, tensor: FloatSlice<'b>, place: usize) -> FloatSlice<'b> {
+        tensor.slice(self.row(place) * self.layout.d() + self.column(), self.layout.width)
     }
 
-    /// Panels of keys.
+    /// The number of panels that hold all keys.
     #[inline(always)]
     fn panels(&self) -> usize {
         self.layout.len.div_ceil(LANES)
     }
 
-    /// Panels of a head's columns.
+    /// The number of panels that hold the head's columns.
     #[inline(always)]
-    fn wide(&self) -> usize {
+    fn width_panels(&self) -> usize {
         self.layout.width.div_ceil(LANES)
     }
 
-    /// Panels whose columns are places and whose K is the head's width.
+    /// Packs panels whose columns are places. They are multiplied along the head's width.
     #[inline(always)]
     fn pack_places<U: Unit>(&self, which: usize, packed: &mut [U]) {
         let (len, width) = (self.layout.len, self.layout.width);
@@ -110,7 +114,7 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Panels whose columns are the head's and whose K is places.
+    /// Packs panels whose columns are the head's columns. They are multiplied along the places.
     #[inline(always)]
     fn pack_columns<U: Unit>(&self, which: usize, packed: &mut [U]) {
         let (len, width) = (self.layout.len, self.layout.width);
@@ -121,15 +125,15 @@ impl<'a> Head<'a> {
     }
 }
 
-/// Sizes of working memory, in units or numbers.
+/// Sizes of buffers, in units (packed operands) or in f32 values (scores).
 struct Sizes {
-    /// A row of a head: its width, along K.
+    /// Units of one query, key or value, packed along the head's width.
     row: usize,
-    /// All keys (or values) as columns.
+    /// Units of all keys (or values), packed by `pack_places`.
     places: usize,
-    /// All keys (or values) as K.
+    /// Units of all keys (or values), packed by `pack_columns`.
     columns: usize,
-    /// Scores of a block's queries.
+    /// f32 scores of one block of queries, if it attends to all keys.
     scores: usize,
 }
 
@@ -137,20 +141,22 @@ impl Sizes {
     #[inline(always)]
     fn new<U: Unit>(head: &Head<'_>) -> Sizes {
         let row = head.layout.width.div_ceil(U::VALUES);
-        let columns = head.wide() * LANES * head.panels() * LANES / U::VALUES;
+        let columns = head.width_panels() * LANES * head.panels() * LANES / U::VALUES;
         Sizes { row, places: head.panels() * LANES * row, columns, scores: QUERIES * head.panels() * LANES }
     }
 }
 
-/// `a · bᵀ` of a block's rows `a` and all places' rows `b` (packed as columns), for the panels that the block sees.
+/// Computes `scores = a · bᵀ` for the block's panels. `a` holds the block's rows, `b` the rows of
+/// all places, packed as columns; both are `row` units long.
 #[inline(always)]
 fn scores<S: Micro<Unit: Unit>>(block: &Block, row: usize, a: &[S::Unit], b: &[S::Unit], scores: &mut [f32]) {
     let stride = block.panels() * LANES;
     let strides = Strides { row, step: 1, panel: row * LANES };
+    // Scores are dense: the block's panels follow each other without the gaps between its runs.
     let mut done = 0;
     for &(first, count) in &block.runs {
         let segment = Segment { a: a.as_ptr(), b: b[first * strides.panel..].as_ptr(), units: row };
-        // SAFETY: `a` holds the block's rows, `b` all panels, both `row` units long.
+        // SAFETY: `a` holds the block's rows and `b` all panels, both `row` units long.
         #[allow(unsafe_code)]
         unsafe {
             let sink = Copy { numbers: &mut scores[done * LANES..], stride };
@@ -160,16 +166,18 @@ fn scores<S: Micro<Unit: Unit>>(block: &Block, row: usize, a: &[S::Unit], b: &[S
     }
 }
 
-/// `a · b` of a block's rows `a` over the panels it sees and all places (packed as K).
+/// Computes `a · b`, which sums over the block's keys: `a` holds the block's rows over its panels
+/// of keys, `b` all places of the head's columns. Each run of panels is one segment of K, so keys
+/// that the block may not attend to are skipped.
 #[inline(always)]
-fn weigh<S: Micro<Unit: Unit>>(
+fn weighted_sums<S: Micro<Unit: Unit>>(
     head: &Head<'_>,
     block: &Block,
     a: &[S::Unit],
     b: &[S::Unit],
     sink: impl Sink,
 ) {
-    let units = LANES / S::Unit::VALUES; // of a panel's keys
+    let units = LANES / S::Unit::VALUES; // per panel of keys
     let strides = Strides { row: block.panels() * units, step: 1, panel: head.panels() * units * LANES };
     let mut done = 0;
     let segment = |&(first, count): &(usize, usize)| {
@@ -181,11 +189,11 @@ fn weigh<S: Micro<Unit: Unit>>(
     // SAFETY: `a` holds the block's rows over its panels, `b` all places.
     #[allow(unsafe_code)]
     unsafe {
-        S::product(block.rows, head.wide(), &segments, strides, sink);
+        S::product(block.rows, head.width_panels(), &segments, strides, sink);
     }
 }
 
-/// Keeps sums as they are.
+/// Stores the sums.
 struct Copy<'a> {
     numbers: &'a mut [f32],
     stride: usize,
@@ -199,7 +207,7 @@ impl Sink for Copy<'_> {
     }
 }
 
-/// Adds sums up.
+/// Adds the sums to what is there.
 struct Add<'a> {
     numbers: &'a mut [f32],
     stride: usize,
@@ -215,11 +223,11 @@ impl Sink for Add<'_> {
     }
 }
 
-/// The forward pass of a head.
+/// The forward pass of one head.
 pub(super) struct Forward<'a, S, T> {
     pub(super) head: Head<'a>,
     pub(super) output: Out<'a, MaybeUninit<T>>,
-    /// Log-sum-exp of each place's scores.
+    /// The log-sum-exp of the scaled scores of each place; written.
     pub(super) sums: &'a mut [f32],
     pub(super) simd: std::marker::PhantomData<S>,
 }
@@ -237,17 +245,26 @@ impl<S: Micro<Unit: Unit>, T: Number> Body for Forward<'_, S, T> {
         head.pack_columns(V, values);
         let mut numbers = Scratch::<f32>::new(size.scores);
         for block in &head.plan.blocks {
-            rows(block, size.row, queries, |place| head.get(Q, place));
+            pack_rows(block, size.row, queries, |place| head.get(Q, place));
+            // S = Q Kᵀ
             scores::<S>(block, size.row, queries, keys, &mut numbers);
+            // P · total = exp(s S - top), in place. The division by `total` follows on the output.
             let sums = &mut self.sums[block.first..block.first + block.rows];
             let inverse = softmax(block, scale(&head), &mut numbers, sums);
-            along(block, &numbers, weights);
-            weigh::<S>(&head, block, weights, values, Averages { head, block, inverse, output: self.output });
+            // O = P V
+            pack_along_keys(block, &numbers, weights);
+            weighted_sums::<S>(
+                &head,
+                block,
+                weights,
+                values,
+                Averages { head, block, inverse, output: self.output },
+            );
         }
     }
 }
 
-/// Writes rows of the output, each over its softmax's sum.
+/// Writes rows of the output, divided by the sums of their softmax.
 struct Averages<'a, T> {
     head: Head<'a>,
     block: &'a Block,
@@ -260,7 +277,7 @@ impl<T: Number> Sink for Averages<'_, T> {
     fn row(&mut self, m: usize, panel: usize, sums: &mut [f32]) {
         let (head, column) = (&self.head, panel * LANES);
         let n = sums.len().min(head.layout.width - column);
-        // SAFETY: this head's columns, each once.
+        // SAFETY: each value of this head's columns is written once.
         #[allow(unsafe_code)]
         let out = unsafe { self.output.row(head.row(self.block.first + m), head.column() + column, n) };
         for (out, sum) in out.iter_mut().zip(sums) {
@@ -269,23 +286,23 @@ impl<T: Number> Sink for Averages<'_, T> {
     }
 }
 
-/// `1 / √K`
+/// The scale of scores, `1 / √K`.
 #[inline(always)]
 fn scale(head: &Head<'_>) -> f32 {
     1.0 / (head.layout.width as f32).sqrt()
 }
 
-/// The block's rows as units along K.
+/// Packs the block's rows (queries, or gradients of outputs) along the head's width.
 #[inline(always)]
-fn rows<'a, U: Unit>(block: &Block, row: usize, units: &mut [U], get: impl Fn(usize) -> FloatSlice<'a>) {
+fn pack_rows<'a, U: Unit>(block: &Block, row: usize, units: &mut [U], get: impl Fn(usize) -> FloatSlice<'a>) {
     for (m, units) in units.chunks_exact_mut(row).enumerate().take(block.rows) {
         U::along(get(block.first + m), units);
     }
 }
 
-/// Rows over the block's keys as units along them.
+/// Packs the block's scores as a left operand whose K runs along the keys.
 #[inline(always)]
-fn along<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
+fn pack_along_keys<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
     let stride = block.panels() * LANES;
     let rows = numbers.chunks_exact(stride).zip(units.chunks_exact_mut(stride / U::VALUES));
     for (numbers, units) in rows.take(block.rows) {
@@ -293,9 +310,10 @@ fn along<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
     }
 }
 
-/// Rows over the block's keys as units across them: neighbouring rows face each other.
+/// Packs the block's scores transposed, as a left operand whose K runs along the queries: a unit
+/// holds one key's scores for neighbouring queries.
 #[inline(always)]
-fn across<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
+fn pack_across_keys<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
     let stride = block.panels() * LANES;
     let row = |m: usize| FloatSlice::F32(&numbers[m * stride..(m + 1) * stride]);
     for (units, m) in units.chunks_exact_mut(stride).zip((0..block.rows).step_by(U::VALUES)) {
@@ -303,21 +321,23 @@ fn across<U: Unit>(block: &Block, numbers: &[f32], units: &mut [U]) {
     }
 }
 
-/// Scores become softmax weights before their division; returns the inverse of each row's sum, writes log-sum-exps.
+/// Replaces scores by softmax weights that are not yet divided by their sum. Writes the log-sum-exp
+/// of each row to `lse` and returns the inverse of each row's sum.
 #[inline(always)]
-fn softmax(block: &Block, scale: f32, scores: &mut [f32], sums: &mut [f32]) -> [f32; QUERIES] {
+fn softmax(block: &Block, scale: f32, scores: &mut [f32], lse: &mut [f32]) -> [f32; QUERIES] {
     let panels = block.panels();
     let mut inverse = [0.0; QUERIES];
     let rows = scores.chunks_exact_mut(panels * LANES).zip(block.masks.chunks_exact(panels));
-    for (((row, masks), sum), inverse) in rows.zip(sums).zip(&mut inverse) {
+    for (((row, masks), lse), inverse) in rows.zip(lse).zip(&mut inverse) {
         let (top, total) = softmax_row(masks, scale, row);
-        *sum = top + total.ln();
+        *lse = top + total.ln();
         *inverse = 1.0 / total;
     }
     inverse
 }
 
-/// A row of scores becomes `e^(scale · score - top)`, hidden ones 0; returns `top` and the row's sum.
+/// Replaces a row of scores by `e^(scale · score - top)`, and masked ones by 0. Returns `top`, the
+/// largest scaled score, and the sum of the row.
 #[inline(always)]
 pub(crate) fn softmax_row(masks: &[u16], scale: f32, row: &mut [f32]) -> (f32, f32) {
     let mut tops = [f32::NEG_INFINITY; LANES];
@@ -354,7 +374,7 @@ impl<T: Number> Sink for Gradient<'_, T> {
         let (head, layout, column) = (&self.head, self.head.layout, panel * LANES);
         let n = sums.len().min(layout.width - column);
         let first = self.which * layout.d() + head.column() + column;
-        // SAFETY: this head's columns, each once.
+        // SAFETY: each value of this head's columns is written once.
         #[allow(unsafe_code)]
         let out = unsafe { self.d_qkv.row(head.row(self.first + m), first, n) };
         for (out, &sum) in out.iter_mut().zip(&*sums) {
@@ -363,12 +383,29 @@ impl<T: Number> Sink for Gradient<'_, T> {
     }
 }
 
-/// The backward pass of a head.
+/// The backward pass of one head, with `s = 1 / √K` and `dO` the gradient of the output `O`:
+///
+/// ```text
+/// P  = exp(s Q Kᵀ - lse)       recomputed from the saved log-sum-exps
+/// dV = Pᵀ dO
+/// dP = dO Vᵀ
+/// D  = rowsum(dO ∘ O)          equal to rowsum(dP ∘ P), but cheaper
+/// dS = s P ∘ (dP - D)          gradient of the softmax; the scale s is included
+/// dK = dSᵀ Q
+/// dQ = dS K
+/// ```
+///
+/// A block of queries completes its rows of `dQ`. It adds to `dK` and `dV`, which are written after
+/// the last block.
 pub(super) struct Backward<'a, S, T> {
     pub(super) head: Head<'a>,
+    /// The gradient of `qkv`; written.
     pub(super) d_qkv: Out<'a, MaybeUninit<T>>,
+    /// The log-sum-exp of the scaled scores of each place, `lse`.
     pub(super) sums: &'a [f32],
+    /// The output of the forward pass, `O`.
     pub(super) output: FloatSlice<'a>,
+    /// The gradient of the output, `dO`.
     pub(super) gradient: FloatSlice<'a>,
     pub(super) simd: std::marker::PhantomData<S>,
 }
@@ -379,12 +416,13 @@ impl<S: Micro<Unit: Unit>, T: Number> Body for Backward<'_, S, T> {
     #[inline(always)]
     fn run(self) {
         let (head, size) = (self.head, Sizes::new::<S::Unit>(&self.head));
-        let width = head.wide() * LANES;
+        let width = head.width_panels() * LANES;
         let [rows_along, rows_across] = [QUERIES * size.row, width * QUERIES / S::Unit::VALUES];
         let block_scores = size.scores / S::Unit::VALUES;
         let sizes = [size.places, size.places, size.columns, rows_along, rows_across, block_scores];
         let mut units = Scratch::<S::Unit>::new(sizes.iter().sum());
-        let [keys, values, key_columns, along_k, across_k, weights] = split(&mut units, sizes);
+        let [keys, values, key_columns, block_rows, block_columns, weights] = split(&mut units, sizes);
+        // K and V as right operands of Q Kᵀ and dO Vᵀ, and K as that of dS K.
         head.pack_places(K, keys);
         head.pack_places(V, values);
         head.pack_columns(K, key_columns);
@@ -395,21 +433,27 @@ impl<S: Micro<Unit: Unit>, T: Number> Body for Backward<'_, S, T> {
         dk.fill(0.0);
         dv.fill(0.0);
         for block in &head.plan.blocks {
-            rows(block, size.row, along_k, |place| head.get(Q, place));
-            scores::<S>(block, size.row, along_k, keys, p);
+            // P = exp(s Q Kᵀ - lse)
+            pack_rows(block, size.row, block_rows, |place| head.get(Q, place));
+            scores::<S>(block, size.row, block_rows, keys, p);
             probabilities(block, scale(&head), p, self.sums);
-            across(block, p, weights);
-            self.columns(block, across_k, |place| head.part(self.gradient, place));
-            self.gather(block, weights, across_k, dv);
-            rows(block, size.row, along_k, |place| head.part(self.gradient, place));
-            scores::<S>(block, size.row, along_k, values, dp);
+            // dV += Pᵀ dO
+            pack_across_keys(block, p, weights);
+            self.pack_block_columns(block, block_columns, |place| head.part(self.gradient, place));
+            self.add_transposed_product(block, weights, block_columns, dv);
+            // dP = dO Vᵀ
+            pack_rows(block, size.row, block_rows, |place| head.part(self.gradient, place));
+            scores::<S>(block, size.row, block_rows, values, dp);
+            // dS = s P ∘ (dP - D), stored in `dp`; `self.dot` is D
             score_gradients(block, scale(&head), p, dp, |m| self.dot(block.first + m));
-            across(block, dp, weights);
-            self.columns(block, across_k, |place| head.get(Q, place));
-            self.gather(block, weights, across_k, dk);
-            along(block, dp, weights);
+            // dK += dSᵀ Q
+            pack_across_keys(block, dp, weights);
+            self.pack_block_columns(block, block_columns, |place| head.get(Q, place));
+            self.add_transposed_product(block, weights, block_columns, dk);
+            // dQ = dS K
+            pack_along_keys(block, dp, weights);
             let sink = Gradient { head, which: Q, first: block.first, d_qkv: self.d_qkv };
-            weigh::<S>(&head, block, weights, key_columns, sink);
+            weighted_sums::<S>(&head, block, weights, key_columns, sink);
         }
         for (which, gradients) in [(K, dk), (V, dv)] {
             let mut sink = Gradient { head, which, first: 0, d_qkv: self.d_qkv };
@@ -421,7 +465,7 @@ impl<S: Micro<Unit: Unit>, T: Number> Body for Backward<'_, S, T> {
 }
 
 impl<S: Micro<Unit: Unit>, T: Number> Backward<'_, S, T> {
-    /// `output · gradient` at `place`.
+    /// Returns `D` of one query, the dot product of its output and the output's gradient.
     #[inline(always)]
     fn dot(&self, place: usize) -> f32 {
         with_numbers!(self.head.part(self.output, place), output => {
@@ -436,52 +480,61 @@ impl<S: Micro<Unit: Unit>, T: Number> Backward<'_, S, T> {
         })
     }
 
-    /// Panels of the head's columns whose K is the block's rows.
+    /// Packs the block's rows as a right operand: columns are the head's, and K runs along the
+    /// queries.
     #[inline(always)]
-    fn columns<'b>(&self, block: &Block, packed: &mut [S::Unit], get: impl Fn(usize) -> FloatSlice<'b>) {
+    fn pack_block_columns<'b>(
+        &self,
+        block: &Block,
+        packed: &mut [S::Unit],
+        get: impl Fn(usize) -> FloatSlice<'b>,
+    ) {
         for (p, panel) in packed.chunks_exact_mut(QUERIES / S::Unit::VALUES * LANES).enumerate() {
             let columns = LANES.min(self.head.layout.width - p * LANES);
             panel_across(|m| get(block.first + m).slice(p * LANES, columns), columns, block.rows, panel);
         }
     }
 
-    /// Adds `weightsᵀ · rows` to the gradients of the block's keys or values.
+    /// Adds `aᵀ · b` to the gradients of the block's keys or values. `a` holds the block's scores,
+    /// packed across keys; `b` the block's rows, packed by `pack_block_columns`.
     #[inline(always)]
-    fn gather(&self, block: &Block, weights: &[S::Unit], rows: &[S::Unit], gradients: &mut [f32]) {
-        let width = self.head.wide() * LANES;
+    fn add_transposed_product(&self, block: &Block, a: &[S::Unit], b: &[S::Unit], gradients: &mut [f32]) {
+        let width = self.head.width_panels() * LANES;
         let strides =
             Strides { row: 1, step: block.panels() * LANES, panel: QUERIES / S::Unit::VALUES * LANES };
         let mut done = 0;
         for &(first, count) in &block.runs {
-            let (a, units) = (weights[done * LANES..].as_ptr(), block.rows.div_ceil(S::Unit::VALUES));
-            let segment = Segment { a, b: rows.as_ptr(), units };
-            // SAFETY: `weights` has a unit for each key of the block at each step, `rows` a panel for each column.
+            let (a, units) = (a[done * LANES..].as_ptr(), block.rows.div_ceil(S::Unit::VALUES));
+            let segment = Segment { a, b: b.as_ptr(), units };
+            // SAFETY: each step of `a` has one unit per key of the block, and `b` has a panel for
+            // each 16 columns.
             #[allow(unsafe_code)]
             unsafe {
                 let sink = Add { numbers: &mut gradients[first * LANES * width..], stride: width };
-                S::product(count * LANES, self.head.wide(), &[segment], strides, sink);
+                S::product(count * LANES, self.head.width_panels(), &[segment], strides, sink);
             }
             done += count;
         }
     }
 }
 
-/// Scores become the softmax's weights, by the log-sum-exps of the forward pass.
+/// Replaces scores by the softmax's probabilities, `exp(scale · score - lse)`, and masked ones by
+/// 0.
 #[inline(always)]
-fn probabilities(block: &Block, scale: f32, scores: &mut [f32], sums: &[f32]) {
+fn probabilities(block: &Block, scale: f32, scores: &mut [f32], lse: &[f32]) {
     let panels = block.panels();
     let rows = scores.chunks_exact_mut(panels * LANES).zip(block.masks.chunks_exact(panels));
-    for ((row, masks), &sum) in rows.zip(&sums[block.first..]) {
+    for ((row, masks), &lse) in rows.zip(&lse[block.first..]) {
         for (scores, &mask) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(masks) {
             for (lane, score) in scores.iter_mut().enumerate() {
-                let weight = exp(*score * scale - sum);
+                let weight = exp(*score * scale - lse);
                 *score = if mask >> lane & 1 == 1 { weight } else { 0.0 };
             }
         }
     }
 }
 
-/// Gradients of weights become those of scores: `p · (dp - dot) · scale`.
+/// Replaces gradients of probabilities by gradients of scores: `dp = scale · p · (dp - dot)`.
 #[inline(always)]
 fn score_gradients(block: &Block, scale: f32, p: &[f32], dp: &mut [f32], dot: impl Fn(usize) -> f32) {
     let stride = block.panels() * LANES;

@@ -1,5 +1,8 @@
-//! Multi-head attention over a pattern (paper §B.1): only blocks of keys that some query sees are multiplied, scores
-//! live for one block of queries, and of the forward pass a number a query is kept, its log-sum-exp.
+//! Multi-head attention over a sparse pattern (paper §B.1).
+//!
+//! The kernels multiply only the blocks of keys that at least one query may attend to. Scores exist
+//! for one block of queries at a time; the forward pass keeps one value per query for the backward
+//! pass, the log-sum-exp of its scores.
 
 pub(crate) mod head;
 pub(crate) mod plan;
@@ -24,11 +27,12 @@ use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, is_bf16, numbers, tensor};
 use head::{Backward, Forward, Head, Layout};
 
-/// `softmax(q kᵀ / √K + mask) v` for each head: `qkv` `[B, T, 3 · H · K]`, queries, keys and values side by side →
-/// `[B, T, H · K]`. On the CPU at bf16 the output is a bf16 tensor.
+/// Computes `softmax(q kᵀ / √K + mask) v` for each head. `qkv` is `[B, T, 3 · H · K]` with queries,
+/// keys and values side by side; the output is `[B, T, H · K]`, in bf16 on the CPU if `cpu`
+/// multiplies bf16.
 ///
 /// # Panics
-/// If `T` is not the plan's length, or `H` does not divide the width.
+/// If `T` is not the plan's length, or the width is not a positive multiple of `3 · H`.
 pub fn pattern_attention(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &Arc<AttentionPlan>) -> Tensor<3> {
     let [b, t, width] = qkv.dims();
     assert!(
@@ -42,7 +46,7 @@ pub fn pattern_attention(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &Arc<At
     }
 }
 
-/// [`pattern_attention`] in Burn's operations, over the dense mask.
+/// Computes [`pattern_attention`] with Burn's operations and the dense mask.
 pub fn pattern_attention_reference(qkv: Tensor<3>, n_heads: usize, plan: &AttentionPlan) -> Tensor<3> {
     let [b, t, width] = qkv.dims();
     let d = width / 3;
@@ -55,8 +59,9 @@ pub fn pattern_attention_reference(qkv: Tensor<3>, n_heads: usize, plan: &Attent
     softmax(scores, 3).matmul(v).swap_dims(1, 2).reshape([b, t, d])
 }
 
-/// [`pattern_attention`] for devices other than the processor: block by block of the plan's queries, with the keys that any of
-/// them sees, so that memory grows with the pairs that see each other and not with `T²`.
+/// Computes [`pattern_attention`] on devices other than the CPU. It goes through the plan's blocks
+/// of queries and multiplies each with the keys that any of them may attend to, so memory grows
+/// with the number of visible pairs and not with `T²`.
 fn pattern_attention_composed(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &AttentionPlan) -> Tensor<3> {
     let [b, t, width] = qkv.dims();
     let d = width / 3;
@@ -75,7 +80,7 @@ fn pattern_attention_composed(cpu: Cpu, qkv: Tensor<3>, n_heads: usize, plan: &A
     masks.to_stream_order(attended)
 }
 
-/// The softmax of scores in f32, as it is multiplied.
+/// Returns the softmax of f32 scores, in the dtype that is multiplied next.
 fn softmax_into(cpu: Cpu, scores: Tensor<4>) -> Tensor<4> {
     narrowed(cpu, softmax(scores, 3))
 }
@@ -88,7 +93,7 @@ struct Attention {
 }
 
 impl Op<1> for Attention {
-    /// The output, and `[B · H, T]` log-sum-exps in working order.
+    /// The output, and the log-sum-exps `[B · H, T]` in the plan's working order.
     type Saved = (FlexTensor, Vec<f32>);
 
     fn forward(&self, [qkv]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<Self::Saved>) {
@@ -123,7 +128,8 @@ impl Attention {
     fn run<T: Number>(&self, qkv: &FlexTensor) -> (FlexTensor, Vec<f32>) {
         let layout = self.layout(qkv);
         let mut sums = vec![0.0; layout.heads() * layout.len];
-        // SAFETY: each head writes its columns of its picture's rows, so that together they write all.
+        // SAFETY: each head writes its own columns of its sequence's rows; together the heads write
+        // every value.
         #[allow(unsafe_code)]
         let output = unsafe {
             filled(layout.rows() * layout.d(), |output: &mut [MaybeUninit<T>]| {
@@ -148,7 +154,8 @@ impl Attention {
     ) -> FlexTensor {
         let layout = self.layout(qkv);
         let (output, sums) = saved;
-        // SAFETY: each head writes its three stretches of columns of its picture's rows, so that together they write all.
+        // SAFETY: each head writes its own columns of the gradients of queries, keys and values, in
+        // its sequence's rows; together the heads write every value.
         #[allow(unsafe_code)]
         let d_qkv = unsafe {
             filled(layout.rows() * 3 * layout.d(), |d_qkv: &mut [MaybeUninit<T>]| {
@@ -196,21 +203,21 @@ mod tests {
     }
 
     #[test]
-    fn causal_attention_is_its_reference_at_awkward_sizes() {
+    fn causal_attention_at_awkward_sizes_matches_reference() {
         for (len, n_heads, width) in [(1, 1, 1), (17, 2, 5), (130, 1, 16), (70, 3, 20)] {
             hold(AttentionPlan::new((0..len).collect(), |query, key| key <= query), n_heads, width);
         }
     }
 
     #[test]
-    fn attention_both_ways_is_its_reference() {
+    fn bidirectional_attention_matches_reference() {
         for (len, n_heads, width) in [(1, 1, 1), (37, 3, 8), (65, 2, 16), (130, 1, 5)] {
             hold(AttentionPlan::new((0..len).collect(), |_, _| true), n_heads, width);
         }
     }
 
     #[test]
-    fn sparse_attention_in_another_order_is_its_reference() {
+    fn sparse_attention_in_another_order_matches_reference() {
         let column =
             |query: usize, key: usize| key <= query && (key < 10 || (query - key).is_multiple_of(12));
         let order = (0..10).chain((0..144).map(|place| 10 + place % 12 * 12 + place / 12)).collect();

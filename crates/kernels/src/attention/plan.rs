@@ -1,4 +1,8 @@
-//! Who may look at whom, as the kernels see it: blocks of queries, panels of keys, a bit for each pair.
+//! Which query may attend to which key, in the form that the kernels read: blocks of queries,
+//! panels of 16 keys, and one mask bit per pair.
+//!
+//! A *position* is an index into the sequence. A *place* is an index into the plan's working order,
+//! which puts queries that attend to the same keys next to each other.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,12 +11,13 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::gemm::LANES;
 
-/// Queries that are worked on together.
+/// The number of queries in a block.
 pub(super) const QUERIES: usize = 64;
-/// Added to the score of a key that a query may not see.
+/// The value added to the score of a key that a query may not attend to.
 const HIDDEN: f32 = -1e9;
 
-/// Which of `len` positions each position may look at, cut for the kernels. Made once for a pattern.
+/// The attention pattern over `len` positions, cut into blocks for the kernels. Build it once per
+/// pattern.
 #[derive(Clone)]
 pub struct AttentionPlan {
     len: usize,
@@ -23,19 +28,20 @@ pub struct AttentionPlan {
     on_devices: Arc<Mutex<Vec<OnDevice>>>,
 }
 
-/// A device, and the plan in its memory.
+/// A device and the plan in its memory.
 type OnDevice = (Device, Arc<DevicePlan>);
 
 /// A plan in a device's memory.
 pub(super) struct DevicePlan {
-    /// The position at each place and the place of each position, `[T]` each; none if they are the same.
+    /// The position at each place, and the place of each position, `[T]` each. `None` if the
+    /// working order is the sequence's order.
     orders: Option<[Tensor<1, Int>; 2]>,
     /// The additive mask of each block, `[1, 1, rows, keys]`.
     pub(super) blocks: Vec<Tensor<4>>,
 }
 
 impl DevicePlan {
-    /// Positions `[B, T, D]` in working order.
+    /// Reorders `[B, T, D]` from sequence order to working order.
     pub(super) fn to_working_order(&self, x: Tensor<3>) -> Tensor<3> {
         match &self.orders {
             Some([positions, _]) => x.select(1, positions.clone()),
@@ -43,7 +49,7 @@ impl DevicePlan {
         }
     }
 
-    /// The inverse of [`DevicePlan::to_working_order`].
+    /// Inverts [`DevicePlan::to_working_order`].
     pub(super) fn to_stream_order(&self, x: Tensor<3>) -> Tensor<3> {
         match &self.orders {
             Some([_, places]) => x.select(1, places.clone()),
@@ -52,25 +58,28 @@ impl DevicePlan {
     }
 }
 
-/// Neighbouring places, as queries, and the panels of keys that any of them sees.
+/// A block of queries at neighbouring places, and the panels of keys that at least one of them may
+/// attend to.
 #[derive(Clone)]
 pub(super) struct Block {
-    /// The first place, and how many there are.
+    /// The first place, and the number of places.
     pub(super) first: usize,
     pub(super) rows: usize,
-    /// Runs of neighbouring panels: the first one, and how many there are.
+    /// Runs of neighbouring panels: the first panel and the number of panels of each.
     pub(super) runs: Vec<(usize, usize)>,
-    /// For each row and panel in turn: bit `i` is set if the row sees the panel's key `i`.
+    /// One mask per row and panel, row by row: bit `i` is set if the row's query may attend to key
+    /// `i` of the panel.
     pub(super) masks: Vec<u16>,
 }
 
 impl Block {
-    /// Panels in all runs.
+    /// The number of panels in all runs.
     pub(super) fn panels(&self) -> usize {
         self.runs.iter().map(|&(_, count)| count).sum()
     }
 
-    /// Places of the keys in all runs, of `len` in all: runs of neighbours, the first one and how many there are.
+    /// The places of the block's keys, as runs of neighbours: the first place and the number of
+    /// places of each. `len` is the number of places in the plan.
     fn key_runs(&self, len: usize) -> impl Iterator<Item = (usize, usize)> {
         let run = move |&(first, count): &(usize, usize)| {
             (first * LANES, len.min((first + count) * LANES) - first * LANES)
@@ -78,16 +87,18 @@ impl Block {
         self.runs.iter().map(run)
     }
 
-    /// The keys in all runs, of `len` along dimension `dim`.
+    /// Returns the keys in the block's runs, cut out of `all`, which holds `len` keys along
+    /// dimension `dim`.
     pub(super) fn keys(&self, all: &Tensor<4>, dim: usize, len: usize) -> Tensor<4> {
         let parts = self.key_runs(len).map(|(first, count)| all.clone().narrow(dim, first, count));
         Tensor::cat(parts.collect(), dim)
     }
 
-    /// The additive mask of its queries and the keys in all runs, `[1, 1, rows, keys]`.
+    /// Returns the block's additive mask, `[1, 1, rows, keys]`.
     fn mask(&self, len: usize, device: &Device) -> Tensor<4> {
         let keys: usize = self.key_runs(len).map(|(_, count)| count).sum();
-        // Only the last panel of all can be cut short, and it is the last of the block.
+        // Only the plan's last panel can have fewer than 16 keys. It is the last panel of any block
+        // that contains it, so `key / LANES` is the right panel for every key.
         let row = |row: usize| {
             let masks = &self.masks[row * self.panels()..(row + 1) * self.panels()];
             (0..keys).map(move |key| match masks[key / LANES] >> (key % LANES) & 1 {
@@ -101,13 +112,15 @@ impl Block {
 }
 
 impl AttentionPlan {
-    /// The plan of `sees(query, key)` among positions `0 .. order.len()`.
+    /// Builds the plan for positions `0 .. order.len()`, where `sees(query, key)` says whether the
+    /// query may attend to the key.
     ///
-    /// `order` lists every position once. Queries that stand together in it are worked on together, so the fewer keys
-    /// they see between them the better: a grid's columns should stand together if states look along columns.
+    /// `order` is the working order and lists every position once. Each group of 64 neighbours in
+    /// it becomes a block, so the plan is cheapest when neighbours attend to the same keys. For
+    /// column attention over a grid, put the positions of a column next to each other.
     ///
     /// # Panics
-    /// If `order` is not a permutation, or a position does not see itself.
+    /// If `order` is not a permutation, or a position may not attend to itself.
     pub fn new(order: Vec<usize>, sees: impl Fn(usize, usize) -> bool) -> AttentionPlan {
         let len = order.len();
         let mut sorted = order.clone();
@@ -136,10 +149,10 @@ impl AttentionPlan {
         AttentionPlan { len, order, blocks, on_devices: Arc::default() }
     }
 
-    /// The plan in the memory of `device`, brought there once.
+    /// Returns the plan in the memory of `device`; it is copied there on first use.
     pub(super) fn device_masks(&self, device: &Device) -> Arc<DevicePlan> {
         let mut known = self.on_devices.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, plan)) = known.iter().find(|(of, _)| of == device) {
+        if let Some((_, plan)) = known.iter().find(|(known_device, _)| known_device == device) {
             return plan.clone();
         }
         let indices = |values: Vec<i32>| Tensor::from_data(TensorData::new(values, [self.len]), device);
@@ -155,22 +168,23 @@ impl AttentionPlan {
         plan
     }
 
-    /// Number of positions.
+    /// Returns the number of positions.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no positions.
+    /// Returns whether there are no positions.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Pairs of query and key that the kernels multiply; at least those that see each other.
+    /// Returns the number of query-key pairs that the kernels multiply. This is at least the number
+    /// of visible pairs.
     pub fn pairs(&self) -> usize {
         self.blocks.iter().map(|block| block.rows * block.panels() * LANES).sum()
     }
 
-    /// The additive mask `[1, 1, len, len]` that says the same.
+    /// Returns the pattern as an additive mask, `[1, 1, len, len]`, in sequence order.
     pub fn mask(&self, device: &Device) -> Tensor<4> {
         let mut values = vec![HIDDEN; self.len * self.len];
         for block in &self.blocks {
@@ -198,7 +212,8 @@ impl fmt::Debug for AttentionPlan {
     }
 }
 
-/// Runs of neighbours in a rising list.
+/// Groups a rising list of panels into runs of neighbours: the first panel and the number of panels
+/// of each.
 pub(crate) fn runs(panels: &[usize]) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for &panel in panels {
@@ -215,10 +230,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mask_is_what_sees_says_in_any_order() {
+    fn mask_in_any_order_equals_the_predicate() {
         let sees = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(3);
-        let turned: Vec<usize> = (0..100).map(|place| place * 37 % 100).collect();
-        for order in [(0..100).collect(), turned] {
+        let shuffled: Vec<usize> = (0..100).map(|place| place * 37 % 100).collect();
+        for order in [(0..100).collect(), shuffled] {
             let plan = AttentionPlan::new(order, sees);
             let mask = plan.mask(&Device::flex()).into_data().try_to_vec::<f32>().unwrap();
             for query in 0..100 {
@@ -230,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_that_fits_saves_work() {
+    fn column_order_saves_pairs_of_column_attention() {
         let column = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(32);
         let raster = AttentionPlan::new((0..1024).collect(), column);
         let columns =

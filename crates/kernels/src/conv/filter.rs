@@ -1,4 +1,5 @@
-//! The right operand of a convolution: filters in panels of 16 outputs, K running over `ky`, `kx`, channels.
+//! The right operand of a convolution: filters in panels of 16 output channels. K runs over `ky`,
+//! `kx` and input channels, in this order.
 
 use rayon::prelude::*;
 
@@ -6,16 +7,17 @@ use crate::cpu::{Body, Cpu};
 use crate::gemm::{FloatSlice, LANES, Unit, panel_along};
 use crate::scratch::Scratch;
 
-/// Which way pictures go through a filter.
+/// The direction in which pictures pass through a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
     /// From inputs to outputs.
     Forward,
-    /// From outputs back to inputs, the filter turned by half a circle: the gradient's way.
+    /// From outputs back to inputs, with the filter rotated by 180°. The gradient of the input is
+    /// this convolution of the output's gradient.
     Back,
 }
 
-/// `weight` `[n_out, n_in, k, k]`, seen from one side.
+/// Filters `weight` `[n_out, n_in, k, k]`, to be packed for one direction.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PackedFilter<'a> {
     pub(super) weight: &'a [f32],
@@ -26,7 +28,7 @@ pub(super) struct PackedFilter<'a> {
 }
 
 impl PackedFilter<'_> {
-    /// Channels that come out on this way.
+    /// The number of channels that come out in this direction.
     pub(super) fn outputs(&self) -> usize {
         match self.direction {
             Direction::Forward => self.n_out,
@@ -34,7 +36,8 @@ impl PackedFilter<'_> {
         }
     }
 
-    /// Panels with `channels` channels a pixel, those above the filter's own being 0.
+    /// Packs the filters with `channels` channels per pixel. Channels beyond those of the filter
+    /// are 0.
     pub(super) fn pack<U: Unit>(&self, cpu: Cpu, channels: usize) -> Scratch<U> {
         let depth = self.k * self.k * channels;
         let panel_len = (depth / U::VALUES * LANES).max(1);
@@ -49,7 +52,7 @@ impl PackedFilter<'_> {
 
 struct Pack<'a, U> {
     filter: &'a PackedFilter<'a>,
-    /// The panel's first output.
+    /// The panel's first output channel.
     first: usize,
     channels: usize,
     panel: &'a mut [U],
@@ -69,6 +72,7 @@ impl<U: Unit> Body for Pack<'_, U> {
         match direction {
             Direction::Forward => {
                 let filters = weight[self.first * n_in * taps..].chunks_exact((n_in * taps).max(1));
+                // `rows[n]` is filter `n`, reordered from `[c, ky, kx]` to `[ky, kx, c]`.
                 for (row, filter) in rows.chunks_exact_mut(depth.max(1)).zip(filters) {
                     for (channel, filter) in filter.chunks_exact(taps).enumerate() {
                         for (tap, &value) in filter.iter().enumerate() {
@@ -78,6 +82,8 @@ impl<U: Unit> Body for Pack<'_, U> {
                 }
             }
             Direction::Back => {
+                // `rows[c]` is input channel `c` of all filters, with the taps reversed:
+                // `[-ky, -kx, n]`.
                 for channel in 0..n_out {
                     let filters = &weight[(channel * n_in + self.first) * taps..][..columns * taps];
                     for (row, filter) in rows.chunks_exact_mut(depth).zip(filters.chunks_exact(taps)) {

@@ -1,7 +1,18 @@
-//! The gradient of a convolution's filters: for each row of the filter a product that sums over pixels.
+//! The gradient of a convolution's filters, as matrix products that sum over pixels.
 //!
-//! The gradient gets the frame's pitch, with zeros where the frame is. Then the pixel that tap `(ky, kx)` sees lies a
-//! fixed distance behind its output, whatever the row, and a strip is one stretch of K.
+//! The gradient of tap `(ky, kx)` sums over all pixels of the output, with `X` the framed input:
+//!
+//! ```text
+//! dW[n, c, ky, kx] = Σ_{y,x} dY[y, x, n] · X[y + ky, x + kx, c]
+//!                  = Σ_i     dY[i, n]    · X[i + ky · pitch + kx, c]      with i = y · pitch + x
+//! ```
+//!
+//! For the second form, `dY` is stored with the same `pitch` of rows as `X`, filled with zeros.
+//! Each tap then reads at a fixed distance from `i`, so a strip is one segment of K.
+//!
+//! The columns of the right operand are all `(kx, c)`, which are contiguous in `X` from pixel
+//! `i + ky · pitch` on. It is packed once per strip, and each `ky` multiplies it from another
+//! start.
 
 use std::ops::Range;
 
@@ -12,12 +23,13 @@ use crate::cpu::{Body, Cpu};
 use crate::gemm::{FloatSlice, LANES, Micro, Segment, Sink, Strides, Unit, panel_across, with_micro};
 use crate::scratch::Scratch;
 
-/// Sums that all jobs may hold together.
+/// The maximum number of sums that all jobs hold together.
 const MAX_SUMS: usize = 1 << 23;
-/// Fewest channels of the gradient in a job that shares its strips with others.
+/// The minimum number of output channels of a job, if several jobs share its strips.
 const MIN_CHANNELS: usize = 32;
 
-/// `gain` times the gradient of `[n_out, n_in, k, k]` filters: `x` `[B, H, W, n_in]`, `gradient` `[B, H, W, n_out]`.
+/// Returns `gain` times the gradient of `[n_out, n_in, k, k]` filters, from the input `x`
+/// `[B, H, W, n_in]` and the output's gradient `gradient` `[B, H, W, n_out]`.
 pub(super) fn weight_gradient(
     cpu: Cpu,
     x: Pictures<'_>,
@@ -58,10 +70,12 @@ fn run<S: Micro<Unit: Unit>>(
         }
         sums
     };
+    // Add the sums of all parts of the strips, and reorder them from `[ky, n, (kx, c)]` to the
+    // filter's order.
     let sums: Vec<Vec<f32>> = (0..cut.len()).into_par_iter().map(job).collect();
     let mut weight = vec![0.0; n_out * n_in * k * k];
     weight.par_chunks_exact_mut((n_in * k * k).max(1)).enumerate().for_each(|(channel, filter)| {
-        for (part, row) in cut.holding(channel, &sums) {
+        for (part, row) in cut.sums_of(channel, &sums) {
             let rows = part.len() / (k * columns);
             for tap in 0..k * k {
                 let first = (tap / k * rows + row) * columns + tap % k * frame.channels;
@@ -77,7 +91,8 @@ fn run<S: Micro<Unit: Unit>>(
     weight
 }
 
-/// How the work is cut: parts of the strips, each with sums of its own, times blocks of the gradient's channels.
+/// How the work is divided: into parts of the strips, each with its own sums, and blocks of output
+/// channels.
 struct Cut {
     strips: usize,
     parts: usize,
@@ -86,7 +101,9 @@ struct Cut {
 }
 
 impl Cut {
-    /// As many parts as their sums leave room for, then blocks until there are enough jobs; a function of shapes alone.
+    /// Makes as many parts as there is memory for their sums, then blocks of channels until there
+    /// are enough jobs. The division depends on shapes alone, so results do not depend on the
+    /// number of threads.
     fn new(strips: usize, channels: usize, sums_per_channel: usize) -> Cut {
         let room = MAX_SUMS / (channels * sums_per_channel).max(1);
         let parts = room.min(JOBS).min(strips).max(1);
@@ -102,7 +119,7 @@ impl Cut {
         self.parts * self.blocks()
     }
 
-    /// Strips and channels of job `i`.
+    /// Returns the strips and output channels of job `i`.
     fn job<'a>(&self, i: usize, strips: &'a [Strip]) -> (&'a [Strip], Range<usize>) {
         let (part, block) = (i / self.blocks(), i % self.blocks());
         let cut = |part: usize| part * self.strips / self.parts;
@@ -110,14 +127,14 @@ impl Cut {
         (&strips[cut(part)..cut(part + 1)], first..self.channels.min(first + self.block))
     }
 
-    /// The sums that hold a channel, one a part, and its row in them.
-    fn holding<'a>(&self, channel: usize, sums: &'a [Vec<f32>]) -> impl Iterator<Item = (&'a [f32], usize)> {
+    /// Returns the sums that contain `channel`, one per part, and the channel's row in them.
+    fn sums_of<'a>(&self, channel: usize, sums: &'a [Vec<f32>]) -> impl Iterator<Item = (&'a [f32], usize)> {
         let (block, row) = (channel / self.block, channel % self.block);
         sums.iter().skip(block).step_by(self.blocks().max(1)).map(move |sums| (sums.as_slice(), row))
     }
 }
 
-/// One strip's share of the sums, `[k, channels, columns]`.
+/// Adds one strip's products to `sums`, `[k, channels, columns]`.
 struct Job<'a, S> {
     x: Pictures<'a>,
     gradient: Pictures<'a>,
@@ -137,10 +154,12 @@ impl<S: Micro<Unit: Unit>> Body for Job<'_, S> {
         let Frame { k, channels, pitch } = self.frame;
         let pixels = (self.strip.rows.len() + k - 1) * pitch;
         let of_strip = self.strip.rows.len() * pitch / S::Unit::VALUES;
-        let units = of_strip.next_multiple_of(S::DEEP); // those beyond the strip are 0 on the left
+        // The left operand is 0 in the units beyond the strip.
+        let units = of_strip.next_multiple_of(S::DEEP);
         let panel = (pixels / S::Unit::VALUES + units - of_strip) * LANES;
         let framed = self.x.framed::<S::Unit>(self.strip, &self.frame);
         let framed = S::Unit::numbers(&framed);
+        // Step `i` of K holds the `k · channels` values of the framed strip from pixel `i` on.
         let mut right = Scratch::<S::Unit>::new(self.columns / LANES * panel);
         for (i, panel) in right.chunks_exact_mut(panel).enumerate() {
             let columns = LANES.min(k * channels - i * LANES);
@@ -156,8 +175,9 @@ impl<S: Micro<Unit: Unit>> Body for Job<'_, S> {
                 b: right[ky * pitch / S::Unit::VALUES * LANES..].as_ptr(),
                 units,
             };
-            let sink = Added { sums, stride: self.columns };
-            // SAFETY: `left` holds so many units, `right` those and the rows that a filter reaches beyond.
+            let sink = AddSink { sums, stride: self.columns };
+            // SAFETY: `left` holds `units` units, and `right` these and the rows below that the
+            // filter reaches.
             #[allow(unsafe_code)]
             unsafe {
                 S::product(n, self.columns / LANES, &[segment], strides, sink);
@@ -167,7 +187,8 @@ impl<S: Micro<Unit: Unit>> Body for Job<'_, S> {
 }
 
 impl<S: Micro<Unit: Unit>> Job<'_, S> {
-    /// The gradient of the strip at the frame's pitch: `count` units of pixels, each of all channels of the job.
+    /// Returns the output's gradient for the strip at the frame's pitch, with zeros in the frame:
+    /// `count` units of pixels, each with all channels of the job.
     #[inline(always)]
     fn left(&self, count: usize) -> Scratch<S::Unit> {
         let [_, height, width, all] = self.gradient.shape;
@@ -192,16 +213,16 @@ impl<S: Micro<Unit: Unit>> Job<'_, S> {
 }
 
 /// Adds tiles to sums.
-struct Added<'a> {
+struct AddSink<'a> {
     sums: &'a mut [f32],
     stride: usize,
 }
 
-impl Sink for Added<'_> {
+impl Sink for AddSink<'_> {
     #[inline(always)]
     fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]) {
         let start = row * self.stride + panel * LANES;
-        let held = &mut self.sums[start..start + sums.len()];
-        held.iter_mut().zip(sums).for_each(|(held, sum)| *held += *sum);
+        let stored = &mut self.sums[start..start + sums.len()];
+        stored.iter_mut().zip(sums).for_each(|(stored, sum)| *stored += *sum);
     }
 }

@@ -1,9 +1,10 @@
-//! Convolution of stride 1 that keeps a picture's size, channels last, with what surrounds it in the dVAE's residual
-//! block (paper §A.1): a ReLU before it, a scaled residual sum after it.
+//! Convolution with stride 1 and same padding, channels last, fused with its neighbours in the
+//! dVAE's residual block (paper §A.1): a ReLU before it, a scaled residual sum after it.
 //!
-//! A product without a copy of the picture's neighbourhoods: in rows with a border of zeros, a pixel's row of
-//! neighbours and their channels lie side by side, so that a `k`×`k` convolution is a product whose K comes in `k`
-//! stretches ([`crate::gemm::Segment`]).
+//! The kernel is a matrix product that does not copy the neighbourhood of each pixel (no im2col).
+//! In a picture with a border of zeros, the `k` neighbours of a pixel in one row, with their
+//! channels, are contiguous in memory. A `k`×`k` convolution is therefore a product whose K
+//! consists of `k` contiguous segments ([`crate::gemm::Segment`]), one per row of the filter.
 
 mod filter;
 mod gradient;
@@ -29,28 +30,28 @@ use crate::math::{Number, with_numbers};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
 
-/// What is done to pictures before they are convolved.
+/// The operation applied to the input of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PreActivation {
-    /// Nothing.
+    /// No operation.
     Nothing,
     /// ReLU.
     Relu,
 }
 
-/// What a convolution hands on.
+/// The dtype of a convolution's output, and of its products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputDtype {
-    /// What the next kernel reads: bf16 tensors on the CPU at bf16.
+    /// The dtype that the next kernel reads: bf16 if products are of bf16, else f32.
     Compute,
-    /// f32, whatever is multiplied.
+    /// f32; products may still be of bf16.
     F32,
-    /// f32 of products of f32: for the convolutions next to the codes (paper §A.1, "bottleneck").
+    /// f32 with products of f32, for the convolutions next to the codes (paper §A.1, "bottleneck").
     F32Exact,
 }
 
-/// `conv(first(x)) + b`: `x` `[B, H, W, n_in]`, `w` `[n_out, n_in, k, k]` with `k` odd, `b`
-/// `[n_out]` → `[B, H, W, n_out]`.
+/// Computes `conv(first(x)) + b`: `x` `[B, H, W, n_in]`, `w` `[n_out, n_in, k, k]` with odd `k`,
+/// `b` `[n_out]` → `[B, H, W, n_out]`.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -75,7 +76,8 @@ pub fn conv2d(
     }
 }
 
-/// `residual + gain · (conv(relu(x)) + b)` in f32: the end of a residual block.
+/// Computes `residual + gain · (conv(relu(x)) + b)` in f32, the end of a residual block. Shapes are
+/// those of [`conv2d`]; `residual` has the shape of the output.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -101,7 +103,7 @@ pub fn conv2d_add(
     }
 }
 
-/// [`conv2d_add`] for devices other than the processor.
+/// Computes [`conv2d_add`] on devices other than the CPU.
 fn conv2d_add_composed(
     cpu: Cpu,
     x: Tensor<4>,
@@ -113,8 +115,9 @@ fn conv2d_add_composed(
     residual + widened(conv2d_composed(cpu, x, w, b, PreActivation::Relu, OutputDtype::Compute)) * gain
 }
 
-/// [`conv2d`] for devices other than the processor: the neighbours of each pixel side by side, times the filter as a matrix.
-/// Burn makes a filter's gradient by a convolution whose filter is the whole picture, which is slow.
+/// Computes [`conv2d`] on devices other than the CPU as im2col: the neighbourhoods of all pixels
+/// times the filter as a matrix. Burn's own convolution is not used because it computes the
+/// filter's gradient by a convolution whose filter is the complete picture, which is slow.
 fn conv2d_composed(
     cpu: Cpu,
     x: Tensor<4>,
@@ -138,7 +141,8 @@ fn conv2d_composed(
         OutputDtype::Compute => {
             linear_reference(pixels, narrowed(cpu, matrix), narrowed(cpu, b), Activation::None)
         }
-        // Sums that stay f32 take products of f32: Burn gives a product the type of its factors.
+        // f32 sums need f32 factors here, because Burn gives a product the dtype of its factors.
+        // The factors are rounded to bf16 first.
         OutputDtype::F32 => {
             linear_reference(widened(pixels), widened(narrowed(cpu, matrix)), b, Activation::None)
         }
@@ -146,12 +150,14 @@ fn conv2d_composed(
     }
 }
 
-/// The `k`×`k` pixels around each, row by row, zeros beyond the edge: `[B, H, W, C]` → `[B, H, W, k·k·C]`.
+/// Returns the `k`×`k` neighbourhood of each pixel, row by row, with zeros beyond the edge:
+/// `[B, H, W, C]` → `[B, H, W, k·k·C]`.
 fn neighbours(x: Tensor<4>, k: usize) -> Tensor<4> {
     along(along(x, 2, k), 1, k)
 }
 
-/// The `k` values around each along dimension `dim`, one after another in the last dimension, zeros beyond the edge.
+/// Concatenates, in the last dimension, the `k` values around each position of dimension `dim`,
+/// with zeros beyond the edge.
 fn along(x: Tensor<4>, dim: usize, k: usize) -> Tensor<4> {
     if k == 1 {
         return x;
@@ -164,7 +170,7 @@ fn along(x: Tensor<4>, dim: usize, k: usize) -> Tensor<4> {
     Tensor::cat((0..k).map(|shift| padded.clone().narrow(dim, shift, size)).collect(), 3)
 }
 
-/// [`conv2d`] in Burn's operations.
+/// Computes [`conv2d`] with Burn's operations.
 pub fn conv2d_reference(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, first: PreActivation) -> Tensor<4> {
     let x = match first {
         PreActivation::Nothing => x,
@@ -213,9 +219,9 @@ impl Op<3> for Conv {
         [x, w, _]: [&FlexTensor; 3],
         _: &(),
         gradient: &FlexTensor,
-        wanted: [bool; 3],
+        needs_grad: [bool; 3],
     ) -> [Option<FlexTensor>; 3] {
-        backward(self.cpu, pictures(x, self.first), w, gradient, 1.0, wanted)
+        backward(self.cpu, pictures(x, self.first), w, gradient, 1.0, needs_grad)
     }
 }
 
@@ -258,9 +264,9 @@ impl Op<4> for ConvAdd {
         gradient: &FlexTensor,
         [want_x, want_w, want_b, want_residual]: [bool; 4],
     ) -> [Option<FlexTensor>; 4] {
-        let wanted = [want_x, want_w, want_b];
+        let needs_grad = [want_x, want_w, want_b];
         let [dx, dw, db] =
-            backward(self.cpu, pictures(x, PreActivation::Relu), w, gradient, self.gain, wanted);
+            backward(self.cpu, pictures(x, PreActivation::Relu), w, gradient, self.gain, needs_grad);
         [dx, dw, db, want_residual.then(|| gradient.clone())]
     }
 }
@@ -275,7 +281,8 @@ fn filter(w: &FlexTensor, direction: Direction) -> PackedFilter<'_> {
     PackedFilter { weight: floats(w), n_out, n_in, k, direction }
 }
 
-/// Gradients of `x`, in its own kind of number, of `w` and of `b`, all of them `gain` times what they would be.
+/// Returns the gradients of `x` (in the dtype of `x`), `w` and `b`, all multiplied by `gain`. `x`
+/// holds the input before the ReLU.
 fn backward(
     cpu: Cpu,
     x: Pictures<'_>,
@@ -285,20 +292,21 @@ fn backward(
     [want_x, want_w, want_b]: [bool; 3],
 ) -> [Option<FlexTensor>; 3] {
     let filter = filter(w, Direction::Back);
-    let toward = pictures(gradient, PreActivation::Nothing);
+    let dy = pictures(gradient, PreActivation::Nothing);
     let dx = want_x.then(|| {
-        with_numbers!(x.numbers, values => tensor(input_gradient(cpu, values, x, toward, &filter, gain), &x.shape))
+        with_numbers!(x.numbers, values => tensor(input_gradient(cpu, values, x, dy, &filter, gain), &x.shape))
     });
-    let dw = want_w.then(|| tensor(weight_gradient(cpu, x, toward, filter.k, gain), &dims(w)));
+    let dw = want_w.then(|| tensor(weight_gradient(cpu, x, dy, filter.k, gain), &dims(w)));
     let db = want_b.then(|| {
-        let mut sums = column_sums(cpu, toward.numbers, filter.n_out);
+        let mut sums = column_sums(cpu, dy.numbers, filter.n_out);
         sums.iter_mut().for_each(|sum| *sum *= gain);
         tensor(sums, &[filter.n_out])
     });
     [dx, dw, db]
 }
 
-/// A convolution of the gradient with the filter turned around; zero where the ReLU cut the input off.
+/// Computes the gradient of `x`: a convolution of the output's gradient with the filter rotated by
+/// 180°. The result is 0 where the ReLU was inactive.
 fn input_gradient<T: Number>(
     cpu: Cpu,
     values: &[T],
@@ -317,7 +325,7 @@ fn input_gradient<T: Number>(
     }
 }
 
-/// `residual + gain · (sums + bias)`
+/// Writes `residual + gain · (sums + bias)`.
 struct ScaledAdd<'a> {
     bias: &'a [f32],
     residual: &'a [f32],
@@ -330,7 +338,7 @@ impl TileEpilogue for ScaledAdd<'_> {
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let start = m * self.bias.len() + n;
         let (bias, residual) = (&self.bias[n..n + sums.len()], &self.residual[start..start + sums.len()]);
-        // SAFETY: `convolve` hands out each sum once.
+        // SAFETY: `convolve` passes each sum once.
         #[allow(unsafe_code)]
         let out = unsafe { self.out.row(m, n, sums.len()) };
         for (((out, sum), bias), residual) in out.iter_mut().zip(sums).zip(bias).zip(residual) {
@@ -339,7 +347,7 @@ impl TileEpilogue for ScaledAdd<'_> {
     }
 }
 
-/// `gain · sums` where `values`, if given, are positive.
+/// Writes `gain · sums`, and 0 where `values`, if given, are not positive.
 struct Masked<'a, T> {
     values: Option<&'a [T]>,
     gain: f32,
@@ -349,7 +357,7 @@ struct Masked<'a, T> {
 impl<T: Number> TileEpilogue for Masked<'_, T> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
-        // SAFETY: `convolve` hands out each sum once.
+        // SAFETY: `convolve` passes each sum once.
         #[allow(unsafe_code)]
         let out = unsafe { self.out.row(m, n, sums.len()) };
         let scaled = sums.iter().map(|sum| self.gain * sum);

@@ -1,4 +1,9 @@
-//! The left operand of a convolution: strips of a picture's rows in a frame of zeros.
+//! The left operand of a convolution: strips of a picture's rows, framed by zeros.
+//!
+//! Let the framed rows have `pitch` pixels of `C` channels, `pad = k / 2` of them zeros on the
+//! left. The sum over filter row `ky` for output pixel `(y, x)` then needs the `k · C` contiguous
+//! values at pixel `x` of framed row `y + ky`. The left operand of the product is the framed strip
+//! itself: its rows start `C` values apart and overlap, and K has one segment per `ky`.
 
 use std::ops::Range;
 
@@ -9,20 +14,21 @@ use crate::cpu::{Body, Cpu};
 use crate::gemm::{FloatSlice, LANES, Micro, Segment, Sink, Strides, TileEpilogue, Unit, with_micro};
 use crate::scratch::Scratch;
 
-/// Jobs that a convolution is cut into, if it is large enough: enough for the threads of any laptop.
+/// The number of jobs of a large convolution: enough for the threads of any laptop.
 pub(super) const JOBS: usize = 16;
-/// Bytes of a strip, so that it stays in a core's second-level cache beside the filters.
+/// Bytes of a strip, so that it stays in a core's L2 cache together with the filters.
 pub(super) const STRIP_BYTES: usize = 192 << 10;
-/// Panels that all lines of a strip are multiplied with before the next ones: a multiple of any tall tile's.
+/// The number of panels that all lines of a strip are multiplied by before the next panels; a
+/// multiple of any tall tile's width.
 const TOGETHER: usize = 3;
-/// Pixels of a strip below which it would be mostly frame.
+/// The minimum number of pixels of a strip; a smaller one would consist mostly of frame.
 const MIN_PIXELS: usize = 64;
 
 /// Pictures in memory, channels last.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pictures<'a> {
     pub(super) numbers: FloatSlice<'a>,
-    /// `[B, H, W, C]`
+    /// The shape, `[B, H, W, C]`.
     pub(super) shape: [usize; 4],
     /// Whether negative values count as 0.
     pub(super) relu: bool,
@@ -38,11 +44,11 @@ pub(super) struct Strip {
 /// The sizes of framed rows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Frame {
-    /// Side of the filter.
+    /// The side of the filter.
     pub(super) k: usize,
-    /// Channels a pixel, in whole units.
+    /// Channels per pixel, rounded up to full units.
     pub(super) channels: usize,
-    /// Pixels from a row to the next, in whole units.
+    /// Pixels from a row to the next, rounded up to full units.
     pub(super) pitch: usize,
 }
 
@@ -55,37 +61,40 @@ impl Frame {
         }
     }
 
-    /// Units of a framed row.
+    /// The number of units of a framed row.
     pub(super) fn row_units<U: Unit>(&self) -> usize {
         self.pitch * self.channels / U::VALUES
     }
 }
 
 impl Pictures<'_> {
-    /// Pixels of all pictures.
+    /// The number of pixels of all pictures.
     pub(super) fn pixels(&self) -> usize {
         self.shape[..3].iter().product()
     }
 
-    /// The shape of such pictures with other channels.
+    /// The shape of the same pictures with another number of channels.
     pub(super) fn with_channels(&self, channels: usize) -> [usize; 4] {
         let [batch, height, width, _] = self.shape;
         [batch, height, width, channels]
     }
 
-    /// All pictures in strips whose framed rows take at most `bytes`, `row_bytes` each.
+    /// Divides all pictures into strips. A row takes `row_bytes` bytes of working memory; a strip
+    /// takes at most `bytes`, but has at least one row.
     pub(super) fn strips(&self, row_bytes: usize, bytes: usize) -> Vec<Strip> {
         let [batch, height, width, _] = self.shape;
         let share = (batch * height).div_ceil(JOBS).max(MIN_PIXELS.div_ceil(width.max(1)));
         let rows = share.min(bytes / row_bytes.max(1)).clamp(1, height.max(1));
-        let rows = height.div_ceil(height.div_ceil(rows).max(1)).max(1); // strips of a picture are about equal
+        // Strips of one picture are about equal.
+        let rows = height.div_ceil(height.div_ceil(rows).max(1)).max(1);
         let cut = move |picture| {
             (0..height).step_by(rows).map(move |row| Strip { picture, rows: row..height.min(row + rows) })
         };
         (0..batch).flat_map(cut).collect()
     }
 
-    /// The strip and the rows that its pixels' neighbours are in, framed; behind them one row of neighbours of zeros.
+    /// Returns the strip in its frame, with the rows above and below that the filter reaches. `k`
+    /// pixels of zeros follow the last row, for the neighbours of its last pixels.
     #[inline(always)]
     pub(super) fn framed<U: Unit>(&self, strip: &Strip, frame: &Frame) -> Scratch<U> {
         let [_, height, width, channels] = self.shape;
@@ -94,9 +103,11 @@ impl Pictures<'_> {
         let rows = strip.rows.len() + 2 * pad;
         let mut units = Scratch::new(rows * row_units + frame.k * frame.channels / U::VALUES);
         let (framed, behind) = units.split_at_mut(rows * row_units);
+        // Zeros that are read past the end, by neighbourhoods that start in the right frame.
         behind.fill(U::default());
         for (i, row) in framed.chunks_exact_mut(row_units.max(1)).enumerate() {
             let y = strip.rows.start + i;
+            // This framed row is above or below the picture.
             if y < pad || y >= height + pad {
                 row.fill(U::default());
                 continue;
@@ -122,7 +133,8 @@ impl Pictures<'_> {
     }
 }
 
-/// The convolution of `x` with `filter`, into `epilogue`: rows are pixels, columns channels.
+/// Convolves `x` with `filter` and passes the sums to `epilogue`: its rows are pixels, its columns
+/// output channels.
 pub(super) fn convolve<E: TileEpilogue>(cpu: Cpu, x: Pictures<'_>, filter: &PackedFilter<'_>, epilogue: &E) {
     if x.shape[..3].contains(&0) {
         return;
@@ -146,7 +158,7 @@ fn run<S: Micro<Unit: Unit>, E: TileEpilogue>(
     });
 }
 
-/// A strip times all filters.
+/// Multiplies a strip by all filters.
 struct Job<'a, S: Micro, E> {
     x: Pictures<'a>,
     frame: Frame,
@@ -165,9 +177,10 @@ impl<S: Micro<Unit: Unit>, E: TileEpilogue> Body for Job<'_, S, E> {
         let [_, height, width, _] = self.x.shape;
         let framed = self.x.framed::<S::Unit>(self.strip, &self.frame);
         let row_units = self.frame.row_units::<S::Unit>();
+        // Left rows are one pixel apart and `k` pixels long, so they overlap.
         let stretch = k * channels / S::Unit::VALUES;
         let strides = Strides { row: channels / S::Unit::VALUES, step: 1, panel: k * stretch * LANES };
-        // Rows without a border follow each other without a gap: they are one.
+        // Without a frame there is no gap between rows, and all rows of the strip are one line.
         let (lines, length) = match pitch == width {
             true => (1, self.strip.rows.len() * width),
             false => (self.strip.rows.len(), width),
@@ -178,18 +191,20 @@ impl<S: Micro<Unit: Unit>, E: TileEpilogue> Body for Job<'_, S, E> {
         for panel in (0..panels).step_by(TOGETHER) {
             for line in 0..lines {
                 segments.clear();
+                // Row `ky` of the filter reads row `line + ky` of the framed strip.
                 segments.extend((0..k).map(|ky| Segment {
                     a: framed[(line + ky) * row_units..].as_ptr(),
                     b: self.packed[panel * strides.panel + ky * stretch * LANES..].as_ptr(),
                     units: stretch,
                 }));
-                let sink = Taken {
+                let sink = EpilogueSink {
                     row: first + line * length,
                     panel,
                     outputs: self.outputs,
                     epilogue: self.epilogue,
                 };
-                // SAFETY: `framed` holds the neighbours of every pixel of the line, `packed` all panels.
+                // SAFETY: `framed` holds the neighbours of every pixel of the line, and `packed`
+                // all panels.
                 #[allow(unsafe_code)]
                 unsafe {
                     S::product(length, TOGETHER.min(panels - panel), &segments, strides, sink);
@@ -199,15 +214,15 @@ impl<S: Micro<Unit: Unit>, E: TileEpilogue> Body for Job<'_, S, E> {
     }
 }
 
-/// Hands sums to an epilogue, counted from the first pixel and channel of all.
-struct Taken<'a, E> {
+/// Passes sums to an epilogue that counts rows from the first pixel of all pictures.
+struct EpilogueSink<'a, E> {
     row: usize,
     panel: usize,
     outputs: usize,
     epilogue: &'a E,
 }
 
-impl<E: TileEpilogue> Sink for Taken<'_, E> {
+impl<E: TileEpilogue> Sink for EpilogueSink<'_, E> {
     #[inline(always)]
     fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]) {
         let first = (self.panel + panel) * LANES;

@@ -1,11 +1,12 @@
-//! Convolutions held equal to their references: every filter size, odd channel counts, sizes that leave ragged tiles.
+//! Compares convolutions with their references: every filter size, odd channel counts, and sizes
+//! that do not fill tiles.
 
 use super::*;
 use burn::tensor::DType;
 
 use crate::testing::{assert_close, grad, hold_equal, leaf, values};
 
-/// `[B, H, W, n_in, n_out, k]`
+/// `[B, H, W, n_in, n_out, k]` of each case.
 const SIZES: [[usize; 6]; 8] = [
     [1, 1, 1, 1, 1, 1],
     [1, 1, 1, 3, 2, 3],
@@ -18,7 +19,7 @@ const SIZES: [[usize; 6]; 8] = [
 ];
 
 #[test]
-fn conv2d_is_its_reference() {
+fn conv2d_matches_reference() {
     for [batch, height, width, n_in, n_out, k] in SIZES {
         for (first, output) in [
             (PreActivation::Relu, OutputDtype::Compute),
@@ -36,7 +37,7 @@ fn conv2d_is_its_reference() {
 }
 
 #[test]
-fn what_other_devices_run_is_the_reference() {
+fn composed_convolutions_match_reference() {
     for [batch, height, width, n_in, n_out, k] in SIZES {
         let leaves =
             || (leaf([batch, height, width, n_in], 1), leaf([n_out, n_in, k, k], 2), leaf([n_out], 3));
@@ -68,9 +69,9 @@ fn what_other_devices_run_is_the_reference() {
     }
 }
 
-/// Bottleneck convolutions multiply f32, whatever the rest does.
+/// Bottleneck convolutions multiply f32 at any precision.
 #[test]
-fn exact_convolutions_are_exact_on_other_devices() {
+fn composed_f32_exact_convolution_is_exact() {
     let (x, w, b) = (leaf([2, 5, 7, 3], 1), leaf([5, 3, 1, 1], 2), leaf([5], 3));
     for cpu in Cpu::all() {
         let got = conv2d_composed(
@@ -81,13 +82,13 @@ fn exact_convolutions_are_exact_on_other_devices() {
             PreActivation::Nothing,
             OutputDtype::F32Exact,
         );
-        let wanted = conv2d_reference(x.clone(), w.clone(), b.clone(), PreActivation::Nothing);
-        assert_close("exact", &values(got), &values(wanted), 2e-6);
+        let expected = conv2d_reference(x.clone(), w.clone(), b.clone(), PreActivation::Nothing);
+        assert_close("exact", &values(got), &values(expected), 2e-6);
     }
 }
 
 #[test]
-fn conv2d_add_is_its_reference() {
+fn conv2d_add_matches_reference() {
     for [batch, height, width, n_in, n_out, k] in SIZES {
         hold_equal(
             || {
@@ -109,7 +110,7 @@ fn conv2d_add_is_its_reference() {
 }
 
 #[test]
-fn no_pictures_give_no_pictures() {
+fn conv2d_of_an_empty_batch_is_empty() {
     let cpu = Cpu::best();
     let y = conv2d(
         cpu,
@@ -124,7 +125,7 @@ fn no_pictures_give_no_pictures() {
 
 #[test]
 #[should_panic(expected = "do not fit")]
-fn shapes_that_do_not_fit_are_named() {
+fn conv2d_shape_mismatch_panics() {
     let cpu = Cpu::best();
     conv2d(
         cpu,

@@ -1,7 +1,8 @@
-//! One query of each sequence over its caption's cached keys and values and its own.
+//! Attention of one query per sequence over the caption's and the sequence's own KV cache.
 //!
-//! Lanes of one caption look at the same cached keys and values of text, so a few of them are multiplied with those together. Each sequence may be at
-//! another place of its picture, and then sees other cache rows.
+//! Sequences with the same caption share its keys and values, so several queries are multiplied by
+//! them together. Each sequence may be at another position of its picture, and then attends to
+//! other rows of its own cache.
 
 use std::ops::Range;
 
@@ -13,24 +14,26 @@ use crate::cpu::Body;
 use crate::gemm::{FloatSlice, LANES, Micro, Out, Segment, Sink, Strides, Unit, with_micro};
 use crate::scratch::{Scratch, split};
 
-/// Lanes times heads below which one thread does all.
+/// If there are fewer sequences times heads than this, one thread computes all.
 const SERIAL: usize = 16;
-/// Most sequences of a job: the rows of a tall tile.
+/// The maximum number of sequences per job: the number of rows of a tall tile.
 const TOGETHER: usize = 8;
 
-/// Whose cached keys and values a query is held against.
+/// The cached keys and values that a query attends to.
 #[derive(Debug, Clone, Copy)]
 pub struct Sequence<'a> {
-    /// Index of the cached keys and values of text.
+    /// The index of the caption's keys and values in the text cache.
     pub caption: usize,
-    /// Index of the sequence's own cached keys and values.
+    /// The index of the sequence's own keys and values in the picture cache.
     pub own: usize,
-    /// Which of its own cached keys and values it sees.
+    /// The rows of its own cache that the query attends to.
     pub visible: &'a Visible,
 }
 
-/// Attention of each sequence's query over its caption's cached keys and values in `text`, of which all sequences see the same, and its own in `own`:
-/// `queries` holds rows `stride` long that start with a query `[H · K]`, `out` is `[sequences, H · K]`.
+/// Computes the attention of each sequence's query over its caption's keys and values in `text`,
+/// with the same visible rows for all sequences, and over its own in `own`. `queries` holds one row
+/// per sequence, `stride` values apart, that starts with the query `[H · K]`; `out` is
+/// `[sequences, H · K]`.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -47,7 +50,8 @@ pub fn attend(
         && queries.len() >= sequences.len().saturating_sub(1) * stride + n_heads * width;
     assert!(
         fits,
-        "attend: {} numbers of queries, {} of output, {} sequences",
+        "attend: {} values of queries, {stride} per row, and {} of output; \
+         wanted rows for {} sequences of {n_heads} heads of width {width}",
         queries.len(),
         out.len(),
         sequences.len()
@@ -55,7 +59,7 @@ pub fn attend(
     let kind = |kv_cache: &KvCache| (kv_cache.cpu, kv_cache.n_heads, kv_cache.width);
     assert!(
         kind(text) == kind(own),
-        "attend: the text's KV cache is {:?}, the pictures' {:?}",
+        "attend: the text's KV cache is {:?} and the pictures' is {:?}, wanted the same",
         kind(text),
         kind(own)
     );
@@ -64,7 +68,7 @@ pub fn attend(
         let (wanted, got) = (visible.panels_reached(), kv_cache.panels);
         assert!(
             got >= wanted,
-            "attend: {got} panels of the {name} KV cache, wanted {wanted} to see its cache rows"
+            "attend: {got} panels of the {name} KV cache, wanted {wanted} to hold the visible cache rows"
         );
     }
     let groups = groups(sequences);
@@ -84,7 +88,7 @@ pub fn attend(
     }
 }
 
-/// Neighbouring sequences of one caption, a few at a time.
+/// Groups neighbouring sequences of one caption, at most [`TOGETHER`] per group.
 fn groups(sequences: &[Sequence]) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
     for sequences in sequences.chunk_by(|a, b| a.caption == b.caption).flat_map(|same| same.chunks(TOGETHER))
@@ -95,11 +99,11 @@ fn groups(sequences: &[Sequence]) -> Vec<Range<usize>> {
     groups
 }
 
-/// One head of some sequences of one caption.
+/// One head of a group of sequences with the same caption.
 struct Queries<'a, S> {
     queries: &'a [f32],
     stride: usize,
-    /// The row of the first of them.
+    /// The row of the group's first sequence.
     first: usize,
     sequences: &'a [Sequence<'a>],
     head: usize,
@@ -127,6 +131,8 @@ impl<S: Micro<Unit: Unit>> Body for Queries<'_, S> {
             let start = (self.first + i) * self.stride + self.head * width;
             S::Unit::along(FloatSlice::F32(&self.queries[start..start + width]), query);
         }
+        // A row of scores has the text's visible panels first, then the sequence's own. All queries
+        // are multiplied by the shared text together, then each one by its own keys.
         self.scores(self.text, caption, queries, scores, seen);
         let mut totals = [0.0; TOGETHER];
         for (i, (sequence, scores)) in self.sequences.iter().zip(scores.chunks_exact_mut(seen)).enumerate() {
@@ -135,15 +141,17 @@ impl<S: Micro<Unit: Unit>> Body for Queries<'_, S> {
             self.scores((self.own, sequence.visible), sequence.own, &queries[i * row..][..row], own, seen);
             totals[i] = self.softmax(1.0 / (width as f32).sqrt(), text, (own, sequence.visible));
         }
+        // Sums of values, weighted in the same order. They are divided by the softmax's total at
+        // the end.
         S::Unit::along(FloatSlice::F32(scores), weights);
         sums.fill(0.0);
-        self.weigh(self.text, caption, weights, weight_row, sums);
+        self.add_weighted_values(self.text, caption, weights, weight_row, sums);
         for ((i, sequence), sums) in self.sequences.iter().enumerate().zip(sums.chunks_exact_mut(wide)) {
             let weights = &weights[i * weight_row + text / S::Unit::VALUES..(i + 1) * weight_row];
-            self.weigh((self.own, sequence.visible), sequence.own, weights, weight_row, sums);
+            self.add_weighted_values((self.own, sequence.visible), sequence.own, weights, weight_row, sums);
         }
         for (i, (sums, total)) in sums.chunks_exact(wide).zip(totals).enumerate() {
-            // SAFETY: the columns of this head in the rows of these sequences, each once.
+            // SAFETY: each value of this head's columns in these sequences' rows is written once.
             #[allow(unsafe_code)]
             let out = unsafe { self.out.row(self.first + i, self.head * width, width) };
             out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum / total);
@@ -152,7 +160,8 @@ impl<S: Micro<Unit: Unit>> Body for Queries<'_, S> {
 }
 
 impl<S: Micro<Unit: Unit>> Queries<'_, S> {
-    /// Products of `queries` with the visible keys of `sequence`, rows `stride` apart.
+    /// Writes the products of `queries` with the visible keys of `sequence`, in rows `stride`
+    /// apart.
     #[inline(always)]
     fn scores(
         &self,
@@ -169,7 +178,7 @@ impl<S: Micro<Unit: Unit>> Queries<'_, S> {
         for &(first, count) in &visible.runs {
             let segment =
                 Segment { a: queries.as_ptr(), b: keys[first * strides.panel..].as_ptr(), units: row };
-            // SAFETY: queries are `row` units long, and so are the panels.
+            // SAFETY: queries are `row` units long, and so are the columns of the panels.
             #[allow(unsafe_code)]
             unsafe {
                 let sink = Set { numbers: &mut scores[done..], stride };
@@ -179,9 +188,10 @@ impl<S: Micro<Unit: Unit>> Queries<'_, S> {
         }
     }
 
-    /// Adds the visible values of `sequence` to rows of `sums`, each by its `weights`, rows `stride` apart.
+    /// Adds the visible values of `sequence`, multiplied by `weights`, to the rows of `sums`. Rows
+    /// of `weights` are `stride` units apart.
     #[inline(always)]
-    fn weigh(
+    fn add_weighted_values(
         &self,
         (kv_cache, visible): (&KvCache, &Visible),
         sequence: usize,
@@ -207,7 +217,8 @@ impl<S: Micro<Unit: Unit>> Queries<'_, S> {
         }
     }
 
-    /// One softmax over both sources; returns what the weights are to be divided by.
+    /// Computes one softmax over both sources, without the division by the total, which it returns.
+    /// Each source is first normalised with its own maximum, then rescaled to the common one.
     #[inline(always)]
     fn softmax(&self, scale: f32, text: &mut [f32], (own, visible): (&mut [f32], &Visible)) -> f32 {
         let (text_top, text_total) = softmax_row(&self.text.1.masks, scale, text);
@@ -220,7 +231,7 @@ impl<S: Micro<Unit: Unit>> Queries<'_, S> {
     }
 }
 
-/// Keeps sums.
+/// Stores the sums.
 struct Set<'a> {
     numbers: &'a mut [f32],
     stride: usize,
@@ -233,7 +244,7 @@ impl Sink for Set<'_> {
     }
 }
 
-/// Adds sums up.
+/// Adds the sums to what is there.
 struct Add<'a> {
     numbers: &'a mut [f32],
     stride: usize,
@@ -253,7 +264,7 @@ mod tests {
     use crate::cpu::Cpu;
     use crate::testing::{assert_close, noise, tolerance};
 
-    /// Softmax-weighted mean of values, in f64.
+    /// Returns the softmax-weighted mean of values, computed in f64.
     fn reference(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
         let dot =
             |key: &Vec<f32>| query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
@@ -266,12 +277,13 @@ mod tests {
         (0..query.len()).map(|i| mean(i) as f32).collect()
     }
 
-    /// Captions of sequences: one alone, two, then more than are multiplied together.
+    /// The captions of sequences: one alone, a pair, then more than are multiplied together.
     const CAPTIONS: [usize; 13] = [1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
 
-    /// Sequences are in another order than rows, one sequence has no row, and each sequence has come to another place.
+    /// The order of sequences differs from that of cache entries, one cache entry is not used, and
+    /// each sequence is at another position.
     #[test]
-    fn a_query_sees_its_caption_and_its_own_visible_rows() {
+    fn query_attends_to_its_caption_and_its_own_visible_rows() {
         for (n_heads, width, texts, cache_rows) in [(1, 3, 5, 1), (2, 20, 24, 40), (3, 16, 16, 33)] {
             let d = n_heads * width;
             let own_of = |row: usize| (row * 5 + 2) % 14;
@@ -307,11 +319,11 @@ mod tests {
                             texts.chain(own).collect()
                         };
                         let at = row * d + head * width;
-                        let wanted = reference(&queries[at..at + width], &both(1, 3), &both(2, 4));
+                        let expected = reference(&queries[at..at + width], &both(1, 3), &both(2, 4));
                         assert_close(
                             &format!("row {row}, {cpu}"),
                             &out[at..at + width],
-                            &wanted,
+                            &expected,
                             tolerance(cpu),
                         );
                     }

@@ -1,4 +1,5 @@
-//! Cached keys and values, laid out as the micro-kernel reads them, one cache row a state.
+//! The KV cache of one layer, in the packed layout that the micro-kernel reads. A cache row holds
+//! the key and the value of one position.
 
 use rayon::prelude::*;
 
@@ -6,29 +7,30 @@ use crate::attention::plan::runs;
 use crate::cpu::Cpu;
 use crate::gemm::{FloatSlice, LANES, Unit, with_micro};
 
-/// Sequences whose cached keys and values are written by one task: a few microseconds of work.
+/// Sequences whose keys and values one task writes: a few microseconds of work.
 const SEQUENCES: usize = 16;
 
-/// Keys and values of one layer for several sequences (captions, or candidates).
+/// The keys and values of one layer for several sequences (captions or candidates).
 #[derive(Debug, Clone)]
 pub struct KvCache {
     pub(super) cpu: Cpu,
     pub(super) n_heads: usize,
-    /// Of a head.
+    /// The width of a head.
     pub(super) width: usize,
-    /// Panels of cache rows.
+    /// The number of panels of 16 cache rows.
     pub(super) panels: usize,
-    /// For each sequence and head: panels of 16 cache rows, K the head's width.
+    /// For each sequence and head: panels of 16 cache rows, multiplied along the head's width.
     keys: Vec<u32>,
-    /// For each sequence and head: panels of 16 columns, K the cache rows.
+    /// For each sequence and head: panels of 16 columns of the head, multiplied along the cache
+    /// rows.
     values: Vec<u32>,
 }
 
 impl KvCache {
-    /// Room for `cache_rows` cached keys and values of each sequence, all zero.
+    /// Makes a cache of zeros with room for `cache_rows` keys and values per sequence.
     ///
     /// # Panics
-    /// If there are no heads, or they have no width.
+    /// If there are no heads, or their width is 0.
     pub fn new(cpu: Cpu, sequences: usize, [n_heads, width]: [usize; 2], cache_rows: usize) -> KvCache {
         assert!(
             n_heads > 0 && width > 0,
@@ -41,17 +43,17 @@ impl KvCache {
         kv_cache
     }
 
-    /// Steps of K in a unit.
+    /// Returns the number of values in a unit.
     pub(super) fn steps(&self) -> usize {
         if self.cpu.bf16() { 2 } else { 1 }
     }
 
-    /// Units of a head's keys.
+    /// Returns the number of units of one head's keys.
     fn key_units(&self) -> usize {
         self.panels * LANES * self.width.div_ceil(self.steps())
     }
 
-    /// Units of a head's values.
+    /// Returns the number of units of one head's values.
     fn value_units(&self) -> usize {
         self.width.div_ceil(LANES) * LANES * self.panels * LANES / self.steps()
     }
@@ -66,14 +68,19 @@ impl KvCache {
         &self.values[start..start + self.value_units()]
     }
 
-    /// Writes the state of `sequence` in `cache_row`: keys and values `[H · K]`.
+    /// Writes a key and a value, `[H · K]` each, to a cache row of `sequence`.
     ///
     /// # Panics
     /// If there is no such sequence or cache row, or the widths do not fit.
     pub fn put(&mut self, sequence: usize, cache_row: usize, keys: &[f32], values: &[f32]) {
         let place = self.place(cache_row);
         let d = place.n_heads * place.width;
-        assert!(keys.len() == d && values.len() == d, "cache row {cache_row} of width {d}");
+        assert!(
+            keys.len() == d && values.len() == d,
+            "KV cache: a key of {} values and a value of {}, wanted {d} each",
+            keys.len(),
+            values.len()
+        );
         let (key_units, value_units) = (place.n_heads * self.key_units(), place.n_heads * self.value_units());
         place.put(
             &mut self.keys[sequence * key_units..][..key_units],
@@ -83,22 +90,25 @@ impl KvCache {
         );
     }
 
-    /// Writes one state of each of several sequences, `(sequence, cache_row)`, from their rows `[3 · H · K]` of queries, keys and values.
+    /// Writes one key and value for each of several sequences. `places` lists
+    /// `(sequence, cache_row)`, and `qkv` holds a row `[3 · H · K]` of query, key and value for
+    /// each.
     ///
     /// # Panics
-    /// If there is no such sequence or cache row, a sequence comes twice, or the widths do not fit.
+    /// If there is no such sequence or cache row, a sequence is listed twice, or the widths do not
+    /// fit.
     pub fn put_rows(&mut self, places: &[(usize, usize)], qkv: &[f32]) {
         let d = self.n_heads * self.width;
         assert!(
             qkv.len() == places.len() * 3 * d,
-            "{} rows of width {d}: {} numbers",
-            places.len(),
-            qkv.len()
+            "KV cache: {} values of queries, keys and values for {} sequences, wanted 3 · {d} each",
+            qkv.len(),
+            places.len()
         );
         let (key_units, value_units) = (self.n_heads * self.key_units(), self.n_heads * self.value_units());
         let mut rows = vec![None; self.keys.len() / key_units];
         for ((sequence, cache_row), qkv) in places.iter().zip(qkv.chunks_exact(3 * d)) {
-            assert!(rows[*sequence].is_none(), "two rows of sequence {sequence}");
+            assert!(rows[*sequence].is_none(), "KV cache: two rows for sequence {sequence}, wanted one");
             rows[*sequence] = Some((self.place(*cache_row), qkv));
         }
         let sequences =
@@ -112,12 +122,16 @@ impl KvCache {
 
     fn place(&self, cache_row: usize) -> Place {
         let KvCache { cpu, n_heads, width, panels, .. } = *self;
-        assert!(cache_row < panels * LANES, "cache row {cache_row} of {}", panels * LANES);
+        assert!(
+            cache_row < panels * LANES,
+            "KV cache: cache row {cache_row}, wanted less than {}",
+            panels * LANES
+        );
         Place { cpu, n_heads, width, panels, cache_row }
     }
 }
 
-/// Where a state goes.
+/// The cache row that a key and a value are written to.
 #[derive(Clone, Copy)]
 struct Place {
     cpu: Cpu,
@@ -128,7 +142,7 @@ struct Place {
 }
 
 impl Place {
-    /// Writes `key` and `value` `[H · K]` into their sequence's panels.
+    /// Writes `key` and `value`, `[H · K]` each, into the panels of their sequence.
     fn put(&self, keys: &mut [u32], values: &mut [u32], key: &[f32], value: &[f32]) {
         let Place { cpu, n_heads, width, panels, cache_row } = *self;
         let of_head =
@@ -154,7 +168,7 @@ fn put_key<U: Unit>(panel: &mut [U], column: usize, key: &[f32]) {
     }
 }
 
-/// Writes a value across its panels, `units` of K long each.
+/// Writes a value into step `cache_row` of its panels, each `units` of K long.
 fn put_value<U: Unit>(panels: &mut [U], units: usize, cache_row: usize, value: &[f32]) {
     for (panel, value) in panels.chunks_exact_mut(units * LANES).zip(value.chunks(LANES)) {
         let row = &mut panel[cache_row / U::VALUES * LANES..][..value.len()];
@@ -162,17 +176,17 @@ fn put_value<U: Unit>(panels: &mut [U], units: usize, cache_row: usize, value: &
     }
 }
 
-/// The cache rows that a query may look at.
+/// The cache rows that a query attends to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Visible {
-    /// Runs of neighbouring panels: the first one, and how many there are.
+    /// Runs of neighbouring panels: the first panel and the number of panels of each.
     pub(super) runs: Vec<(usize, usize)>,
-    /// For each panel of the runs: bit `i` is set if cache row `i` of it is visible.
+    /// For each panel of the runs: bit `i` is set if cache row `i` of the panel is visible.
     pub(super) masks: Vec<u16>,
 }
 
 impl Visible {
-    /// The given cache rows.
+    /// Makes the given cache rows visible.
     pub fn new(cache_rows: impl IntoIterator<Item = usize>) -> Visible {
         let mut masks: Vec<u16> = Vec::new();
         for cache_row in cache_rows {
@@ -185,12 +199,12 @@ impl Visible {
         Visible { runs: runs(&panels), masks }
     }
 
-    /// Panels up to the last visible one.
+    /// Returns the number of panels up to the last visible one.
     pub(super) fn panels_reached(&self) -> usize {
         self.runs.last().map_or(0, |&(first, count)| first + count)
     }
 
-    /// Panels in all runs.
+    /// Returns the number of panels in all runs.
     pub(super) fn panels(&self) -> usize {
         self.masks.len()
     }

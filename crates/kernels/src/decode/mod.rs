@@ -1,7 +1,8 @@
-//! What decoding needs beside training's kernels: linear maps packed once, and attention of one query over a cache.
+//! Kernels for decoding that training does not need: linear maps with packed weights, and attention
+//! of one query per sequence over a KV cache.
 //!
-//! Plain arrays in and out. A row's result does not depend on the rows beside it, so neither does a picture's on the
-//! pictures that are drawn with it.
+//! Inputs and outputs are plain arrays. The result of a row does not depend on the other rows, so
+//! pictures that are generated in one batch do not affect each other.
 
 mod attend;
 mod kv_cache;
@@ -16,7 +17,7 @@ use crate::gemm::{FloatSlice, Int8Panels, Operand, Out, Panels, TileEpilogue, qu
 use crate::math::{exp, gelu};
 use crate::norm::moments;
 
-/// A linear map whose weights are packed.
+/// A linear map with packed weights.
 #[derive(Debug, Clone)]
 pub struct PackedLinear {
     weight: Packed,
@@ -29,16 +30,17 @@ enum Packed {
     Int8(Int8Panels),
 }
 
-/// What weights are kept as.
+/// The format in which weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Weights {
-    /// The numbers that are multiplied, f32 or bf16.
+    /// The dtype that is multiplied, f32 or bf16.
     Full,
-    /// 8 bits and a scale for each output: less memory to read, which is what one row waits for.
+    /// 8 bits and a scale per output. Less memory is read, and reading it limits the speed of
+    /// products with one row.
     Int8,
 }
 
-/// `weight` `[d_in, d_out]` as [`Weights::Int8`] keeps it.
+/// Returns `weight` `[d_in, d_out]`, rounded as [`Weights::Int8`] stores it.
 pub fn int8_rounded(weight: &[f32], d_out: usize) -> Vec<f32> {
     let (codes, steps) = quantize(weight, d_out);
     codes.iter().zip(steps.iter().cycle()).map(|(&code, step)| f32::from(code) * step).collect()
@@ -47,11 +49,11 @@ pub fn int8_rounded(weight: &[f32], d_out: usize) -> Vec<f32> {
 /// What is done with `x W + b`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Epilogue {
-    /// It is the output.
+    /// Writes it to the output.
     Set,
-    /// The fast GELU of it is.
+    /// Writes its fast GELU to the output.
     Gelu,
-    /// It is added to what is there.
+    /// Adds it to the output.
     Add,
 }
 
@@ -60,7 +62,7 @@ impl PackedLinear {
     ///
     /// # Panics
     /// If the sizes do not fit.
-    pub fn new(cpu: Cpu, weight: &[f32], bias: Vec<f32>, kept: Weights) -> PackedLinear {
+    pub fn new(cpu: Cpu, weight: &[f32], bias: Vec<f32>, storage: Weights) -> PackedLinear {
         let n = bias.len();
         assert!(
             n > 0 && weight.len().is_multiple_of(n),
@@ -68,14 +70,15 @@ impl PackedLinear {
             weight.len()
         );
         let operand = Operand::across(FloatSlice::F32(weight), n);
-        let weight = match kept {
+        let weight = match storage {
             Weights::Full => Packed::Full(Panels::new(cpu, [n, weight.len() / n], operand)),
             Weights::Int8 => Packed::Int8(Int8Panels::new(cpu, weight, n)),
         };
         PackedLinear { weight, bias }
     }
 
-    /// `finish(x W + b)` of rows `x` `[rows, d_in]` into `out` `[rows, d_out]`.
+    /// Computes `x W + b` for rows `x` `[rows, d_in]` and applies `finish` to it, with output `out`
+    /// `[rows, d_out]`.
     ///
     /// # Panics
     /// If the sizes do not fit.
@@ -109,11 +112,11 @@ impl TileEpilogue for Finished<'_> {
     #[inline(always)]
     fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
         let bias = &self.bias[n..n + sums.len()];
-        // SAFETY: `gemm` hands out each sum once.
+        // SAFETY: `gemm` passes each sum once.
         #[allow(unsafe_code)]
         let out = unsafe { self.out.row(m, n, sums.len()) };
         sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
-        // The choice outside of the loops: inside, it keeps them from becoming vector code.
+        // The match is outside the loops, because inside it would prevent their vectorization.
         match self.finish {
             Epilogue::Set => out.copy_from_slice(sums),
             Epilogue::Gelu => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = gelu(*sum)),
@@ -122,7 +125,7 @@ impl TileEpilogue for Finished<'_> {
     }
 }
 
-/// Layer normalisation of rows `x` into `out`; `gain` and `bias` `[d]`.
+/// Computes the layer normalisation of rows `x` into `out`; `gain` and `bias` are `[d]`.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -137,7 +140,8 @@ pub fn normalise(cpu: Cpu, x: &[f32], gain: &[f32], bias: &[f32], epsilon: f32, 
     normalise_rows(cpu.isa(), x, gain, bias, epsilon, out);
 }
 
-/// `e^((logit − the largest) / temperature)` of each logit: the softmax before it is divided by its sum.
+/// Returns `e^((logit − max) / temperature)` for each logit, with `max` the largest logit: the
+/// softmax before the division by its sum.
 pub fn softmax_weights(cpu: Cpu, logits: &[f32], temperature: f32) -> Vec<f32> {
     let mut weights = logits.to_vec();
     exponentials(cpu.isa(), 1.0 / temperature, &mut weights);
@@ -171,32 +175,33 @@ mod tests {
     use crate::{Activation, Cpu};
 
     #[test]
-    fn packed_maps_are_the_linear_map_of_the_weights_they_keep() {
+    fn packed_map_equals_linear_map_of_its_stored_weights() {
         for [rows, d_in, d_out] in [[1, 1, 1], [1, 48, 67], [3, 7, 16], [17, 33, 130], [64, 384, 96]] {
             let (x, weight, bias) = (noise(rows * d_in, 1), noise(d_in * d_out, 2), noise(d_out, 3));
-            for (kept, rounded) in
+            for (storage, rounded) in
                 [(Weights::Full, weight.clone()), (Weights::Int8, int8_rounded(&weight, d_out))]
             {
                 let w = burn::tensor::TensorData::new(rounded, [d_in, d_out]);
                 let w = burn::tensor::Tensor::from_data(w, &burn::tensor::Device::flex().autodiff());
-                let wanted = linear_reference(leaf([rows, d_in], 1), w, leaf([d_out], 3), Activation::None);
-                let wanted = values(wanted.without_autodiff());
+                let expected = linear_reference(leaf([rows, d_in], 1), w, leaf([d_out], 3), Activation::None);
+                let expected = values(expected.without_autodiff());
                 for cpu in Cpu::all() {
                     let mut got = vec![0.0; rows * d_out];
-                    PackedLinear::new(cpu, &weight, bias.clone(), kept).apply(&x, Epilogue::Set, &mut got);
-                    assert_close(&format!("{kept:?}, {cpu}"), &got, &wanted, tolerance(cpu));
+                    PackedLinear::new(cpu, &weight, bias.clone(), storage).apply(&x, Epilogue::Set, &mut got);
+                    assert_close(&format!("{storage:?}, {cpu}"), &got, &expected, tolerance(cpu));
                 }
             }
         }
     }
 
     #[test]
-    fn int8_is_off_by_at_most_half_a_step_of_the_column() {
+    fn int8_error_is_at_most_half_a_step() {
         let weight = [noise(64, 1), vec![0.0; 8]].concat(); // eight columns of nine rows
         let rounded = int8_rounded(&weight, 8);
         for column in 0..8 {
-            let of = |values: &[f32]| values.iter().skip(column).step_by(8).copied().collect::<Vec<f32>>();
-            let (exact, rounded) = (of(&weight), of(&rounded));
+            let in_column =
+                |values: &[f32]| values.iter().skip(column).step_by(8).copied().collect::<Vec<f32>>();
+            let (exact, rounded) = (in_column(&weight), in_column(&rounded));
             let step = exact.iter().fold(0.0_f32, |top, value| top.max(value.abs())) / 127.0;
             assert!(exact.iter().zip(rounded).all(|(exact, got)| (exact - got).abs() <= 0.5001 * step));
         }

@@ -1,8 +1,14 @@
-//! Products in the tile registers of x86 (AMX): up to 32 × 32 sums of bf16 products stay in four of them.
+//! The micro-kernel of x86 tile registers (AMX). Up to 32 × 32 sums of bf16 products stay in four
+//! registers.
 //!
-//! A tile register has up to 16 rows of 64 bytes: 16 rows of the left operand by 16 units of K, 16 units by the 16 columns
-//! of a panel just as panels have them, or 16 rows by 16 columns of sums. Other sizes are met with smaller tiles: rows are
-//! dealt out evenly, K is cut into equal steps. Registers are given their sizes by a *configuration*, which a thread keeps.
+//! A tile register has up to 16 rows of 64 bytes. It holds 16 rows of the left operand by 16 units
+//! of K, or 16 units of K by the 16 columns of a panel (the layout that panels have in memory), or
+//! 16 rows by 16 columns of sums. Other sizes use smaller tiles: rows are divided evenly, and K is
+//! cut into equal steps. A *configuration* sets the sizes of the registers; each thread has one.
+//!
+//! A step of K loads up to two left tiles and two panels (or one and four) and multiplies each left
+//! tile by each panel with `tdpbf16ps`. The sums of a group of tiles are given to the sink while
+//! the tile unit computes the next group.
 
 #![allow(unsafe_code)]
 
@@ -14,14 +20,15 @@ use super::tile::{Micro, Segment, Sink, Strides, Tile};
 use super::x86::{Avx512Bf16, transpose};
 use crate::scratch::Scratch;
 
-/// Most rows, and most units of K, of a register.
+/// The maximum number of rows, and of units of K, of a register.
 const SIDE: usize = 16;
-/// K is not cut into shorter steps: vector registers are then as fast.
+/// The minimum number of units of a step of K. With fewer, vector registers are as fast.
 const MIN_DEPTH: usize = 4;
 /// Bytes of a register's row.
 const LINE: usize = 64;
 
-/// `tdpbf16ps`: bf16 products of whole tiles, summed in f32. Vectors are those of [`Avx512Bf16`].
+/// The micro-kernel that multiplies tiles of bf16 with `tdpbf16ps` and sums in f32. Its vectors are
+/// those of [`Avx512Bf16`].
 pub struct Amx;
 
 impl Simd for Amx {
@@ -31,31 +38,31 @@ impl Simd for Amx {
 
     #[inline(always)]
     unsafe fn zero() -> Self::Sums {
-        // SAFETY: the caller\'s promise.
+        // SAFETY: the caller guarantees it.
         unsafe { Avx512Bf16::zero() }
     }
 
     #[inline(always)]
     unsafe fn load(p: *const Pair) -> Self::Units {
-        // SAFETY: the caller\'s promise.
+        // SAFETY: the caller guarantees it.
         unsafe { Avx512Bf16::load(p) }
     }
 
     #[inline(always)]
     unsafe fn splat(p: *const Pair) -> Self::Units {
-        // SAFETY: the caller\'s promise.
+        // SAFETY: the caller guarantees it.
         unsafe { Avx512Bf16::splat(p) }
     }
 
     #[inline(always)]
     unsafe fn multiply_add(sums: Self::Sums, a: Self::Units, b: Self::Units) -> Self::Sums {
-        // SAFETY: the caller\'s promise.
+        // SAFETY: the caller guarantees it.
         unsafe { Avx512Bf16::multiply_add(sums, a, b) }
     }
 
     #[inline(always)]
     unsafe fn store(sums: Self::Sums, p: *mut f32) {
-        // SAFETY: the caller\'s promise.
+        // SAFETY: the caller guarantees it.
         unsafe { Avx512Bf16::store(sums, p) }
     }
 }
@@ -74,25 +81,29 @@ impl Micro for Amx {
         mut sink: impl Sink,
     ) {
         let Some(depth) = depth(segments) else {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller guarantees it.
             return unsafe { Avx512Bf16::product(rows, panels, segments, strides, sink) };
         };
+        // All tiles but the last have `tall` rows, so at most two configurations are needed. 33
+        // rows are three tiles of 11.
         let tall = rows.div_ceil(rows.div_ceil(SIDE).max(1)).max(1);
         let whole = rows / tall * tall;
-        let mut turned = None;
+        let mut transposed = None;
         for (rows, tall) in [(0..whole, tall), (whole..rows, rows - whole)] {
             if rows.is_empty() {
                 continue;
             }
             let mut segments = segments.to_vec();
-            // SAFETY: the caller's promise, for some of its rows.
+            // SAFETY: the caller guarantees it for all rows, and these are some of them.
             unsafe {
                 segments.iter_mut().for_each(|segment| segment.a = segment.a.add(rows.start * strides.row));
                 let shape = Shape::new([tall, depth], strides);
                 match strides.step {
+                    // A tile load needs a row's units next to each other. If K runs across memory,
+                    // the rows are transposed first.
                     1 => shape.product([rows.start, rows.len()], panels, &segments, &mut sink),
                     step => {
-                        let shape = shape.turn(rows.len(), step, &mut segments, &mut turned);
+                        let shape = shape.transpose_left(rows.len(), step, &mut segments, &mut transposed);
                         shape.product([rows.start, rows.len()], panels, &segments, &mut sink);
                     }
                 }
@@ -101,7 +112,8 @@ impl Micro for Amx {
     }
 }
 
-/// The longest step that all segments are whole steps of, unless it is too short or there is nothing to multiply.
+/// Returns the longest step of K that divides all segments, or `None` if it would be too short or
+/// there is nothing to multiply.
 #[inline(always)]
 fn depth(segments: &[Segment<Pair>]) -> Option<usize> {
     let all = |depth: usize| segments.iter().all(|segment| segment.units.is_multiple_of(depth));
@@ -109,17 +121,17 @@ fn depth(segments: &[Segment<Pair>]) -> Option<usize> {
     if empty { None } else { (MIN_DEPTH..=SIDE).rev().find(|&depth| all(depth)) }
 }
 
-/// The sizes of tiles, and in bytes how far from each other they are.
+/// The sizes of tiles, and the distances between them in bytes.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Shape {
-    /// Rows of a left tile and of sums.
+    /// Rows of a left tile and of a tile of sums.
     tall: usize,
-    /// Units of K of a step.
+    /// Units of K per step.
     depth: usize,
     /// From a row of the left operand to the next.
     left_row: usize,
-    /// From a left tile to the next step's.
+    /// From a left tile to the one of the next step.
     left_step: usize,
     /// From a left tile to the one below.
     left_tile: usize,
@@ -142,36 +154,37 @@ impl Shape {
         }
     }
 
-    /// Copies `rows` rows that lie side by side, a step of K `stride` units from the next, so that each tile's units lie
-    /// together; points the segments there and returns their shape.
+    /// Transposes a left operand whose rows are next to each other, with `stride` units from a step
+    /// of K to the next. The units of each tile become contiguous in `transposed`; the segments are
+    /// changed to point there. Returns the shape of the copy.
     ///
     /// # Safety
-    /// The rows of the segments can be read.
+    /// The `rows` rows of the segments must be readable.
     #[inline(always)]
-    unsafe fn turn(
+    unsafe fn transpose_left(
         self,
         rows: usize,
         stride: usize,
         segments: &mut [Segment<Pair>],
-        turned: &mut Option<Scratch<Pair>>,
+        transposed: &mut Option<Scratch<Pair>>,
     ) -> Shape {
         let Shape { tall, depth, .. } = self;
-        assert_eq!(self.left_row, size_of::<Pair>(), "rows lie along K or across it");
+        assert_eq!(self.left_row, size_of::<Pair>(), "the left operand's rows or units must be contiguous");
         let units = segments.iter().map(|segment| segment.units).sum::<usize>();
-        let turned = turned.insert(Scratch::new(rows * units));
+        let transposed = transposed.insert(Scratch::new(rows * units));
         let mut before = 0;
         for segment in segments {
-            for (row, tile) in (0..rows).step_by(tall).zip(turned.chunks_exact_mut(tall * units)) {
+            for (row, tile) in (0..rows).step_by(tall).zip(transposed.chunks_exact_mut(tall * units)) {
                 let steps = tile[tall * before..][..tall * segment.units].chunks_exact_mut(tall * depth);
                 for (step, tile) in steps.enumerate() {
-                    // SAFETY: the caller's promise; `tile` has `tall` rows of `depth` units.
+                    // SAFETY: the caller guarantees it; `tile` has `tall` rows of `depth` units.
                     unsafe {
                         let source = segment.a.add(row + step * depth * stride);
                         transpose([depth, tall], source, stride, tile.as_mut_ptr());
                     }
                 }
             }
-            segment.a = turned[tall * before..].as_ptr();
+            segment.a = transposed[tall * before..].as_ptr();
             before += segment.units;
         }
         let [left_row, left_step, left_tile] =
@@ -179,7 +192,8 @@ impl Shape {
         Shape { left_row, left_step, left_tile, ..self }
     }
 
-    /// Multiplies `rows` rows, whole tiles of them, by `panels` panels into `sink`, for which they start at row `first`.
+    /// Multiplies `rows` rows, a multiple of the tile's, by `panels` panels. For `sink`, the first
+    /// of them is row `first`.
     ///
     /// # Safety
     /// As for [`Micro::product`].
@@ -194,10 +208,11 @@ impl Shape {
         configure(self.tall, self.depth);
         let tiles = rows / self.tall;
         let most = if tiles == 1 { Amx::WIDEST } else { 2 };
-        let (mut out, mut before) = (MaybeUninit::uninit(), None::<Place>);
+        let (mut out, mut previous) = (MaybeUninit::uninit(), None::<Place>);
         for panel in (0..panels).step_by(most) {
             for tile in (0..tiles).step_by(2) {
                 let (high, wide) = (2.min(tiles - tile), most.min(panels - panel));
+                // Four registers of sums: 2 × 2 tiles and panels, or 1 × 4.
                 let task = Task {
                     a: tile * self.left_tile,
                     b: panel * self.panel,
@@ -207,41 +222,49 @@ impl Shape {
                 };
                 let place =
                     Place { row: first + tile * self.tall, panel, rows: high * self.tall, panels: wide };
-                // SAFETY: the caller's promise; the thread's registers have this shape.
+                // SAFETY: the caller guarantees it; `configure` gave the thread's registers this
+                // shape.
                 unsafe {
-                    let finished =
-                        before.replace(place).map(|before| (before.store(self.tall, &mut out), before));
+                    // Copy the previous sums out of their registers, and start to compute the next
+                    // ones.
+                    let finished = previous
+                        .replace(place)
+                        .map(|previous| (previous.store(self.tall, &mut out), previous));
                     task.add_up(segments);
-                    // The registers are being filled for as long as this takes.
-                    if let Some((sums, before)) = finished {
-                        before.hand(sums, sink);
+                    // The CPU still multiplies while this code consumes the previous sums.
+                    if let Some((sums, previous)) = finished {
+                        previous.deliver(sums, sink);
                     }
                 }
             }
         }
-        if let Some(last) = before {
+        if let Some(last) = previous {
             // SAFETY: as above.
             let sums = unsafe { last.store(self.tall, &mut out) };
-            last.hand(sums, sink);
+            last.deliver(sums, sink);
         }
     }
 }
 
-/// Sums to be made: up to four registers of them, numbered row by row. Distances are in bytes.
+/// One group of sums to compute: up to four registers, numbered row by row. Distances are in bytes.
+/// The assembly reads the fields by their offsets.
 #[repr(C)]
 struct Task {
-    /// From a segment's start to the rows.
+    /// From a segment's start in the left operand to the first tile.
     a: usize,
-    /// From a segment's start to the panels.
+    /// From a segment's start in the right operand to the first panel.
     b: usize,
     shape: Shape,
-    /// From a step's units of a panel to the next step's.
+    /// From the units of a panel for one step to those for the next.
     right_step: usize,
-    /// Left tiles and panels.
+    /// The number of left tiles and of panels.
     size: [usize; 2],
 }
 
-/// Lines of assembly that [`Task::add_up`] is put together from; registers are named by their number.
+/// The instructions that [`Task::add_up`] consists of; registers are named by their number.
+///
+/// `right` loads from the first panel and leaves its address in `{at}`; `right next` advances that
+/// address by one panel. `left below` overwrites it.
 macro_rules! piece {
     (clear $sums:literal) => {
         concat!("tilezero tmm", $sums)
@@ -263,7 +286,8 @@ macro_rules! piece {
     };
 }
 
-/// Clears sums and adds the steps of all segments to them.
+/// Clears the sums and adds the products of all steps of all segments. Label 2 is the loop over
+/// segments, label 3 the loop over steps.
 macro_rules! add_up {
     ($task:expr, $segments:expr, clear $(($($clear:tt)+))+, step $(($($step:tt)+))+) => {
         asm!(
@@ -283,6 +307,7 @@ macro_rules! add_up {
             "add {segment}, {segment_size}",
             "cmp {segment}, {end}",
             "jne 2b",
+            // `asm!` requires that every operand is used; small sizes do not use these two.
             "/* not of use for every size: {left_tile} {panel} */",
             task = in(reg) $task,
             segment = inout(reg) $segments.as_ptr_range().start => _,
@@ -312,15 +337,15 @@ macro_rules! add_up {
 }
 
 impl Task {
-    /// Leaves the sums in registers 0 to 3.
+    /// Computes the sums and leaves them in registers 0 to 3.
     ///
     /// # Safety
-    /// The thread's registers have the task's shape, there is a segment and none is empty, and all units that they and the
-    /// task name can be read.
+    /// The thread's registers must have the task's shape. There must be a segment, none may be
+    /// empty, and all units that the segments and the task describe must be readable.
     #[rustfmt::skip]
     #[inline(always)]
     unsafe fn add_up(&self, segments: &[Segment<Pair>]) {
-        // SAFETY: the assembly reads the segments' units of so many left tiles and panels.
+        // SAFETY: the assembly only reads the units of these left tiles and panels.
         unsafe {
             match self.size {
                 [2, 2] => add_up!(self, segments, clear (0) (1) (2) (3), step (right 6) (left 4) (add 0 4 6)
@@ -340,7 +365,7 @@ impl Task {
     }
 }
 
-/// Where sums belong.
+/// The rows and panels that a group of sums belongs to.
 struct Place {
     row: usize,
     panel: usize,
@@ -349,10 +374,10 @@ struct Place {
 }
 
 impl Place {
-    /// Writes sums out of their registers, each `tall` rows, to the start of `out`.
+    /// Copies the sums from their registers, `tall` rows each, to the start of `out`.
     ///
     /// # Safety
-    /// The thread's registers have that many rows.
+    /// The thread's registers must have this number of rows.
     #[inline(always)]
     unsafe fn store<'a>(&self, tall: usize, out: &'a mut MaybeUninit<Tile>) -> &'a mut [f32] {
         let pitch = self.panels * LINE;
@@ -368,8 +393,8 @@ impl Place {
                 )
             };
         }
-        // SAFETY: `out` has room for the rows and panels, all of which are written. No code but this module's uses the
-        // registers: it is not compiled for processors that have them.
+        // SAFETY: `out` has room for the rows and panels, all of which are written. Only this
+        // module's assembly uses tile registers; no other code is compiled for a CPU that has them.
         unsafe {
             match [self.rows / tall, self.panels] {
                 [2, 2] => {
@@ -399,16 +424,17 @@ impl Place {
         }
     }
 
-    /// Hands stored sums on.
+    /// Passes the stored sums to the sink.
     #[inline(always)]
-    fn hand(&self, sums: &mut [f32], sink: &mut impl Sink) {
+    fn deliver(&self, sums: &mut [f32], sink: &mut impl Sink) {
         for (row, sums) in sums.chunks_exact_mut(self.panels * LANES).enumerate() {
             sink.row(self.row + row, self.panel, sums);
         }
     }
 }
 
-/// A configuration as the processor has it: `palette` 1, bytes a row and rows of each register.
+/// A configuration in the CPU's format: `palette` 1, then the bytes per row and the number of rows
+/// of each register.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Configuration {
@@ -419,53 +445,57 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// Gives the thread's registers the sizes of `tall` rows and `depth` units of K, unless they have them: sums are in registers
-/// 0 to 3, left tiles in 4 and 5, right ones in 6 and 7.
+/// Configures the thread's registers for tiles of `tall` rows and `depth` units of K, unless they
+/// are already. Registers 0 to 3 hold sums, 4 and 5 left tiles, 6 and 7 panels.
 ///
-/// They keep them: giving registers back takes as long as three steps of a product, and costs the next one as much again.
+/// The configuration is kept after a product. Releasing the registers takes as long as three steps
+/// of a product, and configuring them for the next product takes as long again.
 #[inline(always)]
 fn configure(tall: usize, depth: usize) {
     let (line, left) = (LINE as u16, (depth * size_of::<Pair>()) as u16);
     let (tall, depth) = (tall as u8, depth as u8);
-    let of = |[sums, left, right]: [u16; 3]| {
+    let per_register = |[sums, left, right]: [u16; 3]| {
         [sums, sums, sums, sums, left, left, right, right, 0, 0, 0, 0, 0, 0, 0, 0]
     };
-    let wanted = Configuration {
+    let expected = Configuration {
         palette: 1,
         start: 0,
         reserved: [0; 14],
-        row_bytes: of([line, left, line]),
-        rows: of([tall, tall, depth].map(u16::from)).map(|rows| rows as u8),
+        row_bytes: per_register([line, left, line]),
+        rows: per_register([tall, tall, depth].map(u16::from)).map(|rows| rows as u8),
     };
     let mut found =
         Configuration { palette: 0, start: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-    // SAFETY: this code runs where the processor has tile registers and the system lets the process use them; the
-    // configuration is valid, and nothing but this module's assembly, which clears what it uses, relies on registers.
+    // SAFETY: this code runs only where the CPU has tile registers and the system permits them. The
+    // configuration is valid. Only this module's assembly uses the registers, and it clears them
+    // before use.
     unsafe {
         asm!("sttilecfg [{}]", in(reg) &mut found, options(nostack, preserves_flags));
-        if found != wanted {
-            asm!("ldtilecfg [{}]", in(reg) &wanted, options(nostack, preserves_flags, readonly));
+        if found != expected {
+            asm!("ldtilecfg [{}]", in(reg) &expected, options(nostack, preserves_flags, readonly));
         }
     }
 }
 
-/// Whether the processor has tile registers for bf16 and the system lets this process use them, which it is asked for.
+/// Returns whether the CPU has tile registers for bf16 and the system permits this process to use
+/// them. Asks the system for the permission.
 pub(crate) fn available() -> bool {
     const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
     let leaf = std::arch::x86_64::__cpuid_count(7, 0);
     leaf.edx & TILE_AND_BF16 == TILE_AND_BF16 && permitted()
 }
 
-/// Linux gives a process room for tile registers in its threads' states when asked to.
+/// Asks Linux for the permission to use tile registers. Linux then reserves room for them in the
+/// saved state of the process's threads.
 #[cfg(target_os = "linux")]
 fn permitted() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_ulong = 18;
-    // SAFETY: the call reads its two numbers and changes nothing that Rust knows of.
+    // SAFETY: the call reads its two numbers and changes no memory of the program.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
-/// Other systems are not known to.
+/// Tile registers are not used on other systems.
 #[cfg(not(target_os = "linux"))]
 fn permitted() -> bool {
     false

@@ -1,8 +1,11 @@
-//! A right operand in 8 bits with a step a column: for drawing, where weights are read again for every token.
+//! A right operand in 8 bits with one scale (`step`) per column. Generation uses it, because it
+//! reads all weights again for every token.
 //!
-//! On a processor that multiplies whole numbers (`vpdpbusd`, beside bf16), each row of the left operand is rounded to 255
-//! steps of its own; sums are whole numbers, exact until they become f32. Elsewhere panels are widened to f32 in a core's
-//! cache, just before they are multiplied. Steps are applied to finished sums.
+//! A weight is stored as its code, an integer from -127 to 127, and stands for `code · step`. On
+//! CPUs with bf16 products, which also multiply integers (`vpdpbusd`), each row of the left operand
+//! is quantized in the same way; the sums are integers and exact until they become f32. Other CPUs
+//! widen panels to f32 in a core's cache just before they multiply them. Finished sums are
+//! multiplied by the scales.
 
 use std::ops::Range;
 
@@ -14,18 +17,21 @@ use crate::scratch::Scratch;
 
 /// The largest code.
 const TOP: f32 = 127.0;
-/// What is added to a weight's code, so that it has no sign: whole numbers with a sign are multiplied by those without.
+/// The value added to a weight's code to make it unsigned: `vpdpbusd` multiplies signed by unsigned
+/// integers.
 const OFFSET: u8 = 128;
-/// Whole numbers that are multiplied at once.
+/// The number of integers in a unit.
 const QUAD: usize = 4;
-/// Most steps of K whose sums of whole numbers fit 32 bits.
+/// The maximum K for which sums of integers fit into 32 bits.
 const MOST: usize = (i32::MAX / (255 * 127)) as usize;
-/// Units of K that are widened at a time, so that a group of panels stays in a core's second-level cache.
+/// The number of units of K that are widened at a time, so that a group of panels stays in a core's
+/// L2 cache.
 const STRETCH: usize = 512;
-/// Rows of the left operand that a task rounds.
+/// Rows of the left operand that one task quantizes.
 const ROWS: usize = 8;
 
-/// Each weight of `[k, n]` as the nearest of 255 even steps of its column, and the columns' steps.
+/// Quantizes `weight` `[k, n]`: returns the code of each weight and the scale of each column, which
+/// is its largest magnitude / 127.
 pub(crate) fn quantize(weight: &[f32], n: usize) -> (Vec<i8>, Vec<f32>) {
     let mut steps = vec![0.0_f32; n];
     for row in weight.chunks_exact(n) {
@@ -41,16 +47,18 @@ pub(crate) struct Int8Panels {
     cpu: Cpu,
     n: usize,
     k: usize,
-    /// Panel, unit of K, column, value of the unit; [`OFFSET`] is added to each.
+    /// The codes, with [`OFFSET`] added to each. Indexed by panel, unit of K, column, and value of
+    /// the unit.
     codes: Vec<u8>,
+    /// The scale of each column.
     steps: Vec<f32>,
 }
 
 impl Int8Panels {
-    /// Rounds and packs `weight` `[k, n]`.
+    /// Quantizes and packs `weight` `[k, n]`.
     ///
     /// # Panics
-    /// If K has more steps than sums have room for.
+    /// If `k` is so large that sums of integers could overflow.
     pub(crate) fn new(cpu: Cpu, weight: &[f32], n: usize) -> Int8Panels {
         let k = weight.len() / n;
         assert!(k <= MOST, "8-bit weights of {k} rows: wanted at most {MOST}");
@@ -67,7 +75,7 @@ impl Int8Panels {
         Int8Panels { cpu, n, k, codes, steps }
     }
 
-    /// Rows `a` `[m, k]` times them, into `epilogue`.
+    /// Multiplies rows `a` `[m, k]` by the operand and passes the sums to `epilogue`.
     pub(crate) fn multiply<E: TileEpilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
         match self.cpu.bf16() {
             #[cfg(target_arch = "x86_64")]
@@ -76,12 +84,12 @@ impl Int8Panels {
         }
     }
 
-    /// Columns, and steps of K.
+    /// Returns `[n, k]`: the number of columns and of steps of K.
     pub(crate) fn shape(&self) -> [usize; 2] {
         [self.n, self.k]
     }
 
-    /// With the rows rounded to whole numbers.
+    /// Multiplies integers: quantizes the rows first.
     #[cfg(target_arch = "x86_64")]
     fn rounded<E: TileEpilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
         let row = (self.k.div_ceil(QUAD) * QUAD).max(1);
@@ -93,11 +101,11 @@ impl Int8Panels {
         });
         let (codes, scales) = (&codes, &scales);
         self.groups(m, super::Vnni::WIDEST, |panels| {
-            self.cpu.isa().run(Whole { weights: self, codes, scales, m, panels, epilogue });
+            self.cpu.isa().run(Quantized { weights: self, codes, scales, m, panels, epilogue });
         });
     }
 
-    /// With the weights widened to f32.
+    /// Multiplies f32: widens the weights first.
     fn widened<S: Micro<Unit = f32>, E: TileEpilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
         self.groups(m, S::WIDEST, |panels| {
             let simd = std::marker::PhantomData;
@@ -116,21 +124,21 @@ impl Int8Panels {
     }
 }
 
-/// How a row's sums of whole numbers become its products.
+/// How a row's sums of integers are converted to products.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct RowScale {
-    /// What the row's codes count.
+    /// The row's scale.
     step: f32,
-    /// What [`OFFSET`] added to each sum.
+    /// What [`OFFSET`] added to each sum: `OFFSET` times the sum of the row's codes.
     surplus: f32,
 }
 
-/// Rows as the nearest whole numbers of steps, 255 of them to each row.
+/// Quantizes rows of the left operand, each with its own scale.
 struct RoundRows<'a> {
     a: &'a [f32],
     k: usize,
-    /// Rows of whole quads.
+    /// The codes; a row is filled with 0 to a multiple of four.
     codes: &'a mut [i8],
     scales: &'a mut [RowScale],
 }
@@ -140,13 +148,15 @@ impl Body for RoundRows<'_> {
 
     #[inline(always)]
     fn run(self) {
-        /// Added to a small number, it leaves the nearest whole one, ties to even, in the lowest bits.
+        /// Adding this to a small number leaves the nearest integer, with ties to even, in the low
+        /// bits of the sum.
         const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
         let row = self.codes.len() / self.scales.len();
         for (i, scale) in self.scales.iter_mut().enumerate() {
             let values = &self.a[i * self.k..(i + 1) * self.k];
             let (codes, rest) = self.codes[i * row..(i + 1) * row].split_at_mut(self.k);
-            // As whole numbers, so that a NaN is the largest: it must come out again.
+            // The bits of magnitudes are compared as integers. A NaN is then the largest, so the
+            // scale and all products of the row become NaN.
             let top = values.iter().fold(0, |top, value| top.max(value.to_bits() & 0x7fff_ffff));
             let top = f32::from_bits(top);
             let inverse = if top > 0.0 { TOP / top } else { 0.0 };
@@ -161,9 +171,9 @@ impl Body for RoundRows<'_> {
     }
 }
 
-/// Rounded rows times the panels of one tile's width.
+/// Multiplies quantized rows by the panels of one tile's width.
 #[cfg(target_arch = "x86_64")]
-struct Whole<'a, E> {
+struct Quantized<'a, E> {
     weights: &'a Int8Panels,
     codes: &'a [i8],
     scales: &'a [RowScale],
@@ -173,7 +183,7 @@ struct Whole<'a, E> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<E: TileEpilogue> Body for Whole<'_, E> {
+impl<E: TileEpilogue> Body for Quantized<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -186,7 +196,8 @@ impl<E: TileEpilogue> Body for Whole<'_, E> {
             Scaled { rows: Some(self.scales), steps: &self.weights.steps, epilogue: self.epilogue };
         let first = [0, self.panels.start];
         let sink = SegmentSink { partial: None, last: true, first, n: self.weights.n, epilogue: &epilogue };
-        // SAFETY: there are `m` rows of `units` quads, and every panel holds as many units.
+        // SAFETY: there are `m` rows of `units` quads, and every panel holds the same number of
+        // units.
         #[allow(unsafe_code)]
         unsafe {
             super::Vnni::product(self.m, self.panels.len(), &[segment], strides, sink);
@@ -194,7 +205,7 @@ impl<E: TileEpilogue> Body for Whole<'_, E> {
     }
 }
 
-/// Rows as they are times the panels of one tile's width.
+/// Multiplies f32 rows by the panels of one tile's width.
 struct Widened<'a, S, E> {
     weights: &'a Int8Panels,
     rows: &'a [f32],
@@ -217,6 +228,7 @@ impl<S: Micro<Unit = f32>, E: TileEpilogue> Body for Widened<'_, S, E> {
         sums.fill(0.0);
         let mut packed = Scratch::<f32>::new(STRETCH.min(units) * width);
         for first in (0..units.max(1)).step_by(STRETCH) {
+            // Widen this stretch of each panel, then multiply it.
             let stretch = STRETCH.min(units - first);
             for (panel, packed) in self.panels.clone().zip(packed.chunks_exact_mut((stretch * LANES).max(1)))
             {
@@ -233,7 +245,7 @@ impl<S: Micro<Unit = f32>, E: TileEpilogue> Body for Widened<'_, S, E> {
                 n: self.weights.n,
                 epilogue: &epilogue,
             };
-            // SAFETY: `rows` holds `m` rows of `units`, `packed` a stretch of every panel.
+            // SAFETY: `rows` holds `m` rows of `units`, and `packed` the stretch of every panel.
             #[allow(unsafe_code)]
             unsafe {
                 S::product(self.m, panels, &[segment], strides, sink);
@@ -242,7 +254,8 @@ impl<S: Micro<Unit = f32>, E: TileEpilogue> Body for Widened<'_, S, E> {
     }
 }
 
-/// Scales sums by their column's step and, where rows were rounded, by the row's.
+/// Multiplies sums by the scale of their column and, if rows were quantized, corrects and scales
+/// them by the row: `Σ a (w + OFFSET) - OFFSET · Σ a = Σ a w`.
 struct Scaled<'a, E> {
     rows: Option<&'a [RowScale]>,
     steps: &'a [f32],
@@ -269,13 +282,13 @@ mod tests {
     use crate::gemm::Out;
     use crate::testing::noise;
 
-    /// Keeps sums as they are.
+    /// Stores the sums.
     struct Keep<'a>(Out<'a, f32>);
 
     impl TileEpilogue for Keep<'_> {
         #[inline(always)]
         fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
-            // SAFETY: each sum comes once.
+            // SAFETY: each sum is passed once.
             #[allow(unsafe_code)]
             unsafe { self.0.row(m, n, sums.len()) }.copy_from_slice(sums);
         }
@@ -287,7 +300,7 @@ mod tests {
         out
     }
 
-    /// The nearest of 255 even steps, and its number.
+    /// Returns the codes of `values` and their scale.
     fn nearest(values: &[f32]) -> (Vec<f64>, f64) {
         let step = values.iter().fold(0.0_f64, |top, value| top.max(f64::from(value.abs()))) / 127.0;
         let code = |value: &f32| if step > 0.0 { (f64::from(*value) / step).round() } else { 0.0 };
@@ -295,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_rounded_where_whole_numbers_are_multiplied_and_only_there() {
+    fn rows_are_quantized_only_where_integers_are_multiplied() {
         for [m, n, k] in [[1, 1, 1], [9, 3, 0], [2, 16, 4], [3, 97, 7], [9, 130, 65], [17, 33, 1030]] {
             let (a, weight) = (noise(m * k, 1), noise(k * n, 2));
             let (weights, steps) = quantize(&weight, n);
@@ -307,10 +320,14 @@ mod tests {
                     for (column, got) in got.iter().enumerate() {
                         let products = codes.iter().zip(weights.iter().skip(column).step_by(n));
                         let sum: f64 = products.map(|(code, &weight)| code * f64::from(weight)).sum();
-                        let wanted = sum * step * f64::from(steps[column]);
-                        // One code in thousands lies between two others and is rounded the other way in f32.
+                        let expected = sum * step * f64::from(steps[column]);
+                        // About one code in thousands is close to a tie and is rounded the other
+                        // way in f32.
                         let allowed = 1e-4 * (k as f64).sqrt() + step * 0.02;
-                        assert!((f64::from(*got) - wanted).abs() <= allowed, "{cpu}: {got}, wanted {wanted}");
+                        assert!(
+                            (f64::from(*got) - expected).abs() <= allowed,
+                            "{cpu}: {got}, wanted {expected}"
+                        );
                     }
                 }
             }
@@ -318,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_stays_none_and_zeros_stay_zeros() {
+    fn nan_rows_stay_nan_and_zero_rows_stay_zero() {
         for cpu in Cpu::all() {
             let got = product(cpu, [3, 1], &[f32::NAN, 1.0, 0.0, 0.0, 1.0, 2.0], &[1.0, 2.0]);
             assert!(got[0].is_nan(), "{cpu}: {got:?}");

@@ -1,8 +1,14 @@
-//! Matrix products: f32 or bf16 numbers in, f32 sums, and what becomes of a sum decided while it is still in a register.
+//! Matrix products `out[m, n] = Σ_k a[m, k] · b[k, n]` of f32 or bf16 values, with sums in f32.
 //!
-//! `out[m, n] = Σ_k a[m, k] · b[k, n]`. The right operand is packed once ([`Panels`]); blocks of rows of the left one
-//! are packed by the thread that multiplies them, unless they can be read where they lie. A sum is made by one thread in
-//! one order, so results do not depend on how many threads there are.
+//! The words of this module: *K* is the dimension that is summed over. A *unit* is what one
+//! multiplication takes from K: one f32, a pair of bf16 or four 8-bit integers. A *panel* holds 16
+//! columns of the right operand, packed unit by unit of K. A *tile* is a block of sums that stays
+//! in registers. An *epilogue* ([`TileEpilogue`]) receives finished sums while they are still
+//! close: it adds a bias, applies an activation or stores them.
+//!
+//! The right operand is packed once ([`Panels`]). Blocks of rows of the left operand are packed by
+//! the thread that multiplies them, unless they can be read in place. One thread computes a sum,
+//! always in the same order, so results do not depend on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -29,28 +35,32 @@ pub(crate) use tile::{Micro, Segment, Sink, Strides};
 use crate::cpu::{Body, Cpu};
 use crate::scratch::{Line, Scratch};
 
-/// Most units of K that are multiplied in one go: three panels of them stay in a core's second-level cache.
+/// The maximum number of units of K that are multiplied in one pass: three panels of them fit into
+/// a core's L2 cache.
 const MAX_UNITS: usize = 2048;
 /// Bytes of the left operand that a thread packs at a time.
 const BLOCK_BYTES: usize = 512 << 10;
-/// Rows that a job's height is a multiple of: those of any tall tile.
+/// Each job has a multiple of this many rows, so that tall tiles fit exactly.
 pub(crate) const ROWS: usize = 32;
-/// Jobs a thread, if the product is large enough: more would even out better, and pack the left operand more often.
+/// Jobs per thread, if the product is large enough. More jobs would balance the load better, but
+/// pack the left operand more often.
 const JOBS: usize = 4;
-/// Panels that a job's width is a multiple of: those of any tall tile.
+/// Each job has a multiple of this many panels, so that tall tiles fit exactly.
 const PANELS: usize = 6;
-/// Products smaller than this many multiplications stay on one thread.
+/// Products with fewer multiplications than this run on one thread.
 const SERIAL: usize = 1 << 17;
 
-/// What becomes of finished sums.
+/// Consumes finished sums.
 ///
-/// Must not multiply, nor wait for other jobs of the pool: the next sums may be on their way in the thread's registers.
+/// An implementation must not multiply or wait for other jobs of the thread pool: the thread's tile
+/// registers may already hold the next sums.
 pub trait TileEpilogue: Sync {
-    /// Takes row `m`, columns `n .. n + sums.len()`, and may spoil them; called once for each. Marked `#[inline(always)]`.
+    /// Takes the sums of row `m`, columns `n .. n + sums.len()`, and may overwrite them. Each sum
+    /// is passed exactly once. Implementations need `#[inline(always)]`.
     fn take(&self, m: usize, n: usize, sums: &mut [f32]);
 }
 
-/// Calls `$body` with `$simd` standing for the micro-kernel that `$cpu` asks for.
+/// Evaluates `$body` with `$simd` as the type of the micro-kernel for `$cpu`.
 macro_rules! with_micro {
     ($cpu:expr, $simd:ident => $body:expr) => {
         match ($cpu.bf16(), $cpu.isa()) {
@@ -70,7 +80,7 @@ macro_rules! with_micro {
 }
 pub(crate) use with_micro;
 
-/// Calls `$body` with `$simd` standing for the micro-kernel of f32 numbers that suits `$cpu`.
+/// Evaluates `$body` with `$simd` as the type of the f32 micro-kernel for `$cpu`.
 macro_rules! with_f32_micro {
     ($cpu:expr, $simd:ident => $body:expr) => {
         match $cpu.isa() {
@@ -97,10 +107,10 @@ pub(crate) use simd::Portable as F32Portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2 as F32x256, Avx512 as F32x512, Avx512Bf16 as Bf16, Vnni};
 
-/// `a · b`, `[m, k]` by `[k, n]`, into `epilogue`.
+/// Multiplies `a` `[m, k]` by `b` `[k, n]` and passes the sums to `epilogue`.
 ///
 /// # Panics
-/// If an operand is smaller than its shape.
+/// If an operand has fewer values than its shape needs.
 pub fn gemm<E: TileEpilogue>(cpu: Cpu, [m, n, k]: [usize; 3], a: Operand, b: Operand, epilogue: &E) {
     for (name, operand, others) in [("left", &a, m), ("right", &b, n)] {
         let (got, wanted) = (operand.numbers.len(), operand.extent(others, k));
@@ -124,7 +134,7 @@ fn run<S: Micro<Unit: Unit>, E: TileEpilogue>(
     multiply::<S, E>(cpu, [m, n, k], &a, &packed, epilogue);
 }
 
-/// Units of a packed right operand.
+/// The number of units of a packed right operand.
 fn packed_len<U: Unit>(n: usize, k: usize) -> usize {
     n.div_ceil(LANES) * k.div_ceil(U::VALUES) * LANES
 }
@@ -159,13 +169,13 @@ fn multiply<S: Micro<Unit: Unit>, E: TileEpilogue>(
     }
 }
 
-/// A right operand that is packed once and multiplied often.
+/// A right operand that is packed once and multiplied many times.
 #[derive(Debug, Clone)]
 pub struct Panels {
     cpu: Cpu,
     n: usize,
     k: usize,
-    /// Units, of whatever kind `cpu` multiplies.
+    /// The packed units, of the type that `cpu` multiplies.
     lines: Vec<Line>,
 }
 
@@ -173,7 +183,7 @@ impl Panels {
     /// Packs `b`, `[k, n]`.
     ///
     /// # Panics
-    /// If the operand is smaller than its shape.
+    /// If the operand has fewer values than its shape needs.
     pub fn new(cpu: Cpu, [n, k]: [usize; 2], b: Operand) -> Panels {
         let (got, wanted) = (b.numbers.len(), b.extent(n, k));
         assert!(got >= wanted, "panels of a [{k}, {n}] matrix: {got} numbers, wanted {wanted}");
@@ -185,10 +195,10 @@ impl Panels {
         })
     }
 
-    /// `a` `[m, k]` times them, into `epilogue`.
+    /// Multiplies `a` `[m, k]` by the packed operand and passes the sums to `epilogue`.
     ///
     /// # Panics
-    /// If the operand is smaller than its shape.
+    /// If the operand has fewer values than its shape needs.
     pub fn multiply<E: TileEpilogue>(&self, m: usize, a: Operand, epilogue: &E) {
         let (got, wanted) = (a.numbers.len(), a.extent(m, self.k));
         assert!(got >= wanted, "left operand of panels of {} rows: {got} numbers, wanted {wanted}", self.k);
@@ -197,7 +207,7 @@ impl Panels {
         });
     }
 
-    /// Columns, and steps of K.
+    /// Returns `[n, k]`: the number of columns and of steps of K.
     pub fn shape(&self) -> [usize; 2] {
         [self.n, self.k]
     }
@@ -228,11 +238,13 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// A few jobs a thread, as large as caches allow. Sums are the same however they are dealt out.
+    /// Chooses a few jobs per thread, as large as the caches allow. Each sum is computed in the
+    /// same way for every choice.
     fn new(m: usize, panels: usize, units: usize) -> Blocks {
         let jobs = JOBS * rayon::current_num_threads();
         let fit = BLOCK_BYTES / (4 * units.max(1));
         let rows = fit.min(m.div_ceil(jobs)).max(1).next_multiple_of(ROWS);
+        // If blocks of rows alone give too few jobs, the panels are divided, too.
         let wide = panels.div_ceil(jobs.div_ceil(m.div_ceil(rows))).max(PANELS).next_multiple_of(PANELS);
         Blocks { m, panels, rows, wide }
     }
@@ -245,7 +257,7 @@ impl Blocks {
         self.m.div_ceil(self.rows) * self.across()
     }
 
-    /// Rows and panels of job `i`.
+    /// Returns the rows and panels of job `i`.
     fn job(&self, i: usize) -> (Range<usize>, Range<usize>) {
         let (row, column) = (i / self.across() * self.rows, i % self.across() * self.wide);
         (row..self.m.min(row + self.rows), column..self.panels.min(column + self.wide))
@@ -268,6 +280,7 @@ impl<S: Micro<Unit: Unit>, E: TileEpilogue> Body for Job<'_, S, E> {
     #[inline(always)]
     fn run(self) {
         let [_, _, k] = self.shape;
+        // A long K is multiplied in several passes; their sums are added in `sums`.
         if k <= MAX_UNITS * S::Unit::VALUES {
             return self.stretch(0..k, None);
         }
@@ -282,7 +295,9 @@ impl<S: Micro<Unit: Unit>, E: TileEpilogue> Body for Job<'_, S, E> {
 }
 
 impl<S: Micro<Unit: Unit>, E: TileEpilogue> Job<'_, S, E> {
-    /// Steps `k` of all sums. With `partial` sums (and their stride) these are added, and kept but for the last stretch.
+    /// Multiplies steps `k` of K for all sums of the job. `partial` holds the sums of earlier
+    /// passes and their stride. The new sums are added to it; the last pass gives the totals to the
+    /// epilogue.
     #[inline(always)]
     fn stretch(&self, k: Range<usize>, partial: Option<(&mut [f32], usize)>) {
         let units = k.len().div_ceil(S::Unit::VALUES);
@@ -296,12 +311,12 @@ impl<S: Micro<Unit: Unit>, E: TileEpilogue> Job<'_, S, E> {
         }
     }
 
-    /// The units of the block where they lie, and their strides.
+    /// Returns the units of the block and their strides if they can be read where they are.
     #[inline(always)]
     fn in_place(&self, k: &Range<usize>) -> Option<(&[S::Unit], usize, usize)> {
         let (values, a) = (S::Unit::VALUES, self.a);
         if k.is_empty() {
-            return None; // then there need not be a number at all
+            return None; // an empty operand may be too short to index
         }
         let units = S::Unit::in_place(a.numbers)?;
         let even = [a.stride, k.start, k.len()].into_iter().all(|n| n.is_multiple_of(values));
@@ -314,7 +329,8 @@ impl<S: Micro<Unit: Unit>, E: TileEpilogue> Job<'_, S, E> {
         }
     }
 
-    /// Packs the block's rows, steps `k`; returns the strides from row to row and from unit to unit.
+    /// Packs the block's rows, steps `k`. Returns the strides from row to row and from unit to
+    /// unit.
     #[inline(always)]
     fn pack(&self, k: &Range<usize>, units: usize, block: &mut [S::Unit]) -> (usize, usize) {
         let a = self.a;
@@ -332,7 +348,7 @@ impl<S: Micro<Unit: Unit>, E: TileEpilogue> Job<'_, S, E> {
         (1, rows)
     }
 
-    /// All tiles of the job over steps `k`, the left operand's units lying at `a`.
+    /// Computes all tiles of the job over steps `k`. The units of the left operand start at `a`.
     #[inline(always)]
     fn tiles(
         &self,
@@ -353,7 +369,7 @@ impl<S: Micro<Unit: Unit>, E: TileEpilogue> Job<'_, S, E> {
             n,
             epilogue: self.epilogue,
         };
-        // SAFETY: `pack` or `in_place` made the rows at `a`, `run` the panels at `b`.
+        // SAFETY: `pack` or `in_place` made the rows at `a`, and `pack_right` the panels at `b`.
         #[allow(unsafe_code)]
         unsafe {
             S::product(self.rows.len(), self.columns.len(), &[segment], strides, sink);
@@ -361,15 +377,15 @@ impl<S: Micro<Unit: Unit>, E: TileEpilogue> Job<'_, S, E> {
     }
 }
 
-/// What a job does with the sums of a tile's row.
+/// Adds the sums of a tile's row to partial sums, or passes them to the epilogue.
 struct SegmentSink<'a, E> {
-    /// Sums of earlier stretches of K, and their stride.
+    /// The sums of earlier stretches of K, and their stride.
     partial: Option<(&'a mut [f32], usize)>,
-    /// Whether this is the last stretch.
+    /// Whether this is the last stretch of K.
     last: bool,
     /// The job's first row and panel.
     first: [usize; 2],
-    /// Columns of the product.
+    /// The number of columns of the product.
     n: usize,
     epilogue: &'a E,
 }

@@ -1,8 +1,8 @@
-//! A matrix that many threads write, each its own tiles.
+//! A matrix that many threads write, each thread its own tiles.
 
 use std::marker::PhantomData;
 
-/// Rows of `stride` values, borrowed for writing by tiles.
+/// Rows of `stride` values, borrowed so that several threads can write to different parts.
 #[derive(Debug, Clone, Copy)]
 pub struct Out<'a, T> {
     start: *mut T,
@@ -11,7 +11,8 @@ pub struct Out<'a, T> {
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is a `&mut [T]` whose parts are only reached through `Out::row`, whose caller keeps threads apart.
+// SAFETY: this is a `&mut [T]` whose parts are only reached through `Out::row`, whose caller
+// guarantees that threads use different parts.
 #[allow(unsafe_code)]
 unsafe impl<T: Send> Sync for Out<'_, T> {}
 
@@ -20,30 +21,31 @@ unsafe impl<T: Send> Sync for Out<'_, T> {}
 unsafe impl<T: Send> Send for Out<'_, T> {}
 
 impl<'a, T> Out<'a, T> {
-    /// A matrix of rows `stride` long.
+    /// Borrows `values` as a matrix with rows of `stride` values.
     pub fn new(values: &'a mut [T], stride: usize) -> Out<'a, T> {
         Out { start: values.as_mut_ptr(), len: values.len(), stride, borrowed: PhantomData }
     }
 
-    /// From a row to the next.
+    /// Returns the distance from a row to the next.
     #[inline(always)]
     pub fn stride(&self) -> usize {
         self.stride
     }
 
-    /// `len` values of row `m` from column `n` on.
+    /// Returns `len` values of row `m`, from column `n` on.
     ///
     /// # Safety
-    /// Nobody else holds any of these values meanwhile.
+    /// Nothing else may hold a reference to any of these values at the same time.
     ///
     /// # Panics
-    /// If they lie outside the matrix.
+    /// If the values are outside the matrix.
     #[inline(always)]
     #[allow(unsafe_code, clippy::mut_from_ref)]
     pub unsafe fn row(&self, m: usize, n: usize, len: usize) -> &mut [T] {
         let start = m * self.stride + n;
         assert!(start + len <= self.len, "row {m}, columns {n}..{} of {} values", n + len, self.len);
-        // SAFETY: inside the borrowed slice, and the caller keeps others away.
+        // SAFETY: the range is inside the borrowed slice, and the caller guarantees exclusive
+        // access.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
 }

@@ -1,21 +1,22 @@
-//! Operands as the micro-kernel reads them: units of K in rows (left), in panels of 16 columns (right).
+//! Packed operands, as the micro-kernel reads them: the left one as rows of units, the right one as
+//! panels of 16 columns.
 
 use bytemuck::Pod;
 use half::bf16;
 
 use super::simd::{LANES, Pair};
 
-/// Numbers in memory.
+/// A slice of f32 or bf16 values.
 #[derive(Debug, Clone, Copy)]
 pub enum FloatSlice<'a> {
-    /// 32 bits each.
+    /// Values of 32 bits.
     F32(&'a [f32]),
-    /// 16 bits each.
+    /// Values of 16 bits.
     Bf16(&'a [bf16]),
 }
 
 impl<'a> FloatSlice<'a> {
-    /// How many.
+    /// Returns the number of values.
     pub fn len(self) -> usize {
         match self {
             FloatSlice::F32(values) => values.len(),
@@ -23,7 +24,7 @@ impl<'a> FloatSlice<'a> {
         }
     }
 
-    /// `len` numbers from `start`.
+    /// Returns `len` values from `start` on.
     #[inline(always)]
     pub fn slice(self, start: usize, len: usize) -> FloatSlice<'a> {
         match self {
@@ -33,56 +34,57 @@ impl<'a> FloatSlice<'a> {
     }
 }
 
-/// A matrix in memory, one of whose dimensions is the K that a product sums over.
+/// A matrix in memory, one of whose dimensions is K, which a product sums over.
 #[derive(Debug, Clone, Copy)]
 pub struct Operand<'a> {
-    /// All its numbers.
+    /// The values of the matrix.
     pub numbers: FloatSlice<'a>,
-    /// From one row in memory to the next.
+    /// The distance from one row in memory to the next.
     pub stride: usize,
-    /// Whether a row in memory runs along K; else it runs across.
+    /// Whether a row in memory runs along K. If not, it holds one step of K.
     pub along_k: bool,
 }
 
 impl<'a> Operand<'a> {
-    /// Rows in memory, `stride` long, each run along K.
+    /// Describes rows in memory, `stride` values apart, each of which runs along K.
     pub fn along(numbers: FloatSlice<'a>, stride: usize) -> Operand<'a> {
         Operand { numbers, stride, along_k: true }
     }
 
-    /// Rows in memory, `stride` long, each hold one step of K.
+    /// Describes rows in memory, `stride` values apart, each of which holds one step of K.
     pub fn across(numbers: FloatSlice<'a>, stride: usize) -> Operand<'a> {
         Operand { numbers, stride, along_k: false }
     }
 
-    /// How many numbers `others` × `k` need.
+    /// Returns the number of values that a matrix of `others` × `k` needs.
     pub(super) fn extent(&self, others: usize, k: usize) -> usize {
         let [rows, length] = if self.along_k { [others, k] } else { [k, others] };
         if rows == 0 || length == 0 { 0 } else { (rows - 1) * self.stride + length }
     }
 }
 
-/// What the micro-kernel multiplies at once.
+/// The part of K that the micro-kernel multiplies with one operation.
 pub trait Unit: Pod + Default + Send + Sync {
-    /// Steps of K in a unit.
+    /// The number of steps of K in a unit.
     const VALUES: usize;
 
-    /// Units of neighbouring numbers; the last is filled up with 0.
+    /// Makes units of neighbouring values. The last unit is filled with 0 if values are missing.
     fn along(numbers: FloatSlice, units: &mut [Self]);
 
-    /// Units of numbers that face each other in neighbouring rows; a missing second row is 0.
+    /// Makes units of values that are above each other in neighbouring rows. A missing second row
+    /// counts as 0.
     fn across(first: FloatSlice, second: Option<FloatSlice>, units: &mut [Self]);
 
-    /// Puts the number of step `step` of a unit (0 first) in its place.
+    /// Replaces the value at step `step` of the unit; 0 is the first.
     fn put(&mut self, step: usize, value: f32);
 
-    /// The unit with 0 for what is negative.
+    /// Returns the unit with negative values replaced by 0.
     fn relu(self) -> Self;
 
-    /// The numbers as units where they lie, if they need no conversion.
+    /// Returns the values as units without a copy, if they need no conversion.
     fn in_place(numbers: FloatSlice<'_>) -> Option<&[Self]>;
 
-    /// The numbers that units are made of.
+    /// Returns the values that the units consist of.
     fn numbers(units: &[Self]) -> FloatSlice<'_>;
 }
 
@@ -187,7 +189,7 @@ impl Unit for Pair {
 
     #[inline(always)]
     fn relu(self) -> Pair {
-        // Each half's sign, spread over the half by an arithmetic shift.
+        // An arithmetic shift copies the sign bit of each half to all bits of that half.
         let high = ((self as i32) >> 31) as u32 & 0xffff_0000;
         let low = (((self << 16) as i32) >> 31) as u32 & 0xffff;
         self & !(high | low)
@@ -210,12 +212,13 @@ fn pair(low: u16, high: u16) -> Pair {
     u32::from(low) | u32::from(high) << 16
 }
 
-/// The bits of the nearest bf16, ties to even; without a branch, so that loops over it become vector code.
+/// Returns the bits of the nearest bf16, with ties to even. There is no branch, so the compiler can
+/// vectorize loops over it.
 #[inline(always)]
 pub(crate) fn narrow(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    // A NaN must stay one: its fraction could round away.
+    // A NaN must stay a NaN: the upper half of its fraction could be 0.
     ((if value.is_nan() { bits | 0x0040_0000 } else { rounded }) >> 16) as u16
 }
 
@@ -224,7 +227,8 @@ pub(crate) fn widen(value: bf16) -> f32 {
     f32::from_bits(u32::from(value.to_bits()) << 16)
 }
 
-/// Packs columns `first ..` of a right operand of `n` columns into `panel`: sixteen units a step of K.
+/// Packs columns `first ..` of a right operand with `n` columns into `panel`: sixteen units for
+/// each unit of K.
 #[inline(always)]
 pub(super) fn panel<U: Unit>(b: &Operand<'_>, [first, n]: [usize; 2], k: usize, panel: &mut [U]) {
     let columns = LANES.min(n - first);
@@ -234,7 +238,8 @@ pub(super) fn panel<U: Unit>(b: &Operand<'_>, [first, n]: [usize; 2], k: usize, 
     }
 }
 
-/// Packs a panel from rows of `columns` numbers, one a step of K; the panel's rest is 0.
+/// Packs a panel from rows of `columns` values, one row per step of K. The rest of the panel
+/// becomes 0.
 #[inline(always)]
 pub(crate) fn panel_across<'a, U: Unit>(
     row: impl Fn(usize) -> FloatSlice<'a>,
@@ -249,7 +254,7 @@ pub(crate) fn panel_across<'a, U: Unit>(
     }
 }
 
-/// Packs a panel from `columns` rows of `k` numbers, each along K; missing columns are 0.
+/// Packs a panel from `columns` rows of `k` values, each along K. Missing columns become 0.
 #[inline(always)]
 pub(crate) fn panel_along<'a, U: Unit>(
     row: impl Fn(usize) -> FloatSlice<'a>,
@@ -261,6 +266,7 @@ pub(crate) fn panel_along<'a, U: Unit>(
     let mut rows = [[U::default(); STRETCH]; LANES];
     for (units, first) in panel.chunks_mut(LANES * STRETCH).zip((0..k).step_by(U::VALUES * STRETCH)) {
         let steps = (U::VALUES * STRETCH).min(k - first);
+        // Pack some units of every column, then write them transposed.
         for (column, stretch) in rows.iter_mut().enumerate().take(columns) {
             U::along(row(column).slice(first, steps), &mut stretch[..units.len() / LANES]);
         }

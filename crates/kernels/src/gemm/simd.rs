@@ -1,49 +1,52 @@
-//! Sixteen f32 lanes: what the micro-kernel is written in. Plain Rust is here, [`super::x86`] has the instruction sets.
+//! The vectors of sixteen f32 lanes that the micro-kernel is written in. This file has them in
+//! plain Rust; [`super::x86`] has them for the instruction sets of x86.
 
-// What a function needs is its caller's promise, stated where it is declared, and covers its whole body.
+// The trait states what callers must guarantee; it covers the whole body of each function.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)]
 
-/// Columns of a panel: the f32 lanes of the widest register.
+/// The number of columns of a panel, which is the number of f32 lanes of the widest register.
 pub const LANES: usize = 16;
 
-/// Sixteen f32 sums and the units that are multiplied into them.
+/// A vector of sixteen f32 sums, and the units that are multiplied into them.
 ///
-/// K is counted in *units*: one f32, or a pair of bf16 or four whole numbers that one instruction multiplies and sums.
+/// K is counted in *units*: one f32, a pair of bf16, or four 8-bit integers, whose products one
+/// instruction adds up.
 ///
 /// # Safety
-/// Every function needs a CPU with the instruction set, and is only fast when inlined into a function that enables it.
-/// Pointers are valid for the units or sums that a function touches; they need no alignment.
+/// Every function needs a CPU with the instruction set. It is fast only when inlined into a
+/// function that enables the set. Pointers must be valid for the units or sums that a function
+/// reads or writes; they need no alignment.
 pub trait Simd: 'static {
-    /// What K is counted in.
+    /// The unit that K is counted in.
     type Unit: Copy + Send + Sync + Default + 'static;
     /// Sixteen sums.
     type Sums: Copy;
     /// Sixteen units.
     type Units: Copy;
 
-    /// Zeros.
+    /// Returns sums of zero.
     unsafe fn zero() -> Self::Sums;
-    /// Sixteen neighbouring units.
+    /// Loads sixteen neighbouring units.
     unsafe fn load(p: *const Self::Unit) -> Self::Units;
-    /// One unit in all lanes.
+    /// Loads one unit into all lanes.
     unsafe fn splat(p: *const Self::Unit) -> Self::Units;
-    /// `sums + a · b`, a unit's values summed.
+    /// Returns `sums + a · b`, with the products of a unit's values added up.
     unsafe fn multiply_add(sums: Self::Sums, a: Self::Units, b: Self::Units) -> Self::Sums;
-    /// Writes sixteen sums, as f32.
+    /// Writes sixteen sums as f32.
     unsafe fn store(sums: Self::Sums, p: *mut f32);
-    /// Asks for the cache line at `p`, which need not be valid.
+    /// Prefetches the cache line at `p`, which need not be valid.
     fn fetch(p: *const Self::Unit) {
         let _ = p;
     }
 }
 
-/// A pair of bf16, the earlier one in the low half.
+/// Two bf16 values; the earlier one is in the low half.
 pub type Pair = u32;
 
-/// Four whole numbers of 8 bits, the earliest one in the lowest.
+/// Four 8-bit integers; the earliest one is in the lowest byte.
 pub type Quad = u32;
 
-/// Plain Rust.
+/// The vectors in plain Rust.
 pub struct Portable;
 
 impl Simd for Portable {

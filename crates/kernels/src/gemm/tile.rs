@@ -1,8 +1,10 @@
-//! The micro-kernel: a tile of sums, 8 rows × 48 columns or, of few rows, wider, stays in registers while K runs by.
-//! ([`super::amx`] has another, for processors with tile registers.)
+//! The micro-kernel of vector registers. A tile of sums stays in registers while the loop goes
+//! through K: 8 rows × 48 columns, or wider if there are few rows. ([`super::amx`] has another
+//! micro-kernel, for CPUs with tile registers.)
 //!
-//! The left operand is read by broadcast, the right one from panels of 16 columns ([`super::pack`]). K may come in
-//! several [`Segment`]s: that is how convolutions and sparse attention use the same loop without copying operands.
+//! The left operand is read by broadcast, the right one from panels of 16 columns
+//! ([`super::pack`]). K may consist of several [`Segment`]s. Convolutions and sparse attention use
+//! this to run the same loop without copying operands.
 
 #![allow(unsafe_code)]
 
@@ -13,13 +15,13 @@ use super::simd::{LANES, Portable, Simd};
 use super::x86::{Avx2, Avx512, Avx512Bf16, Vnni};
 use crate::cpu::{Body, Isa};
 
-/// Sums of the largest tile: 32 rows of 2 panels.
+/// The number of sums of the largest tile: 32 rows of 2 panels.
 const SUMS: usize = 32 * 2 * LANES;
 
-/// Units by which panels are fetched into the first-level cache before they are multiplied.
+/// How many units ahead of the multiplication panels are prefetched into the L1 cache.
 const AHEAD: usize = 16;
 
-/// Sums of a tile, row by row, without gaps.
+/// The sums of a tile, row by row, without gaps.
 #[repr(C, align(64))]
 pub struct Tile(pub [f32; SUMS]);
 
@@ -27,47 +29,52 @@ pub struct Tile(pub [f32; SUMS]);
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Segment<U> {
-    /// Its first unit in row 0 of the left operand.
+    /// The segment's first unit in row 0 of the left operand.
     pub a: *const U,
-    /// Its first unit in the first panel.
+    /// The segment's first unit in the first panel.
     pub b: *const U,
-    /// Units.
+    /// The number of units.
     pub units: usize,
 }
 
-/// Where the neighbours of a unit lie, counted in units.
+/// Distances between neighbouring units, counted in units.
 #[derive(Debug, Clone, Copy)]
 pub struct Strides {
     /// From a row of the left operand to the next.
     pub row: usize,
-    /// From a unit of the left operand to the next.
+    /// From a unit of the left operand to the next one along K.
     pub step: usize,
     /// From a panel of the right operand to the next.
     pub panel: usize,
 }
 
-/// What becomes of finished tiles.
+/// Consumes finished tiles.
 ///
-/// A closure would do, were it sure to be inlined and so compiled for the processor's instructions. Must not multiply, nor
-/// wait for other jobs of the pool: the next sums may be on their way in the thread's registers.
+/// This is a trait and not a closure because its body must be inlined, so that it is compiled for
+/// the kernel's instruction set. An implementation must not multiply or wait for other jobs of the
+/// thread pool: the thread's tile registers may already hold the next sums.
 pub(crate) trait Sink {
-    /// Takes a row of a tile: which row, the tile's first panel, its sums. Marked `#[inline(always)]`.
+    /// Takes one row of a tile: the row's index, the tile's first panel, and the sums.
+    /// Implementations need `#[inline(always)]`.
     fn row(&mut self, row: usize, panel: usize, sums: &mut [f32]);
 }
 
-/// A way to multiply.
+/// A micro-kernel: a way to multiply packed operands.
 pub(crate) trait Micro: Simd {
-    /// Rows and panels of the tile that the processor is fastest at.
+    /// The rows and panels of the fastest tile.
     const BEST: [usize; 2];
-    /// Panels side by side in the widest tile: what few rows are multiplied with at a time.
+    /// The number of panels of the widest tile, which is used for few rows.
     const WIDEST: usize;
-    /// Units of K that are multiplied at once: it is fastest at multiples of them.
+    /// The number of units of K that one instruction multiplies. A product is fastest if its K is a
+    /// multiple.
     const DEEP: usize;
 
-    /// Multiplies `rows` rows by `panels` panels over all `segments`, tile by tile, into `sink`.
+    /// Multiplies `rows` rows by `panels` panels over all `segments`, tile by tile, and passes the
+    /// sums to `sink`.
     ///
     /// # Safety
-    /// The processor has the instructions, and every unit that the segments and strides name can be read.
+    /// The CPU has the instructions, and every unit that the segments and strides describe is
+    /// readable.
     unsafe fn product(
         rows: usize,
         panels: usize,
@@ -79,19 +86,21 @@ pub(crate) trait Micro: Simd {
 
 /// A micro-kernel of vector registers, for one instruction set.
 pub trait Tiles: Simd {
-    /// The set.
+    /// The instruction set.
     const ISA: Isa;
-    /// Tiles that fit the registers, as rows and most panels side by side; tallest first, those of 1 row last. The lower,
-    /// the wider: a core adds to about eight sums at a time.
+    /// The tiles that fit into the registers, as `(rows, maximum panels)`: tallest first, 1 row
+    /// last. Low tiles are wider, because a core works on about eight sums at a time.
     const TILES: &'static [(usize, usize)];
-    /// Panels side by side that there are tiles of, widest first, 1 last.
+    /// The widths of tiles in panels: widest first, 1 last.
     const WIDTHS: &'static [usize];
 
-    /// Multiplies `rows` × `panels`, as [`Self::TILES`] and [`Self::WIDTHS`] have them, beginning `from` units behind where the segments
-    /// begin, left and right; writes the sums to `out`, row by row.
+    /// Computes a tile of `rows` × `panels`, which is one of [`Self::TILES`] and [`Self::WIDTHS`],
+    /// and writes the sums to `out`, row by row. `from` is the distance in units from the start of
+    /// the segments to the tile, in the left and in the right operand.
     ///
     /// # Safety
-    /// The processor has [`Self::ISA`], every unit that the segments and strides name can be read, and `out` is that of a [`Tile`].
+    /// The CPU has [`Self::ISA`], every unit that the segments and strides describe is readable,
+    /// and `out` points to a [`Tile`].
     unsafe fn multiply(
         rows: usize,
         panels: usize,
@@ -102,6 +111,11 @@ pub trait Tiles: Simd {
     );
 }
 
+/// Computes a tile of `R` rows and `P` panels. Each unit of K takes `P` loads from the panels, `R`
+/// broadcasts from the left operand and `R · P` multiply-adds into sums that stay in registers.
+///
+/// # Safety
+/// As for [`Tiles::multiply`].
 #[inline(always)]
 unsafe fn tile<S: Simd, const R: usize, const P: usize>(
     segments: &[Segment<S::Unit>],
@@ -109,7 +123,7 @@ unsafe fn tile<S: Simd, const R: usize, const P: usize>(
     from: [usize; 2],
     out: *mut f32,
 ) {
-    // SAFETY: the caller's promise, and `R` × `P` fit a `Tile`.
+    // SAFETY: the caller guarantees readable operands, and `R` × `P` sums fit a `Tile`.
     unsafe {
         let mut sums = [[S::zero(); P]; R];
         for segment in segments {
@@ -125,7 +139,7 @@ unsafe fn tile<S: Simd, const R: usize, const P: usize>(
                         *sum = S::multiply_add(*sum, left, right);
                     }
                 }
-                // Past the last unit they point to nothing, and are not read.
+                // After the last unit, the pointers are out of range; they are not read.
                 a = a.wrapping_add(strides.step);
                 b = b.wrapping_add(LANES);
             }
@@ -155,13 +169,15 @@ impl<S: Tiles> Micro for S {
         let tile_of =
             |rows: usize| S::TILES.iter().copied().find(|&(tall, _)| tall <= rows).unwrap_or((1, 1));
         while panel < panels {
-            // Rows that are left over below have tiles at least as wide.
+            // The width is chosen for the tallest tile. The lower tiles of the remaining rows allow
+            // at least this width.
             let most = tile_of(rows).1.min(panels - panel);
             let wide = S::WIDTHS.iter().copied().find(|&wide| wide <= most).unwrap_or(1);
             let mut row = 0;
             while row < rows {
                 let (tall, _) = tile_of(rows - row);
-                // SAFETY: the caller's promise, and a tile has room for what is written and then read.
+                // SAFETY: the caller's guarantee; a `Tile` has room for the sums written and read
+                // here.
                 let sums = unsafe {
                     S::multiply(
                         tall,
@@ -183,6 +199,7 @@ impl<S: Tiles> Micro for S {
     }
 }
 
+/// Implements [`Tiles`] for `$simd` with one compiled loop per `(rows, panels)`.
 macro_rules! micro {
     ($simd:ident on $isa:ident, tiles $tiles:expr, widths $widths:expr, $(($rows:literal, $panels:literal)),+) => {
         impl Tiles for $simd {
@@ -205,7 +222,7 @@ macro_rules! micro {
                     #[inline(always)]
                     fn run(self) {
                         match (self.0, self.1) {
-                            // SAFETY: the promise of `multiply`'s caller.
+                            // SAFETY: the caller of `multiply` guarantees it.
                             $(($rows, $panels) => unsafe { tile::<$simd, $rows, $panels>(self.2, self.3, self.4, self.5) },)+
                             (rows, panels) => unreachable!("no tile of {rows} rows and {panels} panels"),
                         }

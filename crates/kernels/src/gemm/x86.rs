@@ -1,20 +1,20 @@
-//! Sixteen f32 lanes on the instruction sets of x86.
+//! The vectors of sixteen f32 lanes for the instruction sets of x86.
 
-// What a function needs is its caller's promise, stated where it is declared, and covers its whole body.
+// The trait states what callers must guarantee; it covers the whole body of each function.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)]
 
 use std::arch::x86_64::*;
 
 use super::simd::{Pair, Quad, Simd};
 
-/// `vdpbf16ps`: bf16 products, summed in f32.
+/// Products of bf16 with `vdpbf16ps`, summed in f32.
 pub struct Avx512Bf16;
-/// `vpdpbusd`: whole numbers of 8 bits, the right ones without a sign, summed in 32 bits. Part of every processor with
-/// `vdpbf16ps`.
+/// Products of 8-bit integers with `vpdpbusd`, summed in 32 bits. The left operand is signed, the
+/// right one unsigned. Every CPU with `vdpbf16ps` has the instruction.
 pub struct Vnni;
-/// 512-bit f32.
+/// Products of f32 in 512-bit registers.
 pub struct Avx512;
-/// 256-bit f32, two registers for sixteen lanes.
+/// Products of f32 in 256-bit registers, two for sixteen lanes.
 pub struct Avx2;
 
 impl Simd for Avx512Bf16 {
@@ -162,18 +162,18 @@ impl Simd for Avx2 {
     }
 }
 
-/// A hint to all cache levels.
+/// Prefetches the cache line at `p` into all cache levels.
 #[inline(always)]
 fn fetch<T>(p: *const T) {
-    // SAFETY: a prefetch never faults; SSE is part of x86-64.
+    // SAFETY: a prefetch never faults, and SSE is part of x86-64.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
 }
 
-/// Turns `rows` by `columns` units (16 at most) around: unit `column` of row `row` of `source`, whose rows are `stride`
-/// units apart, becomes unit `row` of row `column` of `out`, whose rows follow each other.
+/// Transposes `rows` × `columns` units, at most 16 × 16. The rows of `source` are `stride` units
+/// apart; the rows of `out` follow each other without gaps.
 ///
 /// # Safety
-/// As for [`Simd`], and both can be read and written.
+/// As for [`Simd`]; `source` must be readable and `out` writable.
 #[inline(always)]
 pub(super) unsafe fn transpose(
     [rows, columns]: [usize; 2],
@@ -182,12 +182,14 @@ pub(super) unsafe fn transpose(
     out: *mut Pair,
 ) {
     const SIDE: usize = 16;
-    let of = |n: usize| (0xffff_u32 >> (SIDE - n)) as u16;
+    let first_lanes = |n: usize| (0xffff_u32 >> (SIDE - n)) as u16;
     let mut lines = [_mm512_setzero_si512(); SIDE];
     for (row, line) in lines.iter_mut().enumerate().take(rows) {
-        *line = _mm512_maskz_loadu_epi32(of(columns), source.add(row * stride).cast());
+        *line = _mm512_maskz_loadu_epi32(first_lanes(columns), source.add(row * stride).cast());
     }
-    // Units of two rows, then of four, come together; then quarters of registers find their columns.
+    // 1. Interleave the units of two rows, then the pairs of four rows. Quarter `q` of
+    //    `fours[4r + c]` then holds column `4q + c` of rows `4r .. 4r + 4`.
+    // 2. Collect the quarters of a column from all four groups of rows.
     let (mut pairs, mut fours) = (lines, lines);
     for i in (0..SIDE).step_by(2) {
         pairs[i] = _mm512_unpacklo_epi32(lines[i], lines[i + 1]);
@@ -211,7 +213,7 @@ pub(super) unsafe fn transpose(
         for (quarter, line) in quarters.into_iter().enumerate() {
             let column = quarter * 4 + within;
             if column < columns {
-                _mm512_mask_storeu_epi32(out.add(column * rows).cast(), of(rows), line);
+                _mm512_mask_storeu_epi32(out.add(column * rows).cast(), first_lanes(rows), line);
             }
         }
     }

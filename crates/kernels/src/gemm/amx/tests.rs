@@ -1,11 +1,11 @@
-//! The tile registers against the vector ones, over sizes of every kind.
+//! Compares products of tile registers with those of vector registers, for many sizes.
 
 use super::*;
 use crate::cpu::Isa;
 use crate::gemm::{FloatSlice, Unit};
 use crate::testing::{assert_close, noise};
 
-/// Keeps sums where the product has them.
+/// Stores the sums of a product; the second field is the row stride.
 struct Keep<'a>(&'a mut [f32], usize);
 
 impl Sink for Keep<'_> {
@@ -21,7 +21,8 @@ fn units(seed: u64, len: usize) -> Vec<Pair> {
     units
 }
 
-/// `rows` by `panels` over stretches of K of these lengths, the left operand's rows along or across it.
+/// Multiplies `rows` by `panels` over segments of these lengths. The left operand's rows run across
+/// K if `across`, else along it.
 fn product<S: Micro<Unit = Pair>>(rows: usize, panels: usize, lengths: &[usize], across: bool) -> Vec<f32> {
     let total: usize = lengths.iter().sum();
     let (a, b) = (units(1, rows * total), units(2, panels * LANES * total));
@@ -34,7 +35,7 @@ fn product<S: Micro<Unit = Pair>>(rows: usize, panels: usize, lengths: &[usize],
     };
     let segments: Vec<Segment<Pair>> = lengths.iter().map(segment).collect();
     let mut sums = vec![f32::NAN; rows * panels * LANES];
-    // SAFETY: the processor has tile registers, or this is not called; `a` and `b` hold all units.
+    // SAFETY: the test returns early without tile registers; `a` and `b` hold all units.
     unsafe {
         let strides = Strides { row, step, panel: total * LANES };
         S::product(rows, panels, &segments, strides, Keep(&mut sums, panels * LANES));
@@ -43,7 +44,7 @@ fn product<S: Micro<Unit = Pair>>(rows: usize, panels: usize, lengths: &[usize],
 }
 
 #[test]
-fn tile_registers_give_the_products_of_vector_registers() {
+fn tile_register_products_match_vector_registers() {
     if Isa::detect() != Isa::Amx {
         return;
     }
