@@ -45,7 +45,7 @@ impl AdamWStep {
         let n = w.len();
         let lengths = [g.len(), m.len(), v.len()];
         assert!(lengths == [n; 3], "adamw: {lengths:?} gradients, means and variances, wanted {n} each");
-        let isa = cpu.isa();
+        let isa = cpu.supported();
         let parts = w.par_chunks_mut(PART).zip(g.par_chunks(PART));
         let moments = m.par_chunks_mut(PART).zip(v.par_chunks_mut(PART));
         parts.zip(moments).for_each(|((w, g), (m, v))| update_part(isa, *self, w, g, m, v));
@@ -65,7 +65,7 @@ vectorized! {
 
 /// Returns `Σ v²` as f64, which is finite if all values are.
 pub fn sum_of_squares(cpu: Cpu, values: &[f32]) -> f64 {
-    let isa = cpu.isa();
+    let isa = cpu.supported();
     let parts: Vec<f64> = values.par_chunks(PART).map(|part| squares(isa, part)).collect();
     parts.into_iter().sum()
 }
@@ -89,7 +89,7 @@ vectorized! {
 /// If the lengths differ.
 pub fn approach(cpu: Cpu, a: &mut [f32], b: &[f32], share: f32) {
     assert!(a.len() == b.len(), "approach: {} values and {}", a.len(), b.len());
-    let isa = cpu.isa();
+    let isa = cpu.supported();
     a.par_chunks_mut(PART).zip(b.par_chunks(PART)).for_each(|(a, b)| approach_part(isa, a, b, share));
 }
 

@@ -40,7 +40,7 @@ pub enum Isa {
 /// The instruction set and precision that kernels use. It is chosen once and passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cpu {
-    isa: Isa,
+    isa: Supported,
     bf16: bool,
     /// Whether other devices multiply bf16.
     bf16_elsewhere: bool,
@@ -52,37 +52,26 @@ impl Cpu {
     /// # Errors
     /// If `precision` is bf16 and the CPU cannot multiply bf16.
     pub fn new(precision: Precision) -> Result<Cpu, String> {
-        Cpu::on(Isa::detect(), precision)
-    }
-
-    /// Makes the choice for a CPU whose best instruction set is `isa`.
-    fn on(isa: Isa, precision: Precision) -> Result<Cpu, String> {
-        match (precision, isa) {
-            (Precision::F32, _) => Ok(Cpu::with(isa, false)),
-            _ if isa.has_bf16() => Ok(Cpu::with(isa, true)),
-            (Precision::Auto, _) => Ok(Cpu { bf16_elsewhere: true, ..Cpu::with(isa, false) }),
-            (Precision::Bf16, _) => Err(format!(
-                "precision = bf16 needs a processor with avx512_bf16, and this one has {isa}; use auto or f32"
-            )),
-        }
+        let isa = Supported::best();
+        let [bf16, bf16_elsewhere] = multiplies_bf16(isa.isa(), precision)?;
+        Ok(Cpu { isa, bf16, bf16_elsewhere })
     }
 
     /// Returns every choice that this CPU supports; tests run with each of them.
     pub fn all() -> Vec<Cpu> {
-        let best = Isa::detect();
-        let sets = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
-        let has = sets.into_iter().filter(|&isa| isa >= best);
-        let bf16s = has.clone().filter(|isa| isa.has_bf16()).map(|isa| Cpu::with(isa, true));
-        bf16s.chain(has.map(|isa| Cpu::with(isa, false))).collect()
+        let has = Supported::all();
+        let bf16s = has.iter().filter(|isa| isa.isa().has_bf16()).map(|&isa| Cpu::with(isa, true));
+        bf16s.chain(has.iter().map(|&isa| Cpu::with(isa, false))).collect()
     }
 
-    fn with(isa: Isa, bf16: bool) -> Cpu {
+    fn with(isa: Supported, bf16: bool) -> Cpu {
         Cpu { isa, bf16, bf16_elsewhere: bf16 }
     }
 
     /// Returns the best choice of this CPU: bf16 products if it has them.
     pub fn best() -> Cpu {
-        Cpu { bf16_elsewhere: true, ..Cpu::with(Isa::detect(), Isa::detect().has_bf16()) }
+        let isa = Supported::best();
+        Cpu { bf16_elsewhere: true, ..Cpu::with(isa, isa.isa().has_bf16()) }
     }
 
     /// Returns whether products are of bf16.
@@ -102,13 +91,39 @@ impl Cpu {
 
     /// Returns the instruction set.
     pub fn isa(self) -> Isa {
+        self.isa.isa()
+    }
+
+    /// Returns the proof that this CPU has the instruction set.
+    pub fn supported(self) -> Supported {
         self.isa
     }
 }
 
+/// Whether products on a CPU whose best instruction set is `isa`, and on other devices, are of bf16
+/// at `precision`.
+///
+/// # Errors
+/// If `precision` is bf16 and `isa` does not multiply it.
+fn multiplies_bf16(isa: Isa, precision: Precision) -> Result<[bool; 2], String> {
+    match precision {
+        Precision::F32 => Ok([false; 2]),
+        Precision::Auto => Ok([isa.has_bf16(), true]),
+        Precision::Bf16 if isa.has_bf16() => Ok([true; 2]),
+        Precision::Bf16 => Err(format!(
+            "precision = bf16 needs a processor with avx512_bf16, and this one has {isa}; use auto or f32"
+        )),
+    }
+}
+
+/// An instruction set that this CPU has. Only detection makes values of this type, so code that is
+/// given one may run the instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Supported(Isa);
+
 impl fmt::Display for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", if self.bf16 { "bf16" } else { "f32" }, self.isa)
+        write!(f, "{} {}", if self.bf16 { "bf16" } else { "f32" }, self.isa())
     }
 }
 
@@ -161,32 +176,37 @@ impl Isa {
     pub fn has_bf16(self) -> bool {
         matches!(self, Isa::Amx | Isa::Avx512Bf16)
     }
+}
 
+impl Supported {
     /// Returns the best instruction set of this CPU.
-    #[cfg(target_arch = "x86_64")]
-    pub fn detect() -> Isa {
+    pub fn best() -> Supported {
         static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(Isa::probe)
+        Supported(*BEST.get_or_init(probe))
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn probe() -> Isa {
-        let avx2 = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("bmi2");
-        let avx512 = avx2
-            && is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl");
-        let bf16 = avx512 && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
-        match (bf16 && amx::available(), bf16, avx512, avx2) {
-            (true, ..) => Isa::Amx,
-            (_, true, ..) => Isa::Avx512Bf16,
-            (.., true, _) => Isa::Avx512,
-            (.., true) => Isa::Avx2,
-            _ => Isa::Portable,
-        }
+    /// Returns all instruction sets of this CPU that kernels are compiled for. The best includes
+    /// those after it.
+    fn all() -> Vec<Supported> {
+        let best = Supported::best().isa();
+        let sets = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
+        sets.into_iter().filter(|&isa| isa >= best).map(Supported).collect()
+    }
+
+    /// Makes the proof without looking.
+    ///
+    /// # Safety
+    /// This CPU must have the instruction set.
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    pub(crate) unsafe fn assume(isa: Isa) -> Supported {
+        Supported(isa)
+    }
+
+    /// Returns which it is.
+    #[inline(always)]
+    pub fn isa(self) -> Isa {
+        self.0
     }
 
     /// Runs `body`, compiled for this instruction set.
@@ -194,10 +214,8 @@ impl Isa {
     #[inline]
     #[allow(unsafe_code)]
     pub fn run<B: Body>(self, body: B) -> B::Output {
-        debug_assert!(self >= Isa::detect(), "{self} is not on this processor");
-        match self {
-            // SAFETY: a `Cpu` is only made with a set that `detect` found, or one that the found
-            // set includes.
+        match self.0 {
+            // SAFETY: this CPU has the instruction set, since there is a `Supported` of it.
             Isa::Amx | Isa::Avx512Bf16 => unsafe { x86::avx512_bf16(body) },
             // SAFETY: as above.
             Isa::Avx512 => unsafe { x86::avx512(body) },
@@ -207,17 +225,37 @@ impl Isa {
         }
     }
 
-    /// Returns the best instruction set of this CPU.
-    #[cfg(not(target_arch = "x86_64"))]
-    pub fn detect() -> Isa {
-        Isa::Portable
-    }
-
     /// Runs `body`, compiled for this instruction set.
     #[cfg(not(target_arch = "x86_64"))]
     pub fn run<B: Body>(self, body: B) -> B::Output {
         body.run()
     }
+}
+
+/// Finds the best instruction set of this CPU.
+#[cfg(target_arch = "x86_64")]
+fn probe() -> Isa {
+    let avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("bmi2");
+    let avx512 = avx2
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    let bf16 = avx512 && is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
+    match (bf16 && amx::available(), bf16, avx512, avx2) {
+        (true, ..) => Isa::Amx,
+        (_, true, ..) => Isa::Avx512Bf16,
+        (.., true, _) => Isa::Avx512,
+        (.., true) => Isa::Avx2,
+        _ => Isa::Portable,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn probe() -> Isa {
+    Isa::Portable
 }
 
 /// Defines a function that is compiled once for each instruction set. Its first argument selects
@@ -229,7 +267,7 @@ macro_rules! vectorized {
     ($(#[$attribute:meta])* $visible:vis fn $name:ident $([$($generic:ident: $bound:path),+])? ($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$attribute])*
         #[allow(clippy::too_many_arguments, unsafe_code)]
-        $visible fn $name $(<$($generic: $bound),+>)? (isa: $crate::cpu::Isa, $($arg: $type),*) $(-> $result)? {
+        $visible fn $name $(<$($generic: $bound),+>)? (isa: $crate::cpu::Supported, $($arg: $type),*) $(-> $result)? {
             #[inline(always)]
             fn body $(<$($generic: $bound),+>)? ($($arg: $type),*) $(-> $result)? $body
             #[cfg(target_arch = "x86_64")]
@@ -238,8 +276,8 @@ macro_rules! vectorized {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,bmi2")]
             fn avx2 $(<$($generic: $bound),+>)? ($($arg: $type),*) $(-> $result)? { body($($arg),*) }
-            match isa {
-                // SAFETY: a `Cpu` holds no instruction set that the CPU lacks.
+            match isa.isa() {
+                // SAFETY: this CPU has the instruction set, since there is a `Supported` of it.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::Isa::Amx | $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
@@ -260,10 +298,10 @@ mod tests {
     fn bf16_is_chosen_if_available_and_refused_otherwise() {
         for isa in [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable] {
             let has = isa.has_bf16();
-            assert_eq!(Cpu::on(isa, Precision::Auto), Ok(Cpu { isa, bf16: has, bf16_elsewhere: true }));
-            assert_eq!(Cpu::on(isa, Precision::F32), Ok(Cpu::with(isa, false)));
-            match Cpu::on(isa, Precision::Bf16) {
-                Ok(cpu) => assert!(has && cpu.bf16()),
+            assert_eq!(multiplies_bf16(isa, Precision::Auto), Ok([has, true]));
+            assert_eq!(multiplies_bf16(isa, Precision::F32), Ok([false, false]));
+            match multiplies_bf16(isa, Precision::Bf16) {
+                Ok(bf16) => assert!(has && bf16 == [true, true]),
                 Err(reason) => assert!(!has && reason.contains(&isa.to_string()), "{reason}"),
             }
         }

@@ -180,11 +180,11 @@ impl CrossEntropy {
         let weight = 1.0 / self.targets.len() as f32;
         let mut nats = vec![0.0; rows];
         let row = |nats: &mut f32, logits: &[f32], target: u32, out: &mut [MaybeUninit<T>]| {
-            let log_sum = log_sum_exp(self.cpu.isa(), logits);
+            let log_sum = log_sum_exp(self.cpu.supported(), logits);
             *nats = log_sum - logits[target as usize];
             if !out.is_empty() {
                 // (P - Y) / rows: the row of P, then the target's value corrected by -1.
-                row_gradient(self.cpu.isa(), logits, log_sum, weight, out);
+                row_gradient(self.cpu.supported(), logits, log_sum, weight, out);
                 let p = (logits[target as usize] - log_sum).exp();
                 out[target as usize].write(T::nearest((p - 1.0) * weight));
             }
@@ -230,7 +230,7 @@ fn scaled<T: Number>(cpu: Cpu, values: &[T], factor: f32, shape: &[usize]) -> Fl
     let out = unsafe {
         filled(values.len(), |out| {
             let parts = out.par_chunks_mut(PART).zip(values.par_chunks(PART));
-            parts.for_each(|(out, values)| scale(cpu.isa(), values, factor, out));
+            parts.for_each(|(out, values)| scale(cpu.supported(), values, factor, out));
         })
     };
     tensor(out, shape)

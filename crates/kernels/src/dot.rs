@@ -66,7 +66,7 @@ impl Op<2> for Dot {
 impl Dot {
     fn sum<T: Number>(&self, a: &[T], b: &[T]) -> f64 {
         let parts = a.par_chunks(PART).zip(b.par_chunks(PART));
-        let sums: Vec<f32> = parts.map(|(a, b)| dot_part(self.cpu.isa(), a, b)).collect();
+        let sums: Vec<f32> = parts.map(|(a, b)| dot_part(self.cpu.supported(), a, b)).collect();
         sums.into_iter().map(f64::from).sum()
     }
 }

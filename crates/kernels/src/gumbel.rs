@@ -34,7 +34,7 @@ impl GumbelNoise {
 
     /// Returns the noise of `n` rows of `v` values, as it is added to logits.
     pub fn values(self, cpu: Cpu, n: usize, v: usize) -> Vec<f32> {
-        let isa = cpu.isa();
+        let isa = cpu.supported();
         let mut out = vec![0.0; n * v];
         let rows = out.par_chunks_mut(v.max(1)).enumerate();
         rows.for_each(|(row, out)| add_noise(isa, self.skip_rows(row), out));
@@ -194,7 +194,7 @@ impl Op<2> for Relax {
             filled(logits.len(), |out| {
                 let rows = out.par_chunks_mut(v).zip(logits.par_chunks(v)).zip(noise.par_chunks(v));
                 rows.for_each(|((out, logits), noise)| {
-                    relax(self.cpu.isa(), logits, noise, self.inverse, out)
+                    relax(self.cpu.supported(), logits, noise, self.inverse, out)
                 });
             })
         };
@@ -235,7 +235,7 @@ impl Op<1> for RelaxDrawn {
             filled(logits.len(), |out| {
                 let rows = out.par_chunks_mut(v).zip(logits.par_chunks(v)).enumerate();
                 rows.for_each(|(row, (out, logits))| {
-                    relax_drawn(self.cpu.isa(), logits, self.noise.skip_rows(row), self.inverse, out);
+                    relax_drawn(self.cpu.supported(), logits, self.noise.skip_rows(row), self.inverse, out);
                 });
             })
         };
@@ -266,7 +266,7 @@ fn code_backward(cpu: Cpu, code: &FlexTensor, gradient: &FlexTensor, inverse: f3
         filled(code.len(), |out| {
             let rows = out.par_chunks_mut(v).zip(code.par_chunks(v)).zip(gradient.par_chunks(v));
             rows.for_each(|((out, code), gradient)| {
-                relax_backward(cpu.isa(), code, gradient, inverse, out);
+                relax_backward(cpu.supported(), code, gradient, inverse, out);
             });
         })
     };
@@ -332,7 +332,7 @@ impl Op<1> for KlToUniform {
         let n = shape[..shape.len() - 1].iter().product::<usize>();
         let mut statistics = vec![0.0; 2 * n];
         statistics.par_chunks_mut(2).zip(logits.par_chunks(v)).for_each(|(statistics, logits)| {
-            statistics.copy_from_slice(&negative_entropy(self.cpu.isa(), logits));
+            statistics.copy_from_slice(&negative_entropy(self.cpu.supported(), logits));
         });
         let total: f64 = statistics.iter().skip(1).step_by(2).map(|&nats| f64::from(nats)).sum();
         let kl = total / n as f64 + (v as f64).ln();
@@ -355,7 +355,7 @@ impl Op<1> for KlToUniform {
             filled(logits.len(), |out| {
                 let rows = out.par_chunks_mut(v).zip(logits.par_chunks(v)).zip(statistics.par_chunks(2));
                 rows.for_each(|((out, logits), statistics)| {
-                    kl_backward(self.cpu.isa(), logits, [statistics[0], statistics[1]], weight, out);
+                    kl_backward(self.cpu.supported(), logits, [statistics[0], statistics[1]], weight, out);
                 });
             })
         });

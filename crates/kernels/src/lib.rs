@@ -34,7 +34,7 @@ mod testing;
 pub use adamw::{AdamWStep, approach, sum_of_squares};
 pub use attention::{AttentionPlan, pattern_attention, pattern_attention_reference};
 pub use conv::{OutputDtype, PreActivation, conv2d, conv2d_add, conv2d_reference};
-pub use cpu::{Cpu, Isa, Precision};
+pub use cpu::{Cpu, Isa, Precision, Supported};
 pub use cross_entropy::{cross_entropy, cross_entropy_reference};
 pub use dot::{dot, dot_reference};
 pub use gumbel::{

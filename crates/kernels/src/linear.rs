@@ -393,13 +393,13 @@ pub(crate) fn column_sums(cpu: Cpu, values: FloatSlice<'_>, columns: usize) -> V
         let rows =
             values.slice(i * ROWS * columns, values.len().min((i + 1) * ROWS * columns) - i * ROWS * columns);
         let mut sums = vec![0.0; columns];
-        with_numbers!(rows, rows => add_rows(cpu.isa(), rows, &mut sums));
+        with_numbers!(rows, rows => add_rows(cpu.supported(), rows, &mut sums));
         sums
     };
     let parts: Vec<Vec<f32>> =
         (0..values.len().div_ceil((ROWS * columns).max(1))).into_par_iter().map(part).collect();
     let mut sums = vec![0.0; columns];
-    parts.iter().for_each(|part| add_rows(cpu.isa(), part, &mut sums));
+    parts.iter().for_each(|part| add_rows(cpu.supported(), part, &mut sums));
     sums
 }
 
@@ -421,7 +421,7 @@ fn gelu_backward<T: Number>(cpu: Cpu, pre: &[T], gradient: FloatSlice<'_>) -> Ve
         filled(pre.len(), |out| {
             out.par_chunks_mut(PART).zip(pre.par_chunks(PART)).enumerate().for_each(|(i, (out, pre))| {
                 let gradient = gradient.slice(i * PART, pre.len());
-                with_numbers!(gradient, gradient => gelu_backward_part(cpu.isa(), pre, gradient, out));
+                with_numbers!(gradient, gradient => gelu_backward_part(cpu.supported(), pre, gradient, out));
             });
         })
     }

@@ -105,7 +105,7 @@ impl Op<3> for Norm {
                     let mut sums = vec![0.0; 2 * d];
                     let gradient = numbers(gradient).slice(i * ROWS * d, x.len());
                     with_numbers!(gradient, gradient => {
-                        backward_rows(self.cpu.isa(), x, gradient, gain, statistics, dx, &mut sums);
+                        backward_rows(self.cpu.supported(), x, gradient, gain, statistics, dx, &mut sums);
                     });
                     sums
                 });
@@ -137,7 +137,7 @@ impl Norm {
             filled(values.len(), |output| {
                 let rows = output.par_chunks_mut(ROWS * d).zip(values.par_chunks(ROWS * d));
                 rows.zip(statistics.par_chunks_mut(2 * ROWS)).for_each(|((output, x), statistics)| {
-                    forward_rows(self.cpu.isa(), x, gain, bias, self.epsilon, output, statistics);
+                    forward_rows(self.cpu.supported(), x, gain, bias, self.epsilon, output, statistics);
                 });
             })
         };

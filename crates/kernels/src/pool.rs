@@ -64,7 +64,7 @@ impl Op<1> for MaxPool {
     fn forward(&self, [x]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<()>) {
         let [batch, height, width, channels] = four_dims(x);
         let line = |large: &[f32], small: &mut [MaybeUninit<f32>]| {
-            pool_line(self.cpu.isa(), large, small, channels);
+            pool_line(self.cpu.supported(), large, small, channels);
         };
         let out = from_large(floats(x), width * channels, line);
         (tensor(out, &[batch, height / 2, width / 2, channels]), keep.then_some(()))
@@ -82,7 +82,7 @@ impl Op<1> for MaxPool {
         let dx = needs_grad.then(|| {
             to_large(floats(gradient), line, |i, small, large| {
                 let values = &values[2 * i * line..2 * (i + 1) * line];
-                unpool_line(self.cpu.isa(), values, small, large, channels);
+                unpool_line(self.cpu.supported(), values, small, large, channels);
             })
         });
         [dx.map(|dx| tensor(dx, &dims(x)))]
@@ -95,7 +95,7 @@ impl Op<1> for Upsample {
     fn forward(&self, [x]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<()>) {
         let [batch, height, width, channels] = four_dims(x);
         let out = to_large(floats(x), 2 * width * channels, |_, small, large| {
-            spread_line(self.cpu.isa(), small, large, channels);
+            spread_line(self.cpu.supported(), small, large, channels);
         });
         (tensor(out, &[batch, 2 * height, 2 * width, channels]), keep.then_some(()))
     }
@@ -109,7 +109,7 @@ impl Op<1> for Upsample {
     ) -> [Option<FlexTensor>; 1] {
         let [_, _, width, channels] = four_dims(x);
         let line = |large: &[f32], small: &mut [MaybeUninit<f32>]| {
-            gather_line(self.cpu.isa(), large, small, channels);
+            gather_line(self.cpu.supported(), large, small, channels);
         };
         let dx = needs_grad.then(|| from_large(floats(gradient), 2 * width * channels, line));
         [dx.map(|dx| tensor(dx, &dims(x)))]

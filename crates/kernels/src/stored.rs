@@ -66,7 +66,7 @@ impl Op<1> for Stored {
 impl Stored {
     fn round(&self, x: &FlexTensor) -> FlexTensor {
         let mut values = floats(x).to_vec();
-        let (isa, grid) = (self.cpu.isa(), Grid::of(self.format));
+        let (isa, grid) = (self.cpu.supported(), Grid::of(self.format));
         values.par_chunks_mut(PART).for_each(|part| round_part(isa, grid, part));
         tensor(values, &dims(x))
     }
@@ -139,7 +139,7 @@ mod tests {
             let expected: Vec<u32> = values.iter().map(|&value| format.round(value).to_bits()).collect();
             for cpu in Cpu::all() {
                 let mut got = values.clone();
-                round_part(cpu.isa(), Grid::of(format), &mut got);
+                round_part(cpu.supported(), Grid::of(format), &mut got);
                 for ((value, got), expected) in values.iter().zip(got).zip(&expected) {
                     let same =
                         got.to_bits() == *expected || got.is_nan() && f32::from_bits(*expected).is_nan();

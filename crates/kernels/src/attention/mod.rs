@@ -138,7 +138,7 @@ impl Attention {
                 heads.for_each(|(head, sums)| {
                     let head = Head::new(&self.plan, layout, head, numbers(qkv));
                     with_micro!(self.cpu, S => {
-                        self.cpu.isa().run(Forward::<S, T> { head, output, sums, simd: PhantomData });
+                        self.cpu.supported().run(Forward::<S, T> { head, output, sums, simd: PhantomData });
                     });
                 });
             })
@@ -166,7 +166,7 @@ impl Attention {
                     let [output, gradient] = [output, gradient].map(numbers);
                     with_micro!(self.cpu, S => {
                         let simd = PhantomData;
-                        self.cpu.isa().run(Backward::<S, T> { head, d_qkv, sums, output, gradient, simd });
+                        self.cpu.supported().run(Backward::<S, T> { head, d_qkv, sums, output, gradient, simd });
                     });
                 });
             })

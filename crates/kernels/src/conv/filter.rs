@@ -43,7 +43,7 @@ impl PackedFilter<'_> {
         let panel_len = (depth / U::VALUES * LANES).max(1);
         let mut packed = Scratch::new(self.outputs().div_ceil(LANES) * panel_len);
         let pack = |(i, panel): (usize, &mut [U])| {
-            cpu.isa().run(Pack { filter: self, first: i * LANES, channels, panel });
+            cpu.supported().run(Pack { filter: self, first: i * LANES, channels, panel });
         };
         packed.par_chunks_exact_mut(panel_len).enumerate().for_each(pack);
         packed

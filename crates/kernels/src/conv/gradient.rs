@@ -57,7 +57,7 @@ fn run<S: Micro<Unit: Unit>>(
         let mut sums = vec![0.0; k * channels.len() * columns];
         for strip in strips {
             let sums = &mut sums;
-            cpu.isa().run(Job::<S> {
+            cpu.supported().run(Job::<S> {
                 x,
                 gradient,
                 frame,

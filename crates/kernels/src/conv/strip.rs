@@ -154,7 +154,7 @@ fn run<S: Micro<Unit: Unit>, E: TileEpilogue>(
     let outputs = filter.outputs();
     let strips = x.strips(frame.row_units::<S::Unit>() * size_of::<S::Unit>(), STRIP_BYTES);
     strips.par_iter().for_each(|strip| {
-        cpu.isa().run(Job::<S, E> { x, frame, packed, strip, outputs, epilogue });
+        cpu.supported().run(Job::<S, E> { x, frame, packed, strip, outputs, epilogue });
     });
 }
 

@@ -79,7 +79,7 @@ pub fn attend(
         let text = (text, text_visible);
         with_micro!(own.cpu, S => {
             let simd = std::marker::PhantomData;
-            own.cpu.isa().run(Queries::<S> { queries, stride, first, sequences, head, text, own, out, simd });
+            own.cpu.supported().run(Queries::<S> { queries, stride, first, sequences, head, text, own, out, simd });
         });
     };
     match sequences.len() * n_heads < SERIAL {

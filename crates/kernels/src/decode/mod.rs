@@ -137,14 +137,14 @@ pub fn normalise(cpu: Cpu, x: &[f32], gain: &[f32], bias: &[f32], epsilon: f32, 
         fits,
         "normalise: {sizes:?} biases and outputs, wanted [{d}, {n}]; and {n} numbers, wanted rows of {d}"
     );
-    normalise_rows(cpu.isa(), x, gain, bias, epsilon, out);
+    normalise_rows(cpu.supported(), x, gain, bias, epsilon, out);
 }
 
 /// Returns `e^((logit − max) / temperature)` for each logit, with `max` the largest logit: the
 /// softmax before the division by its sum.
 pub fn softmax_weights(cpu: Cpu, logits: &[f32], temperature: f32) -> Vec<f32> {
     let mut weights = logits.to_vec();
-    exponentials(cpu.isa(), 1.0 / temperature, &mut weights);
+    exponentials(cpu.supported(), 1.0 / temperature, &mut weights);
     weights
 }
 

@@ -97,11 +97,11 @@ impl Int8Panels {
         let mut scales = Scratch::<RowScale>::new(m);
         let rows = codes.par_chunks_mut(ROWS * row).zip(scales.par_chunks_mut(ROWS)).enumerate();
         rows.for_each(|(i, (codes, scales))| {
-            self.cpu.isa().run(RoundRows { a: &a[i * ROWS * self.k..], k: self.k, codes, scales });
+            self.cpu.supported().run(RoundRows { a: &a[i * ROWS * self.k..], k: self.k, codes, scales });
         });
         let (codes, scales) = (&codes, &scales);
         self.groups(m, super::Vnni::WIDEST, |panels| {
-            self.cpu.isa().run(Quantized { weights: self, codes, scales, m, panels, epilogue });
+            self.cpu.supported().run(Quantized { weights: self, codes, scales, m, panels, epilogue });
         });
     }
 
@@ -109,7 +109,7 @@ impl Int8Panels {
     fn widened<S: Micro<Unit = f32>, E: TileEpilogue>(&self, m: usize, a: &[f32], epilogue: &E) {
         self.groups(m, S::WIDEST, |panels| {
             let simd = std::marker::PhantomData;
-            self.cpu.isa().run(Widened::<S, E> { weights: self, rows: a, m, panels, epilogue, simd });
+            self.cpu.supported().run(Widened::<S, E> { weights: self, rows: a, m, panels, epilogue, simd });
         });
     }
 

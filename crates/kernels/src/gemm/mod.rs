@@ -141,7 +141,8 @@ fn packed_len<U: Unit>(n: usize, k: usize) -> usize {
 
 fn pack_right<U: Unit>(cpu: Cpu, [n, k]: [usize; 2], b: &Operand, serial: bool, packed: &mut [U]) {
     let panel_len = (k.div_ceil(U::VALUES) * LANES).max(1);
-    let pack = |(p, panel): (usize, &mut [U])| cpu.isa().run(PackPanel { b, at: [p * LANES, n], k, panel });
+    let pack =
+        |(p, panel): (usize, &mut [U])| cpu.supported().run(PackPanel { b, at: [p * LANES, n], k, panel });
     match serial {
         true => packed.chunks_exact_mut(panel_len).enumerate().for_each(pack),
         false => packed.par_chunks_exact_mut(panel_len).enumerate().for_each(pack),
@@ -161,7 +162,7 @@ fn multiply<S: Micro<Unit: Unit>, E: TileEpilogue>(
     let blocks = Blocks::new(m, n.div_ceil(LANES), k.div_ceil(S::Unit::VALUES).min(MAX_UNITS));
     let job = |i: usize| {
         let (rows, columns) = blocks.job(i);
-        cpu.isa().run(Job::<S, E> { a, packed, shape: [m, n, k], rows, columns, epilogue });
+        cpu.supported().run(Job::<S, E> { a, packed, shape: [m, n, k], rows, columns, epilogue });
     };
     match m * n * k < SERIAL {
         true => (0..blocks.len()).for_each(job),

@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use super::simd::{LANES, Portable, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512, Avx512Bf16, Vnni};
-use crate::cpu::{Body, Isa};
+use crate::cpu::{Body, Isa, Supported};
 
 /// The number of sums of the largest tile: 32 rows of 2 panels.
 const SUMS: usize = 32 * 2 * LANES;
@@ -228,7 +228,9 @@ macro_rules! micro {
                         }
                     }
                 }
-                Self::ISA.run(Multiply(rows, panels, segments, strides, from, out));
+                // SAFETY: the caller of `multiply` guarantees that the CPU has the instruction set.
+                let isa = unsafe { Supported::assume(Self::ISA) };
+                isa.run(Multiply(rows, panels, segments, strides, from, out));
             }
         }
     };

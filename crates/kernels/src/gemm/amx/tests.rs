@@ -1,7 +1,7 @@
 //! Compares products of tile registers with those of vector registers, for many sizes.
 
 use super::*;
-use crate::cpu::Isa;
+use crate::cpu::{Isa, Supported};
 use crate::gemm::{FloatSlice, Unit};
 use crate::testing::{assert_close, noise};
 
@@ -45,7 +45,7 @@ fn product<S: Micro<Unit = Pair>>(rows: usize, panels: usize, lengths: &[usize],
 
 #[test]
 fn tile_register_products_match_vector_registers() {
-    if Isa::detect() != Isa::Amx {
+    if Supported::best().isa() != Isa::Amx {
         return;
     }
     for rows in [1, 2, 15, 16, 17, 31, 32, 33, 47, 64, 71] {
