@@ -1,9 +1,11 @@
-//! Safetensors files that can be verified: a JSON header with a format version and a checksum of every byte.
+//! Safetensors files with a JSON header that holds a format version and a checksum of the complete
+//! file.
 //!
-//! Model files, codes and checkpoints are such files. The header is the only entry of the safetensors metadata, because the
-//! format does not keep the order of several and the same content should have the same bytes. Its checksum (CRC-32C, 8 hex
-//! digits) covers the complete file, with zeros in place of these digits. Files from before there were checksums are read,
-//! and [`Contents::verified`] is false.
+//! Model files, code files and checkpoints use this container. The header is the only entry of the
+//! safetensors metadata: the format does not preserve the order of several entries, and the same
+//! content should always give the same bytes. The checksum (CRC-32C, 8 hex digits) covers every
+//! byte of the file, with the character `0` in place of its own digits. Files from before checksums
+//! were introduced can still be read; their [`Contents::verified`] is false.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -14,9 +16,10 @@ use safetensors::tensor::{SafeTensors, View};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Stands in the place of the checksum while it is computed.
+/// The placeholder for the checksum's digits while the checksum is computed.
 const BLANK: &[u8; 8] = b"00000000";
-/// What precedes the checksum: the header is a JSON string inside of JSON, so its quotes are escaped.
+/// The bytes before the checksum's digits. The header is a JSON string inside JSON, so its quotes
+/// are escaped.
 const LABEL: &[u8] = br#"\"checksum\":\""#;
 
 /// A kind of file.
@@ -24,44 +27,45 @@ const LABEL: &[u8] = br#"\"checksum\":\""#;
 pub struct Kind {
     /// The header's key in the safetensors metadata.
     pub key: &'static str,
-    /// What such a file is, for messages.
+    /// The description of such a file in messages, with an article, such as "a model file".
     pub name: &'static str,
-    /// The format version that is written. Older versions are read; the first with a checksum is [`Kind::checked`].
+    /// The format version that is written. Older versions can be read.
     pub format: u32,
     /// The first format version with a checksum.
     pub checked: u32,
 }
 
-/// Hashes of what a file was made from.
+/// Hashes of the config and the data that a file was made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// Hash of the config.
+    /// The hash of the config.
     pub config: String,
-    /// Fingerprints of the inputs.
+    /// The fingerprints of the inputs.
     pub data: String,
 }
 
-/// A short hash of a text, as [`Origin`] holds it.
+/// Returns a short hash of a text, in the form that [`Origin`] uses.
 pub fn hash(text: &str) -> String {
     format!("{:08x}", crc32c::crc32c(text.as_bytes()))
 }
 
-/// The warning for a file without a checksum.
+/// Returns the warning for a file without a checksum.
 pub fn unverified(file: impl Display) -> String {
     format!("warning: {file} was written before files had a checksum: damage to it would go unnoticed")
 }
 
-/// A file as it was read.
+/// The contents of a file.
 pub struct Contents<'a, H> {
-    /// The header's fields besides format and checksum.
+    /// The header's fields other than the format version and the checksum.
     pub header: H,
     /// The tensors.
     pub tensors: SafeTensors<'a>,
-    /// Whether the file has a checksum, which is then right. Damage to one without may go unnoticed.
+    /// Whether the file has a checksum and it is correct. Damage to a file without one may go
+    /// unnoticed.
     pub verified: bool,
 }
 
-/// The error for a file that is not damaged, but has a format version that this program does not know yet.
+/// The error for a file that is intact but has a newer format version than this program supports.
 #[derive(Debug)]
 pub struct Newer {
     kind: Kind,
@@ -96,10 +100,11 @@ struct Version {
 }
 
 impl Kind {
-    /// The bytes of a file with `header`, whose fields must not be called `format`, `version` or `checksum`.
+    /// Returns the bytes of a file with this header and these tensors. The header's fields must not
+    /// be called `format`, `version` or `checksum`.
     ///
     /// # Errors
-    /// If the tensors do not fit each other or the header cannot be written as JSON.
+    /// If safetensors rejects the tensors or the header cannot be serialized as JSON.
     pub fn write<V: View>(&self, header: &impl Serialize, tensors: Vec<(String, V)>) -> Result<Vec<u8>> {
         let blank = std::str::from_utf8(BLANK)?;
         let header = serde_json::to_string(&Envelope { format: self.format, checksum: blank, header })?;
@@ -114,7 +119,8 @@ impl Kind {
     /// Reads the bytes of a file and verifies its checksum.
     ///
     /// # Errors
-    /// [`Newer`] if the format version is not known yet; another error if it is of another kind, damaged or cut short.
+    /// Returns [`Newer`] if the format version is not known yet, and another error if the file is
+    /// of another kind, damaged or cut short.
     pub fn read<'a, H: DeserializeOwned>(&self, bytes: &'a [u8]) -> Result<Contents<'a, H>> {
         let name = self.name;
         let (_, metadata) = SafeTensors::read_metadata(bytes)
@@ -122,15 +128,15 @@ impl Kind {
         let header = metadata.metadata().as_ref().and_then(|entries| entries.get(self.key));
         let header = header.with_context(|| format!("a safetensors file, but not {name}"))?;
         let Version { format, checksum } = serde_json::from_str(header).context("its header is damaged")?;
-        if let Some(wanted) = &checksum {
-            verify(bytes, wanted)?;
+        if let Some(expected) = &checksum {
+            verify(bytes, expected)?;
         }
         if format > self.format {
             bail!(Newer { kind: *self, format });
         }
         ensure!(
             checksum.is_some() || format < self.checked,
-            "it is damaged: format version {format} has a checksum, and it holds none"
+            "it is damaged: files of format version {format} have a checksum, and this one has none"
         );
         Ok(Contents {
             header: serde_json::from_str(header).context("its header is damaged")?,
@@ -140,20 +146,20 @@ impl Kind {
     }
 }
 
-fn verify(bytes: &[u8], wanted: &str) -> Result<()> {
+fn verify(bytes: &[u8], expected: &str) -> Result<()> {
     let at = checksum_at(bytes).context("it is damaged: its checksum is not in its place")?;
     let found = format!("{:08x}", checksum(bytes, at));
-    ensure!(found == *wanted, "it is damaged: its bytes have the checksum {found}, wanted {wanted}");
+    ensure!(found == *expected, "it is damaged: its bytes have the checksum {found}, wanted {expected}");
     Ok(())
 }
 
-/// Where the digits of the checksum are.
+/// Returns the position of the checksum's digits.
 fn checksum_at(bytes: &[u8]) -> Option<usize> {
     let at = bytes.windows(LABEL.len()).position(|window| window == LABEL)? + LABEL.len();
     (at + BLANK.len() <= bytes.len()).then_some(at)
 }
 
-/// CRC-32C of the file with zeros in place of the checksum.
+/// Computes the CRC-32C of the file with the character `0` in place of the checksum's digits.
 fn checksum(bytes: &[u8], at: usize) -> u32 {
     let before = crc32c::crc32c_append(crc32c::crc32c(&bytes[..at]), BLANK);
     crc32c::crc32c_append(before, &bytes[at + BLANK.len()..])
@@ -173,17 +179,17 @@ mod tests {
     }
 
     fn header() -> Header {
-        // What looks like a checksum inside of a field is not taken for the file's.
+        // A field may contain text that looks like a checksum.
         Header { note: "\"checksum\":\"12345678\"".to_string() }
     }
 
-    fn written(kind: Kind) -> Vec<u8> {
+    fn file_bytes(kind: Kind) -> Vec<u8> {
         let view = TensorView::new(Dtype::U8, vec![3, 3], b"012345678").unwrap();
         kind.write(&header(), vec![("x".to_string(), view)]).unwrap()
     }
 
-    /// The bytes of a file without a checksum.
-    fn unchecked(header: &str) -> Vec<u8> {
+    /// Returns the bytes of a file with this header text, which has no checksum.
+    fn without_checksum(header: &str) -> Vec<u8> {
         let metadata = HashMap::from([(KIND.key.to_string(), header.to_string())]);
         let view = TensorView::new(Dtype::U8, vec![2], b"ab").unwrap();
         safetensors::serialize([("x", view)], Some(metadata)).unwrap()
@@ -194,17 +200,17 @@ mod tests {
     }
 
     #[test]
-    fn a_file_comes_back_verified_and_has_the_same_bytes_each_time() {
-        let bytes = written(KIND);
+    fn file_read_back_is_verified_and_writes_are_deterministic() {
+        let bytes = file_bytes(KIND);
         let read = KIND.read::<Header>(&bytes).unwrap();
         assert!(read.verified && read.header == header());
         assert_eq!(read.tensors.tensor("x").unwrap().data(), b"012345678");
-        assert_eq!(bytes, written(KIND));
+        assert_eq!(bytes, file_bytes(KIND));
     }
 
     #[test]
-    fn every_flipped_bit_is_an_error_and_never_called_newer() {
-        let bytes = written(KIND);
+    fn every_flipped_bit_is_an_error_other_than_newer() {
+        let bytes = file_bytes(KIND);
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -215,32 +221,32 @@ mod tests {
 
     #[test]
     fn every_truncation_is_an_error() {
-        let bytes = written(KIND);
+        let bytes = file_bytes(KIND);
         (0..bytes.len()).for_each(|len| drop(error(&bytes[..len])));
     }
 
     #[test]
-    fn a_newer_format_is_told_apart_from_damage() {
-        let newer = error(&written(Kind { format: 3, ..KIND }));
+    fn newer_format_is_distinguished_from_damage() {
+        let newer = error(&file_bytes(Kind { format: 3, ..KIND }));
         assert!(
             newer.is::<Newer>() && newer.to_string().contains("format version 3, written by a newer version")
         );
         assert!(newer.context("x.safetensors").is::<Newer>(), "also below a context");
-        assert!(error(&unchecked(r#"{"format":9,"other":1}"#)).is::<Newer>());
+        assert!(error(&without_checksum(r#"{"format":9,"other":1}"#)).is::<Newer>());
     }
 
     #[test]
-    fn a_file_from_before_checksums_is_read_unverified() {
-        let bytes = unchecked(r#"{"version":1,"note":"old"}"#);
+    fn old_file_without_checksum_is_read_unverified() {
+        let bytes = without_checksum(r#"{"version":1,"note":"old"}"#);
         let read = KIND.read::<Header>(&bytes).unwrap();
         assert!(!read.verified && read.header.note == "old");
-        let lost = error(&unchecked(r#"{"format":2,"note":"new"}"#)).to_string();
-        assert!(lost.contains("has a checksum, and it holds none"), "{lost}");
+        let lost = error(&without_checksum(r#"{"format":2,"note":"new"}"#)).to_string();
+        assert!(lost.contains("have a checksum, and this one has none"), "{lost}");
     }
 
     #[test]
-    fn another_kind_of_file_is_named() {
+    fn file_of_another_kind_is_an_error_that_names_the_kind() {
         let other = Kind { key: "other", ..KIND };
-        assert!(error(&written(other)).to_string().contains("not a test file"));
+        assert!(error(&file_bytes(other)).to_string().contains("not a test file"));
     }
 }

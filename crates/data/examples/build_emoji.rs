@@ -1,4 +1,4 @@
-//! Draws an emoji set without the command line program.
+//! Builds an emoji set without the command line program.
 //!
 //! ```text
 //! runs/fetch_emoji.sh packages
@@ -22,8 +22,8 @@ fn main() -> Result<()> {
         other => bail!("the world is {other:?}, wanted small or full"),
     };
     let max_concepts =
-        limit.first().map(|limit| limit.parse()).transpose().context("MAX_CONCEPTS is no number")?;
-    let size = size.parse().context("SIZE is no number")?;
+        limit.first().map(|limit| limit.parse()).transpose().context("MAX_CONCEPTS is not a number")?;
+    let size = size.parse().context("SIZE is not a number")?;
     let options = EmojiOptions { world, max_concepts, ..EmojiOptions::new(Path::new(packages), size) };
     let counts = build_emoji(&options, Path::new(out), &|done, total| eprint!("\r{done}/{total}"))?;
     println!("\n{counts}");

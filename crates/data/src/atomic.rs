@@ -1,7 +1,8 @@
-//! Writing a file so that it exists complete or not at all.
+//! Atomic writes: an output file either exists completely or not at all.
 //!
-//! A reader never meets half a shard: bytes go to a temporary file beside the target, are synced, then renamed. What cannot be
-//! replaced like that is written in place: standard output, pipes, devices, open files of a redirection, mounted files.
+//! The bytes go to a temporary file in the target's folder, which is synced and then renamed.
+//! Outputs that cannot be replaced by renaming are written in place: standard output, pipes,
+//! devices, files opened by a redirection, and mounted files.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -10,29 +11,31 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::{Builder, NamedTempFile};
 
-/// Links that are followed from one to the next; more are taken for a ring.
+/// The maximum length of a chain of links. A longer chain is treated as a loop.
 const MOST_LINKS: usize = 40;
 
-/// Begins and ends the names of temporary files.
+/// The start of the name of a temporary file.
 const PREFIX: &str = ".tessera-";
+/// The end of the name of a temporary file.
 const SUFFIX: &str = ".partial";
 
-/// Where a path leads, its links followed.
+/// The output that a path refers to, after its links are followed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Destination {
-    /// Standard output, by any of its names.
+    /// Standard output, under any of its names.
     Stdout,
-    /// A pipe, a device, or a file that a redirection has opened: it is written in place, behind what it holds.
+    /// A pipe, a device, or a file that a redirection has opened. Bytes are appended to it.
     Stream(PathBuf),
-    /// A file, which may not exist yet: it is replaced.
+    /// A file, which may not exist yet. It is replaced.
     File(PathBuf),
 }
 
 impl Destination {
-    /// Follows `path`.
+    /// Follows the links of `path`.
     ///
     /// # Errors
-    /// If it is a folder or can be no file: its folder is missing, or its name too long.
+    /// If `path` is a folder, or cannot be a file because its folder is missing or its name is too
+    /// long.
     pub fn of(path: &Path) -> Result<Destination> {
         let mut next = path.to_path_buf();
         for _ in 0..MOST_LINKS {
@@ -49,11 +52,11 @@ impl Destination {
                 Err(error) => return Err(error.into()),
             }
         }
-        bail!("{} is a ring of links", path.display())
+        bail!("{} is a loop of links", path.display())
     }
 }
 
-/// The folder of `path`, without links, and the path in it.
+/// Returns the folder of `path` with all links resolved, and the path of the file in that folder.
 fn resolved(path: &Path) -> Result<(PathBuf, PathBuf)> {
     let slash = path.as_os_str().as_encoded_bytes().ends_with(b"/");
     let name = path.file_name().filter(|_| !slash);
@@ -68,15 +71,16 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Whether the entries of a folder are the open files of a process (Linux).
+/// Whether the entries of a folder are the open file descriptors of a process (Linux).
 fn is_descriptors(folder: &Path) -> bool {
     folder.starts_with("/proc") && folder.ends_with("fd")
 }
 
-/// Finds out, before any work, whether `path` can be written; nothing is changed, and nothing left behind.
+/// Checks whether `path` can be written, so that a command can fail before it does any work.
+/// Changes nothing.
 ///
 /// # Errors
-/// If it cannot.
+/// If `path` cannot be written.
 pub fn check(path: &Path) -> Result<Destination> {
     let destination = Destination::of(path)?;
     let Destination::File(file) = &destination else { return Ok(destination) };
@@ -85,24 +89,25 @@ pub fn check(path: &Path) -> Result<Destination> {
         File::options().write(true).open(file)?;
     }
     match temporary(file) {
-        Err(error) if !(exists && admits_no_file(&error)) => Err(error.into()),
+        Err(error) if !(exists && denies_new_files(&error)) => Err(error.into()),
         Ok(_) | Err(_) => Ok(destination),
     }
 }
 
-/// Writes `bytes` to `path`, completely or not at all, making its folder if need be.
+/// Writes `bytes` to `path`, completely or not at all. Creates the folder if necessary.
 ///
-/// Streams are written to as they are; that their reader has seen enough is no error. A link stays a link.
+/// Streams are written directly; it is not an error if the reader closes its end early. A link
+/// stays a link.
 ///
 /// # Errors
-/// If `path` cannot be written; a file that was there keeps what it held.
+/// If `path` cannot be written. An existing file then keeps its content.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     make_folder(path)?;
     let written = match Destination::of(path)? {
         Destination::File(file) => replace(&file, bytes),
-        Destination::Stdout => pour(&mut io::stdout().lock(), bytes),
+        Destination::Stdout => write_stream(&mut io::stdout().lock(), bytes),
         Destination::Stream(at) => {
-            File::options().append(true).open(at).and_then(|mut file| pour(&mut file, bytes))
+            File::options().append(true).open(at).and_then(|mut file| write_stream(&mut file, bytes))
         }
     };
     written.with_context(|| format!("cannot write {}", path.display()))
@@ -113,10 +118,10 @@ fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))
 }
 
-fn pour(stream: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
+fn write_stream(stream: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
     match stream.write_all(bytes).and_then(|()| stream.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        poured => poured,
+        result => result,
     }
 }
 
@@ -126,12 +131,13 @@ fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
             partial.write_all(bytes)?;
             put_in_place(partial, file)
         }
-        Err(error) if file.exists() && admits_no_file(&error) => overwrite(file, bytes),
+        Err(error) if file.exists() && denies_new_files(&error) => overwrite(file, bytes),
         Err(error) => Err(error),
     }
 }
 
-/// A temporary file beside `file`, with a name that nothing else has and the access rights that `file` has or would get.
+/// Creates a temporary file in the folder of `file`. Its name is unique, and it has the permissions
+/// that `file` has or would get.
 fn temporary(file: &Path) -> io::Result<NamedTempFile> {
     let mut builder = Builder::new();
     builder.prefix(PREFIX).suffix(SUFFIX);
@@ -144,18 +150,21 @@ fn temporary(file: &Path) -> io::Result<NamedTempFile> {
     Ok(partial)
 }
 
-/// Whether `path` has the name of a temporary file. Only a program that was killed leaves one.
+/// Whether `path` has the name of a temporary file. Such a file remains only if the program was
+/// killed.
 pub fn is_leftover(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with(PREFIX) && name.ends_with(SUFFIX)
 }
 
-/// Whether an error says that a folder takes no new file, though those in it may be written.
-fn admits_no_file(error: &io::Error) -> bool {
+/// Whether an error means that no file can be created in a folder. Existing files in it may still
+/// be writable.
+fn denies_new_files(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }
 
-/// Syncs `partial` and gives it the name `file`. A file that another is mounted on cannot be renamed over.
+/// Syncs `partial` and renames it to `file`. A file that is a mount point cannot be replaced by
+/// renaming, so it is overwritten.
 fn put_in_place(partial: NamedTempFile, file: &Path) -> io::Result<()> {
     partial.as_file().sync_all()?;
     match partial.persist(file) {
@@ -166,10 +175,11 @@ fn put_in_place(partial: NamedTempFile, file: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes over a file that cannot be replaced; if that fails, what it held is put back.
+/// Overwrites a file that cannot be replaced. If that fails, its previous content is restored.
 fn overwrite(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let before = fs::read(file)?;
-    // It is cut only after it is written, so that no more space is needed than it has.
+    // The file is truncated only after writing, so its old disk space suffices to restore its
+    // content.
     let put = |bytes: &[u8]| {
         let mut file = File::options().write(true).open(file)?;
         file.write_all(bytes)?;
@@ -179,14 +189,15 @@ fn overwrite(file: &Path, bytes: &[u8]) -> io::Result<()> {
     put(bytes).inspect_err(|_| drop(put(&before)))
 }
 
-/// A file under its temporary name, until [`WholeFile::keep`] gives it its own; dropped before that, it goes away.
+/// A file that has a temporary name until [`WholeFile::keep`] renames it. Dropping it before that
+/// deletes it.
 pub struct WholeFile {
     target: PathBuf,
     partial: BufWriter<NamedTempFile>,
 }
 
 impl WholeFile {
-    /// Starts the file that will be called `target`, making its folder if need be.
+    /// Creates the temporary file for `target`, and the folder if necessary.
     pub fn create(target: &Path) -> Result<Self> {
         make_folder(target)?;
         let Destination::File(file) = Destination::of(target)? else {
@@ -196,7 +207,7 @@ impl WholeFile {
         Ok(Self { target: file, partial: BufWriter::new(partial) })
     }
 
-    /// Syncs the bytes to the disk and gives the file its name.
+    /// Syncs the bytes to the disk and renames the file to its target.
     pub fn keep(self) -> Result<()> {
         let partial = self.partial.into_inner().map_err(|error| error.into_error());
         let kept = partial.and_then(|partial| put_in_place(partial, &self.target));
@@ -214,10 +225,10 @@ impl Write for WholeFile {
     }
 }
 
-/// Refuses two outputs that are one file.
+/// Checks that all outputs are different files.
 ///
 /// # Errors
-/// If two of `destinations` are alike.
+/// If two of `destinations` are equal.
 pub fn check_distinct(destinations: &[(&Path, Destination)]) -> Result<()> {
     let mut sorted: Vec<_> = destinations.iter().collect();
     sorted.sort_by(|(_, a), (_, b)| a.cmp(b));
@@ -225,7 +236,7 @@ pub fn check_distinct(destinations: &[(&Path, Destination)]) -> Result<()> {
         let [(a, first), (b, second)] = [pair[0], pair[1]];
         ensure!(
             first != second,
-            "{} and {} are the same file; give each output a name of its own",
+            "{} and {} are the same file; give each output a different name",
             a.display(),
             b.display()
         );

@@ -1,8 +1,9 @@
-//! The paper's two ways to crop a training picture, for any target size.
+//! The paper's two random crops of training pictures, generalised to any target size.
 //!
-//! Listing 1 (§A.2, stage 1) and listing 2 (§B.2, stage 2) are written for 256 pixels; the bounds on `t` keep their
-//! proportions here (288 = 9/8, 384 = 12/8 of the target). The source may be of any size whose short side `s` reaches
-//! the target. Stage 2 does not flip, because a flip would make text and "left of" wrong.
+//! Listing 1 (§A.2, stage 1) and listing 2 (§B.2, stage 2) are written for 256 pixels. Here the
+//! bounds on `t` are scaled with the target (288 = 9/8, 384 = 12/8 of the target). The source may
+//! have any size whose shorter side `s` is at least the target. Stage 2 does not flip, because a
+//! flip would make text and "left of" wrong.
 
 use anyhow::{Result, ensure};
 use image::{RgbImage, imageops};
@@ -12,21 +13,26 @@ use serde::{Deserialize, Serialize};
 use crate::loader::below;
 use crate::picture::{ResizeFilter, Square, resize};
 
-/// How a picture becomes a square of the model's size.
+/// The method that crops a picture to a square of the model's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Augment {
-    /// Listing 1: any square, scaled to 9/8 to 12/8 of the target, any crop, either way round.
+    /// Listing 1: a random square, scaled to between 9/8 and 12/8 of the target, then a random crop
+    /// and a random flip.
     Stage1,
-    /// Listing 2: a square near the middle, scaled to 8/8 to 9/8 of the target, any crop, never mirrored.
+    /// Listing 2: a random square near the middle, scaled to between 8/8 and 9/8 of the target,
+    /// then a random crop without a flip.
     Stage2,
-    /// Any square, scaled to the target, never mirrored: CLIP's (Radford et al. 2021).
+    /// A random square, scaled to the target, without a flip, as in CLIP (Radford et al. 2021).
     RandomSquare,
-    /// The middle square, scaled to the target: for validation.
+    /// The middle square, scaled to the target. Used for validation.
     CentreOnly,
 }
 
-/// One `target` x `target` picture out of `image`; an error if its short side is less than `target`.
+/// Crops `image` to `target` x `target` pixels.
+///
+/// # Errors
+/// If the shorter side of `image` is less than `target`.
 pub fn augment(image: &RgbImage, target: u32, kind: Augment, rng: &mut impl Rng) -> Result<RgbImage> {
     let Some(crop) = Crop::draw(image.dimensions(), target, kind, rng)? else {
         return resize(image, Square::centre(image), target, ResizeFilter::Area);
@@ -39,21 +45,23 @@ pub fn augment(image: &RgbImage, target: u32, kind: Augment, rng: &mut impl Rng)
     Ok(cropped)
 }
 
-/// What the listings draw at random.
+/// The random values that the listings draw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Crop {
-    /// The square of the source that is scaled.
+    /// The square of the source that is cut out and scaled.
     from: Square,
-    /// Its side once it is scaled: the listings' `t`.
+    /// The side of the square after scaling: `t` in the listings.
     scaled: u32,
-    /// Where the target lies in that.
+    /// The left offset of the target in the scaled square.
     left: u32,
+    /// The top offset of the target in the scaled square.
     top: u32,
     is_mirrored: bool,
 }
 
 impl Crop {
-    /// The crop of a picture of `width` x `height`; `None` for the centre.
+    /// Draws the crop for a picture of `width` x `height`. Returns `None` for
+    /// [`Augment::CentreOnly`].
     fn draw(
         (width, height): (u32, u32),
         target: u32,
@@ -83,19 +91,20 @@ impl Crop {
     }
 }
 
-/// `n` eighths of the target, rounded as the listings' `round` does: half to even.
+/// Returns `n` eighths of the target, rounded half to even like `round` in the listings.
 fn eighths(n: u64, target: u32) -> u32 {
     (f64::from(target) * n as f64 / 8.0).round_ties_even() as u32
 }
 
-/// Listing 2's offset: uniform over the middle quarter of the slack, `[3s/8, max(3s/8 + 1, 5s/8))`.
+/// Draws the offset of listing 2, uniform over the middle quarter of the slack:
+/// `[3s/8, max(3s/8 + 1, 5s/8))`.
 fn in_middle_quarter(rng: &mut impl Rng, slack: u32) -> u32 {
     let slack = u64::from(slack);
     let (low, high) = (3 * slack / 8, 5 * slack / 8);
     (low + below(rng, high.max(low + 1) - low)) as u32
 }
 
-/// A whole number from `low` to `high`, both included.
+/// Draws an integer from `low` to `high`, both inclusive.
 fn between(rng: &mut impl Rng, low: u32, high: u32) -> u32 {
     low + below(rng, u64::from(high.saturating_sub(low)) + 1) as u32
 }
@@ -125,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_draws_give_the_same_crop() {
+    fn same_draws_give_the_same_crop() {
         let image = gradient(72, 72);
         assert_eq!(crop(&image, 64, Augment::Stage1, 5), crop(&image, 64, Augment::Stage1, 5));
         let different =
@@ -144,45 +153,46 @@ mod tests {
         assert_eq!(flipped(Augment::Stage2), 0);
     }
 
-    /// The least and the largest of what 4,000 crops have.
-    fn range(size: (u32, u32), target: u32, kind: Augment, of: impl Fn(Crop) -> u32) -> [u32; 2] {
+    /// Returns the minimum and maximum of a value over 4,000 crops.
+    fn range(size: (u32, u32), target: u32, kind: Augment, value: impl Fn(Crop) -> u32) -> [u32; 2] {
         let draw = |index| Crop::draw(size, target, kind, &mut item_rng(3, Purpose::Augment, 0, index));
-        let drawn: Vec<u32> = (0..4000).map(|index| of(draw(index).unwrap().unwrap())).collect();
+        let drawn: Vec<u32> = (0..4000).map(|index| value(draw(index).unwrap().unwrap())).collect();
         [*drawn.iter().min().unwrap(), *drawn.iter().max().unwrap()]
     }
 
     #[test]
-    fn sizes_reach_both_ends_of_each_listing_and_no_further() {
+    fn scaled_sizes_span_exactly_the_ranges_of_the_listings() {
         let t = |size, target, kind| range(size, target, kind, |crop| crop.scaled);
-        // The paper's own sizes: 288 to 384, and 256 to 288.
+        // The sizes of the paper: 288 to 384, and 256 to 288.
         assert_eq!(t((400, 500), 256, Augment::Stage1), [288, 384]);
         assert_eq!(t((400, 500), 256, Augment::Stage2), [256, 288]);
-        // A short side below a bound takes its place.
+        // If the shorter side is below a bound, it replaces the bound.
         assert_eq!(t((300, 500), 256, Augment::Stage1), [288, 300]);
         assert_eq!(t((270, 300), 256, Augment::Stage1), [270, 270]);
         assert_eq!(t((270, 300), 256, Augment::Stage2), [256, 270]);
         assert_eq!(t((108, 108), 48, Augment::Stage1), [54, 72]);
-        // 49.5 and 40.5 are rounded to the even number.
+        // 49.5 and 40.5 are rounded to the nearest even number.
         assert_eq!([eighths(9, 44), eighths(9, 36), eighths(9, 30)], [50, 40, 34]);
     }
 
     #[test]
-    fn squares_reach_both_ends_of_each_listing_and_no_further() {
+    fn square_offsets_span_exactly_the_ranges_of_the_listings() {
         let left = |size, kind| range(size, 32, kind, |crop| crop.from.left);
         let top = |size, kind| range(size, 32, kind, |crop| crop.from.top);
         assert_eq!([left((120, 40), Augment::Stage1), top((120, 40), Augment::Stage1)], [[0, 80], [0, 0]]);
         assert_eq!([left((40, 120), Augment::Stage1), top((40, 120), Augment::Stage1)], [[0, 0], [0, 80]]);
-        // 3/8 to 5/8 of the slack, the end left out; of little slack one place.
+        // The offset is 3/8 to 5/8 of the slack, excluding the end. A small slack gives a single
+        // offset.
         assert_eq!([left((120, 40), Augment::Stage2), top((120, 40), Augment::Stage2)], [[30, 49], [0, 0]]);
         assert_eq!([left((40, 120), Augment::Stage2), top((40, 120), Augment::Stage2)], [[0, 0], [30, 49]]);
         assert_eq!([left((41, 40), Augment::Stage2), left((43, 40), Augment::Stage2)], [[0, 0], [1, 1]]);
     }
 
     #[test]
-    fn the_target_lies_anywhere_within_what_was_scaled() {
+    fn target_offsets_span_the_complete_scaled_square() {
         for (kind, most) in [(Augment::Stage1, 16), (Augment::Stage2, 4)] {
             let [left, top] =
-                [|crop: Crop| crop.left, |crop: Crop| crop.top].map(|of| range((80, 60), 32, kind, of));
+                [|crop: Crop| crop.left, |crop: Crop| crop.top].map(|value| range((80, 60), 32, kind, value));
             assert_eq!([left, top], [[0, most], [0, most]], "{kind:?}");
             assert_eq!(
                 range((80, 60), 32, kind, |crop| crop.scaled.saturating_sub(32 + crop.left)),
@@ -195,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crop_is_what_its_draws_say() {
+    fn crop_matches_its_random_draws() {
         let image = gradient(72, 50);
         let expected = |index, kind| {
             let crop = Crop::draw((72, 50), 32, kind, &mut item_rng(7, Purpose::Augment, 0, index));
@@ -210,9 +220,10 @@ mod tests {
         }
     }
 
-    /// Of 96 x 32 pixels at target 32 nothing is scaled: the crop's first column says where it was cut.
+    /// A picture of 96 x 32 pixels with target 32 is not scaled, so the first column of the crop
+    /// shows its offset.
     #[test]
-    fn a_random_square_lies_anywhere_and_is_whole() {
+    fn random_square_has_any_offset_and_the_full_side() {
         let image = gradient(96, 32);
         let lefts: Vec<u8> =
             (0..500).map(|i| crop(&image, 32, Augment::RandomSquare, i).get_pixel(0, 0).0[0] / 3).collect();
@@ -223,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_too_small_is_an_error() {
+    fn too_small_picture_is_an_error() {
         let error = augment(&gradient(64, 31), 32, Augment::Stage1, &mut item_rng(0, Purpose::Augment, 0, 0));
         assert!(error.unwrap_err().to_string().contains("64x31"));
     }

@@ -1,9 +1,11 @@
-//! Pictures as image tokens: what `encode` writes once and training the prior reads every step.
+//! Pictures as image tokens: `encode` writes them once, and training of the prior reads them every
+//! step.
 //!
-//! §2.2 trains the prior on the dVAE's argmax codes. Each picture is kept in several augmented copies, because the crop
-//! has to happen before the encoder. On disk: `STEM.safetensors` with the tensor `codes` (u16, `[n, copies, grid, grid]`,
-//! raster order) and `STEM.jsonl` with one [`CodeItem`] a line; the first has its own checksum (`tessera_container`) and that
-//! of the second.
+//! §2.2 trains the prior on the dVAE's argmax codes. Each picture is stored in several augmented
+//! copies, because cropping has to happen before the encoder. There are two files:
+//! `STEM.safetensors` with the tensor `codes` (u16, `[n, copies, grid, grid]`, raster order), and
+//! `STEM.jsonl` with one [`CodeItem`] per line. The first file contains a checksum of itself
+//! (`tessera_container`) and one of the second file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,41 +18,42 @@ use tessera_container::{Contents, Kind, Newer, Origin};
 use crate::atomic;
 use crate::fingerprint::Fingerprint;
 
-/// A split of a dataset as image tokens.
+/// The image tokens of one split of a dataset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CodeSet {
-    /// Side of the grid of tokens (32 in the paper).
+    /// The side of the token grid (32 in the paper).
     pub grid: usize,
-    /// Size of the codebook; every code is less (8192 in the paper).
+    /// The size of the codebook (8192 in the paper). Every code is less than it.
     pub vocab: usize,
-    /// Encoded copies of each picture.
+    /// The number of encoded copies of each picture.
     pub copies: usize,
-    /// The tokens: item, then copy, then raster order.
+    /// The tokens, ordered by item, then copy, then raster position.
     pub codes: Vec<u16>,
-    /// What each picture is.
+    /// The description of each picture.
     pub items: Vec<CodeItem>,
-    /// Fingerprint of the dVAE's weights; codes of another dVAE mean something else.
+    /// The fingerprint of the dVAE's weights. Codes of different dVAEs are not comparable.
     pub dvae: String,
-    /// Hashes of the config and the data set that they were made with; `None` in files from before they were recorded.
+    /// The hashes of the config and the data set that the codes were made from. `None` for older
+    /// files, which do not record them.
     pub origin: Option<Origin>,
-    /// Whether the file that was read has no checksum, so that damage to it may go unnoticed.
+    /// Whether the file was read and has no checksum, so that damage to it may go unnoticed.
     pub unverified: bool,
 }
 
-/// A picture of a [`CodeSet`] but for its tokens.
+/// The description of one picture of a [`CodeSet`]: everything except its tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CodeItem {
-    /// Its name in the dataset.
+    /// The picture's name in the dataset.
     pub key: String,
-    /// What it shows, in several wordings.
+    /// The captions: several wordings for the same picture.
     pub captions: Vec<String>,
-    /// What is drawn.
+    /// The concept that the picture shows.
     pub concept: String,
-    /// How it is drawn.
+    /// The style of the picture.
     pub style: String,
 }
 
-/// The file's header and versions: 2 has a checksum and an origin.
+/// The kind of the tensor file. Format version 2 added the checksum and the origin.
 const KIND: Kind = Kind { key: "tessera.codes", name: "a set of codes", format: 2, checked: 2 };
 
 #[derive(Serialize, Deserialize)]
@@ -63,24 +66,26 @@ struct Header {
 }
 
 impl CodeSet {
-    /// How many pictures there are.
+    /// Returns the number of pictures.
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
-    /// Whether there is no picture.
+    /// Whether the set has no pictures.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// The tokens of one copy of one picture, `grid * grid` in raster order; `None` beyond the last.
+    /// Returns the `grid * grid` tokens of one copy of one picture in raster order, or `None` if
+    /// the item or copy does not exist.
     pub fn tokens(&self, item: usize, copy: usize) -> Option<&[u16]> {
         let n_tokens = self.grid * self.grid;
         let start = (item * self.copies + copy) * n_tokens;
         if copy < self.copies { self.codes.get(start..start + n_tokens) } else { None }
     }
 
-    /// A short name of everything in the set: another one is another set.
+    /// Returns a hash of the complete content. Sets with different content have different
+    /// fingerprints.
     pub fn fingerprint(&self) -> String {
         let mut fingerprint = Fingerprint::new();
         for number in [self.grid, self.vocab, self.copies, self.items.len()] {
@@ -95,7 +100,7 @@ impl CodeSet {
         fingerprint.finish()
     }
 
-    /// Writes `STEM.jsonl` and `STEM.safetensors`, each whole or not at all.
+    /// Writes `STEM.jsonl` and `STEM.safetensors`, each completely or not at all.
     pub fn write(&self, path_stem: &Path) -> Result<()> {
         self.check().context("refusing to write an inconsistent code set")?;
         let (tensor_path, items_path) = paths(path_stem)?;
@@ -118,16 +123,16 @@ impl CodeSet {
         atomic::write(&tensor_path, &file)
     }
 
-    /// Reads what [`CodeSet::write`] wrote.
+    /// Reads the files that [`CodeSet::write`] wrote.
     pub fn read(path_stem: &Path) -> Result<Self> {
         let (tensor_path, items_path) = paths(path_stem)?;
         let file = fs::read(&tensor_path).with_context(|| {
             format!("no codes at {}; make them with `tessera encode`", tensor_path.display())
         })?;
-        let shown = tensor_path.display();
+        let path = tensor_path.display();
         Self::parse(&file, &items_path).map_err(|error| match error.is::<Newer>() {
-            true => error.context(shown.to_string()),
-            false => error.context(format!("{shown} cannot be used; make it again with `tessera encode`")),
+            true => error.context(path.to_string()),
+            false => error.context(format!("{path} cannot be used; make it again with `tessera encode`")),
         })
     }
 
@@ -155,12 +160,12 @@ impl CodeSet {
         Ok(set)
     }
 
-    /// What must hold between the fields.
+    /// Checks that the fields are consistent.
     fn check(&self) -> Result<()> {
-        let wanted = self.items.len() * self.copies * self.grid * self.grid;
+        let expected = self.items.len() * self.copies * self.grid * self.grid;
         ensure!(
-            self.codes.len() == wanted,
-            "{} codes for {} items, {} copies and a grid of {}: wanted {wanted}",
+            self.codes.len() == expected,
+            "{} codes for {} items, {} copies and a grid of {}: wanted {expected}",
             self.codes.len(),
             self.items.len(),
             self.copies,
@@ -177,7 +182,7 @@ impl CodeSet {
     }
 }
 
-/// `STEM.safetensors` and `STEM.jsonl`.
+/// Returns the paths of `STEM.safetensors` and `STEM.jsonl`.
 fn paths(path_stem: &Path) -> Result<(PathBuf, PathBuf)> {
     let name = path_stem.file_name().with_context(|| format!("{} names no file", path_stem.display()))?;
     let name = name.to_string_lossy();
@@ -187,10 +192,10 @@ fn paths(path_stem: &Path) -> Result<(PathBuf, PathBuf)> {
     ))
 }
 
-fn read_items(path: &Path, wanted_crc32: u32) -> Result<Vec<CodeItem>> {
+fn read_items(path: &Path, expected_crc32: u32) -> Result<Vec<CodeItem>> {
     let bytes = fs::read(path).with_context(|| format!("its items are missing: {}", path.display()))?;
     ensure!(
-        crc32fast::hash(&bytes) == wanted_crc32,
+        crc32fast::hash(&bytes) == expected_crc32,
         "{} is cut short or belongs to other codes (its checksum is wrong)",
         path.display()
     );
@@ -221,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_differs_is_another_fingerprint() {
+    fn any_difference_changes_the_fingerprint() {
         let with = |change: &dyn Fn(&mut CodeSet)| {
             let mut set = small_set();
             change(&mut set);
@@ -247,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_comes_back_and_is_written_the_same() {
+    fn set_round_trips_and_writes_are_deterministic() {
         let dir = tempfile::tempdir().unwrap();
         let stem = dir.path().join("train");
         small_set().write(&stem).unwrap();
@@ -258,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_by_item_then_copy() {
+    fn tokens_are_ordered_by_item_then_copy() {
         let set = small_set();
         assert_eq!(set.tokens(1, 1).unwrap()[0], 16 * 3);
         assert_eq!(set.tokens(2, 1).unwrap().len(), 16);
@@ -266,17 +271,17 @@ mod tests {
     }
 
     #[test]
-    fn cut_files_are_refused() {
+    fn truncated_files_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         let stem = dir.path().join("train");
         assert!(read_error(&stem).contains("tessera encode"));
-        for (name, said) in [("train.safetensors", "cut short"), ("train.jsonl", "checksum")] {
+        for (name, expected) in [("train.safetensors", "cut short"), ("train.jsonl", "checksum")] {
             small_set().write(&stem).unwrap();
             let path = dir.path().join(name);
             let bytes = fs::read(&path).unwrap();
             for keep in [0, 5, bytes.len() / 2, bytes.len() - 1] {
                 fs::write(&path, &bytes[..keep]).unwrap();
-                assert!(read_error(&stem).contains(said), "{name} cut at {keep}: {}", read_error(&stem));
+                assert!(read_error(&stem).contains(expected), "{name} cut at {keep}: {}", read_error(&stem));
             }
             fs::remove_file(&path).unwrap();
             CodeSet::read(&stem).unwrap_err();
@@ -284,12 +289,13 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_is_damage_and_a_set_from_before_checksums_is_known_as_unverified() {
+    fn flipped_bit_is_an_error_and_old_set_is_unverified() {
         let dir = tempfile::tempdir().unwrap();
         let (stem, path) = (dir.path().join("train"), dir.path().join("train.safetensors"));
         small_set().write(&stem).unwrap();
         let mut bytes = fs::read(&path).unwrap();
-        *bytes.last_mut().unwrap() ^= 1; // code 95 becomes 351; of a larger codebook nothing but the checksum tells
+        // Code 95 becomes 351. With a larger codebook, only the checksum detects the damage.
+        *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, &bytes).unwrap();
         assert!(
             read_error(&stem).contains("it is damaged: its bytes have the checksum"),
@@ -303,12 +309,12 @@ mod tests {
         let codes: Vec<u8> = small_set().codes.iter().flat_map(|code| code.to_le_bytes()).collect();
         let view = TensorView::new(Dtype::U16, vec![3, 2, 4, 4], &codes).unwrap();
         fs::write(&path, safetensors::serialize([("codes", view)], Some(header)).unwrap()).unwrap();
-        let wanted = CodeSet { origin: None, unverified: true, ..small_set() };
-        assert_eq!(CodeSet::read(&stem).unwrap(), wanted);
+        let expected = CodeSet { origin: None, unverified: true, ..small_set() };
+        assert_eq!(CodeSet::read(&stem).unwrap(), expected);
     }
 
     #[test]
-    fn impossible_codes_are_refused() {
+    fn inconsistent_codes_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         let set = CodeSet { vocab: 95, ..small_set() };
         assert!(format!("{:#}", set.write(&dir.path().join("x")).unwrap_err()).contains("code 95"));

@@ -1,4 +1,5 @@
-//! A small set, read whole into memory: both splits of a folder that `tessera data` wrote.
+//! A data set that is read completely into memory: both splits of a folder that `tessera data`
+//! wrote.
 
 use std::path::Path;
 
@@ -9,19 +10,19 @@ use crate::fingerprint::Fingerprint;
 use crate::shard::{Sample, Split, read_shards};
 use crate::skipped::Skipped;
 
-/// Both splits of a set. Share it between threads behind an `Arc`.
+/// Both splits of a data set. Use an `Arc` to share it between threads.
 #[derive(Debug, Clone)]
 pub struct Dataset {
-    /// What is trained on. Never empty.
+    /// The training samples. Never empty.
     pub train: Vec<Sample>,
-    /// What is held out; empty if the folder has no `val`.
+    /// The validation samples. Empty if the folder has no `val`.
     pub val: Vec<Sample>,
-    /// What was passed over in either.
+    /// The items that were skipped in both splits.
     pub skipped: Skipped,
 }
 
 impl Dataset {
-    /// Reads `dir/train` and, if there is one, `dir/val`.
+    /// Reads `dir/train` and, if it exists, `dir/val`.
     pub fn open(dir: &Path) -> Result<Self> {
         let mut skipped = Skipped::default();
         if !dir.join(Split::Train.name()).is_dir() {
@@ -38,7 +39,8 @@ impl Dataset {
         Ok(Self { train, val, skipped })
     }
 
-    /// A short name of everything in the set: another one is another set.
+    /// Returns a hash of the complete content. Sets with different content have different
+    /// fingerprints.
     pub fn fingerprint(&self) -> String {
         let mut fingerprint = Fingerprint::new();
         for split in Split::ALL {
@@ -54,7 +56,7 @@ impl Dataset {
         fingerprint.finish()
     }
 
-    /// The samples of one split.
+    /// Returns the samples of one split.
     pub fn split(&self, split: Split) -> &[Sample] {
         match split {
             Split::Train => &self.train,
@@ -65,7 +67,8 @@ impl Dataset {
 
 const MAKE_SOME: &str = "make them with `tessera data emoji` or `tessera data folder`";
 
-/// Refuses a set that `tessera data` began and did not finish. Sets of other makers say nothing about it.
+/// Returns an error for a set that `tessera data` did not finish. Sets of other programs have no
+/// `dataset.json` and pass.
 fn check_complete(dir: &Path) -> Result<()> {
     let Ok(text) = std::fs::read_to_string(dir.join("dataset.json")) else { return Ok(()) };
     let record: serde_json::Value =
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_committed_emoji_open_and_hold_out_combinations() {
+    fn committed_emoji_set_opens_and_holds_out_combinations() {
         let set = Dataset::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji")).unwrap();
         assert!(set.train.len() >= 150 && !set.val.is_empty() && set.skipped.total() == 0);
         assert!(set.train.iter().any(|sample| sample.captions[0] == "a red apple, flat style"));
@@ -122,14 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_set_says_how_to_make_one() {
+    fn missing_set_is_an_error_with_advice() {
         let dir = tempfile::tempdir().unwrap();
         let error = Dataset::open(&dir.path().join("nowhere")).unwrap_err().to_string();
         assert!(error.contains("nowhere") && error.contains("tessera data emoji"), "{error}");
     }
 
     #[test]
-    fn an_unfinished_set_is_refused() {
+    fn unfinished_set_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         write_split(dir.path(), Split::Train, 0..2);
         std::fs::write(dir.path().join("dataset.json"), r#"{"recipe":{},"counts":null}"#).unwrap();
@@ -137,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_differs_is_another_fingerprint() {
+    fn any_difference_changes_the_fingerprint() {
         let dir = tempfile::tempdir().unwrap();
         write_split(dir.path(), Split::Train, 0..3);
         write_split(dir.path(), Split::Val, 3..4);
@@ -158,7 +161,7 @@ mod tests {
             captions(&["a", "bc"]),
             captions(&["abc"]),
             with(&|set| {
-                // The last of one split becomes the first of the next.
+                // The last sample of one split becomes the first of the next.
                 let moved = set.train.pop().unwrap();
                 set.val.insert(0, moved);
             }),

@@ -1,6 +1,7 @@
-//! The files under a folder: pictures and captions in any depth, and what else there is, which is counted.
+//! Finds the pictures and captions in a folder at any depth, and counts all other files.
 //!
-//! Folders that are linked to are read once, whatever leads to them, so that there is no going round in circles.
+//! A folder that is reached through several links is read only once, so loops of links are
+//! harmless.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
@@ -11,17 +12,17 @@ use anyhow::{Context, Result};
 
 use crate::skipped::{SkipKind, Skipped};
 
-/// What a file is by the ending of its name.
+/// The kind of a file, derived from the ending of its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FileKind {
     Picture,
     Text,
-    /// Something else: its ending in lower case.
+    /// Another file, with its ending in lower case.
     Other(String),
 }
 
 impl FileKind {
-    /// By an ending without its dot.
+    /// Returns the kind for an ending without its dot.
     pub(crate) fn of_ending(ending: &OsStr) -> FileKind {
         let ending = ending.to_string_lossy().to_lowercase();
         match ending.as_str() {
@@ -32,23 +33,24 @@ impl FileKind {
     }
 }
 
-/// A picture and the caption file of the same name.
+/// A picture and the caption file with the same name.
 #[derive(Debug, Clone)]
 pub(crate) struct PictureFile {
-    /// Its path within the folder without the ending. Names are bytes: what they mean in some encoding is not asked.
+    /// The picture's path within the folder, without the ending. Names are bytes and are not
+    /// decoded.
     pub(crate) name: PathBuf,
     pub(crate) image: PathBuf,
     pub(crate) text: Option<PathBuf>,
 }
 
-/// The pictures under a folder, in the order of their names.
+/// The pictures under a folder, sorted by name, and what was skipped.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
     pub(crate) pictures: Vec<PictureFile>,
     pub(crate) skipped: Skipped,
 }
 
-/// The pictures under `dir`, but not those under `except`. Hidden files are no one's data.
+/// Finds the pictures under `dir`, except those under `except`. Hidden files are ignored.
 ///
 /// # Errors
 /// If `dir` itself cannot be read.
@@ -58,16 +60,16 @@ pub(crate) fn find_pictures(dir: &Path, except: Option<&Path>) -> Result<Found> 
     walk.seen.extend(except.and_then(real).filter(|except| real(dir).as_ref() != Some(except)));
     fs::read_dir(dir).with_context(|| format!("cannot read the folder {}", dir.display()))?;
     walk.folder(dir);
-    // What is in the folder itself comes first, so that its files have their own names.
+    // Links are followed last, so that files inside the folder get their real names.
     while !walk.links.is_empty() {
         let mut links = std::mem::take(&mut walk.links);
         links.sort();
         links.iter().for_each(|link| walk.folder(link));
     }
-    Ok(walk.paired(dir))
+    Ok(walk.pair_captions(dir))
 }
 
-/// Notes the pictures of a folder whose tars are read.
+/// Records the pictures in a folder of tars as skipped.
 pub(crate) fn note_beside_tars(dir: &Path, skipped: &mut Skipped) -> Result<()> {
     let pictures = find_pictures(dir, None)?.pictures;
     pictures.iter().for_each(|file| skipped.note(SkipKind::BesideTars, file.image.display()));
@@ -78,9 +80,9 @@ pub(crate) fn note_beside_tars(dir: &Path, skipped: &mut Skipped) -> Result<()> 
 struct Walk {
     images: Vec<PathBuf>,
     texts: Vec<PathBuf>,
-    /// Links to folders, not followed yet.
+    /// Links to folders that are not followed yet.
     links: Vec<PathBuf>,
-    /// Real paths of the folders that were read.
+    /// The canonical paths of the folders that were read.
     seen: HashSet<PathBuf>,
     skipped: Skipped,
 }
@@ -110,7 +112,8 @@ impl Walk {
                 Err(error) => self.skipped.note(SkipKind::Unreadable, format!("{}: {error}", path.display())),
                 Ok(meta) if meta.is_file() => self.file(path),
                 Ok(meta) if !meta.is_dir() => {
-                    self.skipped.note(SkipKind::Unreadable, format!("{}: no ordinary file", path.display()));
+                    self.skipped
+                        .note(SkipKind::Unreadable, format!("{}: not a regular file", path.display()));
                 }
                 Ok(_) if path.is_symlink() => self.links.push(path),
                 Ok(_) => self.folder(&path),
@@ -127,7 +130,7 @@ impl Walk {
         }
     }
 
-    fn paired(self, dir: &Path) -> Found {
+    fn pair_captions(self, dir: &Path) -> Found {
         let Walk { mut images, texts, mut skipped, .. } = self;
         let name = |file: &Path| {
             let name = file.with_extension("");
@@ -160,7 +163,7 @@ impl Walk {
 mod tests {
     use super::*;
 
-    fn put(dir: &Path, name: &str) {
+    fn create_file(dir: &Path, name: &str) {
         let path = dir.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "").unwrap();
@@ -171,12 +174,12 @@ mod tests {
     }
 
     #[test]
-    fn pictures_are_found_by_any_of_their_endings_and_the_rest_is_counted() {
+    fn all_picture_endings_are_found_and_other_files_are_counted() {
         let dir = tempfile::tempdir().unwrap();
         for name in
             ["a.png", "a.txt", "b.JFIF", "deep/c.jpe", "d.gif", "e.caption", "README", ".hidden.png", "f.txt"]
         {
-            put(dir.path(), name);
+            create_file(dir.path(), name);
         }
         let found = find_pictures(dir.path(), None).unwrap();
         assert_eq!(names(&found), ["a", "b", "deep/c"]);
@@ -187,21 +190,21 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_under_the_exception_is_not_found() {
+    fn files_under_the_excepted_folder_are_not_found() {
         let dir = tempfile::tempdir().unwrap();
-        put(dir.path(), "a.png");
-        put(dir.path(), "out/b.png");
+        create_file(dir.path(), "a.png");
+        create_file(dir.path(), "out/b.png");
         let found = find_pictures(dir.path(), Some(&dir.path().join("./out"))).unwrap();
         assert_eq!((names(&found), found.skipped.total()), (vec!["a"], 0));
     }
 
     #[cfg(unix)]
     #[test]
-    fn linked_folders_are_read_once_and_dead_links_are_named() {
+    fn linked_folders_are_read_once_and_broken_links_skipped() {
         use std::os::unix::fs::symlink;
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        put(dir.path(), "real/a.png");
-        put(other.path(), "b.png");
+        create_file(dir.path(), "real/a.png");
+        create_file(other.path(), "b.png");
         symlink(other.path(), dir.path().join("linked")).unwrap();
         symlink(dir.path(), dir.path().join("real/loop")).unwrap();
         symlink(dir.path().join("real"), dir.path().join("again")).unwrap();
@@ -214,14 +217,14 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_folder_that_may_not_be_read_is_passed_over() {
+    fn unreadable_folder_is_skipped() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        put(dir.path(), "a.png");
-        put(dir.path(), "locked/b.png");
+        create_file(dir.path(), "a.png");
+        create_file(dir.path(), "locked/b.png");
         let locked = dir.path().join("locked");
         fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).unwrap();
-        let may_read = fs::read_dir(&locked).is_ok(); // as root
+        let may_read = fs::read_dir(&locked).is_ok(); // true for root
         let found = find_pictures(dir.path(), None).unwrap();
         fs::set_permissions(&locked, fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(found.pictures.len(), if may_read { 2 } else { 1 });

@@ -1,13 +1,15 @@
-//! Hashes. Other data have another fingerprint, which records keep, to notice when data have changed.
+//! Fingerprints (hashes) of data. Records store them to detect that the data have changed.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-/// What the fingerprints of this version begin with. Those of version 1 have no version, and no lengths in what they hash.
+/// The prefix of this version's fingerprints. Fingerprints of version 1 have no prefix, and their
+/// hash does not include field lengths.
 const VERSION: &str = "v2-";
 
-/// A hash of fields, each with its length, so that moving bytes from one field to the next changes it.
+/// A hash of fields. The length of each field is hashed too, so moving bytes from one field to the
+/// next changes the hash.
 pub(crate) struct Fingerprint(crc32fast::Hasher);
 
 impl Fingerprint {
@@ -24,7 +26,7 @@ impl Fingerprint {
         self.0.update(&(field as u64).to_le_bytes());
     }
 
-    /// A list of texts, and how many there are.
+    /// Hashes a list of texts and its length.
     pub(crate) fn texts(&mut self, texts: &[String]) {
         self.number(texts.len());
         texts.iter().for_each(|text| self.bytes(text.as_bytes()));
@@ -35,18 +37,19 @@ impl Fingerprint {
     }
 }
 
-/// Whether a recorded fingerprint is of an earlier version than another, so that the two cannot be compared.
+/// Whether a recorded fingerprint is of an earlier version than `now`, so that the two cannot be
+/// compared.
 pub fn is_older_fingerprint(recorded: &str, now: &str) -> bool {
     now.starts_with(VERSION) && !recorded.starts_with(VERSION)
 }
 
-/// The 64-bit FNV-1a hash of a name: the same in every version of the program.
+/// Returns the 64-bit FNV-1a hash of a name. It is the same in every version of the program.
 pub fn fnv1a(name: &[u8]) -> u64 {
     name.iter()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// A checksum of what a file holds; 0 of one that cannot be read.
+/// Returns a checksum of a file's content, or 0 if the file cannot be read.
 pub(crate) fn file_sum(path: &Path) -> u32 {
     let sum = || -> std::io::Result<u32> {
         let mut file = BufReader::new(File::open(path)?);
@@ -66,35 +69,37 @@ pub(crate) fn file_sum(path: &Path) -> u32 {
 mod tests {
     use super::*;
 
-    fn of(fields: &[&str]) -> String {
+    fn fingerprint(fields: &[&str]) -> String {
         let mut fingerprint = Fingerprint::new();
         fields.iter().for_each(|field| fingerprint.bytes(field.as_bytes()));
         fingerprint.finish()
     }
 
     #[test]
-    fn bytes_that_move_to_another_field_change_the_fingerprint() {
-        assert_eq!(of(&["ab", "c"]), of(&["ab", "c"]));
-        let others = [of(&["a", "bc"]), of(&["abc"]), of(&["ab", "c", ""]), of(&["", "ab", "c"])];
-        assert!(others.iter().all(|other| *other != of(&["ab", "c"])));
+    fn moving_bytes_between_fields_changes_the_fingerprint() {
+        let two_fields = fingerprint(&["ab", "c"]);
+        assert_eq!(two_fields, fingerprint(&["ab", "c"]));
+        let others: [&[&str]; 4] = [&["a", "bc"], &["abc"], &["ab", "c", ""], &["", "ab", "c"]];
+        assert!(others.iter().all(|other| fingerprint(other) != two_fields));
     }
 
     #[test]
-    fn fingerprints_of_earlier_versions_are_told_apart() {
-        let now = of(&["a"]);
+    fn fingerprints_of_earlier_versions_are_recognised() {
+        let now = fingerprint(&["a"]);
         assert!(is_older_fingerprint("1234abcd", &now));
-        assert!(!is_older_fingerprint(&of(&["b"]), &now) && !is_older_fingerprint("1234abcd", "5678abcd"));
+        assert!(!is_older_fingerprint(&fingerprint(&["b"]), &now));
+        assert!(!is_older_fingerprint("1234abcd", "5678abcd"));
     }
 
-    /// The values of the algorithm's authors.
+    /// The expected values are those that the algorithm's authors published.
     #[test]
     fn fnv1a_has_its_published_values() {
-        let wanted = [0xcbf2_9ce4_8422_2325, 0xaf63_dc4c_8601_ec8c, 0x8594_4171_f739_67e8];
-        assert_eq!([&b""[..], b"a", b"foobar"].map(fnv1a), wanted);
+        let expected = [0xcbf2_9ce4_8422_2325, 0xaf63_dc4c_8601_ec8c, 0x8594_4171_f739_67e8];
+        assert_eq!([&b""[..], b"a", b"foobar"].map(fnv1a), expected);
     }
 
     #[test]
-    fn a_file_is_known_by_what_it_holds() {
+    fn file_sum_depends_on_the_content() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         let long = vec![7; 200_000];

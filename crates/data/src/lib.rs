@@ -1,10 +1,12 @@
-//! Bytes in, plain batches out: where pictures and captions come from, how they are stored, in which order they are read.
+//! Data sets of captioned pictures: how they are built, stored, ordered and augmented.
 //!
-//! Paper §2.3 (data) and appendix A.1, B.2 (augmentation). Nothing here knows a tensor: a batch leaves this crate as
-//! pixels, strings and code numbers, so that any source can be tested without a model and any model without a source.
+//! This crate implements paper §2.3 (data) and appendix A.1, B.2 (augmentation). It does not depend
+//! on a tensor library: a batch consists of pixels, strings and codes, so data sources can be
+//! tested without a model and models without a data source.
 //!
-//! The path of a picture: [`sources`] make WebDataset tars ([`shard`]), [`dataset`] reads them into memory, [`loader`]
-//! says which items make a step, [`augment`] crops them; once a dVAE has encoded them they are kept as [`codes`].
+//! The path of a picture: [`sources`] write WebDataset tars ([`shard`]), [`dataset`] reads them
+//! into memory, [`loader`] chooses the items of each step, and [`augment`] crops them. After a dVAE
+//! has encoded the pictures, their tokens are stored as [`codes`].
 
 pub mod atomic;
 pub mod augment;

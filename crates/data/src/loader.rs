@@ -1,52 +1,57 @@
-//! Which items make step `n`, and the random numbers that belong to them.
+//! Chooses the items of each training step and provides their random numbers.
 //!
-//! Every draw is a function of (seed, purpose, step, index) and of nothing else: no generator is carried from step to
-//! step, so a resumed run continues exactly, and any number of workers may prepare a batch in any order.
+//! Every random draw is a function of (seed, purpose, step, index) only. No generator state is
+//! carried from step to step, so a resumed run continues exactly, and any number of workers may
+//! prepare a batch in any order.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::permutation::Permutation;
 
-/// What a random number is for. Two purposes never share a stream, so that turning one off leaves the others as they were.
+/// The purpose of a random number. Each purpose has its own random stream, so disabling one does
+/// not change the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u64)]
 pub enum Purpose {
     /// The order of items within an epoch.
     Order = 1,
-    /// Crops and flips.
+    /// Random crops and flips.
     Augment = 2,
-    /// Which of a picture's captions is shown.
+    /// The choice among a picture's captions.
     CaptionChoice = 3,
     /// BPE dropout (§B.2).
     BpeDropout = 4,
-    /// Which captions are dropped for guidance.
+    /// The choice of captions that are dropped, for classifier-free guidance.
     CaptionDrop = 5,
-    /// The relaxation's noise (§2.1).
+    /// Gumbel noise of the relaxation (§2.1).
     Gumbel = 6,
     /// Initial weights.
     Init = 7,
-    /// Drawing image tokens.
+    /// Sampling of image tokens.
     Sample = 8,
-    /// Which of an item's encoded copies is read.
+    /// The choice among an item's encoded copies.
     CopyChoice = 9,
-    /// Which pictures are held out for validation.
+    /// The choice of pictures that are held out for validation.
     Split = 10,
-    /// Which tokens are read as another picture's.
+    /// The choice of input tokens that are replaced by another picture's tokens.
     TokenNoise = 11,
-    /// The relaxation's noise when it is validated, the same each time.
+    /// Gumbel noise during validation, the same in every validation.
     ValidationGumbel = 12,
-    /// Which pictures of a set make a subset that is measured.
+    /// The choice of a subset of pictures for a measurement.
     Subset = 13,
-    /// Which pictures go through a dVAE's tokens before a contrastive model sees them.
+    /// The choice of pictures that a dVAE encodes and decodes before a contrastive model gets them.
     Reconstruction = 14,
-    /// What a composed scene shows.
+    /// The content of a composed scene.
     Scene = 15,
-    /// What drawings of a held-out combination are compared with.
+    /// The alternatives that drawings of a held-out combination are compared with.
     HeldOutCase = 16,
+    /// The difference between the two halves of a code that is split.
+    CodeSplit = 17,
 }
 
-/// The generator of one item's draws for one purpose. The four numbers are its key, so streams never overlap.
+/// Returns the random generator of one item for one purpose. The four numbers form its key, so
+/// streams never overlap.
 pub fn item_rng(seed: u64, purpose: Purpose, step: u64, index: u64) -> ChaCha8Rng {
     let mut key = [0; 32];
     for (slot, number) in key.chunks_exact_mut(8).zip([seed, purpose as u64, step, index]) {
@@ -55,33 +60,35 @@ pub fn item_rng(seed: u64, purpose: Purpose, step: u64, index: u64) -> ChaCha8Rn
     ChaCha8Rng::from_seed(key)
 }
 
-/// A whole number in `0..n`, uniformly (0 if `n` is 0).
+/// Draws a uniform integer in `0..n` (0 if `n` is 0).
 ///
-/// The high half of a 64×64-bit product: its bias is below `n / 2⁶⁴`, and it always takes one draw.
+/// It is the high half of a 64×64-bit product. Its bias is below `n / 2⁶⁴`, and it always consumes
+/// exactly one draw.
 pub fn below(rng: &mut impl Rng, n: u64) -> u64 {
     ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as u64
 }
 
-/// A number in `[0, 1)`, uniformly, of 24 bits.
+/// Draws a uniform number in `[0, 1)` with 24 bits.
 pub fn uniform(rng: &mut impl Rng) -> f32 {
     below(rng, 1 << 24) as f32 / 16_777_216.0
 }
 
-/// Whether a draw of probability `p` comes up.
+/// Returns true with probability `p`.
 pub fn chance(rng: &mut impl Rng, p: f32) -> bool {
     uniform(rng) < p
 }
 
-/// `n` of the indices below `all`, evenly spread; all of them if there are no more.
+/// Returns `n` evenly spaced indices below `all`, or all indices if `n` is larger than `all`.
 pub fn evenly(n: usize, all: usize) -> impl Iterator<Item = usize> {
     let n = n.min(all);
     (0..n).map(move |i| (i as u128 * all as u128 / n as u128) as usize)
 }
 
-/// The item indices of training step `step`: epochs follow each other, each a fresh permutation of all items.
+/// Returns the item indices of training step `step`. Each epoch is a new permutation of all items.
 ///
-/// A batch may span two epochs, so every step is full, and it may be larger than the set. Empty if there are no items.
-/// Time and memory are those of the batch, whatever the size of the set.
+/// A batch may span several epochs: every batch is full, and it may be larger than the set. The
+/// result is empty if there are no items. Time and memory depend on the batch size, not on the size
+/// of the set.
 pub fn batch_indices(n_items: usize, batch: usize, step: u64, seed: u64) -> Vec<usize> {
     if n_items == 0 {
         return Vec::new();
@@ -107,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn chosen_indices_are_spread_over_all() {
+    fn evenly_spreads_indices_over_all_items() {
         let chosen = |n, all| evenly(n, all).collect::<Vec<_>>();
         assert_eq!(
             (chosen(3, 10), chosen(4, 4), chosen(9, 2)),
@@ -137,9 +144,9 @@ mod tests {
         assert_ne!(two[..50], two[50..]);
     }
 
-    /// A list of one epoch would have two terabytes.
+    /// A list of all indices of one epoch would need two terabytes.
     #[test]
-    fn a_batch_of_a_huge_set_takes_no_list_of_it() {
+    fn batch_of_a_huge_set_needs_no_index_list() {
         let batch = |step| batch_indices(250_000_000_000, 1024, step, 0);
         let mut all: Vec<usize> = (430_000..430_100).flat_map(batch).collect();
         all.sort_unstable();
@@ -148,12 +155,12 @@ mod tests {
     }
 
     #[test]
-    fn no_items_make_no_batch() {
+    fn empty_set_gives_an_empty_batch() {
         assert!(batch_indices(0, 8, 3, 0).is_empty());
     }
 
     #[test]
-    fn streams_differ_by_each_number() {
+    fn streams_differ_in_each_key_number() {
         let draw = |seed, purpose, step, index| item_rng(seed, purpose, step, index).next_u64();
         let base = draw(1, Purpose::Augment, 2, 3);
         assert_eq!(base, draw(1, Purpose::Augment, 2, 3));

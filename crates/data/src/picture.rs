@@ -1,6 +1,7 @@
-//! Pictures in and out of bytes, and between sizes.
+//! Decodes, encodes and resizes pictures.
 //!
-//! Every picture from outside passes [`decode`](decode()), which looks at the claimed size before it allocates anything.
+//! Every untrusted picture goes through [`decode`](decode()), which checks the claimed size before
+//! it allocates memory.
 
 mod area;
 mod decode;
@@ -19,40 +20,41 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use area::{Corners, area};
 pub use decode::{MAX_PIXELS, decode, decode_any, on_white};
 
-/// How [`resize`] weighs the source pixels under a target pixel.
+/// The filter of [`resize`]: how it weights the source pixels under a target pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResizeFilter {
-    /// The mean of the covered pixels, partly covered ones by their share, with aligned corners: the paper's AREA
-    /// (listings 1 and 2).
+    /// The mean of the covered pixels, weighted by the covered fraction, with aligned corners. This
+    /// is the paper's AREA (listings 1 and 2).
     Area,
-    /// The same without aligned corners, so that no row counts more than another: for prompts of any size.
+    /// Like [`ResizeFilter::Area`], but without aligned corners, so that all rows have the same
+    /// weight. Used for picture prompts.
     Mean,
-    /// Sharper, for storing a picture once at a smaller size.
+    /// A sharper filter, used to store a picture at a smaller size.
     Lanczos,
-    /// Smooth, for showing a small picture large.
+    /// A smooth filter, used to enlarge small pictures for display.
     CatmullRom,
 }
 
 /// A square within a picture, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Square {
-    /// Distance from the left edge.
+    /// The distance from the left edge.
     pub left: u32,
-    /// Distance from the top edge.
+    /// The distance from the top edge.
     pub top: u32,
-    /// Length of a side.
+    /// The length of a side.
     pub side: u32,
 }
 
 impl Square {
-    /// The largest square in the middle of the picture.
+    /// Returns the largest square in the middle of the picture.
     pub fn centre(image: &RgbImage) -> Self {
         let side = image.width().min(image.height());
         Self { left: (image.width() - side) / 2, top: (image.height() - side) / 2, side }
     }
 }
 
-/// Encodes as PNG; the same pixels always give the same bytes.
+/// Encodes a picture as PNG. The same pixels always give the same bytes.
 pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     PngEncoder::new_with_quality(&mut bytes, CompressionType::Best, PngFilter::Adaptive)
@@ -61,13 +63,14 @@ pub fn encode_png(image: &RgbImage) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The square `from` of `image`, scaled to `side` x `side` pixels.
+/// Scales the square `from` of `image` to `side` x `side` pixels.
 pub fn resize(image: &RgbImage, from: Square, side: u32, filter: ResizeFilter) -> Result<RgbImage> {
     let Square { left, top, side: length } = from;
     scale(image, [left, top, length, length], [side, side], filter)
 }
 
-/// The rectangle `from` of `image`, `[left, top, width, height]`, scaled to `[width, height]` pixels.
+/// Scales the rectangle `from` of `image`, given as `[left, top, width, height]`, to `to` pixels,
+/// given as `[width, height]`.
 pub fn scale(image: &RgbImage, from: [u32; 4], to: [u32; 2], filter: ResizeFilter) -> Result<RgbImage> {
     ensure!(to[0] > 0 && to[1] > 0, "cannot resize a picture to 0 pixels");
     let inside = |start: u32, length: u32, all: u32| length > 0 && start.saturating_add(length) <= all;
@@ -83,7 +86,7 @@ pub fn scale(image: &RgbImage, from: [u32; 4], to: [u32; 2], filter: ResizeFilte
         ResizeFilter::Lanczos => FilterType::Lanczos3,
         ResizeFilter::CatmullRom => FilterType::CatmullRom,
     };
-    // Typed, because the untyped call compiles every pixel format there is.
+    // The typed call is used because the untyped one would compile code for every pixel format.
     let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image.as_raw())
         .context("the picture's pixels do not fit its size")?;
     let [left, top, width, height] = from.map(f64::from);
@@ -97,7 +100,8 @@ pub fn scale(image: &RgbImage, from: [u32; 4], to: [u32; 2], filter: ResizeFilte
     RgbImage::from_raw(to[0], to[1], bytes).context("the resized picture has the wrong size")
 }
 
-/// `image` at `to` pixels, smoothly: how drawings are shown, in files and by the server.
+/// Scales `image` smoothly to `to` pixels. Generated pictures are shown like this, in files and by
+/// the server.
 pub fn enlarge(image: &RgbImage, to: [u32; 2]) -> Result<RgbImage> {
     let (width, height) = image.dimensions();
     match [width, height] == to {
@@ -111,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn png_round_trip_is_exact_and_repeatable() {
+    fn png_round_trip_is_exact_and_deterministic() {
         let image = RgbImage::from_fn(9, 7, |x, y| image::Rgb([x as u8 * 20, y as u8 * 30, 5]));
         let bytes = encode_png(&image).unwrap();
         assert_eq!(decode(&bytes).unwrap(), image);
@@ -119,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_huge_pictures_are_refused() {
+    fn damaged_and_huge_pictures_are_errors() {
         assert!(decode(b"not a picture").is_err());
         let mut bytes = encode_png(&RgbImage::new(4, 4)).unwrap();
         bytes.truncate(bytes.len() / 2);
@@ -128,7 +132,8 @@ mod tests {
         assert!(format!("{error:#}").contains("60000x60000"), "{error:#}");
     }
 
-    /// A PNG whose header claims a size that its data does not have; the checksum of the header is right.
+    /// Returns a PNG whose header claims a size that its data does not have. The header's checksum
+    /// is correct.
     fn png_claiming(width: u32, height: u32) -> Vec<u8> {
         let mut bytes = encode_png(&RgbImage::new(1, 1)).unwrap();
         bytes[16..20].copy_from_slice(&width.to_be_bytes());
@@ -141,7 +146,7 @@ mod tests {
     #[test]
     fn transparency_becomes_white() {
         let rgba = |alpha| image::RgbaImage::from_pixel(2, 2, image::Rgba([10, 20, 30, alpha]));
-        let shown = |alpha| on_white(rgba(alpha).into()).get_pixel(0, 0).0;
-        assert_eq!([shown(0), shown(128), shown(255)], [[255; 3], [132, 137, 142], [10, 20, 30]]);
+        let blended = |alpha| on_white(rgba(alpha).into()).get_pixel(0, 0).0;
+        assert_eq!([blended(0), blended(128), blended(255)], [[255; 3], [132, 137, 142], [10, 20, 30]]);
     }
 }

@@ -1,7 +1,9 @@
-//! The pictures of a folder, one after another, for measurements: files in any depth of folders, or the tars of a data set.
+//! Iterates over the pictures of a folder for evaluation: picture files at any depth, or the tars
+//! of a data set.
 //!
-//! Nothing but a few pictures is in memory at a time. Their order is that of their names, so that a measurement which was interrupted
-//! can go on behind those that it has seen. What is damaged is passed over and counted, in folders as in tars.
+//! Only a few pictures are in memory at a time. They are sorted by name, so an interrupted
+//! measurement can continue after the pictures that it has already processed. Damaged pictures are
+//! skipped and counted, both in folders and in tars.
 
 use std::collections::VecDeque;
 use std::iter;
@@ -19,47 +21,49 @@ use crate::shard::{ShardReader, Split, list_shards, middle, read_shards};
 use crate::skipped::{SkipKind, Skipped};
 use crate::text_file::{read_at_most, read_text_of_at_most};
 
-/// Files that are decoded together.
+/// The number of files that are decoded in parallel.
 const BATCH: usize = 16;
-/// The largest picture file that is read.
+/// The maximum size of a picture file.
 pub(crate) const MAX_IMAGE_BYTES: u64 = 256 << 20;
-/// The largest caption file that is read.
+/// The maximum size of a caption file.
 pub(crate) const MAX_TEXT_BYTES: u64 = 1 << 20;
 
-/// A set of pictures that is read as it is asked for.
+/// A set of pictures that is read lazily.
 #[derive(Debug, Clone)]
 pub struct Pictures {
     path: PathBuf,
     kind: Kind,
-    /// What is no picture, or not read.
+    /// Files that are not pictures or are not read.
     skipped: Skipped,
 }
 
 #[derive(Debug, Clone)]
 enum Kind {
     Files(Vec<PictureFile>),
-    /// Folders of tars.
+    /// The folders that contain tars.
     Shards(Vec<PathBuf>),
 }
 
-/// A picture and, where there is one, its first caption: the first line of the `.txt` beside the file.
+/// A picture and, if it has one, its first caption: the first line of the `.txt` file with the same
+/// name.
 #[derive(Debug, Clone)]
 pub struct Captioned {
-    /// Pixels.
+    /// The pixels.
     pub image: RgbImage,
-    /// What it shows.
+    /// The first caption.
     pub caption: Option<String>,
 }
 
 impl Pictures {
-    /// The pictures under `path`: a folder of picture files, a data set with its splits `train` and `val`, or a folder of tars.
-    /// Where picture files and tars lie together, the splits of a data set come first, then files, then tars.
+    /// Opens `path`: a folder of picture files, a data set with the splits `train` and `val`, or a
+    /// folder of tars. If there are several, the splits of a data set take precedence over picture
+    /// files, and picture files over other tars.
     ///
     /// # Errors
-    /// If there are none.
+    /// If there are no pictures.
     pub fn open(path: &Path) -> Result<Pictures> {
         let shown = path.display();
-        ensure!(path.is_dir(), "{shown} is no folder; wanted one of pictures, or a data set");
+        ensure!(path.is_dir(), "{shown} is not a folder; wanted a folder of pictures or a data set");
         let splits = Split::ALL.map(|split| path.join(split.name()));
         let has_tars = |dir: &PathBuf| list_shards(dir).is_ok_and(|tars| !tars.is_empty());
         let is_set = splits.iter().any(has_tars);
@@ -81,7 +85,7 @@ impl Pictures {
         Ok(Pictures { path: path.into(), kind, skipped })
     }
 
-    /// How many there are, damaged ones included, if that is known before they are read.
+    /// Returns the number of pictures including damaged ones, if it is known before they are read.
     pub fn count(&self) -> Option<usize> {
         match &self.kind {
             Kind::Files(files) => Some(files.len()),
@@ -89,7 +93,8 @@ impl Pictures {
         }
     }
 
-    /// A name of what the files are called and hold, wherever the folder lies: another one is another set. Every file is read.
+    /// Returns a hash of the names and the contents of all files. It does not depend on the
+    /// location of the folder. Every file is read.
     ///
     /// # Errors
     /// If a folder of tars cannot be read.
@@ -112,7 +117,8 @@ impl Pictures {
         Ok(fingerprint.finish())
     }
 
-    /// All of them but the first `skip` that can be read, in the order of their names.
+    /// Iterates over the readable pictures, sorted by name, after skipping the first `skip` of
+    /// them.
     pub fn from(&self, skip: usize) -> PictureReader<'_> {
         let source = match &self.kind {
             Kind::Files(files) => Source::Files { files, read: VecDeque::new() },
@@ -124,7 +130,7 @@ impl Pictures {
     }
 }
 
-/// An iterator over pictures; see [`Pictures::from`].
+/// An iterator over pictures, created by [`Pictures::from`].
 pub struct PictureReader<'a> {
     source: Source<'a>,
     skipped: Skipped,
@@ -136,7 +142,7 @@ enum Source<'a> {
 }
 
 impl PictureReader<'_> {
-    /// What was passed over so far.
+    /// Returns what was skipped so far.
     pub fn skipped(&self) -> &Skipped {
         &self.skipped
     }
@@ -148,7 +154,7 @@ impl Iterator for PictureReader<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         match &mut self.source {
             Source::Files { files, read } => next_file(files, read, &mut self.skipped).map(Ok),
-            Source::Shards { dirs, reader } => next_of_shards(dirs, reader, &mut self.skipped),
+            Source::Shards { dirs, reader } => next_in_shards(dirs, reader, &mut self.skipped),
         }
     }
 }
@@ -174,7 +180,7 @@ fn next_file(
     }
 }
 
-fn next_of_shards(
+fn next_in_shards(
     dirs: &mut &[PathBuf],
     reader: &mut Option<ShardReader>,
     skipped: &mut Skipped,
@@ -182,7 +188,7 @@ fn next_of_shards(
     loop {
         if let Some(current) = reader {
             if let Some(picture) = current.next_picture() {
-                return Some(picture.map(|(image, captions)| squared(&image, captions)));
+                return Some(picture.map(|(image, captions)| cropped(&image, captions)));
             }
             skipped.absorb(current.skipped().clone());
             *reader = None;
@@ -196,12 +202,14 @@ fn next_of_shards(
     }
 }
 
-/// A picture of a data set: its middle square, which is what models are trained on and draw.
-fn squared(image: &RgbImage, captions: Vec<String>) -> Captioned {
+/// Crops a picture of a data set to its middle square, because models are trained on squares and
+/// draw squares.
+fn cropped(image: &RgbImage, captions: Vec<String>) -> Captioned {
     Captioned { image: middle(image), caption: captions.into_iter().next() }
 }
 
-/// A picture, if it can be decoded, and what of it is passed over.
+/// Reads a picture and its caption. Returns `None` if the picture cannot be decoded, and in
+/// addition what was skipped.
 fn read_file(file: &PictureFile) -> (Option<Captioned>, Skipped) {
     let mut skipped = Skipped::default();
     let image = read_at_most(&file.image, MAX_IMAGE_BYTES)
@@ -223,7 +231,8 @@ mod tests {
     use super::*;
     use crate::picture::encode_png;
 
-    /// A folder of `n` pictures, each of another grey, the odd ones with captions, and two other files.
+    /// Creates a folder of `n` pictures with different grey values, captions for the odd ones, and
+    /// two other files.
     fn folder(n: u8) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("deeper")).unwrap();
@@ -242,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_come_in_the_order_of_their_names_whatever_their_size_and_from_anywhere() {
+    fn pictures_are_sorted_by_name_and_can_start_at_any_index() {
         let dir = folder(100);
         let pictures = Pictures::open(dir.path()).unwrap();
         assert_eq!(pictures.count(), Some(100));
@@ -259,50 +268,51 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_pictures_is_known_by_what_its_files_hold() {
+    fn fingerprint_depends_on_the_content_of_picture_files() {
         let (dir, copy) = (folder(4), folder(4));
-        let of = |dir: &tempfile::TempDir| Pictures::open(dir.path()).unwrap().fingerprint().unwrap();
-        let before = of(&dir);
-        assert_eq!(before, of(&copy), "the same files, written at another time");
-        // Another picture of the same length and time is another set.
+        let fingerprint =
+            |dir: &tempfile::TempDir| Pictures::open(dir.path()).unwrap().fingerprint().unwrap();
+        let before = fingerprint(&dir);
+        assert_eq!(before, fingerprint(&copy), "the same files, written at another time");
+        // Changed content of the same length and modification time changes the fingerprint.
         let path = dir.path().join("003.png");
         let (mut bytes, time) = (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().modified().unwrap());
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&path, bytes).unwrap();
         fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
-        let changed = of(&dir);
+        let changed = fingerprint(&dir);
         fs::remove_file(&path).unwrap();
-        let fewer = of(&dir);
+        let fewer = fingerprint(&dir);
         fs::write(copy.path().join("003.txt"), "another caption").unwrap();
-        let different = std::collections::HashSet::from([before, changed, fewer, of(&copy)]);
+        let different = std::collections::HashSet::from([before, changed, fewer, fingerprint(&copy)]);
         assert_eq!(different.len(), 4, "{different:?}");
     }
 
     #[test]
-    fn a_set_of_tars_is_known_by_what_they_hold() {
+    fn fingerprint_depends_on_the_content_of_tars() {
         let (dir, tars) = (folder(4), tempfile::tempdir().unwrap());
-        let of = || Pictures::open(tars.path()).unwrap().fingerprint().unwrap();
-        tar_of(&tars.path().join("x.tar"), &[dir.path().join("000.png")]);
-        let before = of();
-        tar_of(&tars.path().join("x.tar"), &[dir.path().join("003.png")]);
-        assert_ne!(before, of());
+        let fingerprint = || Pictures::open(tars.path()).unwrap().fingerprint().unwrap();
+        write_tar(&tars.path().join("x.tar"), &[dir.path().join("000.png")]);
+        let before = fingerprint();
+        write_tar(&tars.path().join("x.tar"), &[dir.path().join("003.png")]);
+        assert_ne!(before, fingerprint());
     }
 
-    fn tar_of(path: &Path, files: &[PathBuf]) {
+    fn write_tar(path: &Path, files: &[PathBuf]) {
         let mut tar = tar::Builder::new(fs::File::create(path).unwrap());
         files.iter().for_each(|file| tar.append_path_with_name(file, file.file_name().unwrap()).unwrap());
         tar.finish().unwrap();
     }
 
     #[test]
-    fn damaged_pictures_are_passed_over_and_named_in_folders_as_in_tars() {
+    fn damaged_pictures_are_skipped_in_folders_and_tars() {
         let dir = folder(4);
         fs::write(dir.path().join("000.png"), "no picture").unwrap();
         let tars = tempfile::tempdir().unwrap();
         let files = ["000.png", "deeper/001.PNG", "deeper/001.txt", "003.png", "003.txt"]
             .map(|name| dir.path().join(name));
-        tar_of(&tars.path().join("x.tar"), &files);
+        write_tar(&tars.path().join("x.tar"), &files);
         fs::remove_file(dir.path().join("deeper/002.PNG")).unwrap();
         for path in [dir.path(), tars.path()] {
             let pictures = Pictures::open(path).unwrap();
@@ -317,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_pictures_says_what_was_wanted() {
+    fn folder_without_pictures_is_an_error_with_advice() {
         let empty = tempfile::tempdir().unwrap();
         fs::write(empty.path().join("notes.md"), "").unwrap();
         let error = Pictures::open(empty.path()).unwrap_err().to_string();
@@ -326,11 +336,11 @@ mod tests {
             "{error}"
         );
         let error = Pictures::open(&empty.path().join("no")).unwrap_err().to_string();
-        assert!(error.contains("is no folder"), "{error}");
+        assert!(error.contains("is not a folder"), "{error}");
     }
 
     #[test]
-    fn a_folder_with_pictures_and_tars_says_which_it_reads() {
+    fn folder_with_pictures_and_tars_reports_what_is_not_read() {
         let dir = folder(4);
         let all = |path: &Path| {
             let pictures = Pictures::open(path).unwrap();
@@ -338,10 +348,11 @@ mod tests {
             (reader.by_ref().map(Result::unwrap).count(), reader.skipped().clone())
         };
         let files = ["000.png", "003.png"].map(|name| dir.path().join(name));
-        tar_of(&dir.path().join("backup.tar"), &files);
+        write_tar(&dir.path().join("backup.tar"), &files);
         let (n, skipped) = all(dir.path());
         assert_eq!((n, skipped.count(&SkipKind::Ending("tar".into()))), (4, 1), "{skipped}");
-        // A tar alone is read, also without captions; a data set comes before pictures that lie about.
+        // A folder with only tars is read, also without captions. A data set takes precedence over
+        // pictures next to it.
         fs::create_dir(dir.path().join("train")).unwrap();
         fs::rename(dir.path().join("backup.tar"), dir.path().join("train/x.tar")).unwrap();
         assert_eq!(all(&dir.path().join("train")).0, 2);
@@ -350,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_set_gives_the_middle_squares_of_its_pictures() {
+    fn data_set_yields_middle_squares() {
         let set = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
         let count = |path: &Path| Pictures::open(path).unwrap().from(0).map(Result::unwrap).count();
         let (train, val) = (count(&set.join("train")), count(&set.join("val")));
@@ -361,7 +372,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let wide = RgbImage::from_fn(40, 20, |x, y| image::Rgb([x as u8, y as u8, 0]));
         fs::write(dir.path().join("wide.png"), encode_png(&wide).unwrap()).unwrap();
-        tar_of(&dir.path().join("x.tar"), &[dir.path().join("wide.png")]);
+        write_tar(&dir.path().join("x.tar"), &[dir.path().join("wide.png")]);
         fs::remove_file(dir.path().join("wide.png")).unwrap();
         let square = Pictures::open(dir.path()).unwrap().from(0).next().unwrap().unwrap().image;
         assert_eq!(square, image::imageops::crop_imm(&wide, 10, 0, 20, 20).to_image());

@@ -1,4 +1,4 @@
-//! PNG files that say in a text chunk how they were made.
+//! PNG files with a text chunk that records how they were made.
 
 use std::io::{BufRead, Seek};
 
@@ -10,16 +10,16 @@ use crate::picture;
 /// The chunk's keyword.
 const KEYWORD: &str = "tessera";
 
-/// How much time a PNG may take.
+/// The trade-off between encoding time and file size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// 0.1 ms for an enlarged drawing.
+    /// Fast encoding: 0.1 ms for an enlarged drawing.
     Quick,
-    /// 10 ms, for a file an eighth to a quarter smaller.
+    /// Small files: 10 ms, for a file that is an eighth to a quarter smaller.
     Small,
 }
 
-/// The bytes of a PNG that carries `text`.
+/// Encodes a PNG with `text` in a text chunk.
 pub fn encode(image: &RgbImage, text: String, effort: Effort) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
@@ -34,25 +34,26 @@ pub fn encode(image: &RgbImage, text: String, effort: Effort) -> Result<Vec<u8>>
     Ok(bytes)
 }
 
-/// The text that a PNG carries, if it has any: in a tEXt, zTXt or iTXt chunk, before or after the pixels.
+/// Reads the text of a PNG, if it has one: from a tEXt, zTXt or iTXt chunk, before or after the
+/// pixels.
 ///
 /// # Errors
-/// If it is not a complete PNG.
+/// If the file is not a complete PNG.
 pub fn read(file: impl BufRead + Seek) -> Result<Option<String>> {
     let decoder = picture::png::decoder(file, png::Limits::default());
     let mut reader = decoder.read_info().context("not a complete PNG")?;
     if let Some(text) = text_of(reader.info())? {
         return Ok(Some(text));
     }
-    // Programs that save a PNG again may write its text after the pixels.
+    // Programs that save a PNG again may move its text after the pixels.
     reader.finish().context("not a complete PNG")?;
     text_of(reader.info())
 }
 
-/// To how much compressed text may unpack.
+/// The maximum size of a decompressed text.
 const MAX_TEXT_BYTES: usize = 2 << 20;
 
-/// The text of the first chunk with our keyword.
+/// Returns the text of the first chunk with our keyword.
 fn text_of(info: &png::Info) -> Result<Option<String>> {
     let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == KEYWORD).map(|chunk| {
         let mut chunk = chunk.clone();
@@ -76,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_that_unpacks_to_more_than_any_drawing_has_is_refused() {
+    fn text_over_the_size_limit_is_an_error() {
         for (length, is_read) in [(MAX_TEXT_BYTES / 2, true), (4 * MAX_TEXT_BYTES, false)] {
             let mut bytes = Vec::new();
             let mut encoder = png::Encoder::new(&mut bytes, 1, 1);
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_text_is_read_back() {
         let image = RgbImage::from_fn(5, 3, |x, y| image::Rgb([x as u8, y as u8, 9]));
         let text = "{\"prompt\":\"ein grüner Apfel\"}";
         let bytes = encode(&image, text.into(), Effort::Quick).unwrap();
@@ -99,11 +100,12 @@ mod tests {
         assert!(read(Cursor::new(&bytes[..40])).is_err());
     }
 
-    /// What other programs make of our files: PIL writes tEXt or zTXt, others move the text after the pixels.
+    /// Other programs change our files when they save them: PIL writes tEXt or zTXt, others move
+    /// the text after the pixels.
     #[test]
     fn text_in_any_chunk_and_place_is_read() {
         let (image, text) = (RgbImage::new(5, 3), "{\"prompt\":\"ein grüner Apfel\"}");
-        let written = |add: &dyn Fn(&mut png::Encoder<&mut Vec<u8>>)| {
+        let png_with = |add: &dyn Fn(&mut png::Encoder<&mut Vec<u8>>)| {
             let mut bytes = Vec::new();
             let mut encoder = png::Encoder::new(&mut bytes, 5, 3);
             encoder.set_color(png::ColorType::Rgb);
@@ -111,9 +113,9 @@ mod tests {
             encoder.write_header().unwrap().write_image_data(&image).unwrap();
             bytes
         };
-        let plain = written(&|encoder| encoder.add_text_chunk(KEYWORD.into(), text.into()).unwrap());
-        let packed = written(&|encoder| encoder.add_ztxt_chunk(KEYWORD.into(), text.into()).unwrap());
-        let other = written(&|encoder| encoder.add_text_chunk("Comment".into(), "none".into()).unwrap());
+        let plain = png_with(&|encoder| encoder.add_text_chunk(KEYWORD.into(), text.into()).unwrap());
+        let packed = png_with(&|encoder| encoder.add_ztxt_chunk(KEYWORD.into(), text.into()).unwrap());
+        let other = png_with(&|encoder| encoder.add_text_chunk("Comment".into(), "none".into()).unwrap());
         let mut after = Vec::new();
         let mut encoder = png::Encoder::new(&mut after, 5, 3);
         encoder.set_color(png::ColorType::Rgb);
@@ -121,8 +123,8 @@ mod tests {
         writer.write_image_data(&image).unwrap();
         writer.write_text_chunk(&png::text_metadata::ITXtChunk::new(KEYWORD, text)).unwrap();
         writer.finish().unwrap();
-        for (what, bytes) in [("tEXt", plain), ("zTXt", packed), ("after the pixels", after)] {
-            assert_eq!(read(Cursor::new(&bytes)).unwrap().as_deref(), Some(text), "{what}");
+        for (place, bytes) in [("tEXt", plain), ("zTXt", packed), ("after the pixels", after)] {
+            assert_eq!(read(Cursor::new(&bytes)).unwrap().as_deref(), Some(text), "{place}");
         }
         assert_eq!(read(Cursor::new(&other)).unwrap(), None);
     }

@@ -1,35 +1,38 @@
-//! Picture prompts (paper §3.3): how a picture of any size is fitted to the model's, and which of its cells are kept.
+//! Picture prompts (paper §3.3): fits a picture of any size to the model's size and selects the
+//! cells that are kept.
 //!
-//! Cells are what a token covers, in raster order. The paper keeps the top rows; any other cells can be kept as well, since the
-//! rest is drawn around them.
+//! A cell is the part of the picture that one image token covers. Cells are in raster order. The
+//! paper keeps the top rows; here any other cells can be kept as well, and the rest is drawn around
+//! them.
 
 use anyhow::{Result, ensure};
 use image::{DynamicImage, RgbImage, imageops};
 
 use crate::picture::{ResizeFilter, Square, resize, scale};
 
-/// How white a pixel of a mask must be to be redrawn.
+/// The minimum brightness at which a pixel of a mask counts as white, so that its cell is redrawn.
 const WHITE: u8 = 128;
 
-/// How a picture that is no square is made one.
+/// The method that makes a picture square.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Fit {
-    /// Its middle square is used.
+    /// Only the middle square is used.
     #[default]
     Crop,
-    /// All of it is used, with borders.
+    /// The complete picture is used, with borders.
     Pad,
 }
 
 impl Fit {
-    /// `image` as a square of `side` pixels; borders have the grey `border`.
+    /// Fits `image` to a square of `side` pixels. Borders have the grey value `border`.
     ///
     /// # Errors
     /// If the picture is empty.
     pub fn apply(self, image: &RgbImage, side: u32, border: u8) -> Result<RgbImage> {
         let (width, height) = image.dimensions();
         ensure!(width > 0 && height > 0, "the picture is empty ({width}x{height})");
-        // Averages are what training saw, but for a pixel at the edges; they would show an enlarged picture in squares.
+        // Training resizes by averaging as well; only pixels at the edges differ. Enlarging uses
+        // another filter, because averaging would show the pixels as squares.
         let filter = |length: u32| if length >= side { ResizeFilter::Mean } else { ResizeFilter::Lanczos };
         match self {
             Fit::Crop => {
@@ -52,7 +55,8 @@ impl Fit {
         }
     }
 
-    /// What becomes of a picture of this size, for people; nothing if it fits as it is.
+    /// Describes for the user how a picture of this size is fitted. Returns `None` if it already
+    /// fits.
     pub fn rule(self, (width, height): (u32, u32), side: u32) -> Option<String> {
         let short = width.min(height);
         let used = match self {
@@ -65,34 +69,39 @@ impl Fit {
     }
 }
 
-/// What of a picture is kept, as people say it.
+/// A user's specification of the part of a picture that is kept.
 #[derive(Debug, Clone)]
 pub enum Keep {
-    /// So many of the top rows, as in the paper.
+    /// The given number of top rows, as in the paper.
     Rows(usize),
     /// A rectangle, `[x, y, width, height]` in cells.
     Rectangle([usize; 4]),
-    /// What is not white in a mask as large as the picture, or not transparent if anything of it is.
+    /// The part that is not white in a mask of the picture's size. If the mask has transparent
+    /// pixels, the part that is not transparent.
     Mask(DynamicImage),
-    /// What is not transparent of the picture itself.
+    /// The part of the picture itself that is not transparent.
     Opaque,
-    /// All of it.
+    /// The complete picture.
     All,
 }
 
 impl Keep {
-    /// The cells of `picture` that are kept, once it is fitted.
+    /// Returns the cells of `picture` that are kept after it is fitted.
     ///
     /// # Errors
-    /// If nothing is left to draw, the rows or the rectangle do not fit the grid, or the mask is not as large as the picture.
+    /// If nothing is left to draw, the rows or the rectangle do not fit the grid, or the mask and
+    /// the picture have different sizes.
     pub fn of(&self, picture: &DynamicImage, grid: usize, fit: Fit) -> Result<Kept> {
         match self {
             Keep::Rows(rows) => Kept::rows(grid, *rows),
             Keep::Rectangle(rectangle) => Kept::rectangle(grid, *rectangle),
             Keep::Mask(mask) => {
-                let [got, wanted] =
+                let [found, expected] =
                     [mask, picture].map(|image| format!("{}x{}", image.width(), image.height()));
-                ensure!(got == wanted, "the mask has {got} pixels: wanted {wanted}, as large as the picture");
+                ensure!(
+                    found == expected,
+                    "the mask has {found} pixels: wanted {expected}, as large as the picture"
+                );
                 Kept::under(mask, grid, fit)
             }
             Keep::Opaque => Kept::under(picture, grid, fit),
@@ -101,27 +110,27 @@ impl Keep {
     }
 }
 
-/// Which cells of a grid are kept.
+/// The cells of a grid that are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
     grid: usize,
-    /// In raster order.
+    /// Whether each cell is kept, in raster order.
     cells: Vec<bool>,
 }
 
 impl Kept {
-    /// The cells of which `keep(x, y)` says so.
+    /// Keeps the cells for which `keep(x, y)` is true.
     fn new(grid: usize, keep: impl Fn(usize, usize) -> bool) -> Kept {
         Kept { grid, cells: (0..grid * grid).map(|at| keep(at % grid, at / grid)).collect() }
     }
 
-    /// The cells of the top `rows` rows, as in the paper.
+    /// Keeps the cells of the top `rows` rows, as in the paper.
     fn rows(grid: usize, rows: usize) -> Result<Kept> {
         ensure!((1..grid).contains(&rows), "keep {rows} rows: wanted 1 to {}, of {grid}", grid - 1);
         Ok(Kept::new(grid, |_, y| y < rows))
     }
 
-    /// The cells of a rectangle.
+    /// Keeps the cells of a rectangle.
     fn rectangle(grid: usize, [x, y, width, height]: [usize; 4]) -> Result<Kept> {
         let inside = |from: usize, length: usize| length > 0 && from.saturating_add(length) <= grid;
         ensure!(
@@ -132,8 +141,8 @@ impl Kept {
         Ok(Kept::new(grid, |cx, cy| (x..x + width).contains(&cx) && (y..y + height).contains(&cy)))
     }
 
-    /// The cells in which no pixel of `mask` is white, once it is fitted like its picture. If any of it is transparent, that takes
-    /// the place of white.
+    /// Keeps the cells without a white pixel in `mask`, which is fitted like its picture. If the
+    /// mask has transparent pixels, these are used instead of white ones.
     fn under(mask: &DynamicImage, grid: usize, fit: Fit) -> Result<Kept> {
         let side = 8 * grid as u32;
         let white = fit.apply(&white_where_redrawn(mask), side, 0)?;
@@ -147,28 +156,30 @@ impl Kept {
         Ok(kept)
     }
 
-    /// Cells along a side of the grid.
+    /// Returns the number of cells along a side of the grid.
     pub fn grid(&self) -> usize {
         self.grid
     }
 
-    /// How many cells are drawn.
+    /// Returns the number of cells that are drawn, that is, not kept.
     pub fn drawn(&self) -> usize {
         self.cells.iter().filter(|kept| !**kept).count()
     }
 
-    /// Of a picture's tokens those that are kept, by position in raster order.
+    /// Returns one entry per token of a picture in raster order: the token if its cell is kept,
+    /// `None` if not.
     pub fn of(&self, tokens: &[u32]) -> Vec<Option<u32>> {
         tokens.iter().zip(&self.cells).map(|(&token, &kept)| kept.then_some(token)).collect()
     }
 }
 
-/// Whether anything of a picture is see-through.
+/// Whether a picture has transparent pixels.
 pub fn is_transparent(image: &DynamicImage) -> bool {
     image.color().has_alpha() && image.to_rgba8().pixels().any(|pixel| pixel.0[3] < WHITE)
 }
 
-/// A mask as grey: what is transparent is white, or if nothing is, what is white.
+/// Converts a mask to grey. Transparent pixels become white; if the mask has none, its brightness
+/// is used.
 fn white_where_redrawn(mask: &DynamicImage) -> RgbImage {
     if !is_transparent(mask) {
         return DynamicImage::from(mask.to_luma8()).into_rgb8();
@@ -188,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_rectangles_and_their_mistakes() {
+    fn rows_and_rectangles_are_checked_against_the_grid() {
         assert_eq!(cells(&Kept::rows(3, 2).unwrap()), "######...");
         assert_eq!(cells(&Kept::rectangle(3, [1, 0, 2, 2]).unwrap()), ".##.##...");
         assert_eq!(Kept::rows(3, 2).unwrap().of(&[7; 9])[5..7], [Some(7), None]);
@@ -196,20 +207,20 @@ mod tests {
             let error = Kept::rows(3, rows).unwrap_err().to_string();
             assert!(error.contains("wanted 1 to 2, of 3"), "{error}");
         }
-        for (rectangle, said) in [
+        for (rectangle, expected) in [
             ([0, 0, 0, 1], "within 3x3 cells"),
             ([2, 0, 2, 1], "within 3x3 cells"),
             ([usize::MAX, 0, 2, 1], "within 3x3 cells"),
             ([0, 0, 3, 3], "nothing is left to draw"),
         ] {
             let error = Kept::rectangle(3, rectangle).unwrap_err().to_string();
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
     }
 
     #[test]
-    fn a_cell_is_redrawn_if_any_of_it_is_white() {
-        // A dot in the middle of the second cell, a line below.
+    fn cell_with_any_white_pixel_is_redrawn() {
+        // A dot in the middle of the second cell and a line in the bottom row.
         let mask = GrayImage::from_fn(48, 48, |x, y| {
             let dot = (20..24).contains(&x) && (6..10).contains(&y);
             Luma([if dot || y == 40 { 255 } else { 20 }])
@@ -225,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_transparent_takes_the_place_of_white() {
+    fn transparency_is_used_instead_of_white() {
         let mask =
             RgbaImage::from_fn(30, 30, |x, _| image::Rgba([255, 255, 255, if x < 10 { 0 } else { 255 }]));
         assert!(is_transparent(&mask.clone().into()));
@@ -234,8 +245,9 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_is_fitted_like_its_picture() {
-        // White on the left of a broad mask: cut off, or the left third with black above and below.
+    fn mask_is_fitted_like_its_picture() {
+        // A wide mask is white on the left. Cropping cuts the white part off; padding makes it the
+        // left third, with black above and below.
         let mask: DynamicImage =
             GrayImage::from_fn(60, 20, |x, _| Luma([if x < 20 { 255 } else { 0 }])).into();
         assert!(Kept::under(&mask, 3, Fit::Crop).is_err());
@@ -249,7 +261,7 @@ mod tests {
         assert_eq!((crop.dimensions(), crop.get_pixel(0, 5)[0], crop.get_pixel(9, 5)[0]), ((10, 10), 200, 0));
         let pad = Fit::Pad.apply(&picture, 10, 255).unwrap();
         assert_eq!([pad.get_pixel(0, 0).0, pad.get_pixel(0, 5).0], [[255; 3], [200, 0, 0]]);
-        // A pixel's breadth of a very long picture is still one pixel.
+        // A side that would be scaled to less than one pixel becomes one pixel.
         let line = RgbImage::from_pixel(5000, 1, Rgb([0; 3]));
         assert_eq!(Fit::Pad.apply(&line, 10, 255).unwrap().pixels().filter(|p| p[0] == 0).count(), 10);
         assert_eq!(Fit::Crop.apply(&line, 10, 255).unwrap().dimensions(), (10, 10));

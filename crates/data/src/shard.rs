@@ -1,9 +1,9 @@
-//! Samples on disk: WebDataset tars, the form large caption sets are handed around in.
+//! Samples on disk as WebDataset tars, the usual format of large caption sets.
 //!
-//! A folder `DIR/train/00000.tar`, `DIR/val/00000.tar`; in a tar, a sample is the members that share a key:
-//! `KEY.png` (or another picture), `KEY.txt` with one caption a line, `KEY.json` with a [`Meta`]. Written tars are
-//! the same bytes for the same samples. Reading is forgiving about single samples and strict about whole files: a
-//! damaged picture is skipped and counted, a tar that breaks off is an error.
+//! The shards of a set are `DIR/train/00000.tar`, `DIR/val/00000.tar` and so on. In a tar, the
+//! members with the same key form a sample: `KEY.png` (or another picture format), `KEY.txt` with
+//! one caption per line, and `KEY.json` with a [`Meta`]. The same samples are always written as the
+//! same bytes. A damaged picture is skipped and counted, but a truncated tar is an error.
 
 mod read;
 mod write;
@@ -21,76 +21,76 @@ pub use write::{Packed, ShardWriter};
 /// A picture with its captions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Its name in the set: nine digits, unique over both splits.
+    /// The sample's name in the set: nine digits, unique over both splits.
     pub key: String,
-    /// The picture, at the size it was stored.
+    /// The picture at its stored size.
     pub image: RgbImage,
-    /// What it shows, in several wordings; the first is the canonical one. Never empty.
+    /// The captions: several wordings, of which the first is the canonical one. Never empty.
     pub captions: Vec<String>,
-    /// Where it is from.
+    /// The origin of the picture.
     pub meta: Meta,
 }
 
 impl Sample {
-    /// The canonical caption.
+    /// Returns the canonical caption.
     ///
     /// # Errors
-    /// If there is none.
+    /// If the sample has no caption.
     pub fn caption(&self) -> Result<&str> {
         let first = self.captions.first().map(String::as_str);
         first.with_context(|| format!("picture {} has no caption", self.key))
     }
 
-    /// The middle square of the picture: what models are measured on, and what they draw.
+    /// Returns the middle square of the picture, which evaluation uses because models draw squares.
     pub fn middle(&self) -> RgbImage {
         middle(&self.image)
     }
 }
 
-/// The middle square of a picture.
+/// Returns the middle square of a picture.
 pub(crate) fn middle(image: &RgbImage) -> RgbImage {
     let Square { left, top, side } = Square::centre(image);
     image::imageops::crop_imm(image, left, top, side, side).to_image()
 }
 
-/// Where a picture is from and what may be done with it. Tars of other makers may lack any of it.
+/// The origin and licence of a picture. In tars of other programs any field may be missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Meta {
-    /// The package or folder.
+    /// The package or folder that the picture comes from.
     pub source: String,
-    /// SPDX name of the licence, where known.
+    /// The SPDX name of the licence, if known.
     pub licence: String,
-    /// What is drawn: "red apple".
+    /// The concept that the picture shows, such as "red apple".
     pub concept: String,
-    /// How it is drawn: "flat".
+    /// The style of the picture, such as "flat".
     pub style: String,
-    /// Trained on or held out.
+    /// The split that the picture belongs to.
     pub split: Split,
-    /// Who made it.
+    /// The author.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub author: Option<String>,
-    /// Where to find it.
+    /// The address of the original picture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }
 
-/// Which part of a set a sample belongs to.
+/// The part of a set that a sample belongs to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// Trained on.
+    /// The training split.
     #[default]
     Train,
-    /// Held out for validation.
+    /// The validation split, which is held out.
     Val,
 }
 
 impl Split {
-    /// Both, in the order they are listed.
+    /// Both splits, in the order in which they are listed.
     pub const ALL: [Split; 2] = [Split::Train, Split::Val];
 
-    /// The name of its folder.
+    /// Returns the name of the split's folder.
     pub fn name(self) -> &'static str {
         match self {
             Split::Train => "train",

@@ -1,4 +1,5 @@
-//! A share of a set, in percent or in parts per million: the paper holds out 2,424 of a million pictures (§B.2).
+//! A fraction of a set, in percent or in parts per million. The paper holds out 2,424 of a million
+//! pictures (§B.2).
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,32 +10,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::loader::below;
 
-/// Parts per million of a percent, and of all.
+/// One percent in parts per million.
 const PERCENT: u32 = 10_000;
+/// The complete set in parts per million.
 const ALL: u32 = 1_000_000;
 
-/// A share between nothing and all. In a file, whole percents are a number, as ever; others a text such as `2424ppm`.
+/// A fraction between 0 and 100%. Serialized, an integer percentage is a number, and any other
+/// value is a text such as `2424ppm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "Written")]
+#[serde(try_from = "Serialized", into = "Serialized")]
 pub struct Share {
     ppm: u32,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
-enum Written {
+enum Serialized {
     Percent(u32),
     Text(String),
 }
 
 impl Share {
-    /// `percent` of a hundred; more than a hundred is all.
+    /// Returns a share of `percent`; values above 100 are clamped to 100.
     pub const fn percent(percent: u32) -> Share {
         let ppm = percent.saturating_mul(PERCENT);
         Share { ppm: if ppm < ALL { ppm } else { ALL } }
     }
 
-    /// Whether one draw from `rng` falls into the share.
+    /// Draws from `rng` and returns true with this share's probability.
     pub fn draws(self, rng: &mut impl Rng) -> bool {
         below(rng, u64::from(ALL)) < u64::from(self.ppm)
     }
@@ -43,15 +46,16 @@ impl Share {
 impl FromStr for Share {
     type Err = anyhow::Error;
 
-    /// Reads `5`, `5%`, `0.25` and `0.25%` as percents, and `2424ppm`.
+    /// Parses percentages such as `5`, `5%`, `0.25` and `0.25%`, and parts per million such as
+    /// `2424ppm`.
     fn from_str(text: &str) -> Result<Share> {
-        let wanted = || format!("{text:?}: wanted a share such as 5, 0.25% or 2424ppm, at most all");
+        let error_text = || format!("{text:?}: wanted a share such as 5, 0.25% or 2424ppm, at most 100%");
         let (number, unit) = match text.strip_suffix("ppm") {
             Some(number) => (number, 1.0),
             None => (text.strip_suffix('%').unwrap_or(text), f64::from(PERCENT)),
         };
-        let ppm = number.trim().parse::<f64>().ok().with_context(wanted)? * unit;
-        ensure!((0.0..=f64::from(ALL)).contains(&ppm), wanted());
+        let ppm = number.trim().parse::<f64>().ok().with_context(error_text)? * unit;
+        ensure!((0.0..=f64::from(ALL)).contains(&ppm), error_text());
         ensure!(
             (ppm - ppm.round()).abs() < 1e-6,
             "{text:?}: wanted a whole number of parts per million (a percent has {PERCENT})"
@@ -69,22 +73,22 @@ impl fmt::Display for Share {
     }
 }
 
-impl From<Share> for Written {
-    fn from(share: Share) -> Written {
+impl From<Share> for Serialized {
+    fn from(share: Share) -> Serialized {
         match share.ppm % PERCENT {
-            0 => Written::Percent(share.ppm / PERCENT),
-            _ => Written::Text(share.to_string()),
+            0 => Serialized::Percent(share.ppm / PERCENT),
+            _ => Serialized::Text(share.to_string()),
         }
     }
 }
 
-impl TryFrom<Written> for Share {
+impl TryFrom<Serialized> for Share {
     type Error = anyhow::Error;
 
-    fn try_from(written: Written) -> Result<Share> {
-        match written {
-            Written::Percent(percent) => percent.to_string().parse(),
-            Written::Text(text) => text.parse(),
+    fn try_from(serialized: Serialized) -> Result<Share> {
+        match serialized {
+            Serialized::Percent(percent) => percent.to_string().parse(),
+            Serialized::Text(text) => text.parse(),
         }
     }
 }
@@ -95,7 +99,7 @@ mod tests {
     use crate::loader::{Purpose, item_rng};
 
     #[test]
-    fn percents_and_parts_per_million_are_read() {
+    fn percent_and_ppm_are_parsed() {
         let ppm = |text: &str| text.parse::<Share>().unwrap().ppm;
         assert_eq!(
             ["5", "5%", "0.25%", "0.25", "2424ppm", "0", "100"].map(ppm),
@@ -107,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_keeps_whole_percents_as_numbers() {
+    fn integer_percentages_are_serialized_as_numbers() {
         for (text, json) in [("8", "8"), ("2424ppm", "\"2424ppm\""), ("0", "0")] {
             let share: Share = text.parse().unwrap();
             assert_eq!(serde_json::to_string(&share).unwrap(), json);
@@ -115,9 +119,10 @@ mod tests {
         }
     }
 
-    /// Sets that were split by percents before keep their split: a draw below `p` of 100 is below `10,000 p` of a million.
+    /// Earlier versions split sets by integer percentages. Such sets keep their split: a draw is
+    /// below `p` of 100 exactly if it is below `10,000 p` of a million.
     #[test]
-    fn percents_draw_what_they_drew_before() {
+    fn percent_shares_draw_the_same_items_as_earlier_versions() {
         for index in 0..5_000 {
             let rng = || item_rng(1, Purpose::Split, 0, index);
             assert_eq!(Share::percent(8).draws(&mut rng()), below(&mut rng(), 100) < 8);
@@ -125,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_asked_share_is_drawn() {
+    fn fraction_of_draws_matches_the_share() {
         let share: Share = "2424ppm".parse().unwrap();
         let drawn = (0..200_000).filter(|&i| share.draws(&mut item_rng(0, Purpose::Split, 0, i))).count();
         assert!((400..570).contains(&drawn), "{drawn}, wanted about 485");

@@ -1,71 +1,74 @@
-//! What was passed over while reading, by kind, with the first few names of each: nothing is left out in silence.
+//! Records which files and samples were skipped while reading: a count per kind, with the first few
+//! names. Nothing is skipped silently.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How many names of each kind are kept.
+/// The maximum number of names that are kept per kind.
 const NAMED: usize = 8;
 
-/// Why something was passed over.
+/// The reason why something was skipped.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SkipKind {
-    /// Pictures and captions that cannot be decoded, or are too large.
+    /// Pictures and captions that cannot be decoded or are too large.
     Damaged,
-    /// Files and folders that may not be read, and links that lead nowhere.
+    /// Files and folders without read permission, and broken links.
     Unreadable,
-    /// Pictures with a short side under the model's.
+    /// Pictures whose shorter side is less than the model's image size.
     TooSmall,
     /// Pictures without a caption.
     NoCaption,
     /// Captions without a picture.
     NoPicture,
-    /// Pictures and captions whose name another has.
+    /// Pictures and captions with the same name as another one.
     SameName,
-    /// Links to folders that were read already.
+    /// Links to folders that were already read.
     SameFolder,
-    /// Pictures in a folder whose tars are read.
+    /// Pictures in a folder whose tars are read instead.
     BesideTars,
-    /// Hard and symbolic links in tars, which hold the name of another file and nothing else.
+    /// Hard and symbolic links in tars, which contain only the name of another file.
     LinkInTar,
-    /// Files with another ending, in lower case; empty if there is none.
+    /// Files with an unsupported ending. The ending is in lower case, and empty if a file has none.
     Ending(String),
 }
 
-/// What is passed over for one reason.
+/// The skipped items of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Passed {
+struct SkipGroup {
     kind: SkipKind,
     count: u64,
-    /// The first few.
+    /// The names of the first few items.
     names: Vec<String>,
 }
 
-/// What was passed over while reading. Records of earlier versions had other fields and count as empty.
+/// Everything that was skipped while reading. Records of earlier versions have other fields and are
+/// read as empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// By kind.
+    /// The skipped items per kind, sorted by kind.
     #[serde(default)]
-    passed: Vec<Passed>,
+    passed: Vec<SkipGroup>,
 }
 
 impl Skipped {
-    /// How much was passed over.
+    /// Returns how many items were skipped.
     pub fn total(&self) -> u64 {
         self.passed.iter().map(|passed| passed.count).sum()
     }
 
-    /// How much was passed over for one reason.
+    /// Returns how many items of one kind were skipped.
     pub fn count(&self, kind: &SkipKind) -> u64 {
         self.passed.iter().find(|passed| passed.kind == *kind).map_or(0, |passed| passed.count)
     }
 
-    /// All kinds in one line, each with one of its names and what may be done about it.
+    /// Returns a summary of all kinds in one line, each with one name and a hint how to fix the
+    /// problem.
     pub fn brief(&self) -> String {
-        let kind = |Passed { kind, count, names }: &Passed| {
+        let kind = |SkipGroup { kind, count, names }: &SkipGroup| {
             let known = names.first().map(String::as_str).into_iter().chain(kind.hint());
-            format!("{count} {} ({})", kind.called(*count), known.collect::<Vec<_>>().join("; "))
+            format!("{count} {} ({})", kind.description(*count), known.collect::<Vec<_>>().join("; "))
         };
         match self.passed.is_empty() {
             true => "it holds no files".to_string(),
@@ -74,12 +77,12 @@ impl Skipped {
     }
 
     pub(crate) fn note(&mut self, kind: SkipKind, name: impl fmt::Display) {
-        self.absorb(Skipped { passed: vec![Passed { kind, count: 1, names: vec![name.to_string()] }] });
+        self.absorb(Skipped { passed: vec![SkipGroup { kind, count: 1, names: vec![name.to_string()] }] });
     }
 
-    /// Adds what was passed over elsewhere.
+    /// Adds the skipped items of `other`.
     pub fn absorb(&mut self, other: Skipped) {
-        for Passed { kind, count, names } in other.passed {
+        for SkipGroup { kind, count, names } in other.passed {
             match self.passed.binary_search_by(|passed| passed.kind.cmp(&kind)) {
                 Ok(at) => {
                     let passed = &mut self.passed[at];
@@ -87,40 +90,44 @@ impl Skipped {
                     let room = NAMED.saturating_sub(passed.names.len());
                     passed.names.extend(names.into_iter().take(room));
                 }
-                Err(at) => self.passed.insert(at, Passed { kind, count, names }),
+                Err(at) => self.passed.insert(at, SkipGroup { kind, count, names }),
             }
         }
     }
 }
 
 impl SkipKind {
-    /// What `n` of this kind are called.
-    fn called(&self, n: u64) -> String {
-        let of = |one: &str, many: &str| if n == 1 { one.to_string() } else { many.to_string() };
+    /// Returns the description of this kind for `n` items, in the singular or plural.
+    fn description(&self, n: u64) -> String {
+        let plural = |one: &str, many: &str| if n == 1 { one.to_string() } else { many.to_string() };
         match self {
             SkipKind::Damaged => "damaged".to_string(),
             SkipKind::Unreadable => "unreadable".to_string(),
-            SkipKind::TooSmall => of("picture smaller than the model's", "pictures smaller than the model's"),
-            SkipKind::NoCaption => of("picture without a caption", "pictures without a caption"),
-            SkipKind::NoPicture => of("caption without a picture", "captions without a picture"),
-            SkipKind::SameName => of("file whose name another has", "files whose name another has"),
-            SkipKind::SameFolder => of("linked folder read already", "linked folders read already"),
-            SkipKind::BesideTars => of("picture beside the tars", "pictures beside the tars"),
-            SkipKind::LinkInTar => of("link in a tar", "links in tars"),
-            SkipKind::Ending(ending) if ending.is_empty() => {
-                of("file without an ending", "files without an ending")
+            SkipKind::TooSmall => {
+                plural("picture smaller than the model's", "pictures smaller than the model's")
             }
-            SkipKind::Ending(ending) => format!(".{ending} {}", of("file", "files")),
+            SkipKind::NoCaption => plural("picture without a caption", "pictures without a caption"),
+            SkipKind::NoPicture => plural("caption without a picture", "captions without a picture"),
+            SkipKind::SameName => plural("file with a duplicate name", "files with duplicate names"),
+            SkipKind::SameFolder => plural("link to a folder already read", "links to folders already read"),
+            SkipKind::BesideTars => plural("picture next to the tars", "pictures next to the tars"),
+            SkipKind::LinkInTar => plural("link in a tar", "links in tars"),
+            SkipKind::Ending(ending) if ending.is_empty() => {
+                plural("file without an ending", "files without an ending")
+            }
+            SkipKind::Ending(ending) => format!(".{ending} {}", plural("file", "files")),
         }
     }
 
-    /// What may be done about it.
+    /// Returns a hint how to fix the problem.
     fn hint(&self) -> Option<&'static str> {
         match self {
             SkipKind::TooSmall => Some(
                 "enlarge them with --enlarge, or make the set for a smaller model (--config, or --set dvae.image_size=N)",
             ),
-            SkipKind::BesideTars => Some("the tars are read; put pictures elsewhere to read them"),
+            SkipKind::BesideTars => {
+                Some("only the tars are read; move the pictures to another folder to have them read")
+            }
             SkipKind::LinkInTar => {
                 Some("make the tar with --dereference --hard-dereference to have the files read")
             }
@@ -131,7 +138,7 @@ impl SkipKind {
                 "gif" | "bmp" | "tif" | "tiff" | "heic" | "avif" | "jxl" | "svg" => {
                     Some("convert them to .png, .jpg or .webp to have them read")
                 }
-                "tar" => Some("the pictures beside them are read; tars are a data set of their own"),
+                "tar" => Some("only the pictures are read; tars make a separate data set"),
                 ending if ending.contains('.') => Some("names in a tar end at their first dot; rename them"),
                 _ => None,
             },
@@ -150,11 +157,13 @@ impl fmt::Display for Skipped {
         if self.passed.is_empty() {
             return write!(f, "nothing skipped");
         }
-        let kinds =
-            self.passed.iter().map(|passed| format!("{} {}", passed.count, passed.kind.called(passed.count)));
+        let kinds = self
+            .passed
+            .iter()
+            .map(|passed| format!("{} {}", passed.count, passed.kind.description(passed.count)));
         write!(f, "skipped {}: {}", self.total(), kinds.collect::<Vec<_>>().join(", "))?;
-        for Passed { kind, count, names } in &self.passed {
-            write!(f, "\n  {}", kind.called(*count))?;
+        for SkipGroup { kind, count, names } in &self.passed {
+            write!(f, "\n  {}", kind.description(*count))?;
             if let Some(hint) = kind.hint() {
                 write!(f, ": {hint}")?;
             }
@@ -175,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_is_counted_and_named() {
+    fn all_kinds_are_counted_and_have_names() {
         let mut skipped = Skipped::default();
         for number in 0..21 {
             skipped.note(SkipKind::NoCaption, format!("o{number}.png"));

@@ -1,7 +1,8 @@
-//! Where pictures come from: the emoji sets, or anyone's own folder.
+//! Sources of pictures: the emoji sets, composed scenes, or a folder of the user.
 //!
-//! Each source is one function that fills a folder with shards and says what it did in a [`Counts`]. The folder's
-//! `dataset.json` records the settings, so that asking for the same set again costs nothing (see `sources/output.rs`).
+//! Each source is one function that fills a folder with shards and reports what it wrote in a
+//! [`Counts`]. The folder's `dataset.json` records the settings, so a second call with the same
+//! settings does no work (see `sources/output.rs`).
 
 pub mod coco;
 pub mod emoji;
@@ -20,45 +21,45 @@ pub use emoji::{EmojiOptions, Style, World, build_emoji};
 pub use folder::{FolderOptions, Small, build_folder};
 pub use scenes::{CombinationKind, HeldOutCase, Scenes, ScenesOptions, Shares, build_scenes};
 
-/// What a source wrote, and what it left out.
+/// The numbers of pictures and captions that a source wrote and left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// By style, in a fixed order.
+    /// The counts per style, in a fixed order.
     pub styles: Vec<StyleCount>,
-    /// How many different things are drawn.
+    /// The number of different concepts in the pictures.
     pub concepts: u64,
-    /// Captions of all pictures together.
+    /// The number of captions of all pictures together.
     pub captions: u64,
-    /// Pictures that were smaller than asked for and were enlarged.
+    /// The number of pictures that were too small and were enlarged.
     pub enlarged: u64,
-    /// The first few drawings that cannot be seen on the background.
+    /// The names of the first few drawings that are invisible on the background.
     pub blank_names: Vec<String>,
 }
 
-/// The pictures of one style.
+/// The counts of one style.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StyleCount {
     /// The style's name.
     pub style: String,
-    /// Pictures to train on.
+    /// The number of training pictures.
     pub train: u64,
-    /// Pictures held out.
+    /// The number of validation pictures.
     pub val: u64,
-    /// Icons of the set that draw nothing with a name, or are withdrawn.
+    /// The number of icons without a name in the catalog or that were withdrawn.
     pub unmatched: u64,
-    /// Drawings that cannot be seen on the background.
+    /// The number of drawings that are invisible on the background.
     pub blank: u64,
 }
 
 impl Counts {
-    /// All pictures, of both splits.
+    /// Returns the number of pictures in both splits.
     pub fn pictures(&self) -> u64 {
         self.styles.iter().map(|row| row.train + row.val).sum()
     }
 
-    /// The pictures of one split.
+    /// Returns the number of pictures in one split.
     pub fn in_split(&self, split: Split) -> u64 {
-        self.styles.iter().map(|row| row.of(split)).sum()
+        self.styles.iter().map(|row| row.in_split(split)).sum()
     }
 
     fn row(&mut self, style: &str) -> &mut StyleCount {
@@ -80,7 +81,7 @@ impl Counts {
 }
 
 impl StyleCount {
-    fn of(&self, split: Split) -> u64 {
+    fn in_split(&self, split: Split) -> u64 {
         match split {
             Split::Train => self.train,
             Split::Val => self.val,
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_aligned_and_summed() {
+    fn table_is_aligned_and_has_a_total_row() {
         let mut counts = Counts { concepts: 2, ..Counts::default() };
         counts.add_picture("flat", Split::Train, 5);
         counts.add_picture("emojione", Split::Val, 6);

@@ -1,8 +1,10 @@
-//! Byte-level BPE (paper §2.2): training, encoding, decoding, and BPE-dropout (Provilkov et al., 10% on training captions).
+//! Byte-level BPE (paper §2.2): training, encoding, decoding, and BPE-dropout (Provilkov et al.,
+//! 10% on training captions).
 //!
-//! The `tokenizers` crate trains the merges and encodes without dropout. Its own dropout draws from a thread's hidden
-//! generator, so a resumed run could not repeat it; the dropout here takes its randomness as an argument. The bytes
-//! are the alphabet, so every string of any script has an encoding.
+//! The `tokenizers` crate trains the merges and encodes without dropout. Its own dropout uses a
+//! hidden thread-local random generator, so a resumed run could not reproduce it. The dropout in
+//! this file takes the generator as an argument. The alphabet is the 256 bytes, so every string in
+//! any script can be encoded.
 
 use std::collections::HashMap;
 
@@ -15,7 +17,7 @@ use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer
 
 use crate::Prompt;
 
-/// What is said of a vocabulary that contradicts itself.
+/// The end of the error messages for an inconsistent vocabulary.
 const DAMAGED: &str = "the tokenizer is damaged; make it again with `tessera train bpe`";
 
 /// A trained byte-level BPE vocabulary.
@@ -27,14 +29,15 @@ pub struct Bpe {
     merges: HashMap<(u32, u32), (usize, u32)>,
 }
 
-/// What of a caption a model can read.
+/// The part of a caption that fits into a model's text positions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Readable {
-    /// The normalised text, cut.
+    /// The normalised text, cut to the tokens that fit.
     pub text: String,
-    /// Characters beyond [`MAX_PROMPT_CHARS`](crate::MAX_PROMPT_CHARS), which were not looked at.
+    /// The number of characters beyond [`MAX_PROMPT_CHARS`](crate::MAX_PROMPT_CHARS), which are
+    /// ignored.
     pub dropped_chars: usize,
-    /// Tokens of the others for which the model has no position.
+    /// The number of tokens of the remaining text that exceed the model's text positions.
     pub dropped_tokens: usize,
 }
 
@@ -45,10 +48,10 @@ impl std::fmt::Debug for Bpe {
 }
 
 impl Bpe {
-    /// Learns at most `vocab_size` tokens (256 of them the bytes) from `captions`.
+    /// Learns at most `vocab_size` tokens from `captions`; 256 of them are the single bytes.
     ///
     /// # Errors
-    /// If `vocab_size` is below the 256 bytes.
+    /// If `vocab_size` is below 256.
     pub fn train<S: AsRef<str> + Send>(
         captions: impl Iterator<Item = S> + Send,
         vocab_size: usize,
@@ -69,10 +72,11 @@ impl Bpe {
         Bpe::from_json(&tokenizer.to_string(false).map_err(|e| anyhow!("{e}"))?)
     }
 
-    /// Reads a vocabulary in the Hugging Face `tokenizer.json` form.
+    /// Reads a vocabulary in the Hugging Face `tokenizer.json` format.
     ///
     /// # Errors
-    /// If it has another form, lacks a byte, or its ids or merges do not fit its tokens.
+    /// If the format is different, a byte token is missing, or the ids or merges are inconsistent
+    /// with the tokens.
     pub fn from_json(json: &str) -> Result<Bpe> {
         let tokenizer: Tokenizer = json.parse().map_err(|e| anyhow!("not a tokenizer JSON: {e}"))?;
         let vocab = tokenizer.get_vocab(false);
@@ -81,27 +85,28 @@ impl Bpe {
         Ok(Bpe { tokenizer, vocab, merges })
     }
 
-    /// The vocabulary in the Hugging Face `tokenizer.json` form.
+    /// Returns the vocabulary in the Hugging Face `tokenizer.json` format.
     pub fn to_json(&self) -> Result<String> {
         self.tokenizer.to_string(false).map_err(|e| anyhow!("{e}"))
     }
 
-    /// Number of token ids.
+    /// Returns the number of token ids.
     pub fn vocab_size(&self) -> usize {
         self.vocab.len()
     }
 
-    /// Token ids of `text`, which should be [normalised](crate::normalise).
+    /// Returns the token ids of `text`, which should be [normalised](crate::normalise).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| anyhow!("{e}"))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// What a model that reads `most` tokens can read of a caption, normalised. The cut comes before BPE-dropout, whose time
-    /// grows with the square of a word's length.
+    /// Normalises a caption and cuts it to at most `most` tokens. Callers apply BPE-dropout to the
+    /// cut text only, because its time grows with the square of a word's length.
     pub fn readable(&self, caption: &str, most: usize) -> Result<Readable> {
         let Prompt { text, dropped_chars } = Prompt::new(caption);
-        // No token is of less than a byte; the first one has a space before it.
+        // Each token covers at least one byte, and encoding prepends a space: there are at most
+        // `text.len() + 1` tokens.
         if text.len() < most {
             return Ok(Readable { text, dropped_chars, dropped_tokens: 0 });
         }
@@ -111,14 +116,16 @@ impl Bpe {
             return Ok(Readable { text, dropped_chars, dropped_tokens });
         }
         tokens.truncate(most);
-        // A cut may fall inside a character of several bytes.
+        // The cut may split a multi-byte character.
         let text = self.decode(&tokens)?.trim_end_matches(char::REPLACEMENT_CHARACTER).to_string();
         Ok(Readable { text, dropped_chars, dropped_tokens })
     }
 
-    /// Token ids of `text` with each applicable merge skipped with probability `dropout` at every merge step.
+    /// Returns the token ids of `text` under BPE-dropout: at every merge step, each applicable
+    /// merge is skipped with probability `dropout`.
     ///
-    /// `dropout = 0` equals [`Bpe::encode`]; `dropout = 1` gives single bytes. Every result decodes to `text`.
+    /// `dropout = 0` equals [`Bpe::encode`]; `dropout = 1` gives single bytes. Every result decodes
+    /// to `text`.
     pub fn encode_with_dropout(&self, text: &str, dropout: f32, rng: &mut impl Rng) -> Result<Vec<u32>> {
         let mut pieces = PreTokenizedString::from(text);
         byte_level().pre_tokenize(&mut pieces).map_err(|e| anyhow!("{e}"))?;
@@ -134,7 +141,7 @@ impl Bpe {
         Ok(ids)
     }
 
-    /// Text of `ids`; ids outside the vocabulary are skipped.
+    /// Returns the text of `ids`. Ids outside the vocabulary are skipped.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let text = self.tokenizer.decode(ids, true).map_err(|e| anyhow!("{e}"))?;
         Ok(text.strip_prefix(' ').map(str::to_owned).unwrap_or(text))
@@ -148,7 +155,7 @@ impl Bpe {
             .context("the vocabulary lacks some of the 256 byte tokens")
     }
 
-    /// Position and result of the best-ranked merge that dropout leaves.
+    /// Returns the position and the result of the best-ranked merge that dropout does not skip.
     fn next_merge(&self, symbols: &[u32], dropout: f32, rng: &mut impl Rng) -> Option<(usize, u32)> {
         let mut best: Option<(usize, usize, u32)> = None;
         for (at, pair) in symbols.windows(2).enumerate() {
@@ -162,17 +169,18 @@ impl Bpe {
     }
 }
 
-/// Uniform in [0, 1).
+/// Draws a uniform number in [0, 1).
 fn unit(rng: &mut impl Rng) -> f32 {
     (rng.next_u32() >> 8) as f32 / (1 << 24) as f32
 }
 
-/// A space is put before the first word, so that a word has the same tokens wherever it stands.
+/// The pre-tokenizer. It prepends a space to the text, so that a word has the same tokens at every
+/// position.
 fn byte_level() -> ByteLevel {
     ByteLevel::new(true, false, true)
 }
 
-/// Every byte has a token, and the ids are 0, 1, 2 … once each.
+/// Checks that every byte has a token and that the ids are 0, 1, 2, … without gaps or duplicates.
 fn check_vocab(vocab: &HashMap<String, u32>) -> Result<()> {
     let missing =
         ByteLevel::alphabet().into_iter().filter(|byte| !vocab.contains_key(&byte.to_string())).count();
@@ -233,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn words_become_tokens_and_any_text_survives() {
+    fn words_become_tokens_and_any_text_round_trips() {
         let bpe = bpe();
         assert!(bpe.vocab_size() <= 300);
         assert!(bpe.encode("a red apple").unwrap().len() <= 4);
@@ -251,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vocabulary_that_contradicts_itself_is_refused() {
+    fn inconsistent_vocabulary_is_an_error() {
         let json = bpe().to_json().unwrap();
         let n = bpe().vocab_size();
         let mut file: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -275,17 +283,17 @@ mod tests {
                 "vocabulary",
             ),
         ];
-        for (change, said) in changes {
-            let whole = file.clone();
+        for (change, expected) in changes {
+            let original = file.clone();
             change(&mut file);
             let error = Bpe::from_json(&file.to_string()).unwrap_err().to_string();
-            assert!(error.contains(said) && !error.contains('\n'), "{error}, wanted {said}");
-            file = whole;
+            assert!(error.contains(expected) && !error.contains('\n'), "{error}, expected {expected}");
+            file = original;
         }
     }
 
     #[test]
-    fn a_flipped_bit_is_an_error_or_changes_nothing() {
+    fn flipped_bit_is_an_error_or_has_no_effect() {
         let (bpe, json) = (bpe(), bpe().to_json().unwrap().into_bytes());
         let start = json.windows(7).position(|text| text == b"\"vocab\"").unwrap();
         for at in (start..json.len()).step_by(5) {
@@ -313,9 +321,9 @@ mod tests {
         assert!(drawn.iter().all(|ids| bpe.decode(ids).unwrap() == text));
     }
 
-    /// " a" is one merge of two bytes, so that it is split as often as that merge is skipped.
+    /// " a" is one merge of two bytes, so it is split exactly when that merge is skipped.
     #[test]
-    fn a_merge_is_skipped_with_the_asked_probability() {
+    fn merge_is_skipped_with_the_given_probability() {
         let bpe = bpe();
         assert_eq!(bpe.encode("a").unwrap().len(), 1);
         let mut rng = ChaCha8Rng::seed_from_u64(7);
@@ -327,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn captions_are_cut_at_what_a_model_reads_and_what_is_lost_is_counted() {
+    fn long_captions_are_cut_and_dropped_parts_are_counted() {
         let bpe = bpe();
         let short = bpe.readable("A red\tapple", 16).unwrap();
         assert_eq!(short, Readable { text: "a red apple".into(), dropped_chars: 0, dropped_tokens: 0 });
@@ -342,14 +350,14 @@ mod tests {
     }
 
     #[test]
-    fn the_same_generator_state_gives_the_same_dropout() {
+    fn same_generator_state_gives_the_same_dropout() {
         let bpe = bpe();
         let draw = || bpe.encode_with_dropout(CAPTIONS[0], 0.5, &mut ChaCha8Rng::seed_from_u64(3)).unwrap();
         assert_eq!(draw(), draw());
     }
 
     #[test]
-    fn too_small_a_vocabulary_is_refused() {
+    fn vocab_size_below_256_is_an_error() {
         assert!(Bpe::train(CAPTIONS.iter(), 10).unwrap_err().to_string().contains("256"));
     }
 }

@@ -1,4 +1,5 @@
-//! CLIP's captions (Radford et al. 2021): how they are cleaned, and the published vocabulary as a tokenizer of ours.
+//! CLIP's tokenizer (Radford et al. 2021): converts the published vocabulary to our tokenizer
+//! format and cleans captions as CLIP does.
 
 mod clean;
 mod entities;
@@ -13,43 +14,50 @@ use crate::decode_text;
 
 pub use clean::clean_for_clip;
 
-/// Merges of the published vocabulary that are used; ids are 256 bytes, 256 bytes that end words, these, and two marks.
+/// The number of merges of the published vocabulary that are used. The ids are 256 bytes, 256 bytes
+/// at the end of a word, these merges, and the start and end tokens.
 const MERGES: usize = 49_152 - 256 - 2;
-/// The two marks, last among the ids.
-const MARKS: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
-/// What a vocabulary unpacks to at most.
+/// The start and end tokens, which have the last two ids.
+const SPECIAL_TOKENS: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
+/// The maximum size of an unpacked vocabulary.
 const MAX_BYTES: u64 = 64 << 20;
-/// How words are told apart: contractions, runs of letters, single digits, runs of other signs.
-/// U+0345, a Greek accent, is in none: where case is ignored, as it is there, Python's `regex` finds it neither among letters nor the rest.
+/// The pattern of a word: contractions, runs of letters, single digits, runs of other signs.
+///
+/// The Greek accent U+0345 is excluded, because CLIP's pattern ignores case, and then Python's
+/// `regex` matches it neither as a letter nor as another sign.
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+";
 
-/// Where a vocabulary can be had.
+/// The end of the error messages: which files are accepted.
 const WHERE: &str = "wanted bpe_simple_vocab_16e6.txt.gz of https://github.com/openai/CLIP, or a tokenizer.json of Hugging Face";
 
-/// CLIP's vocabulary as the JSON that [`Bpe::from_json`](crate::Bpe::from_json) reads. `vocabulary` is OpenAI's list of merges, packed or not,
-/// or Hugging Face's `tokenizer.json`.
+/// Converts CLIP's vocabulary to the JSON that [`Bpe::from_json`](crate::Bpe::from_json) reads.
+/// `vocabulary` is OpenAI's list of merges, gzip-compressed or not, or Hugging Face's
+/// `tokenizer.json`.
 ///
 /// # Errors
-/// If it is neither, or damaged.
+/// If it is neither of these or is damaged.
 pub fn clip_tokenizer(vocabulary: &[u8]) -> Result<String> {
     let unpacked = match vocabulary.starts_with(&[0x1f, 0x8b]) {
         true => unpack(vocabulary)?,
         false => vocabulary.to_vec(),
     };
-    let text = decode_text(&unpacked).map_err(|error| anyhow!("no vocabulary of CLIP: {error}; {WHERE}"))?;
-    let unknown = |error: &dyn std::fmt::Display| anyhow!("no vocabulary of CLIP: {error}; {WHERE}");
+    let text = decode_text(&unpacked).map_err(|error| anyhow!("not a CLIP vocabulary: {error}; {WHERE}"))?;
+    let unknown = |error: &dyn std::fmt::Display| anyhow!("not a CLIP vocabulary: {error}; {WHERE}");
     let mut json = match text.trim_start().starts_with('{') {
         true => serde_json::from_str(&text).map_err(|error| unknown(&error))?,
-        false => of_merges(&text)?,
+        false => from_merges(&text)?,
     };
-    // Marks are set by the model alone: a caption that spells one has no power over it.
+    // Only the model inserts the start and end tokens. A caption that spells one is ordinary text.
     json["added_tokens"] = json!([]);
-    // Read and written again, since older files have other forms of the same.
+    // Parsing and serializing again converts older file formats to the current one.
     let tokenizer: Tokenizer = json.to_string().parse().map_err(|error| unknown(&error))?;
     let words = tokenizer.get_vocab_size(true);
-    let marks = MARKS.map(|mark| tokenizer.token_to_id(mark));
+    let special = SPECIAL_TOKENS.map(|token| tokenizer.token_to_id(token));
     let [begin, end] = [2, 1].map(|back| words.checked_sub(back).and_then(|id| u32::try_from(id).ok()));
-    ensure!(marks == [begin, end], "no vocabulary of CLIP: its marks are {marks:?} of {words} ids; {WHERE}");
+    ensure!(
+        special == [begin, end],
+        "not a CLIP vocabulary: {SPECIAL_TOKENS:?} have the ids {special:?} of {words}; {WHERE}"
+    );
     tokenizer.to_string(false).map_err(|error| anyhow!("{error}"))
 }
 
@@ -61,10 +69,11 @@ fn unpack(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(unpacked)
 }
 
-/// The tokenizer of a list of merges: the first line is a title, and there are more than are used.
-fn of_merges(text: &str) -> Result<Value> {
+/// Builds the tokenizer from a list of merges. The first line is a title, and the list is longer
+/// than the part that is used.
+fn from_merges(text: &str) -> Result<Value> {
     let lines: Vec<&str> = text.lines().skip(1).take(MERGES).collect();
-    ensure!(lines.len() == MERGES, "{} merges; {WHERE}", lines.len());
+    ensure!(lines.len() == MERGES, "the vocabulary has {} merges, not {MERGES}; {WHERE}", lines.len());
     let merge = |(number, line): (usize, &&str)| match line.split_whitespace().collect::<Vec<_>>()[..] {
         [a, b] => Ok([a.to_string(), b.to_string()]),
         _ => bail!("line {} of the vocabulary is {line:?}; wanted two parts of a word", number + 2),
@@ -74,7 +83,7 @@ fn of_merges(text: &str) -> Result<Value> {
     let ends = bytes.iter().map(|sign| format!("{sign}</w>"));
     let words = bytes.iter().cloned().chain(ends).chain(merges.iter().map(|[a, b]| format!("{a}{b}")));
     let vocab: Map<String, Value> = words
-        .chain(MARKS.map(String::from))
+        .chain(SPECIAL_TOKENS.map(String::from))
         .zip(0..)
         .map(|(word, id): (String, usize)| (word, id.into()))
         .collect();
@@ -93,7 +102,8 @@ fn of_merges(text: &str) -> Result<Value> {
     }))
 }
 
-/// The signs that stand for bytes, in CLIP's order: those that can be printed as they are, then the others from U+0100 on.
+/// Returns the characters that represent bytes, in CLIP's order: printable bytes represent
+/// themselves and come first; the others are mapped to U+0100 and up.
 fn byte_signs() -> impl Iterator<Item = String> {
     let printed = |byte: &u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let others = (0..256_u32).filter(move |byte| !printed(byte)).zip(256..).map(|(_, sign)| sign);
@@ -118,9 +128,9 @@ mod tests {
         ids: Vec<u32>,
     }
 
-    /// `fixtures/clip/tokens.py` has them from open_clip.
+    /// The expected ids come from open_clip; `fixtures/clip/tokens.py` wrote them.
     #[test]
-    fn captions_have_the_ids_that_they_have_in_open_clip() {
+    fn clip_captions_have_the_token_ids_of_open_clip() {
         let bpe = Bpe::from_json(&clip_tokenizer(&fixture("vocabulary.txt.gz")).unwrap()).unwrap();
         assert_eq!(bpe.vocab_size(), 49_408);
         let golden: Vec<Golden> = serde_json::from_slice(&fixture("tokens.json")).unwrap();
@@ -128,7 +138,7 @@ mod tests {
         for Golden { caption, cleaned, ids } in golden {
             assert_eq!(clean_for_clip(&caption), cleaned, "{caption:?}");
             let found = bpe.encode(&cleaned).unwrap();
-            // open_clip takes its marks' names in a caption for the marks; here they are text.
+            // open_clip turns "<|endoftext|>" in a caption into the special token; here it is text.
             match ids.iter().any(|id| *id >= 49_406) {
                 true => assert!(found.iter().all(|id| *id < 49_406), "{caption:?}"),
                 false => assert_eq!(found, ids, "{caption:?}"),
@@ -137,9 +147,9 @@ mod tests {
     }
 
     #[test]
-    fn a_vocabulary_in_the_form_of_hugging_face_is_the_same() {
+    fn hugging_face_vocabulary_gives_the_same_tokenizer() {
         let ours = clip_tokenizer(&fixture("vocabulary.txt.gz")).unwrap();
-        // The older form: a merge is one string.
+        // In the older format, a merge is one string.
         let mut json: Value = serde_json::from_str(&ours).unwrap();
         for merge in json["model"]["merges"].as_array_mut().unwrap() {
             *merge = format!("{} {}", merge[0].as_str().unwrap(), merge[1].as_str().unwrap()).into();
@@ -148,27 +158,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_vocabulary_says_where_one_can_be_had() {
-        for (bytes, wanted) in [
+    fn invalid_vocabulary_is_an_error_with_advice() {
+        for (bytes, expected) in [
             (&b"\x1f\x8b\x08\x00"[..], "damaged gzip"),
             (b"\xff\xfd", "not UTF-8"),
             (b"title\na b\nc d\n", "2 merges"),
-            (b"{\"model\": 1}", "no vocabulary of CLIP"),
+            (b"{\"model\": 1}", "not a CLIP vocabulary"),
         ] {
             let error = format!("{:#}", clip_tokenizer(bytes).unwrap_err());
-            assert!(error.contains(wanted), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
     }
 
     #[test]
-    fn html_is_unpacked_twice_and_what_is_none_stays() {
-        for (caption, wanted) in [
+    fn html_entities_are_resolved_twice_and_other_text_stays() {
+        for (caption, expected) in [
             ("Fish &amp; Chips", "fish & chips"),
             ("a &amp;lt;b&amp;gt;", "a <b>"),
             ("&#39;x&#x27; &nbsp; & &unknown; &", "'x' & &unknown; &"),
             ("  A\t“red”\u{7}  ﬁg ＡＢ ", "a \"red\" fig ab"),
         ] {
-            assert_eq!(clean_for_clip(caption), wanted);
+            assert_eq!(clean_for_clip(caption), expected);
         }
     }
 }

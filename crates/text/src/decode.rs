@@ -1,14 +1,14 @@
-//! Text from outside: bytes of a file, an archive or a request as characters, by one rule for all of them.
+//! Decodes bytes from files, archives and requests to text, with the same rules for all of them.
 
 use anyhow::{Result, ensure};
 
 use crate::normalise;
 
-/// The text in `bytes`: UTF-8 with or without a byte order mark, or UTF-16 with one. The mark is
-/// removed, and so are NULs at the end, which some programs pad with.
+/// Decodes UTF-8 with or without a byte order mark, or UTF-16 with one. The mark is removed, and so
+/// are NULs at the end, which some programs write as padding.
 ///
 /// # Errors
-/// If it is neither, or binary. Other encodings are not guessed.
+/// If the bytes are in another encoding or are binary data. Other encodings are not guessed.
 pub fn decode_text(bytes: &[u8]) -> Result<String> {
     let text = match bytes {
         [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes)?,
@@ -18,11 +18,14 @@ pub fn decode_text(bytes: &[u8]) -> Result<String> {
     };
     let text = text.trim_end_matches('\0');
     let nul = text.find('\0');
-    ensure!(nul.is_none(), "not text: it holds NULs, as binary files and UTF-16 without a mark do; {WANTED}");
+    ensure!(
+        nul.is_none(),
+        "not text: it holds NULs, as binary files and UTF-16 without a byte order mark do; {ADVICE}"
+    );
     Ok(text.to_string())
 }
 
-const WANTED: &str = "save it as UTF-8";
+const ADVICE: &str = "save it as UTF-8";
 
 fn utf8(bytes: &[u8]) -> Result<String> {
     match str::from_utf8(bytes) {
@@ -30,7 +33,7 @@ fn utf8(bytes: &[u8]) -> Result<String> {
         Err(error) => {
             let at = error.valid_up_to();
             let byte = bytes.get(at).copied().unwrap_or_default();
-            anyhow::bail!("not UTF-8: byte 0x{byte:02x} at position {at}; {WANTED}")
+            anyhow::bail!("not UTF-8: byte 0x{byte:02x} at position {at}; {ADVICE}")
         }
     }
 }
@@ -40,11 +43,12 @@ fn utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Result<String> {
     let text = char::decode_utf16(pairs.iter().map(|pair| unit(*pair))).collect::<Result<String, _>>();
     match text {
         Ok(text) if rest.is_empty() => Ok(text),
-        _ => anyhow::bail!("not UTF-8, and damaged as UTF-16, which its first two bytes claim; {WANTED}"),
+        _ => anyhow::bail!("not UTF-8, and damaged as UTF-16, which its first two bytes claim; {ADVICE}"),
     }
 }
 
-/// The lines of a text that hold something to read, trimmed: captions, prompts, names of classes.
+/// Returns the non-empty lines of a text, trimmed. A line is empty if nothing remains after
+/// [`normalise`]. Used for captions, prompts and class names.
 pub fn text_lines(text: &str) -> Vec<String> {
     text.lines().map(str::trim).filter(|line| !normalise(line).is_empty()).map(str::to_string).collect()
 }
@@ -53,13 +57,13 @@ pub fn text_lines(text: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// `text` as UTF-16 with its mark.
+    /// Encodes `text` as UTF-16 with a byte order mark.
     fn utf16_of(text: &str, bytes: fn(u16) -> [u8; 2]) -> Vec<u8> {
         [0xfeff].into_iter().chain(text.encode_utf16()).flat_map(bytes).collect()
     }
 
     #[test]
-    fn utf8_and_marked_utf16_give_the_same_text() {
+    fn utf8_and_utf16_with_mark_give_the_same_text() {
         let text = "Köln, 苹果 🍎\n";
         let marked = [&[0xef, 0xbb, 0xbf], text.as_bytes()].concat();
         for bytes in [
@@ -77,8 +81,8 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_and_binaries_are_refused() {
-        for (bytes, wanted) in [
+    fn other_encodings_and_binary_data_are_errors() {
+        for (bytes, expected) in [
             (&b"a cat\x92s ear"[..], "byte 0x92 at position 5"), // Windows-1252
             (b"\xc6\xbb\xb9\xfb", "not UTF-8"),                  // GB18030
             (b"\x89PNG\r\n\x1a\n\0\0", "byte 0x89 at position 0"),
@@ -89,12 +93,12 @@ mod tests {
             (b"\xff\xfe\x00\xd8", "damaged as UTF-16"),
         ] {
             let error = decode_text(bytes).unwrap_err().to_string();
-            assert!(error.contains(wanted) && error.contains("save it as UTF-8"), "{bytes:?}: {error}");
+            assert!(error.contains(expected) && error.contains("save it as UTF-8"), "{bytes:?}: {error}");
         }
     }
 
     #[test]
-    fn lines_without_anything_to_read_are_left_out() {
+    fn lines_without_visible_text_are_left_out() {
         assert_eq!(text_lines(" a fox \r\n\n\u{200b}\n\u{feff}\t\na cat"), ["a fox", "a cat"]);
     }
 }

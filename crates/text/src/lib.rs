@@ -1,6 +1,7 @@
-//! Text from outside, captions and their tokens (paper §2.2 "tokenisation"): normalisation and byte-level BPE, ids ↔ text, and words.
+//! Captions and their tokens (paper §2.2 "tokenisation"): text decoding, normalisation, byte-level
+//! BPE and detection of unknown words.
 //!
-//! Everything here is text in, integers out; no tensor library is visible from this crate.
+//! This crate turns text into integers and back. It does not depend on a tensor library.
 
 mod bpe;
 mod clip;

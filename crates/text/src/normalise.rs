@@ -1,29 +1,31 @@
-//! Caption normalisation: the paper lower-cases captions (§2.2); we also collapse white space, compose
-//! characters (NFC) and drop those that nobody sees.
+//! Caption normalisation. The paper lower-cases captions (§2.2); we also collapse white space,
+//! compose characters (NFC) and drop invisible ones.
 //!
-//! The same function serves training captions and a user's prompt, so a model never sees one form in training and
-//! another when it draws. Texts that look alike have the same tokens, however they were typed.
+//! Training captions and user prompts go through the same function, so training and sampling see
+//! the same form. Texts that look the same have the same tokens, however they were typed.
 
 use tokenizers::NormalizedString;
 
-/// Longest prompt or caption that is read, in characters; the rest is dropped before tokenisation and reported.
+/// The maximum length of a prompt or caption in characters. The rest is dropped before tokenisation
+/// and reported.
 pub const MAX_PROMPT_CHARS: usize = 2_000;
 
-/// Lower-cases `caption`, drops control characters and invisible ones, composes characters (NFC), and joins words by
-/// single spaces.
+/// Lower-cases `caption`, drops control characters and invisible characters, composes characters
+/// (NFC) and joins words by single spaces.
 pub fn normalise(caption: &str) -> String {
-    let clean: String = visible(caption).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let clean: String =
+        drop_invisible(caption).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let words = clean.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ");
     compose(words)
 }
 
-/// NFC.
+/// Converts to NFC.
 pub(crate) fn compose(text: String) -> String {
     if text.is_ascii() { text } else { NormalizedString::from(text).nfc().get().to_owned() }
 }
 
-/// Without characters that have no glyph of their own, except where they are part of an emoji.
-fn visible(text: &str) -> String {
+/// Removes invisible characters, except those that are part of an emoji.
+fn drop_invisible(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut rest = text.chars().peekable();
     while let Some(c) = rest.next() {
@@ -34,8 +36,8 @@ fn visible(text: &str) -> String {
     kept
 }
 
-/// Unicode's `Default_Ignorable_Code_Point`: soft hyphens, zero-width characters, bidirectional marks, variation
-/// selectors, byte order marks, fillers.
+/// Whether `c` has Unicode's property `Default_Ignorable_Code_Point`: soft hyphens, zero-width
+/// characters, bidirectional marks, variation selectors, byte order marks and fillers.
 fn is_ignorable(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
@@ -45,7 +47,8 @@ fn is_ignorable(c: char) -> bool {
         | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Whether `c` changes the emoji that it stands in: a choice of presentation, a joiner, a tag of a flag.
+/// Whether `c` is part of an emoji at this place: a variation selector, a zero-width joiner or a
+/// tag of a flag.
 fn in_emoji(c: char, before: Option<char>, after: Option<char>) -> bool {
     const JOINER: char = '\u{200d}';
     const KEYCAP: char = '\u{20e3}';
@@ -62,7 +65,7 @@ fn in_emoji(c: char, before: Option<char>, after: Option<char>) -> bool {
     c == JOINER && ends_emoji && after.is_some_and(is_pictograph)
 }
 
-/// Blocks of Unicode that have emoji, and those outside of them.
+/// Whether `c` is in a Unicode block with emoji or is one of the single emoji in other blocks.
 fn is_pictograph(c: char) -> bool {
     matches!(c,
         '©' | '®' | '‼' | '⁉' | '™' | 'ℹ' | '\u{2190}'..='\u{21ff}' | '\u{2300}'..='\u{23ff}' | 'Ⓜ' | 'ⓜ'
@@ -70,12 +73,12 @@ fn is_pictograph(c: char) -> bool {
         | '\u{1f000}'..='\u{1faff}')
 }
 
-/// A prompt or caption, ready for the tokenizer, and what was cut from it.
+/// A normalised prompt or caption, with the number of characters that were cut from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
     /// The normalised text.
     pub text: String,
-    /// Characters dropped because the prompt was longer than [`MAX_PROMPT_CHARS`].
+    /// The number of characters dropped because the prompt was longer than [`MAX_PROMPT_CHARS`].
     pub dropped_chars: usize,
 }
 
@@ -100,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_look_alike_are_the_same() {
+    fn texts_that_look_the_same_normalise_to_the_same_text() {
         for text in [
             "a red\u{200b} apple",
             "a red\u{ad} apple",
@@ -119,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn emoji_keep_what_they_are_made_of() {
+    fn emoji_sequences_are_kept() {
         for emoji in ["❤️", "👩‍🚀", "🏳️‍🌈", "👁️‍🗨️", "1️⃣", "👩🏽‍🤝‍👨🏻", "🏴\u{e0067}\u{e0062}\u{e007f}", "❤︎"]
         {
             let text = format!("an {emoji} here");
@@ -129,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn normalising_twice_changes_nothing() {
+    fn normalise_is_idempotent() {
         for text in
             ["👩\u{200d}\u{200b}🚀\u{fe0f}\u{fe0f}", "İ\u{301}", "1\u{fe0f}\u{200b}\u{20e3}", "ΑΣ\u{ad} Σ"]
         {

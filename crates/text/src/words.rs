@@ -1,6 +1,8 @@
-//! The words of captions, and those of a prompt that no caption has.
+//! Collects the words of the training captions and finds the words of a prompt that occur in no
+//! caption.
 //!
-//! A word is a run of letters of a script that puts spaces between words. Chinese, Japanese or Thai texts have none here.
+//! A word is a run of letters of a script that separates words by spaces. Chinese, Japanese and
+//! Thai texts therefore contain no words here.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,24 +12,26 @@ use strsim::osa_distance;
 
 use crate::normalise;
 
-/// Words of a set of captions that are kept, the most frequent ones: a model file carries them.
+/// The maximum number of caption words that are kept, the most frequent ones. They are stored in
+/// the model file.
 const MOST_WORDS: usize = 32_768;
-/// Unknown words of a prompt that are named; each is compared with all that are known.
+/// The maximum number of unknown words that are reported per prompt. Each one is compared with all
+/// known words.
 const MOST_UNKNOWN: usize = 16;
 
-/// Endings of plurals, and what their singulars have instead.
+/// Plural endings, each with the ending of the singular.
 const PLURALS: [(&str, &str); 3] = [("s", ""), ("es", ""), ("ies", "y")];
 
-/// A word of a prompt that no caption has.
+/// A word of a prompt that occurs in no training caption.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Unknown {
     /// The word, in lower case.
     pub word: String,
-    /// The known word that is spelt most like it, if one is near.
+    /// The known word with the most similar spelling, if one is close enough.
     pub suggestion: Option<String>,
 }
 
-/// The words of captions, at most 32,768 and then the most frequent.
+/// Returns the distinct words of all captions: at most 32,768, the most frequent ones.
 pub fn caption_words(captions: impl Iterator<Item = impl AsRef<str>>) -> BTreeSet<String> {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for caption in captions {
@@ -43,7 +47,8 @@ pub fn caption_words(captions: impl Iterator<Item = impl AsRef<str>>) -> BTreeSe
     counted.into_iter().take(MOST_WORDS).map(|(word, _)| word).collect()
 }
 
-/// The words of `prompt` that are not `known`, in their order, each once and at most 16. A plural is known if its singular is.
+/// Returns the distinct words of `prompt` that are not in `known`, in order of appearance and at
+/// most 16. A plural counts as known if its singular is known.
 pub fn unknown_words(prompt: &str, known: &BTreeSet<String>) -> Vec<Unknown> {
     let text = clean(prompt);
     let mut seen = BTreeSet::new();
@@ -52,19 +57,21 @@ pub fn unknown_words(prompt: &str, known: &BTreeSet<String>) -> Vec<Unknown> {
     unknown.map(|word| Unknown { word: word.to_string(), suggestion: suggestion(word, known) }).collect()
 }
 
-/// The normalised text with one kind of apostrophe.
+/// Normalises `text` and replaces typographic apostrophes by ASCII ones.
 fn clean(text: &str) -> String {
     normalise(text).replace('’', "'")
 }
 
-/// The words of a clean text: without the 's of a possessive, and none that has a digit.
+/// Splits a clean text into words. The possessive 's is removed, and words with a digit are left
+/// out.
 fn words(text: &str) -> impl Iterator<Item = &str> {
     let parts = text.split(|c: char| !(is_letter(c) || c.is_numeric() || c == '\''));
     let bare = parts.map(|part| part.trim_matches('\'')).map(|part| part.strip_suffix("'s").unwrap_or(part));
     bare.filter(|word| word.chars().any(char::is_alphabetic) && !word.chars().any(char::is_numeric))
 }
 
-/// Whether `c` is a letter, or an accent of one, in Latin, Greek, Cyrillic, Armenian, Hebrew, Arabic or Georgian script.
+/// Whether `c` is a letter or a combining accent in Latin, Greek, Cyrillic, Armenian, Hebrew,
+/// Arabic or Georgian script.
 fn is_letter(c: char) -> bool {
     let is_accent = matches!(c, '\u{300}'..='\u{36f}');
     let is_spaced =
@@ -77,7 +84,8 @@ fn is_known(word: &str, known: &BTreeSet<String>) -> bool {
     known.contains(word) || PLURALS.iter().filter_map(singular).any(|singular| known.contains(&singular))
 }
 
-/// The known word at the smallest Damerau-Levenshtein distance: 1 at most to words of up to four letters, 2 to longer ones.
+/// Returns the known word at the smallest Damerau-Levenshtein distance. The distance may be at most
+/// 1 for words of two to four letters and at most 2 for longer ones.
 fn suggestion(word: &str, known: &BTreeSet<String>) -> Option<String> {
     let letters = word.chars().count();
     let most = match letters {
@@ -98,24 +106,26 @@ mod tests {
         words.split(' ').map(str::to_string).collect()
     }
 
-    /// The unknown words of a prompt, each with its suggestion behind a colon if there is one.
+    /// Returns the unknown words of a prompt, each followed by a colon and its suggestion if it has
+    /// one.
     fn unknown(prompt: &str, words: &str) -> Vec<String> {
-        let told = |Unknown { word, suggestion }| match suggestion {
+        let to_text = |Unknown { word, suggestion }| match suggestion {
             Some(near) => format!("{word}:{near}"),
             None => word,
         };
-        unknown_words(prompt, &known(words)).into_iter().map(told).collect()
+        unknown_words(prompt, &known(words)).into_iter().map(to_text).collect()
     }
 
     #[test]
-    fn typos_are_named_with_the_nearest_word() {
+    fn typos_are_reported_with_the_nearest_word() {
         let words = "a apple cat chair red hat elephant the";
         assert_eq!(unknown("A rde  APLPE", words), ["rde:red", "aplpe:apple"]);
         assert_eq!(
             unknown("the elefant on teh cahir", words),
             ["elefant:elephant", "on", "teh:the", "cahir:chair"]
         );
-        // One of two at the same distance, by the alphabet; far ones not at all.
+        // Of two words at the same distance, the alphabetically first is suggested; distant words
+        // never.
         assert_eq!(unknown("bat", words), ["bat:cat"]);
         assert_eq!(unknown("a cats armchair", words), ["armchair"]);
         assert_eq!(unknown("zorp zorp", words), ["zorp"]);
@@ -131,14 +141,14 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_punctuation_are_no_words() {
+    fn numbers_and_punctuation_are_not_words() {
         let words = "a t shirt x ray cat";
         assert!(unknown("3 a T-shirt, (x-ray) 2nd 4x4 -- $%! 1️⃣ ½ cat/cat", words).is_empty());
         assert_eq!(unknown("cat;dig", words), ["dig"]);
     }
 
     #[test]
-    fn apostrophes_belong_to_words_and_quotes_do_not() {
+    fn apostrophes_are_part_of_words_but_quotes_are_not() {
         let words = "a cat hat don't";
         assert!(unknown("a cat's 'hat' don’t cats' \"cat\" '", words).is_empty());
         assert_eq!(unknown("dog's", words), ["dog"]);
@@ -153,12 +163,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_too_much_are_bounded() {
+    fn empty_and_very_long_inputs_are_handled() {
         assert!(unknown("", "cat").is_empty() && unknown(" \u{200b} ", "cat").is_empty());
         assert_eq!(unknown_words("cat", &BTreeSet::new())[0].suggestion, None);
         let letters = ('a'..='z').map(|letter| letter.to_string().repeat(9)).collect::<Vec<_>>();
         assert_eq!(unknown(&letters.join(" "), "cat"), letters[..MOST_UNKNOWN]);
-        // Base 26 in letters; the first comes twice, and so stays.
+        // Numbers in base 26, written in letters. Only the last word occurs twice, so it is kept.
         let digit = |n: usize| char::from(b'a' + (n % 26) as u8);
         let word = |n: usize| [n / 17_576, n / 676, n / 26, n].map(digit).iter().collect::<String>();
         let many: Vec<String> = (0..MOST_WORDS + 2).map(word).chain([word(MOST_WORDS + 1)]).collect();
@@ -168,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_captions_are_normalised_and_each_comes_once() {
+    fn caption_words_are_normalised_and_distinct() {
         let captions = ["A Red apple, flat style", "两个红苹果 x光", "an apple's x-ray"];
         assert_eq!(caption_words(captions.iter()), known("a an apple flat ray red style x"));
     }

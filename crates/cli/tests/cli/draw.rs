@@ -223,7 +223,7 @@ fn a_missing_or_damaged_model_is_named() {
     for kept in [0, 7, 1000, bytes.len() / 2, bytes.len() - 1] {
         fs::write(dir.path().join("half"), &bytes[..kept]).unwrap();
         let error = mistake(dir.path(), &["draw", "a cat", "--model", "half"]);
-        assert!(error.contains("half is not a whole Tessera model"), "{kept} bytes: {error}");
+        assert!(error.contains("half is not a complete Tessera model"), "{kept} bytes: {error}");
     }
     assert_eq!(entries(dir.path()), ["half"], "no picture is begun");
 }
@@ -240,7 +240,7 @@ fn inspect_describes_a_model_and_refuses_the_rest() {
     fs::write(dir.path().join("text.png"), "not a picture").unwrap();
     for (file, wanted) in [
         ("none.png", "cannot read none.png"),
-        ("text.png", "neither a PNG nor a model: text.png is not a whole Tessera model"),
+        ("text.png", "neither a PNG nor a model: text.png is not a complete Tessera model"),
         ("other.png", "carries no drawing parameters"),
     ] {
         let error = mistake(dir.path(), &["inspect", file]);

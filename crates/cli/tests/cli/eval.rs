@@ -108,7 +108,7 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
     assert!(error.contains("statistics.npz, mu: shape [2]; wanted [32]"), "{error}");
     fs::write(dir.path().join("other.pth"), fs::read(&reranker).unwrap()).unwrap();
     let error = mistake(dir.path(), &["eval", "fid", &train, &train, "--inception", "other.pth"]);
-    assert!(error.contains("other.pth: no file of PyTorch"), "{error}");
+    assert!(error.contains("other.pth: not a PyTorch file"), "{error}");
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn other_files_and_pictures_too_small_are_mistakes_and_leave_nothing() {
     let convert =
         |a: &str, b: &str| mistake(dir.path(), &["convert", "openai-dvae", a, b, "--out", "d.safetensors"]);
     assert!(convert("none.pkl", &decoder).contains("cannot read none.pkl"));
-    assert!(convert("text.pkl", &decoder).contains("no file of PyTorch"));
+    assert!(convert("text.pkl", &decoder).contains("not a PyTorch file"));
     assert!(convert(&decoder, &encoder).contains("encoder"));
     let reconstruct = |name: &str| mistake(dir.path(), &["reconstruct", name, "--out", "out.png"]);
     assert!(reconstruct("small.png").contains("20x90 pixels; wanted at least 48"));
@@ -96,11 +96,11 @@ fn a_clip_is_read_and_what_it_lacks_is_named() {
     assert!(refused(&[&hf, "--vocab", "none.gz"]).contains("cannot read none.gz"));
     let error = refused(&[&hf, "--vocab", &hf, "--gelu", "quick"]);
     assert!(
-        error.contains("no vocabulary of CLIP") && error.contains("bpe_simple_vocab_16e6.txt.gz"),
+        error.contains("not a CLIP vocabulary") && error.contains("bpe_simple_vocab_16e6.txt.gz"),
         "{error}"
     );
     let error = refused(&[&vocab, "--vocab", &vocab, "--gelu", "exact"]);
-    assert!(error.contains("neither a file of PyTorch nor a whole safetensors file"), "{error}");
+    assert!(error.contains("neither a PyTorch file nor a complete safetensors file"), "{error}");
     assert_eq!(entries(dir.path()), before);
 }
 

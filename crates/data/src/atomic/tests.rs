@@ -1,4 +1,5 @@
-//! Outputs of every kind: files, links, pipes, devices, redirections, and what cannot be written.
+//! Tests of all kinds of output: files, links, pipes, devices, redirections, and paths that cannot
+//! be written.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -17,7 +18,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn an_unkept_file_leaves_nothing() {
+fn dropped_file_leaves_no_temporary_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.bin");
     let mut file = WholeFile::create(&path).unwrap();
@@ -29,9 +30,10 @@ fn an_unkept_file_leaves_nothing() {
     assert_eq!(names(dir.path()), ["a.bin"]);
 }
 
-/// `m.part` was destroyed by writing `m.safetensors`, and two commands that wrote `x.one` and `x.two` disturbed each other.
+/// An earlier version overwrote `m.part` when it wrote `m.safetensors`, and two commands that wrote
+/// `x.one` and `x.two` at the same time used the same temporary file.
 #[test]
-fn temporary_names_collide_with_nothing() {
+fn temporary_names_are_unique() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["m.part", "m.partial", ".m.safetensors.partial"] {
         fs::write(dir.path().join(name), "important").unwrap();
@@ -48,7 +50,7 @@ fn temporary_names_collide_with_nothing() {
 }
 
 #[test]
-fn links_are_kept_and_what_they_lead_to_is_written() {
+fn links_are_kept_and_their_targets_are_written() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     fs::write(at("real"), "old").unwrap();
@@ -63,11 +65,11 @@ fn links_are_kept_and_what_they_lead_to_is_written() {
     }
     assert_eq!(fs::read(at("real")).unwrap(), b"new");
     assert_eq!(fs::read(at("nowhere")).unwrap(), b"new");
-    assert!(check(&at("ring")).unwrap_err().to_string().ends_with("is a ring of links"));
+    assert!(check(&at("ring")).unwrap_err().to_string().ends_with("is a loop of links"));
 }
 
 #[test]
-fn a_replaced_file_keeps_its_access_rights() {
+fn replaced_file_keeps_its_permissions() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = (dir.path().join("old"), dir.path().join("new"));
     fs::write(&old, "old").unwrap();
@@ -79,9 +81,9 @@ fn a_replaced_file_keeps_its_access_rights() {
     assert_eq!(fs::metadata(&new).unwrap().permissions().mode(), usual);
 }
 
-/// Looking whether it can be written must not open it, which would end what its reader sees.
+/// `check` must not open the pipe, because closing it again would end the reader's input.
 #[test]
-fn a_pipe_is_written_once_and_to_its_end() {
+fn pipe_is_written_once_and_completely() {
     let dir = tempfile::tempdir().unwrap();
     let pipe = dir.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -95,9 +97,9 @@ fn a_pipe_is_written_once_and_to_its_end() {
     assert!(!fs::metadata(&pipe).unwrap().is_file());
 }
 
-/// `--out /dev/stdout >> old.txt` replaced `old.txt`.
+/// An earlier version replaced `old.txt` when called with `--out /dev/stdout >> old.txt`.
 #[test]
-fn an_open_file_is_written_behind_what_it_holds() {
+fn redirected_file_is_appended_to() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("old.txt");
     fs::write(&path, "old, ").unwrap();
@@ -112,7 +114,7 @@ fn an_open_file_is_written_behind_what_it_holds() {
 }
 
 #[test]
-fn a_full_device_is_an_error_and_not_replaced() {
+fn full_device_is_an_error_and_is_not_replaced() {
     let full = Path::new("/dev/full");
     check(full).unwrap();
     let error = write(full, b"x").unwrap_err();
@@ -121,15 +123,15 @@ fn a_full_device_is_an_error_and_not_replaced() {
 }
 
 #[test]
-fn what_cannot_be_written_is_refused_by_the_check() {
+fn check_rejects_paths_that_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();
-    let refused = |name: &str| format!("{:#}", check(&dir.path().join(name)).unwrap_err());
+    let error_text = |name: &str| format!("{:#}", check(&dir.path().join(name)).unwrap_err());
     fs::create_dir(dir.path().join("folder")).unwrap();
-    assert!(refused("folder").contains("is a folder; wanted a file"), "{}", refused("folder"));
-    assert!(refused("new/").contains("names no file"), "{}", refused("new/"));
-    assert!(refused("no/such/x.png").contains("no folder"), "{}", refused("no/such/x.png"));
-    assert!(refused(&"x".repeat(256)).contains("too long"), "{}", refused(&"x".repeat(256)));
-    // A name as long as names may be is no reason to fail after the work.
+    assert!(error_text("folder").contains("is a folder; wanted a file"), "{}", error_text("folder"));
+    assert!(error_text("new/").contains("names no file"), "{}", error_text("new/"));
+    assert!(error_text("no/such/x.png").contains("no folder"), "{}", error_text("no/such/x.png"));
+    assert!(error_text(&"x".repeat(256)).contains("too long"), "{}", error_text(&"x".repeat(256)));
+    // A name of the maximum length passes the check and can be written.
     let longest = dir.path().join("x".repeat(255));
     check(&longest).unwrap();
     write(&longest, b"fits").unwrap();
@@ -137,7 +139,7 @@ fn what_cannot_be_written_is_refused_by_the_check() {
 }
 
 #[test]
-fn a_check_changes_nothing() {
+fn check_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("precious");
     check(&path).unwrap();
@@ -151,7 +153,7 @@ fn a_check_changes_nothing() {
 }
 
 #[test]
-fn a_file_that_cannot_be_replaced_is_written_over() {
+fn file_that_cannot_be_replaced_is_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mounted");
     fs::write(&path, "a longer text").unwrap();
@@ -162,12 +164,12 @@ fn a_file_that_cannot_be_replaced_is_written_over() {
 }
 
 #[test]
-fn two_names_of_one_file_are_told() {
+fn two_names_of_one_file_are_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));
     symlink("a", &b).unwrap();
     let known = |path: &Path| Destination::of(path).unwrap();
     check_distinct(&[(&a, known(&a)), (dir.path(), known(&dir.path().join("c")))]).unwrap();
     let error = check_distinct(&[(&a, known(&a)), (&b, known(&b))]).unwrap_err().to_string();
-    assert!(error.contains("are the same file; give each output a name of its own"), "{error}");
+    assert!(error.contains("are the same file; give each output a different name"), "{error}");
 }

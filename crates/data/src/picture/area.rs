@@ -1,30 +1,32 @@
 //! TensorFlow 1's AREA resize with `align_corners = True`, which listings 1 and 2 of the paper use.
 //!
-//! A target pixel is the mean of the source pixels under it, weighted by how much of each it covers. With aligned
-//! corners the ratio of sizes is `(source - 1) / (target - 1)`, and windows that reach past the last row or column
-//! read that row or column again. The sums are in f32 in TensorFlow's order, so the result has the same bits.
+//! A target pixel is the mean of the source pixels under it, weighted by the fraction of each that
+//! it covers. With aligned corners, the ratio of sizes is `(source - 1) / (target - 1)`, and
+//! windows that extend past the last row or column read that row or column again. The sums are
+//! computed in f32 in TensorFlow's order, so the results are bit-identical.
 
 use std::ops::Range;
 
 use image::RgbImage;
 
-/// Which points of source and target lie on each other.
+/// The points at which source and target coordinates are aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Corners {
-    /// The middles of the corner pixels, as in the listings.
+    /// The centres of the corner pixels are aligned, as in the listings.
     Aligned,
-    /// The outer edges, so that each source pixel counts as much as any other.
+    /// The outer edges are aligned, so that all source pixels have the same weight.
     Edges,
 }
 
 /// The source pixels under one target pixel, along one axis.
 struct Window {
     pixels: Range<usize>,
-    /// Covered share of each pixel.
+    /// The covered fraction of each pixel.
     weights: Vec<f32>,
 }
 
-/// The rectangle `[left, top, width, height]` of `image`, which must lie inside it and not be empty, as `to` pixels.
+/// Resizes the rectangle `from` of `image`, given as `[left, top, width, height]`, to `to` pixels.
+/// The rectangle must be inside the image and not empty.
 pub(crate) fn area(image: &RgbImage, from: [u32; 4], to: [u32; 2], corners: Corners) -> RgbImage {
     let bytes = area_f32(image, from, to, corners)
         .into_iter()
@@ -36,7 +38,7 @@ pub(crate) fn area(image: &RgbImage, from: [u32; 4], to: [u32; 2], corners: Corn
     })
 }
 
-/// The same before it is rounded, channel-last.
+/// Like [`area`], but returns the values before rounding, channel-last.
 fn area_f32(
     image: &RgbImage,
     [left, top, width, height]: [u32; 4],
@@ -62,7 +64,8 @@ fn area_f32(
     target
 }
 
-/// Adds the sums over each window of columns, times `weight`, to `sums`.
+/// Computes the weighted sum of a row over each window of columns, and adds it, multiplied by
+/// `weight`, to `sums`.
 fn add_row(sums: &mut [[f32; 3]], row: &[u8], columns: &[Window], weight: f32) {
     let pixels = row.as_chunks::<3>().0;
     for (sum, window) in sums.iter_mut().zip(columns) {
@@ -75,7 +78,7 @@ fn add_row(sums: &mut [[f32; 3]], row: &[u8], columns: &[Window], weight: f32) {
     }
 }
 
-/// The window of each target pixel along one axis, and the ratio of the sizes.
+/// Returns the window of each target pixel along one axis, and the ratio of the sizes.
 fn windows(source: u32, target: u32, corners: Corners) -> (Vec<Window>, f32) {
     // A single pixel has no corners to align.
     let ratio = match corners {
@@ -91,7 +94,8 @@ fn windows(source: u32, target: u32, corners: Corners) -> (Vec<Window>, f32) {
     ((0..target).map(window).collect(), ratio)
 }
 
-/// How much of a pixel lies in the window from `from` to `to`, which is `ratio` long.
+/// Returns the fraction of a pixel that is in the window from `from` to `to`, whose length is
+/// `ratio`.
 fn share(pixel: f32, from: f32, to: f32, ratio: f32) -> f32 {
     match (pixel < from, pixel + 1.0 > to) {
         (true, true) => ratio,
@@ -105,7 +109,7 @@ fn share(pixel: f32, from: f32, to: f32, ratio: f32) -> f32 {
 mod tests {
     use super::*;
 
-    /// `fixtures/area/make.py` has the same.
+    /// Returns the test picture that `fixtures/area/make.py` also computes.
     fn picture(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| {
             image::Rgb([0, 1, 2].map(|c: u64| {
@@ -117,11 +121,11 @@ mod tests {
     }
 
     #[test]
-    fn area_has_the_bits_of_tensorflow() {
+    fn area_is_bit_identical_to_tensorflow() {
         const SIZES: &str = include_str!("../../../../fixtures/area/sizes.json");
         const EXPECTED: &[u8] = include_bytes!("../../../../fixtures/area/expected.f32");
         let sizes: Vec<[[u32; 2]; 2]> = serde_json::from_str(SIZES).unwrap();
-        let mut expected = EXPECTED.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        let mut all_expected = EXPECTED.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
         for [[height, width], [to_height, to_width]] in sizes {
             let found = area_f32(
                 &picture(width, height),
@@ -129,14 +133,14 @@ mod tests {
                 [to_width, to_height],
                 Corners::Aligned,
             );
-            let wanted: Vec<f32> = expected.by_ref().take(found.len()).collect();
-            assert_eq!(found, wanted, "{width}x{height} to {to_width}x{to_height}");
+            let expected: Vec<f32> = all_expected.by_ref().take(found.len()).collect();
+            assert_eq!(found, expected, "{width}x{height} to {to_width}x{to_height}");
         }
-        assert_eq!(expected.next(), None);
+        assert_eq!(all_expected.next(), None);
     }
 
     #[test]
-    fn a_rectangle_is_resized_as_if_it_were_alone() {
+    fn rectangle_is_resized_like_a_separate_picture() {
         let large = picture(40, 30);
         let part = image::imageops::crop_imm(&large, 5, 7, 20, 11).to_image();
         assert_eq!(
@@ -146,19 +150,20 @@ mod tests {
     }
 
     #[test]
-    fn between_edges_every_pixel_counts_the_same() {
+    fn aligned_edges_weight_all_pixels_equally() {
         let image = RgbImage::from_fn(4, 4, |x, y| image::Rgb([((x + 4 * y) * 10) as u8; 3]));
         let grey = |image: RgbImage| image.pixels().map(|pixel| pixel.0[0]).collect::<Vec<_>>();
         assert_eq!(grey(area(&image, [0, 0, 4, 4], [2, 2], Corners::Edges)), [25, 45, 105, 125]);
-        // Three pixels in two: each takes one and a half.
+        // Each of the two target pixels covers one and a half of the three source pixels.
         let row = RgbImage::from_fn(3, 1, |x, _| image::Rgb([(x * 90) as u8; 3]));
         assert_eq!(grey(area(&row, [0, 0, 3, 1], [2, 1], Corners::Edges)), [30, 150]);
-        // With aligned corners two: the second and third, and the third twice.
+        // With aligned corners, the ratio is two. The last target pixel covers the third source
+        // pixel twice, because there is no fourth one.
         assert_eq!(grey(area(&row, [0, 0, 3, 1], [2, 1], Corners::Aligned)), [45, 180]);
     }
 
     #[test]
-    fn half_is_rounded_to_even_as_rint_does() {
+    fn half_is_rounded_to_even() {
         let pair = |a, b| RgbImage::from_fn(2, 1, |x, _| image::Rgb([if x == 0 { a } else { b }; 3]));
         let one = |image: RgbImage| area(&image, [0, 0, 2, 1], [1, 1], Corners::Aligned).get_pixel(0, 0).0[0];
         assert_eq!([one(pair(2, 3)), one(pair(3, 4)), one(pair(255, 255))], [2, 4, 255]);

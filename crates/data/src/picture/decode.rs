@@ -1,7 +1,8 @@
-//! Pictures from bytes: PNG, JPEG and WebP, upright as their cameras meant them.
+//! Decodes PNG, JPEG and WebP pictures and applies their EXIF orientation.
 //!
-//! The claimed size is checked before anything is allocated, colour profiles are not unpacked, and a picture of which
-//! a part is missing is an error: decoders fill what is missing with grey.
+//! The claimed size is checked before memory is allocated, and colour profiles are not
+//! decompressed. A picture with missing data is an error here, because decoders would fill the
+//! missing part with grey.
 
 use std::io::Cursor;
 
@@ -12,21 +13,23 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, RgbImage};
 
 use super::{exif, jpeg, png};
 
-/// The largest picture that is decoded: 64 million pixels.
+/// The maximum number of pixels of a picture.
 pub const MAX_PIXELS: u64 = 64_000_000;
 
-/// Decodes a PNG, JPEG or WebP: upright as its camera meant it, transparent parts white.
+/// Decodes a PNG, JPEG or WebP picture, applies its EXIF orientation, and replaces transparency by
+/// white.
 ///
 /// # Errors
-/// If it is none of these, too large, or damaged.
+/// If the picture has another format, is too large, or is damaged.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     decode_any(bytes, MAX_PIXELS).map(on_white)
 }
 
-/// Decodes a PNG, JPEG or WebP of at most `max_pixels`: upright as its camera meant it, with its transparency.
+/// Decodes a PNG, JPEG or WebP picture of at most `max_pixels` and applies its EXIF orientation.
+/// Transparency is kept.
 ///
 /// # Errors
-/// If it is none of these, too large, or damaged.
+/// If the picture has another format, is too large, or is damaged.
 pub fn decode_any(bytes: &[u8], max_pixels: u64) -> Result<DynamicImage> {
     let (mut image, orientation) = match image::guess_format(bytes) {
         Ok(ImageFormat::Png) => png::decode(bytes, max_pixels)?,
@@ -46,10 +49,10 @@ fn webp(bytes: &[u8], max_pixels: u64) -> Result<(DynamicImage, Orientation)> {
     Ok((DynamicImage::from_decoder(decoder).context(DAMAGED)?, orientation))
 }
 
-/// What is said of a picture that cannot be decoded.
+/// The error text for a picture that cannot be decoded.
 pub(super) const DAMAGED: &str = "the picture is damaged";
 
-/// Refuses an empty picture, and one that claims too many pixels.
+/// Returns an error if a picture is empty or claims too many pixels.
 pub(super) fn check_size((width, height): (u32, u32), max_pixels: u64) -> Result<()> {
     let pixels = u64::from(width) * u64::from(height);
     ensure!(pixels > 0, "the picture is empty ({width}x{height})");
@@ -60,7 +63,7 @@ pub(super) fn check_size((width, height): (u32, u32), max_pixels: u64) -> Result
     Ok(())
 }
 
-/// Drops the alpha channel, if there is one, by laying the picture on white.
+/// Removes the alpha channel, if there is one, by blending the picture over white.
 pub fn on_white(image: DynamicImage) -> RgbImage {
     if !image.color().has_alpha() {
         return image.into_rgb8();
@@ -78,13 +81,13 @@ mod tests {
     use crate::picture::encode_png;
 
     #[test]
-    fn a_picture_cut_anywhere_within_its_pixels_is_refused() {
+    fn truncated_picture_is_an_error_at_any_length() {
         let image =
             RgbImage::from_fn(31, 17, |x, y| image::Rgb([(x * 8) as u8, (y * 15) as u8, (x * y) as u8]));
         let mut webp = Cursor::new(Vec::new());
         image.write_to(&mut webp, ImageFormat::WebP).unwrap();
         let png = encode_png(&image).unwrap();
-        // Behind a PNG's pixels come its last checksum and its end chunk.
+        // The pixels of a PNG are followed by their checksum and the end chunk.
         for (bytes, until) in [(webp.get_ref(), webp.get_ref().len() - 1), (&png, png.len() - 16)] {
             assert_eq!(decode(bytes).unwrap(), image);
             for length in 0..until {
@@ -94,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn other_kinds_are_refused() {
+    fn other_formats_are_errors() {
         for bytes in [&b""[..], b"not a picture", b"GIF89a\0\0\0\0", b"BM\0\0\0\0"] {
             assert_eq!(decode(bytes).unwrap_err().to_string(), "not a PNG, JPEG or WebP picture");
         }

@@ -1,19 +1,21 @@
-//! Which way up a picture is, from the EXIF block that its camera wrote.
+//! Reads the orientation of a picture from its EXIF block.
 //!
-//! The `image` crate reads only orientations of the type SHORT; some programs write LONG, and Pillow reads both.
+//! The `image` crate reads only orientations of type SHORT. Some programs write type LONG, so this
+//! reader accepts both, as Pillow does.
 
 use image::metadata::Orientation;
 
-/// The tag of the orientation.
+/// The EXIF tag of the orientation.
 const ORIENTATION: u32 = 0x112;
 
-/// The orientation in an EXIF block, with or without its prefix `Exif\0\0`; upright if the block says nothing that can be understood.
+/// Returns the orientation in an EXIF block, with or without the prefix `Exif\0\0`. The default is
+/// upright if the block has no valid orientation.
 pub(super) fn orientation(exif: &[u8]) -> Orientation {
     let tiff = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
     find(tiff).and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
 }
 
-/// The value of the orientation in the first directory of a TIFF block.
+/// Returns the value of the orientation in the first directory of a TIFF block.
 fn find(tiff: &[u8]) -> Option<u8> {
     let little = match tiff.get(..4)? {
         b"II*\0" => true,
@@ -42,7 +44,7 @@ fn find(tiff: &[u8]) -> Option<u8> {
 mod tests {
     use super::*;
 
-    /// A block with one entry before the orientation.
+    /// Returns a TIFF block with one entry before the orientation.
     fn block(little: bool, kind: u16, value: u32) -> Vec<u8> {
         let short = |n: u16| if little { n.to_le_bytes() } else { n.to_be_bytes() };
         let long = |n: u32| if little { n.to_le_bytes() } else { n.to_be_bytes() };
@@ -76,13 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_say_nothing_leave_the_picture_as_it_is() {
+    fn invalid_blocks_give_no_transform() {
         for bytes in [block(true, 3, 0), block(true, 3, 9), block(false, 4, 70_000), block(true, 2, 6)] {
             assert_eq!(orientation(&bytes), Orientation::NoTransforms);
         }
-        let whole = block(true, 3, 6);
-        for length in 0..whole.len() - 2 {
-            assert_eq!(orientation(&whole[..length]), Orientation::NoTransforms, "{length}");
+        let bytes = block(true, 3, 6);
+        for length in 0..bytes.len() - 2 {
+            assert_eq!(orientation(&bytes[..length]), Orientation::NoTransforms, "{length}");
         }
         assert_eq!(orientation(b"II*\0\xff\xff\xff\xff"), Orientation::NoTransforms);
     }

@@ -1,4 +1,5 @@
-//! PNG pictures. Their colour profiles are never unpacked: 1 MB of one can hold 1 GB.
+//! Decodes PNG pictures. Colour profiles are never decompressed, because 1 MB of one can expand to
+//! 1 GB.
 
 use std::borrow::Cow;
 use std::io::{BufRead, Cursor, Seek};
@@ -11,19 +12,19 @@ use image::{DynamicImage, ImageBuffer, Pixel};
 use super::decode::{DAMAGED, check_size};
 use super::exif;
 
-/// The keyword under which ImageMagick stores EXIF in a text chunk, in hexadecimal digits.
+/// The keyword of the text chunk in which ImageMagick stores EXIF as hexadecimal digits.
 const RAW_PROFILE: &str = "Raw profile type exif";
-/// The largest EXIF block that is read, as text.
+/// The maximum size of an EXIF block in a text chunk.
 const MAX_PROFILE_BYTES: usize = 1 << 20;
 
-/// A decoder that leaves out colour profiles.
+/// Creates a decoder that ignores colour profiles.
 pub(crate) fn decoder<R: BufRead + Seek>(file: R, limits: Limits) -> Decoder<R> {
     let mut decoder = Decoder::new_with_limits(file, limits);
     decoder.set_ignore_iccp_chunk(true);
     decoder
 }
 
-/// The picture with its own channels and depth, and which way up it is.
+/// Decodes a picture with its original channels and bit depth, and returns its EXIF orientation.
 pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<(DynamicImage, Orientation)> {
     let limits = Limits { bytes: usize::try_from(16 * max_pixels).unwrap_or(usize::MAX) };
     let mut decoder = decoder(Cursor::new(bytes), limits);
@@ -33,7 +34,7 @@ pub(super) fn decode(bytes: &[u8], max_pixels: u64) -> Result<(DynamicImage, Ori
     let size = reader.info().size();
     let mut pixels = vec![0; reader.output_buffer_size().context("the picture needs too much memory")?];
     reader.next_frame(&mut pixels).context(DAMAGED)?;
-    // EXIF may follow the pixels. Damage behind them does not concern the picture.
+    // EXIF may follow the pixels. Damage after the pixels is ignored.
     let _ = reader.finish();
     Ok((picture(size, reader.output_color_type(), pixels)?, orientation(reader.info())))
 }
@@ -52,7 +53,7 @@ fn picture(size: (u32, u32), kind: (ColorType, BitDepth), pixels: Vec<u8>) -> Re
         }
         (ColorType::Rgb, BitDepth::Sixteen) => buffer(size, words(&pixels)).map(DynamicImage::ImageRgb16),
         (ColorType::Rgba, BitDepth::Sixteen) => buffer(size, words(&pixels)).map(DynamicImage::ImageRgba16),
-        (color, depth) => bail!("a PNG of {color:?} at {depth:?} bits a channel cannot be read"),
+        (color, depth) => bail!("a PNG of {color:?} at {depth:?} bits per channel cannot be read"),
     }
 }
 
@@ -63,18 +64,19 @@ fn buffer<P: Pixel>(
     ImageBuffer::from_raw(width, height, values).context("the picture's pixels do not fit its size")
 }
 
-/// Numbers of 16 bits, which PNG stores high byte first.
+/// Converts bytes to 16-bit numbers, which PNG stores in big-endian order.
 fn words(bytes: &[u8]) -> Vec<u16> {
     bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_be_bytes(*pair)).collect()
 }
 
-/// From an eXIf chunk, or from ImageMagick's text.
+/// Returns the orientation from an eXIf chunk or from ImageMagick's text chunk.
 fn orientation(info: &Info) -> Orientation {
     let exif = info.exif_metadata.clone().or_else(|| raw_profile(info).map(Cow::Owned));
     exif.map_or(Orientation::NoTransforms, |exif| exif::orientation(&exif))
 }
 
-/// The EXIF block in a text chunk: an empty line, its name, its length, then its bytes as digits.
+/// Returns the EXIF block in a text chunk. The text consists of an empty line, a name, a length,
+/// and the bytes as hexadecimal digits.
 fn raw_profile(info: &Info) -> Option<Vec<u8>> {
     let plain = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == RAW_PROFILE);
     let packed = info.compressed_latin1_text.iter().find(|chunk| chunk.keyword == RAW_PROFILE);
@@ -101,8 +103,8 @@ mod tests {
     use super::*;
     use crate::picture::{decode_any, encode_png};
 
-    /// A PNG of 5x3 pixels with chunks before and behind its pixels.
-    fn png_with(before: &[(&[u8; 4], Vec<u8>)], behind: &[(&[u8; 4], Vec<u8>)]) -> Vec<u8> {
+    /// Returns a PNG of 5x3 pixels with additional chunks before and after its pixels.
+    fn png_with(before: &[(&[u8; 4], Vec<u8>)], after: &[(&[u8; 4], Vec<u8>)]) -> Vec<u8> {
         let image = image::RgbImage::from_fn(5, 3, |x, y| image::Rgb([x as u8 * 50, y as u8 * 80, 9]));
         let plain = encode_png(&image).unwrap();
         let chunk = |(kind, data): &(&[u8; 4], Vec<u8>)| {
@@ -110,13 +112,13 @@ mod tests {
             let sum = crc32fast::hash(&body);
             [&(data.len() as u32).to_be_bytes()[..], &body, &sum.to_be_bytes()].concat()
         };
-        let [before, behind] =
-            [before, behind].map(|chunks| chunks.iter().flat_map(chunk).collect::<Vec<u8>>());
+        let [before, after] =
+            [before, after].map(|chunks| chunks.iter().flat_map(chunk).collect::<Vec<u8>>());
         let (header, end) = (8 + 25, plain.len() - 12);
-        [&plain[..header], &before, &plain[header..end], &behind, &plain[end..]].concat()
+        [&plain[..header], &before, &plain[header..end], &after, &plain[end..]].concat()
     }
 
-    fn turned(bytes: &[u8]) -> bool {
+    fn is_rotated(bytes: &[u8]) -> bool {
         let image = decode_any(bytes, 1000).unwrap();
         (image.width(), image.height()) == (3, 5)
     }
@@ -124,25 +126,25 @@ mod tests {
     const EXIF: &[u8] = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
 
     #[test]
-    fn exif_is_found_before_and_behind_the_pixels_and_in_text() {
+    fn exif_is_found_before_and_after_the_pixels_and_in_text() {
         let digits: String = EXIF.iter().map(|byte| format!("{byte:02x}")).collect();
         let profile = format!("\nexif\n{:8}\n{}\n{}\n", EXIF.len(), &digits[..40], &digits[40..]);
         let text = [RAW_PROFILE.as_bytes(), b"\0", profile.as_bytes()].concat();
-        assert!(!turned(&png_with(&[], &[])));
-        assert!(turned(&png_with(&[(b"eXIf", EXIF.to_vec())], &[])));
-        assert!(turned(&png_with(&[], &[(b"eXIf", EXIF.to_vec())])));
-        assert!(turned(&png_with(&[(b"tEXt", text.clone())], &[])));
+        assert!(!is_rotated(&png_with(&[], &[])));
+        assert!(is_rotated(&png_with(&[(b"eXIf", EXIF.to_vec())], &[])));
+        assert!(is_rotated(&png_with(&[], &[(b"eXIf", EXIF.to_vec())])));
+        assert!(is_rotated(&png_with(&[(b"tEXt", text.clone())], &[])));
         let broken = [RAW_PROFILE.as_bytes(), b"\0\nexif\n 3\nno digits"].concat();
-        assert!(!turned(&png_with(&[(b"tEXt", broken)], &[])));
-        // Damage behind the pixels does not concern them.
-        let whole = png_with(&[(b"eXIf", EXIF.to_vec())], &[(b"tEXt", text)]);
-        assert!(turned(&whole[..whole.len() - 20]));
+        assert!(!is_rotated(&png_with(&[(b"tEXt", broken)], &[])));
+        // Damage after the pixels is ignored.
+        let bytes = png_with(&[(b"eXIf", EXIF.to_vec())], &[(b"tEXt", text)]);
+        assert!(is_rotated(&bytes[..bytes.len() - 20]));
     }
 
-    /// A profile that was unpacked would be in the decoder's `Info`.
+    /// A profile that is decompressed would appear in the decoder's `Info`.
     #[test]
-    fn colour_profiles_are_not_unpacked() {
-        // One stored block of zlib: 300 bytes that say nothing.
+    fn colour_profiles_are_not_decompressed() {
+        // One stored zlib block of 300 zero bytes.
         let packed = [b"\x78\x01\x01\x2c\x01\xd3\xfe", &[0; 300][..], b"\x01\x2c\0\x01"].concat();
         let bytes = png_with(&[(b"iCCP", [b"name\0\0", &packed[..]].concat())], &[]);
         let profile =
@@ -153,9 +155,9 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_pixel_keeps_its_channels_and_depth() {
+    fn every_pixel_format_keeps_its_channels_and_depth() {
         use image::{ColorType as C, DynamicImage as D};
-        for (kind, wanted) in [
+        for (kind, expected) in [
             (D::new_luma8(3, 2), C::L8),
             (D::new_luma_a8(3, 2), C::La8),
             (D::new_rgb8(3, 2), C::Rgb8),
@@ -168,7 +170,7 @@ mod tests {
             let mut bytes = Cursor::new(Vec::new());
             kind.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
             let found = decode(bytes.get_ref(), 1000).unwrap().0;
-            assert_eq!(found.color(), wanted);
+            assert_eq!(found.color(), expected);
             assert_eq!(found, kind);
         }
         // 16 bits are scaled: 0x1234 of 0xFFFF is 18 of 255.

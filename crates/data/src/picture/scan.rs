@@ -1,13 +1,15 @@
-//! Whether the entropy-coded data of a JPEG's scan has all its blocks, for sequential and progressive Huffman coding.
+//! Checks that the entropy-coded data of a JPEG scan contains all its blocks, for sequential and
+//! progressive Huffman coding.
 //!
-//! This is a decoder without arithmetic (ITU-T T.81, annexes F and G): codes are followed and the bits of coefficients
-//! passed over. Only which coefficients are not 0 is kept, since refining scans have a bit more for each.
+//! This is a decoder without arithmetic (ITU-T T.81, annexes F and G): it follows the Huffman codes
+//! and skips the bits of the coefficients. It records only which coefficients are non-zero, because
+//! refinement scans contain one more bit for each of these.
 
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Bytes that may follow the last block of a scan: some cameras fill up.
+/// The maximum number of bytes after the last block of a scan. Some cameras write padding there.
 const MAX_SURPLUS: usize = 256;
 
 /// Huffman tables by class (0: DC, 1: AC) and number.
@@ -16,14 +18,16 @@ pub(super) type Tables = [[Option<Table>; 4]; 2];
 /// A colour channel.
 pub(super) struct Component {
     pub id: u8,
-    /// Blocks in an MCU along each axis.
+    /// The number of blocks per MCU along the horizontal axis.
     pub across: usize,
+    /// The number of blocks per MCU along the vertical axis.
     pub down: usize,
-    /// Whether a scan had its DC coefficients.
+    /// Whether a scan contained the channel's DC coefficients.
     pub is_seen: bool,
-    /// Blocks of the channel by itself, along each axis.
+    /// The number of blocks of the channel along each axis.
     blocks: [usize; 2],
-    /// A bit for each coefficient of a block that is not 0; empty until a scan has AC coefficients alone.
+    /// One bit mask of non-zero coefficients per block. Empty until a scan contains only AC
+    /// coefficients.
     nonzero: Vec<u64>,
 }
 
@@ -37,12 +41,13 @@ impl Component {
 pub(super) struct Frame {
     pub components: Vec<Component>,
     pub is_progressive: bool,
-    /// MCUs along each axis.
+    /// The number of MCUs along each axis.
     mcus: [usize; 2],
 }
 
 impl Frame {
-    /// Of a picture of `[width, height]` pixels whose first channel has the finest sampling.
+    /// Creates the frame of a picture of `[width, height]` pixels. The first channel must have the
+    /// finest sampling.
     pub fn new(size: [usize; 2], mut components: Vec<Component>, is_progressive: bool) -> Frame {
         let finest = [components[0].across, components[0].down];
         let along = |axis: usize, sampling: usize| (size[axis] * sampling).div_ceil(finest[axis]).div_ceil(8);
@@ -53,37 +58,41 @@ impl Frame {
         Frame { components, is_progressive, mcus }
     }
 
-    /// Whether the decoder reads sequential scans of some of the channels rightly: only if MCUs are no more than a block high and,
-    /// where several channels share a scan, wide.
+    /// Whether the decoder correctly reads sequential scans that contain only some of the channels.
+    /// It does so only if every channel has one block per MCU vertically and, when several channels
+    /// share a scan, also horizontally.
     pub fn has_readable_scans(&self, channels: &[(usize, [usize; 2])]) -> bool {
         let is_narrow =
             |(channel, _): &(usize, _)| channels.len() == 1 || self.components[*channel].across == 1;
         self.components.iter().all(|component| component.down == 1) && channels.iter().all(is_narrow)
     }
 
-    /// Blocks of a channel in an MCU: one if it is alone in its scan.
+    /// Returns the number of blocks of a channel per MCU. It is one if the channel is alone in its
+    /// scan.
     fn blocks_per_mcu(&self, channel: usize, band: &Band) -> usize {
         let component = &self.components[channel];
         if band.channels.len() == 1 { 1 } else { component.across * component.down }
     }
 }
 
-/// What a scan has.
+/// The channels and the coefficients that a scan contains.
 pub(super) struct Band {
-    /// Indices of channels, and the numbers of their DC and AC tables.
+    /// The index of each channel, with the numbers of its DC and AC tables.
     pub channels: Vec<(usize, [usize; 2])>,
-    /// First and last coefficient, in zigzag order.
+    /// The first coefficient in zigzag order.
     pub start: u8,
+    /// The last coefficient in zigzag order.
     pub end: u8,
-    /// Whether it has one more bit of coefficients that were there before.
+    /// Whether the scan adds one more bit to coefficients of earlier scans.
     pub is_refinement: bool,
 }
 
-/// A Huffman table: for each 16 bits the length of the code that they begin with, 0 if there is none, and its symbol.
+/// A Huffman table. For each value of the next 16 bits, it contains the length of the code at their
+/// start (0 if there is no such code) and the code's symbol.
 pub(super) struct Table(Vec<(u8, u8)>);
 
 impl Table {
-    /// Of `counts[n]` codes of `n + 1` bits.
+    /// Creates a table with `counts[n]` codes of `n + 1` bits.
     pub fn new(counts: &[u8; 16], symbols: &[u8]) -> Result<Table> {
         let mut entries = Vec::with_capacity(1 << 16);
         let mut symbols = symbols.iter();
@@ -98,12 +107,12 @@ impl Table {
     }
 }
 
-/// Bits, the highest of a byte first.
+/// A bit reader. The highest bit of each byte comes first.
 struct Bits<'a> {
     data: &'a [u8],
-    /// Bytes that are in the buffer or were taken.
+    /// The number of bytes that were moved to the buffer so far.
     at: usize,
-    /// The next `count` bits are its lowest.
+    /// The buffer, whose lowest `count` bits are the next bits.
     buffer: u64,
     count: u32,
 }
@@ -120,7 +129,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// The next `n` bits, at most 16.
+    /// Consumes and returns the next `n` bits, at most 16.
     fn take(&mut self, n: u8) -> Result<usize> {
         if self.count < u32::from(n) {
             self.fill();
@@ -129,32 +138,33 @@ impl<'a> Bits<'a> {
         Ok((self.buffer >> self.count) as usize & ((1 << n) - 1))
     }
 
-    /// The symbol of the next code.
+    /// Consumes the next code and returns its symbol.
     fn symbol(&mut self, table: &Table) -> Result<u8> {
         if self.count < 16 {
             self.fill();
         }
-        // Behind the last bit a code may read zeros, but not take them.
+        // The lookup may read zeros after the last bit, but `take` must not consume them.
         let ahead = match self.count.checked_sub(16) {
             Some(behind) => self.buffer >> behind,
             None => self.buffer << (16 - self.count),
         };
         let (length, symbol) = table.0[ahead as usize & 0xFFFF];
-        ensure!(length > 0, "a code is in none of its Huffman tables");
+        ensure!(length > 0, "a code is missing from its Huffman table");
         self.take(length)?;
         Ok(symbol)
     }
 
-    /// Whole bytes that were not taken.
+    /// Returns the number of complete bytes that were not consumed.
     fn surplus(&self) -> usize {
         self.data.len() - self.at + self.count as usize / 8
     }
 }
 
-/// Walks through a scan, whose entropy-coded data is at the start of `data`; returns how long that is.
+/// Walks through a scan whose entropy-coded data is at the start of `data`, and returns the length
+/// of that data.
 ///
 /// # Errors
-/// If blocks are missing, codes are none, or much more follows than the blocks need.
+/// If blocks are missing, codes are invalid, or many more bytes follow than the blocks need.
 pub(super) fn check(
     data: &[u8],
     frame: &mut Frame,
@@ -184,18 +194,20 @@ pub(super) fn check(
     Ok(at)
 }
 
-/// The length of the restart marker that must come next, with the bytes that may fill up before it.
+/// Checks that the expected restart marker comes next, and returns its length including the fill
+/// bytes before it.
 fn restart_marker(data: &[u8], restarts: usize) -> Result<usize> {
     let fill = data.iter().take_while(|&&byte| byte == 0xFF).count();
-    let wanted = 0xD0 + (restarts % 8) as u8;
+    let expected = 0xD0 + (restarts % 8) as u8;
     ensure!(
-        fill > 0 && data.get(fill) == Some(&wanted),
+        fill > 0 && data.get(fill) == Some(&expected),
         "it is cut short: restart marker {restarts} is missing"
     );
     Ok(fill + 1)
 }
 
-/// The entropy-coded bytes up to the next marker, without the zeros that are stuffed behind 0xFF, and their length with them.
+/// Returns the entropy-coded bytes up to the next marker, without the zeros that are stuffed after
+/// 0xFF, and their length including these zeros.
 fn unstuffed(data: &[u8]) -> (Vec<u8>, usize) {
     let end = data.windows(2).position(|pair| pair[0] == 0xFF && pair[1] != 0).unwrap_or(data.len());
     let mut bytes = Vec::with_capacity(end);
@@ -252,7 +264,7 @@ fn walk(bits: &mut Bits, mcus: Range<usize>, frame: &mut Frame, band: &Band, tab
     Ok(())
 }
 
-/// The DC coefficient of a block and, in a sequential JPEG, all others.
+/// Skips the DC coefficient of a block and, in a sequential JPEG, also its AC coefficients.
 fn block(bits: &mut Bits, dc: &Table, ac: Option<&Table>) -> Result<()> {
     let size = bits.symbol(dc)?;
     ensure!(size <= 16, "a DC coefficient has {size} bits");
@@ -274,7 +286,8 @@ fn block(bits: &mut Bits, dc: &Table, ac: Option<&Table>) -> Result<()> {
     Ok(())
 }
 
-/// The first bits of a block's AC coefficients; `end_of_band` is how many blocks more have none.
+/// Skips a block's AC coefficients in their first scan. `end_of_band` is the number of following
+/// blocks without coefficients.
 fn first_bits(
     bits: &mut Bits,
     ac: &Table,
@@ -307,7 +320,8 @@ fn first_bits(
     Ok(())
 }
 
-/// One more bit of the AC coefficients that are not 0, and those that become so.
+/// Skips a block in a refinement scan of AC coefficients: one bit per non-zero coefficient, and the
+/// coefficients that become non-zero.
 fn refined_bits(
     bits: &mut Bits,
     ac: &Table,
@@ -326,7 +340,7 @@ fn refined_bits(
             }
             0 => {}
             1 => drop(bits.take(1)?),
-            _ => bail!("a refined coefficient has {size} bits"),
+            _ => bail!("a coefficient of a refinement scan has {size} bits, wanted 1"),
         }
         while at <= band.end {
             if *nonzero >> at & 1 == 1 {

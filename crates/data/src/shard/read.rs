@@ -1,6 +1,6 @@
-//! Reading tars of samples, ours or anyone's (img2dataset, WebDataset).
+//! Reads tars of samples, from this program or others (img2dataset, WebDataset).
 //!
-//! One tar at a time is read into memory and its pictures are decoded as they are asked for.
+//! One tar at a time is read into memory. Its pictures are decoded when the caller requests them.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
@@ -18,24 +18,27 @@ use crate::files::FileKind;
 use crate::picture;
 use crate::skipped::{SkipKind, Skipped};
 
-/// The largest tar that is read.
+/// The maximum size of a tar.
 const MAX_SHARD_BYTES: u64 = 8 << 30;
-/// The largest member that is read; a larger one is skipped like a damaged one.
+/// The maximum size of a member. A larger one is skipped as damaged.
 const MAX_MEMBER_BYTES: u64 = 64 << 20;
 
-/// The samples of all tars of `dir` in the order of their names; an error if there is no tar.
+/// Reads the samples of all tars in `dir`, with the tars sorted by name.
+///
+/// # Errors
+/// If `dir` cannot be read or contains no tar.
 pub fn read_shards(dir: &Path) -> Result<ShardReader> {
     let shards = list_shards(dir)?;
     ensure!(!shards.is_empty(), "no .tar files in {}", dir.display());
     Ok(ShardReader { shards: shards.into(), waiting: VecDeque::new(), skipped: Skipped::default() })
 }
 
-/// The tars in `dir` in the order of their names.
+/// Returns the paths of the tars in `dir`, sorted by name.
 pub(crate) fn list_shards(dir: &Path) -> Result<Vec<PathBuf>> {
-    let cannot = || format!("cannot read the folder {}", dir.display());
+    let read_error = || format!("cannot read the folder {}", dir.display());
     let mut shards = Vec::new();
-    for entry in fs::read_dir(dir).with_context(cannot)? {
-        let path = entry.with_context(cannot)?.path();
+    for entry in fs::read_dir(dir).with_context(read_error)? {
+        let path = entry.with_context(read_error)?.path();
         let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         if path.extension().is_some_and(|extension| extension == "tar") && !is_hidden {
             shards.push(path);
@@ -53,18 +56,20 @@ pub struct ShardReader {
 }
 
 impl ShardReader {
-    /// What was passed over so far.
+    /// Returns what was skipped so far.
     pub fn skipped(&self) -> &Skipped {
         &self.skipped
     }
 
-    /// The next picture that can be decoded, with its captions, if it has any that can be read.
+    /// Returns the next picture that can be decoded, with its captions. The captions are empty if
+    /// it has none or they cannot be decoded.
     pub(crate) fn next_picture(&mut self) -> Option<Result<(RgbImage, Vec<String>)>> {
-        self.next_that(Group::into_picture)
+        self.next_value(Group::into_picture)
     }
 
-    /// What `take` makes of the next group from which it makes something; of the others it notes why not.
-    fn next_that<T>(&mut self, take: fn(Group, &mut Skipped) -> Option<T>) -> Option<Result<T>> {
+    /// Returns the next value that `take` returns for a group. `take` returns `None` for groups
+    /// that it records as skipped.
+    fn next_value<T>(&mut self, take: fn(Group, &mut Skipped) -> Option<T>) -> Option<Result<T>> {
         loop {
             while let Some(group) = self.waiting.pop_front() {
                 if let Some(taken) = take(group, &mut self.skipped) {
@@ -84,13 +89,13 @@ impl Iterator for ShardReader {
     type Item = Result<Sample>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_that(Group::into_sample)
+        self.next_value(Group::into_sample)
     }
 }
 
-/// The members of one key.
+/// The members with the same key.
 struct Group {
-    /// The key and its tar, to be named.
+    /// The key and its tar, for messages.
     name: String,
     key: String,
     image: Option<Vec<u8>>,
@@ -115,7 +120,8 @@ impl Group {
             return None;
         }
         let image = self.picture(skipped)?;
-        // Other makers' json may have anything under these names: then the origin is unknown, the sample still good.
+        // The JSON of other programs may have other types in these fields. The origin is then
+        // unknown, but the sample is valid.
         let meta = self.json.and_then(|json| serde_json::from_slice::<Meta>(&json).ok()).unwrap_or_default();
         Some(Sample { key: self.key, image, captions, meta })
     }
@@ -150,7 +156,8 @@ impl Group {
     }
 }
 
-/// Reads a whole tar and gathers members by key, wherever they stand, in the order in which keys come first.
+/// Reads a complete tar and groups its members by key. Members of one key need not be adjacent.
+/// Groups are in the order of their first member.
 fn read_groups(path: &Path, skipped: &mut Skipped) -> Result<VecDeque<Group>> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let size = file.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
@@ -159,19 +166,19 @@ fn read_groups(path: &Path, skipped: &mut Skipped) -> Result<VecDeque<Group>> {
         "{} has {size} bytes, more than the {MAX_SHARD_BYTES} allowed; split it into smaller tars",
         path.display()
     );
-    let broken = || format!("{} is not a whole tar file; make or download it again", path.display());
+    let broken = || format!("{} is not a complete tar file; make or download it again", path.display());
     let mut archive = tar::Archive::new(BufReader::new(file));
     let mut groups: VecDeque<Group> = VecDeque::new();
     let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
     for entry in archive.entries().with_context(broken)? {
         let mut entry = entry.with_context(broken)?;
         let name = entry.path_bytes().into_owned();
-        let shown = format!("{} in {}", String::from_utf8_lossy(&name), path.display());
+        let display_name = format!("{} in {}", String::from_utf8_lossy(&name), path.display());
         let member = member(&name);
         match content(entry.header().entry_type()) {
             Content::File => {}
             Content::Skipped(kind) if !matches!(member, Member::Hidden) => {
-                skipped.note(kind, shown);
+                skipped.note(kind, display_name);
                 continue;
             }
             Content::Skipped(_) | Content::Nothing => continue,
@@ -180,12 +187,12 @@ fn read_groups(path: &Path, skipped: &mut Skipped) -> Result<VecDeque<Group>> {
             Member::Part(key, part) => (key, part),
             Member::Hidden => continue,
             Member::Other(ending) => {
-                skipped.note(SkipKind::Ending(ending), shown);
+                skipped.note(SkipKind::Ending(ending), display_name);
                 continue;
             }
         };
         let mut bytes = Vec::new();
-        // A member over the limit stays empty, which no decoder takes for a picture.
+        // A member over the limit stays empty and fails to decode.
         if entry.size() <= MAX_MEMBER_BYTES {
             entry.read_to_end(&mut bytes).with_context(broken)?;
             ensure!(bytes.len() as u64 == entry.size(), broken());
@@ -202,19 +209,19 @@ fn read_groups(path: &Path, skipped: &mut Skipped) -> Result<VecDeque<Group>> {
             Part::Json => &mut groups[place].json,
         };
         match slot {
-            Some(_) => skipped.note(SkipKind::SameName, shown),
+            Some(_) => skipped.note(SkipKind::SameName, display_name),
             None => *slot = Some(bytes),
         }
     }
     Ok(groups)
 }
 
-/// What a member of a tar holds.
+/// The content of a tar member, by its entry type.
 enum Content {
     File,
-    /// Something that cannot be read, and why.
+    /// An entry that cannot be read, with the reason.
     Skipped(SkipKind),
-    /// A folder, or something that the tar says of itself.
+    /// A folder or a global header, which needs no report.
     Nothing,
 }
 
@@ -227,11 +234,11 @@ fn content(kind: EntryType) -> Content {
     }
 }
 
-/// What a member of a tar is by its name.
+/// The kind of a tar member, by its name.
 enum Member<'a> {
-    /// Part of the sample with a key.
+    /// A part of the sample with this key.
     Part(&'a [u8], Part),
-    /// Something else: its ending.
+    /// Another file, with its ending.
     Other(String),
     Hidden,
 }
@@ -242,7 +249,7 @@ enum Part {
     Json,
 }
 
-/// Splits a member's name at the first dot of its last part, as WebDataset does.
+/// Splits a member's name at the first dot of its last path component, as WebDataset does.
 fn member(name: &[u8]) -> Member<'_> {
     let file_start = name.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let file = &name[file_start..];
@@ -293,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_samples_make_the_same_bytes() {
+    fn same_samples_give_the_same_bytes() {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         write_shards(a.path(), 3, 1000);
         write_shards(b.path(), 3, 1000);
@@ -304,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_samples_are_skipped_and_named() {
+    fn damaged_samples_are_skipped_and_reported() {
         let dir = tempfile::tempdir().unwrap();
         let png = picture::encode_png(&test_sample(1, Split::Train).image).unwrap();
         let members: &[(&str, &[u8])] = &[
@@ -338,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_paired_wherever_they_stand_and_the_rest_is_counted() {
+    fn members_are_paired_in_any_order_and_others_counted() {
         let dir = tempfile::tempdir().unwrap();
         let png = picture::encode_png(&test_sample(1, Split::Train).image).unwrap();
         let members: &[(&str, &[u8])] = &[
@@ -361,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn links_and_devices_are_counted_and_named_and_folders_are_not() {
+    fn links_and_devices_are_reported_but_folders_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let png = picture::encode_png(&test_sample(1, Split::Train).image).unwrap();
         let mut builder = tar::Builder::new(File::create(dir.path().join("x.tar")).unwrap());
@@ -390,16 +397,16 @@ mod tests {
         assert_eq!(captions, ["a thing"]);
         let kinds = [SkipKind::LinkInTar, SkipKind::Unreadable, SkipKind::NoPicture];
         assert_eq!(kinds.map(|kind| skipped.count(&kind)), [2, 1, 1], "{skipped}");
-        let said = skipped.to_string();
+        let report = skipped.to_string();
         assert!(
-            said.starts_with("skipped 4: 1 unreadable, 1 caption without a picture, 2 links in tars"),
-            "{said}"
+            report.starts_with("skipped 4: 1 unreadable, 1 caption without a picture, 2 links in tars"),
+            "{report}"
         );
-        assert!(said.contains("--hard-dereference") && said.contains("hard.png in"), "{said}");
+        assert!(report.contains("--hard-dereference") && report.contains("hard.png in"), "{report}");
     }
 
     #[test]
-    fn keys_that_are_not_utf8_are_kept_apart() {
+    fn keys_that_are_not_utf8_stay_distinct() {
         let key = |name: &'static [u8]| match member(name) {
             Member::Part(key, _) => key,
             Member::Other(_) | Member::Hidden => panic!("no part"),
@@ -409,18 +416,18 @@ mod tests {
     }
 
     #[test]
-    fn a_tar_that_breaks_off_is_an_error() {
+    fn truncated_tar_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         write_shards(dir.path(), 3, 1000);
         let path = dir.path().join("00000.tar");
         let bytes = fs::read(&path).unwrap();
         fs::write(&path, &bytes[..700]).unwrap();
         let error = read_shards(dir.path()).unwrap().next().unwrap().unwrap_err();
-        assert!(format!("{error:#}").contains("not a whole tar"), "{error:#}");
+        assert!(format!("{error:#}").contains("not a complete tar"), "{error:#}");
     }
 
     #[test]
-    fn a_folder_without_tars_is_an_error() {
+    fn folder_without_tars_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert!(read_shards(dir.path()).err().unwrap().to_string().contains("no .tar files"));
     }

@@ -1,4 +1,5 @@
-//! Writing tars of samples: members in order, owner and time zero, each tar whole or absent.
+//! Writes samples to tars. Members are in a fixed order with owner and time 0, and each tar is
+//! written completely or not at all.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,8 @@ use super::Sample;
 use crate::atomic::WholeFile;
 use crate::picture;
 
-/// A sample as the bytes of its members. Packing is the slow part, and can be done for many samples at once.
+/// A sample as the encoded bytes of its members. Encoding is the slow part of writing, and several
+/// threads can do it in parallel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
     key: String,
@@ -18,7 +20,7 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Encodes the sample's picture, captions and origin.
+    /// Encodes the picture, the captions and the metadata of a sample.
     pub fn new(sample: &Sample) -> Result<Self> {
         ensure!(!sample.captions.is_empty(), "sample {} has no caption", sample.key);
         let mut txt = sample.captions.join("\n");
@@ -42,10 +44,10 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// How many samples go in a tar unless told otherwise.
+    /// The default number of samples per tar.
     pub const PER_SHARD: usize = 1000;
 
-    /// A writer for the folder `dir`, which is made when the first sample comes.
+    /// Creates a writer for the folder `dir`. The folder is created with the first sample.
     pub fn new(dir: &Path, per_shard: usize) -> Self {
         Self { dir: dir.to_path_buf(), per_shard: per_shard.max(1), n_shards: 0, in_shard: 0, open: None }
     }
@@ -68,7 +70,8 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Closes the last tar. Without this call its samples are lost; earlier tars are whole already.
+    /// Closes the last tar. Without this call its samples are lost; earlier tars are already
+    /// complete.
     pub fn finish(mut self) -> Result<()> {
         self.close_shard()
     }
@@ -89,7 +92,7 @@ impl ShardWriter {
     }
 }
 
-/// Appends a member that carries nothing of this machine or this hour.
+/// Appends a member without any trace of the machine or the current time.
 fn append(builder: &mut tar::Builder<WholeFile>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     let mut header = tar::Header::new_ustar();
     header.set_size(bytes.len() as u64);

@@ -1,4 +1,5 @@
-//! The captions that text-to-image models are measured on (paper §3): MS-COCO's validation set of 2014, and CUB's birds.
+//! The captions of two benchmarks for text-to-image models (paper §3): the MS-COCO validation set
+//! of 2014, and CUB birds.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -10,27 +11,28 @@ use tessera_text::{normalise, text_lines};
 use crate::loader::{Purpose, below, item_rng};
 use crate::read_text;
 
-/// Captions that the paper draws of MS-COCO.
+/// The number of captions that the paper samples from MS-COCO.
 pub const COCO_CAPTIONS: usize = 30_000;
 
-/// A caption that is drawn, and the picture that it describes.
+/// A caption to draw, with the picture that it describes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Described {
-    /// The picture.
+    /// The path of the picture.
     pub image: PathBuf,
-    /// What it shows.
+    /// The caption.
     pub caption: String,
 }
 
-/// `n` captions of `dir/captions_val2014.json` (or in `dir/annotations`), whose pictures are in `dir/val2014` or in `dir` itself: a sample that is a
-/// function of the captions' numbers and `seed` alone, so that all models draw the same (paper §3).
+/// Samples `n` captions of `dir/captions_val2014.json` (or of the same file in `dir/annotations`).
+/// The pictures are in `dir/val2014` or in `dir` itself. The sample depends only on the captions'
+/// ids and `seed`, so all models draw the same captions (paper §3).
 ///
 /// # Errors
-/// If a file is missing or damaged, or there are fewer captions.
+/// If a file is missing or damaged, or there are fewer than `n` captions.
 pub fn coco_captions(dir: &Path, n: usize, seed: u64) -> Result<Vec<Described>> {
     let (file, text) = first_text(dir, &["captions_val2014.json", "annotations/captions_val2014.json"])?;
     let set: Coco = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not the captions of MS-COCO, or damaged", file.display()))?;
+        .with_context(|| format!("{} is damaged or not the caption file of MS-COCO", file.display()))?;
     let names: HashMap<u64, &str> =
         set.images.iter().map(|image| (image.id, image.file_name.as_str())).collect();
     let has_words = |caption: &&CocoCaption| !normalise(&caption.caption).is_empty();
@@ -47,7 +49,7 @@ pub fn coco_captions(dir: &Path, n: usize, seed: u64) -> Result<Vec<Described>> 
         let name = names.get(&caption.image_id);
         let name = name.with_context(|| {
             format!(
-                "caption {} is of picture {}, which {} does not name",
+                "caption {} belongs to picture {}, which {} does not list",
                 caption.id,
                 caption.image_id,
                 file.display()
@@ -77,8 +79,9 @@ struct CocoCaption {
     caption: String,
 }
 
-/// All captions of the test pictures of `dir` (CUB-200-2011: `images.txt`, `train_test_split.txt`, `images/`), each once, from
-/// `dir/text/CLASS/NAME.txt` (or `text_c10`), a caption a line, with the first picture that has it.
+/// Returns the distinct captions of the test pictures in `dir` (CUB-200-2011: `images.txt`,
+/// `train_test_split.txt`, `images/`). The captions are read from `dir/text/CLASS/NAME.txt` (or
+/// `text_c10`), one per line. Each is returned with the first picture that has it.
 ///
 /// # Errors
 /// If a file is missing or damaged.
@@ -114,7 +117,7 @@ impl Described {
     }
 }
 
-/// The first of `names` in `dir` that is there.
+/// Reads the first of the files `names` that exists in `dir`.
 fn first_text(dir: &Path, names: &[&str]) -> Result<(PathBuf, String)> {
     let found = names.iter().map(|name| dir.join(name)).find(|path| path.is_file());
     let path = found.with_context(|| format!("no {} in {}", names.join(" or "), dir.display()))?;
@@ -122,7 +125,7 @@ fn first_text(dir: &Path, names: &[&str]) -> Result<(PathBuf, String)> {
     Ok((path, text))
 }
 
-/// Lines of two words each, by the first.
+/// Parses lines of two words each into a map from the first word to the second.
 fn pairs<'a>(file: &Path, text: &'a str) -> Result<HashMap<&'a str, &'a str>> {
     Ok(pairs_in_order(file, text)?.into_iter().collect())
 }
@@ -166,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sample_of_coco_depends_on_the_seed_and_not_on_the_order_of_the_file() {
+    fn coco_sample_depends_on_the_seed_but_not_on_the_file_order() {
         let rising: Vec<usize> = (0..10).collect();
         let falling: Vec<usize> = (0..10).rev().collect();
         let draw = |order: &[usize], n, seed| {
@@ -186,21 +189,21 @@ mod tests {
     }
 
     #[test]
-    fn what_coco_lacks_is_named() {
+    fn missing_parts_of_coco_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         let error = |dir: &Path| format!("{:#}", coco_captions(dir, 1, 0).unwrap_err());
         assert!(
             error(dir.path()).contains("no captions_val2014.json or annotations/captions_val2014.json in")
         );
         write(dir.path().join("captions_val2014.json"), "{\"images\": [");
-        assert!(error(dir.path()).contains("is not the captions of MS-COCO, or damaged"));
+        assert!(error(dir.path()).contains("is damaged or not the caption file of MS-COCO"));
         let dir = coco(&[0]);
         fs::remove_file(dir.path().join("val2014/0.jpg")).unwrap();
         assert!(error(dir.path()).contains("there is no picture"), "{}", error(dir.path()));
     }
 
     #[test]
-    fn cub_gives_each_caption_of_test_pictures_once() {
+    fn cub_captions_are_distinct_and_from_test_pictures() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         write(at("images.txt"), "\u{feff}1 001.A/a.jpg\n2 001.A/b.jpg\n3 002.B/c.jpg\n");

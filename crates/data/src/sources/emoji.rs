@@ -1,8 +1,9 @@
-//! The emoji sets: real pictures with real captions that any machine can fetch as packages.
+//! Builds a set of captioned pictures from six public emoji sets, which are available as packages.
 //!
-//! A *concept* is an emoji of emojibase ("red apple"), a *style* one of six sets that draw it. Concept × style is a grid
-//! whose cells can be held out to measure generalisation to unseen combinations, the paper's claim in miniature.
-//! The packages come from `runs/fetch_emoji.sh`; this module reads them, draws them and writes shards.
+//! A *concept* is an emoji of emojibase ("red apple"), and a *style* is one of six icon sets that
+//! draw it. Concepts and styles form a grid whose cells can be held out, to measure generalisation
+//! to unseen combinations as the paper does, at a small scale. `runs/fetch_emoji.sh` fetches the
+//! packages; this module reads them, renders the icons and writes shards.
 
 pub(in crate::sources) mod captions;
 pub(in crate::sources) mod catalog;
@@ -35,36 +36,37 @@ use crate::skipped::Skipped;
 pub use style::Style;
 pub use world::World;
 
-/// Pictures that are drawn at once, between two reports of progress.
+/// The number of pictures that are rendered in parallel between two progress reports.
 const BATCH: usize = 64;
-/// How many blank drawings are named.
+/// The maximum number of blank drawings whose names are reported.
 const NAMED_BLANKS: usize = 8;
-/// emojibase's group "animals & nature".
+/// The number of emojibase's group "animals & nature".
 const ANIMALS: u32 = 3;
 
-/// What is drawn and how.
+/// The options of [`build_emoji`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmojiOptions {
-    /// Where `runs/fetch_emoji.sh` put the packages.
+    /// The folder into which `runs/fetch_emoji.sh` put the packages.
     #[serde(skip)]
     pub packages: PathBuf,
-    /// Width and height of the pictures in pixels.
+    /// The width and height of the pictures in pixels.
     pub size: u32,
-    /// Everyday things or everything.
+    /// The concepts: a few hundred everyday things, or all emoji.
     pub world: World,
-    /// The colour behind the drawings.
+    /// The background colour.
     pub background: [u8; 3],
-    /// How likely a combination of concept and style is held out.
+    /// The probability that a combination of concept and style is held out.
     #[serde(rename = "holdout_percent")]
     pub holdout: Share,
-    /// Decides what is held out.
+    /// The seed for the choice of held-out combinations.
     pub seed: u64,
-    /// At most this many concepts, evenly spaced over the world: for a small fixture.
+    /// The maximum number of concepts, which are evenly spaced over the world. Used for small
+    /// fixtures.
     pub max_concepts: Option<usize>,
 }
 
 impl EmojiOptions {
-    /// The small world on white, 8% of its combinations held out.
+    /// Returns options for the small world on white, with 8% of the combinations held out.
     pub fn new(packages: &Path, size: u32) -> Self {
         Self {
             packages: packages.to_path_buf(),
@@ -78,9 +80,10 @@ impl EmojiOptions {
     }
 }
 
-/// Draws the set into `out`, calling `progress(done, total)` now and then.
+/// Renders the set into `out` and calls `progress(done, total)` before each batch and at the end.
 ///
-/// A folder that already holds this very set is left as it is; one that holds anything else is an error.
+/// A folder that already contains the same set is not changed. A folder with other content is an
+/// error.
 pub fn build_emoji(options: &EmojiOptions, out: &Path, progress: &dyn Fn(u64, u64)) -> Result<Counts> {
     ensure!((8..=4096).contains(&options.size), "size is {}, wanted 8 to 4096 pixels", options.size);
     ensure!(options.holdout <= Share::percent(50), "{} is held out, wanted at most 50%", options.holdout);
@@ -127,7 +130,7 @@ fn note_blank(counts: &mut Counts, drawing: &Drawing) {
     }
 }
 
-/// A picture to be drawn.
+/// A picture to render, with its captions.
 struct Drawing<'a> {
     style: Style,
     icon: &'a str,
@@ -137,7 +140,7 @@ struct Drawing<'a> {
 }
 
 impl Drawing<'_> {
-    /// Renders and packs the picture; `None` if it is blank.
+    /// Renders and encodes the picture. Returns `None` if it is blank.
     fn draw(&self, catalog: &Catalog, options: &EmojiOptions, number: usize) -> Result<Option<Packed>> {
         let svg = catalog.svg(self.style, self.icon)?;
         let image = render::render(&svg, options.size, options.background)
@@ -157,7 +160,7 @@ impl Drawing<'_> {
     }
 }
 
-/// Every picture of the concepts, in a fixed order: concept, skin tone, style.
+/// Lists all pictures of the concepts in a fixed order: by concept, then skin tone, then style.
 fn list_drawings<'a>(
     catalog: &'a Catalog,
     concepts: &'a [Concept<'a>],
@@ -189,7 +192,7 @@ fn list_drawings<'a>(
     drawings
 }
 
-/// The phrases a picture goes by: "cat face" and, for an animal, "cat".
+/// Returns the names of a picture: "cat face" and, because it is an animal, "cat".
 fn all_names(full: String, concept: &Emoji) -> Vec<String> {
     let short = full.strip_suffix(" face").filter(|_| concept.group == Some(ANIMALS)).map(str::to_string);
     std::iter::once(full).chain(short).collect()
@@ -203,7 +206,7 @@ fn single_tones(skins: &[Emoji]) -> Vec<u8> {
     skins.iter().filter_map(tone).collect()
 }
 
-/// Whether any person in the picture has the held-out tone.
+/// Whether any person in the picture has the held-out skin tone.
 fn has_tone(variant: &Emoji, held: Option<u8>) -> bool {
     match (&variant.tone, held) {
         (Some(Tone::One(tone)), Some(held)) => *tone == held,

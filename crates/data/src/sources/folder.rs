@@ -1,6 +1,8 @@
-//! Anyone's own pictures: `name.png` (or jpg, jpeg, webp) beside `name.txt`, one caption a line, in any depth of folders.
+//! Builds a set from the user's pictures: `name.png` (or jpg, jpeg, webp) next to `name.txt` with
+//! one caption per line, at any depth of folders.
 //!
-//! Pictures are stored whole, so that the crops of training (listings 1 and 2 of the paper) choose among all that there is.
+//! Pictures are stored uncropped, so that the random crops of training (listings 1 and 2 of the
+//! paper) can use the complete picture.
 
 use std::collections::HashSet;
 use std::fs;
@@ -27,25 +29,25 @@ use crate::text_file::{read_at_most, read_text_of_at_most};
 
 /// The style of every picture of a folder.
 const STYLE: &str = "own";
-/// Pictures that are read at once.
+/// The number of pictures that are read in parallel.
 const BATCH: usize = 64;
 
-/// How pictures of a folder are stored.
+/// The options of [`build_folder`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FolderOptions {
-    /// Longest short side that is stored, in pixels; larger pictures are scaled down to it.
+    /// The maximum of the shorter side in pixels. Larger pictures are scaled down to it.
     pub size: u32,
-    /// Shortest short side that is stored, in pixels: that of the model's pictures.
+    /// The minimum of the shorter side in pixels: the model's image size.
     pub least: u32,
-    /// What is done with smaller pictures.
+    /// The handling of smaller pictures.
     pub small: Small,
-    /// Pictures that are held out.
+    /// The fraction of pictures that is held out for validation.
     pub val_share: Share,
-    /// Decides, with a picture's name, whether it is held out.
+    /// The seed that, together with a picture's name, determines whether it is held out.
     pub seed: u64,
 }
 
-/// What is done with pictures that are smaller than the model's.
+/// The handling of pictures that are smaller than the model's image size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Small {
     /// They are left out and counted, as in the paper.
@@ -54,11 +56,16 @@ pub enum Small {
     Enlarged,
 }
 
-/// Stores the captioned pictures under `dir` in `out`, whole, with a short side of `least` to `size` pixels.
+/// Stores the captioned pictures under `dir` in `out`, uncropped, with a shorter side of `least` to
+/// `size` pixels.
 ///
-/// About `val_share` of them are held out, by their names, so that adding pictures does not move the others; of two or more
-/// at least one. What is damaged, too small or has no partner is skipped and named; a folder without a single usable pair is
-/// an error.
+/// About `val_share` of them are held out. The choice depends on their names, so adding pictures
+/// does not move the others to another split. Of two or more pictures, at least one is held out.
+/// Pictures that are damaged, too small or without a caption are skipped and reported.
+///
+/// # Errors
+/// If the options are invalid, `dir` contains no usable pair of picture and caption, or `out`
+/// cannot be written.
 pub fn build_folder(dir: &Path, out: &Path, options: &FolderOptions) -> Result<(Counts, Skipped)> {
     let FolderOptions { size, least, small, val_share, seed } = *options;
     ensure!((8..=4096).contains(&size), "size is {size}, wanted 8 to 4096 pixels");
@@ -67,7 +74,7 @@ pub fn build_folder(dir: &Path, out: &Path, options: &FolderOptions) -> Result<(
     let (pairs, mut skipped) = find_pairs(dir, out)?;
     ensure!(
         !pairs.is_empty(),
-        "no captioned pictures under {}: {}; wanted NAME.png (or jpg, jpeg, webp) beside NAME.txt",
+        "no captioned pictures under {}: {}; wanted NAME.png (or jpg, jpeg, webp) next to NAME.txt",
         dir.display(),
         skipped.brief()
     );
@@ -87,13 +94,13 @@ pub fn build_folder(dir: &Path, out: &Path, options: &FolderOptions) -> Result<(
             .enumerate()
             .map(|(n, pair)| pair.pack(number(n), splits[number(n)], options))
             .collect();
-        for (pair, taken) in batch.iter().zip(read) {
-            match taken {
-                Ok(taken) => {
-                    output.write(taken.split, &taken.packed)?;
-                    counts.add_picture(STYLE, taken.split, taken.n_captions);
+        for (pair, packed_pair) in batch.iter().zip(read) {
+            match packed_pair {
+                Ok(packed_pair) => {
+                    output.write(packed_pair.split, &packed_pair.packed)?;
+                    counts.add_picture(STYLE, packed_pair.split, packed_pair.n_captions);
                     counts.concepts += 1;
-                    counts.enlarged += u64::from(taken.is_enlarged);
+                    counts.enlarged += u64::from(packed_pair.is_enlarged);
                 }
                 Err((kind, why)) => skipped.note(kind, format!("{}: {why}", pair.name.display())),
             }
@@ -104,27 +111,28 @@ pub fn build_folder(dir: &Path, out: &Path, options: &FolderOptions) -> Result<(
     Ok((counts, skipped))
 }
 
-/// A picture and its captions, by the path they share.
+/// The files of a picture and its captions, with their common name.
 struct Pair {
     name: PathBuf,
     image: PathBuf,
     text: PathBuf,
 }
 
-/// A pair, read and packed.
-struct Taken {
+/// A pair that was read and encoded.
+struct PackedPair {
     packed: Packed,
     split: Split,
     n_captions: usize,
     is_enlarged: bool,
 }
 
-/// Why a pair is passed over.
-type Refused = (SkipKind, String);
+/// The reason why a pair is skipped.
+type SkipReason = (SkipKind, String);
 
 impl Pair {
-    /// The picture as it is stored, its captions, and whether it was enlarged.
-    fn read(&self, options: &FolderOptions) -> Result<(RgbImage, Vec<String>, bool), Refused> {
+    /// Reads the pair. Returns the picture scaled to its stored size, its captions, and whether it
+    /// was enlarged.
+    fn read(&self, options: &FolderOptions) -> Result<(RgbImage, Vec<String>, bool), SkipReason> {
         let damaged = |error: anyhow::Error| (SkipKind::Damaged, format!("{error:#}"));
         let captions = text_lines(&read_text_of_at_most(&self.text, MAX_TEXT_BYTES).map_err(damaged)?);
         if captions.is_empty() {
@@ -142,7 +150,7 @@ impl Pair {
         Ok((image, captions, is_enlarged))
     }
 
-    fn pack(&self, number: usize, split: Split, options: &FolderOptions) -> Result<Taken, Refused> {
+    fn pack(&self, number: usize, split: Split, options: &FolderOptions) -> Result<PackedPair, SkipReason> {
         let (image, captions, is_enlarged) = self.read(options)?;
         let stem = self.image.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let meta = Meta {
@@ -155,25 +163,25 @@ impl Pair {
         let n_captions = captions.len();
         let sample = Sample { key: format!("{number:09}"), image, captions, meta };
         let packed = Packed::new(&sample).map_err(|error| (SkipKind::Damaged, format!("{error:#}")))?;
-        Ok(Taken { packed, split, n_captions, is_enlarged })
+        Ok(PackedPair { packed, split, n_captions, is_enlarged })
     }
 }
 
-/// The whole picture with a short side of `short` pixels.
+/// Scales the complete picture so that its shorter side has `short` pixels.
 fn scaled(image: RgbImage, short: u32) -> Result<RgbImage> {
     let (width, height) = image.dimensions();
     let side = width.min(height);
     if side == short {
         return Ok(image);
     }
-    let of = |length: u32| {
+    let scaled = |length: u32| {
         let scaled = (u64::from(length) * u64::from(short) + u64::from(side) / 2) / u64::from(side);
         u32::try_from(scaled).unwrap_or(u32::MAX)
     };
-    let to = [of(width), of(height)];
+    let to = [scaled(width), scaled(height)];
     ensure!(
         u64::from(to[0]) * u64::from(to[1]) <= MAX_PIXELS,
-        "{width}x{height} pixels are too long a strip to be enlarged to {}x{}",
+        "a picture of {width}x{height} pixels would become too large when enlarged to {}x{}",
         to[0],
         to[1]
     );
@@ -181,8 +189,9 @@ fn scaled(image: RgbImage, short: u32) -> Result<RgbImage> {
     picture::scale(&image, [0, 0, width, height], to, filter)
 }
 
-/// Which pictures are held out: those whose names draw a number under the share. Of pictures that can be read, the one with the
-/// lowest number is held out, if that is asked for, and the one with the highest never is.
+/// Assigns each picture to a split. Each name determines a random number, and pictures with a
+/// number below the share are held out. If the share is not 0, then among the readable pictures the
+/// one with the lowest number is always held out and the one with the highest never is.
 fn splits(pairs: &[Pair], options: &FolderOptions) -> Vec<Split> {
     let rng = |pair: &Pair| {
         let index = fnv1a(pair.name.as_os_str().as_encoded_bytes());
@@ -205,7 +214,8 @@ fn splits(pairs: &[Pair], options: &FolderOptions) -> Vec<Split> {
     splits
 }
 
-/// The captioned pictures under `dir`, in the order of their names; what has no partner is noted.
+/// Finds the captioned pictures under `dir`, sorted by name. Pictures without a caption and
+/// captions without a picture are recorded as skipped.
 fn find_pairs(dir: &Path, out: &Path) -> Result<(Vec<Pair>, Skipped)> {
     let Found { pictures, mut skipped } = find_pictures(dir, Some(out))?;
     let (mut pairs, mut names) = (Vec::new(), HashSet::new());
@@ -223,7 +233,8 @@ fn find_pairs(dir: &Path, out: &Path) -> Result<(Vec<Pair>, Skipped)> {
     Ok((pairs, skipped))
 }
 
-/// Names that change when a picture or caption is added, removed, renamed or edited, wherever the folder lies.
+/// Returns fingerprints that change when a picture or caption is added, removed, renamed or edited.
+/// They do not depend on the location of the folder.
 fn fingerprints(pairs: &[Pair]) -> Fingerprints {
     let sums: Vec<[u32; 2]> =
         pairs.par_iter().map(|pair| [file_sum(&pair.image), file_sum(&pair.text)]).collect();
@@ -234,7 +245,7 @@ fn fingerprints(pairs: &[Pair]) -> Fingerprints {
         version_1.update(name);
         for (path, sum) in [&pair.image, &pair.text].into_iter().zip(sums) {
             fingerprint.number(sum as usize);
-            // Version 1 did not read larger files.
+            // Version 1 did not read files above this size.
             let is_larger = fs::metadata(path).is_ok_and(|file| file.len() > MAX_IMAGE_BYTES);
             version_1.update(&if is_larger { 0_u32 } else { sum }.to_le_bytes());
         }
@@ -253,12 +264,12 @@ mod tests {
     use super::*;
     use crate::Dataset;
 
-    /// Short sides of 8 to `size` pixels, nothing held out.
+    /// Returns options for shorter sides of 8 to `size` pixels, without held-out pictures.
     fn sized(size: u32) -> FolderOptions {
         FolderOptions { size, least: 8, small: Small::LeftOut, val_share: Share::percent(0), seed: 0 }
     }
 
-    fn put(dir: &Path, name: &str, bytes: &[u8]) {
+    fn write_file(dir: &Path, name: &str, bytes: &[u8]) {
         let path = dir.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
@@ -269,20 +280,20 @@ mod tests {
     }
 
     #[test]
-    fn pairs_are_stored_whole_and_the_rest_is_named() {
+    fn pairs_are_stored_uncropped_and_others_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let (from, out) = (dir.path().join("mine"), dir.path().join("out"));
-        put(&from, "deep/er/boat.png", &png(80, 40));
-        put(&from, "deep/er/boat.txt", "a boat\nthe boat\n".as_bytes());
-        put(&from, "mid.PNG", &png(20, 24));
-        put(&from, "mid.txt", b"a middling thing");
-        put(&from, "tiny.PNG", &png(8, 7));
-        put(&from, "tiny.txt", b"a tiny thing");
-        put(&from, "broken.jpg", b"not a jpeg");
-        put(&from, "broken.txt", b"a broken thing");
-        put(&from, "alone.webp", &png(8, 8));
-        put(&from, "words.txt", b"only words");
-        put(&from, "boat.caption", b"some boat");
+        write_file(&from, "deep/er/boat.png", &png(80, 40));
+        write_file(&from, "deep/er/boat.txt", "a boat\nthe boat\n".as_bytes());
+        write_file(&from, "mid.PNG", &png(20, 24));
+        write_file(&from, "mid.txt", b"a middling thing");
+        write_file(&from, "tiny.PNG", &png(8, 7));
+        write_file(&from, "tiny.txt", b"a tiny thing");
+        write_file(&from, "broken.jpg", b"not a jpeg");
+        write_file(&from, "broken.txt", b"a broken thing");
+        write_file(&from, "alone.webp", &png(8, 8));
+        write_file(&from, "words.txt", b"only words");
+        write_file(&from, "boat.caption", b"some boat");
         let (counts, skipped) = build_folder(&from, &out, &sized(32)).unwrap();
         assert_eq!((counts.pictures(), counts.captions, counts.enlarged), (2, 3, 0));
         let kinds = [
@@ -312,50 +323,54 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_the_same_wherever_its_pictures_lie() {
+    fn set_does_not_depend_on_the_location_of_its_folder() {
         let dir = tempfile::tempdir().unwrap();
         let (from, copy, out) = (dir.path().join("P"), dir.path().join("P2"), dir.path().join("out"));
         for at in [&from, &copy] {
-            put(at, "deep/a.png", &png(8, 8));
-            put(at, "deep/a.txt", b"a thing");
+            write_file(at, "deep/a.png", &png(8, 8));
+            write_file(at, "deep/a.txt", b"a thing");
         }
         let first = build_folder(&from, &out, &sized(8)).unwrap();
-        put(&from, "deep/a.png", &png(8, 8)); // written again: another time, the same bytes
+        write_file(&from, "deep/a.png", &png(8, 8)); // the same bytes with a new modification time
         for again in [from.clone(), dir.path().join("./P/"), copy.clone()] {
             assert_eq!(build_folder(&again, &out, &sized(8)).unwrap(), first);
         }
-        // A record of version 1 is compared by its own fingerprint.
+        // A record of version 1 is compared by its fingerprint of version 1.
         let record = out.join("dataset.json");
         let (text, found) =
             (fs::read_to_string(&record).unwrap(), fingerprints(&find_pairs(&from, &out).unwrap().0));
         assert!(text.contains(&found.now), "{text}");
         fs::write(&record, text.replace(&found.now, &found.version_1)).unwrap();
         assert_eq!(build_folder(&from, &out, &sized(8)).unwrap(), first);
-        put(&copy, "deep/a.txt", b"a think");
+        write_file(&copy, "deep/a.txt", b"a think");
         let error = build_folder(&copy, &out, &sized(8)).unwrap_err().to_string();
         assert!(error.contains("have changed since"), "{error}");
     }
 
-    /// As version 1 computed it: CRC-32 of each name and of the sums of its files.
+    /// Version 1 computed the CRC-32 of each name and of the checksums of its files.
     #[test]
-    fn the_fingerprint_of_version_1_is_as_it_was() {
+    fn fingerprint_of_version_1_is_unchanged() {
         let dir = tempfile::tempdir().unwrap();
-        put(dir.path(), "a.png", b"picture");
-        put(dir.path(), "a.txt", b"words");
+        write_file(dir.path(), "a.png", b"picture");
+        write_file(dir.path(), "a.txt", b"words");
         let pairs = find_pairs(dir.path(), &dir.path().join("out")).unwrap().0;
         assert_eq!(fingerprints(&pairs).version_1, "1 pairs, c8db550e");
     }
 
     #[test]
-    fn of_two_pictures_one_is_held_out_and_one_is_not() {
+    fn two_readable_pictures_give_one_of_each_split() {
         let dir = tempfile::tempdir().unwrap();
         let from = dir.path().join("in");
         for seed in 0..20 {
             let (held, out) =
                 (Share::percent(if seed % 2 == 0 { 1 } else { 99 }), dir.path().join(format!("out{seed}")));
             for name in ["a", "b", "damaged"] {
-                put(&from, &format!("{name}.png"), &if name == "damaged" { Vec::new() } else { png(8, 8) });
-                put(&from, &format!("{name}.txt"), b"a thing");
+                write_file(
+                    &from,
+                    &format!("{name}.png"),
+                    &if name == "damaged" { Vec::new() } else { png(8, 8) },
+                );
+                write_file(&from, &format!("{name}.txt"), b"a thing");
             }
             let options = FolderOptions { val_share: held, seed, ..sized(8) };
             let (counts, _) = build_folder(&from, &out, &options).unwrap();
@@ -364,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn captions_that_are_not_text_are_damaged_and_empty_ones_are_none() {
+    fn non_text_captions_are_damaged_and_empty_ones_missing() {
         let dir = tempfile::tempdir().unwrap();
         let from = dir.path().join("in");
         let texts: [(&str, &[u8]); 6] = [
@@ -376,8 +391,8 @@ mod tests {
             ("invisible", b"\xe2\x80\x8b\n"),
         ];
         for (name, text) in texts {
-            put(&from, &format!("{name}.png"), &png(8, 8));
-            put(&from, &format!("{name}.txt"), text);
+            write_file(&from, &format!("{name}.png"), &png(8, 8));
+            write_file(&from, &format!("{name}.txt"), text);
         }
         let out = dir.path().join("out");
         let (_, skipped) = build_folder(&from, &out, &sized(8)).unwrap();
@@ -393,7 +408,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn names_in_other_encodings_are_kept_apart() {
+    fn names_in_other_encodings_stay_distinct() {
         use std::os::unix::ffi::OsStrExt;
         let dir = tempfile::tempdir().unwrap();
         let from = dir.path().join("in");
@@ -422,11 +437,11 @@ mod tests {
     }
 
     #[test]
-    fn some_names_are_held_out() {
+    fn about_the_given_share_is_held_out() {
         let dir = tempfile::tempdir().unwrap();
         for n in 0..40 {
-            put(dir.path(), &format!("in/{n}.png"), &png(8, 8));
-            put(dir.path(), &format!("in/{n}.txt"), b"a thing");
+            write_file(dir.path(), &format!("in/{n}.png"), &png(8, 8));
+            write_file(dir.path(), &format!("in/{n}.txt"), b"a thing");
         }
         let options = FolderOptions { val_share: Share::percent(25), ..sized(8) };
         let (counts, _) = build_folder(&dir.path().join("in"), &dir.path().join("out"), &options).unwrap();
@@ -434,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_folder_is_an_error_and_leaves_nothing() {
+    fn empty_folder_is_an_error_and_writes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let error = build_folder(dir.path(), &dir.path().join("out"), &sized(32)).unwrap_err().to_string();
         assert!(error.contains("NAME.txt"), "{error}");

@@ -1,7 +1,9 @@
-//! The folder a source writes to: never someone else's, never half-made without saying so.
+//! The output folder of a source. Folders of other programs are never changed, and unfinished sets
+//! are recognised.
 //!
-//! `dataset.json` is written first without counts, and again with them when every shard is in place. So a folder with
-//! counts is whole; one without was interrupted and is made again; a folder without the file is not ours to touch.
+//! `dataset.json` is first written without counts, and again with counts when every shard is
+//! complete. A folder whose record has counts is therefore complete. A folder whose record has none
+//! was interrupted and is built again. A folder without `dataset.json` is not changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,11 +17,12 @@ use crate::atomic;
 use crate::shard::{Packed, ShardWriter, Split};
 use crate::skipped::Skipped;
 
-/// What `dataset.json` says. The recipe is everything that decides the bytes of the shards.
+/// The content of `dataset.json`. The recipe contains all settings that determine the bytes of the
+/// shards.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Record {
     recipe: Value,
-    /// A name of the pictures and captions that it is made of.
+    /// The fingerprint of the pictures and captions that the set is made of.
     #[serde(default)]
     files: String,
     counts: Option<Counts>,
@@ -27,24 +30,25 @@ struct Record {
     skipped: Skipped,
 }
 
-/// Fingerprints of the pictures and captions that a set is made of; empty if it is made of none.
+/// The fingerprints of the pictures and captions that a set is made of. Empty if it is not made of
+/// files.
 #[derive(Debug, Default)]
 pub(super) struct Fingerprints {
-    /// What a record gets.
+    /// The fingerprint for new records.
     pub(super) now: String,
-    /// What records of earlier programs have.
+    /// The fingerprint in the format of version 1, for comparison with older records.
     pub(super) version_1: String,
 }
 
-/// What was found at the place to write to.
+/// The state of the output folder.
 pub(super) enum Opened {
-    /// The same set, whole: nothing to do.
+    /// The folder already contains the same complete set.
     Complete(Counts, Skipped),
-    /// An empty folder, or an interrupted attempt that has been cleared away.
+    /// The folder is empty; the shards of an interrupted attempt have been removed.
     Ready(Box<Output>),
 }
 
-/// A set being written.
+/// A set that is being written.
 pub(super) struct Output {
     dir: PathBuf,
     recipe: Value,
@@ -53,7 +57,7 @@ pub(super) struct Output {
     val: ShardWriter,
 }
 
-/// Looks at `dir` and makes it ready for the set that `recipe` describes, made of `files`.
+/// Checks `dir` and prepares it for the set that `recipe` describes and that is made of `files`.
 pub(super) fn open(dir: &Path, recipe: Value, files: &Fingerprints) -> Result<Opened> {
     let Fingerprints { now, version_1 } = files;
     if let Some(found) = read_record(dir)? {
@@ -68,7 +72,7 @@ pub(super) fn open(dir: &Path, recipe: Value, files: &Fingerprints) -> Result<Op
                 return Ok(Opened::Complete(counts, found.skipped));
             }
             Some(_) if found.recipe != recipe => bail!(
-                "{} holds a set made with other settings:\n  there: {}\n  asked: {recipe}\ndelete it or choose another folder",
+                "{} holds a set made with other settings:\n  there: {}\n  requested: {recipe}\ndelete it or choose another folder",
                 dir.display(),
                 found.recipe
             ),
@@ -97,7 +101,7 @@ impl Output {
         }
     }
 
-    /// Closes the shards and declares the set whole.
+    /// Closes the shards and marks the set as complete.
     pub(super) fn finish(self, counts: &Counts, skipped: &Skipped) -> Result<()> {
         let Output { dir, recipe, files, train, val } = self;
         train.finish()?;
@@ -116,7 +120,8 @@ fn record_path(dir: &Path) -> PathBuf {
     dir.join("dataset.json")
 }
 
-/// The record of an earlier run; `None` for an empty or absent folder; an error for anybody else's files.
+/// Reads the record of an earlier run. Returns `None` if the folder is empty or does not exist, and
+/// an error if it contains other files.
 fn read_record(dir: &Path) -> Result<Option<Record>> {
     let path = record_path(dir);
     if path.is_file() {
@@ -155,19 +160,19 @@ mod tests {
     use super::*;
     use crate::shard::test_sample;
 
-    fn named(name: &str) -> Fingerprints {
+    fn fingerprints(name: &str) -> Fingerprints {
         Fingerprints { now: name.to_string(), version_1: format!("{name} of version 1") }
     }
 
     fn ready(dir: &Path, recipe: Value) -> Output {
-        match open(dir, recipe, &named("two")).unwrap() {
+        match open(dir, recipe, &fingerprints("two")).unwrap() {
             Opened::Ready(output) => *output,
             Opened::Complete(..) => panic!("already complete"),
         }
     }
 
     #[test]
-    fn a_whole_set_is_recognised_and_a_partial_one_made_again() {
+    fn complete_set_is_recognised_and_partial_set_is_rebuilt() {
         let dir = tempfile::tempdir().unwrap();
         let mut output = ready(dir.path(), json!({"size": 8}));
         output.write(Split::Train, &Packed::new(&test_sample(0, Split::Train)).unwrap()).unwrap();
@@ -176,22 +181,25 @@ mod tests {
         output.write(Split::Train, &Packed::new(&test_sample(1, Split::Train)).unwrap()).unwrap();
         let counts = Counts { concepts: 1, ..Counts::default() };
         output.finish(&counts, &Skipped::default()).unwrap();
-        let Opened::Complete(found, _) = open(dir.path(), json!({"size": 8}), &named("two")).unwrap() else {
+        let Opened::Complete(found, _) = open(dir.path(), json!({"size": 8}), &fingerprints("two")).unwrap()
+        else {
             panic!("made again")
         };
         assert_eq!(found, counts);
         let error = |size: u32, files| {
-            open(dir.path(), json!({"size": size}), &named(files)).err().unwrap().to_string()
+            open(dir.path(), json!({"size": size}), &fingerprints(files)).err().unwrap().to_string()
         };
         assert!(error(9, "two").contains("other settings"));
         assert!(error(8, "three").contains("have changed since"));
     }
 
     #[test]
-    fn a_folder_of_other_things_is_left_alone() {
+    fn folder_with_other_files_is_not_changed() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.txt"), "important").unwrap();
-        assert!(open(dir.path(), json!({}), &named("")).err().unwrap().to_string().contains("not empty"));
+        assert!(
+            open(dir.path(), json!({}), &fingerprints("")).err().unwrap().to_string().contains("not empty")
+        );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -1,9 +1,9 @@
-//! Scenes: captioned pictures composed from the emoji sets, as many as are asked for.
+//! Scenes: an unlimited number of captioned pictures, composed from the drawings of the emoji sets.
 //!
-//! A scene is one thing or several: in a style, in a colour, as an x-ray, beside another thing, dressed, or twice in
-//! two panels. It is a function of (seed, index), so that a set needs no storage, and any number of scenes can be made
-//! without showing a combination of the held-out list: those are the validation split (paper §3.3: what can a model
-//! draw that it never saw?).
+//! A scene shows one or more things: in a style, in a colour, as an x-ray, next to another thing,
+//! dressed, or twice in two panels. It is a function of (seed, index), so a set needs no storage.
+//! Training scenes never show a combination of the held-out list; the scenes that do are the
+//! validation split. They test whether a model can draw what it has not seen (paper §3.3).
 
 mod captions;
 mod cases;
@@ -50,36 +50,37 @@ pub use held_out::CombinationKind;
 pub use lot::Shares;
 pub use placeholder::write_placeholder_packages;
 
-/// Pictures that are painted at once, between two reports of progress.
+/// The number of pictures that are painted in parallel between two progress reports.
 const BATCH: usize = 64;
-/// How often a scene with a blank drawing is drawn anew before that is an error.
+/// The maximum number of attempts to sample a scene without a blank drawing.
 const MOST_BLANK: u64 = 20;
 
-/// What is composed.
+/// The options of [`Scenes`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScenesOptions {
-    /// Where `runs/fetch_emoji.sh` put the packages.
+    /// The folder into which `runs/fetch_emoji.sh` put the packages.
     #[serde(skip)]
     pub packages: PathBuf,
-    /// Width and height of the pictures in pixels, an even number.
+    /// The width and height of the pictures in pixels, an even number.
     pub size: u32,
-    /// Decides every scene.
+    /// The seed of all scenes.
     pub seed: u64,
-    /// How often each kind of scene is drawn.
+    /// The relative frequency of each kind of scene.
     pub shares: Shares,
-    /// Held-out combinations, one a line; the embedded model's list if absent.
+    /// The held-out combinations, one per line. If absent, the list of the embedded model is used.
     pub held_out: Option<String>,
 }
 
 impl ScenesOptions {
-    /// Pictures of `size` pixels with the default shares and the embedded model's held-out list.
+    /// Returns options for pictures of `size` pixels, with the default shares and the held-out list
+    /// of the embedded model.
     pub fn new(packages: &Path, size: u32) -> Self {
         Self { packages: packages.to_path_buf(), size, seed: 0, shares: Shares::default(), held_out: None }
     }
 }
 
-/// A source of scenes without end.
+/// An unlimited source of scenes.
 #[derive(Debug)]
 pub struct Scenes {
     options: ScenesOptions,
@@ -104,32 +105,34 @@ impl Scenes {
         Ok(Self { options, world, held_out, painter })
     }
 
-    /// A short name of all that decides the scenes; others have another one. Where the packages lie does not count.
+    /// Returns a hash of everything that determines the scenes. It does not depend on the location
+    /// of the packages.
     ///
     /// # Errors
-    /// If the packages do not say their versions.
+    /// If the version of a package cannot be read.
     pub fn fingerprint(&self) -> Result<String> {
         Ok(fingerprint(&self.options, &catalog::versions(&self.options.packages)?))
     }
 
-    /// How many combinations are held out.
+    /// Returns the number of held-out combinations.
     pub fn n_held_out(&self) -> usize {
         self.held_out.list.len()
     }
 
-    /// Every word that captions of these scenes can have.
+    /// Returns all words that can occur in captions of these scenes.
     pub fn words(&self) -> BTreeSet<String> {
         let lot = Lot::new(&self.world, &self.options.shares);
         caption_words(captions::texts(&self.world, &lot.all_parts()))
     }
 
-    /// Training scene number `index`: it shows no held-out combination.
+    /// Returns training scene number `index`, which shows no held-out combination.
     pub fn train(&self, index: u64) -> Result<Sample> {
         let lot = Lot::new(&self.world, &self.options.shares);
         self.sample(Split::Train, index, |rng| lot.draw(&self.held_out, rng))
     }
 
-    /// Validation scene number `index`: it shows held-out combination `index` modulo their number.
+    /// Returns validation scene number `index`. It shows the held-out combination with the number
+    /// `index` modulo the length of the list.
     pub fn held_out(&self, index: u64) -> Result<Sample> {
         let lot = Lot::new(&self.world, &self.options.shares);
         let list = &self.held_out.list;
@@ -164,23 +167,26 @@ impl Scenes {
         None.with_context(|| format!("scene {index} was blank {MOST_BLANK} times"))
     }
 
-    /// What the scene shows apart from its style: the kinds of its combinations and its first thing.
+    /// Returns the scene's concept for its metadata: the kind of its last combination and its first
+    /// thing.
     fn concept(&self, scene: &Scene) -> String {
         let kind = scene.combinations().last().map_or("style", |combination| combination.kind().name());
         format!("{kind}: {}", self.world.things[scene.content.first()].name)
     }
 }
 
-/// A short name of options and of the packages' versions.
+/// Returns a hash of the options and the versions of the packages.
 fn fingerprint(options: &ScenesOptions, versions: &BTreeMap<String, String>) -> String {
     let held_out = options.held_out.as_deref().unwrap_or(held_out::LIST);
-    let decides = json!({ "packages": versions, "scenes": options, "held_out": held_out });
-    format!("{:08x}", crc32fast::hash(decides.to_string().as_bytes()))
+    let inputs = json!({ "packages": versions, "scenes": options, "held_out": held_out });
+    format!("{:08x}", crc32fast::hash(inputs.to_string().as_bytes()))
 }
 
-/// Paints `count` training scenes and `val` validation scenes into `out`, calling `progress(done, total)` now and then.
+/// Paints `count` training scenes and `val` validation scenes into `out`, and calls
+/// `progress(done, total)` before each batch and at the end.
 ///
-/// A folder that already holds this very set is left as it is; one that holds anything else is an error.
+/// A folder that already contains the same set is not changed. A folder with other content is an
+/// error.
 pub fn build_scenes(
     options: &ScenesOptions,
     [count, val]: [u64; 2],

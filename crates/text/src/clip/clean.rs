@@ -1,29 +1,38 @@
-//! How CLIP cleans captions before it cuts them into tokens (Radford et al. 2021, the released tokenizer).
+//! Cleans captions as CLIP does before tokenisation (Radford et al. 2021, the released tokenizer).
 //!
-//! The released code calls a library, ftfy, that repairs text, and Python's `html.unescape` twice. The order of the
-//! steps is theirs, because it shows: a curly quote that only the second unescaping makes stays curly.
+//! The released code calls the text-repair library ftfy and then Python's `html.unescape` twice.
+//! This file keeps that order, because it affects the result: a curly quote that only the second
+//! unescaping produces stays curly.
 
 use tokenizers::NormalizedString;
 
-use super::entities::{unescape, unescape_whole, windows_1252};
+use super::entities::{unescape, unescape_terminated, windows_1252};
 use crate::normalise::compose;
 
-/// `caption` as CLIP's tokenizer reads it: repaired, HTML entities resolved, white space runs made one space, ends
-/// trimmed, lower case.
+/// Cleans `caption` as CLIP's tokenizer does: repairs it, resolves HTML entities, collapses and
+/// trims white space, and converts it to lower case.
 ///
-/// Of ftfy's repairs it makes these: entities that end in `;` (in text without `<`), C1 controls to the characters that
-/// Windows means by them, Latin ligatures and fullwidth or halfwidth characters to ordinary ones, curly quotes to
-/// straight ones, terminal colours and control characters removed, composed characters (NFC). It does not repair
-/// mojibake, text that was decoded by the wrong encoding (`sÃ³` for `só`), which ftfy would.
+/// The following repairs of ftfy are implemented:
+/// - entities that end in `;` are resolved (in text without `<`);
+/// - C1 controls become the characters that Windows-1252 has in their place;
+/// - Latin ligatures and fullwidth or halfwidth characters become ordinary characters;
+/// - curly quotes become straight ones;
+/// - terminal colours and control characters are removed;
+/// - characters are composed (NFC).
 ///
-/// Entities with a name are those of HTML 4, `&apos;`, HTML 5's names of ASCII signs, and all-capital spellings as far
-/// as ftfy or HTML 5 knows them; the other 1,900 names of HTML 5 stay as they are written.
+/// Unlike ftfy, this function does not repair mojibake: text that was decoded with the wrong
+/// encoding (`sÃ³` for `só`).
+///
+/// The supported named entities are those of HTML 4, `&apos;`, HTML 5's names of ASCII signs, and
+/// the all-capital spellings that ftfy or HTML 5 knows. The other 1,900 names of HTML 5 stay
+/// unresolved.
 pub fn clean_for_clip(caption: &str) -> String {
     let text = unescape(&unescape(&repair(caption)));
     text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// Repairs each line by itself. From the first line with a `<` on, text is taken for HTML whose entities are meant.
+/// Repairs each line separately. From the first line with a `<` on, the text is treated as HTML,
+/// and this step leaves its entities alone.
 fn repair(text: &str) -> String {
     let mut entities = true;
     let line = |line: &str| {
@@ -33,11 +42,11 @@ fn repair(text: &str) -> String {
     text.split_inclusive('\n').map(line).collect()
 }
 
-/// Repeats the steps until they change nothing: one step's result may be another's business.
+/// Repeats the steps until nothing changes, because the result of one step may need another step.
 fn repair_line(line: &str, entities: bool) -> String {
     let mut text = line.to_owned();
     loop {
-        let unescaped = if entities { unescape_whole(&text) } else { text.clone() };
+        let unescaped = if entities { unescape_terminated(&text) } else { text.clone() };
         let plain: String = unescaped.chars().map(windows_1252).collect::<String>();
         let next = compose(without_controls(&ordinary(&plain)));
         if next == text {
@@ -47,7 +56,7 @@ fn repair_line(line: &str, entities: bool) -> String {
     }
 }
 
-/// Ligatures, widths, quotes and line ends, in this order.
+/// Replaces ligatures, fullwidth and halfwidth characters, quotes and line ends, in this order.
 fn ordinary(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     for c in text.chars() {
@@ -98,12 +107,12 @@ fn ligature(c: char) -> Option<&'static str> {
     })
 }
 
-/// The compatibility form (NFKC) of one fullwidth or halfwidth character.
+/// Returns the compatibility form (NFKC) of a fullwidth or halfwidth character.
 fn of_usual_width(c: char) -> String {
     NormalizedString::from(c.to_string()).nfkc().get().to_owned()
 }
 
-/// Without terminal escapes (`ESC [ 31 m`) and characters that neither print nor space.
+/// Removes terminal escapes (`ESC [ 31 m`) and control characters other than white space.
 fn without_controls(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
@@ -119,7 +128,7 @@ fn without_controls(text: &str) -> String {
     result
 }
 
-/// Bytes of the terminal escape that `text` begins with.
+/// Returns the length in bytes of the terminal escape at the start of `text`, if there is one.
 fn escape_len(text: &str) -> Option<usize> {
     let arguments = text.strip_prefix("\u{1b}[")?;
     let letter = arguments.trim_start_matches(|c: char| c.is_numeric() || c == ';');

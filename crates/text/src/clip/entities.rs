@@ -1,9 +1,10 @@
-//! HTML's character references, as Python's `html.unescape` and ftfy read them.
+//! Resolves HTML character references as Python's `html.unescape` and ftfy do.
 //!
-//! HTML 5 has 2,231 names, most for signs of mathematics that no caption spells so. Here are HTML 4's 252, `apos`, and
-//! the names of ASCII signs.
+//! HTML 5 has 2,231 names, most of them for mathematical signs that captions do not contain. This
+//! file supports the 252 names of HTML 4, `apos`, and the names of ASCII signs.
 
-/// Names of U+00A0 to U+00FF in order. These and a few of [`ASCII`] also stand without a `;`.
+/// The names of U+00A0 to U+00FF in order. These and a few of [`ASCII`] are also valid without a
+/// `;`.
 const LATIN_1: &str = "nbsp iexcl cent pound curren yen brvbar sect uml copy ordf laquo not shy reg macr deg plusmn \
     sup2 sup3 acute micro para middot cedil sup1 ordm raquo frac14 frac12 frac34 iquest Agrave Aacute Acirc Atilde \
     Auml Aring AElig Ccedil Egrave Eacute Ecirc Euml Igrave Iacute Icirc Iuml ETH Ntilde Ograve Oacute Ocirc Otilde \
@@ -11,13 +12,14 @@ const LATIN_1: &str = "nbsp iexcl cent pound curren yen brvbar sect uml copy ord
     egrave eacute ecirc euml igrave iacute icirc iuml eth ntilde ograve oacute ocirc otilde ouml divide oslash ugrave \
     uacute ucirc uuml yacute thorn yuml";
 
-/// A sign and its names.
+/// ASCII signs: each entry is a sign followed by one of its names.
 const ASCII: &str = "&amp &AMP <lt <LT >gt >GT \"quot \"QUOT 'apos *ast *midast \\bsol :colon ,comma @commat \
     `grave `DiacriticalGrave $dollar =equals !excl ^Hat {lbrace {lcub [lbrack [lsqb _lowbar _UnderBar (lpar #num \
     %percnt .period +plus ?quest }rbrace }rcub ]rbrack ]rsqb )rpar ;semi /sol |verbar |vert |VerticalLine \nNewLine \
     \tTab";
 
-/// The rest of HTML 4, a sign and its name each, and capitals that HTML 5 added.
+/// The remaining names of HTML 4 and the capital spellings that HTML 5 added. Each entry is a sign
+/// followed by its name.
 const OTHER: &str = "©COPY ®REG ™TRADE ŒOElig œoelig ŠScaron šscaron ŸYuml ƒfnof ˆcirc ˜tilde ΑAlpha ΒBeta ΓGamma ΔDelta \
     ΕEpsilon ΖZeta ΗEta ΘTheta ΙIota ΚKappa ΛLambda ΜMu ΝNu ΞXi ΟOmicron ΠPi ΡRho ΣSigma ΤTau ΥUpsilon ΦPhi ΧChi ΨPsi \
     ΩOmega αalpha βbeta γgamma δdelta εepsilon ζzeta ηeta θtheta ιiota κkappa λlambda μmu νnu ξxi οomicron πpi ρrho \
@@ -30,10 +32,11 @@ const OTHER: &str = "©COPY ®REG ™TRADE ŒOElig œoelig ŠScaron šscaron ŸY
     ⊄nsub ⊆sube ⊇supe ⊕oplus ⊗otimes ⊥perp ⋅sdot ⌈lceil ⌉rceil ⌊lfloor ⌋rfloor ⟨lang ⟩rang ◊loz ♠spades ♣clubs ♥hearts \
     ♦diams";
 
-/// What Windows means by U+0080 to U+009F; five of them it does not use.
+/// The characters of Windows-1252 at U+0080 to U+009F. Five of these positions are unused.
 const WINDOWS_1252: &str = "€\u{81}\u{201a}ƒ\u{201e}…†‡ˆ‰Š‹Œ\u{8d}Ž\u{8f}\u{90}\u{2018}\u{2019}\u{201c}\u{201d}•\u{2013}\u{2014}˜™š›œ\u{9d}žŸ";
 
-/// A C1 control as the character that Windows has there; any other character as it is.
+/// Replaces a C1 control by the character that Windows-1252 has in its place. Other characters are
+/// returned unchanged.
 pub(super) fn windows_1252(c: char) -> char {
     match c {
         '\u{80}'..='\u{9f}' => WINDOWS_1252.chars().nth(c as usize - 0x80).unwrap_or(c),
@@ -41,13 +44,14 @@ pub(super) fn windows_1252(c: char) -> char {
     }
 }
 
-/// Python's `html.unescape`: names with and without `;`, the longest that fits, and numbers.
+/// Resolves references as Python's `html.unescape` does: numbers, and names with or without `;`, of
+/// which the longest match is taken.
 pub(super) fn unescape(text: &str) -> String {
     replace(text, |reference| number(reference).or_else(|| longest_name(reference)))
 }
 
-/// ftfy's: only what has a `;` of its own, names also in capitals.
-pub(super) fn unescape_whole(text: &str) -> String {
+/// Resolves references as ftfy does: only those that end in `;`, and names also in capitals.
+pub(super) fn unescape_terminated(text: &str) -> String {
     replace(text, |reference| {
         let end = reference.find(';')?;
         let name = &reference[..end];
@@ -56,7 +60,7 @@ pub(super) fn unescape_whole(text: &str) -> String {
             return None;
         }
         let resolved = if name.starts_with('#') {
-            // A reference to `;` itself looks to ftfy as if its own were left over.
+            // ftfy rejects a result that still ends in `;`, and so also a reference to `;` itself.
             number(reference).filter(|(text, len)| *len == end + 1 && text != ";").map(|(text, _)| text)
         } else {
             named(name).map(String::from).or_else(|| in_capitals(name))
@@ -65,7 +69,8 @@ pub(super) fn unescape_whole(text: &str) -> String {
     })
 }
 
-/// Replaces references, each resolved from the text behind its `&` to characters and the bytes it takes there.
+/// Replaces all references. `resolve` gets the text after a `&` and returns the replacement and the
+/// number of bytes of that text that it replaces.
 fn replace(text: &str, resolve: impl Fn(&str) -> Option<(String, usize)>) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
@@ -79,28 +84,30 @@ fn replace(text: &str, resolve: impl Fn(&str) -> Option<(String, usize)>) -> Str
     result + rest
 }
 
-/// `#8217;`, `#x2019`: characters that cannot be become none, or U+FFFD.
+/// Resolves a numeric reference such as `#8217;` or `#x2019`. Invalid characters become the empty
+/// string or U+FFFD.
 fn number(reference: &str) -> Option<(String, usize)> {
     let digits = reference.strip_prefix('#')?;
     let (digits, base) = match digits.strip_prefix(['x', 'X']) {
         Some(digits) => (digits, 16),
         None => (digits, 10),
     };
-    let behind = digits.trim_start_matches(|c: char| c.is_digit(base));
-    let digits = &digits[..digits.len() - behind.len()];
+    let after = digits.trim_start_matches(|c: char| c.is_digit(base));
+    let digits = &digits[..digits.len() - after.len()];
     if digits.is_empty() {
         return None;
     }
-    // A number that does not fit 32 bits is no character either.
+    // A number that does not fit in 32 bits is not a valid character either.
     let code = u32::from_str_radix(digits, base).unwrap_or(u32::MAX);
-    let len = reference.len() - behind.len() + usize::from(behind.starts_with(';'));
+    let len = reference.len() - after.len() + usize::from(after.starts_with(';'));
     let c = char::from_u32(code).filter(|c| *c != '\0').unwrap_or('\u{fffd}');
-    let is_none = matches!(c, '\u{1}'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{fdd0}'..='\u{fdef}')
+    let is_invalid = matches!(c, '\u{1}'..='\u{8}' | '\u{b}' | '\u{e}'..='\u{1f}' | '\u{7f}' | '\u{fdd0}'..='\u{fdef}')
         || code & 0xfffe == 0xfffe && code < 0x11_0000;
-    Some((if is_none { String::new() } else { windows_1252(c).to_string() }, len))
+    Some((if is_invalid { String::new() } else { windows_1252(c).to_string() }, len))
 }
 
-/// The longest name that `reference` begins with: any before a `;`, elsewhere those that may stand without.
+/// Resolves the longest name at the start of `reference`: any name before a `;`, otherwise only
+/// names that are valid without a `;`.
 fn longest_name(reference: &str) -> Option<(String, usize)> {
     let is_end = |c: char| matches!(c, '\t' | '\n' | '\u{c}' | ' ' | '<' | '&' | '#' | ';');
     let end = reference.char_indices().take(33).find(|(_, c)| is_end(*c));
@@ -117,7 +124,8 @@ fn longest_name(reference: &str) -> Option<(String, usize)> {
     found.next().and_then(|name| Some((named(name)?.to_string(), name.len())))
 }
 
-/// What ftfy takes names of small letters for when they are written in capitals: the capital.
+/// Resolves the name of a small letter that is written in capitals to the capital letter, as ftfy
+/// does.
 fn in_capitals(name: &str) -> Option<String> {
     let small = name.to_ascii_lowercase();
     if name != name.to_ascii_uppercase() {

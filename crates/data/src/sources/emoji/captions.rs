@@ -1,23 +1,24 @@
-//! What a drawing is called: "a red apple, flat style", and the same in other words.
+//! Writes the captions of an emoji picture: "a red apple, flat style", and other wordings of the
+//! same.
 //!
-//! Several wordings of one picture keep the prior from learning one template. The first is the canonical one, the
-//! form in which samples and tests ask for pictures.
+//! Several wordings per picture keep the prior from learning a single template. The first one is
+//! the canonical caption, which samples and tests use as prompt.
 
 use super::style::Style;
 
-/// The longest caption, in words; the canonical one may be longer.
+/// The maximum number of words of a caption. The canonical caption may be longer.
 const MAX_WORDS: usize = 14;
-/// How many keywords a caption of keywords lists.
+/// The maximum number of keywords in a caption of keywords.
 const MAX_TAGS: usize = 4;
 
-/// Nouns that are not counted: no article.
+/// Uncountable nouns, which take no article.
 const MASS_NOUNS: &str = "bread rice popcorn butter salt garlic bacon sushi spaghetti broccoli fire ice lightning fog \
     meat tennis pong badminton hockey soap thread wood coral tea sake mate oden custard fondue cooking bowling voltage \
     camping construction fuji tower confetti money salad ginger falafel milk dna blood paper water hair litter \
     littering smoking curling lacrosse dango laughing tofu yarn zzz";
-/// Plurals that do not end in s.
+/// Plurals that [`takes_no_article`] does not recognise by their ending.
 const PLURALS: &str = "people men women children feet teeth mice skis maracas";
-/// Ends the part of a phrase that holds its head noun: "slice of ...", "sun behind ...".
+/// Words that end the part of a phrase with the head noun: "slice of ...", "sun behind ...".
 const AFTER_HEAD: [&str; 14] = [
     " with ",
     " of ",
@@ -35,9 +36,10 @@ const AFTER_HEAD: [&str; 14] = [
     " for ",
 ];
 
-/// The words for a label of emojibase: lower case, no brackets, no colons.
+/// Converts a label of emojibase to a phrase in lower case without brackets and colons.
 ///
-/// "woman running: dark skin tone" becomes "woman running with dark skin tone", "flag: France" "flag of france".
+/// "woman running: dark skin tone" becomes "woman running with dark skin tone", "flag: France"
+/// "flag of france".
 pub(in crate::sources) fn phrase(label: &str) -> String {
     let mut words = label.to_lowercase().replace(['“', '”'], "").replace('’', "'");
     if let (Some(open), Some(close)) = (words.find('('), words.find(')'))
@@ -51,7 +53,7 @@ pub(in crate::sources) fn phrase(label: &str) -> String {
     words.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The phrase with "a" or "an", or as it is if its noun is plural or not counted.
+/// Adds "a" or "an" to a phrase, or nothing if its noun is plural or uncountable.
 pub(in crate::sources) fn with_article(phrase: &str) -> String {
     let head_end = AFTER_HEAD.iter().filter_map(|word| phrase.find(word)).min().unwrap_or(phrase.len());
     let head: Vec<&str> = phrase[..head_end].split_whitespace().collect();
@@ -64,7 +66,8 @@ pub(in crate::sources) fn with_article(phrase: &str) -> String {
     }
 }
 
-/// Whether the last word is plural or not counted, or any word is an irregular plural ("men wrestling").
+/// Whether the last word is plural or uncountable, or any word is an irregular plural ("men
+/// wrestling").
 fn takes_no_article(head: &[&str]) -> bool {
     let noun = head.last().copied().unwrap_or("");
     let ends_like_a_plural = noun.len() > 2 && noun.ends_with('s');
@@ -75,12 +78,12 @@ fn takes_no_article(head: &[&str]) -> bool {
         || head.iter().any(|word| listed(PLURALS, word))
 }
 
-/// Whether the phrase is spoken with a vowel first.
+/// Whether the pronunciation of the phrase begins with a vowel.
 fn sounds_like_a_vowel(phrase: &str) -> bool {
     let first = phrase.split([' ', '-']).next().unwrap_or("");
     let mut letters = first.chars();
     match (letters.next(), letters.next()) {
-        // A letter by itself is spoken as its name: "an x-ray", "a t-shirt".
+        // A single letter is pronounced as its name: "an x-ray", "a t-shirt".
         (Some(letter), None) => "aefhilmnorsx8".contains(letter),
         _ if ["uni", "eur", "one", "use", "ute"].iter().any(|start| first.starts_with(start)) => false,
         _ if first.starts_with("hour") => true,
@@ -89,9 +92,10 @@ fn sounds_like_a_vowel(phrase: &str) -> bool {
     }
 }
 
-/// All captions of a picture, the canonical one first.
+/// Returns all captions of a picture, the canonical one first.
 ///
-/// `names` are the phrases it goes by, the best first; `tags` its keywords, the most telling first.
+/// `names` are the names of the picture, the best first, and `tags` are its keywords, the most
+/// important first.
 pub(super) fn captions(names: &[String], tags: &[String], style: Style) -> Vec<String> {
     let style = format!("{} style", style.name());
     let mut captions = Vec::new();
@@ -114,7 +118,8 @@ pub(super) fn captions(names: &[String], tags: &[String], style: Style) -> Vec<S
     kept
 }
 
-/// "apple, red, food, fruit, flat style"; the phrase itself comes first where no keyword is a word of it.
+/// Returns a caption of keywords such as "apple, red, food, fruit, flat style". It begins with the
+/// phrase itself if the first keyword is not a word of the phrase.
 fn keyword_caption(phrase: &str, tags: &[String], style: &str) -> Option<String> {
     let is_named = tags.first().is_some_and(|tag| phrase.split(' ').any(|word| word == tag));
     let phrase = (!is_named).then_some(phrase);
@@ -122,7 +127,7 @@ fn keyword_caption(phrase: &str, tags: &[String], style: &str) -> Option<String>
     (tags.len() >= 2).then(|| format!("{}, {style}", words.join(", ")))
 }
 
-/// "a flat style", "an emojione style": here the noun is always counted.
+/// Adds "a" or "an" to a phrase with a countable noun: "a flat style", "an emojione style".
 fn with_vowel_article(phrase: &str) -> String {
     let article = if sounds_like_a_vowel(phrase) { "an" } else { "a" };
     format!("{article} {phrase}")
@@ -133,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_become_words() {
+    fn labels_become_phrases() {
         assert_eq!(phrase("T-Rex"), "t-rex");
         assert_eq!(phrase("woman running: dark skin tone"), "woman running with dark skin tone");
         assert_eq!(phrase("person: light skin tone, red hair"), "person with light skin tone and red hair");
@@ -144,8 +149,8 @@ mod tests {
     }
 
     #[test]
-    fn articles_follow_sound_and_number() {
-        for (phrase, wanted) in [
+    fn articles_depend_on_sound_and_number() {
+        for (phrase, expected) in [
             ("red apple", "a red apple"),
             ("alien", "an alien"),
             ("unicorn", "a unicorn"),
@@ -170,12 +175,12 @@ mod tests {
             ("men wrestling", "men wrestling"),
             ("woman running with dark skin tone", "a woman running with dark skin tone"),
         ] {
-            assert_eq!(with_article(phrase), wanted);
+            assert_eq!(with_article(phrase), expected);
         }
     }
 
     #[test]
-    fn the_first_caption_is_canonical_and_all_differ() {
+    fn first_caption_is_canonical_and_all_are_distinct() {
         let tags = ["apple", "red", "food", "fruit", "ripe"].map(String::from);
         let captions = captions(&["red apple".into()], &tags, Style::Flat);
         assert_eq!(
@@ -192,14 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn keywords_always_name_the_thing() {
+    fn keyword_caption_always_names_the_thing() {
         let tags = ["fruit", "berry"].map(String::from);
         let captions = captions(&["strawberry".into()], &tags, Style::Noto);
         assert_eq!(captions.last().unwrap(), "strawberry, fruit, berry, noto style");
     }
 
     #[test]
-    fn a_face_goes_by_two_names_and_plurals_do_not_repeat() {
+    fn face_has_two_names_and_plurals_do_not_repeat() {
         let cat = captions(&["cat face".into(), "cat".into()], &[], Style::EmojiOne);
         assert_eq!(cat[0], "a cat face, emojione style");
         assert!(cat.contains(&"a cat, emojione style".to_string()));
@@ -209,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn long_captions_are_left_out_but_never_all() {
+    fn long_captions_are_left_out_except_the_canonical_one() {
         let long = vec!["word ".repeat(20).trim().to_string()];
         assert_eq!(captions(&long, &[], Style::Noto).len(), 1);
     }

@@ -1,4 +1,4 @@
-//! Which icon of which set draws which emoji.
+//! Finds the icon of each set that draws a given emoji.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -8,19 +8,19 @@ use anyhow::{Context, Result};
 use super::package::{Emoji, IconSet, plain_hexcode, read_json, slug, version};
 use super::style::{Naming, Style};
 
-/// Icons whose names say something else than emojibase: `SET ICON LABEL`.
+/// Icons whose names differ from the label in emojibase, as lines of `SET ICON LABEL`.
 const RENAMED: &str = include_str!("renamed.txt");
-/// The folder of the names and keywords.
+/// The folder of the package with names and keywords.
 const EMOJIBASE: &str = "emojibase-data";
 
-/// All packages, read.
+/// The content of all packages.
 pub(in crate::sources) struct Catalog {
     pub(in crate::sources) emoji: Vec<Emoji>,
     sets: Vec<StyleSet>,
     tag_uses: HashMap<String, usize>,
 }
 
-/// One set and the ways to find an icon in it.
+/// One icon set, with the tables that are needed to find an icon in it.
 struct StyleSet {
     style: Style,
     icons: IconSet,
@@ -40,7 +40,7 @@ impl Catalog {
         Ok(Self { emoji, sets, tag_uses })
     }
 
-    /// The styles that have a drawing of `emoji`, with the drawing's name there.
+    /// Returns the styles that have a drawing of `emoji`, each with the name of its icon.
     pub(in crate::sources) fn icons<'a>(
         &'a self,
         emoji: &'a Emoji,
@@ -48,14 +48,15 @@ impl Catalog {
         self.sets.iter().filter_map(|set| Some((set.style, set.icon(emoji)?)))
     }
 
-    /// The drawing as an SVG document.
+    /// Returns the icon as an SVG document.
     pub(in crate::sources) fn svg(&self, style: Style, icon: &str) -> Result<String> {
         let set = self.sets.iter().find(|set| set.style == style);
         set.and_then(|set| set.icons.svg(icon))
             .with_context(|| format!("{} has no icon {icon}", style.folder()))
     }
 
-    /// The keywords of `emoji`: first those in its label, then the commonest, which tell the kind of thing.
+    /// Returns the keywords of `emoji`: first those that occur in its label, then the others by
+    /// frequency, because the most frequent ones describe the kind of thing.
     pub(in crate::sources) fn tags(&self, emoji: &Emoji) -> Vec<String> {
         let label = emoji.label.to_lowercase();
         let mut tags: Vec<String> = emoji.tags.iter().map(|tag| tag.to_lowercase()).collect();
@@ -66,7 +67,8 @@ impl Catalog {
         tags
     }
 
-    /// How many icons of each set draw nothing that emojibase names, or are withdrawn.
+    /// Returns, for each set, the number of icons that match no emoji of emojibase or are
+    /// withdrawn.
     pub(in crate::sources) fn unmatched(&self) -> BTreeMap<Style, u64> {
         let all: Vec<&Emoji> =
             self.emoji.iter().flat_map(|emoji| std::iter::once(emoji).chain(&emoji.skins)).collect();
@@ -78,7 +80,7 @@ impl Catalog {
     }
 }
 
-/// The version of each package, for the record.
+/// Returns the version of each package. The versions are stored in the record of a set.
 pub(in crate::sources) fn versions(packages: &Path) -> Result<BTreeMap<String, String>> {
     let folders = Style::ALL.iter().map(|style| style.folder()).chain([EMOJIBASE]);
     folders.map(|folder| Ok((folder.to_string(), version(&packages.join(folder))?))).collect()
@@ -94,7 +96,7 @@ impl StyleSet {
         Ok(Self { style, icons, by_code_points, renamed: renamed_in(style.folder()) })
     }
 
-    /// The icon that draws `emoji`, if there is one.
+    /// Returns the icon that draws `emoji`, if there is one.
     fn icon<'a>(&'a self, emoji: &Emoji) -> Option<&'a str> {
         if let Some((icon, _)) = self.renamed.iter().find(|(_, label)| **label == emoji.label) {
             return self.icons.resolve(icon);
@@ -106,7 +108,7 @@ impl StyleSet {
             Naming::Hyphens => self.resolve_slug(&flag_for(&emoji.label), "-"),
             Naming::Joined => self.resolve_slug(&emoji.label, ""),
         }?;
-        // An icon that the list gives another meaning does not have this one too.
+        // An icon in the list of renamed icons matches only the label given there.
         (!self.renamed.contains_key(icon)).then_some(icon)
     }
 
@@ -115,12 +117,12 @@ impl StyleSet {
     }
 }
 
-/// The older name of flags: "flag for France".
+/// Converts the label of a flag to its older form, "flag for France".
 fn flag_for(label: &str) -> String {
     label.replace("flag: ", "flag for ")
 }
 
-/// The lines of the list that are about one set, as icon → label.
+/// Returns the renamed icons of one set as a map from icon to label.
 fn renamed_in(folder: &str) -> HashMap<&'static str, &'static str> {
     let lines = RENAMED.lines().filter(|line| !line.starts_with('#'));
     let entries = lines.filter_map(|line| {
@@ -136,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_list_of_renamed_icons_is_well_formed() {
+    fn list_of_renamed_icons_is_well_formed() {
         let lines = RENAMED.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count();
         let entries: usize = Style::ALL.iter().map(|style| renamed_in(style.folder()).len()).sum();
         assert_eq!(entries, lines, "a line names no set, or an icon comes twice");

@@ -1,4 +1,4 @@
-//! The packages as they come: icon sets in Iconify's JSON, names and keywords in emojibase's.
+//! Reads the packages: icon sets in Iconify's JSON format, names and keywords in emojibase's.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tessera_text::decode_text;
 
-/// An `icons.json`. The fields not listed here are of no use to us.
+/// An `icons.json` file. Fields that are not needed are not listed.
 #[derive(Debug, Deserialize)]
 pub(in crate::sources) struct IconSet {
     icons: BTreeMap<String, Icon>,
@@ -21,12 +21,13 @@ pub(in crate::sources) struct IconSet {
     height: f32,
 }
 
-/// Iconify's default for a set that states no size.
+/// Returns Iconify's default side, for a set without a size.
 fn default_side() -> f32 {
     16.0
 }
 
-/// A drawing: the inside of an `<svg>` element, and its view box where it is not the set's.
+/// An icon: the content of an `<svg>` element, and its view box where it differs from the default
+/// of the set.
 #[derive(Debug, Deserialize)]
 struct Icon {
     body: String,
@@ -43,7 +44,8 @@ struct Icon {
 #[derive(Debug, Deserialize)]
 struct Alias {
     parent: String,
-    /// Flips, rotations and the like: an alias with any of them is another picture, and is not used.
+    /// Flips, rotations and similar changes. An alias with any of them is a different picture and
+    /// is not used.
     #[serde(flatten)]
     changes: BTreeMap<String, serde_json::Value>,
 }
@@ -53,12 +55,13 @@ impl IconSet {
         read_json(path)
     }
 
-    /// The names of all icons, hidden ones included.
+    /// Returns the names of all icons, including hidden ones.
     pub(in crate::sources) fn names(&self) -> impl Iterator<Item = &str> {
         self.icons.keys().map(String::as_str)
     }
 
-    /// The icon of that name, or of the one it is another name for; hidden (withdrawn) icons count as absent.
+    /// Returns the name of the icon with this name or alias. Hidden (withdrawn) icons are treated
+    /// as missing.
     pub(in crate::sources) fn resolve(&self, name: &str) -> Option<&str> {
         let name = match self.aliases.get(name) {
             Some(alias) if alias.changes.is_empty() => alias.parent.as_str(),
@@ -68,7 +71,7 @@ impl IconSet {
         self.icons.get_key_value(name).filter(|(_, icon)| !icon.hidden).map(|(name, _)| name.as_str())
     }
 
-    /// The icon as an SVG document.
+    /// Returns the icon as an SVG document.
     pub(in crate::sources) fn svg(&self, name: &str) -> Option<String> {
         let icon = self.icons.get(name)?;
         let (width, height) = (icon.width.unwrap_or(self.width), icon.height.unwrap_or(self.height));
@@ -87,14 +90,14 @@ pub(in crate::sources) struct Emoji {
     pub(in crate::sources) hexcode: String,
     #[serde(default)]
     pub(in crate::sources) tags: Vec<String>,
-    /// Absent for the parts that emoji are put together from, which are no pictures.
+    /// The group. Absent for components of emoji, which are not pictures.
     pub(in crate::sources) group: Option<u32>,
     #[serde(default)]
     pub(in crate::sources) skins: Vec<Emoji>,
     pub(in crate::sources) tone: Option<Tone>,
 }
 
-/// One skin tone, or that of each person.
+/// One skin tone, or one for each person.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub(in crate::sources) enum Tone {
@@ -102,20 +105,20 @@ pub(in crate::sources) enum Tone {
     Several(Vec<u8>),
 }
 
-/// Reads one of a package's JSON files; a missing one says how to get it.
+/// Reads a JSON file of a package. If it is missing, the error says how to fetch it.
 pub(in crate::sources) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = fs::read(path).with_context(|| {
         format!("cannot read {}; fetch the packages with `runs/fetch_emoji.sh DIR`", path.display())
     })?;
     decode_text(&bytes).and_then(|text| Ok(serde_json::from_str(&text)?)).with_context(|| {
         format!(
-            "{} is not the file expected there; fetch the packages again with `runs/fetch_emoji.sh`",
+            "{} does not have the expected content; fetch the packages again with `runs/fetch_emoji.sh`",
             path.display()
         )
     })
 }
 
-/// The version in the package's `package.json`.
+/// Returns the version in the package's `package.json`.
 pub(in crate::sources) fn version(package: &Path) -> Result<String> {
     #[derive(Deserialize)]
     struct Manifest {
@@ -124,13 +127,15 @@ pub(in crate::sources) fn version(package: &Path) -> Result<String> {
     Ok(read_json::<Manifest>(&package.join("package.json"))?.version)
 }
 
-/// A code point sequence as `chars.json` has it: lower case, without the variation selector FE0F.
+/// Converts a code point sequence to the form in `chars.json`: lower case, without the variation
+/// selector FE0F.
 pub(in crate::sources) fn plain_hexcode(hexcode: &str) -> String {
     let hexcode = hexcode.to_ascii_lowercase();
     hexcode.split('-').filter(|code| *code != "fe0f").collect::<Vec<_>>().join("-")
 }
 
-/// A label's letters and digits in lower case, with `separator` for whatever stands between them.
+/// Converts a label to lower case and replaces everything between letters and digits by
+/// `separator`.
 pub(in crate::sources) fn slug(label: &str, separator: &str) -> String {
     let label: String =
         label.to_lowercase().chars().filter(|c| !matches!(c, '\'' | '’')).map(unaccented).collect();
@@ -138,7 +143,7 @@ pub(in crate::sources) fn slug(label: &str, separator: &str) -> String {
     words.collect::<Vec<_>>().join(separator)
 }
 
-/// The accents that occur in emojibase's English labels.
+/// Removes the accents that occur in emojibase's English labels.
 fn unaccented(c: char) -> char {
     match c {
         'á' | 'ã' | 'å' => 'a',
@@ -174,12 +179,12 @@ mod tests {
     }
 
     #[test]
-    fn an_icon_keeps_its_own_view_box() {
+    fn icon_keeps_its_view_box() {
         assert!(set().svg("bear-face").unwrap().contains("viewBox=\"-2 0 32 20\""));
     }
 
     #[test]
-    fn names_are_made_as_the_sets_make_them() {
+    fn names_have_the_format_of_the_sets() {
         assert_eq!(plain_hexcode("1F3C3-200D-2640-FE0F"), "1f3c3-200d-2640");
         assert_eq!(slug("woman’s boot", "-"), "womans-boot");
         assert_eq!(slug("woman: dark skin tone", "-"), "woman-dark-skin-tone");

@@ -1,14 +1,16 @@
-//! From an icon to pixels.
+//! Renders an SVG icon to pixels.
 
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use resvg::tiny_skia::{Color, Pixmap, Transform};
 use resvg::usvg;
 
-/// Empty space on each side, as a part of the canvas: a crop of 8/9 of the canvas does not cut the drawing.
+/// The margin on each side as a fraction of the canvas. With it, a crop of 8/9 of the canvas does
+/// not cut the drawing.
 const MARGIN: f32 = 0.06;
 
-/// Draws `svg` in the middle of a square of `side` pixels; `None` if nothing can be seen on this background.
+/// Draws `svg` in the middle of a square of `side` pixels. Returns `None` if nothing is visible on
+/// this background.
 pub(super) fn render(svg: &str, side: u32, background: [u8; 3]) -> Result<Option<RgbImage>> {
     let tree = usvg::Tree::from_str(svg, &usvg::Options::default()).context("the icon is not valid SVG")?;
     let (width, height) = (tree.size().width(), tree.size().height());
@@ -22,7 +24,7 @@ pub(super) fn render(svg: &str, side: u32, background: [u8; 3]) -> Result<Option
     pixmap.fill(Color::from_rgba8(r, g, b, 255));
     resvg::render(&tree, Transform::from_row(scale, 0.0, 0.0, scale, left, top), &mut pixmap.as_mut());
 
-    // The canvas is opaque, so its premultiplied colours are the colours.
+    // The canvas is opaque, so premultiplied colours equal the plain colours.
     let rgb = pixmap.data().chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect();
     let image = RgbImage::from_raw(side, side, rgb).context("the drawing has the wrong size")?;
     Ok(is_visible(&image, background).then_some(image))
@@ -47,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn the_drawing_fills_all_but_the_margin() {
+    fn drawing_fills_the_canvas_except_the_margin() {
         let image = render(&svg("#00f"), 100, [255; 3]).unwrap().unwrap();
         let at = |x, y| image.get_pixel(x, y).0;
         assert_eq!(
@@ -57,13 +59,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_seen_is_no_picture() {
+    fn invisible_drawing_gives_no_picture() {
         assert!(render(&svg("#fff"), 32, [255; 3]).unwrap().is_none());
         assert!(render(&svg("#fff"), 32, [0; 3]).unwrap().is_some());
     }
 
     #[test]
-    fn bad_svg_is_an_error() {
+    fn invalid_svg_is_an_error() {
         assert!(render("<svg", 32, [255; 3]).is_err());
     }
 }

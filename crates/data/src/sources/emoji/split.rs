@@ -1,7 +1,8 @@
-//! Which combinations are never trained on: a concept in a style, a person in a skin tone.
+//! Selects the held-out combinations: a concept in a style, or a person in a skin tone.
 //!
-//! A random picture held out says little, since its neighbours are trained on. A held-out *combination* asks the
-//! paper's question (§3.3): can the model draw what it knows in a way it has not seen it drawn?
+//! Holding out random pictures would say little about generalisation, because similar pictures are
+//! in the training set. Holding out *combinations* tests what the paper asks (§3.3): can the model
+//! draw a known concept in a style in which it has not seen it?
 
 use crate::fingerprint::fnv1a;
 use crate::loader::{Purpose, item_rng};
@@ -9,23 +10,25 @@ use crate::share::Share;
 
 use super::style::Style;
 
-/// A concept in this many styles or more keeps [`KEPT_STYLES`] of them for training.
+/// A concept with at least this many styles keeps at least [`KEPT_STYLES`] of them for training.
 const MANY_STYLES: usize = 4;
+/// The minimum number of training styles of a concept with many styles.
 const KEPT_STYLES: usize = 3;
 
-/// Draws what is held out; the same seed and names give the same answer.
+/// The random choice of held-out combinations. It depends only on the seed and the names.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Holdout {
-    /// How likely a combination is held out.
+    /// The probability that a combination is held out.
     pub(super) share: Share,
-    /// Another seed, another choice.
+    /// The seed of the choice.
     pub(super) seed: u64,
 }
 
 impl Holdout {
-    /// The styles in which `concept` is not trained on.
+    /// Returns the styles in which `concept` is held out.
     ///
-    /// A concept in fewer than three styles is never held out; one in three loses at most one.
+    /// A concept with fewer than three styles is never held out; with three styles, at most one is
+    /// held out.
     pub(super) fn styles(self, concept: &str, present: &[Style]) -> Vec<Style> {
         let most = match present.len() {
             0..=2 => 0,
@@ -36,7 +39,8 @@ impl Holdout {
         present.iter().filter(is_held).take(most).copied().collect()
     }
 
-    /// The skin tone in which `concept` is not trained on, in any style; at most one of at least three.
+    /// Returns the skin tone in which `concept` is held out in all styles, if any. At most one tone
+    /// is held out, and only if there are at least three.
     pub(super) fn tone(self, concept: &str, tones: &[u8]) -> Option<u8> {
         let is_held = |tone: &&u8| self.draws(&format!("{concept}/tone {tone}"));
         if tones.len() < 3 { None } else { tones.iter().find(is_held).copied() }
@@ -70,14 +74,14 @@ mod tests {
     }
 
     #[test]
-    fn about_the_asked_share_is_held_out() {
+    fn about_the_given_share_is_held_out() {
         let held: usize = (0..1000).map(|n| HOLDOUT.styles(&n.to_string(), &Style::ALL).len()).sum();
         assert!((400..560).contains(&held), "{held} of 6000");
         assert!(Holdout { share: Share::percent(0), seed: 0 }.styles("red apple", &Style::ALL).is_empty());
     }
 
     #[test]
-    fn the_choice_depends_on_seed_and_name_only() {
+    fn choice_depends_only_on_seed_and_name() {
         let all = |holdout: Holdout| {
             (0..99).map(|n| holdout.styles(&n.to_string(), &Style::ALL)).collect::<Vec<_>>()
         };
@@ -86,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn one_tone_at_most_is_held_out() {
+    fn at_most_one_tone_is_held_out() {
         let tones = [1, 2, 3, 4, 5];
         let held = (0..300).filter(|n| HOLDOUT.tone(&n.to_string(), &tones).is_some()).count();
         assert!((60..140).contains(&held), "{held} of 300");

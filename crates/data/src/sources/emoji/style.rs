@@ -1,8 +1,9 @@
-//! The six drawn sets: what a caption calls each, whose it is, and under which licence.
+//! The six icon sets: their names in captions, authors and licences.
 
 use serde::{Deserialize, Serialize};
 
-/// A set of drawings by one hand. Each draws the same things, so style and concept can be told apart.
+/// An icon set in a uniform style. All sets draw the same things, so style and concept are
+/// independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Style {
@@ -20,10 +21,10 @@ pub enum Style {
     Firefox,
 }
 
-/// How a set's icons are found for a concept.
+/// The rule by which the icon of a concept is found in a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Naming {
-    /// By code points, through the `chars.json` of the folder given.
+    /// By code points, with the `chars.json` in the given folder.
     CodePoints(&'static str),
     /// By the label in lower case with hyphens: "red-apple".
     Hyphens,
@@ -36,7 +37,7 @@ impl Style {
     pub const ALL: [Style; 6] =
         [Style::Noto, Style::Twemoji, Style::Flat, Style::Glossy, Style::EmojiOne, Style::Firefox];
 
-    /// Its name; captions say "`name` style".
+    /// Returns the name of the style. Captions contain "`name` style".
     pub fn name(self) -> &'static str {
         match self {
             Style::Noto => "noto",
@@ -48,7 +49,7 @@ impl Style {
         }
     }
 
-    /// The folder of its package under the packages folder.
+    /// Returns the folder of its package in the packages folder.
     pub fn folder(self) -> &'static str {
         match self {
             Style::Noto => "noto",
@@ -60,7 +61,7 @@ impl Style {
         }
     }
 
-    /// SPDX name of its licence.
+    /// Returns the SPDX name of its licence.
     pub fn licence(self) -> &'static str {
         match self {
             Style::Noto | Style::Firefox => "Apache-2.0",
@@ -69,7 +70,7 @@ impl Style {
         }
     }
 
-    /// Who drew it.
+    /// Returns the author.
     pub fn author(self) -> &'static str {
         match self {
             Style::Noto => "Google Inc",
@@ -80,7 +81,7 @@ impl Style {
         }
     }
 
-    /// Where it comes from.
+    /// Returns the address of its source.
     pub fn url(self) -> &'static str {
         match self {
             Style::Noto => "https://github.com/googlefonts/noto-emoji",
@@ -95,7 +96,8 @@ impl Style {
         match self {
             Style::Noto => Naming::CodePoints("noto"),
             Style::Twemoji => Naming::CodePoints("twemoji"),
-            // The glossy set has no chars.json of its own; its icons bear the flat set's names.
+            // The glossy set has no chars.json, but its icons have the same names as those of the
+            // flat set.
             Style::Flat | Style::Glossy => Naming::CodePoints("fluent-emoji-flat"),
             Style::EmojiOne => Naming::Hyphens,
             Style::Firefox => Naming::Joined,

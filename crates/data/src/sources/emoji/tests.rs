@@ -1,4 +1,4 @@
-//! Tests of the whole source over packages small enough to write down.
+//! Tests of the complete source with very small packages.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,15 +35,15 @@ fn emojibase() -> Value {
     CONCEPTS.into_iter().map(entry).collect()
 }
 
-/// Writes every package; each icon is a square of its own colour.
+/// Writes all packages. Each icon is a square in a different colour.
 fn write_packages(dir: &Path) {
-    let put = |folder: &str, file: &str, value: Value| {
+    let write_json = |folder: &str, file: &str, value: Value| {
         let path = dir.join(folder).join(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, value.to_string()).unwrap();
     };
-    put("emojibase-data", "en/data.json", emojibase());
-    put("emojibase-data", "package.json", json!({"version": "1.0.0"}));
+    write_json("emojibase-data", "en/data.json", emojibase());
+    write_json("emojibase-data", "package.json", json!({"version": "1.0.0"}));
     let data: Vec<Emoji> = serde_json::from_value(emojibase()).unwrap();
     let all: Vec<&Emoji> = data.iter().flat_map(|emoji| std::iter::once(emoji).chain(&emoji.skins)).collect();
     for style in Style::ALL {
@@ -58,9 +58,9 @@ fn write_packages(dir: &Path) {
         icons.insert("unheard-of".into(), square(1));
         let chars: BTreeMap<String, String> =
             all.iter().map(|emoji| (package::plain_hexcode(&emoji.hexcode), name(emoji))).collect();
-        put(style.folder(), "icons.json", json!({"prefix": style.folder(), "icons": icons}));
-        put(style.folder(), "chars.json", json!(chars));
-        put(style.folder(), "package.json", json!({"version": "1.0.0"}));
+        write_json(style.folder(), "icons.json", json!({"prefix": style.folder(), "icons": icons}));
+        write_json(style.folder(), "chars.json", json!(chars));
+        write_json(style.folder(), "package.json", json!({"version": "1.0.0"}));
     }
 }
 
@@ -94,25 +94,26 @@ fn every_concept_is_drawn_in_every_style() {
 }
 
 #[test]
-fn held_out_combinations_are_nowhere_in_training() {
+fn held_out_combinations_are_not_in_training() {
     let dir = tempfile::tempdir().unwrap();
     write_packages(dir.path());
     let catalog = Catalog::read(dir.path()).unwrap();
     let concepts = World::Full.pick(&catalog.emoji, None).unwrap();
     for seed in 0..20 {
         let drawings = list_drawings(&catalog, &concepts, &EmojiOptions { seed, ..options(dir.path()) });
-        let of = |split| drawings.iter().filter(move |drawing| drawing.split == split);
+        let in_split = |split| drawings.iter().filter(move |drawing| drawing.split == split);
         for concept in &concepts {
-            assert!(of(Split::Train).any(|drawing| drawing.concept == concept.name));
+            assert!(in_split(Split::Train).any(|drawing| drawing.concept == concept.name));
         }
-        // A caption names concept, tone and style, so none may stand in both splits.
-        for held in of(Split::Val) {
-            assert!(of(Split::Train).all(|drawing| drawing.captions[0] != held.captions[0]));
+        // The first caption names concept, tone and style, so no caption may be in both splits.
+        for held in in_split(Split::Val) {
+            assert!(in_split(Split::Train).all(|drawing| drawing.captions[0] != held.captions[0]));
         }
-        // A held-out plain picture means its whole style, or nothing, is held out for that concept.
-        for held in of(Split::Val).filter(|drawing| !drawing.captions[0].contains("skin tone")) {
+        // If a picture without skin tone is held out, its style is completely held out for this
+        // concept.
+        for held in in_split(Split::Val).filter(|drawing| !drawing.captions[0].contains("skin tone")) {
             assert!(
-                of(Split::Train)
+                in_split(Split::Train)
                     .all(|drawing| (drawing.concept, drawing.style) != (held.concept, held.style))
             );
         }
@@ -120,7 +121,7 @@ fn held_out_combinations_are_nowhere_in_training() {
 }
 
 #[test]
-fn the_same_options_give_the_same_bytes_and_cost_nothing_twice() {
+fn same_options_give_the_same_bytes_and_are_not_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
     let packages = dir.path().join("packages");
     write_packages(&packages);
@@ -130,12 +131,12 @@ fn the_same_options_give_the_same_bytes_and_cost_nothing_twice() {
         let read = |name: &str| fs::read(dir.path().join(name).join(file)).unwrap();
         assert_eq!(read("a"), read("b"), "{file}");
     }
-    let is_silent = |_, _| panic!("drawn again");
-    build_emoji(&options(&packages), &dir.path().join("a"), &is_silent).unwrap();
+    let no_progress = |_, _| panic!("rendered again");
+    build_emoji(&options(&packages), &dir.path().join("a"), &no_progress).unwrap();
 }
 
 #[test]
-fn missing_packages_say_how_to_get_them() {
+fn missing_packages_are_an_error_with_advice() {
     let dir = tempfile::tempdir().unwrap();
     let error = build_emoji(&options(dir.path()), &dir.path().join("out"), &|_, _| ()).unwrap_err();
     assert!(format!("{error:#}").contains("runs/fetch_emoji.sh"), "{error:#}");

@@ -1,4 +1,4 @@
-//! How much is drawn: a few hundred everyday things, or everything.
+//! Selects the concepts of an emoji set: a few hundred everyday things, or all emoji.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -6,20 +6,21 @@ use serde::{Deserialize, Serialize};
 use super::captions::phrase;
 use super::package::Emoji;
 
-/// Which emoji become pictures.
+/// The selection of emoji that become pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum World {
-    /// The labels of `small_world.txt`, picked by hand: no people, hands, smileys, flags or signs.
+    /// The manually selected labels of `small_world.txt`, without people, hands, smileys, flags and
+    /// signs.
     Small,
-    /// Every emoji, in every skin tone and gender.
+    /// All emoji, in all skin tones and genders.
     Full,
 }
 
-/// The everyday things, one a line, grouped by kind.
+/// The labels of the small world, one per line, grouped by kind.
 const SMALL_WORLD: &str = include_str!("small_world.txt");
 
-/// An emoji and what captions call it.
+/// An emoji and its name in captions.
 #[derive(Debug, Clone)]
 pub(super) struct Concept<'a> {
     pub(super) name: String,
@@ -27,11 +28,12 @@ pub(super) struct Concept<'a> {
 }
 
 impl World {
-    /// The concepts of this world, in its order; an evenly spaced choice of them if there is a limit.
+    /// Returns the concepts of this world in its order. If there is a limit, they are an evenly
+    /// spaced selection.
     pub(super) fn pick(self, all: &[Emoji], max_concepts: Option<usize>) -> Result<Vec<Concept<'_>>> {
         let picked = match self {
             World::Small => {
-                small_world().map(|(label, name)| named(all, label, name)).collect::<Result<_>>()?
+                small_world().map(|(label, name)| find_concept(all, label, name)).collect::<Result<_>>()?
             }
             World::Full => all
                 .iter()
@@ -42,7 +44,7 @@ impl World {
         Ok(spaced(picked, max_concepts))
     }
 
-    /// Whether skin tones are drawn as well.
+    /// Whether the world includes variants with skin tones.
     pub(super) fn has_skin_tones(self) -> bool {
         match self {
             World::Small => false,
@@ -51,7 +53,7 @@ impl World {
     }
 }
 
-/// The label and the name of each everyday thing.
+/// Returns the label and the name of each concept of the small world.
 fn small_world() -> impl Iterator<Item = (&'static str, String)> {
     let lines = SMALL_WORLD.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines.map(|line| match line.split_once(" = ") {
@@ -60,14 +62,14 @@ fn small_world() -> impl Iterator<Item = (&'static str, String)> {
     })
 }
 
-fn named<'a>(all: &'a [Emoji], label: &str, name: String) -> Result<Concept<'a>> {
+fn find_concept<'a>(all: &'a [Emoji], label: &str, name: String) -> Result<Concept<'a>> {
     let emoji = all.iter().find(|emoji| emoji.label == label).with_context(|| {
-        format!("emojibase has no {label:?}, which the small world wants; fetch the version that `runs/fetch_emoji.sh` pins")
+        format!("emojibase has no {label:?}, which the small world needs; fetch the version that `runs/fetch_emoji.sh` pins")
     })?;
     Ok(Concept { name, emoji })
 }
 
-/// `limit` items at even distances, the first among them.
+/// Returns at most `limit` evenly spaced items, beginning with the first.
 fn spaced<T: Clone>(items: Vec<T>, limit: Option<usize>) -> Vec<T> {
     match limit {
         Some(limit) if limit < items.len() => {
@@ -84,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_small_world_has_everyday_things_once_each() {
+    fn small_world_has_distinct_everyday_things() {
         let (labels, names): (Vec<&str>, Vec<String>) = small_world().unzip();
         let unique: HashSet<&str> = names.iter().map(String::as_str).collect();
         assert_eq!((unique.len(), labels.iter().collect::<HashSet<_>>().len()), (labels.len(), labels.len()));
@@ -100,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_spreads_over_the_list() {
+    fn limit_selects_evenly_spaced_items() {
         assert_eq!(spaced((0..10).collect(), Some(4)), [0, 2, 5, 7]);
         assert_eq!(spaced(vec![1, 2], Some(5)), [1, 2]);
         assert!(spaced(vec![1, 2], Some(0)).is_empty());

@@ -1,4 +1,5 @@
-//! The captions of a scene: five in English, one in Chinese, and a single thing's name in one more language.
+//! Writes the captions of a scene: five in English, one in Chinese, and for a single thing its name
+//! in another language.
 
 use rand_chacha::ChaCha8Rng;
 
@@ -8,16 +9,17 @@ use super::{chinese, english};
 use crate::loader::{below, chance};
 use crate::sources::emoji::style::Style;
 
-/// English captions of a scene.
+/// The number of English captions of a scene.
 const ENGLISH: usize = 5;
-/// How often a caption names the style.
+/// The probability that a caption names the style.
 const STYLED: f32 = 0.4;
-/// How often a caption names a white background.
+/// The probability that a caption names a white background.
 const WHITE_NAMED: f32 = 0.08;
-/// What it then says.
+/// The phrase for a white background.
 const WHITE: &str = " on a white background";
 
-/// The scene's captions, the canonical one first: content, background and style in English.
+/// Returns the scene's captions. The first one is the canonical caption: content, background and
+/// style in English.
 pub(super) fn captions(world: &World, scene: &Scene, rng: &mut ChaCha8Rng) -> Vec<String> {
     let phrasings = english::phrasings(world, &scene.content);
     let mut captions = vec![canonical(world, scene)];
@@ -39,7 +41,7 @@ pub(super) fn captions(world: &World, scene: &Scene, rng: &mut ChaCha8Rng) -> Ve
     captions
 }
 
-/// The form in which samples and tests ask for the scene.
+/// Returns the canonical caption, which samples and tests use as prompt.
 pub(super) fn canonical(world: &World, scene: &Scene) -> String {
     let phrasing = english::phrasings(world, &scene.content).swap_remove(0);
     let background = match scene.background {
@@ -67,7 +69,7 @@ fn english_caption(phrasing: &str, scene: &Scene, rng: &mut ChaCha8Rng) -> Strin
     format!("{phrasing}{background}{style}")
 }
 
-/// The ways to name a coloured background.
+/// Returns the phrases for a coloured background.
 fn backgrounds(colour: Colour) -> [String; 3] {
     let colour = english::colour_name(colour);
     [
@@ -77,12 +79,13 @@ fn backgrounds(colour: Colour) -> [String; 3] {
     ]
 }
 
-/// The two ways to name a style.
+/// Returns the two phrases for a style.
 fn styles(style: Style) -> [String; 2] {
     [format!(" in {} style", style.name()), format!(", {} style", style.name())]
 }
 
-/// Texts that together have every word which captions of scenes of these contents can have.
+/// Returns texts that together contain all words that can occur in captions of scenes with these
+/// contents.
 pub(super) fn texts<'a>(world: &'a World, contents: &'a [Content]) -> impl Iterator<Item = String> + 'a {
     let phrasings = contents.iter().flat_map(move |content| {
         let others = match *content {

@@ -1,8 +1,8 @@
-//! Held-out combinations as test cases: what to ask a model for, and what a right and a wrong answer look like.
+//! Test cases for held-out combinations: a prompt, with examples of correct and wrong pictures.
 //!
-//! A case has a caption, several true pictures (the same scene at other sizes and places) and wrong pictures: those that differ in the
-//! operation alone, those that differ in the thing alone, and scenes that have nothing to do with it. All of it is a function of
-//! (seed, place in the list).
+//! A case has a caption, several correct pictures (the same scene at other sizes and positions) and
+//! wrong pictures. Some of the wrong pictures differ only in the operation, some only in the thing,
+//! and the others are unrelated scenes. A case is a function of (seed, index in the list).
 
 use anyhow::{Context, Result};
 use image::RgbImage;
@@ -17,34 +17,40 @@ use super::scene::{Background, Colour, Content, Extra, Look, Operation, Relation
 use super::{MOST_BLANK, Scenes, captions};
 use crate::loader::{Purpose, item_rng};
 
-/// Wrong pictures of a case.
+/// The number of wrong pictures of a case.
 pub const WRONG: usize = 49;
-/// Most of those that differ in the operation alone, and in the thing alone.
+/// The maximum number of wrong pictures that differ only in the operation, and of those that differ
+/// only in the thing.
 const HARD: usize = 12;
 
-/// How often a case's scene is drawn until it shows one held-out combination.
+/// The maximum number of attempts to sample a scene that shows exactly one held-out combination.
 const MOST_TRIES: u64 = 200;
 
-/// Where the random numbers of a case begin that choose its scene, its true pictures, and its three sorts of wrong ones.
+/// The first random stream for the choice of the scene.
 const SCENE: u64 = 0;
+/// The first random stream for correct pictures.
 const TRUE: u64 = 1 << 32;
+/// The first random stream for wrong pictures with another operation.
 const OPERATION: u64 = 2 << 32;
+/// The first random stream for wrong pictures with another thing.
 const THING: u64 = 3 << 32;
+/// The first random stream for unrelated wrong pictures.
 const UNRELATED: u64 = 4 << 32;
 
-/// How a wrong picture differs from what was asked for.
+/// The difference between a wrong picture and the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Difference {
-    /// The same things, with another operation: another style, rendition, colour, garment, place.
+    /// The same things with another operation: another style, rendition, colour, garment or
+    /// position.
     Operation,
-    /// The same operation, with another thing.
+    /// The same operation with another thing.
     Thing,
-    /// Another scene altogether.
+    /// An unrelated scene.
     Unrelated,
 }
 
-/// Halves of a picture that show different things.
+/// The two halves of a picture that show different things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Halves {
     /// One thing on the left, another on the right.
@@ -53,33 +59,33 @@ pub enum Halves {
     TopBottom,
 }
 
-/// What image processing can check of a picture of a case.
+/// The properties of a case's picture that image processing can check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
-    /// The colour of the background; absent where the operation decides it.
+    /// The colour of the background. Absent if the operation determines it.
     pub background: Option<[u8; 3]>,
-    /// Halves that must not be swapped.
+    /// The halves whose order matters, if any.
     pub halves: Option<Halves>,
-    /// Whether the lower half is the upper one upside down.
+    /// Whether the lower half is the upper half turned upside down.
     pub is_inverted: bool,
 }
 
-/// A held-out combination, what it is called, and pictures to compare drawings of it with.
+/// A held-out combination with its caption and with pictures to compare a model's drawings with.
 #[derive(Debug, Clone)]
 pub struct HeldOutCase {
-    /// What is combined.
+    /// The kind of the combination.
     pub kind: CombinationKind,
     /// The canonical English caption.
     pub caption: String,
-    /// What can be checked of a drawing.
+    /// The properties of a drawing that can be checked.
     pub facts: Facts,
-    /// True pictures: the same scene at other sizes and places.
+    /// The correct pictures: the same scene at other sizes and positions.
     pub real: Vec<RgbImage>,
-    /// [`WRONG`] wrong pictures.
+    /// The [`WRONG`] wrong pictures.
     pub wrong: Vec<(Difference, RgbImage)>,
 }
 
-/// The colours that a background can have.
+/// Returns the colours that a background can have.
 pub fn background_colours() -> Vec<[u8; 3]> {
     [Background::White].into_iter().chain(Colour::ALL.map(Background::Named)).map(background_colour).collect()
 }
@@ -93,15 +99,16 @@ fn background_colour(background: Background) -> [u8; 3] {
 }
 
 impl Scenes {
-    /// The kind of each held-out combination, in the order of the list.
+    /// Returns the kind of each held-out combination, in the order of the list.
     pub fn held_out_kinds(&self) -> Vec<CombinationKind> {
         self.held_out.list.iter().map(|combination| combination.kind()).collect()
     }
 
-    /// Held-out combination number `index` of the list as a case with `n_real` true pictures. The same seed gives the same case.
+    /// Returns the case of the held-out combination with number `index` in the list, with `n_real`
+    /// correct pictures. The same seed gives the same case.
     ///
     /// # Errors
-    /// If the list is shorter, or the pictures cannot be painted.
+    /// If the list is too short, or a picture cannot be painted.
     pub fn held_out_case(&self, index: usize, seed: u64, n_real: usize) -> Result<HeldOutCase> {
         let combination = *self.held_out.list.get(index).with_context(|| {
             format!("there is no held-out combination {index}; the list has {}", self.held_out.list.len())
@@ -111,7 +118,7 @@ impl Scenes {
     }
 }
 
-/// A case being made.
+/// A case that is being built.
 struct Case<'a> {
     scenes: &'a Scenes,
     lot: Lot<'a>,
@@ -143,7 +150,8 @@ impl Case<'_> {
         self.scenes.painter.paint(&self.scenes.world, scene, &mut self.rng(step))
     }
 
-    /// A scene that shows this held-out combination and no other, and that isn't blank.
+    /// Samples a scene that shows this held-out combination and no other one, and that is not
+    /// blank.
     fn scene(&self) -> Result<Scene> {
         for attempt in 0..MOST_TRIES {
             let scene = self.lot.showing(self.combination, &mut self.rng(SCENE + attempt));
@@ -155,13 +163,14 @@ impl Case<'_> {
         }
         None.with_context(|| {
             format!(
-                "held-out combination {}: every scene of it is blank or shows another held-out one; shorten the list",
+                "held-out combination {}: every scene is blank or shows another held-out combination; shorten the list",
                 self.index
             )
         })
     }
 
-    /// The hard ones first, then unrelated scenes up to [`WRONG`].
+    /// Returns the wrong pictures: first those that differ in one aspect, then unrelated scenes up
+    /// to [`WRONG`].
     fn wrong(&self, scene: &Scene) -> Result<Vec<(Difference, RgbImage)>> {
         let hard = [
             (Difference::Operation, OPERATION, self.other_operations(scene)),
@@ -192,13 +201,15 @@ impl Case<'_> {
         None.with_context(|| format!("an unrelated scene was blank {MOST_BLANK} times"))
     }
 
-    /// Scenes of the same things on the same background with another operation, in an order drawn by lot.
+    /// Returns scenes of the same things on the same background with another operation, in random
+    /// order.
     fn other_operations(&self, scene: &Scene) -> Vec<Scene> {
         let content = |content| Scene { content, ..scene.clone() };
         let scenes = match self.combination {
             Combination::Style(thing, style) => {
                 let drawings = &self.scenes.world.things[thing].drawings;
-                // A drawing that stands for several styles would be a true picture as well.
+                // The same drawing can be used for several styles; it would be a correct picture as
+                // well.
                 let others = drawings.iter().filter(|(_, svg)| Some(*svg) != drawings.get(&style));
                 others.map(|(&style, _)| Scene { style, ..scene.clone() }).collect()
             }
@@ -234,7 +245,7 @@ impl Case<'_> {
         shuffled(scenes, &mut self.rng(OPERATION))
     }
 
-    /// Scenes of the same operation, style and background with another thing in the place of one.
+    /// Returns scenes with the same operation, style and background in which one thing is replaced.
     fn other_things(&self, scene: &Scene) -> Vec<Scene> {
         let own = scene.content.things();
         let is_dressed = matches!(scene.content, Content::Dressed { .. });
@@ -248,15 +259,15 @@ impl Case<'_> {
     }
 }
 
-/// All of `all` but `own`.
+/// Returns all items of `all` except `own`.
 fn other_than<T: PartialEq>(own: T, all: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
     all.into_iter().filter(move |other| *other != own)
 }
 
-/// The same two things in places that the scene's caption excludes.
+/// Returns scenes of the same two things in relations that the scene's caption excludes.
 fn other_relations(scene: &Scene) -> Vec<Scene> {
     let Content::Two { first, second, relation } = scene.content else { return Vec::new() };
-    // Side by side is painted as left of, and says nothing about which is where.
+    // "Side by side" is painted like "left of", but its caption does not specify the order.
     let is_excluded = |other: Relation| match relation {
         Relation::SideBySide => !matches!(other, Relation::SideBySide | Relation::LeftOf | Relation::RightOf),
         Relation::LeftOf => !matches!(other, Relation::SideBySide | Relation::LeftOf),
@@ -299,7 +310,8 @@ mod tests {
     use crate::sources::emoji::style::Style;
     use crate::sources::scenes::{ScenesOptions, write_placeholder_packages};
 
-    /// Scenes of 64 pixels from placeholder packages, whose files stay as long as the folder.
+    /// Returns scenes of 64 pixels from placeholder packages, whose folder is deleted after
+    /// reading.
     fn scenes(list: Option<&str>) -> Scenes {
         let dir = tempfile::tempdir().unwrap();
         write_placeholder_packages(dir.path()).unwrap();
@@ -308,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn every_combination_has_true_and_wrong_pictures() {
+    fn every_kind_has_correct_and_wrong_pictures() {
         let scenes = scenes(None);
         let kinds = scenes.held_out_kinds();
         assert_eq!(kinds.len(), 320);
@@ -317,18 +329,18 @@ mod tests {
             let case = scenes.held_out_case(index, 7, 3).unwrap();
             assert_eq!((case.kind, case.real.len(), case.wrong.len()), (kind, 3, WRONG));
             assert!(case.caption.is_ascii() && case.caption.ends_with(" style"), "{}", case.caption);
-            let of = |difference| case.wrong.iter().filter(|(other, _)| *other == difference).count();
-            // Placeholders are the same in every style, so that no other style is a wrong answer.
-            let operations = of(Difference::Operation);
+            let count = |difference| case.wrong.iter().filter(|(other, _)| *other == difference).count();
+            // Placeholders look the same in every style, so another style is never a wrong picture.
+            let operations = count(Difference::Operation);
             assert!((operations == 0) == (kind == CombinationKind::Style) && operations <= HARD, "{kind:?}");
-            assert_eq!(of(Difference::Thing), HARD, "{kind:?}");
+            assert_eq!(count(Difference::Thing), HARD, "{kind:?}");
             assert!(case.wrong.iter().all(|(_, picture)| !case.real.contains(picture)), "{kind:?}");
             assert!(case.real.iter().any(|picture| *picture != case.real[0]), "{kind:?}");
         }
     }
 
     #[test]
-    fn a_case_is_a_function_of_seed_and_index() {
+    fn case_is_a_function_of_seed_and_index() {
         let scenes = scenes(None);
         let pictures = |seed, index| {
             let case = scenes.held_out_case(index, seed, 2).unwrap();
@@ -340,9 +352,10 @@ mod tests {
         assert!(error.contains("no held-out combination 320; the list has 320"), "{error}");
     }
 
-    /// Only one combination of a scene is held out, so that a failure says what it is that is not learnt.
+    /// Only one combination of a scene is held out, so a failure shows which combination the model
+    /// has not learnt.
     #[test]
-    fn a_case_shows_no_second_held_out_combination() {
+    fn case_shows_no_second_held_out_combination() {
         let list = "rendition: owl | x-ray\nstyle: owl | flat\nstyle: owl | noto\nstyle: owl | twemoji";
         let scenes = scenes(Some(list));
         let captions: HashSet<String> =
@@ -351,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn places_that_a_caption_allows_are_no_wrong_answers() {
+    fn relations_that_the_caption_allows_are_not_wrong() {
         let scene = |relation| Scene {
             content: Content::Two { first: 0, second: 1, relation },
             style: Style::Flat,

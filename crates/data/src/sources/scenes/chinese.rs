@@ -1,11 +1,12 @@
-//! What a scene is called in Chinese.
+//! Chinese captions of scenes.
 
 use super::scene::{Background, Colour, Content, Extra, Look, Operation, Relation, Rendition};
 use super::words::chinese_number;
 use super::world::{Kind, Thing, World};
 use crate::sources::emoji::style::Style;
 
-/// All phrasings of the content, the canonical one first. Style and background are said by the caller.
+/// Returns all phrasings of the content, the canonical one first. The caller adds style and
+/// background.
 pub(super) fn phrasings(world: &World, content: &Content) -> Vec<String> {
     let thing = |index: usize| &world.things[index];
     match *content {
@@ -29,7 +30,7 @@ pub(super) fn phrasings(world: &World, content: &Content) -> Vec<String> {
     }
 }
 
-/// 只 for animals, 个 for everything else.
+/// Returns the classifier of a thing: 只 for animals, 个 for everything else.
 fn classifier(thing: &Thing) -> &'static str {
     match thing.kind {
         Kind::Animal => "只",
@@ -37,7 +38,7 @@ fn classifier(thing: &Thing) -> &'static str {
     }
 }
 
-/// "一只猫".
+/// Returns the name with "one" and its classifier: "一只猫".
 fn counted(thing: &Thing) -> String {
     format!("一{}{}", classifier(thing), thing.chinese)
 }
@@ -135,7 +136,7 @@ fn colour_name(colour: Colour) -> &'static str {
     }
 }
 
-/// "，蓝色背景"; nothing on white.
+/// Returns the phrase for a background, "，蓝色背景". It is empty for white.
 pub(super) fn background(background: Background) -> String {
     match background {
         Background::White => String::new(),
@@ -143,7 +144,7 @@ pub(super) fn background(background: Background) -> String {
     }
 }
 
-/// "，扁平风格".
+/// Returns the phrase for a style, "，扁平风格".
 pub(super) fn style(style: Style) -> String {
     let name = match style {
         Style::Flat => "扁平",

@@ -1,6 +1,7 @@
-//! Renditions: the same figure as an x-ray, a sketch, a postage stamp, an eraser.
+//! Renders a figure as an x-ray, a sketch, a postage stamp, an eraser and so on.
 //!
-//! Each takes a figure that stands on nothing and gives an opaque picture of the same size.
+//! Each rendition takes a figure on a transparent background and returns an opaque picture of the
+//! same size.
 
 use super::layer::{Layer, Plane, Rgb, luma, mix};
 use super::scene::{Colour, Rendition};
@@ -8,7 +9,7 @@ use super::scene::{Colour, Rendition};
 const WHITE: Rgb = [1.0, 1.0, 1.0];
 const BLACK: Rgb = [0.06, 0.06, 0.07];
 
-/// The figure in one of the renditions.
+/// Renders the figure in one of the renditions.
 pub(super) fn rendered(figure: &Layer, rendition: Rendition) -> Layer {
     match rendition {
         Rendition::XRay => x_ray(figure),
@@ -22,17 +23,18 @@ pub(super) fn rendered(figure: &Layer, rendition: Rendition) -> Layer {
     }
 }
 
-/// The part of a stamp's side that its figure may take.
+/// The maximum size of the figure on a stamp, as a fraction of the stamp's side.
 pub(super) const STAMP_FIGURE: f32 = 0.62;
 
-/// The figure on an opaque colour.
+/// Draws the figure on an opaque background colour.
 pub(super) fn on(figure: Layer, background: Rgb) -> Layer {
     let mut picture = Layer::filled(figure.width, figure.height, background);
     picture.lay(&figure, 0, 0);
     picture
 }
 
-/// Pale where the figure is dense, on the dark of film; its outline shines.
+/// Renders an x-ray: dark parts of the figure are pale, its outline is bright, and the background
+/// is dark film.
 fn x_ray(figure: &Layer) -> Layer {
     let (film, bone) = ([0.03, 0.06, 0.11], [0.82, 0.94, 1.0]);
     let (alpha, brightness) = (figure.alpha(), figure.brightness());
@@ -45,7 +47,8 @@ fn x_ray(figure: &Layer) -> Layer {
     painted(figure, |n| mix(film, bone, value(n)))
 }
 
-/// Dark lines on paper where brightness changes, and hatching where the figure is dark.
+/// Renders a pencil sketch: dark lines on paper where the brightness changes, and hatching where
+/// the figure is dark.
 fn sketch(figure: &Layer) -> Layer {
     let (paper, lead) = ([0.97, 0.96, 0.93], [0.22, 0.22, 0.24]);
     let (alpha, brightness) = (figure.alpha(), figure.brightness());
@@ -60,21 +63,21 @@ fn sketch(figure: &Layer) -> Layer {
     })
 }
 
-/// Squares of one colour of few.
+/// Renders pixel art: large squares with a reduced number of colours.
 fn pixel_art(figure: &Layer) -> Layer {
     let block = (figure.width.max(figure.height) / 24).max(2);
     let quantised = |value: f32| (value * 4.0).round() / 4.0;
-    let whole = on(figure.clone(), WHITE);
+    let opaque = on(figure.clone(), WHITE);
     let centre = |position: usize, length: usize| (position / block * block + block / 2).min(length - 1);
     painted(figure, |n| {
         let (x, y) = (centre(n % figure.width, figure.width), centre(n / figure.width, figure.height));
         let at = y * figure.width + x;
-        let [r, g, b, _] = whole.pixels[at];
+        let [r, g, b, _] = opaque.pixels[at];
         if figure.pixels[at][3] < 0.5 { WHITE } else { [r, g, b].map(quantised) }
     })
 }
 
-/// Glowing tubes along the figure's lines, on a dark wall.
+/// Renders a neon sign: glowing tubes along the figure's lines, on a dark wall.
 fn neon(figure: &Layer) -> Layer {
     let wall = [0.07, 0.04, 0.12];
     let tube = vivid(mean_colour(figure));
@@ -90,7 +93,7 @@ fn neon(figure: &Layer) -> Layer {
     })
 }
 
-/// A perforated piece of paper with a tinted field, the figure in it.
+/// Renders a postage stamp: perforated paper with a tinted field that contains the figure.
 fn stamp(figure: &Layer) -> Layer {
     let (table, paper) = ([0.46, 0.40, 0.36], [0.99, 0.98, 0.95]);
     let field = mix(vivid(mean_colour(figure)), WHITE, 0.72);
@@ -118,7 +121,8 @@ fn stamp(figure: &Layer) -> Layer {
     picture
 }
 
-/// The figure moulded in rubber: pink above, blue below, lit from the upper left, with a shadow.
+/// Renders an eraser: the figure moulded in rubber, pink above and blue below, lit from the upper
+/// left, with a shadow.
 fn eraser(figure: &Layer) -> Layer {
     let (pink, blue) = ([0.95, 0.58, 0.62], [0.40, 0.58, 0.83]);
     let alpha = figure.alpha();
@@ -147,7 +151,8 @@ fn eraser(figure: &Layer) -> Layer {
     picture
 }
 
-/// An opaque picture of the figure's size, each pixel as `colour` says by its index.
+/// Creates an opaque picture of the figure's size. `colour` returns the colour of the pixel with a
+/// given index.
 fn painted(figure: &Layer, colour: impl Fn(usize) -> Rgb) -> Layer {
     let pixel = |n: usize| {
         let [r, g, b] = colour(n);
@@ -165,7 +170,7 @@ fn mean_colour(figure: &Layer) -> Rgb {
     [r, g, b].map(|value| value / a.max(1e-3))
 }
 
-/// The colour's hue at full saturation; grey becomes the blue of a common neon tube.
+/// Returns the hue of a colour at full saturation. Grey becomes the blue of a typical neon tube.
 fn vivid(colour: Rgb) -> Rgb {
     let (low, high) = extremes(colour);
     match high - low < 0.08 {
@@ -178,7 +183,7 @@ fn extremes(colour: Rgb) -> (f32, f32) {
     (colour.iter().copied().fold(f32::MAX, f32::min), colour.iter().copied().fold(f32::MIN, f32::max))
 }
 
-/// How `colour` looks at full strength.
+/// Returns the RGB value of `colour` at full strength.
 pub(super) fn pure(colour: Colour) -> Rgb {
     match colour {
         Colour::Red => [0.86, 0.12, 0.14],
@@ -192,7 +197,7 @@ pub(super) fn pure(colour: Colour) -> Rgb {
     }
 }
 
-/// The figure in another colour: dark stays darker, light stays lighter.
+/// Recolours the figure. Parts that were darker or lighter than its mean stay darker or lighter.
 pub(super) fn tinted(figure: Layer, colour: Colour) -> Layer {
     let target = pure(colour);
     let middle = luma(mean_colour(&figure));
@@ -206,7 +211,8 @@ pub(super) fn tinted(figure: Layer, colour: Colour) -> Layer {
     })
 }
 
-/// The named background: lighter than the colour itself, so that things stand out.
+/// Returns the colour of a named background. It is lighter than the colour itself, so that things
+/// stand out.
 pub(super) fn backdrop(colour: Colour) -> Rgb {
     mix(pure(colour), WHITE, 0.35)
 }

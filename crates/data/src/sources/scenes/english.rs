@@ -1,4 +1,4 @@
-//! What a scene is called in English: at least eight phrasings for every kind.
+//! English captions of scenes: at least eight phrasings for every kind.
 
 use super::held_out::COLOURS;
 use super::scene::{Colour, Content, Extra, Look, Operation, Relation, Rendition};
@@ -6,11 +6,12 @@ use super::words::number;
 use super::world::{Thing, World};
 use crate::sources::emoji::captions::with_article;
 
-/// What stands before a phrase without changing what it says.
+/// Prefixes of a phrase that do not change its meaning.
 const WRAPS: [&str; 6] =
     ["", "a picture of ", "an image of ", "an illustration of ", "a drawing of ", "this is "];
 
-/// All phrasings of the content, the canonical one first. Style and background are said by the caller.
+/// Returns all phrasings of the content, the canonical one first. The caller adds style and
+/// background.
 pub(super) fn phrasings(world: &World, content: &Content) -> Vec<String> {
     let thing = |index: usize| &world.things[index];
     match *content {
@@ -25,7 +26,7 @@ pub(super) fn phrasings(world: &World, content: &Content) -> Vec<String> {
     }
 }
 
-/// Each core alone, then within each wrap.
+/// Combines every prefix of [`WRAPS`] with every core. The first prefix is empty.
 fn wrapped(cores: &[String]) -> Vec<String> {
     WRAPS.iter().flat_map(|wrap| cores.iter().map(move |core| format!("{wrap}{core}"))).collect()
 }
@@ -60,7 +61,7 @@ fn one(thing: &Thing, look: Look) -> Vec<String> {
     }
 }
 
-/// "apple, red, food, fruit".
+/// Returns a list of keywords: "apple, red, food, fruit".
 fn keywords(thing: &Thing) -> Option<String> {
     let tags: Vec<&str> =
         thing.tags.iter().map(String::as_str).filter(|tag| **tag != thing.name).take(3).collect();
@@ -199,7 +200,7 @@ fn dressed(thing: &Thing, extras: &[Extra], held: Option<&Thing>) -> Vec<String>
     wrapped(&["wearing", "in", "with", "dressed in"].map(|verb| format!("{a} {verb} {worn}{tail}")))
 }
 
-/// What is worn, as captions name it.
+/// Returns the name of a garment in captions.
 fn garment(extra: Extra) -> Option<&'static str> {
     match extra {
         Extra::Tutu => Some("a tutu"),
@@ -236,12 +237,12 @@ fn panels(thing: &Thing, operation: Operation) -> Vec<String> {
     ]
 }
 
-/// The English name of a colour.
+/// Returns the English name of a colour.
 pub(super) fn colour_name(colour: Colour) -> &'static str {
     COLOURS.iter().find(|(_, known)| *known == colour).map_or("", |(name, _)| name)
 }
 
-/// The name without a colour of its own: a purple "red apple" is a purple apple.
+/// Removes a colour from the start of a name: a purple "red apple" is a purple apple.
 fn without_colour(name: &str) -> &str {
     let own = COLOURS.iter().map(|(colour, _)| *colour).chain(["black", "white"]);
     own.filter_map(|colour| name.strip_prefix(colour)?.strip_prefix(' ')).next().unwrap_or(name)

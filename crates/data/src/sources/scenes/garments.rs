@@ -1,4 +1,5 @@
-//! What characters wear, hold and lead, put where their outline says that head, neck and waist are.
+//! Places clothes, held things and leads on characters. The positions of head, neck and waist are
+//! estimated from the outline.
 
 use anyhow::{Context, Result};
 
@@ -6,7 +7,7 @@ use super::layer::{Layer, Plane, Rgb, Sprite, luma, mix};
 use super::scene::Extra;
 use super::world::Kind;
 
-/// The drawings, all our own, at the size of the largest picture that scenes use.
+/// Our own drawings of garments, at the largest size that scenes use.
 #[derive(Debug)]
 pub(super) struct Wardrobe {
     crown: Sprite,
@@ -30,7 +31,7 @@ impl Wardrobe {
         })
     }
 
-    /// Draws `extra` onto the figure, which stands alone on `canvas`. A dog is led elsewhere.
+    /// Draws `extra` onto the only figure on `canvas`. A dog is not drawn here.
     pub(super) fn wear(&self, canvas: &mut Layer, kind: Kind, body: &Body, extra: Extra) -> Result<()> {
         let Body { left, top, width, height, head_x, head_top, .. } = *body;
         let (middle, head) = (left + width / 2.0, body.head_width(kind));
@@ -62,25 +63,26 @@ impl Wardrobe {
     }
 }
 
-/// Where the parts of a figure are, in pixels of its canvas.
+/// The positions of the parts of a figure, in pixels of its canvas.
 #[derive(Debug, Clone)]
 pub(super) struct Body {
     pub(super) left: f32,
     pub(super) top: f32,
     pub(super) width: f32,
     pub(super) height: f32,
-    /// Middle of the highest part, and its upper edge.
+    /// The horizontal middle of the head.
     head_x: f32,
+    /// The upper edge of the head.
     head_top: f32,
     alpha: Plane,
 }
 
 impl Body {
-    /// Measures the figure that stands alone on `canvas`; `None` if there is none.
+    /// Measures the only figure on `canvas`. Returns `None` if the canvas is empty.
     pub(super) fn of(canvas: &Layer) -> Option<Self> {
         let [left, top, right, bottom] = canvas.bounds()?;
         let height = bottom - top;
-        // The head is what lies in the upper seventh.
+        // The head is the part in the upper seventh.
         let crown = top..(top + (height / 7).max(1));
         let is_seen = |x: usize, y: usize| canvas.pixels[y * canvas.width + x][3] > 0.5;
         let columns: Vec<usize> = crown.flat_map(|y| (left..right).filter(move |&x| is_seen(x, y))).collect();
@@ -109,7 +111,7 @@ impl Body {
     }
 }
 
-/// Lays a sprite of `width` pixels with its middle at (`x`, `y`).
+/// Draws a sprite with a width of `width` pixels and its centre at (`x`, `y`).
 pub(super) fn put(canvas: &mut Layer, sprite: &Sprite, x: f32, y: f32, width: f32) -> Result<()> {
     let height = width * sprite.height as f32 / sprite.width as f32;
     let layer = sprite.stretched(width.round() as usize, height.round() as usize)?;
@@ -117,13 +119,14 @@ pub(super) fn put(canvas: &mut Layer, sprite: &Sprite, x: f32, y: f32, width: f3
     Ok(())
 }
 
-/// Lays a sprite of `width` pixels with its lower edge at `bottom`.
+/// Draws a sprite with a width of `width` pixels and its lower edge at `bottom`.
 fn put_above(canvas: &mut Layer, sprite: &Sprite, x: f32, bottom: f32, width: f32) -> Result<()> {
     let height = width * sprite.height as f32 / sprite.width as f32;
     put(canvas, sprite, x, bottom - height / 2.0, width)
 }
 
-/// A christmas sweater: the figure's own outline between two heights, in red wool with a pattern.
+/// Draws a christmas sweater: the part of the figure between two heights becomes red wool with a
+/// pattern.
 fn knit(canvas: &mut Layer, body: &Body, [from, to]: [f32; 2]) {
     let (red, white, green): (Rgb, Rgb, Rgb) = ([0.78, 0.12, 0.14], [0.97, 0.95, 0.92], [0.10, 0.48, 0.24]);
     let [first, last] = [from, to].map(|share| (body.top + share * body.height) as usize);
@@ -150,7 +153,7 @@ fn knit(canvas: &mut Layer, body: &Body, [from, to]: [f32; 2]) {
     }
 }
 
-/// A lead between two points, hanging a little.
+/// Draws a slightly sagging lead between two points.
 pub(super) fn lead(canvas: &mut Layer, from: [f32; 2], to: [f32; 2]) {
     let dot = Layer::filled(2, 2, [0.45, 0.16, 0.12]);
     let steps = 2 * canvas.width;

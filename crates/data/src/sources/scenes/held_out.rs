@@ -1,6 +1,8 @@
-//! The combinations that training never shows: what "can it draw what it never saw?" is measured on (paper §3.3).
+//! The held-out combinations, which never occur in training. Evaluation uses them to test whether a
+//! model can draw what it has not seen (paper §3.3).
 //!
-//! `held_out.txt` is the list, one combination a line: `KIND: THING | WITH`, for example `rendition: owl | x-ray`.
+//! `held_out.txt` is the list with one combination per line: `KIND: THING | WITH`, for example
+//! `rendition: owl | x-ray`.
 
 use std::collections::HashSet;
 
@@ -11,10 +13,10 @@ use super::scene::{Colour, Extra, Operation, Rendition};
 use super::world::World;
 use crate::sources::emoji::style::Style;
 
-/// The list that the embedded model was trained without.
+/// The combinations that were held out when the embedded model was trained.
 pub(super) const LIST: &str = include_str!("held_out.txt");
 
-/// What a thing is combined with in a held-out combination.
+/// The kind of a held-out combination: what a thing is combined with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CombinationKind {
@@ -22,19 +24,19 @@ pub enum CombinationKind {
     Style,
     /// A rendition, such as an x-ray.
     Rendition,
-    /// A colour that it does not have by itself.
+    /// A colour that the thing does not usually have.
     Colour,
-    /// Clothes, or something that it does.
+    /// Clothes, or an activity.
     Extra,
-    /// A second thing beside it.
+    /// A second thing in the same picture.
     Things,
-    /// The parts that it is made of.
+    /// The parts that the thing is made of.
     #[serde(rename = "made of")]
     MadeOf,
-    /// The shape that it takes.
+    /// The shape that the thing takes.
     #[serde(rename = "shaped like")]
     ShapedLike,
-    /// What happens to it in the lower of two panels.
+    /// The operation that is applied to the thing in the lower of two panels.
     Panel,
 }
 
@@ -51,7 +53,7 @@ impl CombinationKind {
         CombinationKind::Panel,
     ];
 
-    /// The kind as the held-out list names it.
+    /// Returns the name of the kind in the held-out list.
     pub fn name(self) -> &'static str {
         match self {
             CombinationKind::Style => "style",
@@ -65,10 +67,10 @@ impl CombinationKind {
         }
     }
 
-    /// The kind of that name; hyphens may stand for spaces.
+    /// Returns the kind with this name. Hyphens are accepted in place of spaces.
     ///
     /// # Errors
-    /// If there is no such kind.
+    /// If there is no kind with this name.
     pub fn parse(name: &str) -> Result<CombinationKind> {
         let spaced = name.replace('-', " ");
         Self::ALL.into_iter().find(|kind| kind.name() == spaced).with_context(|| {
@@ -79,16 +81,16 @@ impl CombinationKind {
     }
 }
 
-/// A thing and what it is combined with.
+/// A thing, given by its index in the world, and what it is combined with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Combination {
     Style(usize, Style),
     Rendition(usize, Rendition),
     Colour(usize, Colour),
     Extra(usize, Extra),
-    /// Two things in one picture, the smaller index first: make it with [`Combination::things`].
+    /// Two things in one picture, the smaller index first. [`Combination::things`] creates it.
     Things(usize, usize),
-    /// A whole and the parts that it is made of.
+    /// A thing and the parts that it is made of.
     MadeOf(usize, usize),
     /// A surface and a shape.
     ShapedLike(usize, usize),
@@ -96,12 +98,12 @@ pub(super) enum Combination {
 }
 
 impl Combination {
-    /// Two things in one picture, whichever comes first.
+    /// Creates the combination of two things, given in any order.
     pub(super) fn things(first: usize, second: usize) -> Self {
         Self::Things(first.min(second), first.max(second))
     }
 
-    /// What the thing is combined with.
+    /// Returns the kind of the combination.
     pub(super) fn kind(self) -> CombinationKind {
         match self {
             Combination::Style(..) => CombinationKind::Style,
@@ -116,7 +118,7 @@ impl Combination {
     }
 }
 
-/// A list of held-out combinations, in its order.
+/// The held-out combinations, in the order of the list.
 #[derive(Debug)]
 pub(super) struct HeldOut {
     pub(super) list: Vec<Combination>,
@@ -124,7 +126,10 @@ pub(super) struct HeldOut {
 }
 
 impl HeldOut {
-    /// Parses a list. An unknown thing or word and a combination that comes twice are errors that name the line.
+    /// Parses a list.
+    ///
+    /// # Errors
+    /// If a thing or word is unknown, or a combination occurs twice. The message contains the line.
     pub(super) fn parse(text: &str, world: &World) -> Result<Self> {
         let mut held_out = Self { list: Vec::new(), set: HashSet::new() };
         for (number, line) in text.lines().enumerate() {
@@ -134,7 +139,7 @@ impl HeldOut {
             }
             let at = || format!("line {} of the held-out list, {line:?}", number + 1);
             let combination = combination(line, world).with_context(at)?;
-            ensure!(held_out.set.insert(combination), "{}: it is there already", at());
+            ensure!(held_out.set.insert(combination), "{}: it is already in the list", at());
             held_out.list.push(combination);
         }
         Ok(held_out)
@@ -144,13 +149,13 @@ impl HeldOut {
         self.set.contains(combination)
     }
 
-    /// Checks that every thing keeps a style in which it is trained on.
+    /// Checks that every thing has at least one style that is not held out.
     pub(super) fn check(&self, world: &World) -> Result<()> {
         for (index, thing) in world.things.iter().enumerate() {
             let is_kept = |style: &Style| !self.contains(&Combination::Style(index, *style));
             ensure!(
                 thing.drawings.keys().any(is_kept),
-                "every style of {:?} is held out, so that training never shows it; keep one",
+                "every style of {:?} is held out, so training never shows it; remove one from the list",
                 thing.name
             );
         }
@@ -163,7 +168,9 @@ fn combination(line: &str, world: &World) -> Result<Combination> {
     let (thing, with) = rest.split_once('|').context("wanted KIND: THING | WITH")?;
     let (thing, with) = (thing.trim(), with.trim());
     let find = |name: &str| {
-        world.find(name).with_context(|| format!("there is no thing called {name:?}; things.txt lists all"))
+        world
+            .find(name)
+            .with_context(|| format!("there is no thing called {name:?}; things.txt lists all things"))
     };
     let thing = find(thing)?;
     Ok(match CombinationKind::parse(kind.trim())? {
@@ -197,7 +204,7 @@ fn operation(name: &str) -> Result<Operation> {
     }
 }
 
-/// The names of colours, in English.
+/// The English names of the colours.
 pub(super) const COLOURS: [(&str, Colour); 8] = [
     ("red", Colour::Red),
     ("orange", Colour::Orange),

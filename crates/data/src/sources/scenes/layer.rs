@@ -1,4 +1,4 @@
-//! Pictures with transparency, and what they are put together from.
+//! Layers with transparency, and the sprites from which they are composed.
 
 use anyhow::{Context, Result, ensure};
 use fast_image_resize::images::{TypedImage, TypedImageRef};
@@ -8,13 +8,14 @@ use image::RgbImage;
 use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg;
 
-/// A colour, red, green and blue from 0 to 1.
+/// A colour: red, green and blue from 0 to 1.
 pub(super) type Rgb = [f32; 3];
 
-/// Weights of red, green and blue in brightness (ITU-R BT.601).
+/// The weights of red, green and blue in the brightness (ITU-R BT.601).
 const LUMA: Rgb = [0.299, 0.587, 0.114];
 
-/// A picture whose pixels are premultiplied red, green, blue and alpha, from 0 to 1.
+/// A picture with transparency. Its pixels are premultiplied red, green, blue and alpha, from 0 to
+/// 1.
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub(super) width: usize,
@@ -23,17 +24,18 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// Nothing at all.
+    /// Creates a fully transparent layer.
     pub(super) fn clear(width: usize, height: usize) -> Self {
         Self { width, height, pixels: vec![[0.0; 4]; width * height] }
     }
 
-    /// One opaque colour.
+    /// Creates a layer of one opaque colour.
     pub(super) fn filled(width: usize, height: usize, [r, g, b]: Rgb) -> Self {
         Self { width, height, pixels: vec![[r, g, b, 1.0]; width * height] }
     }
 
-    /// Lays `other` over this layer, its upper left corner at (`left`, `top`), which may lie outside.
+    /// Blends `other` over this layer with its upper left corner at (`left`, `top`), which may be
+    /// outside.
     pub(super) fn lay(&mut self, other: &Layer, left: i32, top: i32) {
         for y in 0..other.height {
             for x in 0..other.width {
@@ -48,7 +50,7 @@ impl Layer {
         }
     }
 
-    /// Each pixel's colour, with its transparency divided out, through `change`.
+    /// Applies `change` to each pixel's colour, which is not premultiplied for this.
     pub(super) fn recoloured(mut self, change: impl Fn(Rgb) -> Rgb) -> Self {
         for pixel in &mut self.pixels {
             let [r, g, b, a] = *pixel;
@@ -60,30 +62,30 @@ impl Layer {
         self
     }
 
-    /// The alpha of each pixel.
+    /// Returns the alpha of each pixel.
     pub(super) fn alpha(&self) -> Plane {
         Plane { width: self.width, height: self.height, values: self.pixels.iter().map(|p| p[3]).collect() }
     }
 
-    /// The brightness of each pixel on white.
+    /// Returns the brightness of each pixel on a white background.
     pub(super) fn brightness(&self) -> Plane {
         let value = |&[r, g, b, a]: &[f32; 4]| luma([r, g, b]) + 1.0 - a;
         Plane { width: self.width, height: self.height, values: self.pixels.iter().map(value).collect() }
     }
 
-    /// Top row last.
+    /// Returns the layer flipped vertically.
     pub(super) fn upside_down(&self) -> Self {
         let rows = self.pixels.chunks_exact(self.width).rev();
         Self { pixels: rows.flatten().copied().collect(), ..*self }
     }
 
-    /// Left column last.
+    /// Returns the layer flipped horizontally.
     pub(super) fn mirrored(&self) -> Self {
         let rows = self.pixels.chunks_exact(self.width);
         Self { pixels: rows.flat_map(|row| row.iter().rev()).copied().collect(), ..*self }
     }
 
-    /// What lies within `mask`, a plane of the same size.
+    /// Multiplies each pixel by the value of `mask`, a plane of the same size.
     pub(super) fn within(mut self, mask: &Plane) -> Self {
         for (pixel, share) in self.pixels.iter_mut().zip(&mask.values) {
             *pixel = pixel.map(|value| value * share);
@@ -91,7 +93,8 @@ impl Layer {
         self
     }
 
-    /// The smallest rectangle around what can be seen: left, top, right, bottom, the last two exclusive.
+    /// Returns the smallest rectangle around the visible pixels as left, top, right, bottom. The
+    /// last two are exclusive.
     pub(super) fn bounds(&self) -> Option<[usize; 4]> {
         let mut bounds: Option<[usize; 4]> = None;
         for (index, pixel) in self.pixels.iter().enumerate() {
@@ -104,7 +107,7 @@ impl Layer {
         bounds
     }
 
-    /// As an opaque picture, on white where something shines through.
+    /// Converts the layer to an opaque picture on a white background.
     pub(super) fn into_image(self) -> Result<RgbImage> {
         let byte = |value: f32| (value.clamp(0.0, 1.0) * 255.0).round() as u8;
         let pixels = self.pixels.iter().map(|&pixel| over(pixel, [1.0; 4]));
@@ -113,22 +116,22 @@ impl Layer {
     }
 }
 
-/// `front` laid over `back`.
+/// Blends `front` over `back`.
 fn over(front: [f32; 4], back: [f32; 4]) -> [f32; 4] {
     std::array::from_fn(|c| front[c] + back[c] * (1.0 - front[3]))
 }
 
-/// How bright a colour is, from 0 to 1.
+/// Returns the brightness of a colour, from 0 to 1.
 pub(super) fn luma(colour: Rgb) -> f32 {
     colour.iter().zip(LUMA).map(|(value, weight)| value * weight).sum()
 }
 
-/// The colour at `t` between `from` (0) and `to` (1).
+/// Interpolates between the colours `from` (`t` = 0) and `to` (`t` = 1).
 pub(super) fn mix(from: Rgb, to: Rgb, t: f32) -> Rgb {
     std::array::from_fn(|c| from[c] + (to[c] - from[c]) * t)
 }
 
-/// A number for each pixel.
+/// One number per pixel.
 #[derive(Debug, Clone)]
 pub(super) struct Plane {
     width: usize,
@@ -137,7 +140,8 @@ pub(super) struct Plane {
 }
 
 impl Plane {
-    /// The value at a place; places outside have the nearest inside.
+    /// Returns the value at a position. Outside the plane, it is the value of the nearest pixel
+    /// inside.
     fn at(&self, x: i32, y: i32) -> f32 {
         let x = x.clamp(0, self.width as i32 - 1) as usize;
         let y = y.clamp(0, self.height as i32 - 1) as usize;
@@ -149,7 +153,7 @@ impl Plane {
         Plane { values: places.map(|(x, y)| value(x, y)).collect(), ..*self }
     }
 
-    /// How steeply it changes at each pixel (Sobel).
+    /// Returns the magnitude of the gradient at each pixel (Sobel).
     pub(super) fn edges(&self) -> Plane {
         self.map(|x, y| {
             let [across, down] = self.slope(x, y);
@@ -157,7 +161,7 @@ impl Plane {
         })
     }
 
-    /// The change across and down at a pixel, in units a pixel (Sobel).
+    /// Returns the horizontal and vertical gradient at a pixel, in units per pixel (Sobel).
     pub(super) fn slope(&self, x: i32, y: i32) -> [f32; 2] {
         let at = |dx: i32, dy: i32| self.at(x + dx, y + dy);
         let across = at(1, -1) + 2.0 * at(1, 0) + at(1, 1) - at(-1, -1) - 2.0 * at(-1, 0) - at(-1, 1);
@@ -165,7 +169,8 @@ impl Plane {
         [across / 8.0, down / 8.0]
     }
 
-    /// The mean of the `2 * radius + 1` values around each, across and then down.
+    /// Applies a box blur: the mean of `2 * radius + 1` values, first horizontally and then
+    /// vertically.
     pub(super) fn blurred(&self, radius: i32) -> Plane {
         let share = 1.0 / (2 * radius + 1) as f32;
         let across = self.map(|x, y| (-radius..=radius).map(|d| self.at(x + d, y)).sum::<f32>() * share);
@@ -173,17 +178,18 @@ impl Plane {
     }
 }
 
-/// A drawing of one thing, cut to what can be seen, at the largest size that scenes use.
+/// A drawing of one thing at the largest size that scenes use, cropped to its visible part.
 #[derive(Debug)]
 pub(super) struct Sprite {
     pub(super) width: u32,
     pub(super) height: u32,
-    /// Premultiplied.
+    /// The premultiplied pixels.
     pixels: Vec<U8x4>,
 }
 
 impl Sprite {
-    /// Draws `svg` so that its longer side has `side` pixels, then cuts empty margins away; `None` if nothing shows.
+    /// Renders `svg` so that its longer side has `side` pixels, then removes empty margins. Returns
+    /// `None` if nothing is visible.
     pub(super) fn draw(svg: &str, side: u32) -> Result<Option<Self>> {
         let tree =
             usvg::Tree::from_str(svg, &usvg::Options::default()).context("the icon is not valid SVG")?;
@@ -208,12 +214,12 @@ impl Sprite {
         Some(Self { width: right - left + 1, height: bottom - top + 1, pixels })
     }
 
-    /// The drawing in `width` x `height` pixels.
+    /// Resizes the drawing to `width` x `height` pixels.
     pub(super) fn stretched(&self, width: usize, height: usize) -> Result<Layer> {
         let source = TypedImageRef::<U8x4>::new(self.width, self.height, &self.pixels)
             .context("a drawing of the wrong size")?;
         let mut target = TypedImage::<U8x4>::new(width.max(1) as u32, height.max(1) as u32);
-        // Colours are premultiplied already, so all four channels are scaled alike.
+        // Colours are already premultiplied, so all four channels are scaled in the same way.
         let options =
             ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).use_alpha(false);
         Resizer::new().resize_typed(&source, &mut target, &options).context("cannot scale a drawing")?;
@@ -225,7 +231,7 @@ impl Sprite {
         Ok(Layer { width: width.max(1), height: height.max(1), pixels })
     }
 
-    /// The drawing with its longer side of `side` pixels.
+    /// Scales the drawing so that its longer side has `side` pixels.
     pub(super) fn scaled(&self, side: usize) -> Result<Layer> {
         let scale = side as f32 / self.width.max(self.height) as f32;
         let size = |length: u32| (length as f32 * scale).round().max(1.0) as usize;

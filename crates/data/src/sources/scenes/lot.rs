@@ -1,4 +1,4 @@
-//! How a scene is drawn by lot.
+//! Samples random scenes.
 
 use anyhow::{Context, Result, bail, ensure};
 use rand_chacha::ChaCha8Rng;
@@ -10,23 +10,24 @@ use super::world::{Kind, World};
 use crate::loader::{below, chance, uniform};
 use crate::sources::emoji::style::Style;
 
-/// How often each kind of scene is drawn, as weights.
+/// The relative frequency of each kind of scene, as weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Shares {
-    /// One thing as it is.
+    /// The weight of one thing without a change.
     pub plain: f32,
-    /// One thing recoloured, tiny, huge or upside down, or two to four of it.
+    /// The weight of one thing that is recoloured, tiny, huge or upside down, or of two to four
+    /// copies of it.
     pub attributes: f32,
-    /// One thing as an x-ray, a sketch, a stamp and so on.
+    /// The weight of one thing as an x-ray, a sketch, a stamp and so on.
     pub renditions: f32,
-    /// Two things in a place relative to each other.
+    /// The weight of two things in a relative position.
     pub relations: f32,
-    /// One thing made of another, or shaped like another.
+    /// The weight of one thing that is made of another or shaped like another.
     pub blends: f32,
-    /// Characters in clothes, holding things, walking dogs.
+    /// The weight of characters that wear clothes, hold things or walk a dog.
     pub dressed: f32,
-    /// Two panels of the same thing.
+    /// The weight of two panels with the same thing.
     pub panels: f32,
 }
 
@@ -50,7 +51,10 @@ impl Shares {
         [plain, attributes, renditions, relations, blends, dressed, panels]
     }
 
-    /// The weight of the kind of that name.
+    /// Returns the weight of the kind with this name.
+    ///
+    /// # Errors
+    /// If there is no kind with this name.
     pub fn of(&mut self, kind: &str) -> Result<&mut f32> {
         Ok(match kind {
             "plain" => &mut self.plain,
@@ -67,7 +71,7 @@ impl Shares {
         })
     }
 
-    /// Checks that a kind can be chosen.
+    /// Checks that the weights are valid and at least one is positive.
     pub(super) fn check(&self) -> Result<()> {
         let weights = self.weights();
         let usable = weights.iter().all(|share| share.is_finite() && *share >= 0.0);
@@ -79,17 +83,18 @@ impl Shares {
     }
 }
 
-/// Draws scenes by lot.
+/// Samples random scenes.
 pub(super) struct Lot<'a> {
     world: &'a World,
     shares: &'a Shares,
     characters: Vec<usize>,
     countable: Vec<usize>,
-    /// What can be held: objects, food, plants.
+    /// Things that a character can hold: objects, food and plants.
     portable: Vec<usize>,
 }
 
-/// How often a scene that holds a held-out combination is drawn again before it counts as a fault of the list.
+/// The maximum number of attempts to sample a scene without a held-out combination. More attempts
+/// mean that the list is too long.
 const MOST_TRIES: usize = 1000;
 
 impl<'a> Lot<'a> {
@@ -106,7 +111,7 @@ impl<'a> Lot<'a> {
         }
     }
 
-    /// A scene without any combination of `held_out`.
+    /// Samples a scene without any combination of `held_out`.
     pub(super) fn draw(&self, held_out: &HeldOut, rng: &mut ChaCha8Rng) -> Result<Scene> {
         (0..MOST_TRIES)
             .map(|_| self.any(rng))
@@ -114,12 +119,12 @@ impl<'a> Lot<'a> {
             .context("nearly every scene is held out; shorten the list of held-out combinations")
     }
 
-    /// A scene that shows `combination`; everything else of it is drawn.
+    /// Samples a scene that shows `combination`. Everything else in it is random.
     pub(super) fn showing(&self, combination: Combination, rng: &mut ChaCha8Rng) -> Scene {
         let mut style = None;
         let content = match combination {
-            Combination::Style(thing, wanted) => {
-                style = Some(wanted);
+            Combination::Style(thing, held_out_style) => {
+                style = Some(held_out_style);
                 Content::One { thing, look: Look::Plain }
             }
             Combination::Rendition(thing, rendition) => Content::Rendered { thing, rendition },
@@ -135,13 +140,14 @@ impl<'a> Lot<'a> {
         self.finish(content, style, rng)
     }
 
-    /// Contents that together show all that drawn scenes can: each thing in each of its roles, each look, each rendition and so on.
+    /// Returns contents that together cover everything that sampled scenes can show: each thing in
+    /// each of its roles, each look, each rendition and so on.
     pub(super) fn all_parts(&self) -> Vec<Content> {
         let drawn = self.shares.weights().into_iter().enumerate().filter(|(_, share)| *share > 0.0);
         drawn.flat_map(|(kind, _)| self.parts(kind)).collect()
     }
 
-    /// The same of one kind, numbered as in [`Lot::any`].
+    /// Like [`Lot::all_parts`], for the kind with the same number as in [`Lot::any`].
     fn parts(&self, kind: usize) -> Vec<Content> {
         let n = self.world.things.len();
         let (things, next) = (0..n, |thing: usize| (thing + 1) % n);
@@ -214,7 +220,7 @@ impl<'a> Lot<'a> {
         self.finish(content, None, rng)
     }
 
-    /// Chooses a style that draws the first thing, and a background.
+    /// Completes a scene: chooses a style that is available for the first thing, and a background.
     fn finish(&self, content: Content, style: Option<Style>, rng: &mut ChaCha8Rng) -> Scene {
         let styles: Vec<Style> = self.world.things[content.first()].drawings.keys().copied().collect();
         let style = style.unwrap_or_else(|| one_of(&styles, rng));
@@ -253,17 +259,17 @@ impl<'a> Lot<'a> {
         Content::One { thing: self.thing(rng), look }
     }
 
-    /// One to three of: clothes, a thing in the hand, a dog.
+    /// Samples a character with one to three of these: clothes, a thing in the hand, a dog.
     fn dressed(&self, rng: &mut ChaCha8Rng) -> Content {
         let thing = one_of(&self.characters, rng);
-        let wanted = match uniform(rng) {
+        let target = match uniform(rng) {
             u if u < 0.6 => 1,
             u if u < 0.9 => 2,
             _ => 3,
         };
         let mut extras: Vec<Extra> = Vec::new();
         let mut held = None;
-        while extras.len() + usize::from(held.is_some()) < wanted {
+        while extras.len() + usize::from(held.is_some()) < target {
             if held.is_none() && !extras.contains(&Extra::WalkingDog) && chance(rng, 0.2) {
                 held = Some(one_of(&self.portable, rng)).filter(|&other| other != thing);
                 continue;
@@ -278,7 +284,8 @@ impl<'a> Lot<'a> {
         Content::Dressed { thing, extras, held }
     }
 
-    /// Only fruit and vegetables become babies by a face that is drawn on; animals have one.
+    /// Whether a thing can have an extra. Only fruit and vegetables can be babies, because a face
+    /// is drawn on them; animals already have one.
     pub(super) fn can_be(&self, thing: usize, extra: Extra) -> bool {
         extra != Extra::Baby || self.world.things[thing].kind == Kind::Produce
     }
@@ -310,7 +317,7 @@ fn operations() -> impl Iterator<Item = Operation> {
     plain.into_iter().chain(Colour::ALL.map(Operation::Coloured))
 }
 
-/// `all` in an order drawn by lot.
+/// Returns `all` in random order.
 pub(super) fn shuffled<T>(mut all: Vec<T>, rng: &mut ChaCha8Rng) -> Vec<T> {
     for last in (1..all.len()).rev() {
         all.swap(last, below(rng, last as u64 + 1) as usize);
@@ -318,12 +325,12 @@ pub(super) fn shuffled<T>(mut all: Vec<T>, rng: &mut ChaCha8Rng) -> Vec<T> {
     all
 }
 
-/// One of `all`, uniformly; `all` isn't empty.
+/// Chooses one item of `all` uniformly. `all` must not be empty.
 pub(super) fn one_of<T: Copy>(all: &[T], rng: &mut ChaCha8Rng) -> T {
     all[below(rng, all.len() as u64) as usize]
 }
 
-/// An index, as often as its weight says.
+/// Samples an index with a probability proportional to its weight.
 fn weighted(weights: &[f32], rng: &mut ChaCha8Rng) -> usize {
     let mut rest = uniform(rng) * weights.iter().sum::<f32>();
     weights

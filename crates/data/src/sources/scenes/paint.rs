@@ -1,4 +1,4 @@
-//! From a scene to pixels.
+//! Paints scenes.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -16,10 +16,10 @@ use crate::loader::uniform;
 use crate::sources::emoji::style::Style;
 
 const WHITE: Rgb = [1.0; 3];
-/// The thing that is led on a lead.
+/// The name of the thing that is walked on a lead.
 const DOG: &str = "dog";
 
-/// Paints scenes of one size; keeps each thing's drawing once it was needed.
+/// Paints scenes of one size. Caches the drawing of each thing after its first use.
 #[derive(Debug)]
 pub(super) struct Painter {
     side: usize,
@@ -41,7 +41,7 @@ impl Painter {
         })
     }
 
-    /// The scene's picture; `None` if a drawing that it needs is blank.
+    /// Paints the scene. Returns `None` if one of the drawings is blank.
     pub(super) fn paint(
         &self,
         world: &World,
@@ -53,7 +53,7 @@ impl Painter {
         picture.into_image().map(Some)
     }
 
-    /// The drawing of a thing in the style, or in the first that there is.
+    /// Returns the drawing of a thing in `style`, or in its first available style.
     fn sprite(&self, world: &World, thing: usize, style: Style) -> Result<Option<&Sprite>> {
         let drawings = &world.things[thing].drawings;
         let style = if drawings.contains_key(&style) {
@@ -72,7 +72,7 @@ impl Painter {
     }
 }
 
-/// A scene being painted.
+/// A scene that is being painted.
 struct Stage<'a> {
     painter: &'a Painter,
     world: &'a World,
@@ -109,14 +109,16 @@ impl Stage<'_> {
         low + (high - low) * uniform(self.rng)
     }
 
-    /// The thing's drawing with its longer side of `share` of the picture's.
+    /// Returns the drawing of a thing. Its longer side is the fraction `share` of the picture's
+    /// side.
     fn drawing(&self, thing: usize, share: f32) -> Result<Option<Layer>> {
         let sprite = self.painter.sprite(self.world, thing, self.style)?;
         let side = (share * self.painter.side as f32).round().max(2.0) as usize;
         sprite.map(|sprite| sprite.scaled(side)).transpose()
     }
 
-    /// A clear canvas with the thing in its middle, at `share` of the canvas's shorter side.
+    /// Returns a transparent canvas with the thing in its middle. The thing's longer side is the
+    /// fraction `share` of the canvas's shorter side.
     fn alone(&mut self, thing: usize, [width, height]: [usize; 2], share: f32) -> Result<Option<Layer>> {
         let share = share * width.min(height) as f32 / self.painter.side as f32;
         let Some(drawing) = self.drawing(thing, share)? else { return Ok(None) };
@@ -186,7 +188,8 @@ impl Stage<'_> {
         Ok(Some(canvas))
     }
 
-    /// Small copies of `part` within the outline of `whole`, whose own lines stay faintly.
+    /// Paints small copies of `part` within the outline of `whole`, whose lines stay faintly
+    /// visible.
     fn made_of(&mut self, whole: usize, part: usize) -> Result<Option<Layer>> {
         let side = self.painter.side;
         let share = self.between(0.8, 0.95);
@@ -215,7 +218,8 @@ impl Stage<'_> {
         Ok(Some(filling))
     }
 
-    /// The surface of one thing within the outline of another, whose light and shade stay.
+    /// Paints the surface of one thing within the outline of another, whose light and shade are
+    /// kept.
     fn shaped_like(&mut self, surface: usize, shape: usize) -> Result<Option<Layer>> {
         let side = self.painter.side;
         let share = self.between(0.8, 0.95);
@@ -261,7 +265,7 @@ impl Stage<'_> {
 
     fn wear(&self, canvas: &mut Layer, thing: usize, body: &Body, extras: &[Extra]) -> Result<()> {
         let kind = self.world.things[thing].kind;
-        // Wool lies under everything else.
+        // The sweater is below all other garments.
         let (wool, rest): (Vec<Extra>, Vec<Extra>) =
             extras.iter().partition(|&&extra| extra == Extra::Sweater);
         wool.into_iter()
@@ -269,7 +273,7 @@ impl Stage<'_> {
             .try_for_each(|extra| self.painter.wardrobe.wear(canvas, kind, body, extra))
     }
 
-    /// A dog at the figure's feet, on a lead.
+    /// Paints a dog on a lead at the figure's feet.
     fn lead_dog(&mut self, canvas: &mut Layer, body: &Body) -> Result<()> {
         let dog = self.painter.dog;
         let Some(drawing) = self.drawing(dog, 0.36)? else { return Ok(()) };
@@ -283,7 +287,8 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// The thing above, and below the same thing after the operation.
+    /// Paints the thing in the upper panel, and the same thing after the operation in the lower
+    /// panel.
     fn panels(&mut self, thing: usize, operation: Operation) -> Result<Option<Layer>> {
         let (width, height) = (self.painter.side, self.painter.side / 2);
         let share = self.between(0.76, 0.92);
@@ -315,7 +320,7 @@ impl Stage<'_> {
     }
 }
 
-/// Lays `layer` with its middle at `place`, in shares of the canvas.
+/// Draws `layer` with its centre at `place`, given in fractions of the canvas.
 fn centred(canvas: &mut Layer, layer: &Layer, place: [f32; 2]) {
     let left = place[0] * canvas.width as f32 - layer.width as f32 / 2.0;
     let top = place[1] * canvas.height as f32 - layer.height as f32 / 2.0;

@@ -1,4 +1,5 @@
-//! Packages in which a plain shape stands for every drawing: for tests of what reads packages, where the real ones are not at hand.
+//! Writes placeholder packages in which every drawing is a plain shape, for tests without the real
+//! packages.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,12 +12,13 @@ use super::world::{OTHER_LANGUAGES, entries};
 use crate::sources::emoji::package::plain_hexcode;
 use crate::sources::emoji::style::Style;
 
-/// Outlines that differ from themselves upside down, in a view box of 16 x 16.
+/// Outlines in a view box of 16 x 16. None of them is symmetric when turned upside down.
 const OUTLINES: [&str; 4] =
     ["M1 1h14v8H9v6H1z", "M2 1h12l1 14H8V8H2z", "M1 3l14-2v6l-8 1 1 7H2z", "M4 1h11v14h-3V6H4z"];
 
-/// Writes packages to `dir` as `runs/fetch_emoji.sh` does. Each thing of scenes is one shape of a colour of its own, the same in every
-/// style that finds its drawings by code points; the other styles have no drawings.
+/// Writes packages to `dir` in the layout of `runs/fetch_emoji.sh`. Each thing of scenes is one
+/// shape in a different colour. It is the same in every style that finds its icons by code points;
+/// the other styles have no drawings.
 ///
 /// # Errors
 /// If a file cannot be written.
@@ -43,7 +45,7 @@ pub fn write_placeholder_packages(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A shape in a dark colour.
+/// Returns a shape in a dark colour.
 fn icon(n: usize) -> Value {
     let [r, g, b] = [67, 131, 199].map(|step| 10 + n * step % 120);
     let outline = OUTLINES[n % OUTLINES.len()];

@@ -1,9 +1,9 @@
-//! What a scene shows, before it has words or pixels.
+//! The description of a scene, from which its captions and its picture are made.
 
 use super::held_out::Combination;
 use crate::sources::emoji::style::Style;
 
-/// A colour that captions name.
+/// A colour that captions can name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Colour {
     Red,
@@ -55,10 +55,10 @@ impl Rendition {
     ];
 }
 
-/// What a character wears or does.
+/// Something that a character wears or does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Extra {
-    /// Small, with a face drawn on: "a baby radish".
+    /// Small, with a face drawn on it: "a baby radish".
     Baby,
     Tutu,
     Crown,
@@ -81,7 +81,7 @@ impl Extra {
         Extra::WalkingDog,
     ];
 
-    /// Whether the two can't be worn together.
+    /// Whether two extras cannot be combined.
     pub(super) fn excludes(self, other: Extra) -> bool {
         use Extra::{Baby, Crown, Hat, Sunglasses, Sweater, Tutu};
         matches!(
@@ -96,7 +96,7 @@ impl Extra {
     }
 }
 
-/// What happens to the lower half of a picture of two panels (paper Fig. 14).
+/// The change that is applied in the lower half of a picture with two panels (paper Fig. 14).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Operation {
     Sketch,
@@ -110,7 +110,7 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    /// Every operation, recolouring once for each colour.
+    /// Returns all operations, with recolouring once per colour.
     pub(super) fn all() -> Vec<Operation> {
         use Operation::{BlackAndWhite, Coloured, Silhouette, Sketch, Stamp, Sunglasses, UpsideDown, XRay};
         let others = [Sketch, XRay, Silhouette, UpsideDown, BlackAndWhite, Sunglasses, Stamp];
@@ -118,7 +118,7 @@ impl Operation {
     }
 }
 
-/// Where two things are.
+/// The relative position of two things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Relation {
     SideBySide,
@@ -150,14 +150,14 @@ pub(super) enum Look {
     UpsideDown,
 }
 
-/// What is behind the things.
+/// The background of a scene.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Background {
     White,
     Named(Colour),
 }
 
-/// The things of a scene, by their indices in the world, and what is done with them.
+/// The content of a scene: its things, given by their indices in the world, and how they are shown.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Content {
     One {
@@ -198,7 +198,7 @@ pub(super) enum Content {
     },
 }
 
-/// A scene: what it shows, in which style, on which background.
+/// A scene: its content, style and background.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Scene {
     pub(super) content: Content,
@@ -207,7 +207,7 @@ pub(super) struct Scene {
 }
 
 impl Content {
-    /// The thing that decides the style.
+    /// Returns the thing that determines the available styles.
     pub(super) fn first(&self) -> usize {
         match *self {
             Content::One { thing, .. }
@@ -221,7 +221,7 @@ impl Content {
         }
     }
 
-    /// The things that it is about; what a character holds besides doesn't count.
+    /// Returns the main things. A thing that a character holds is not included.
     pub(super) fn things(&self) -> Vec<usize> {
         match *self {
             Content::One { thing, .. }
@@ -235,7 +235,7 @@ impl Content {
         }
     }
 
-    /// The same with the thing `new` in the place of `old`.
+    /// Returns the same content with the thing `old` replaced by `new`.
     pub(super) fn with_thing(&self, old: usize, new: usize) -> Content {
         let swap = |thing: usize| if thing == old { new } else { thing };
         match *self {
@@ -256,7 +256,7 @@ impl Content {
         }
     }
 
-    /// Whether a coloured background leaves the scene what it is.
+    /// Whether the scene can have a coloured background.
     pub(super) fn takes_background(&self) -> bool {
         match self {
             Content::One { .. }
@@ -271,7 +271,7 @@ impl Content {
 }
 
 impl Scene {
-    /// Every combination that it shows and that can be held out.
+    /// Returns all combinations in the scene that can be held out.
     pub(super) fn combinations(&self) -> Vec<Combination> {
         let mut all = vec![Combination::Style(self.content.first(), self.style)];
         match self.content {

@@ -1,4 +1,5 @@
-//! Scenes as a set: what is held out never occurs, captions say what is there, pictures are functions of (seed, index).
+//! Tests of scenes: held-out combinations never occur, captions describe the content, and pictures
+//! are functions of (seed, index).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -27,7 +28,7 @@ fn canonical(world: &World, content: Content) -> String {
 }
 
 #[test]
-fn a_million_draws_show_no_held_out_combination() {
+fn million_sampled_scenes_show_no_held_out_combination() {
     let (world, shares) = (World::of_shapes(), Shares::default());
     let held_out = HeldOut::parse(LIST, &world).unwrap();
     let lot = Lot::new(&world, &shares);
@@ -38,14 +39,14 @@ fn a_million_draws_show_no_held_out_combination() {
     }
     let shown: Vec<&Combination> = held_out.list.iter().filter(|one| seen.contains(one)).collect();
     assert!(shown.is_empty(), "{shown:?}");
-    // Without the list they do occur: the test would notice.
+    // Without the list they do occur, so the test can fail.
     let nothing = HeldOut::parse("", &world).unwrap();
     let free = |index| lot.draw(&nothing, &mut rng(index)).unwrap().combinations();
     assert!((0..20_000).flat_map(free).any(|one| held_out.contains(&one)));
 }
 
 #[test]
-fn each_kind_is_drawn_as_often_as_its_share_says() {
+fn each_kind_occurs_as_often_as_its_share() {
     let world = World::of_shapes();
     let shares = Shares {
         plain: 3.0,
@@ -66,7 +67,7 @@ fn each_kind_is_drawn_as_often_as_its_share_says() {
 }
 
 #[test]
-fn the_four_demonstrations_are_held_out() {
+fn demonstration_combinations_are_held_out() {
     let world = World::of_shapes();
     let held_out = HeldOut::parse(LIST, &world).unwrap();
     let find = |name| world.find(name).unwrap();
@@ -82,9 +83,9 @@ fn the_four_demonstrations_are_held_out() {
 }
 
 #[test]
-fn a_bad_list_is_refused_by_line() {
+fn invalid_list_is_an_error_that_names_the_line() {
     let world = World::of_shapes();
-    for (list, wanted) in [
+    for (list, expected) in [
         ("rendition: yeti | x-ray", "no thing called \"yeti\""),
         ("rendition: owl | oil painting", "unknown word \"oil painting\"; wanted one of x-ray"),
         ("mood: owl | sad", "unknown kind \"mood\""),
@@ -92,7 +93,7 @@ fn a_bad_list_is_refused_by_line() {
         ("rendition: owl | x-ray\nrendition: owl | x-ray", "line 2"),
     ] {
         let error = format!("{:#}", HeldOut::parse(list, &world).unwrap_err());
-        assert!(error.contains(wanted), "{list}: {error}");
+        assert!(error.contains(expected), "{list}: {error}");
     }
     let all: String = Style::ALL.iter().map(|style| format!("style: owl | {}\n", style.name())).collect();
     let error = HeldOut::parse(&all, &world).unwrap().check(&world).unwrap_err().to_string();
@@ -100,11 +101,11 @@ fn a_bad_list_is_refused_by_line() {
 }
 
 #[test]
-fn captions_say_what_is_there() {
+fn captions_describe_the_content() {
     let world = World::of_shapes();
     let find = |name| world.find(name).unwrap();
     let (cat, pizza, snail, harp) = (find("cat"), find("pizza"), find("snail"), find("harp"));
-    for (content, wanted) in [
+    for (content, expected) in [
         (Content::One { thing: cat, look: Look::Plain }, "a cat, flat style"),
         (
             Content::One { thing: find("red apple"), look: Look::Coloured(Colour::Purple) },
@@ -141,12 +142,12 @@ fn captions_say_what_is_there() {
             "the exact same cat on the top as a sketch on the bottom, flat style",
         ),
     ] {
-        assert_eq!(canonical(&world, content), wanted);
+        assert_eq!(canonical(&world, content), expected);
     }
 }
 
 #[test]
-fn every_kind_has_eight_phrasings_and_chinese() {
+fn every_kind_has_eight_english_phrasings_and_chinese_ones() {
     let (world, shares) = (World::of_shapes(), Shares::default());
     let (lot, nothing) = (Lot::new(&world, &shares), HeldOut::parse("", &world).unwrap());
     let mut fewest: HashMap<std::mem::Discriminant<Content>, usize> = HashMap::new();
@@ -164,7 +165,7 @@ fn every_kind_has_eight_phrasings_and_chinese() {
 }
 
 #[test]
-fn the_words_of_scenes_are_those_of_their_captions() {
+fn words_of_scenes_equal_the_words_of_their_captions() {
     let mut world = World::of_shapes();
     world.things[0].others = vec!["el mono".to_string(), "猿".to_string()];
     world.things[0].tags = ["primate", "banana", "jungle", "unsaid"].map(String::from).to_vec();
@@ -199,7 +200,7 @@ fn the_words_of_scenes_are_those_of_their_captions() {
 }
 
 #[test]
-fn a_picture_is_a_function_of_seed_and_index() {
+fn picture_is_a_function_of_seed_and_index() {
     let (world, shares) = (World::of_shapes(), Shares::default());
     let (lot, nothing) = (Lot::new(&world, &shares), HeldOut::parse("", &world).unwrap());
     let painter = Painter::new(&world, 64).unwrap();
@@ -236,7 +237,7 @@ fn panels_show_the_same_thing_twice_and_renditions_change_it() {
 }
 
 #[test]
-fn left_is_left_and_above_is_above() {
+fn relations_place_things_at_the_right_positions() {
     let world = World::of_shapes();
     let painter = Painter::new(&world, 64).unwrap();
     let (first, second) = (world.find("cat").unwrap(), world.find("pizza").unwrap());
@@ -255,7 +256,7 @@ fn left_is_left_and_above_is_above() {
 }
 
 #[test]
-fn all_that_decides_scenes_is_in_their_fingerprint() {
+fn fingerprint_covers_everything_that_determines_scenes() {
     let versions = |noto: &str| BTreeMap::from([("noto".to_string(), noto.to_string())]);
     let options = |packages: &str| ScenesOptions::new(Path::new(packages), 128);
     let one = fingerprint(&options("here"), &versions("1.0"));

@@ -1,8 +1,8 @@
-//! English words: plurals, and numbers as captions spell them.
+//! English plurals, and numerals in captions.
 
 use crate::sources::emoji::captions::with_article;
 
-/// Plurals that no rule makes.
+/// Irregular plurals.
 const IRREGULAR: [(&str, &str); 18] = [
     ("mouse", "mice"),
     ("goose", "geese"),
@@ -23,10 +23,10 @@ const IRREGULAR: [(&str, &str); 18] = [
     ("cactus", "cacti"),
     ("die", "dice"),
 ];
-/// Ends the head of a phrase: "slice of cake" → "slices of cake".
+/// Words that end the head of a phrase: "slice of cake" → "slices of cake".
 const AFTER_HEAD: [&str; 6] = [" of ", " with ", " on ", " and ", " in ", " behind "];
 
-/// The plural of a phrase; `None` if it isn't counted or is a plural already.
+/// Returns the plural of a phrase, or `None` if it is uncountable or already a plural.
 pub(super) fn plural(phrase: &str) -> Option<String> {
     if with_article(phrase) == phrase {
         return None;
@@ -55,12 +55,12 @@ fn plural_noun(noun: &str) -> String {
     }
 }
 
-/// "two", "three", "four".
+/// Returns an English numeral: "two", "three", "four".
 pub(super) fn number(n: usize) -> &'static str {
     ["no", "one", "two", "three", "four"].get(n).copied().unwrap_or("many")
 }
 
-/// "两", "三", "四": the forms that stand before a classifier.
+/// Returns a Chinese numeral in the form used before a classifier: "两", "三", "四".
 pub(super) fn chinese_number(n: usize) -> &'static str {
     ["零", "一", "两", "三", "四"].get(n).copied().unwrap_or("许多")
 }
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plurals_follow_english() {
+    fn plurals_follow_english_rules() {
         for (one, many) in [
             ("cat", "cats"),
             ("cat face", "cat faces"),

@@ -1,4 +1,5 @@
-//! The things that scenes are made of: their names in six languages and their drawings in six styles.
+//! The things that scenes are made of, with their names in six languages and their drawings in six
+//! styles.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -13,18 +14,20 @@ use crate::sources::emoji::style::Style;
 
 /// The list of things.
 const THINGS: &str = include_str!("things.txt");
-/// Drawings of our own, for things that no set has.
+/// Our own drawings, for things that no icon set has.
 const OWN: [(&str, &str); 2] = [
     ("drawings/radish.svg", include_str!("drawings/radish.svg")),
     ("drawings/armchair.svg", include_str!("drawings/armchair.svg")),
 ];
-/// Languages besides English and Chinese in which single things are named, as emojibase names its folders.
+/// The languages other than English and Chinese in which single things are named. The codes are the
+/// folder names of emojibase.
 pub(super) const OTHER_LANGUAGES: [&str; 4] = ["es", "de", "fr", "ja"];
 
-/// What sort of thing it is: this decides what it can wear and which classifier Chinese takes.
+/// The kind of a thing. It determines what the thing can wear and which classifier it has in
+/// Chinese.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// An animal seen from the side or the front.
+    /// A complete animal, seen from the side or the front.
     Animal,
     /// The face of an animal, or a figure that is mostly head.
     Face,
@@ -41,7 +44,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Whether it can wear clothes, hold things and walk a dog.
+    /// Whether things of this kind can wear clothes, hold things and walk a dog.
     pub(super) fn is_character(self) -> bool {
         match self {
             Kind::Animal | Kind::Face | Kind::Produce => true,
@@ -50,32 +53,33 @@ impl Kind {
     }
 }
 
-/// A nameable thing.
+/// A thing with its names and drawings.
 #[derive(Debug, Clone)]
 pub(super) struct Thing {
-    /// English, without an article: "red apple".
+    /// The English name without an article: "red apple".
     pub(super) name: String,
-    /// English plural; `None` where it isn't counted ("bacon") or is a plural already ("grapes").
+    /// The English plural. `None` if the name is uncountable ("bacon") or already a plural
+    /// ("grapes").
     pub(super) plural: Option<String>,
-    /// Chinese.
+    /// The Chinese name.
     pub(super) chinese: String,
-    /// Names in other languages.
+    /// The names in other languages.
     pub(super) others: Vec<String>,
-    /// Keywords, the most telling first.
+    /// The keywords, the most important first.
     pub(super) tags: Vec<String>,
     pub(super) kind: Kind,
-    /// The styles it is drawn in, each with its SVG document.
+    /// The available styles, each with its SVG document.
     pub(super) drawings: BTreeMap<Style, String>,
 }
 
 impl Thing {
-    /// "a red apple", "grapes".
+    /// Returns the name with its article, if it takes one: "a red apple", "grapes".
     pub(super) fn with_article(&self) -> String {
         with_article(&self.name)
     }
 }
 
-/// All things, and where each is by its name.
+/// All things, with an index by name.
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) things: Vec<Thing>,
@@ -100,20 +104,21 @@ impl World {
         Ok(Self { things, by_name })
     }
 
-    /// The index of the thing of that English name.
+    /// Returns the index of the thing with this English name.
     pub(super) fn find(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
 
-    /// The indices of the things that `wanted` holds for.
-    pub(super) fn those(&self, wanted: impl Fn(&Thing) -> bool) -> Vec<usize> {
-        (0..self.things.len()).filter(|&n| wanted(&self.things[n])).collect()
+    /// Returns the indices of the things for which `predicate` is true.
+    pub(super) fn those(&self, predicate: impl Fn(&Thing) -> bool) -> Vec<usize> {
+        (0..self.things.len()).filter(|&n| predicate(&self.things[n])).collect()
     }
 }
 
 #[cfg(test)]
 impl World {
-    /// All things, each drawn as the same shape in every style: what doesn't look at pictures needs no packages.
+    /// Returns a world in which every thing is the same shape in every style, for tests without
+    /// packages.
     pub(super) fn of_shapes() -> Self {
         let svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 8 8\">\
                    <path d=\"M1 1h6v4H5v2H1z\" fill=\"#c33\"/></svg>";
@@ -128,7 +133,7 @@ impl World {
     }
 }
 
-/// A line of the list.
+/// A line of the list of things.
 pub(super) struct Entry {
     pub(super) label: &'static str,
     name: Option<&'static str>,
@@ -136,7 +141,7 @@ pub(super) struct Entry {
     kind: Kind,
 }
 
-/// The lines of the list of things.
+/// Parses the list of things.
 pub(super) fn entries() -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut kind = Kind::Object;
@@ -175,7 +180,7 @@ fn kind_of(heading: &str) -> Result<Kind> {
     })
 }
 
-/// The labels of one language, by code points.
+/// For each language, a map from code points to labels.
 struct Labels(HashMap<&'static str, HashMap<String, String>>);
 
 impl Labels {
@@ -227,7 +232,7 @@ fn emoji_thing(
     })
 }
 
-/// A thing of our own drawing: the same picture stands for every style.
+/// Creates a thing with one of our own drawings, which is used for every style.
 fn own_thing(svg: &str, name: Option<&str>, chinese: Option<&str>, kind: Kind) -> Result<Thing> {
     let name = name.context("a drawing of our own needs a name")?.to_string();
     Ok(Thing {
