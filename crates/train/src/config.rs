@@ -216,6 +216,12 @@ pub struct RelaxConfig {
     pub tau_end: f64,
     /// Updates over which the temperature falls from 1.
     pub tau_steps: u64,
+    /// Unused codes take over half of a code with a large error whenever so many updates are done; 0: never.
+    #[serde(default)]
+    pub split_every: u64,
+    /// Updates after which no code is split any more.
+    #[serde(default)]
+    pub split_until: u64,
 }
 
 impl RelaxConfig {

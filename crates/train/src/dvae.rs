@@ -10,11 +10,11 @@ use rayon::prelude::*;
 use tessera_base::Reporter;
 use tessera_base::pixels::{contact_sheet, from_floats, to_floats};
 use tessera_data::{Dataset, Purpose, augment, batch_indices, item_rng};
-use tessera_eval::{held_out_pictures, recon, relaxation_gap};
+use tessera_eval::{centre_crop, held_out_pictures, recon, relaxation_gap};
 use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::nn::Compute;
-use tessera_model::weights::{ModelConfig, ModelFile, export};
+use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, import};
 
 use crate::capacity::Stage;
 use crate::config::Config;
@@ -25,9 +25,13 @@ use crate::log::Metrics;
 use crate::precision::{Rules, Scales, Scaling};
 use crate::run_dir::{Initial, RunDir, RunOptions};
 use crate::samples::{TrainSamples, ensure_large_enough};
+use crate::split_codes::{Usage, split_codes};
 
 /// Columns of the sample sheet; originals stand above reconstructions.
 const SAMPLES: usize = 16;
+/// Training pictures by which the codes to split are chosen, and how many are encoded together.
+const SPLIT_PICTURES: usize = 256;
+const SPLIT_BATCH: usize = 32;
 
 struct DvaeTask<'a> {
     config: &'a Config,
@@ -103,6 +107,33 @@ impl DvaeTask<'_> {
         GumbelNoise { seed: item_rng(self.seed, purpose, 0, 0).next_u64(), step, first_row: 0 }
     }
 
+    /// How the dVAE of these weights uses its codes on training pictures.
+    fn usage(&self, weights: &[HostTensor], step: u64) -> Result<Usage> {
+        let (config, cells) = (&self.config.dvae, self.cells());
+        let model = import(Dvae::new(config, self.seed, &self.compute), weights)?;
+        let mut usage = Usage { counts: vec![0; config.vocab], errors: vec![0.0; config.vocab] };
+        let (side, factor) = (config.image_size, config.factor());
+        for first in (0..SPLIT_PICTURES).step_by(SPLIT_BATCH) {
+            let index = |i: usize| (step as usize + first + i) % self.train.len();
+            let crop = |i: usize| {
+                let sample = self.train.get(index(i))?;
+                Ok(to_floats(&centre_crop(&sample, side as u32)?))
+            };
+            let pictures = (0..SPLIT_BATCH).into_par_iter().map(crop).collect::<Result<Vec<_>>>()?.concat();
+            let x = self.pictures(pictures.clone(), SPLIT_BATCH);
+            let codes = model.encode(x);
+            let restored: Vec<f32> = model.decode(codes.clone()).into_data().iter().collect();
+            let codes: Vec<i64> = codes.into_data().iter().collect();
+            codes.iter().for_each(|&code| usage.counts[code as usize] += 1);
+            for (i, (a, b)) in pictures.iter().zip(&restored).enumerate() {
+                let (picture, y, x) = (i / (3 * side * side), i / side % side, i % side);
+                let code = codes[picture * cells + y / factor * config.grid() + x / factor];
+                usage.errors[code as usize] += f64::from(a - b).powi(2);
+            }
+        }
+        Ok(usage)
+    }
+
     fn pictures(&self, values: Vec<f32>, n: usize) -> Tensor<4> {
         let side = self.config.dvae.image_size;
         Tensor::from_data(TensorData::new(values, [n, 3, side, side]), &self.compute.device)
@@ -143,6 +174,20 @@ impl Task for DvaeTask<'_> {
     fn scales(&self, _: &Dvae) -> Option<Scales> {
         let format = self.config.train_dvae.storage.format()?;
         Some(Scales::new(Rules::paper(Scaling::Global), 1, format, 1))
+    }
+
+    /// Splits codes when it is time to ([`split_codes`]).
+    fn after_update(&self, step: u64, weights: &mut [HostTensor], average: &mut [HostTensor]) -> Result<()> {
+        let (relax, done) = (&self.config.relax, step + 1);
+        if relax.split_every == 0 || !done.is_multiple_of(relax.split_every) || done > relax.split_until {
+            return Ok(());
+        }
+        let usage = self.usage(weights, step)?;
+        for weights in [weights, average] {
+            let rng = &mut item_rng(self.seed, Purpose::CodeSplit, step, 0);
+            split_codes(weights, &usage, rng)?;
+        }
+        Ok(())
     }
 
     fn gradient(

@@ -68,8 +68,19 @@ pub trait Task: Sync {
     fn settled(&self) -> u64 {
         0
     }
-    /// Bounds on weights, laid on after each update.
-    fn constrain(&self, _: &mut [HostTensor]) {}
+    /// Changes weights and their moving average after update `step`: bounds, for example. Like a
+    /// batch, the change is a pure function of the step and of what it changes.
+    ///
+    /// # Errors
+    /// If the change cannot be made.
+    fn after_update(
+        &self,
+        _step: u64,
+        _weights: &mut [HostTensor],
+        _average: &mut [HostTensor],
+    ) -> Result<()> {
+        Ok(())
+    }
     /// Figures on held-out data.
     fn validate(&self, model: &Self::Model, step: u64) -> Result<Metrics>;
     /// A picture that shows how far the model is.
@@ -317,7 +328,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             };
             bail!(Diverged(format!("step {step}: the gradient {why}; lr was {lr:e}")));
         }
-        self.task.constrain(&mut state.weights);
+        self.task.after_update(step, &mut state.weights, &mut state.average)?;
         if step >= task.settled() {
             state.losses.add(gradient.loss);
         }

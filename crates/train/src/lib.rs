@@ -27,6 +27,7 @@ mod run_dir;
 mod same_run;
 mod samples;
 mod schedule;
+mod split_codes;
 mod tensorboard;
 mod tokens;
 

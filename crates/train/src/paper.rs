@@ -68,6 +68,8 @@ const TABLE: &[Row] = &[
     ("relax.beta_steps", "5000", "§A.2"),
     ("relax.tau_end", "0.0625", "§A.2"),
     ("relax.tau_steps", "150000", "§A.2"),
+    ("relax.split_every", "0", OURS),
+    ("relax.split_until", "0", OURS),
     ("train_prior.steps", "430000", "§B.2"),
     ("train_prior.batch", "1024", "§B.2"),
     ("train_prior.micro_batches", "1", OURS),

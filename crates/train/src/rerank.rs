@@ -319,10 +319,11 @@ impl Task for RerankTask<'_> {
     }
 
     /// CLIP's bound on the temperature.
-    fn constrain(&self, weights: &mut [HostTensor]) {
+    fn after_update(&self, _: u64, weights: &mut [HostTensor], _: &mut [HostTensor]) -> Result<()> {
         for weight in weights.iter_mut().filter(|weight| weight.name == LOG_SCALE) {
             weight.values.iter_mut().for_each(|value| *value = value.clamp(0.0, MAX_LOG_SCALE));
         }
+        Ok(())
     }
 
     fn validate(&self, model: &Clip, _: u64) -> Result<Metrics> {
@@ -464,7 +465,7 @@ mod tests {
             let at = weights.iter().position(|weight| weight.name == LOG_SCALE).unwrap();
             for (set, wanted) in [(9.0, MAX_LOG_SCALE), (3.0, 3.0), (-1.0, 0.0)] {
                 weights[at].values[0] = set;
-                task.constrain(&mut weights);
+                task.after_update(0, &mut weights, &mut []).unwrap();
                 assert_eq!(weights[at].values[0], wanted);
             }
         });
