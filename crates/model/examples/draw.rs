@@ -1,4 +1,5 @@
-//! Draws one picture of a sentence with the embedded model and shows it growing, row by row.
+//! Draws one picture of a sentence with the embedded model, and prints the progress after each row
+//! of tokens.
 //!
 //! `cargo run --release -p tessera-model --example draw -- "a red apple" apple.png`
 

@@ -1,4 +1,5 @@
-//! Checks for tests: every parameter's gradient against a central difference of the loss.
+//! A check for tests: compares the gradient of every parameter with a central difference of the
+//! loss.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -6,13 +7,14 @@ use tessera_kernels::Cpu;
 
 use crate::nn::{export, gradients, import};
 
-/// How far a difference may be from the gradient: `absolute + relative · |gradient|`.
+/// How far the central difference may be from the gradient: `absolute + relative · |gradient|`.
 pub(crate) struct Tolerance {
     pub(crate) absolute: f64,
     pub(crate) relative: f64,
 }
 
-/// Moves the middle value of each parameter by `±step` and compares the change of `loss` with its gradient.
+/// Changes the middle value of each parameter by `±step` and compares the change of `loss` with the
+/// gradient of this value.
 pub(crate) fn check<M: Module>(model: M, loss: impl Fn(&M) -> Tensor<1>, step: f32, tolerance: Tolerance) {
     let train = model.clone().train();
     let gradients = gradients(&train, loss(&train).backward()).unwrap();
@@ -31,12 +33,12 @@ pub(crate) fn check<M: Module>(model: M, loss: impl Fn(&M) -> Tensor<1>, step: f
     }
 }
 
-/// Products of f32.
+/// The best instructions of this processor with f32 products.
 pub(crate) fn exact() -> Cpu {
     Cpu::best().in_f32()
 }
 
-/// `model` with every weight moved off its initial value, biases and zero matrices included.
+/// `model` with a small change to every weight, so that biases and zero matrices are not zero.
 pub(crate) fn stirred<M: Module>(model: M, by: f32) -> M {
     let mut weights = export(&model);
     let values = weights.iter_mut().flat_map(|weight| &mut weight.values);

@@ -1,6 +1,8 @@
-//! The paper's mathematics: the dVAE, the prior, sampling, and the file that holds a model.
+//! The paper's models: the dVAE, the prior, the reranker, sampling, and the file that holds a
+//! model.
 //!
-//! Start with [`Tessera`]; `dvae`, `prior` and `sample` are paper §2.1, §2.2 and §2.6.
+//! Start with [`Tessera`]. The modules `dvae`, `prior` and `sample` implement paper §2.1, §2.2 and
+//! §2.6.
 
 pub mod dvae;
 #[cfg(test)]

@@ -1,23 +1,24 @@
-//! Resizing as Python's Pillow does it: a filter that widens when a picture shrinks, so that no pixel is passed over, first across and
-//! then down, with bytes in between.
+//! Resizes pictures exactly like Python's Pillow, first horizontally, then vertically. When a
+//! picture is reduced, the filter is widened so that every pixel contributes.
 //!
-//! Bytes and not floats, and weights as whole numbers of 2⁻²², because a figure is to be that of those who resized with
-//! Pillow, to its last rounding.
+//! As in Pillow, the intermediate picture has 8 bits per channel, and the weights are integer
+//! multiples of 2⁻²². The result is then the same to the last bit, which makes metrics comparable
+//! with those computed with Pillow.
 
 use image::RgbImage;
 
-/// What weighs the pixels around a new one.
+/// The filter that weights the source pixels around a target pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PilFilter {
-    /// A triangle.
+    /// Linear interpolation: a triangle.
     Bilinear,
     /// Cubic interpolation with a = −1/2.
     Bicubic,
 }
 
 impl PilFilter {
-    /// How far it reaches, in pixels of the coarser of both pictures.
-    fn reach(self) -> f64 {
+    /// The radius of the filter, in pixels of the coarser of the two pictures.
+    fn radius(self) -> f64 {
         match self {
             PilFilter::Bilinear => 1.0,
             PilFilter::Bicubic => 2.0,
@@ -35,16 +36,16 @@ impl PilFilter {
     }
 }
 
-/// Binary digits of a weight behind the point.
+/// The number of fractional bits of a fixed-point weight.
 const DIGITS: u32 = 32 - 8 - 2;
 
-/// The weights of the pixels `start..` of a line for one pixel of the new line.
+/// The fixed-point weights of the source pixels from `start` on for one target pixel.
 struct Window {
     start: usize,
     weights: Vec<i32>,
 }
 
-/// `picture` at another size.
+/// Resizes `picture`.
 pub fn resize(picture: &RgbImage, [to_width, to_height]: [u32; 2], filter: PilFilter) -> RgbImage {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     let row = 3 * to_width as usize;
@@ -69,16 +70,16 @@ fn sum(window: &Window, pixel: impl Fn(usize) -> u8) -> u8 {
     ((products.sum::<i32>() + half) >> DIGITS).clamp(0, 255) as u8
 }
 
-/// A window for each of `to` pixels made of `from`.
+/// The windows of `to` target pixels over `from` source pixels.
 fn windows(from: usize, to: usize, filter: PilFilter) -> Vec<Window> {
     let scale = from as f64 / to as f64;
     let wide = scale.max(1.0);
-    let reach = filter.reach() * wide;
+    let radius = filter.radius() * wide;
     let window = |i: usize| {
         let centre = (i as f64 + 0.5) * scale;
-        // Casts cut towards zero and at zero.
-        let start = (centre - reach + 0.5) as usize;
-        let end = ((centre + reach + 0.5) as usize).min(from);
+        // The casts round toward zero; a negative start becomes 0.
+        let start = (centre - radius + 0.5) as usize;
+        let end = ((centre + radius + 0.5) as usize).min(from);
         let weight = |at: usize| filter.weight((at as f64 - centre + 0.5) / wide);
         let total: f64 = (start..end).map(weight).sum();
         let fixed = |at| {
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_size_that_fits_changes_nothing_and_one_colour_stays() {
+    fn same_size_and_uniform_colour_are_unchanged() {
         let picture = RgbImage::from_fn(9, 5, |x, y| image::Rgb([x as u8 * 20, y as u8 * 40, 7]));
         for filter in [PilFilter::Bilinear, PilFilter::Bicubic] {
             assert_eq!(resize(&picture, [9, 5], filter), picture);

@@ -1,9 +1,9 @@
-//! A whole model, ready to draw: the library's front door.
+//! [`Tessera`], a complete model that is ready to draw: the entry point of the library.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
 use tessera_kernels::Cpu;
@@ -20,7 +20,8 @@ use crate::sample::{
 };
 use crate::weights::ModelFile;
 
-/// dVAE, tokenizer, prior and perhaps reranker of one model file.
+/// A complete model: the dVAE, the tokenizer, the prior and optionally the reranker of a model
+/// file.
 ///
 /// ```
 /// use tessera_model::{Event, Request, Tessera};
@@ -31,55 +32,58 @@ use crate::weights::ModelFile;
 ///     match event? {
 ///         Event::Tokens { done, total, .. } => assert!(done <= total),
 ///         Event::Preview(growing) => assert_eq!(growing.len(), 2),
-///         Event::Picture(picture) => assert_eq!(picture.image.width(), 48), // picture.image.save("apple.png")?
+///         // To save it: picture.image.save("apple.png")?
+///         Event::Picture(picture) => assert_eq!(picture.image.width(), 48),
 ///     }
 /// }
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub struct Tessera {
-    /// Picture ↔ tokens.
+    /// Converts pictures to tokens and back.
     pub dvae: Dvae,
-    /// Caption → tokens, its matrices as drawing keeps them.
+    /// Predicts picture tokens from a caption. If the sampler uses 8-bit weights, these weights are
+    /// rounded to the same values.
     pub prior: Prior,
-    /// The caption's tokenizer.
+    /// The tokenizer of captions.
     pub bpe: Bpe,
-    /// The prior, packed for drawing.
+    /// The prior with its weights packed for sampling.
     pub sampler: Sampler,
-    /// Ranks what is drawn, if the model has one.
+    /// Scores how well a picture fits its caption; `None` if the file has no reranker.
     pub reranker: Option<Reranker>,
-    /// Side of its pictures in pixels.
+    /// The side of the model's pictures in pixels.
     pub image_size: usize,
-    /// The share of captions that were dropped in training, if the file says it.
+    /// The fraction of captions that were dropped in training; `None` if the file does not say.
     pub caption_drop: Option<f32>,
-    /// The words of its training captions, if the file lists them.
+    /// The words of the training captions; `None` if the file does not list them.
     pub words: Option<BTreeSet<String>>,
 }
 
-/// A caption as the model will read it, and what was lost on the way.
+/// A caption as the model reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadPrompt {
-    /// BPE tokens that fit the text positions.
+    /// The BPE tokens that fit the text positions.
     pub tokens: Vec<u32>,
-    /// The text of those tokens.
+    /// The text of these tokens.
     pub text: String,
-    /// Whether anything was cut off behind `text`.
+    /// Whether the caption is longer than `text`, so that its end was cut off.
     pub truncated: bool,
 }
 
 impl Tessera {
-    /// The model inside this library.
+    /// Loads the model that is embedded in this library.
     pub fn embedded() -> Result<Tessera> {
         let file = ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model")?;
         Tessera::new(&file, Cpu::best())
     }
 
-    /// The model in a file.
+    /// Loads the model of the file at `path`.
     pub fn open(path: &Path) -> Result<Tessera> {
         Tessera::new(&ModelFile::read(path)?, Cpu::best()).with_context(|| path.display().to_string())
     }
 
-    /// The model of an already read file. It draws with weights in 8 bits if the file says what that changes, else with those
-    /// that the processor multiplies.
+    /// Builds the model of a file that was already read. Sampling uses 8-bit weights if the file
+    /// says how much they change the model's predictions, else weights in f32 or bf16, whichever
+    /// the processor multiplies.
     ///
     /// # Errors
     /// If the file lacks a part that drawing needs, or its weights do not fit its config.
@@ -88,10 +92,12 @@ impl Tessera {
         Tessera::with_weights(file, compute, if measured { Weights::Int8 } else { Weights::Full })
     }
 
-    /// The same with a choice of how the prior's weights are kept.
+    /// Like [`Tessera::new`], but the caller chooses how the prior's weights are stored for
+    /// sampling.
     ///
     /// # Errors
-    /// As for [`Tessera::new`], and for 8 bits if the file does not say what they change.
+    /// As for [`Tessera::new`]; also if 8-bit weights are chosen and the file does not say how much
+    /// they change the model's predictions.
     pub fn with_weights(file: &ModelFile, compute: impl Into<Compute>, weights: Weights) -> Result<Tessera> {
         let compute = &compute.into();
         let tokenizer = file.tokenizer.as_ref().context("the file holds no tokenizer")?;
@@ -101,7 +107,7 @@ impl Tessera {
             Weights::Int8 => {
                 ensure!(
                     file.int8.is_known(),
-                    "the model file does not say what weights in 8 bits change in its drawings; `tessera pack` measures it"
+                    "the model file does not say how much 8-bit weights change its predictions; `tessera pack` measures it"
                 );
                 file.prior(compute)?.in_int8()
             }
@@ -131,19 +137,21 @@ impl Tessera {
         Ok(tessera)
     }
 
-    /// What it computes with.
+    /// The instructions and the precision that the model computes with on the processor.
     pub fn cpu(&self) -> Cpu {
         self.sampler.cpu()
     }
 
-    /// The guidance to draw with: as `wanted`, or what suits the model. Guidance compares with drawing without a caption, which a model has
-    /// learnt only if captions were dropped in its training.
+    /// Returns the guidance to draw with: `requested`, or the model's default if that is `None`.
+    ///
+    /// Guidance compares the predictions with and without the caption. A model can predict without
+    /// a caption only if captions were dropped in its training.
     ///
     /// # Errors
-    /// If guidance is wanted that the file does not say the model was trained for.
-    pub fn guidance(&self, wanted: Option<f64>) -> Result<f64> {
+    /// If `requested` is not 1 and the file does not say that captions were dropped in training.
+    pub fn guidance(&self, requested: Option<f64>) -> Result<f64> {
         let trained = trained_for_guidance(self.caption_drop);
-        let guidance = wanted.unwrap_or(default_guidance(self.caption_drop));
+        let guidance = requested.unwrap_or(default_guidance(self.caption_drop));
         let why = match self.caption_drop {
             Some(_) => {
                 "the model was trained without dropping captions (data.caption_drop = 0), so it has not learnt to draw without one"
@@ -157,31 +165,33 @@ impl Tessera {
         Ok(guidance)
     }
 
-    /// How it picks tokens unless told otherwise.
+    /// The model's default sampling parameters.
     pub fn sampling(&self) -> Sampling {
         Sampling { guidance: default_guidance(self.caption_drop), ..Sampling::default() }
     }
 
-    /// What the model reads of `prompt`: its normalised tokens, cut to the text positions.
+    /// Normalises and tokenizes `prompt`, and cuts it to the text positions of the model.
     pub fn read_prompt(&self, prompt: &str) -> Result<ReadPrompt> {
         let prompt = Prompt::new(prompt);
         let mut tokens = self.bpe.encode(&prompt.text)?;
         let truncated = prompt.dropped_chars > 0 || tokens.len() > self.prior.config().max_caption();
         tokens.truncate(self.prior.config().max_caption());
-        // A cut may fall inside a character of several bytes.
+        // The cut may split a character of several bytes.
         let text = self.bpe.decode(&tokens)?.trim_end_matches(char::REPLACEMENT_CHARACTER).to_string();
         Ok(ReadPrompt { tokens, text, truncated })
     }
 
-    /// The words of `prompt` that no caption of its training has; nothing if the model file does not list those words.
+    /// The words of `prompt` that occur in no training caption; `None` if the file does not list
+    /// the words of the training captions.
     pub fn unknown_words(&self, prompt: &str) -> Option<Vec<Unknown>> {
         self.words.as_ref().map(|words| unknown_words(&Prompt::new(prompt).text, words))
     }
 
-    /// Tokens of a picture, `[G²]` in raster order: what a picture prompt is made of (paper §3.3).
+    /// Encodes a picture: its tokens, `[G²]` in raster order. Such tokens make a picture prompt
+    /// (paper §3.3).
     ///
     /// # Errors
-    /// If it has not the model's size; [`Tessera::image_size`] says it.
+    /// If the sides of the picture are not [`Tessera::image_size`].
     pub fn encode(&self, picture: &RgbImage) -> Result<Vec<u32>> {
         let side = self.image_size;
         let (width, height) = picture.dimensions();
@@ -196,8 +206,12 @@ impl Tessera {
         Ok(codes.iter::<i64>().map(|code| code as u32).collect())
     }
 
-    /// Tokens of a picture as for [`Tessera::encode`]; or those that it is `claimed` to be made of, if they look like it, and then the
-    /// claim as well. What was drawn by this model is so gone on with exactly.
+    /// Returns the tokens of a picture. `claimed` holds the parameters that are stored with it.
+    ///
+    /// If `claimed` has tokens, and they decode to a picture that looks like this one, returns
+    /// these tokens together with `claimed`: a picture that this model drew is then continued from
+    /// exactly the tokens that it was drawn with. Otherwise encodes the picture like
+    /// [`Tessera::encode`].
     ///
     /// # Errors
     /// As for [`Tessera::encode`].
@@ -216,43 +230,49 @@ impl Tessera {
         Ok((self.encode(picture)?, None))
     }
 
-    /// Pictures of tokens, each `[G²]` in raster order; cells without a token are white.
+    /// Decodes pictures from their tokens, each `[G²]` in raster order; cells without a token are
+    /// white.
     ///
     /// # Errors
-    /// If there is not an entry for each cell, or a token is unknown.
+    /// If there is not one entry per cell, or a token is outside the vocabulary.
     pub fn decode(&self, tokens: &[Vec<Option<u32>>]) -> Result<Vec<RgbImage>> {
         let PriorConfig { grid, image_vocab, .. } = *self.prior.config();
         for tokens in tokens {
             ensure!(tokens.len() == grid * grid, "{} tokens: wanted {}", tokens.len(), grid * grid);
-            let unknown = tokens.iter().flatten().find(|&&token| token as usize >= image_vocab);
-            ensure!(unknown.is_none(), "token {unknown:?}: wanted less than {image_vocab}");
+            if let Some(token) = tokens.iter().flatten().find(|&&token| token as usize >= image_vocab) {
+                bail!("token {token}: wanted less than {image_vocab}");
+            }
         }
         mosaics(&self.dvae, grid, tokens)
     }
 
-    /// Draws; the pictures come as events. A prompt that is too long is cut as [`Tessera::read_prompt`] tells.
+    /// Starts drawing a request. The pictures come as events of the returned iterator. A prompt
+    /// that is too long is cut, see [`Tessera::read_prompt`].
     ///
     /// # Errors
-    /// If the request is none, or wants the best of a model that has no reranker.
+    /// If the request is invalid, or asks for the best pictures and the model has no reranker.
     pub fn draw(&self, request: Request) -> Result<Drawing<'_>> {
         Drawing::of(&self.sampler, &self.dvae, self.job(request)?)
     }
 
-    /// A batch that draws many requests together, each made a job by [`Tessera::job`]; at most `rows` rows step at once.
+    /// An empty batch that draws many requests together, about `rows` sequences at a time.
+    /// [`Tessera::job`] makes a request a job for it.
     pub fn batch(&self, rows: usize) -> Batch<'_> {
         Batch::new(&self.sampler, &self.dvae, rows)
     }
 
-    /// The request with what the model reads of it.
+    /// Prepares a request for a batch: tokenizes its prompts and encodes the caption for the
+    /// reranker.
     ///
     /// # Errors
-    /// If it wants guidance that the model was not trained for, the best of a model that has no reranker, or of fewer than it draws.
+    /// If the request asks for guidance that the model was not trained for, for the best pictures
+    /// although the model has no reranker, or for more of them than it draws.
     pub fn job(&self, request: Request) -> Result<Job<'_>> {
         let caption = self.read_prompt(&request.prompt)?;
         self.job_of(&caption, request)
     }
 
-    /// The same for a prompt that [`Tessera::read_prompt`] has already read.
+    /// Like [`Tessera::job`], for a prompt that [`Tessera::read_prompt`] has already read.
     ///
     /// # Errors
     /// As for [`Tessera::job`].
@@ -271,10 +291,11 @@ impl Tessera {
     }
 }
 
-/// How much the mean colour of a cell may change, of 255, when a drawing is enlarged and reduced again.
+/// How far the mean colours of a cell, 0 to 255, may differ in two copies of a picture, of which
+/// one was enlarged and reduced again.
 const SAME_COLOUR: f64 = 12.0;
 
-/// Whether the cells of two pictures have the same mean colours.
+/// Whether all cells of two pictures have nearly the same mean colour.
 fn looks_like(a: &RgbImage, b: &RgbImage, grid: usize) -> bool {
     let cell = a.width() / grid as u32;
     let mean = |image: &RgbImage, left: u32, top: u32, channel: usize| {
@@ -291,7 +312,7 @@ fn looks_like(a: &RgbImage, b: &RgbImage, grid: usize) -> bool {
 }
 
 impl ModelFile {
-    /// The dVAE of the file.
+    /// Builds the dVAE of the file.
     pub fn dvae(&self, compute: impl Into<Compute>) -> Result<Dvae> {
         let config = self.config.dvae.as_ref().context("the file holds no dVAE")?;
         config.check()?;
@@ -299,7 +320,7 @@ impl ModelFile {
         import(Dvae::blank(config, compute), &self.dvae).context("dVAE")
     }
 
-    /// The prior of the file.
+    /// Builds the prior of the file.
     pub fn prior(&self, compute: impl Into<Compute>) -> Result<Prior> {
         let config =
             self.config.prior.as_ref().context("the file holds no prior; was it made by `train prior`?")?;
@@ -308,7 +329,7 @@ impl ModelFile {
         import(Prior::blank(config, compute), &self.prior).context("prior")
     }
 
-    /// The contrastive model of the file.
+    /// Builds the contrastive model of the file.
     pub fn clip(&self, compute: impl Into<Compute>) -> Result<Clip> {
         let config = self
             .config
@@ -320,7 +341,7 @@ impl ModelFile {
         import(Clip::blank(config, compute), &self.rerank).context("contrastive model")
     }
 
-    /// The contrastive model of the file with its tokenizer.
+    /// Builds the contrastive model of the file, with its tokenizer.
     ///
     /// # Errors
     /// If the file lacks one of the two, or they do not fit each other.
@@ -337,7 +358,7 @@ mod tests {
     use crate::weights::{HostTensor, Int8Change, export};
 
     #[test]
-    fn guidance_takes_a_model_that_was_trained_for_it() {
+    fn guidance_without_dropped_captions_is_an_error() {
         let mut tessera = Tessera::embedded().unwrap();
         assert_eq!((tessera.guidance(None).unwrap(), tessera.sampling().guidance), (1.5, 1.5));
         for (drop, why) in [(Some(0.0), "data.caption_drop = 0"), (None, "--caption-drop SHARE")] {
@@ -353,28 +374,28 @@ mod tests {
     }
 
     #[test]
-    fn weights_in_8_bits_take_a_file_that_says_what_they_change() {
+    fn int8_weights_need_a_file_in_which_they_were_measured() {
         let cpu = Cpu::best();
         let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
         let (exact, rounded) = (file.prior(cpu).unwrap(), file.prior(cpu).unwrap().in_int8());
         let [exact, rounded] = [exact, rounded].map(|prior| export(&prior));
         assert!(exact != rounded);
-        let of = |tessera: Result<Tessera>| export(&tessera.unwrap().prior);
-        assert!(of(Tessera::new(&file, cpu)) == rounded);
-        assert!(of(Tessera::with_weights(&file, cpu, Weights::Full)) == exact);
+        let weights_of = |tessera: Result<Tessera>| export(&tessera.unwrap().prior);
+        assert!(weights_of(Tessera::new(&file, cpu)) == rounded);
+        assert!(weights_of(Tessera::with_weights(&file, cpu, Weights::Full)) == exact);
         let unmeasured = ModelFile { int8: Int8Change::Unknown, ..file };
-        assert!(of(Tessera::new(&unmeasured, cpu)) == exact);
-        let refused = Tessera::with_weights(&unmeasured, cpu, Weights::Int8).err().unwrap().to_string();
-        assert!(refused.contains("`tessera pack` measures it"), "{refused}");
+        assert!(weights_of(Tessera::new(&unmeasured, cpu)) == exact);
+        let error = Tessera::with_weights(&unmeasured, cpu, Weights::Int8).err().unwrap().to_string();
+        assert!(error.contains("`tessera pack` measures it"), "{error}");
     }
 
     #[test]
-    fn the_embedded_model_hardly_changes_in_8_bits_and_damage_shows() {
+    fn int8_change_is_small_unless_the_weights_are_damaged() {
         let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
         let prior = file.prior(Cpu::best()).unwrap();
         let found = int8_nats_per_token(&prior, prior.clone()).unwrap();
-        assert!(found > 0.0 && found < 0.05, "{found} nats a token");
-        // Other numbers in one matrix are more than rounding.
+        assert!(found > 0.0 && found < 0.05, "{found} nats per token");
+        // Zeros in one matrix change much more than rounding does.
         let zeroed = |weight: &HostTensor| match &*weight.name {
             "blocks.0.mlp_out.weight" => {
                 HostTensor { values: vec![0.0; weight.values.len()], ..weight.clone() }

@@ -1,17 +1,18 @@
-//! The bytes of the model that the program draws with when no `--model` is given. `CARD.md` beside it says how it was made.
+//! The embedded model, which the program uses if `--model` is not given. `CARD.md` in this crate
+//! says how it was trained.
 
-/// A whole model file.
+/// The bytes of the complete model file.
 pub static MODEL: &[u8] = include_bytes!("../emoji.tessera.safetensors");
 
-/// The share of captions that were dropped in training its prior (`data.caption_drop` of configs/emoji.toml). The file is older than
-/// the entry that says so.
+/// The fraction of captions that were dropped in training its prior (`data.caption_drop` of
+/// configs/emoji.toml). The file itself does not say it, because it is older than the entry for it.
 pub const CAPTION_DROP: f32 = 0.1;
 
-/// What it can and cannot draw, for people; the card says it with figures.
+/// What the model can and cannot draw, for users. The card has the metrics.
 pub const ABOUT: &str = "A small world: it knows 331 everyday things, each in up to six styles of emoji. It knows no people, faces, \
-    hands, flags or letters, cannot count, and draws things together less well than alone.";
+    hands, flags or letters, cannot count, and draws several things in one picture less well than a single thing.";
 
-/// Prompts to begin with.
+/// Example prompts.
 pub const EXAMPLES: [&str; 6] = [
     "a red apple",
     "a blue heart, glossy style",

@@ -1,6 +1,7 @@
-//! The residual block of the dVAE (paper §A.1): `id(x) + post_gain · path(x)`, four convolutions with a ReLU before each.
+//! The residual block of the dVAE (paper §A.1): `id(x) + post_gain · path(x)`, where the path has
+//! four convolutions with a ReLU before each.
 //!
-//! The encoder's kernels are 3, 3, 3, 1; the decoder's mirror them: 1, 3, 3, 3.
+//! The kernel sizes are 3, 3, 3, 1 in the encoder and, mirrored, 1, 3, 3, 3 in the decoder.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -9,7 +10,7 @@ use tessera_kernels::{OutputDtype, SmallFloat};
 use super::DvaeConfig;
 use crate::nn::{Conv2d, Init};
 
-/// One bottleneck block; the hidden width is a quarter of the output's.
+/// One bottleneck block. Its hidden layers have a quarter of the output's channels.
 #[derive(Module, Debug)]
 pub struct ResBlock {
     id_path: Option<Conv2d>,
@@ -40,12 +41,13 @@ impl ResBlock {
         }
     }
 
+    /// Sets the 16-bit format of all convolutions in training.
     pub(super) fn store(&mut self, storage: Option<SmallFloat>) {
         let convs = [&mut self.conv_1, &mut self.conv_2, &mut self.conv_3, &mut self.conv_4];
         convs.into_iter().chain(&mut self.id_path).for_each(|conv| conv.storage = storage);
     }
 
-    /// `[B, S, S, n_in]` → `[B, S, S, n_out]`, both in f32.
+    /// Runs the block: `[B, S, S, n_in]` → `[B, S, S, n_out]`, both in f32.
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let h = self.conv_1.after_relu(x.clone(), OutputDtype::Compute);
         let h = self.conv_2.after_relu(h, OutputDtype::Compute);

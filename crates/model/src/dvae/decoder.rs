@@ -1,5 +1,6 @@
-//! The dVAE's decoder (paper §A.1): conv 1×1 over one-hot codes, groups of blocks with nearest upsampling between
-//! them, ReLU, conv 1×1 to three means and three ln b.
+//! The dVAE's decoder (paper §A.1): a 1×1 convolution over one-hot codes, groups of blocks with
+//! nearest-neighbour upsampling between them, a ReLU, and a 1×1 convolution to three means and
+//! three ln b.
 
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
@@ -8,10 +9,10 @@ use tessera_kernels::{Cpu, OutputDtype, SmallFloat, upsample2};
 use super::{DvaeConfig, ResBlock};
 use crate::nn::{Conv2d, Init};
 
-/// Sides of a block's four kernels.
+/// Sizes of a block's four kernels.
 pub(super) const KERNELS: [usize; 4] = [1, 3, 3, 3];
 
-/// (Relaxed) one-hot codes → the likelihood's parameters.
+/// Maps (relaxed) one-hot codes to the parameters of the likelihood of the pixels.
 #[derive(Module, Debug)]
 pub struct Decoder {
     input: Conv2d,
@@ -38,19 +39,21 @@ impl Decoder {
         Decoder { input, groups, output: Conv2d::new(init, [n_in, 6], 1), cpu: init.cpu() }
     }
 
-    /// All but the first convolution, which keeps 32 bits (paper §A.1).
+    /// Sets the 16-bit format of all convolutions in training, except the first, which keeps 32
+    /// bits (paper §A.1).
     pub(super) fn store(&mut self, storage: Option<SmallFloat>) {
         self.output.storage = storage;
         self.groups.iter_mut().flatten().for_each(|block| block.store(storage));
     }
 
-    /// Relaxed one-hot `[B, G, G, V]` → `[B, 6, S, S]`: three means, then three ln b. The first convolution multiplies
-    /// f32 (paper §A.1).
+    /// Decodes relaxed one-hot codes: `[B, G, G, V]` → `[B, 6, S, S]`, three means, then three ln
+    /// b. The first convolution multiplies f32 (paper §A.1).
     pub fn forward(&self, codes: Tensor<4>) -> Tensor<4> {
         self.blocks(self.input.forward(codes, OutputDtype::F32Exact))
     }
 
-    /// Codes `[B, G, G]` → `[B, 6, S, S]`. The input convolution over a one-hot is a row lookup: the codebook.
+    /// Decodes codes: `[B, G, G]` → `[B, 6, S, S]`. The input convolution of a one-hot vector is a
+    /// lookup of a row of its weights, the codebook.
     pub fn forward_codes(&self, codes: Tensor<3, Int>) -> Tensor<4> {
         let [b, g, _] = codes.dims();
         let [n_init, vocab, _, _] = self.input.weight.dims();

@@ -1,4 +1,5 @@
-//! The dVAE's encoder (paper §A.1): conv 7×7, groups of bottleneck blocks with max-pool between them, ReLU, conv 1×1.
+//! The dVAE's encoder (paper §A.1): a 7×7 convolution, groups of bottleneck blocks with max-pooling
+//! between them, a ReLU, and a 1×1 convolution to the logits.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -7,10 +8,10 @@ use tessera_kernels::{Cpu, OutputDtype, SmallFloat, max_pool2};
 use super::{DvaeConfig, ResBlock};
 use crate::nn::{Conv2d, Init};
 
-/// Sides of a block's four kernels.
+/// Sizes of a block's four kernels.
 pub(super) const KERNELS: [usize; 4] = [3, 3, 3, 1];
 
-/// Picture → logits over codes.
+/// Maps a picture to logits over codes.
 #[derive(Module, Debug)]
 pub struct Encoder {
     input: Conv2d,
@@ -37,24 +38,25 @@ impl Encoder {
         Encoder { input, groups, output: Conv2d::head(init, [n_in, config.vocab], 1), cpu: init.cpu() }
     }
 
-    /// All but the last convolution, which keeps 32 bits (paper §A.1).
+    /// Sets the 16-bit format of all convolutions in training, except the last, which keeps 32 bits
+    /// (paper §A.1).
     pub(super) fn store(&mut self, storage: Option<SmallFloat>) {
         self.input.storage = storage;
         self.groups.iter_mut().flatten().for_each(|block| block.store(storage));
     }
 
-    /// What it computes with.
+    /// What the encoder computes with on the processor.
     pub(super) fn cpu(&self) -> Cpu {
         self.cpu
     }
 
-    /// Where the weights are.
+    /// The device of the weights.
     pub(super) fn device(&self) -> Device {
         self.input.weight.val().device()
     }
 
-    /// `[B, 3, S, S]` mapped by [`map_pixels`](super::map_pixels) → logits `[B, G, G, V]`; the last convolution
-    /// multiplies f32 (paper §A.1).
+    /// Encodes pictures mapped by [`map_pixels`](super::map_pixels): `[B, 3, S, S]` → logits
+    /// `[B, G, G, V]`. The last convolution multiplies f32 (paper §A.1).
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let mut x = self.input.forward(x.permute([0, 2, 3, 1]), OutputDtype::F32);
         for (i, group) in self.groups.iter().enumerate() {

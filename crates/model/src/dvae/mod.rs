@@ -1,7 +1,8 @@
 //! Stage 1 (paper §2.1): the discrete VAE that turns a picture into a grid of tokens and back.
 //!
-//! The architecture is the released one (openai/DALL-E), its sizes free: `groups` groups halve the resolution between
-//! them, so a token covers `2^(groups-1)` pixels a side; the paper has 4 groups of 2 blocks, n_hid 256, 8192 codes.
+//! The architecture is that of the released code (openai/DALL-E) with free sizes. The resolution is
+//! halved between each two of `groups` groups, so the side of a token is `2^(groups-1)` pixels. The
+//! paper has 4 groups of 2 blocks, n_hid 256 and 8192 codes.
 
 mod block;
 mod decoder;
@@ -24,44 +25,46 @@ pub use tessera_kernels::{GumbelNoise, gumbel_softmax, gumbel_softmax_drawn, kl_
 
 use crate::nn::{Compute, Init};
 
-/// Sizes of a dVAE; the paper's in brackets.
+/// The sizes of a dVAE. The paper's values are in brackets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DvaeConfig {
-    /// Side of the square picture in pixels.
+    /// The side of the square picture in pixels.
     pub image_size: usize,
-    /// Groups of blocks; between two groups the encoder halves and the decoder doubles the resolution (4).
+    /// Number of groups of blocks. Between two groups the encoder halves and the decoder doubles
+    /// the resolution (4).
     pub groups: usize,
-    /// Residual blocks a group (2).
+    /// Number of residual blocks per group (2).
     pub blocks_per_group: usize,
-    /// Channels of the first encoder group; each later group has twice as many (256).
+    /// Channels of the first encoder group. Each later group has twice as many (256).
     pub n_hid: usize,
-    /// Channels of a code's vector, the decoder's input (128).
+    /// Channels of a codebook vector, the decoder's input (128).
     pub n_init: usize,
     /// Number of codes (8192).
     pub vocab: usize,
-    /// Lower bound on ln b of the logit-Laplace likelihood; below it the flat parts of a picture can buy likelihood
-    /// without end. The paper names no bound.
+    /// Lower bound on ln b of the logit-Laplace likelihood. Without a bound the likelihood of the
+    /// flat parts of a picture can grow without limit. The paper names no bound.
     pub min_log_b: f64,
 }
 
 impl DvaeConfig {
-    /// Pixels a token covers, along one side.
+    /// The side of a token in pixels.
     pub fn factor(&self) -> usize {
         1 << (self.groups - 1)
     }
 
-    /// Tokens along one side of the grid.
+    /// The number of tokens along one side of the grid.
     pub fn grid(&self) -> usize {
         self.image_size / self.factor()
     }
 
-    /// Pixel values (of three channels) per token: the paper's 192, the divisor of β.
+    /// The number of pixel values (of three channels) per token, by which β is divided: 192 in the
+    /// paper.
     pub fn values_per_token(&self) -> usize {
         3 * self.factor() * self.factor()
     }
 
-    /// Checks that the sizes fit each other.
+    /// Checks that the sizes are in range and fit each other.
     pub fn check(&self) -> Result<()> {
         ensure!((1..=8).contains(&self.groups), "dvae.groups = {}: wanted 1 to 8", self.groups);
         ensure!(
@@ -85,7 +88,7 @@ impl DvaeConfig {
         Ok(())
     }
 
-    /// Number of weights of the encoder and of the decoder, counted without building them.
+    /// Number of weights of the encoder and of the decoder, computed from the sizes alone.
     pub fn n_parameters(&self) -> [u128; 2] {
         let conv =
             |c_in: u128, c_out: u128, k: u128| c_in.saturating_mul(c_out).saturating_mul(k * k) + c_out;
@@ -115,28 +118,28 @@ impl DvaeConfig {
         [encoder, decoder]
     }
 
-    /// The scale of every residual path: 1 / n_layers².
+    /// The factor of every residual path: 1 / n_layers², where n_layers is the number of blocks.
     pub(crate) fn post_gain(&self) -> f64 {
         1.0 / ((self.groups * self.blocks_per_group) as f64).powi(2)
     }
 }
 
-/// Encoder and decoder.
+/// The discrete VAE: an encoder and a decoder.
 #[derive(Module, Debug)]
 pub struct Dvae {
-    /// Picture → logits over codes.
+    /// Maps a picture to logits over codes.
     pub encoder: Encoder,
-    /// (Relaxed) one-hot codes → likelihood parameters of the picture.
+    /// Maps (relaxed) one-hot codes to the parameters of the likelihood of the pixels.
     pub decoder: Decoder,
 }
 
 impl Dvae {
-    /// A dVAE with weights drawn from `seed`.
+    /// A dVAE with random weights drawn from `seed`.
     pub fn new(config: &DvaeConfig, seed: u64, compute: impl Into<Compute>) -> Dvae {
         Dvae::with(config, Init::new(seed, compute))
     }
 
-    /// A dVAE whose weights are zero, to be imported.
+    /// A dVAE whose weights are zero, to be replaced by imported ones.
     pub(crate) fn blank(config: &DvaeConfig, compute: impl Into<Compute>) -> Dvae {
         Dvae::with(config, Init::blank(compute))
     }
@@ -145,32 +148,32 @@ impl Dvae {
         Dvae { encoder: Encoder::new(config, &mut init), decoder: Decoder::new(config, &mut init) }
     }
 
-    /// The dVAE with what it computes in training stored as `storage` says, but for the convolutions next to the codes, which
-    /// keep 32 bits (paper §A.1).
+    /// The dVAE with `storage` as the 16-bit format of all convolutions in training, except those
+    /// next to the codes, which keep 32 bits (paper §A.1).
     pub fn stored(mut self, storage: Option<SmallFloat>) -> Dvae {
         self.encoder.store(storage);
         self.decoder.store(storage);
         self
     }
 
-    /// What it computes with on the processor.
+    /// The instructions and the precision that the dVAE computes with on the processor.
     pub fn cpu(&self) -> Cpu {
         self.encoder.cpu()
     }
 
-    /// Where the weights are.
+    /// The device of the weights.
     pub fn device(&self) -> Device {
         self.encoder.device()
     }
 
-    /// Tokens of pictures: the likeliest code of each cell, without noise (paper §2.1).
+    /// Encodes pictures to tokens: `[B, 3, S, S]` in [0, 1] → `[B, G, G]`.
     ///
-    /// `[B, 3, S, S]` in [0, 1] → `[B, G, G]`
+    /// A token is the most likely code of its cell; no noise is added (paper §2.1).
     pub fn encode(&self, pictures: Tensor<4>) -> Tensor<3, Int> {
         self.encoder.forward(map_pixels(pictures)).argmax(3).squeeze_dim(3)
     }
 
-    /// Pictures of tokens. `[B, G, G]` → `[B, 3, S, S]` in [0, 1]
+    /// Decodes tokens to pictures: `[B, G, G]` → `[B, 3, S, S]` in [0, 1].
     pub fn decode(&self, codes: Tensor<3, Int>) -> Tensor<4> {
         let stats = self.decoder.forward_codes(codes);
         unmap_pixels(burn::tensor::activation::sigmoid(stats.narrow(1, 0, 3)))

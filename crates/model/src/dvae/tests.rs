@@ -1,4 +1,5 @@
-//! The dVAE against its definition: parameter counts, φ and its inverse, the density, finite differences of the loss.
+//! Tests of the dVAE: parameter counts, initialisation, φ and its inverse, the likelihood,
+//! gradients of the loss.
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -53,9 +54,9 @@ fn the_released_architecture_has_the_released_parameter_counts() {
     assert_eq!((released.grid(), released.values_per_token()), (32, 192));
 }
 
-/// The released code's: N(0, 1/√(c_in k²)), biases 0.
+/// The released code draws weights from N(0, 1/√(c_in k²)); biases are 0.
 #[test]
-fn first_weights_have_the_released_deviations() {
+fn initial_weights_have_the_released_deviations() {
     let dvae = Dvae::new(&DvaeConfig { n_hid: 32, n_init: 16, vocab: 40, ..config() }, 5, &Device::flex());
     for weight in crate::nn::export(&dvae) {
         let n = weight.values.len() as f64;
@@ -73,7 +74,7 @@ fn first_weights_have_the_released_deviations() {
 }
 
 #[test]
-fn looking_a_code_up_equals_the_convolution_over_its_one_hot() {
+fn code_lookup_equals_the_convolution_of_its_one_hot() {
     let dvae = Dvae::new(&config(), 0, &Device::flex());
     let codes: Vec<i32> = (0..16).map(|i| i % 6).collect();
     let one_hot = tensor([1, 4, 4, 6], |i| if codes[i / 6] == (i % 6) as i32 { 1.0 } else { 0.0 });
@@ -85,7 +86,7 @@ fn looking_a_code_up_equals_the_convolution_over_its_one_hot() {
 }
 
 #[test]
-fn in_16_bits_a_scaled_gradient_is_near_that_in_32_and_the_codes_keep_32() {
+fn f16_gradients_are_near_those_of_f32_and_logits_stay_f32() {
     let gradient = |storage: Option<SmallFloat>, scale: f32| {
         let dvae = Dvae::new(&config(), 0, exact()).stored(storage).train();
         let x = map_pixels(tensor([1, 3, 8, 8], |i| (i % 7) as f32 / 7.0)).autodiff();
@@ -98,17 +99,17 @@ fn in_16_bits_a_scaled_gradient_is_near_that_in_32_and_the_codes_keep_32() {
     let half = Some(SmallFloat::F16);
     let ((wanted, _), (got, logits)) = (gradient(None, 1.0), gradient(half, 1024.0));
     let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-    let off: Vec<f32> = got.iter().zip(&wanted).map(|(got, wanted)| got - wanted).collect();
-    let share = norm(&off) / norm(&wanted);
-    assert!(share > 0.0 && share < 0.01, "off by {share} of its length");
+    let error: Vec<f32> = got.iter().zip(&wanted).map(|(got, wanted)| got - wanted).collect();
+    let relative = norm(&error) / norm(&wanted);
+    assert!(relative > 0.0 && relative < 0.01, "relative error {relative}");
     let rounded = |value: &f32| SmallFloat::F16.round(*value) == *value;
     assert!(!logits.iter().all(rounded), "logits lost bits");
     assert!(gradient(half, 1e30).0.iter().any(|value| !value.is_finite()));
 }
 
-/// Of what is stored in 16 bits, the gradient has 16 bits too.
+/// A weight that is stored in 16 bits has a gradient of 16 bits.
 #[test]
-fn gradients_of_the_convolutions_next_to_the_codes_keep_32_bits_and_those_of_the_others_do_not() {
+fn only_gradients_of_convolutions_next_to_the_codes_stay_f32() {
     let dvae = Dvae::new(&config(), 0, exact()).stored(Some(SmallFloat::F16)).train();
     let x = map_pixels(tensor([1, 3, 8, 8], |i| (i % 7) as f32 / 7.0)).autodiff();
     let logits = dvae.encoder.forward(x.clone());
@@ -131,7 +132,7 @@ fn phi_and_its_inverse() {
     for (a, b) in floats(unmap_pixels(mapped)).iter().zip(floats(x)) {
         assert!((a - b).abs() < 1e-6);
     }
-    assert_eq!(floats(unmap_pixels(tensor([2], |i| i as f32))), [0.0, 1.0]); // outside the range: clamped
+    assert_eq!(floats(unmap_pixels(tensor([2], |i| i as f32))), [0.0, 1.0]); // clamped
 }
 
 #[test]
@@ -184,8 +185,9 @@ fn the_loss_gradient_matches_finite_differences() {
         let codes = gumbel_softmax(exact(), logits.clone(), tensor([2, 4, 4, 6], |i| (i as f32).sin()), 0.7);
         elbo(exact(), x, dvae.decoder.forward(codes), logits, 2.0, -3.0).loss
     };
-    // Biases of zero would put dead units exactly on the kink of their ReLU; the loss has other kinks (max-pool, |·|),
-    // so the step is small and leaves room for the rounding of f32 sums.
+    // `stirred`: with zero biases, inactive units would be exactly at the kink of their ReLU. The
+    // loss has other kinks (max-pool, |·|), so the step is small, and the tolerance allows for the
+    // rounding of f32 sums.
     let model = stirred(Dvae::new(&config(), 3, exact()), 0.1);
     check(model, loss, 5e-4, Tolerance { absolute: 1e-3, relative: 0.05 });
 }

@@ -1,26 +1,27 @@
-//! Where a model is and what multiplies its numbers: chosen when it is made, and part of it from then on.
+//! What a model computes on: its device, and the kernels on the processor. A model gets both when
+//! it is built and keeps them.
 
 use burn::tensor::Device;
 use tessera_kernels::Cpu;
 
-/// A device and, on the processor, the instructions and numbers of the kernels.
+/// A device, and the instructions and the precision of the kernels on the processor.
 #[derive(Debug, Clone)]
 pub struct Compute {
-    /// Where the weights are.
+    /// The device of the weights.
     pub device: Device,
-    /// What kernels use.
+    /// The instructions and the precision of the kernels.
     pub cpu: Cpu,
 }
 
 impl From<Cpu> for Compute {
-    /// The processor, with this choice of instructions and numbers.
+    /// The processor, with these instructions and this precision.
     fn from(cpu: Cpu) -> Compute {
         Compute { device: Device::flex(), cpu }
     }
 }
 
 impl From<&Device> for Compute {
-    /// A device, with the best that this processor has.
+    /// A device, with the best instructions and precision of this processor.
     fn from(device: &Device) -> Compute {
         Compute { device: device.clone(), cpu: Cpu::best() }
     }

@@ -1,6 +1,8 @@
-//! Stride-1 convolution with zero padding that keeps the picture's size, as everywhere in the dVAE (paper §A.1).
+//! A stride-1 convolution whose zero padding keeps the picture's size. The dVAE uses no other
+//! (paper §A.1).
 //!
-//! Pictures inside the dVAE have their channels last: that is how the kernels read them.
+//! Pictures inside the dVAE have the layout `[B, S, S, C]`, channels last, because the kernels read
+//! them so.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -15,7 +17,8 @@ pub struct Conv2d {
     pub weight: Param<Tensor<4>>,
     /// `[c_out]`
     pub bias: Param<Tensor<1>>,
-    /// What input, weights, output and their gradients are stored as.
+    /// The 16-bit format of input, weights, output and their gradients in training; `None` rounds
+    /// nothing.
     #[module(skip)]
     pub storage: Option<SmallFloat>,
     #[module(skip)]
@@ -23,17 +26,18 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// Weights N(0, 1/√(c_in k²)), bias 0 (the released code's initialisation). `k` must be odd.
+    /// A convolution with weights N(0, 1/√(c_in k²)) and bias 0, as the released code initialises
+    /// it. `k` must be odd.
     pub fn new(init: &mut Init, channels: [usize; 2], k: usize) -> Conv2d {
-        Conv2d::of(Role::Matrix, init, channels, k)
+        Conv2d::with_role(Role::Matrix, init, channels, k)
     }
 
-    /// The same for a convolution next to the codes.
+    /// Like [`Conv2d::new`], for a convolution next to the codes ([`Role::Head`]).
     pub fn head(init: &mut Init, channels: [usize; 2], k: usize) -> Conv2d {
-        Conv2d::of(Role::Head, init, channels, k)
+        Conv2d::with_role(Role::Head, init, channels, k)
     }
 
-    fn of(role: Role, init: &mut Init, [c_in, c_out]: [usize; 2], k: usize) -> Conv2d {
+    fn with_role(role: Role, init: &mut Init, [c_in, c_out]: [usize; 2], k: usize) -> Conv2d {
         let std = 1.0 / ((c_in * k * k) as f64).sqrt();
         let weight = init.normal(role, [c_out, c_in, k, k], std);
         Conv2d { weight, bias: init.zeros([c_out]), storage: None, cpu: init.cpu() }

@@ -1,4 +1,5 @@
-//! Weight initialisation from one counter-based host generator, so a seed gives the same weights on every device.
+//! Weight initialisation. The random numbers come from one counter-based generator on the host, so
+//! a seed gives the same weights on every device.
 
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
@@ -8,35 +9,36 @@ use tessera_kernels::Cpu;
 
 use super::{Compute, Role};
 
-/// Draws initial weights in the order that a model asks for them.
+/// Creates the initial parameters of a model, one after another in the order of its fields.
 pub struct Init {
-    /// Nothing if all weights are zero.
+    /// `None` if all weights are zero.
     rng: Option<ChaCha8Rng>,
     compute: Compute,
 }
 
 impl Init {
-    /// A generator whose draws are a function of `seed` alone.
+    /// Random weights, which depend on `seed` alone.
     pub fn new(seed: u64, compute: impl Into<Compute>) -> Init {
         Init { rng: Some(ChaCha8Rng::seed_from_u64(seed)), compute: compute.into() }
     }
 
-    /// All weights are zero, for a model whose weights are imported next: drawing them would take longer than reading them.
+    /// Zero weights, for a model whose weights are imported next: drawing random ones would take
+    /// longer than reading the file.
     pub fn blank(compute: impl Into<Compute>) -> Init {
         Init { rng: None, compute: compute.into() }
     }
 
-    /// The instructions and numbers that what is made next computes with.
+    /// What the next layer computes with.
     pub fn cpu(&self) -> Cpu {
         self.compute.cpu
     }
 
-    /// Makes what comes next with `cpu`.
+    /// Changes what the following layers compute with.
     pub fn set_cpu(&mut self, cpu: Cpu) {
         self.compute.cpu = cpu;
     }
 
-    /// Normal weights of mean 0 and standard deviation `std`.
+    /// Normally distributed weights with mean 0 and standard deviation `std`.
     pub fn normal<const D: usize>(&mut self, role: Role, shape: [usize; D], std: f64) -> Param<Tensor<D>> {
         let n = shape.iter().product();
         let values = match &mut self.rng {
@@ -46,12 +48,12 @@ impl Init {
         self.param(role, values, shape)
     }
 
-    /// A vector that is all zero, such as a bias.
+    /// A vector of zeros, such as a bias.
     pub fn zeros<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
         self.param(Role::Vector, vec![0.0; shape.iter().product()], shape)
     }
 
-    /// A vector that is all one, such as a gain.
+    /// A vector of ones, such as a gain.
     pub fn ones<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<D>> {
         self.param(Role::Vector, vec![1.0; shape.iter().product()], shape)
     }
@@ -64,7 +66,7 @@ impl Init {
     }
 }
 
-/// Standard normal by Box-Muller.
+/// A standard normal number, by the Box-Muller transform.
 fn gaussian(rng: &mut ChaCha8Rng) -> f64 {
     let mut unit = || (f64::from(rng.next_u32()) + 0.5) / 2f64.powi(32);
     let (u, v) = (unit(), unit());
@@ -78,16 +80,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_blank_model_has_zeros_in_the_shapes_of_a_drawn_one() {
+    fn blank_init_has_zeros_of_the_same_shape() {
         let device = Device::flex();
-        let [drawn, blank] = [Init::new(3, &device), Init::blank(&device)]
+        let [random, blank] = [Init::new(3, &device), Init::blank(&device)]
             .map(|mut init| init.normal(Role::Matrix, [3, 2], 0.5));
-        assert_eq!(drawn.dims(), blank.dims());
+        assert_eq!(random.dims(), blank.dims());
         assert_eq!(blank.val().into_data().try_to_vec::<f32>().unwrap(), [0.0; 6]);
     }
 
     #[test]
-    fn normal_has_the_asked_deviation_and_repeats() {
+    fn normal_has_the_given_deviation_and_is_reproducible() {
         let device = Device::flex();
         let draw = || Init::new(3, &device).normal(Role::Matrix, [100, 200], 0.5).val().into_data();
         let values = draw().try_to_vec::<f32>().unwrap();

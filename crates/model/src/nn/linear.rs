@@ -1,4 +1,4 @@
-//! `y = x W + b` over the last dimension.
+//! The linear layer, `y = x W + b` over the last dimension.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
@@ -7,7 +7,7 @@ use tessera_kernels::{Activation, Cpu, SmallFloat, linear, linear_add, linear_f3
 
 use super::{Init, Role, stored};
 
-/// An affine map of the last dimension.
+/// A linear layer with bias, applied to the last dimension.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[d_in, d_out]`
@@ -19,31 +19,31 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Weights N(0, `std`), bias 0.
+    /// A layer with weights N(0, `std`) and bias 0.
     pub fn new(init: &mut Init, sizes: [usize; 2], std: f64) -> Linear {
-        Linear::of(Role::Matrix, init, sizes, std)
+        Linear::with_role(Role::Matrix, init, sizes, std)
     }
 
-    /// The same for a map to the logits of tokens.
+    /// Like [`Linear::new`], for a layer that computes the logits of tokens ([`Role::Head`]).
     pub fn head(init: &mut Init, sizes: [usize; 2], std: f64) -> Linear {
-        Linear::of(Role::Head, init, sizes, std)
+        Linear::with_role(Role::Head, init, sizes, std)
     }
 
-    fn of(role: Role, init: &mut Init, [d_in, d_out]: [usize; 2], std: f64) -> Linear {
+    fn with_role(role: Role, init: &mut Init, [d_in, d_out]: [usize; 2], std: f64) -> Linear {
         Linear { weight: init.normal(role, [d_in, d_out], std), bias: init.zeros([d_out]), cpu: init.cpu() }
     }
 
-    /// `[.., d_in]` → `[.., d_out]` in f32.
+    /// `x W + b` in f32: `[.., d_in]` → `[.., d_out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         linear_f32(self.cpu, x, self.weight.val(), self.bias.val())
     }
 
-    /// `activation(x W + b)` for the next kernel, in its kind of number.
+    /// `activation(x W + b)`, in the dtype that the next kernel reads (f32 or bf16).
     pub fn activated<const D: usize>(&self, x: Tensor<D>, activation: Activation) -> Tensor<D> {
         linear(self.cpu, x, self.weight.val(), self.bias.val(), activation)
     }
 
-    /// `activation(x W + b)` of weights that are stored as `storage` says.
+    /// `activation(x W + b)` with weights that are rounded to the 16-bit format `storage`.
     pub fn stored<const D: usize>(
         &self,
         x: Tensor<D>,
@@ -53,7 +53,7 @@ impl Linear {
         linear(self.cpu, x, stored(self.cpu, self.weight.val(), storage), self.bias.val(), activation)
     }
 
-    /// The map with its weights as 8 bits for each output keep them.
+    /// The layer with its weights rounded to 8 bits, with one scale per output.
     pub fn in_int8(mut self) -> Linear {
         let [_, d_out] = self.weight.dims();
         let round = |weight: Tensor<2>| {
@@ -65,7 +65,7 @@ impl Linear {
         self
     }
 
-    /// `residual + x W + b` in f32.
+    /// `residual + x W + b`, in f32.
     pub fn add_to<const D: usize>(&self, residual: Tensor<D>, x: Tensor<D>) -> Tensor<D> {
         linear_add(self.cpu, x, self.weight.val(), self.bias.val(), residual)
     }

@@ -1,7 +1,7 @@
-//! The few tensor operations that the models share: linear, layer norm, same-padding convolution, init; and their
-//! parameters as host arrays, each with its role.
+//! The layers that the models share (linear, layer norm, convolution), their initialisation, and
+//! their parameters as host arrays, each with a role.
 //!
-//! Operations are shared here; architectures are not: `dvae` and `prior` each spell out their own.
+//! Only layers are shared. `dvae`, `prior` and `rerank` each define their own architecture.
 
 mod compute;
 mod conv;

@@ -6,7 +6,7 @@ use tessera_kernels::{Cpu, layer_norm};
 
 use super::Init;
 
-/// `(x - mean) / sqrt(var + 1e-5) * gain + bias`
+/// `(x - mean) / sqrt(var + 1e-5) * gain + bias`, with mean and variance over the last dimension.
 #[derive(Module, Debug)]
 pub struct LayerNorm {
     /// `[d]`
@@ -18,15 +18,16 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Added to the variance.
+    /// The constant that is added to the variance.
     pub const EPSILON: f64 = 1e-5;
 
-    /// Gain 1, bias 0.
+    /// A layer norm with gain 1 and bias 0.
     pub fn new(init: &mut Init, d: usize) -> LayerNorm {
         LayerNorm { gain: init.ones([d]), bias: init.zeros([d]), cpu: init.cpu() }
     }
 
-    /// `[.., d]` in f32 → `[.., d]` for the next kernel, in its kind of number.
+    /// Normalises `[.., d]`, which is f32; the result has the dtype that the next kernel reads (f32
+    /// or bf16).
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         layer_norm(self.cpu, x, self.gain.val(), self.bias.val(), Self::EPSILON)
     }

@@ -1,6 +1,8 @@
-//! A module's parameters as named host arrays and back: what files, optimisers and averages work on.
+//! The parameters of a module as named host arrays, and back. Files, optimizers and weight averages
+//! work on such arrays.
 //!
-//! Names are the module's field paths (`decoder.groups.0.1.conv_2.weight`); the order is that of the fields.
+//! The names are the field paths of the module (`decoder.groups.0.1.conv_2.weight`); the order is
+//! that of the fields.
 
 use std::collections::HashMap;
 
@@ -9,28 +11,30 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Gradients, Tensor, TensorData};
 use rayon::prelude::*;
 
-/// One parameter on the host.
+/// One parameter as an array on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostTensor {
-    /// Field path in the module.
+    /// The field path in the module.
     pub name: String,
-    /// Shape, outermost first.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// Row-major values.
+    /// The values in row-major order.
     pub values: Vec<f32>,
 }
 
-/// All parameters of `module`.
+/// Returns all parameters of `module`.
 pub fn export(module: &impl Module) -> Vec<HostTensor> {
     let mut export = Export::default();
     module.visit(&mut export);
     export.tensors
 }
 
-/// `module` with the values of `tensors`, which must be exactly its parameters, in any order.
+/// Returns `module` with the values of `tensors`, which must be exactly its parameters, in any
+/// order.
 ///
 /// # Errors
-/// Names the first parameter that is missing, has another shape, or does not belong to the module.
+/// If a parameter is missing or has another shape (the error names the first such), or if there are
+/// parameters that do not belong to the module.
 pub fn import<M: Module>(module: M, tensors: &[HostTensor]) -> Result<M> {
     let by_name = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let mut import = Import { path: Vec::new(), by_name, used: 0, error: None };
@@ -38,18 +42,24 @@ pub fn import<M: Module>(module: M, tensors: &[HostTensor]) -> Result<M> {
     if let Some(error) = import.error {
         return Err(error);
     }
-    ensure!(import.used == tensors.len(), "{} weights are not of this model", tensors.len() - import.used);
+    ensure!(
+        import.used == tensors.len(),
+        "{} of the weights do not belong to this model",
+        tensors.len() - import.used
+    );
     Ok(module)
 }
 
-/// Before anything is allocated: a config asks for as many weights as the file holds.
-pub(crate) fn check_count(part: &str, wanted: u128, tensors: &[HostTensor]) -> Result<()> {
+/// Checks that the file holds as many weights as the config requires, before a model of this size
+/// is allocated.
+pub(crate) fn check_count(part: &str, required: u128, tensors: &[HostTensor]) -> Result<()> {
     let got: u128 = tensors.iter().map(|tensor| tensor.values.len() as u128).sum();
-    ensure!(got == wanted, "the {part}'s config asks for {wanted} weights; the file holds {got}");
+    ensure!(got == required, "the {part}'s config asks for {required} weights; the file holds {got}");
     Ok(())
 }
 
-/// Takes the gradients of all parameters out of `gradients`, in the order of [`export`]; zeros where there is none.
+/// Takes the gradients of all parameters of `module` out of `gradients`, in the order of
+/// [`export`]. A parameter without a gradient gets zeros.
 ///
 /// # Errors
 /// If a gradient is not f32.
@@ -59,14 +69,14 @@ pub fn gradients(module: &impl Module, mut gradients: Gradients) -> Result<Vec<V
     Ok(collected.in_order(module))
 }
 
-/// Gradients that come out one part of a model after another.
+/// Collects the gradients of a model that is differentiated in parts.
 #[derive(Default)]
 pub struct Collected {
     by_id: HashMap<ParamId, Vec<f32>>,
 }
 
 impl Collected {
-    /// Takes what `gradients` hold for the parameters of `part`.
+    /// Takes the gradients of the parameters of `part` out of `gradients`.
     ///
     /// # Errors
     /// If a gradient is not f32.
@@ -74,7 +84,8 @@ impl Collected {
         self.visit(part, gradients, None).map(drop)
     }
 
-    /// The same, divided by `scale`. Whether all of them are finite.
+    /// Like [`Collected::take`], but divides the gradients by `scale`. Returns whether all of them
+    /// are finite.
     ///
     /// # Errors
     /// If a gradient is not f32.
@@ -89,7 +100,8 @@ impl Collected {
         take.error.map_or(Ok(finite), Err)
     }
 
-    /// The gradients in the order of [`export`] of the whole model; zeros where there is none.
+    /// Returns the gradients in the order of [`export`] of the complete model. A parameter without
+    /// a gradient gets zeros.
     pub fn in_order(self, model: &impl Module) -> Vec<Vec<f32>> {
         let mut order = InOrder { by_id: self.by_id, ordered: Vec::new() };
         model.visit(&mut order);
@@ -134,7 +146,7 @@ impl Import<'_> {
             bail!("weight {name} has shape {:?}; this model wants {shape:?}", tensor.shape);
         }
         self.used += 1;
-        // Many megabytes at every step of training: by all threads.
+        // Training imports all weights at each step, so all threads copy them.
         let values: Vec<f32> = tensor.values.par_iter().map(|&value| value).collect();
         Ok(TensorData::new(values, shape.to_vec()))
     }
@@ -162,7 +174,7 @@ impl ModuleMapper for Import<'_> {
 
 struct TakeGradients<'a> {
     gradients: &'a mut Gradients,
-    /// What they are divided by, and then looked at.
+    /// If present, the gradients are divided by it and checked for non-finite values.
     scale: Option<f32>,
     finite: bool,
     taken: &'a mut HashMap<ParamId, Vec<f32>>,

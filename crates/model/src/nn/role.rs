@@ -1,4 +1,5 @@
-//! What a parameter is for, declared where it is made: weight decay and 16-bit storage follow the role, never a name.
+//! The role of a parameter, declared where the parameter is created. Weight decay and 16-bit
+//! storage depend on the role, never on a name.
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
@@ -6,33 +7,36 @@ use burn::tensor::Tensor;
 /// The role of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// A matrix or filter inside a block: it decays, and 16 bits are enough for it (paper §D.2).
+    /// A matrix or filter inside a block: it has weight decay, and 16 bits are enough for it (paper
+    /// §D.2).
     Matrix,
-    /// A matrix next to pixels, tokens, codes or embeddings: it decays and keeps 32 bits.
+    /// A matrix next to pixels, tokens, codes or embeddings: it has weight decay and keeps 32 bits.
     Head,
-    /// Learned input vectors (tokens, positions, marks): they do not decay and keep 32 bits.
+    /// Learned input vectors (tokens, positions, special tokens): they have no weight decay and
+    /// keep 32 bits.
     Embedding,
-    /// Gains, biases and a temperature: they do not decay and keep 32 bits.
+    /// Gains, biases and a temperature: they have no weight decay and keep 32 bits.
     Vector,
 }
 
-/// Bits of a parameter's id that hold its role. Burn copies the id with the parameter.
+/// The number of low bits of a parameter's id that store its role. Burn copies the id with the
+/// parameter.
 const BITS: u32 = 2;
 
 impl Role {
     const ALL: [Role; 1 << BITS] = [Role::Matrix, Role::Head, Role::Embedding, Role::Vector];
 
-    /// A new id for a parameter of this role.
+    /// Creates an id for a new parameter of this role.
     pub(super) fn id(self) -> ParamId {
         ParamId::from(ParamId::new().val() << BITS | self as u64)
     }
 
-    /// The role of a parameter that [`Init`](super::Init) made.
-    fn of(id: ParamId) -> Role {
+    /// The role of a parameter that [`Init`](super::Init) created.
+    fn from_id(id: ParamId) -> Role {
         Role::ALL[id.val() as usize % Role::ALL.len()]
     }
 
-    /// Whether AdamW's weight decay acts on it.
+    /// Whether AdamW applies weight decay to such a parameter.
     pub fn decays(self) -> bool {
         match self {
             Role::Matrix | Role::Head => true,
@@ -40,7 +44,7 @@ impl Role {
         }
     }
 
-    /// Whether it and what belongs to it may be stored in 16 bits.
+    /// Whether such a parameter and its optimizer state may be stored in 16 bits.
     pub fn may_be_small(self) -> bool {
         match self {
             Role::Matrix => true,
@@ -60,7 +64,7 @@ struct Roles(Vec<Role>);
 
 impl ModuleVisitor for Roles {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.push(Role::of(param.id));
+        self.0.push(Role::from_id(param.id));
     }
 }
 
@@ -74,7 +78,7 @@ mod tests {
     #[test]
     fn roles_survive_copies_imports_and_training() {
         for role in Role::ALL {
-            assert_eq!(Role::of(role.id()), role);
+            assert_eq!(Role::from_id(role.id()), role);
         }
         let device = Device::flex();
         let init = &mut Init::new(1, &device);

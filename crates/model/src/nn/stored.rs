@@ -1,10 +1,11 @@
-//! What numbers inside a resblock are stored as (paper §2.4, §D.2).
+//! Rounding of the numbers inside a resblock to a 16-bit format, for mixed precision (paper §2.4,
+//! §D.2).
 
 use burn::tensor::Tensor;
 use tessera_kernels::{Cpu, SmallFloat};
 
-/// `x` as it is read again after being stored in 16 bits, emulated in f32, and its gradient on the way back; `x` as the kernels
-/// have it if `storage` names no format.
+/// Rounds `x`, and its gradient in the backward pass, to the 16-bit format `storage`. The rounding
+/// is emulated: the result is f32. Returns `x` unchanged if `storage` is `None`.
 pub fn stored<const D: usize>(cpu: Cpu, x: Tensor<D>, storage: Option<SmallFloat>) -> Tensor<D> {
     match storage {
         None => x,

@@ -1,4 +1,5 @@
-//! One layer: an attention and an MLP residual block on the residual stream (paper §B.1, Child et al. 2019 §5-6).
+//! One layer of the prior: an attention and an MLP residual block (paper §B.1, Child et al. 2019
+//! §5-6).
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use tessera_kernels::{Activation, AttentionPlan, Cpu, SmallFloat, pattern_attent
 use super::{Pattern, PriorConfig};
 use crate::nn::{Init, LayerNorm, Linear, stored};
 
-/// `h += attention(norm(h)); h += mlp(norm(h))`
+/// One layer: `h += attention(norm(h)); h += mlp(norm(h))`.
 #[derive(Module, Debug)]
 pub struct Block {
     pub(crate) attn_norm: LayerNorm,
@@ -27,7 +28,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// A layer of `config`'s sizes; `layer` counts from 1 and decides the attention pattern.
+    /// A layer with the sizes of `config`. `layer` counts from 1 and determines the attention
+    /// pattern.
     pub fn new(config: &PriorConfig, layer: usize, init: &mut Init) -> Block {
         let d = config.d_model;
         let std = |fan_in: usize| 0.125 / (fan_in as f64).sqrt();
@@ -45,7 +47,7 @@ impl Block {
         }
     }
 
-    /// The layer with its matrices in 8 bits.
+    /// The layer with its matrices rounded to 8 bits.
     pub(super) fn in_int8(self) -> Block {
         Block {
             qkv: self.qkv.in_int8(),
@@ -56,12 +58,13 @@ impl Block {
         }
     }
 
-    /// `x` `[B, T, D]` and the plan of the layer's pattern over `T` positions → `[B, T, D]`
+    /// Runs the layer: `[B, T, D]` → `[B, T, D]`. `plan` is that of the layer's pattern over `T`
+    /// positions.
     pub fn forward(&self, x: Tensor<3>, plan: &Arc<AttentionPlan>) -> Tensor<3> {
         self.forward_with_states(x, plan).0
     }
 
-    /// The same, with the queries, keys and values `[B, T, 3D]` beside it.
+    /// Like [`Block::forward`]; also returns the queries, keys and values, `[B, T, 3D]`.
     pub(super) fn forward_with_states(
         &self,
         x: Tensor<3>,
@@ -82,7 +85,7 @@ impl Block {
         (self.attn_out.add_to(x, attended), qkv)
     }
 
-    /// What the attention resblock adds to `x`, its numbers stored as `storage` says.
+    /// What the attention resblock adds to `x`. Weights and activations are rounded to `storage`.
     pub(super) fn attention_branch(
         &self,
         x: Tensor<3>,
@@ -95,7 +98,7 @@ impl Block {
         stored(self.cpu, self.attn_out.stored(attended, Activation::None, storage), storage)
     }
 
-    /// What the MLP resblock adds to `x`, its numbers stored as `storage` says.
+    /// What the MLP resblock adds to `x`. Weights and activations are rounded to `storage`.
     pub(super) fn mlp_branch(&self, x: Tensor<3>, storage: Option<SmallFloat>) -> Tensor<3> {
         let h = stored(self.cpu, self.mlp_norm.forward(x), storage);
         let h = stored(self.cpu, self.mlp_in.stored(h, Activation::Gelu, storage), storage);

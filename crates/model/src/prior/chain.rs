@@ -1,11 +1,16 @@
-//! ★ The prior as a chain of resblocks (paper §5): run forward one after another, then backward one after another.
+//! ★ The gradient of the prior, computed one resblock at a time (paper §2.4, §D).
 //!
-//! Each resblock is differentiated by itself, from the gradient of what leaves it to that of what enters it. Its graph is
-//! kept from the forward pass or, to save memory, made again from its input when its turn comes (activation
-//! checkpointing): that is the only difference between the two settings, and the gradients are the same.
+//! The prior is a chain of residual blocks ("resblocks"), attention and MLP in turn. The forward
+//! pass runs them from the first to the last, the backward pass from the last to the first. Each
+//! resblock has an autodiff graph of its own, which turns the gradient of the resblock's output
+//! into the gradient of its input.
 //!
-//! In mixed precision the residual stream carries the gradient in 32 bits, and what goes through a resblock's branch is scaled
-//! and stored at its door (paper §D.1).
+//! The graph is kept from the forward pass or, to save memory, rebuilt from the resblock's input
+//! during the backward pass (activation checkpointing). Both settings give the same gradients.
+//!
+//! In mixed precision the gradient of the residual stream stays in 32 bits. Only the gradient
+//! inside a resblock's branch has 16 bits; it is multiplied by the gradient scale of that resblock,
+//! so that it fits their range (paper §D.1).
 
 use anyhow::{Context, Result};
 use burn::module::Module;
@@ -16,23 +21,28 @@ use tessera_kernels::{SmallFloat, dot};
 use super::{Prior, PriorLoss, Stream};
 use crate::nn::{Collected, stored};
 
-/// What the forward pass keeps for the backward pass.
+/// Which activations the forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activations {
-    /// All that happens inside resblocks.
+    /// All activations inside the resblocks.
     Keep,
-    /// What enters each resblock; the rest is computed again: less memory, a third more work.
+    /// Only the input of each resblock. The backward pass recomputes the others: this needs less
+    /// memory and a third more computation.
     Recompute,
 }
 
-/// Numbers of 16 bits inside resblocks. A gradient is multiplied by the resblock's scale and stored before it goes through the
-/// branch; what leaves it is stored, freed of what is not finite, and divided again.
+/// Mixed precision: numbers of 16 bits inside the resblocks, with one gradient scale per resblock
+/// (paper §D.1).
+///
+/// Before a gradient goes through a resblock's branch, it is multiplied by the resblock's scale and
+/// rounded to `storage`. The gradient that comes out of the branch is rounded as well and divided
+/// by the scale. Non-finite values are replaced by 0 before and after the branch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MixedPrecision<'a> {
-    /// What activations, weights and their gradients are stored as; 32 bits if nothing is named.
+    /// Number format of activations, weights and their gradients; `None` keeps 32 bits.
     pub storage: Option<SmallFloat>,
-    /// One for each resblock.
+    /// The gradient scale of each resblock.
     pub scales: &'a [f32],
 }
 
@@ -42,29 +52,37 @@ pub struct PriorGradients {
     pub loss: PriorLoss,
     /// The gradient of each parameter, in the order of [`crate::nn::export`].
     pub gradients: Vec<Vec<f32>>,
-    /// Resblocks, counted from 0, where something was not finite, in the order in which it was met. If the loss is not: the
-    /// first whose output is not. In mixed precision: all with a gradient that is not.
+    /// Resblocks, counted from 0, in which a value was not finite, in the order in which they were
+    /// found.
+    ///
+    /// If the loss is non-finite: the first resblock whose output is non-finite. In mixed
+    /// precision, in addition: every resblock with a non-finite gradient, so that one may occur
+    /// twice.
     pub overflowed: Vec<usize>,
-    /// In mixed precision: the size of the gradient toward each resblock, before it is scaled, as the binary logarithm
-    /// of its root mean square.
+    /// In mixed precision, for each resblock: log₂ of the root mean square of the gradient of its
+    /// output, before scaling. Empty otherwise.
     pub entering: Vec<f64>,
 }
 
-/// What the forward pass leaves of a resblock.
+/// What the forward pass keeps of one resblock.
 struct Link {
-    /// What entered it, `[B, T, D]`, not on a graph.
+    /// The resblock's input, `[B, T, D]`, which is part of no graph.
     input: Tensor<3>,
-    /// The graph from a leaf in its place to what left it.
-    kept: Option<Graph>,
+    /// The resblock's graph; `None` if the backward pass rebuilds it.
+    graph: Option<Graph>,
 }
 
+/// The autodiff graph of one resblock.
 struct Graph {
+    /// The start of the graph: a leaf with the values of the resblock's input.
     leaf: Tensor<3>,
+    /// The resblock's output; in mixed precision that of its branch.
     output: Tensor<3>,
 }
 
 impl Prior {
-    /// The loss of a batch of streams and its gradient, which is the same to the bit whatever is kept.
+    /// The loss of a batch of streams and its gradient. Both choices of `activations` give exactly
+    /// the same values.
     ///
     /// # Errors
     /// If a gradient is not f32.
@@ -74,65 +92,74 @@ impl Prior {
         activations: Activations,
         mixed: Option<MixedPrecision<'_>>,
     ) -> Result<PriorGradients> {
+        // `self` runs without building graphs, `tracked` has the same weights as leaves of graphs.
         let tracked = self.clone().train();
         let mut collected = Collected::default();
+
+        // Forward pass. `x` is the residual stream, detached from the graphs of all resblocks.
         let embedded = tracked.embed.forward(stream);
         let mut x = embedded.clone().without_autodiff();
         let mut links = Vec::new();
         for i in 0..self.n_resblocks() {
             let input = x.clone();
-            let kept = (activations == Activations::Keep).then(|| tracked.graph(i, input.clone(), mixed));
-            let output = match &kept {
+            let graph = (activations == Activations::Keep).then(|| tracked.graph(i, input.clone(), mixed));
+            let output = match &graph {
                 Some(graph) => graph.output.clone().without_autodiff(),
-                None => self.through(i, x.clone(), mixed),
+                None => self.run_resblock(i, x.clone(), mixed),
             };
             x = if mixed.is_some() { x + output } else { output };
-            links.push(Link { input, kept });
+            links.push(Link { input, graph });
         }
 
+        // Loss, and its gradient with respect to the output of the last resblock.
         let leaf = leaf(x);
         let loss = tracked.loss_of_states(leaf.clone(), stream);
-        let mut overflowed = broken(&loss, &links, &leaf);
+        let mut overflowed = first_nonfinite(&loss, &links, &leaf);
         let mut entering = Vec::new();
         let mut gradients = loss.loss.backward();
         collected.take(&tracked.norm, &mut gradients)?;
         collected.take(&tracked.text_head, &mut gradients)?;
         collected.take(&tracked.image_head, &mut gradients)?;
-        let enters = |leaf: Tensor<3>, gradients: &mut _| leaf.grad_remove(gradients).context("no gradient");
-        let mut toward = enters(leaf, &mut gradients)?;
+        let gradient_of =
+            |leaf: Tensor<3>, gradients: &mut _| leaf.grad_remove(gradients).context("no gradient");
+        let mut x_gradient = gradient_of(leaf, &mut gradients)?;
 
+        // Backward pass. `dot(output, gradient).backward()` continues it from the gradient of
+        // `output`.
         for (i, link) in links.into_iter().enumerate().rev() {
-            let Graph { leaf, output } = link.kept.unwrap_or_else(|| tracked.graph(i, link.input, mixed));
+            let Graph { leaf, output } = link.graph.unwrap_or_else(|| tracked.graph(i, link.input, mixed));
             let block = &tracked.blocks[i / 2];
             let Some(MixedPrecision { storage, scales }) = mixed else {
-                let mut gradients = dot(self.cpu, output, toward).backward();
+                let mut gradients = dot(self.cpu, output, x_gradient).backward();
                 collected.take(block, &mut gradients)?;
-                toward = enters(leaf, &mut gradients)?;
+                x_gradient = gradient_of(leaf, &mut gradients)?;
                 continue;
             };
-            entering.push(log2_rms(&toward));
-            // A filter before and one behind the branch (§D.1); what the first takes away must not go unseen.
-            let scaled = stored(self.cpu, toward.clone() * scales[i], storage);
-            let whole = is_finite(&scaled);
-            let mut gradients = dot(self.cpu, output, finite(scaled)).backward();
-            if !(collected.take_scaled(block, &mut gradients, scales[i])? && whole) {
-                overflowed.push(i); // again, if it was the first on the way forward
+            entering.push(log2_rms(&x_gradient));
+            // Non-finite values are removed before and after the branch (§D.1). Those removed
+            // before it count as an overflow, too.
+            let scaled = stored(self.cpu, x_gradient.clone() * scales[i], storage);
+            let is_scaled_finite = is_finite(&scaled);
+            let mut gradients = dot(self.cpu, output, without_nonfinite(scaled)).backward();
+            if !(collected.take_scaled(block, &mut gradients, scales[i])? && is_scaled_finite) {
+                overflowed.push(i); // for the second time if its output was non-finite, too
             }
-            let leaving = stored(self.cpu, enters(leaf, &mut gradients)?, storage);
-            toward = toward + finite(leaving) / scales[i];
+            let branch_gradient = stored(self.cpu, gradient_of(leaf, &mut gradients)?, storage);
+            x_gradient = x_gradient + without_nonfinite(branch_gradient) / scales[i];
         }
-        collected.take(&tracked.embed, &mut dot(self.cpu, embedded, toward).backward())?;
+        collected.take(&tracked.embed, &mut dot(self.cpu, embedded, x_gradient).backward())?;
         entering.reverse();
         Ok(PriorGradients { loss, gradients: collected.in_order(self), overflowed, entering })
     }
 
-    /// Attention and MLP resblocks, together.
+    /// The number of resblocks: two per layer, one attention and one MLP.
     pub fn n_resblocks(&self) -> usize {
         2 * self.blocks.len()
     }
 
-    /// Resblock `i`, attention and MLP in turn, or in mixed precision what it adds. `[B, T, D]` → `[B, T, D]`
-    fn through(&self, i: usize, x: Tensor<3>, mixed: Option<MixedPrecision<'_>>) -> Tensor<3> {
+    /// Runs resblock `i` (attention if `i` is even, else MLP): `[B, T, D]` → `[B, T, D]`. In mixed
+    /// precision returns only the output of its branch, which has yet to be added to `x`.
+    fn run_resblock(&self, i: usize, x: Tensor<3>, mixed: Option<MixedPrecision<'_>>) -> Tensor<3> {
         let block = &self.blocks[i / 2];
         let [_, t, _] = x.dims();
         let plan = || self.plan(block.pattern, t);
@@ -144,36 +171,42 @@ impl Prior {
         }
     }
 
+    /// Runs resblock `i` and records its graph.
     fn graph(&self, i: usize, input: Tensor<3>, mixed: Option<MixedPrecision<'_>>) -> Graph {
         let leaf = leaf(input);
-        Graph { output: self.through(i, leaf.clone(), mixed), leaf }
+        Graph { output: self.run_resblock(i, leaf.clone(), mixed), leaf }
     }
 }
 
+/// log₂ of the root mean square of `x`.
 fn log2_rms(x: &Tensor<3>) -> f64 {
     0.5 * x.clone().powf_scalar(2.0).mean().into_scalar::<f64>().log2()
 }
 
-/// If the loss is not finite: the first resblock whose output is not; `end` is that of the last.
-fn broken(loss: &PriorLoss, links: &[Link], end: &Tensor<3>) -> Vec<usize> {
+/// If the loss is non-finite: the first resblock whose output is non-finite. `end` is the output of
+/// the last resblock.
+fn first_nonfinite(loss: &PriorLoss, links: &[Link], end: &Tensor<3>) -> Vec<usize> {
     if loss.loss.clone().without_autodiff().into_scalar::<f32>().is_finite() {
         return Vec::new();
     }
+    // The output of each resblock is the input of the next.
     let outputs = links.iter().skip(1).map(|link| &link.input).chain([end]);
     outputs.enumerate().find(|(_, x)| !is_finite(x)).map(|(i, _)| i).into_iter().collect()
 }
 
+/// Whether all values of `x` are finite.
 fn is_finite(x: &Tensor<3>) -> bool {
     x.clone().without_autodiff().is_finite().all().into_scalar::<bool>()
 }
 
-/// `x` with 0 for what is not finite, so that one resblock's overflow is not also that of all before it (§D.1).
-fn finite(x: Tensor<3>) -> Tensor<3> {
-    let bad = x.clone().is_finite().bool_not();
-    x.mask_fill(bad, 0.0)
+/// `x` with its non-finite values replaced by 0, so that an overflow in one resblock does not
+/// spread to all resblocks before it (§D.1).
+fn without_nonfinite(x: Tensor<3>) -> Tensor<3> {
+    let nonfinite = x.clone().is_finite().bool_not();
+    x.mask_fill(nonfinite, 0.0)
 }
 
-/// The start of a graph.
+/// `x` as the start of a new graph.
 fn leaf(x: Tensor<3>) -> Tensor<3> {
     x.autodiff().require_grad()
 }

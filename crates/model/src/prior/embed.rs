@@ -1,4 +1,7 @@
-//! The input embeddings of the stream (paper §B.1): text token or pad + text position; picture token + row + column.
+//! The input embeddings of the stream (paper §B.1).
+//!
+//! A text position is the sum of a token (or pad) embedding and a position embedding; an image
+//! position is the sum of a token, a row and a column embedding.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -7,14 +10,14 @@ use super::stream::shifted;
 use super::{PriorConfig, Stream};
 use crate::nn::{Init, Role};
 
-/// All input tables.
+/// All embedding tables of the prior.
 #[derive(Module, Debug)]
 pub struct Embedding {
-    /// `[text_vocab + text_len + 1, D]`: tokens, one pad a position, start-of-text
+    /// `[text_vocab + text_len + 1, D]`: the text tokens, one pad per position, start-of-text.
     text: Param<Tensor<2>>,
     /// `[text_len, D]`
     text_position: Param<Tensor<2>>,
-    /// `[image_vocab + 1, D]`: tokens, start-of-image
+    /// `[image_vocab + 1, D]`: the picture tokens, start-of-image.
     pub(crate) image: Param<Tensor<2>>,
     /// `[grid, D]`
     row: Param<Tensor<2>>,
@@ -23,7 +26,8 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Tokens N(0, 0.125/√D); position tables N(0, 0.125/√(D·n)), n tables summed (paper §B.1).
+    /// Random tables: tokens N(0, 0.125/√D); position tables N(0, 0.125/√(D·n)), where n is the
+    /// number of position tables that are summed (paper §B.1).
     pub(super) fn new(config: &PriorConfig, init: &mut Init) -> Embedding {
         let d = config.d_model;
         let std = |tables: usize| 0.125 / ((d * tables) as f64).sqrt();
@@ -40,7 +44,7 @@ impl Embedding {
         self.text.val().device()
     }
 
-    /// `[B, text_len + n, D]`
+    /// The embedded stream, `[B, text_len + n, D]`.
     pub(super) fn forward(&self, stream: &Stream) -> Tensor<3> {
         match stream.image_len() {
             0 => self.text(stream),
@@ -48,7 +52,7 @@ impl Embedding {
         }
     }
 
-    /// `[B, text_len, D]`
+    /// The text part of the stream, `[B, text_len, D]`.
     pub(super) fn text(&self, stream: &Stream) -> Tensor<3> {
         let [slots, _] = self.text.dims();
         let [text_len, _] = self.text_position.dims();
@@ -56,7 +60,7 @@ impl Embedding {
         self.lookup(&self.text, &ids, stream.batch) + self.text_position.val().unsqueeze()
     }
 
-    /// `[B, n, D]`
+    /// The image part of the stream, `[B, n, D]`.
     fn image(&self, stream: &Stream) -> Tensor<3> {
         let n = stream.image_len();
         let ids = shifted(&stream.seen, n, self.start_of_image());
@@ -67,7 +71,7 @@ impl Embedding {
         (self.image.dims()[0] - 1) as u32
     }
 
-    /// Row plus column embedding of every cell, `[grid², D]`.
+    /// The row plus the column embedding of every cell, `[grid², D]`.
     pub(crate) fn image_positions(&self) -> Tensor<2> {
         let [grid, d] = self.row.dims();
         let rows = self.row.val().reshape([grid, 1, d]);
@@ -75,7 +79,7 @@ impl Embedding {
         (rows + columns).reshape([grid * grid, d])
     }
 
-    /// Rows of `table` → `[batch, ids / batch, D]`
+    /// Looks up the rows `ids` of `table`: `[batch, ids / batch, D]`.
     fn lookup(&self, table: &Param<Tensor<2>>, ids: &[u32], batch: usize) -> Tensor<3> {
         let [_, d] = table.dims();
         let values: Vec<i32> = ids.iter().map(|&id| id as i32).collect();

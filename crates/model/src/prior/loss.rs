@@ -1,33 +1,35 @@
-//! ★ The loss of stage 2 (paper §2.2): text and image cross-entropy, weighted 1/8 and 7/8.
+//! ★ The loss of stage 2 (paper §2.2): text and image cross-entropy, weighted by 1/8 and 7/8.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::Stream;
 
-/// Share of the text loss in the total (paper §2.2).
+/// Weight of the text loss in the total loss; the image loss has the rest (paper §2.2).
 const TEXT_WEIGHT: f64 = 1.0 / 8.0;
 
 /// The loss and its parts, in nats.
 #[derive(Debug, Clone)]
 pub struct PriorLoss {
-    /// `1/8 text + 7/8 image`, `[1]`
+    /// `1/8 · text_per_token + 7/8 · image_per_token`, `[1]`: what training minimises.
     pub loss: Tensor<1>,
-    /// Mean over all text slots, pads included, `[1]`
+    /// Mean cross-entropy over all text positions, pads included, `[1]`.
     pub text_per_token: Tensor<1>,
-    /// Mean over picture tokens, `[1]`
+    /// Mean cross-entropy over all image positions, `[1]`.
     pub image_per_token: Tensor<1>,
 }
 
-/// Each modality's cross-entropy, divided by its own number of tokens, is weighted (paper §2.2).
+/// The weighted sum of the text and the image loss (paper §2.2).
 ///
-/// `text` and `image` are mean nats a token, `[1]`.
+/// Both arguments are cross-entropies divided by the number of tokens of their own modality: mean
+/// nats per token, `[1]`.
 pub fn weighted_cross_entropy(text_per_token: Tensor<1>, image_per_token: Tensor<1>) -> PriorLoss {
     let loss = text_per_token.clone() * TEXT_WEIGHT + image_per_token.clone() * (1.0 - TEXT_WEIGHT);
     PriorLoss { loss, text_per_token, image_per_token }
 }
 
-/// −ln p of every picture token, `[B, Ti]`, of logits `[B, Ti, image_vocab]`.
+/// The cross-entropy −ln p of each picture token of `stream`, `[B, Ti]`, under the logits `image`,
+/// `[B, Ti, image_vocab]`.
 pub fn image_nats(image: Tensor<3>, stream: &Stream) -> Tensor<2> {
     let [b, t, v] = image.dims();
     let values: Vec<i32> = stream.image.iter().map(|&id| id as i32).collect();

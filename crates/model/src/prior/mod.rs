@@ -1,4 +1,5 @@
-//! Stage 2 (paper §2.2): one autoregressive transformer over caption and picture tokens as a single stream.
+//! Stage 2 (paper §2.2): one autoregressive transformer that models caption and picture tokens as a
+//! single stream.
 
 mod block;
 mod chain;
@@ -25,52 +26,54 @@ pub use stream::{Stream, caption_slots};
 
 use crate::nn::{Compute, Init, LayerNorm, Linear};
 
-/// Sizes of a prior; the paper's in brackets.
+/// The sizes of a prior. The paper's values are in brackets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PriorConfig {
     /// Text positions of the stream (256).
     pub text_len: usize,
-    /// Text tokens of the vocabulary, pads not counted (16384).
+    /// Text tokens of the vocabulary, without the pads (16384).
     pub text_vocab: usize,
-    /// Picture tokens along one side (32).
+    /// Picture tokens along one side of the picture (32).
     pub grid: usize,
     /// Number of picture codes (8192).
     pub image_vocab: usize,
     /// Width of the residual stream (3968).
     pub d_model: usize,
-    /// Layers, each one attention and one MLP residual block (64).
+    /// Number of layers, each of one attention and one MLP residual block (64).
     pub n_layers: usize,
-    /// Attention heads (62).
+    /// Number of attention heads (62).
     pub n_heads: usize,
     /// Side of the last layer's convolutional attention window (11).
     pub conv_kernel: usize,
-    /// What that window does at the end of a row.
+    /// How that window wraps at the end of a row.
     #[serde(default)]
     pub conv_wrap: Wrap,
-    /// What the last norm, the heads and the gradient of the logits compute in: `f32`, the paper's (§D.2), or `auto`, as the
-    /// layers do. Logits are summed and kept in 32 bits with both.
+    /// Precision of the final layer norm, the output heads and the gradient of the logits: `f32` as
+    /// in the paper (§D.2), or `auto` for the precision of the layers. Logits are accumulated and
+    /// stored in 32 bits in both cases.
     #[serde(default)]
     pub logits: Logits,
-    /// Which attention pattern each layer uses (row, column, row, row, and so on; the last layer
+    /// Which attention pattern each layer uses (row, column, row, row, repeated; the last layer is
     /// convolutional).
     #[serde(default)]
     pub layout: Layout,
 }
 
-/// What the last norm, the heads and the gradient of the logits compute in.
+/// Precision of the final layer norm, the output heads and the gradient of the logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Logits {
-    /// As the layers: bf16 products where they have them, and 8-bit weights where drawing has them.
+    /// That of the layers: bf16 products if the layers use them, and 8-bit weights if sampling uses
+    /// them.
     #[default]
     Auto,
-    /// 32 bits (paper §D.2: logits in 16 bits moved the training curve).
+    /// 32 bits (paper §D.2: logits in 16 bits changed the training curve).
     F32,
 }
 
 impl Logits {
-    /// The choice of numbers for what makes logits, in a model that otherwise computes by `cpu`.
+    /// What the final norm and the heads compute with, in a model whose layers compute with `cpu`.
     pub fn cpu(self, cpu: Cpu) -> Cpu {
         match self {
             Logits::Auto => cpu,
@@ -80,23 +83,23 @@ impl Logits {
 }
 
 impl PriorConfig {
-    /// Picture tokens of the stream.
+    /// Number of picture positions of the stream.
     pub fn image_len(&self) -> usize {
         self.grid * self.grid
     }
 
-    /// Positions of the stream.
+    /// Number of positions of the stream.
     pub fn stream_len(&self) -> usize {
         self.text_len + self.image_len()
     }
 
-    /// Most tokens of a caption that are read: the inputs are shifted behind the start token, so the last text slot is
-    /// only ever predicted.
+    /// The most tokens of a caption that the model reads. The input is shifted by one position for
+    /// the start token, so the last text slot is predicted but never read.
     pub fn max_caption(&self) -> usize {
         self.text_len - 1
     }
 
-    /// Number of weights, counted without building them.
+    /// Number of weights, computed from the sizes alone.
     pub fn n_parameters(&self) -> u128 {
         let [text_len, text_vocab, grid, image_vocab, d, layers] =
             [self.text_len, self.text_vocab, self.grid, self.image_vocab, self.d_model, self.n_layers]
@@ -108,7 +111,7 @@ impl PriorConfig {
         rows.saturating_mul(d).saturating_add(layers.saturating_mul(layer)).saturating_add(heads)
     }
 
-    /// Checks that the sizes fit each other.
+    /// Checks that the sizes are in range and fit each other.
     pub fn check(&self) -> Result<()> {
         ensure!(self.text_len >= 2, "prior.text_len = {}: wanted at least 2", self.text_len);
         ensure!(self.text_vocab >= 1, "prior.text_vocab = 0: wanted at least 1");
@@ -131,17 +134,17 @@ impl PriorConfig {
             ensure!(size <= most, "prior.{name} = {size}: wanted at most {most}");
         }
         self.layout.check()?;
-        let whole = 2 * self.grid + 1; // the whole grid from anywhere
+        let largest = 2 * self.grid + 1; // covers the complete grid from any position
         ensure!(
-            self.conv_kernel % 2 == 1 && self.conv_kernel <= whole,
-            "prior.conv_kernel = {}: wanted an odd number up to {whole}",
+            self.conv_kernel % 2 == 1 && self.conv_kernel <= largest,
+            "prior.conv_kernel = {}: wanted an odd number up to {largest}",
             self.conv_kernel
         );
         Ok(())
     }
 }
 
-/// The transformer.
+/// The transformer of stage 2.
 #[derive(Module, Debug)]
 pub struct Prior {
     pub(crate) embed: Embedding,
@@ -151,24 +154,25 @@ pub struct Prior {
     pub(crate) image_head: Linear,
     #[module(skip)]
     config: PriorConfig,
-    /// What the layers compute with; the last norm and the heads have their own.
+    /// What the layers compute with; the final norm and the heads have a [`Cpu`] of their own.
     #[module(skip)]
     cpu: Cpu,
     #[module(skip)]
     plans: Plans,
 }
 
-/// Plans of attention made so far, by pattern and length; shared by all clones of a prior.
+/// The attention plans built so far, by pattern and length. All clones of a prior share them.
 type Plans = Arc<Mutex<HashMap<(Pattern, usize), Arc<AttentionPlan>>>>;
 
 impl Prior {
-    /// A prior with weights drawn from `seed`, by the table of Child et al. 2019 (paper §B.1): matrices
-    /// N(0, 0.125/√fan_in), residual outputs scaled further by 1/√(2·layers), logit matrices 0.
+    /// A prior with random weights drawn from `seed`, initialised as in the table of Child et al.
+    /// 2019 (paper §B.1): matrices N(0, 0.125/√fan_in), the output matrices of residual blocks
+    /// scaled further by 1/√(2·layers), logit matrices 0.
     pub fn new(config: &PriorConfig, seed: u64, compute: impl Into<Compute>) -> Prior {
         Prior::with(config, Init::new(seed, compute))
     }
 
-    /// A prior whose weights are zero, to be imported.
+    /// A prior whose weights are zero, to be replaced by imported ones.
     pub(crate) fn blank(config: &PriorConfig, compute: impl Into<Compute>) -> Prior {
         Prior::with(config, Init::blank(compute))
     }
@@ -190,13 +194,15 @@ impl Prior {
         }
     }
 
-    /// The same weights with `pattern` in every layer: for comparing with models that have one.
+    /// The same weights with `pattern` in every layer, for comparisons with models that have one
+    /// pattern.
     pub fn with_pattern(mut self, pattern: Pattern) -> Prior {
         self.blocks.iter_mut().for_each(|block| block.pattern = pattern);
         self
     }
 
-    /// The same prior with the matrices that drawing multiplies in 8 bits, as the decoder keeps them.
+    /// The same prior with the matrices that sampling multiplies rounded to 8 bits, as the sampler
+    /// stores them.
     pub fn in_int8(mut self) -> Prior {
         self.blocks = self.blocks.into_iter().map(Block::in_int8).collect();
         self.image_head = match self.config.logits {
@@ -206,22 +212,23 @@ impl Prior {
         self
     }
 
-    /// The sizes.
+    /// The sizes of this prior.
     pub fn config(&self) -> &PriorConfig {
         &self.config
     }
 
-    /// What its layers compute with on the processor.
+    /// The instructions and the precision that the layers compute with on the processor.
     pub fn cpu(&self) -> Cpu {
         self.cpu
     }
 
-    /// Where the weights are.
+    /// The device of the weights.
     pub fn device(&self) -> Device {
         self.embed.device()
     }
 
-    /// Logits of every position's next token: text `[B, Tt, text_vocab + Tt]` and image `[B, Ti, image_vocab]`.
+    /// Logits of the token at every position: text `[B, Tt, text_vocab + Tt]` and image
+    /// `[B, Ti, image_vocab]`.
     ///
     /// `Ti` is the number of image tokens in `stream`: all of them in training, fewer in tests.
     pub fn forward(&self, stream: &Stream) -> (Tensor<3>, Tensor<3>) {
@@ -229,12 +236,13 @@ impl Prior {
         (self.text_head.forward(text), self.image_head.forward(image))
     }
 
-    /// The loss of a batch of streams (paper §2.2), without ever holding their logits.
+    /// The loss of a batch of streams (paper §2.2). The logits are never in memory as a complete
+    /// tensor.
     pub fn loss(&self, stream: &Stream) -> PriorLoss {
         self.loss_of_states(self.states(stream), stream)
     }
 
-    /// The loss of what leaves the last block, `[B, T, D]`.
+    /// The loss, computed from the output of the last block, `[B, T, D]`.
     fn loss_of_states(&self, x: Tensor<3>, stream: &Stream) -> PriorLoss {
         let nats = |x: Tensor<3>, head: &Linear, targets: &[u32]| {
             let [b, t, d] = x.dims();
@@ -246,14 +254,15 @@ impl Prior {
         weighted_cross_entropy(text, image)
     }
 
-    /// What leaves the last block, `[B, T, D]`.
+    /// The output of the last block, `[B, T, D]`.
     fn states(&self, stream: &Stream) -> Tensor<3> {
         let x = self.embed.forward(stream);
         let [_, t, _] = x.dims();
         self.blocks.iter().fold(x, |x, block| block.forward(x, &self.plan(block.pattern, t)))
     }
 
-    /// States `[B, T, D]` normed: `[B, Tt, D]` at text and `[B, Ti, D]` at picture positions.
+    /// Applies the final layer norm to `x`, `[B, T, D]`, and splits the result into the text
+    /// positions, `[B, Tt, D]`, and the picture positions, `[B, Ti, D]`.
     fn normed(&self, x: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
         let [_, t, _] = x.dims();
         let x = self.norm.forward(x);
@@ -261,13 +270,13 @@ impl Prior {
         (x.clone().narrow(1, 0, text_len), x.narrow(1, text_len, t - text_len))
     }
 
-    /// The plan of `pattern` over the first `t` positions.
+    /// The attention plan of `pattern` over the first `t` positions.
     fn plan(&self, pattern: Pattern, t: usize) -> Arc<AttentionPlan> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         plans.entry((pattern, t)).or_insert_with(|| Arc::new(pattern.plan(&self.config, t))).clone()
     }
 
-    /// Queries, keys and values `[B, text_len, 3D]` of each layer at the text positions.
+    /// The queries, keys and values of each layer at the text positions, `[B, text_len, 3D]`.
     pub(crate) fn text_states(&self, stream: &Stream) -> Vec<Tensor<3>> {
         let mut x = self.embed.text(stream);
         let step = |block: &Block| {

@@ -1,42 +1,53 @@
-//! The stream's integers (paper §B.1): caption slots with one learned pad per position, then picture tokens.
+//! The token ids of the stream (paper §B.1): the text slots of a caption, with one learned pad per
+//! position, then the picture tokens.
 
 use anyhow::{Result, ensure};
 
 use super::PriorConfig;
 
-/// The text slots of a caption: its tokens, then the pad of each unused position, `text_vocab + position`.
+/// The text slots of a caption: its tokens, then the pad of each unused position, whose id is
+/// `text_vocab + position`.
 ///
-/// Returns the slots and how many tokens did not fit ([`PriorConfig::max_caption`] do). An empty caption is all pads: the unconditional stream.
+/// Returns the slots and the number of tokens that did not fit: at most
+/// [`PriorConfig::max_caption`] do. An empty caption gives only pads, which makes the stream
+/// unconditional.
 pub fn caption_slots(tokens: &[u32], config: &PriorConfig) -> (Vec<u32>, usize) {
     let kept = tokens.len().min(config.max_caption());
     let pads = (kept..config.text_len).map(|position| (config.text_vocab + position) as u32);
     (tokens[..kept].iter().copied().chain(pads).collect(), tokens.len() - kept)
 }
 
-/// A batch of streams, as targets: what each position should predict.
+/// A batch of streams: the tokens that each position should predict, and those that the model
+/// reads.
 #[derive(Debug, Clone)]
 pub struct Stream {
     /// Number of streams, `B`.
     pub batch: usize,
-    /// `[B, text_len]` text slots, row by row.
+    /// Text slots, `[B, text_len]`, row by row.
     pub text: Vec<u32>,
-    /// `[B, n]` picture tokens in raster order, `n` at most `grid²`.
+    /// Picture tokens to predict, `[B, n]`, in raster order; `n` is at most `grid²`.
     pub image: Vec<u32>,
-    /// `[B, n]` picture tokens as the positions behind them read them: `image`, unless training disturbs them.
+    /// Picture tokens that the later positions read, `[B, n]`: those of `image`, unless training
+    /// replaces some of them.
     pub seen: Vec<u32>,
 }
 
 impl Stream {
-    /// Checks lengths and ids against `config`.
+    /// A batch of streams in which the model reads the true tokens: `seen` equals `image`.
     ///
     /// # Errors
-    /// If a slot or a token lies outside its vocabulary, or a length does not fit.
+    /// If a slot or a token is outside its vocabulary, or a length does not fit `config`.
     pub fn new(batch: usize, text: Vec<u32>, image: Vec<u32>, config: &PriorConfig) -> Result<Stream> {
         let slots = config.text_vocab + config.text_len;
-        ensure!(text.len() == batch * config.text_len, "{} text slots for {batch} streams", text.len());
+        ensure!(
+            text.len() == batch * config.text_len,
+            "{} text slots for {batch} streams: wanted {} per stream",
+            text.len(),
+            config.text_len
+        );
         ensure!(
             image.len().is_multiple_of(batch) && image.len() <= batch * config.image_len(),
-            "{} picture tokens for {batch} streams of at most {}",
+            "{} picture tokens for {batch} streams: wanted equally many per stream, at most {}",
             image.len(),
             config.image_len()
         );
@@ -49,10 +60,10 @@ impl Stream {
         Ok(Stream { batch, text, seen: image.clone(), image })
     }
 
-    /// The same targets, predicted from other picture tokens.
+    /// The same targets, predicted from the picture tokens `seen`.
     ///
     /// # Errors
-    /// If there are more or fewer of them, or one lies outside the vocabulary.
+    /// If `seen` has another length than the targets, or a token is outside the vocabulary.
     pub fn seeing(self, seen: Vec<u32>, config: &PriorConfig) -> Result<Stream> {
         let length = self.image.len();
         ensure!(seen.len() == length, "{} picture tokens to read, wanted {length}", seen.len());
@@ -60,13 +71,14 @@ impl Stream {
         Ok(Stream { seen, ..self })
     }
 
-    /// Picture tokens a stream.
+    /// The number of picture tokens per stream.
     pub fn image_len(&self) -> usize {
         self.image.len() / self.batch
     }
 }
 
-/// Shifts each row of `targets` one to the right behind `start`: the inputs that predict them.
+/// The inputs that predict `targets`: each row is shifted to the right by one and begins with
+/// `start`.
 pub(super) fn shifted(targets: &[u32], row: usize, start: u32) -> Vec<u32> {
     let rows = targets.chunks(row.max(1));
     rows.flat_map(|row| std::iter::once(start).chain(row[..row.len() - 1].iter().copied())).collect()
@@ -77,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inputs_are_targets_shifted_behind_the_start_token() {
+    fn shifted_targets_begin_with_the_start_token() {
         assert_eq!(shifted(&[1, 2, 3, 4, 5, 6], 3, 9), [9, 1, 2, 9, 4, 5]);
         assert!(shifted(&[], 0, 9).is_empty());
     }

@@ -1,4 +1,4 @@
-//! The prior against its definition: parameter count, causality by gradient, the cache, finite differences.
+//! Tests of the prior: parameter count, initialisation, causality, gradients, mixed precision.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -23,7 +23,7 @@ pub(super) fn config() -> PriorConfig {
     }
 }
 
-/// A prior whose weights are all far from zero, heads included.
+/// A small prior in which no weight is at its initial value, so that the heads are not zero.
 fn prior() -> Prior {
     prior_on(Cpu::best())
 }
@@ -39,7 +39,7 @@ fn stream() -> Stream {
 }
 
 #[test]
-fn what_is_read_changes_what_comes_after_it_and_no_target() {
+fn replaced_input_tokens_change_only_later_logits() {
     let (prior, plain) = (prior(), stream());
     let mut seen = plain.image.clone();
     seen[3] = 0;
@@ -102,9 +102,9 @@ fn every_token_of_the_longest_caption_is_read() {
     assert_eq!(caption_slots(&[1, 2, 3], &config()).1, 1);
 }
 
-/// Child et al. 2019 §5-6, on which the paper builds (§B.1).
+/// The deviations are those of Child et al. 2019 §5-6, which the paper follows (§B.1).
 #[test]
-fn first_weights_have_the_deviations_of_sparse_transformers() {
+fn initial_weights_have_the_deviations_of_sparse_transformers() {
     let config = PriorConfig { d_model: 64, text_vocab: 400, grid: 16, image_vocab: 300, ..config() };
     let prior = Prior::new(&config, 5, &Device::flex());
     let residual = 1.0 / (2.0 * config.n_layers as f64).sqrt();
@@ -121,7 +121,7 @@ fn first_weights_have_the_deviations_of_sparse_transformers() {
             gain if gain.ends_with("gain") => 1.0,
             _ => 0.0, // biases and heads
         };
-        // Five deviations of what is estimated from as many numbers.
+        // The tolerance is five standard deviations of an estimate from `n` values.
         assert!(
             (std - wanted).abs() <= wanted * 5.0 / (2.0 * n).sqrt(),
             "{}: {std}, wanted {wanted}",
@@ -137,7 +137,7 @@ fn zero_heads_start_at_the_uniform_loss() {
     assert!((floats(loss.loss)[0] - expected).abs() < 1e-5);
 }
 
-/// Changes each token in turn and looks which logits move.
+/// Changes each token in turn and checks which logits change.
 #[test]
 fn no_logit_depends_on_its_own_or_a_later_token() {
     let prior = prior();
@@ -154,13 +154,13 @@ fn no_logit_depends_on_its_own_or_a_later_token() {
             let same = base[at] == moved[at];
             assert!(at > changed || same, "logits at {at} depend on token {changed}");
         }
-        // Tokens of the last text slot and of the last cell are never an input.
+        // The tokens of the last text slot and of the last cell are never read.
         let read = changed != 2 && changed != n - 1;
         assert_eq!(base[n - 1] != moved[n - 1] || (changed >= 3 && base != moved), read, "token {changed}");
     }
 }
 
-/// Logits of the first stream, one row a position.
+/// Logits of the first stream, one row per position.
 fn logits(prior: &Prior, stream: &Stream) -> Vec<Vec<f32>> {
     let (text, image) = prior.forward(stream);
     let rows = |x: Tensor<3>| {
@@ -172,11 +172,13 @@ fn logits(prior: &Prior, stream: &Stream) -> Vec<Vec<f32>> {
 
 #[test]
 fn gradients_reach_only_earlier_embeddings() {
-    // d logit / d embedding row is zero for tokens that occur only at or behind the logit's position.
+    // d logit / d embedding row is zero for tokens that occur only at or after the logit's
+    // position.
     let prior = prior().train();
     let stream = Stream::new(1, vec![1, 2, 3], vec![0, 1, 2, 3, 4, 4, 4, 4, 4], &config()).unwrap();
     let (_, image) = prior.forward(&stream);
-    let gradients = image.narrow(1, 2, 1).sum().backward(); // the logits of cell 2 read tokens 0 and 1
+    // The logits of cell 2 read tokens 0 and 1.
+    let gradients = image.narrow(1, 2, 1).sum().backward();
     let table: &Param<Tensor<2>> = &prior.embed.image;
     let rows = floats(table.val().grad(&gradients).unwrap());
     let norm = |row: usize| rows[row * 8..(row + 1) * 8].iter().map(|v| v.abs()).sum::<f32>();
@@ -191,7 +193,7 @@ fn the_loss_gradient_matches_finite_differences() {
 }
 
 #[test]
-fn the_chain_gives_the_gradient_of_the_whole_graph() {
+fn chain_gradients_equal_those_of_a_single_graph() {
     let stream = stream();
     for cpu in Cpu::all() {
         let prior = prior_on(cpu);
@@ -206,21 +208,21 @@ fn the_chain_gives_the_gradient_of_the_whole_graph() {
     }
 }
 
-/// Gradients of the small prior with products of f32, in mixed precision with `scales`, and plain ones.
+/// Gradients of the small prior with f32 products: in mixed precision with `scales`, and without.
 fn mixed_and_plain(storage: Option<SmallFloat>, scales: &[f32]) -> [PriorGradients; 2] {
     let (prior, stream) = (prior_on(exact()), stream());
-    let of = |mixed| prior.gradients(&stream, Activations::Keep, mixed).unwrap();
-    [of(Some(MixedPrecision { storage, scales })), of(None)]
+    let gradients = |mixed| prior.gradients(&stream, Activations::Keep, mixed).unwrap();
+    [gradients(Some(MixedPrecision { storage, scales })), gradients(None)]
 }
 
 #[test]
 fn in_32_bits_no_scale_changes_a_gradient() {
     let scales: Vec<f32> = (0..prior().n_resblocks()).map(|i| (i as f32 * 3.0 - 4.0).exp2()).collect();
-    let [scaled, open] = mixed_and_plain(None, &scales);
+    let [scaled, plain] = mixed_and_plain(None, &scales);
     assert!(scaled.overflowed.is_empty());
-    for (scaled, open) in scaled.gradients.iter().zip(&open.gradients) {
-        let size = open.iter().fold(0.0_f32, |size, value| size.max(value.abs()));
-        assert!(scaled.iter().zip(open).all(|(a, b)| (a - b).abs() <= 1e-4 * size), "{scaled:?}\n{open:?}");
+    for (scaled, plain) in scaled.gradients.iter().zip(&plain.gradients) {
+        let size = plain.iter().fold(0.0_f32, |size, value| size.max(value.abs()));
+        assert!(scaled.iter().zip(plain).all(|(a, b)| (a - b).abs() <= 1e-4 * size), "{scaled:?}\n{plain:?}");
     }
 }
 
@@ -240,19 +242,20 @@ fn the_first_resblock_whose_output_is_not_finite_is_named() {
     }
 }
 
-/// The argument for scales of their own (paper §2.4), in one step: what one resblock needs, another cannot bear.
+/// This is why each resblock has its own scale (paper §2.4): one that is too small for a resblock
+/// loses the gradients of that resblock only.
 #[test]
 fn an_underflow_in_16_bits_stays_in_its_resblock() {
     let n = prior().n_resblocks();
     let lost = |scales: &[f32]| -> Vec<bool> {
         let [scaled, _] = mixed_and_plain(Some(SmallFloat::F16), scales);
         let weights = crate::nn::export(&prior());
-        let of = |name: &str| {
+        let all_zero = |name: &str| {
             let at = weights.iter().position(|weight| weight.name == name).unwrap();
             scaled.gradients[at].iter().all(|&value| value == 0.0)
         };
         let names = ["attn_out.weight", "mlp_out.weight"];
-        (0..n).map(|i| of(&format!("blocks.{}.{}", i / 2, names[i % 2]))).collect()
+        (0..n).map(|i| all_zero(&format!("blocks.{}.{}", i / 2, names[i % 2]))).collect()
     };
     let small = 2.0_f32.powi(-24);
     assert_eq!(lost(&vec![256.0; n]), vec![false; n]);
@@ -268,23 +271,23 @@ fn an_overflow_in_16_bits_stays_in_its_resblock() {
     let n = prior().n_resblocks();
     for over in 0..n {
         let scales: Vec<f32> = (0..n).map(|i| if i == over { 1e30 } else { 256.0 }).collect();
-        let [scaled, open] = mixed_and_plain(Some(SmallFloat::F16), &scales);
+        let [scaled, plain] = mixed_and_plain(Some(SmallFloat::F16), &scales);
         assert_eq!(scaled.overflowed, [over]);
-        // The gradient of the embeddings has come through all resblocks.
-        let size = |of: &PriorGradients| of.gradients[0].iter().map(|value| value * value).sum::<f32>();
+        // The gradient of the embeddings has passed through all resblocks.
+        let size = |all: &PriorGradients| all.gradients[0].iter().map(|value| value * value).sum::<f32>();
         assert!(
             size(&scaled).is_finite() && size(&scaled) > 0.0,
             "{} without, {} with",
-            size(&open),
+            size(&plain),
             size(&scaled)
         );
     }
 }
 
-/// With bf16 products around them the losses of the same states are those of f32 to the bit, and so are all gradients from
-/// there; as the layers compute, they are not.
+/// With `Logits::F32` the losses and all gradients from the heads on are bit-identical to those of
+/// f32, even if the layers multiply bf16. With `Logits::Auto` they are not.
 #[test]
-fn logits_in_32_bits_are_those_of_f32_forward_and_gradient() {
+fn f32_logits_have_the_loss_and_gradients_of_f32() {
     let x: Vec<f32> = (0..2 * 12 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
     let found = |logits: Logits, cpu: Cpu| {
         let prior = stirred(Prior::new(&PriorConfig { logits, ..config() }, 1, cpu), 0.3).train();
@@ -304,7 +307,7 @@ fn logits_in_32_bits_are_those_of_f32_forward_and_gradient() {
 }
 
 #[test]
-fn a_config_from_before_the_choice_of_logits_computes_as_it_did() {
+fn config_without_logits_is_read_as_auto() {
     let mut old = serde_json::to_value(config()).unwrap();
     assert!(old.as_object_mut().unwrap().remove("logits").is_some());
     assert_eq!(serde_json::from_value::<PriorConfig>(old).unwrap(), config());

@@ -1,4 +1,5 @@
-//! One layer of either tower: attention and an MLP on a residual stream, each behind a layer norm (CLIP, Radford et al. 2021).
+//! One layer of either tower: attention and an MLP on the residual stream, each after a layer norm
+//! (CLIP, Radford et al. 2021).
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use tessera_kernels::{Activation, AttentionPlan, Cpu, pattern_attention};
 use super::{Gelu, TowerConfig};
 use crate::nn::{Init, LayerNorm, Linear};
 
-/// `h += attention(norm(h)); h += mlp(norm(h))`
+/// One layer: `h += attention(norm(h)); h += mlp(norm(h))`.
 #[derive(Module, Debug)]
 pub struct Block {
     pub(crate) attn_norm: LayerNorm,
@@ -27,8 +28,9 @@ pub struct Block {
 }
 
 impl Block {
-    /// CLIP's first weights: N(0, 1/√D) toward queries, keys and values, N(0, 1/√(2D)) into the MLP, and what goes back to the
-    /// residual stream N(0, 1/√(D · 2 · layers)).
+    /// A layer with CLIP's initial weights: N(0, 1/√D) for the queries, keys and values, N(0,
+    /// 1/√(2D)) for the input of the MLP, and N(0, 1/√(D · 2 · layers)) for the two outputs to the
+    /// residual stream.
     pub(super) fn new(config: &TowerConfig, gelu: Gelu, init: &mut Init) -> Block {
         let d = config.width;
         let std = |fan: usize| 1.0 / (fan as f64).sqrt();
@@ -46,7 +48,8 @@ impl Block {
         }
     }
 
-    /// `x` `[B, T, D]` and who sees whom among `T` positions → `[B, T, D]`
+    /// Runs the layer: `[B, T, D]` → `[B, T, D]`. `plan` says which of the `T` positions attend to
+    /// which.
     pub(super) fn forward(&self, x: Tensor<3>, plan: &Arc<AttentionPlan>) -> Tensor<3> {
         let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None);
         let x = self.attn_out.add_to(x, pattern_attention(self.cpu, qkv, self.n_heads, plan));

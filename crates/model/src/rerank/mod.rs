@@ -1,5 +1,5 @@
-//! The contrastive model that ranks what is drawn (paper §2.6, §3.1): CLIP (Radford et al. 2021), two towers that give a picture and its
-//! caption the same direction.
+//! The contrastive model that ranks candidates (paper §2.6, §3.1): CLIP (Radford et al. 2021), an
+//! image and a text tower that embed a picture and its caption in nearly the same direction.
 
 mod block;
 mod image_tower;
@@ -22,78 +22,81 @@ pub use text_tower::TextTower;
 
 use crate::nn::{Compute, Init};
 
-/// Sizes of one tower's transformer.
+/// The sizes of one tower's transformer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TowerConfig {
-    /// Width of the residual stream.
+    /// The width of the residual stream.
     pub width: usize,
-    /// Layers, each attention and an MLP.
+    /// The number of layers, each of attention and an MLP.
     pub n_layers: usize,
-    /// Attention heads; CLIP has one for each 64 of the width.
+    /// The number of attention heads; CLIP's heads are 64 wide.
     pub n_heads: usize,
 }
 
-/// The nonlinearity of the MLPs.
+/// The activation function of the MLPs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Gelu {
-    /// `h · sigmoid(1.702 h)`: OpenAI's weights.
+    /// `h · sigmoid(1.702 h)`, as in OpenAI's models.
     Quick,
-    /// `h · Φ(h)`: most of open_clip's weights.
+    /// `h · Φ(h)`, as in most models of open_clip.
     Exact,
 }
 
-/// How captions are cleaned before they are cut into tokens.
+/// How captions are cleaned before they are tokenized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cleaning {
-    /// As the prior's captions are (paper §2.2).
+    /// Like the captions of the prior (paper §2.2).
     Tessera,
-    /// As CLIP's are.
+    /// Like the captions of CLIP.
     Clip,
 }
 
-/// Sizes and conventions of a contrastive model; those of OpenAI's ViT-B/32 in brackets.
+/// The sizes and conventions of a contrastive model. The values of OpenAI's ViT-B/32 are in
+/// brackets.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClipConfig {
-    /// Side of the pictures in pixels (224).
+    /// The side of the pictures in pixels (224).
     pub image_size: usize,
-    /// Side of a patch in pixels (32).
+    /// The side of a patch in pixels (32).
     pub patch: usize,
     /// The image tower (768, 12, 12).
     pub image: TowerConfig,
-    /// Positions of a caption with its two marks (77).
+    /// The number of text positions, including the begin and the end token (77).
     pub context: usize,
-    /// Ids of the text tower, the last two of which mark beginning and end (49408).
+    /// The number of ids of the text tower; the last two are the begin and the end token (49408).
     pub text_vocab: usize,
     /// The text tower (512, 12, 8).
     pub text: TowerConfig,
-    /// Numbers of an embedding (512).
+    /// The dimension of the embeddings (512).
     pub embed: usize,
-    /// The nonlinearity (quick).
+    /// The activation function (quick).
     pub gelu: Gelu,
     /// How captions are cleaned (clip).
     pub cleaning: Cleaning,
-    /// Mean of each colour in 0 to 1 (0.4815, 0.4578, 0.4082).
+    /// The mean of each colour channel, in 0 to 1 (0.4815, 0.4578, 0.4082).
     pub mean: [f32; 3],
-    /// Standard deviation of each colour (0.2686, 0.2613, 0.2758).
+    /// The standard deviation of each colour channel (0.2686, 0.2613, 0.2758).
     pub deviation: [f32; 3],
 }
 
 impl ClipConfig {
-    /// Patches of a picture.
+    /// The number of patches of a picture.
     pub fn n_patches(&self) -> usize {
         (self.image_size / self.patch).pow(2)
     }
 
-    /// Most tokens of a caption that are read: the rest of the context are the two marks.
+    /// The most tokens of a caption that the model reads; the begin and the end token take two more
+    /// positions.
     pub fn max_caption(&self) -> usize {
         self.context - 2
     }
 
-    /// The ids of a caption between its marks, zeros behind them, and how many of its tokens did not fit.
+    /// The ids of a caption: the begin token, its tokens, the end token, then zeros. Also returns
+    /// the number of tokens that did not fit.
     pub fn slots(&self, tokens: &[u32]) -> (Vec<u32>, usize) {
         let kept = tokens.len().min(self.max_caption());
         let [begin, end] = [2, 1].map(|back| (self.text_vocab - back) as u32);
@@ -104,7 +107,7 @@ impl ClipConfig {
         (ids, tokens.len() - kept)
     }
 
-    /// Number of weights, counted without building them.
+    /// The number of weights, computed from the sizes alone.
     pub fn n_parameters(&self) -> u128 {
         let size = |size: usize| size as u128;
         let tower = |tower: &TowerConfig| {
@@ -118,7 +121,7 @@ impl ClipConfig {
         image + tower(&self.image) + text + tower(&self.text) + 1
     }
 
-    /// Checks that the sizes fit each other.
+    /// Checks that the sizes are in range and fit each other.
     pub fn check(&self) -> Result<()> {
         let (side, patch) = (self.image_size, self.patch);
         ensure!(
@@ -149,18 +152,18 @@ impl ClipConfig {
     }
 }
 
-/// The name of its weight that holds the temperature.
+/// The name of the weight that holds the logarithm of the scale of cosines.
 pub const LOG_SCALE: &str = "log_scale";
 
-/// The largest temperature, `exp` of which multiplies the cosines: 100.
+/// The largest value of this weight: `exp` of it, the scale of cosines, is 100.
 pub const MAX_LOG_SCALE: f32 = 4.605_170_2;
 
-/// Both towers and the temperature.
+/// A contrastive model: both towers and the scale of cosines.
 #[derive(Module, Debug)]
 pub struct Clip {
     pub(crate) image: ImageTower,
     pub(crate) text: TextTower,
-    /// `[1]`: the logarithm of what multiplies cosines.
+    /// The logarithm of the factor by which cosines are multiplied, `[1]`.
     pub(crate) log_scale: Param<Tensor<1>>,
     #[module(skip)]
     config: ClipConfig,
@@ -169,12 +172,12 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// A model with CLIP's first weights, a function of `seed`; cosines are multiplied by 1/0.07.
+    /// A model with CLIP's initial weights, drawn from `seed`. Cosines are multiplied by 1/0.07.
     pub fn new(config: &ClipConfig, seed: u64, compute: impl Into<Compute>) -> Clip {
         Clip::with(config, Init::new(seed, compute))
     }
 
-    /// A model whose weights are zero, to be imported.
+    /// A model whose weights are zero, to be replaced by imported ones.
     pub(crate) fn blank(config: &ClipConfig, compute: impl Into<Compute>) -> Clip {
         Clip::with(config, Init::blank(compute))
     }
@@ -186,37 +189,39 @@ impl Clip {
         Clip { image, text, log_scale, config: config.clone(), cpu: init.cpu() }
     }
 
-    /// Its sizes.
+    /// The sizes of the model.
     pub fn config(&self) -> &ClipConfig {
         &self.config
     }
 
-    /// What it computes with on the processor.
+    /// The instructions and the precision that the model computes with on the processor.
     pub fn cpu(&self) -> Cpu {
         self.cpu
     }
 
-    /// Where it computes.
+    /// The device of the weights.
     pub fn device(&self) -> Device {
         self.log_scale.val().device()
     }
 
-    /// Patches `[B, n, 3·P²]` (of [`patches`]) → embeddings `[B, E]` of unit length.
+    /// Embeds pictures: patches `[B, n, 3·P²]` (from [`patches`]) → embeddings `[B, E]` of unit
+    /// length.
     pub fn embed_images(&self, patches: Tensor<3>) -> Tensor<2> {
         unit_rows(self.image_states(patches))
     }
 
-    /// The same before they are given unit length.
+    /// Like [`Clip::embed_images`], but not scaled to unit length.
     pub fn image_states(&self, patches: Tensor<3>) -> Tensor<2> {
         self.image.forward(patches)
     }
 
-    /// Captions, `context` ids each (of [`ClipConfig::slots`]) → embeddings `[B, E]` of unit length.
+    /// Embeds captions: `context` ids each (from [`ClipConfig::slots`]) → embeddings `[B, E]` of
+    /// unit length.
     pub fn embed_texts(&self, ids: &[u32]) -> Tensor<2> {
         unit_rows(self.text.forward(ids))
     }
 
-    /// What multiplies cosines, `[1]`; at most 100.
+    /// The factor by which cosines are multiplied, `[1]`. Training keeps it at most 100.
     pub fn scale(&self) -> Tensor<1> {
         self.log_scale.val().exp()
     }

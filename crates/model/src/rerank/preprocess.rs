@@ -1,4 +1,5 @@
-//! Pictures as the image tower reads them: the short side resized by cubic interpolation, the middle square, normalised, in patches.
+//! Preprocessing of pictures for the image tower: the short side is resized by cubic interpolation,
+//! the middle square is cropped, normalised and cut into patches.
 
 use image::{RgbImage, imageops};
 use rayon::prelude::*;
@@ -6,14 +7,15 @@ use rayon::prelude::*;
 use super::ClipConfig;
 use crate::pil;
 
-/// `pictures` of any sizes → patches `[B, n, 3·P²]`, flat; within a patch by channel, row, column.
+/// Converts pictures of any sizes to patches `[B, n, 3·P²]`, as a flat array. The values of a patch
+/// are ordered by channel, then row, then column.
 pub fn patches(pictures: &[RgbImage], config: &ClipConfig) -> Vec<f32> {
     let each: Vec<Vec<f32>> =
         pictures.par_iter().map(|picture| cut(&square(picture, config.image_size as u32), config)).collect();
     each.concat()
 }
 
-/// The middle square of `picture`, its short side resized to `side`.
+/// Resizes the short side of `picture` to `side` and crops the middle square.
 pub fn square(picture: &RgbImage, side: u32) -> RgbImage {
     let (w, h) = picture.dimensions();
     let short = w.min(h).max(1);
@@ -23,11 +25,12 @@ pub fn square(picture: &RgbImage, side: u32) -> RgbImage {
         true => picture.clone(),
         false => pil::resize(picture, [w, h], pil::PilFilter::Bicubic),
     };
-    // Halves go to the even number, as in Python's `round`.
+    // Halves are rounded to the even number, as by Python's `round`.
     let middle = |slack: u32| (f64::from(slack) / 2.0).round_ties_even() as u32;
     imageops::crop_imm(&resized, middle(w - side), middle(h - side), side, side).to_image()
 }
 
+/// Normalises a square picture and cuts it into patches.
 fn cut(picture: &RgbImage, config: &ClipConfig) -> Vec<f32> {
     let (p, across) = (config.patch as u32, (config.image_size / config.patch) as u32);
     let value = |x, y, channel: usize| {
@@ -55,7 +58,7 @@ mod tests {
     use crate::rerank::tests::small;
 
     #[test]
-    fn patches_lie_in_reading_order_and_hold_channels_then_rows() {
+    fn patches_are_in_raster_order_with_channels_before_rows() {
         let config = ClipConfig { mean: [0.0; 3], deviation: [1.0 / 255.0; 3], ..small() };
         let picture = RgbImage::from_fn(8, 8, |x, y| Rgb([x as u8, y as u8, 100]));
         let values = patches(&[picture], &config);
@@ -66,15 +69,15 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_of_a_wide_picture_is_taken() {
+    fn square_of_a_wide_picture_is_its_middle() {
         let picture = RgbImage::from_fn(24, 8, |x, _| Rgb([if (8..16).contains(&x) { 255 } else { 0 }; 3]));
         assert_eq!(square(&picture, 8), RgbImage::from_pixel(8, 8, Rgb([255; 3])));
         assert_eq!(square(&picture, 4).dimensions(), (4, 4));
     }
 
-    /// `fixtures/clip/preprocess.py` has them from open_clip's own transform.
+    /// `fixtures/clip/preprocess.py` made the expected pictures with open_clip's transform.
     #[test]
-    fn pictures_of_any_shape_are_prepared_as_by_open_clip() {
+    fn square_equals_open_clips_transform_for_any_shape() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/clip/pictures");
         let open = |name: String| image::open(dir.join(name)).unwrap().into_rgb8();
         for shape in ["small", "large", "wide", "tall", "odd"] {

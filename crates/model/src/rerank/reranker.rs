@@ -1,4 +1,4 @@
-//! A contrastive model with its tokenizer: pictures and sentences in, how well they fit out.
+//! A contrastive model with its tokenizer: it scores how well pictures fit a sentence.
 
 use anyhow::{Result, ensure};
 use burn::tensor::{Tensor, TensorData};
@@ -8,32 +8,32 @@ use tessera_text::{Bpe, Prompt};
 use super::{Cleaning, Clip, patches};
 use crate::nn::export;
 
-/// Pictures and captions that are embedded at once.
+/// The number of pictures or captions that are embedded together.
 const BATCH: usize = 32;
 
-/// Scores pictures by a sentence.
+/// Embeds pictures and captions, so that their cosine similarity scores how well they fit.
 pub struct Reranker {
-    /// The two towers.
+    /// The contrastive model.
     pub clip: Clip,
-    /// What captions are cut by.
+    /// The tokenizer of captions.
     pub bpe: Bpe,
 }
 
 /// A caption as the text tower reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedCaption {
-    /// As many ids as the tower has positions.
+    /// The ids, one per position of the text tower.
     pub ids: Vec<u32>,
-    /// Tokens behind the text tower's last position.
+    /// The number of tokens that did not fit the text tower.
     pub dropped_tokens: usize,
 }
 
-/// A caption's embedding and what of it was not read.
+/// A caption's embedding, and how many of its tokens were not read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadCaption {
-    /// `[E]`, of unit length.
+    /// The embedding, `[E]`, of unit length.
     pub embedding: Vec<f32>,
-    /// Tokens behind the text tower's last position.
+    /// The number of tokens that did not fit the text tower.
     pub dropped_tokens: usize,
 }
 
@@ -44,7 +44,7 @@ impl Reranker {
     /// If the two do not fit each other.
     pub fn new(clip: Clip, bpe: Bpe) -> Result<Reranker> {
         let (words, vocab) = (bpe.vocab_size(), clip.config().text_vocab);
-        // CLIP's vocabulary lists its two marks among its tokens, ours does not.
+        // CLIP's vocabulary contains the begin and the end token, Tessera's does not.
         let marks = if clip.config().cleaning == Cleaning::Clip { 0 } else { 2 };
         ensure!(
             words + marks <= vocab,
@@ -53,7 +53,7 @@ impl Reranker {
         Ok(Reranker { clip, bpe })
     }
 
-    /// The tokens of a caption, cleaned as the model was trained.
+    /// The tokens of a caption, cleaned like the captions that the model was trained on.
     pub fn tokens(&self, caption: &str) -> Result<Vec<u32>> {
         match self.clip.config().cleaning {
             Cleaning::Tessera => self.bpe.encode(&Prompt::new(caption).text),
@@ -61,7 +61,7 @@ impl Reranker {
         }
     }
 
-    /// Embeddings of captions; a caption that is too long is cut.
+    /// Embeds captions. One that is too long is cut.
     pub fn captions<S: AsRef<str>>(&self, captions: &[S]) -> Result<Vec<ReadCaption>> {
         let encoded = captions.iter().map(|caption| self.encode(caption.as_ref()));
         let encoded = encoded.collect::<Result<Vec<_>>>()?;
@@ -73,13 +73,13 @@ impl Reranker {
         Ok(encoded.into_iter().zip(embeddings).map(read).collect())
     }
 
-    /// A caption as ids; one that is too long is cut.
+    /// Encodes a caption as ids. One that is too long is cut.
     pub fn encode(&self, caption: &str) -> Result<EncodedCaption> {
         let (ids, dropped_tokens) = self.clip.config().slots(&self.tokens(caption)?);
         Ok(EncodedCaption { ids, dropped_tokens })
     }
 
-    /// Embeddings of captions, `[E]` each, of unit length.
+    /// Embeds encoded captions: `[E]` each, of unit length.
     pub fn embed(&self, captions: &[&EncodedCaption]) -> Result<Vec<Vec<f32>>> {
         let mut embeddings = Vec::with_capacity(captions.len());
         for batch in captions.chunks(BATCH) {
@@ -89,17 +89,22 @@ impl Reranker {
         Ok(embeddings)
     }
 
-    /// Embeddings of pictures of any sizes, `[E]` each, of unit length.
+    /// Embeds pictures of any sizes: `[E]` each, of unit length.
     pub fn pictures(&self, pictures: &[RgbImage]) -> Result<Vec<Vec<f32>>> {
-        self.each(pictures, |patches| self.clip.embed_images(patches))
+        self.embed_in_batches(pictures, |patches| self.clip.embed_images(patches))
     }
 
-    /// The same before they are given unit length, `[B, E]`.
+    /// Like [`Reranker::pictures`], but not scaled to unit length: `[B, E]`, flat.
     pub fn states(&self, pictures: &[RgbImage]) -> Result<Vec<f32>> {
-        Ok(self.each(pictures, |patches| self.clip.image_states(patches))?.concat())
+        Ok(self.embed_in_batches(pictures, |patches| self.clip.image_states(patches))?.concat())
     }
 
-    fn each(&self, pictures: &[RgbImage], embed: impl Fn(Tensor<3>) -> Tensor<2>) -> Result<Vec<Vec<f32>>> {
+    /// Preprocesses pictures and applies `embed` to one batch after another.
+    fn embed_in_batches(
+        &self,
+        pictures: &[RgbImage],
+        embed: impl Fn(Tensor<3>) -> Tensor<2>,
+    ) -> Result<Vec<Vec<f32>>> {
         let config = self.clip.config();
         let mut embeddings = Vec::with_capacity(pictures.len());
         for batch in pictures.chunks(BATCH) {
@@ -110,12 +115,13 @@ impl Reranker {
         Ok(embeddings)
     }
 
-    /// What cosines are multiplied by in training.
+    /// The factor of cosine similarities in the contrastive loss.
     pub fn scale(&self) -> f32 {
         self.clip.scale().into_scalar::<f32>()
     }
 
-    /// A short name of the weights: figures by another model's features are other figures.
+    /// A short hash of the weights. Metrics that were computed with other weights are not
+    /// comparable.
     pub fn fingerprint(&self) -> String {
         let mut hasher = crc32fast::Hasher::new();
         for weight in export(&self.clip) {
@@ -126,7 +132,7 @@ impl Reranker {
     }
 }
 
-/// `[B, E]` as rows on the host.
+/// Copies the rows of `[B, E]` to the host.
 fn rows(x: Tensor<2>) -> Result<Vec<Vec<f32>>> {
     let [_, e] = x.dims();
     let values: Vec<f32> = x.into_data().iter().collect();
@@ -137,7 +143,7 @@ fn rows(x: Tensor<2>) -> Result<Vec<Vec<f32>>> {
     Ok(values.chunks(e).map(<[f32]>::to_vec).collect())
 }
 
-/// The cosine of two embeddings of unit length.
+/// The cosine similarity of two embeddings of unit length.
 pub fn cosine_similarity(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }

@@ -1,11 +1,12 @@
-//! Tests of the towers: their sizes, what they may see, what they do not depend on.
+//! Tests of the towers: parameter counts, initialisation, attention, independence of the batch,
+//! gradients.
 
 use burn::tensor::TensorData;
 
 use super::*;
 use crate::finite_differences::{Tolerance, check, exact, stirred};
 
-/// Two layers a tower, four patches of 4 × 4 pixels.
+/// A config with two layers per tower and four patches of 4 × 4 pixels.
 pub(super) fn small() -> ClipConfig {
     let tower = |width, n_heads| TowerConfig { width, n_layers: 2, n_heads };
     ClipConfig {
@@ -49,7 +50,7 @@ fn openais_architectures_have_their_parameter_counts() {
         embed,
         ..small()
     };
-    // sum(p.numel() for p in open_clip.create_model("ViT-B-32").parameters()), and so on
+    // From sum(p.numel() for p in open_clip.create_model("ViT-B-32").parameters()), and likewise.
     for (config, wanted) in [
         (vit(32, tower(768, 12, 12), tower(512, 12, 8), 512), 151_277_313),
         (vit(16, tower(768, 12, 12), tower(512, 12, 8), 512), 149_620_737),
@@ -62,7 +63,7 @@ fn openais_architectures_have_their_parameter_counts() {
 }
 
 #[test]
-fn embeddings_have_length_one_and_do_not_depend_on_the_rest_of_the_batch() {
+fn embeddings_have_length_one_in_a_batch_of_any_size() {
     let clip = clip();
     let all = values(clip.embed_images(pictures(3)));
     assert!(all.chunks(16).all(|row| (row.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5));
@@ -70,7 +71,7 @@ fn embeddings_have_length_one_and_do_not_depend_on_the_rest_of_the_batch() {
 }
 
 #[test]
-fn a_caption_ends_at_its_mark_and_nothing_behind_it_is_seen() {
+fn ids_after_the_end_token_have_no_effect() {
     let clip = clip();
     let (mut ids, dropped) = small().slots(&[3, 1, 4]);
     assert_eq!((&ids[..], dropped), (&[18, 3, 1, 4, 19, 0, 0][..], 0));
@@ -84,19 +85,19 @@ fn a_caption_ends_at_its_mark_and_nothing_behind_it_is_seen() {
 }
 
 #[test]
-fn a_caption_does_not_depend_on_longer_ones_beside_it() {
+fn caption_embedding_does_not_depend_on_longer_captions() {
     let clip = clip();
     let ids = |tokens: &[u32]| small().slots(tokens).0;
     let alone = values(clip.embed_texts(&ids(&[3])));
-    let beside = values(clip.embed_texts(&[ids(&[3]), ids(&[1, 5, 9, 2, 6])].concat()));
-    assert_eq!(alone, beside[..16]);
+    let together = values(clip.embed_texts(&[ids(&[3]), ids(&[1, 5, 9, 2, 6])].concat()));
+    assert_eq!(alone, together[..16]);
 }
 
 #[test]
-fn the_first_weights_are_clips() {
+fn initial_weights_have_clips_deviations() {
     let config = ClipConfig { text_vocab: 2000, ..small() };
     let clip = Clip::new(&config, 1, &Device::flex());
-    let spread = |name: &str| {
+    let deviation = |name: &str| {
         let weights = crate::nn::export(&clip);
         let weight = weights.iter().find(|weight| weight.name == name).expect(name);
         (weight.values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / weight.values.len() as f64).sqrt()
@@ -111,22 +112,23 @@ fn the_first_weights_are_clips() {
         ("image.blocks.1.mlp_out.weight", 128f64.powf(-0.5)),
         ("text.blocks.0.attn_out.weight", 96f64.powf(-0.5)),
     ] {
-        let found = spread(name);
+        let found = deviation(name);
         assert!((found / wanted - 1.0).abs() < 0.15, "{name}: {found}, wanted {wanted}");
     }
     assert!((values(clip.scale())[0] - 1.0 / 0.07).abs() < 1e-4);
 }
 
 #[test]
-fn exact_and_quick_gelu_are_near_and_not_the_same() {
-    let of = |gelu| values(Clip::new(&ClipConfig { gelu, ..small() }, 5, exact()).embed_images(pictures(1)));
-    let (quick, exact) = (of(Gelu::Quick), of(Gelu::Exact));
+fn exact_and_quick_gelu_differ_slightly() {
+    let embeddings =
+        |gelu| values(Clip::new(&ClipConfig { gelu, ..small() }, 5, exact()).embed_images(pictures(1)));
+    let (quick, exact) = (embeddings(Gelu::Quick), embeddings(Gelu::Exact));
     assert_ne!(quick, exact);
     assert!(quick.iter().zip(&exact).all(|(a, b)| (a - b).abs() < 0.02));
 }
 
 #[test]
-fn every_weights_gradient_is_its_finite_difference() {
+fn loss_gradient_matches_finite_differences() {
     let model = stirred(Clip::new(&small(), 5, exact()), 0.02);
     let captions: Vec<u32> =
         [[3, 1, 4], [1, 5, 9], [2, 6, 5]].iter().flat_map(|t| small().slots(t).0).collect();

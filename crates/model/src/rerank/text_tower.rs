@@ -1,4 +1,5 @@
-//! The text tower: a causal transformer over a caption between two marks, whose state at the second mark is the caption's.
+//! The text tower: a causal transformer over a caption between a begin and an end token. The final
+//! state of the end token gives the caption's embedding.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::image_tower::project;
 use super::{ClipConfig, TowerConfig};
 use crate::nn::{Init, LayerNorm, Role};
 
-/// Captions `[B, T]` → embeddings `[B, E]`, not yet of unit length.
+/// Maps captions `[B, T]` to embeddings `[B, E]`, which are not of unit length.
 #[derive(Module, Debug)]
 pub struct TextTower {
     /// `[V, D]`
@@ -27,7 +28,8 @@ pub struct TextTower {
 }
 
 impl TextTower {
-    /// CLIP's first weights: tokens N(0, 0.02), positions N(0, 0.01), projection N(0, 1/√D).
+    /// A tower with CLIP's initial weights: tokens N(0, 0.02), positions N(0, 0.01), projection
+    /// N(0, 1/√D).
     pub(super) fn new(config: &ClipConfig, init: &mut Init) -> TextTower {
         let TowerConfig { width: d, n_layers, .. } = config.text;
         TextTower {
@@ -40,15 +42,19 @@ impl TextTower {
         }
     }
 
-    /// Rows of `context` ids, each with its end mark, the largest id, somewhere (what is behind it is not seen) → `[B, E]`. Positions behind
-    /// the last of all marks are left out: most captions are much shorter than the context.
+    /// Runs the tower: `B` rows of `context` ids → `[B, E]`.
+    ///
+    /// The end token of a row is its largest id; ids after it have no effect. Positions after the
+    /// last end token of the batch are not computed, since most captions are much shorter than the
+    /// context.
     pub(super) fn forward(&self, ids: &[u32]) -> Tensor<2> {
         let ([_, d], [context, _]) = (self.tokens.dims(), self.positions.dims());
         let ends: Vec<usize> = ids.chunks(context).map(end).collect();
         let (b, t) = (ends.len(), ends.iter().max().map_or(1, |last| last + 1));
         let read = ids.chunks(context).flat_map(|ids| &ids[..t]).map(|&id| id as i32).collect();
         let positions = self.positions.val().narrow(0, 0, t).unsqueeze();
-        let x = self.tokens.val().select(0, self.indices(read)).reshape([b, t, d]) + positions; // [B, T, D]
+        // [B, T, D]
+        let x = self.tokens.val().select(0, self.indices(read)).reshape([b, t, d]) + positions;
         let plan = Arc::new(AttentionPlan::new((0..t).collect(), |query, key| key <= query));
         let x = self.blocks.iter().fold(x, |x, block| block.forward(x, &plan));
         let ends = ends.iter().enumerate().map(|(row, end)| (row * t + end) as i32).collect();
@@ -62,7 +68,7 @@ impl TextTower {
     }
 }
 
-/// Where the largest id first stands.
+/// The position of the end token: the first occurrence of the largest id.
 fn end(ids: &[u32]) -> usize {
     let largest = ids.iter().max();
     ids.iter().position(|id| Some(id) == largest).unwrap_or(0)

@@ -1,15 +1,17 @@
-//! Continuous batching: candidates of all requests step together, each at its own place of its picture, and one that is finished
-//! makes room for the next.
+//! Continuous batching: the candidates of all requests are sampled together, each at its own
+//! position. A finished candidate makes room for the next.
 //!
-//! A candidate is a function of (seed, candidate, position) alone: rows of the sampler and pictures of the dVAE do not depend on each
-//! other, so what else is drawn with it changes no bit of it.
+//! A candidate is one picture in progress. The random numbers of its tokens depend only on (seed,
+//! candidate, position), and rows of the sampler and pictures of the dVAE do not depend on each
+//! other. So a candidate is bit-identical whatever else is in the batch.
 //!
-//! Each thread steps a group of candidates through all layers on its own, which is faster than all threads sharing every product;
-//! only where there are too few for that do they share.
+//! The candidates are divided into groups, and one thread runs a group through all layers. This is
+//! faster than dividing every matrix product among all threads, which happens only if there are too
+//! few candidates for one group per thread.
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 use image::RgbImage;
 use rayon::prelude::*;
 use tessera_kernels::Cpu;
@@ -20,72 +22,76 @@ use super::{Event, Picture, Ranking, Request, Token, choose, mosaics};
 use crate::dvae::Dvae;
 use crate::prior::PriorConfig;
 
-/// Fewest rows that are worth a thread of their own.
+/// The fewest rows for which a group with its own thread is worthwhile.
 const GROUP_ROWS: usize = 8;
 
-/// A request with what the model reads of it.
+/// A request whose prompts are tokenized.
 pub struct Job<'a> {
-    /// BPE tokens of the caption.
+    /// The BPE tokens of the caption.
     pub caption: Vec<u32>,
-    /// BPE tokens of what guidance steers away from; none are the empty caption.
+    /// The BPE tokens of the negative prompt. No tokens mean the empty caption.
     pub negative: Vec<u32>,
     /// What to draw.
     pub request: Request,
-    /// If present, only the pictures that it keeps are yielded, at the end, best first.
+    /// If present, only the pictures that it selects are yielded, at the end, best first.
     pub ranking: Option<Ranking<'a>>,
 }
 
 impl<'a> Job<'a> {
-    /// Pictures of a caption, as they come.
+    /// A job without negative prompt and ranking: every picture is yielded when it is finished.
     pub fn new(caption: &[u32], request: Request) -> Job<'a> {
         Job { caption: caption.to_vec(), negative: Vec::new(), request, ranking: None }
     }
 
-    /// Rows of the sampler that one candidate takes.
+    /// The number of sampler rows per candidate.
     fn width(&self) -> usize {
         if self.request.sampling.is_guided() { 2 } else { 1 }
     }
 
-    /// Rows of the sampler that all candidates take.
+    /// The number of sampler rows of all candidates.
     pub(super) fn rows(&self) -> usize {
         self.request.n.saturating_mul(self.width())
     }
 }
 
-/// A job and how far it is.
+/// A job and its progress.
 struct Running<'a> {
     job: Job<'a>,
-    /// Candidates that have been started, and those of them that are complete.
+    /// The number of candidates that were started.
     started: usize,
+    /// The number of candidates that are finished.
     finished: usize,
-    /// Tokens drawn.
+    /// The number of tokens so far, over all candidates.
     done: usize,
 }
 
-/// A picture that is being drawn.
+/// A picture in progress.
 struct Candidate {
     job: u64,
     index: usize,
     tokens: Vec<u32>,
-    /// Its row with the caption, and with guidance another without.
+    /// One row with the caption and, with guidance, another with the negative or the empty caption.
     rows: Vec<Row>,
 }
 
+/// One sequence of the sampler.
 #[derive(Clone, Copy)]
 struct Row {
+    /// The index of its caption in the prefix pool.
     caption: usize,
+    /// The index of its slot in the KV cache of its group.
     slot: usize,
 }
 
-/// Candidates that one thread steps.
+/// The candidates that one thread samples.
 struct Group {
     slots: KvSlots,
-    /// Slots that no candidate uses.
+    /// The slots that no candidate uses.
     free: Vec<usize>,
     candidates: Vec<Candidate>,
 }
 
-/// What one step made of a job.
+/// The results of one step for one job.
 #[derive(Default)]
 struct News {
     tokens: Vec<Token>,
@@ -94,7 +100,7 @@ struct News {
 }
 
 impl News {
-    /// In the order of candidates, whichever group has drawn them.
+    /// Sorts the results by candidate, so that their order does not depend on the groups.
     fn sort(&mut self) {
         self.tokens.sort_by_key(|token| token.picture);
         for pictures in [&mut self.preview, &mut self.finished] {
@@ -104,7 +110,7 @@ impl News {
 }
 
 impl Group {
-    /// Draws one token of each candidate.
+    /// Samples one token of each candidate.
     fn step(
         &mut self,
         sampler: &Sampler,
@@ -122,7 +128,8 @@ impl Group {
             });
             rows.collect::<Vec<Next>>()
         };
-        // Rows of one caption side by side, since they are multiplied with its states together.
+        // Rows of the same caption are next to each other, because attention multiplies them
+        // together with the caption's keys and values.
         let next = [next(0), next(1)].concat();
         let logits = sampler.step(captions, &mut self.slots, &next)?;
         let (cpu, vocab) = (sampler.cpu(), sampler.config().image_vocab);
@@ -143,25 +150,27 @@ impl Group {
     }
 }
 
-/// Requests that are drawn together.
+/// Jobs that are drawn together.
 pub struct Batch<'a> {
     sampler: &'a Sampler,
     dvae: &'a Dvae,
     captions: PrefixPool,
     groups: Vec<Group>,
-    /// By their number, which is the order of arrival.
+    /// The jobs by their number; numbers are given in the order of arrival.
     jobs: BTreeMap<u64, Running<'a>>,
     next_job: u64,
 }
 
 impl<'a> Batch<'a> {
-    /// Rows with which drawing is fastest on two cores; more only take memory.
+    /// The number of rows with the highest throughput on two cores. More rows only need more
+    /// memory.
     pub const ROWS: usize = 32;
 
-    /// A batch whose step has about `rows` rows: a candidate takes one, or two with guidance.
+    /// An empty batch that samples about `rows` rows together. A candidate has one row, or two with
+    /// guidance.
     pub fn new(sampler: &'a Sampler, dvae: &'a Dvae, rows: usize) -> Batch<'a> {
         let n_groups = (rows / GROUP_ROWS).clamp(1, rayon::current_num_threads());
-        // An even number, so that guidance leaves none over.
+        // An even number, so that candidates with guidance can use all rows.
         let rows = rows.div_ceil(n_groups).next_multiple_of(2).max(2);
         let group = |_| Group {
             slots: sampler.new_slots(rows),
@@ -178,7 +187,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Adds a job; its number is that of its events.
+    /// Adds a job and returns its number, with which its events are labelled.
     ///
     /// # Errors
     /// If a sampling parameter is out of range, `n` is 0, or the given tokens do not fit the model.
@@ -186,8 +195,9 @@ impl<'a> Batch<'a> {
         let config = self.sampler.config();
         job.request.check(config)?;
         for tokens in [&job.caption, &job.negative] {
-            let unknown = tokens.iter().find(|&&token| token as usize >= config.text_vocab);
-            ensure!(unknown.is_none(), "text token {unknown:?}: wanted less than {}", config.text_vocab);
+            if let Some(token) = tokens.iter().find(|&&token| token as usize >= config.text_vocab) {
+                bail!("text token {token}: wanted less than {}", config.text_vocab);
+            }
         }
         let id = self.next_job;
         self.next_job += 1;
@@ -195,24 +205,24 @@ impl<'a> Batch<'a> {
         Ok(id)
     }
 
-    /// Forgets a job, finished or not; others do not notice.
+    /// Removes a job, finished or not. This does not affect other jobs.
     pub fn remove(&mut self, id: u64) {
         self.jobs.remove(&id);
         self.release(|candidate| candidate.job == id);
     }
 
-    /// Forgets all jobs.
+    /// Removes all jobs.
     pub fn clear(&mut self) {
         self.jobs.clear();
         self.release(|_| true);
     }
 
-    /// Whether there is nothing to draw.
+    /// Whether the batch has no jobs.
     pub fn is_empty(&self) -> bool {
         self.jobs.is_empty()
     }
 
-    /// Candidates that are being drawn now.
+    /// The number of candidates that are being drawn.
     pub fn active(&self) -> usize {
         self.candidates().count()
     }
@@ -221,23 +231,24 @@ impl<'a> Batch<'a> {
         self.groups.iter().flat_map(|group| &group.candidates)
     }
 
-    /// Takes their rows from some candidates.
-    fn release(&mut self, gone: impl Fn(&Candidate) -> bool) {
+    /// Removes the candidates for which `is_removed` holds, and frees their rows.
+    fn release(&mut self, is_removed: impl Fn(&Candidate) -> bool) {
         for group in &mut self.groups {
-            let gone = group.candidates.extract_if(.., |candidate| gone(candidate));
-            for row in gone.flat_map(|gone| gone.rows) {
+            let removed = group.candidates.extract_if(.., |candidate| is_removed(candidate));
+            for row in removed.flat_map(|candidate| candidate.rows) {
                 self.captions.give_back(row.caption);
                 group.free.push(row.slot);
             }
         }
     }
 
-    /// Starts candidates while there is room: of the job that has the fewest under way, so that a large one holds up none.
+    /// Starts candidates while there are free rows. The job with the fewest candidates in progress
+    /// comes first, so that a large job does not delay the others.
     fn admit(&mut self) -> Result<()> {
         loop {
-            let under_way = |id: &u64| self.candidates().filter(|c| c.job == *id).count();
+            let in_progress = |id: &u64| self.candidates().filter(|c| c.job == *id).count();
             let waiting = self.jobs.iter().filter(|(_, running)| running.started < running.job.request.n);
-            let Some(id) = waiting.map(|(id, _)| *id).min_by_key(under_way) else { break };
+            let Some(id) = waiting.map(|(id, _)| *id).min_by_key(in_progress) else { break };
             let Some(running) = self.jobs.get_mut(&id) else { break };
             let Some(group) = self.groups.iter_mut().max_by_key(|group| group.free.len()) else { break };
             if group.free.len() < running.job.width() {
@@ -259,10 +270,11 @@ impl<'a> Batch<'a> {
         self.captions.read(self.sampler)
     }
 
-    /// Draws one token of each candidate that there is room for; what happened, each with the number of its job.
+    /// Samples one token of each candidate that there is room for. Returns the events, each with
+    /// the number of its job.
     ///
     /// # Errors
-    /// If the tensors fail; the batch is then good for nothing but [`Batch::clear`].
+    /// If a computation fails. After an error only [`Batch::clear`] may be called.
     pub fn step(&mut self) -> Result<Vec<(u64, Event)>> {
         self.admit()?;
         let Batch { sampler, captions, jobs, .. } = self;
@@ -272,6 +284,7 @@ impl<'a> Batch<'a> {
         self.report()
     }
 
+    /// Decodes pictures where they are due and turns the results of a step into events.
     fn report(&mut self) -> Result<Vec<(u64, Event)>> {
         let PriorConfig { grid, .. } = *self.sampler.config();
         let shown = |candidate: &&Candidate| {
@@ -287,8 +300,8 @@ impl<'a> Batch<'a> {
             let code = candidate.tokens[position];
             news.tokens.push(Token { picture: candidate.index, position, code });
             if shown(&candidate) {
-                let whole = candidate.tokens.len() == grid * grid;
-                (if whole { &mut news.finished } else { &mut news.preview }).extend(pictures.next());
+                let is_finished = candidate.tokens.len() == grid * grid;
+                (if is_finished { &mut news.finished } else { &mut news.preview }).extend(pictures.next());
             }
         }
         self.release(|candidate| candidate.tokens.len() == grid * grid);
@@ -296,26 +309,26 @@ impl<'a> Batch<'a> {
         self.rank(&mut news)?;
         let mut events = Vec::new();
         for (id, news) in news {
-            self.tell(id, news, grid * grid, &mut events);
+            self.push_events(id, news, grid * grid, &mut events);
         }
         Ok(events)
     }
 
-    /// Shows finished pictures to the rankings of their jobs, all together.
+    /// Adds the finished pictures to the rankings of their jobs. All jobs are handled together.
     fn rank(&mut self, news: &mut BTreeMap<u64, News>) -> Result<()> {
-        let under_way = self.jobs.iter_mut().filter(|(_, running)| running.started > 0);
-        let shown = under_way.filter_map(|(id, running)| {
+        let started = self.jobs.iter_mut().filter(|(_, running)| running.started > 0);
+        let additions = started.filter_map(|(id, running)| {
             let ranking = running.job.ranking.as_mut()?;
             let finished =
                 news.get_mut(id).map(|news| std::mem::take(&mut news.finished)).unwrap_or_default();
             running.finished += finished.len();
             Some((ranking, finished))
         });
-        Ranking::add(&mut shown.collect::<Vec<_>>())
+        Ranking::add(&mut additions.collect::<Vec<_>>())
     }
 
-    /// The events of one job.
-    fn tell(&mut self, id: u64, news: News, len: usize, events: &mut Vec<(u64, Event)>) {
+    /// Appends the events of one job to `events`, and removes the job if it is finished.
+    fn push_events(&mut self, id: u64, news: News, len: usize, events: &mut Vec<(u64, Event)>) {
         let Some(running) = self.jobs.get_mut(&id) else { return };
         let n = running.job.request.n;
         running.done += news.tokens.len();
@@ -335,7 +348,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Pictures as far as they are drawn: cells to come are white, unless they are given.
+    /// The pictures of candidates, finished or not. Missing cells are white, unless their token is
+    /// given.
     fn pictures(&self, candidates: &[&Candidate]) -> Result<Vec<Picture>> {
         let grid = self.sampler.config().grid;
         let known = |candidate: &&Candidate| -> Vec<Option<u32>> {
@@ -352,7 +366,8 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// The next token of a candidate: given, or drawn from the logits with the caption, and with guidance those without.
+/// The next token of a candidate: the given one, or one sampled from its logits. `with` are the
+/// logits with the caption, `without` those of its second row, if guidance is on.
 fn pick(cpu: Cpu, request: &Request, candidate: &Candidate, with: &[f32], without: Option<&[f32]>) -> u32 {
     let (index, at) = (candidate.index, candidate.tokens.len());
     if let Some(given) = request.given(index, at) {
@@ -365,6 +380,7 @@ fn pick(cpu: Cpu, request: &Request, candidate: &Candidate, with: &[f32], withou
     }
 }
 
+/// Classifier-free guidance of logits.
 fn guide(with: &[f32], without: &[f32], guidance: f32) -> Vec<f32> {
     with.iter().zip(without).map(|(with, without)| without + guidance * (with - without)).collect()
 }

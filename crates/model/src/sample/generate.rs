@@ -1,4 +1,4 @@
-//! The drawing loop for one request: an iterator of events.
+//! The drawing loop of one request, as an iterator of events.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,5 @@
-//! What weights in 8 bits change in a model's drawings, measured on pictures of its own: a model file holds no others.
+//! Measures how much 8-bit weights change the predictions of a prior. It uses pictures that the
+//! prior draws, because a model file contains no others.
 
 use anyhow::{Result, ensure};
 use tessera_kernels::decode::Weights;
@@ -6,18 +7,20 @@ use tessera_kernels::decode::Weights;
 use super::{Next, Request, Sampler, Sampling, choose};
 use crate::prior::Prior;
 
-/// Pictures that are drawn for it.
+/// The number of pictures that are drawn for the measurement.
 const PICTURES: usize = 16;
 
-/// The mean of KL(p ‖ q) over the tokens of some pictures, in nats: p is the distribution of the next token by `prior`, q that by `packed`
-/// when it draws with weights in 8 bits. The pictures are drawn from p, each of a caption of one token, which are spread over the
-/// vocabulary.
+/// The mean of KL(p ‖ q) over the tokens of some pictures, in nats. p is the distribution of the
+/// next token according to `prior`, q that according to `packed` with 8-bit weights.
+///
+/// The pictures are sampled from p. Each has a caption of one token; these tokens are spread over
+/// the vocabulary.
 ///
 /// # Errors
-/// If the two have other sizes, or something is not finite.
+/// If the two priors differ in their sizes, or the result is not finite.
 pub fn int8_nats_per_token(prior: &Prior, packed: Prior) -> Result<f64> {
     let config = prior.config().clone();
-    ensure!(config == *packed.config(), "two priors of other sizes");
+    ensure!(config == *packed.config(), "the two priors have different sizes");
     let (full, int8) = (Sampler::new(prior, Weights::Full)?, Sampler::new(&packed.in_int8(), Weights::Int8)?);
     let captions: Vec<[u32; 1]> =
         (0..PICTURES).map(|picture| [(picture * config.text_vocab / PICTURES) as u32]).collect();
@@ -61,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_divergence_is_that_of_its_definition() {
+    fn divergence_equals_scipys() {
         // scipy.stats.entropy([0.5, 0.5], [0.25, 0.75]) = 0.14384103622589045
         let [p, q] = [[0.5_f32, 0.5], [0.25, 0.75]].map(|row| row.map(|p| p.ln() + 3.0));
         assert!((divergence(&p, &q) - 0.143_841_036).abs() < 1e-6);

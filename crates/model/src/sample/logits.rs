@@ -1,17 +1,19 @@
-//! One token from a row of logits, on the host: temperature, top-k, top-p, then the inverse of the distribution function.
+//! Samples one token from a row of logits, on the host: temperature, top-k, top-p, then inversion
+//! of the cumulative distribution.
 
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::{largest, softmax_weights};
 
 use super::Sampling;
 
-/// Weights that are summed together on the way to the one that is picked.
+/// The number of weights per block. The search for the sampled token first finds its block, then
+/// its place in the block.
 const BLOCK: usize = 64;
 
-/// The token that the uniform number `u` in [0, 1) picks from `logits`.
+/// Returns the token that the uniform random number `u` in [0, 1) selects from `logits`.
 ///
-/// The paper samples at temperature 1 from everything; `top_k` and `top_p` restrict to the likeliest tokens first.
-/// Temperature 0 is the likeliest token.
+/// The paper samples at temperature 1 from all tokens. `top_k` and `top_p` first restrict the
+/// choice to the most likely tokens. Temperature 0 gives the most likely token.
 pub fn choose(cpu: Cpu, logits: &[f32], sampling: &Sampling, u: f64) -> u32 {
     let temperature = sampling.temperature as f32;
     if temperature < f32::MIN_POSITIVE {
@@ -28,28 +30,29 @@ pub fn choose(cpu: Cpu, logits: &[f32], sampling: &Sampling, u: f64) -> u32 {
     order[pick(&weights, u)]
 }
 
-/// The index that `u` in [0, 1) picks, each as often as its weight says: first its block, then the one within.
+/// The index that `u` in [0, 1) selects with a probability proportional to its weight.
 fn pick(weights: &[f32], u: f64) -> usize {
     let sums: Vec<f64> = weights.chunks(BLOCK).map(sum).collect();
-    let (block, left) = passed(sums.iter().copied(), u * sums.iter().sum::<f64>());
+    let (block, rest) = invert(sums.iter().copied(), u * sums.iter().sum::<f64>());
     let first = block * BLOCK;
     let block = &weights[first..weights.len().min(first + BLOCK)];
-    first + passed(block.iter().copied().map(f64::from), left).0
+    first + invert(block.iter().copied().map(f64::from), rest).0
 }
 
-/// Where `left` is used up, the last place at the latest, and what of it had come there.
-fn passed(weights: impl ExactSizeIterator<Item = f64>, mut left: f64) -> (usize, f64) {
+/// Inverts the cumulative sum of `weights`: the index at which it exceeds `rest`, at most the last,
+/// and `rest` minus the sum of all weights before this index.
+fn invert(weights: impl ExactSizeIterator<Item = f64>, mut rest: f64) -> (usize, f64) {
     let last = weights.len().saturating_sub(1);
     for (i, weight) in weights.enumerate() {
-        if left < weight || i == last {
-            return (i, left);
+        if rest < weight || i == last {
+            return (i, rest);
         }
-        left -= weight;
+        rest -= weight;
     }
-    (0, left)
+    (0, rest)
 }
 
-/// A block's sum; made lane by lane, so that the loop becomes vector code.
+/// The sum of a block, in 16 partial sums, so that the compiler can vectorize the loop.
 fn sum(weights: &[f32]) -> f64 {
     let mut lanes = [0.0_f32; 16];
     for weights in weights.chunks(16) {
@@ -58,7 +61,8 @@ fn sum(weights: &[f32]) -> f64 {
     lanes.into_iter().map(f64::from).sum()
 }
 
-/// The `n` likeliest tokens (at least one), likeliest first; among equals the smaller comes first.
+/// The `n` most likely tokens (at least one), most likely first. Of equally likely tokens the
+/// smaller id comes first.
 fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
     let before = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
@@ -71,19 +75,20 @@ fn likeliest(logits: &[f32], n: usize) -> Vec<u32> {
     order
 }
 
-/// The fewest of the `top_k` likeliest tokens that hold the share `top_p` of their weight; at least one.
+/// The fewest of the `top_k` most likely tokens that together have the fraction `top_p` of their
+/// weight; at least one.
 fn nucleus(logits: &[f32], top_k: usize, top_p: f64, weights: &[f32]) -> Vec<u32> {
     let weight = |token: &u32| f64::from(weights[*token as usize]);
     let all =
         if top_k < logits.len() { likeliest(logits, top_k) } else { (0..logits.len() as u32).collect() };
-    let wanted = top_p * all.iter().map(weight).sum::<f64>();
+    let target = top_p * all.iter().map(weight).sum::<f64>();
     let mut tried = 64;
     loop {
         let mut order = likeliest(logits, tried.min(all.len()));
         let mut held = 0.0;
         let last = order.iter().position(|token| {
             held += weight(token);
-            held >= wanted
+            held >= target
         });
         if last.is_some() || order.len() == all.len() {
             order.truncate(last.map_or(order.len(), |last| last + 1));
@@ -123,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn long_rows_are_drawn_from_as_their_weights_say() {
+    fn choose_inverts_the_distribution_of_a_long_row() {
         let logits: Vec<f32> = (0..1000).map(|i| ((i * 37 % 101) as f32 * 0.9).sin() * 3.0).collect();
         let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
         let mut below = 0.0;

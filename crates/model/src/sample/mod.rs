@@ -1,6 +1,7 @@
-//! Drawing (paper §2.6): a caption in, a stream of events out: tokens, previews, pictures.
+//! Drawing pictures (paper §2.6): a request with a caption goes in, a stream of events comes out:
+//! tokens, previews, pictures.
 //!
-//! Library, command and tests all consume the same iterator.
+//! The library, the command line and the tests all use the same iterator of events.
 
 mod batch;
 mod generate;

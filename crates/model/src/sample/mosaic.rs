@@ -1,4 +1,4 @@
-//! Pictures of tokens, whole or in part.
+//! Decodes complete or partial grids of tokens to pictures.
 
 use anyhow::Result;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -7,15 +7,17 @@ use rayon::prelude::*;
 
 use crate::dvae::Dvae;
 
-/// Most pictures that are decoded together.
+/// The most pictures that are decoded in one batch.
 const PICTURES: usize = 16;
 
-/// Pictures of `grid` × `grid` tokens in raster order; cells whose token is not known are white.
+/// Decodes pictures of `grid` × `grid` tokens in raster order. Cells whose token is not known are
+/// white.
 ///
 /// # Errors
 /// If the tensors cannot be read.
 pub fn mosaics(dvae: &Dvae, grid: usize, known: &[Vec<Option<u32>>]) -> Result<Vec<RgbImage>> {
-    // Each thread decodes its own, which is faster than sharing every convolution.
+    // Each thread decodes pictures of its own, which is faster than dividing each convolution among
+    // all threads.
     let together = known.len().div_ceil(rayon::current_num_threads()).clamp(1, PICTURES);
     let pictures: Result<Vec<Vec<RgbImage>>> =
         known.par_chunks(together).map(|known| decoded(dvae, grid, known)).collect();
@@ -31,7 +33,7 @@ fn decoded(dvae: &Dvae, grid: usize, known: &[Vec<Option<u32>>]) -> Result<Vec<R
     Ok(pictures)
 }
 
-/// `[B, 3, S, S]` in [0, 1] → pictures.
+/// Converts `[B, 3, S, S]` in [0, 1] to pictures.
 fn to_images(x: Tensor<4>) -> Result<Vec<RgbImage>> {
     let [_, _, height, width] = x.dims();
     let values =
@@ -44,7 +46,7 @@ fn to_images(x: Tensor<4>) -> Result<Vec<RgbImage>> {
     images.ok_or_else(|| anyhow::anyhow!("a picture has the wrong number of values"))
 }
 
-/// Makes the cells white that nothing is known of.
+/// Fills the cells whose token is not known with white.
 fn whiten(image: &mut RgbImage, known: &[Option<u32>], grid: usize) {
     let (width, height) = image.dimensions();
     let cell = |at: u32, side: u32| (at * grid as u32 / side) as usize;
@@ -62,7 +64,7 @@ mod tests {
     use super::*;
     use crate::dvae::DvaeConfig;
 
-    /// Pictures that the pool's threads decode have the numbers that the dVAE was made with.
+    /// The threads of the pool decode pictures with the precision that the dVAE was built with.
     #[test]
     fn pixels_have_the_models_precision_on_every_thread() {
         let config = DvaeConfig {
@@ -87,7 +89,7 @@ mod tests {
         if Cpu::all()[0].bf16() {
             assert!(
                 all.iter().any(|pictures| *pictures != all[0]),
-                "bf16 gives the pixels of f32, so this shows nothing"
+                "bf16 gives the same pixels as f32, so this test proves nothing"
             );
         }
     }

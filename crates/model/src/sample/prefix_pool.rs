@@ -1,39 +1,42 @@
-//! Captions that have been read, shared by all candidates that have the same one, and kept until their room is needed.
+//! A pool of captions and their KV cache. All candidates with the same caption share its entry; an
+//! unused entry is kept until its place is needed.
 
 use anyhow::{Context, Result};
 
 use super::{PrefixCache, Sampler};
 
-/// Captions beyond which reading more of them together is no faster.
+/// Captions are prefetched only up to this number per pass; a larger pass saves no more time.
 const TOGETHER: usize = 16;
 
-/// A caption's place.
+/// The place of one caption in the pool.
 #[derive(Default)]
 struct Place {
     tokens: Vec<u32>,
-    /// Candidates that look at it; one that has none may be overwritten.
+    /// The number of rows that use the caption. A place without users may be overwritten.
     users: usize,
-    /// When it was last asked for; 0 if never.
+    /// The time of the last request for it, counted in requests; 0 if there is no valid caption.
     asked: u64,
 }
 
-/// Read captions by their tokens.
+/// The captions, found by their tokens.
 pub(super) struct PrefixPool {
     pub(super) states: PrefixCache,
     places: Vec<Place>,
-    /// Places whose caption is to be read before the next step.
+    /// The places whose captions must be read before the next step.
     unread: Vec<usize>,
+    /// The number of requests so far: the current time.
     asked: u64,
 }
 
 impl PrefixPool {
-    /// Room for `n` captions at once.
+    /// A pool with places for `n` captions.
     pub(super) fn new(sampler: &Sampler, n: usize) -> PrefixPool {
         let places = (0..n).map(|_| Place::default()).collect();
         PrefixPool { states: sampler.new_prefix_cache(n), places, unread: Vec::new(), asked: 0 }
     }
 
-    /// The place of a caption, for one more user; what nobody uses makes room for it, the longest unused first.
+    /// Returns the place of a caption and counts one more user. A new caption replaces the least
+    /// recently requested one that has no users.
     ///
     /// # Errors
     /// If all places are in use.
@@ -43,13 +46,15 @@ impl PrefixPool {
         Ok(at)
     }
 
-    /// Has a caption that will be needed soon read with those that are needed now, if there are any: together it takes a third of the time.
+    /// Prefetches a caption that will be needed soon, if others must be read now: in the same pass
+    /// it takes a third of the time.
     pub(super) fn expect(&mut self, tokens: &[u32]) {
         if (1..TOGETHER).contains(&self.unread.len()) {
             self.place(tokens);
         }
     }
 
+    /// Finds the place of a caption, or assigns one; `None` if all are in use.
     fn place(&mut self, tokens: &[u32]) -> Option<usize> {
         self.asked += 1;
         let known = self.places.iter().position(|place| place.asked > 0 && place.tokens == tokens);
@@ -64,12 +69,12 @@ impl PrefixPool {
         Some(at)
     }
 
-    /// One user less.
+    /// Counts one user less of a place.
     pub(super) fn give_back(&mut self, at: usize) {
         self.places[at].users -= 1;
     }
 
-    /// Reads what was taken since, all together.
+    /// Reads all new captions in one pass.
     ///
     /// # Errors
     /// If a token is outside the vocabulary.
@@ -81,7 +86,7 @@ impl PrefixPool {
         let captions: Vec<&[u32]> = unread.iter().map(|&at| self.places[at].tokens.as_slice()).collect();
         let read = sampler.read_into(&mut self.states, &unread, &captions);
         if read.is_err() {
-            // Nobody may take them for read.
+            // These places hold no valid captions.
             unread.iter().for_each(|&at| self.places[at].asked = 0);
         }
         read

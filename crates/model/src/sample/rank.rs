@@ -1,4 +1,5 @@
-//! Reranking (paper §2.6): of many candidates the few are kept that a contrastive model finds likest to the caption.
+//! Reranking (paper §2.6): of many candidates, keeps the few that fit the caption best according to
+//! a contrastive model.
 
 use std::collections::BTreeSet;
 
@@ -9,19 +10,20 @@ use rayon::prelude::*;
 use super::Picture;
 use crate::rerank::{EncodedCaption, Reranker, cosine_similarity};
 
-/// Keeps the best of a stream of pictures; holds no more than it keeps, whatever it is shown.
+/// Keeps the best pictures of a stream. It stores only these, however many it scores.
 pub struct Ranking<'a> {
     reranker: &'a Reranker,
     caption: EncodedCaption,
-    /// The caption's embedding, of unit length, once it is needed.
+    /// The caption's embedding, of unit length; computed when the first picture comes.
     embedding: Option<Vec<f32>>,
+    /// The number of pictures to keep.
     keep: usize,
-    /// Best first.
+    /// The best pictures so far, best first.
     best: Vec<Picture>,
 }
 
 impl<'a> Ranking<'a> {
-    /// Will keep `keep` pictures of `caption`.
+    /// A ranking that keeps the best `keep` pictures of `caption`.
     ///
     /// # Errors
     /// If `keep` is 0, or the caption cannot be encoded.
@@ -31,15 +33,16 @@ impl<'a> Ranking<'a> {
         Ok(Ranking { reranker, caption, embedding: None, keep, best: Vec::new() })
     }
 
-    /// Tokens at the end of the caption that the reranker does not read.
+    /// The number of tokens at the end of the caption that the reranker does not read.
     pub fn dropped_tokens(&self) -> usize {
         self.caption.dropped_tokens
     }
 
-    /// Scores pictures and keeps the best so far. All that one reranker is shown it looks at together. Rankings that are shown none only have
-    /// their captions read when others do, since that is faster.
-    pub(super) fn add(shown: &mut [(&mut Ranking, Vec<Picture>)]) -> Result<()> {
-        for together in shown.chunk_by_mut(|(a, _), (b, _)| std::ptr::eq(a.reranker, b.reranker)) {
+    /// Scores new pictures of several rankings and keeps the best of each. Each reranker embeds all
+    /// its pictures together. If it has to embed the caption of one ranking, it embeds those of
+    /// all, also of rankings without new pictures, because that is faster.
+    pub(super) fn add(additions: &mut [(&mut Ranking, Vec<Picture>)]) -> Result<()> {
+        for together in additions.chunk_by_mut(|(a, _), (b, _)| std::ptr::eq(a.reranker, b.reranker)) {
             let reranker = together[0].0.reranker;
             let unread = |(ranking, pictures): &(&mut Ranking, Vec<Picture>)| {
                 ranking.embedding.is_none() && !pictures.is_empty()
@@ -61,7 +64,8 @@ impl<'a> Ranking<'a> {
         Ok(())
     }
 
-    /// A picture that is drawn again is kept only where there are too few that differ.
+    /// Merges scored pictures into the best ones. Of identical pictures only the first is kept,
+    /// unless there are fewer than `keep` different ones.
     fn keep_best(&mut self, pictures: impl Iterator<Item = (Picture, Vec<f32>)>) {
         let caption = self.embedding.as_deref().unwrap_or_default();
         let scored = pictures.map(|(picture, embedding)| {
@@ -71,28 +75,29 @@ impl<'a> Ranking<'a> {
         self.best.extend(scored);
         best_first(&mut self.best);
         let mut seen = BTreeSet::new();
-        let (mut differing, again): (Vec<Picture>, Vec<Picture>) = std::mem::take(&mut self.best)
+        let (mut differing, repeated): (Vec<Picture>, Vec<Picture>) = std::mem::take(&mut self.best)
             .into_iter()
             .partition(|picture| seen.insert(picture.tokens.clone()));
-        differing.extend(again);
+        differing.extend(repeated);
         differing.truncate(self.keep);
         self.best = differing;
     }
 
-    /// The pictures kept, best first.
+    /// Takes the best pictures, best first.
     pub(super) fn take(&mut self) -> Vec<Picture> {
         best_first(&mut self.best);
         std::mem::take(&mut self.best)
     }
 }
 
-/// Of equal scores the smaller index comes first, so that the order does not depend on how pictures come.
+/// Sorts pictures by score, best first. Of equal scores the smaller index comes first, so that the
+/// result does not depend on the order in which pictures are finished.
 fn best_first(pictures: &mut [Picture]) {
     let score = |picture: &Picture| picture.score.unwrap_or(f32::NEG_INFINITY);
     pictures.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.index.cmp(&b.index)));
 }
 
-/// Embeds the captions that are not yet.
+/// Embeds the captions that are not embedded yet.
 fn read_captions(reranker: &Reranker, rankings: &mut [(&mut Ranking, Vec<Picture>)]) -> Result<()> {
     let mut unread: Vec<&mut Ranking> = rankings
         .iter_mut()
@@ -101,11 +106,11 @@ fn read_captions(reranker: &Reranker, rankings: &mut [(&mut Ranking, Vec<Picture
         .collect();
     let captions: Vec<&EncodedCaption> = unread.iter().map(|ranking| &ranking.caption).collect();
     let embeddings = reranker.embed(&captions)?;
-    unread.iter_mut().zip(embeddings).for_each(|(ranking, read)| ranking.embedding = Some(read));
+    unread.iter_mut().zip(embeddings).for_each(|(ranking, embedding)| ranking.embedding = Some(embedding));
     Ok(())
 }
 
-/// Embeddings of pictures, each of unit length; every thread looks at its own.
+/// Embeds pictures, to unit length each. The pictures are divided among the threads.
 fn embed(reranker: &Reranker, images: &[RgbImage]) -> Result<Vec<Vec<f32>>> {
     let together = images.len().div_ceil(rayon::current_num_threads()).max(1);
     let parts: Result<Vec<_>> = images.par_chunks(together).map(|images| reranker.pictures(images)).collect();

@@ -1,4 +1,4 @@
-//! What to draw, and what happens while it is drawn.
+//! What to draw ([`Request`]) and how ([`Sampling`]), and what happens while drawing ([`Event`]).
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -12,54 +12,58 @@ use serde::{Deserialize, Serialize};
 
 use crate::prior::PriorConfig;
 
-/// Separates the draws of tokens from every other use of a seed.
+/// Separates the random numbers that choose tokens from every other use of a seed.
 const TOKENS: u64 = u64::from_le_bytes(*b"drawings");
-/// The same of which given tokens a variation draws anew.
+/// Separates the random numbers that choose which given tokens a variation redraws.
 const VARIED: u64 = u64::from_le_bytes(*b"variants");
 
-/// How strongly drawing follows the words unless told otherwise: what evaluates best for the embedded model (its card
-/// has the figures). It takes a model that was trained with dropped captions; [`default_guidance`] is that of any model.
+/// The default guidance of models that were trained with dropped captions. It has the best metrics
+/// for the embedded model (see its card). [`default_guidance`] gives the default of any model.
 pub const DEFAULT_GUIDANCE: f64 = 1.5;
 
-/// Beyond this guidance makes logits that 32 bits cannot hold; what is drawn is noise long before.
+/// The largest guidance. A larger one could make logits that f32 cannot represent; much smaller
+/// ones already give only noise.
 const MAX_GUIDANCE: f64 = 1000.0;
 
-/// Whether a model in whose training this share of captions was dropped has learnt what guidance needs; nothing if it is not known.
+/// Whether a model supports guidance: this requires that a fraction of the captions was dropped in
+/// training. `caption_drop` is this fraction, `None` if it is not known.
 pub fn trained_for_guidance(caption_drop: Option<f32>) -> bool {
     caption_drop.is_some_and(|share| share > 0.0)
 }
 
-/// The guidance that such a model is drawn with unless told otherwise: 1, which is none, if it has not learnt that.
+/// The default guidance of such a model: [`DEFAULT_GUIDANCE`], or 1 (off) if the model does not
+/// support guidance.
 pub fn default_guidance(caption_drop: Option<f32>) -> f64 {
     if trained_for_guidance(caption_drop) { DEFAULT_GUIDANCE } else { 1.0 }
 }
 
-/// The share of the likeliest tokens that drawing chooses among unless told otherwise. By the figures in the card it
-/// neither helps nor harms; to the eye the drawings are cleaner.
+/// The default of [`Sampling::top_p`]. According to the metrics in the card it makes no difference;
+/// to the eye the pictures are cleaner.
 pub const DEFAULT_TOP_P: f64 = 0.7;
 
-/// The share of the given tokens that variations draw anew unless told otherwise: at half they are hardly seen.
+/// The default of [`Request::strength`] for variations. At 0.5 the changes are hardly visible.
 pub const DEFAULT_STRENGTH: f64 = 0.7;
 
-/// Seeds that the program chooses are short, so that people can read them out and type them again.
+/// Random seeds are smaller than this, so that people can read and type them easily.
 const SEEDS: u64 = 1_000_000_000;
 
-/// A seed that nobody chose: another one at each call.
+/// A random seed, different at each call.
 pub fn random_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
     RandomState::new().hash_one(now) % SEEDS
 }
 
-/// How tokens are picked.
+/// How tokens are sampled from the logits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// Divides the logits; 1 is the paper's, 0 the likeliest token always.
+    /// The logits are divided by it. 1 is the paper's choice; 0 always gives the most likely token.
     pub temperature: f64,
-    /// Only the `k` likeliest tokens.
+    /// Samples only from the `k` most likely tokens.
     pub top_k: Option<usize>,
-    /// Only the likeliest tokens that together hold this probability.
+    /// Samples only from the fewest most likely tokens whose probabilities add up to this value.
     pub top_p: Option<f64>,
-    /// Classifier-free guidance: `none + guidance · (caption − none)` on logits; 1 is off.
+    /// Classifier-free guidance: the logits are `without + guidance · (with − without)`, with and
+    /// without the caption. 1 is off.
     pub guidance: f64,
 }
 
@@ -70,12 +74,13 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// The model's own distribution, as the paper samples (paper §2.6): temperature 1, every token, no guidance.
+    /// The sampling of the paper (§2.6), from the unchanged distribution of the model: temperature
+    /// 1, all tokens, no guidance.
     pub fn paper() -> Sampling {
         Sampling { temperature: 1.0, top_k: None, top_p: None, guidance: 1.0 }
     }
 
-    /// Checks the ranges.
+    /// Checks that all parameters are in range.
     pub fn check(&self) -> Result<()> {
         let t = self.temperature;
         ensure!(
@@ -94,7 +99,7 @@ impl Sampling {
         Ok(())
     }
 
-    /// Whether the logits without the caption are needed, too.
+    /// Whether guidance is on, which also needs the logits without the caption.
     pub fn is_guided(&self) -> bool {
         self.guidance != 1.0
     }
@@ -105,23 +110,25 @@ impl Sampling {
 pub struct Request {
     /// The caption.
     pub prompt: String,
-    /// What guidance steers away from, instead of from no caption at all.
+    /// The negative prompt: guidance steers away from it instead of from the empty caption.
     pub negative: String,
-    /// Number of pictures that are drawn.
+    /// The number of pictures to draw.
     pub n: usize,
-    /// Of those only so many are yielded, at the end and best first, by the model's own reranker (paper §2.6); all of them as they
-    /// come if absent.
+    /// If present: the number of pictures that the model's reranker selects from those drawn
+    /// (paper §2.6); only they are yielded, at the end, best first. If absent, every picture is
+    /// yielded when it is finished.
     pub best: Option<usize>,
-    /// The same seed gives the same pictures.
+    /// The seed. The same seed gives the same pictures.
     pub seed: u64,
-    /// How tokens are picked.
+    /// How tokens are sampled.
     pub sampling: Sampling,
-    /// Tokens that are given, by position in raster order, and not drawn: a picture prompt (paper §3.3) is the tokens of the top
-    /// rows. Empty, or one entry for each position.
+    /// Tokens that are given and not sampled, by position in raster order. A picture prompt
+    /// (paper §3.3) gives those of the top rows. Empty, or one entry per position.
     pub given: Vec<Option<u32>>,
-    /// The share of the given tokens that each picture draws anew, others than the next picture: variations. 0 keeps all.
+    /// For variations: the fraction of the given tokens that each picture samples again; which ones
+    /// differs from picture to picture. 0 keeps all of them.
     pub strength: f64,
-    /// Whether to decode and yield the pictures so far after every row of cells.
+    /// Whether to decode and yield the unfinished pictures after each row of cells.
     pub previews: bool,
 }
 
@@ -142,13 +149,13 @@ impl Default for Request {
 }
 
 impl Request {
-    /// Checks the ranges, and that the given tokens fit the model.
+    /// Checks that all parameters are in range and that the given tokens fit the model.
     pub(super) fn check(&self, config: &PriorConfig) -> Result<()> {
         self.sampling.check()?;
         ensure!(self.n > 0, "0 pictures: wanted at least 1");
         ensure!(
             self.negative.is_empty() || self.sampling.is_guided(),
-            "a negative prompt works through guidance, which is off at 1: choose another"
+            "a negative prompt works through guidance, which is off at 1: choose another guidance"
         );
         ensure!((0.0..=1.0).contains(&self.strength), "strength {}: wanted 0 to 1", self.strength);
         let (len, vocab) = (config.image_len(), config.image_vocab);
@@ -163,19 +170,19 @@ impl Request {
         }
     }
 
-    /// The token that is not drawn but given at `position` of a candidate.
+    /// The token that is given at `position` of a candidate; `None` if it is to be sampled.
     pub(super) fn given(&self, candidate: usize, position: usize) -> Option<u32> {
         let token = self.given.get(position).copied().flatten()?;
         (unit([self.seed, VARIED, candidate as u64, position as u64]) >= self.strength).then_some(token)
     }
 
-    /// Uniform in [0, 1): the draw of one token.
+    /// The random number in [0, 1) that samples the token at `position` of a candidate.
     pub(super) fn unit(&self, candidate: usize, position: usize) -> f64 {
         unit([self.seed, TOKENS, candidate as u64, position as u64])
     }
 }
 
-/// Uniform in [0, 1), a function of `key` alone.
+/// A uniform random number in [0, 1), which depends on `key` alone.
 fn unit(key: [u64; 4]) -> f64 {
     let mut bytes = [0; 32];
     for (slot, number) in bytes.chunks_exact_mut(8).zip(key) {
@@ -187,41 +194,42 @@ fn unit(key: [u64; 4]) -> f64 {
 /// A finished picture.
 #[derive(Debug, Clone)]
 pub struct Picture {
-    /// Which of the request's pictures, from 0.
+    /// The index of the picture in its request, from 0.
     pub index: usize,
-    /// Its tokens in raster order.
+    /// The tokens in raster order.
     pub tokens: Vec<u32>,
-    /// Its pixels.
+    /// The pixels.
     pub image: RgbImage,
-    /// How well it fits the caption, if pictures are ranked: a cosine.
+    /// How well the picture fits the caption, a cosine similarity; only if pictures are ranked.
     pub score: Option<f32>,
 }
 
-/// A token that was just drawn, or given.
+/// A token that was just sampled or taken from the given ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Token {
-    /// Of which of the request's pictures, from 0.
+    /// The index of the picture in its request, from 0.
     pub picture: usize,
-    /// Its place in raster order.
+    /// The position in raster order.
     pub position: usize,
     /// The code.
     pub code: u32,
 }
 
-/// What happens while drawing.
+/// What happens while a request is drawn.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// One more token of each picture that is drawn now.
+    /// One more token of each picture that is being drawn.
     Tokens {
-        /// Those tokens.
+        /// The new tokens.
         new: Vec<Token>,
-        /// Tokens drawn so far, over all pictures.
+        /// The number of tokens so far, over all pictures.
         done: usize,
-        /// Tokens to draw in all.
+        /// The number of tokens of all pictures when they are complete.
         total: usize,
     },
-    /// A row of cells is complete: the pictures so far, cells to come in white. Only if [`Request::previews`] is set.
+    /// The unfinished pictures after a complete row of cells. Cells whose token is neither sampled
+    /// nor given are white. Only if [`Request::previews`] is set.
     Preview(Vec<Picture>),
-    /// A picture is complete.
+    /// A finished picture.
     Picture(Picture),
 }

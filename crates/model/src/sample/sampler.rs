@@ -1,8 +1,10 @@
-//! The decoding engine: a prior whose weights are packed once, stepping all candidates together on the processor.
+//! The sampler: a prior whose weights are packed once, and which computes the logits of many
+//! candidates together on the processor.
 //!
-//! A caption runs once, through the same blocks as in training; its states are shared by all candidates. A layer keeps
-//! of a picture only what its pattern can still see ([`Pattern::cache_rows`]). Candidates that step together may be at different
-//! places of their pictures. The test holds its logits equal to those of [`Prior::forward`].
+//! A caption runs once, through the same blocks as in training; all its candidates share its KV
+//! cache. For a picture, each layer caches only the positions that its attention pattern can still
+//! reach ([`Pattern::cache_rows`]). Candidates in the same step may be at different positions. A
+//! test checks that the logits equal those of [`Prior::forward`].
 
 use std::sync::Arc;
 
@@ -17,15 +19,15 @@ use tessera_kernels::decode::{
 use crate::nn::{LayerNorm, Linear};
 use crate::prior::{Block, Logits, Pattern, Prior, PriorConfig, Stream, caption_slots};
 
-/// A prior, ready to draw.
+/// A prior that is ready for sampling.
 pub struct Sampler {
     prior: Prior,
     layers: Vec<Layer>,
     norm: Norm,
     head: PackedLinear,
-    /// `[image_vocab + 1, D]`
+    /// The embeddings of picture tokens, `[image_vocab + 1, D]`.
     image: Vec<f32>,
-    /// `[grid², D]`
+    /// The embeddings of image positions, `[grid², D]`.
     positions: Vec<f32>,
     cpu: Cpu,
 }
@@ -43,35 +45,38 @@ struct Layer {
     mlp_in: PackedLinear,
     mlp_out: PackedLinear,
     pattern: Pattern,
-    /// The cache rows that the query of each picture token sees.
+    /// For each image position: the cache rows that its query attends to.
     visible: Arc<[Visible]>,
 }
 
-/// Keys and values of captions, by layer; a caption is one sequence of each cache.
+/// The keys and values of captions, one cache per layer. A caption is one sequence of each cache.
 pub struct PrefixCache(Vec<KvCache>);
 
-/// Candidates that are drawn together: keys and values of the pictures so far, by layer; a slot is one sequence of each cache.
+/// The keys and values of pictures in progress, one cache per layer. A slot is one sequence of each
+/// cache.
 pub struct KvSlots {
     states: Vec<KvCache>,
     n: usize,
     work: Work,
 }
 
-/// One row of a step: the token of one slot that comes next.
+/// One row of a step: the next token of one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Next {
-    /// Which of the captions the slot has.
+    /// The index of the slot's caption in the prefix cache.
     pub caption: usize,
-    /// Which of the slots; those of its tokens before this one must have been stepped through.
+    /// The index of the slot. Earlier steps must have processed all earlier positions of its
+    /// picture.
     pub slot: usize,
-    /// The token's place in raster order; at 0 the slot starts anew.
+    /// The position of the next token in raster order. At 0 the slot starts a new picture.
     pub at: usize,
-    /// The token before it; not looked at if there is none.
+    /// The token before this position; ignored at position 0.
     pub previous: u32,
 }
 
 impl Next {
-    /// The tokens at `at` of as many slots as `previous` has, each of the caption of its own number.
+    /// Rows for position `at` of the first slots, one for each token of `previous`. Slot `i` has
+    /// caption `i`.
     pub fn all(at: usize, previous: &[u32]) -> Vec<Next> {
         let next = |(slot, &previous)| Next { caption: slot, slot, at, previous };
         previous.iter().enumerate().map(next).collect()
@@ -79,10 +84,11 @@ impl Next {
 }
 
 impl Sampler {
-    /// Packs the weights of `prior` for the processor; those of the layers and the head are kept as `weights` says.
+    /// Packs the weights of `prior` for the processor. `weights` is the precision of the matrices
+    /// of the layers and of the head.
     ///
     /// # Errors
-    /// If they cannot be read from their device.
+    /// If the weights cannot be read from their device.
     pub fn new(prior: &Prior, weights: Weights) -> Result<Sampler> {
         let (cpu, config) = (prior.cpu(), prior.config());
         let mut seen: Vec<(Pattern, Arc<[Visible]>)> = Vec::new();
@@ -105,17 +111,18 @@ impl Sampler {
         })
     }
 
-    /// The instructions that its weights are packed for.
+    /// The instructions and the precision that the weights are packed for.
     pub fn cpu(&self) -> Cpu {
         self.cpu
     }
 
-    /// The sizes.
+    /// The sizes of the prior.
     pub fn config(&self) -> &PriorConfig {
         self.prior.config()
     }
 
-    /// Runs captions, each the BPE tokens of one, through the text positions.
+    /// Runs captions through the text positions and returns their keys and values. A caption is a
+    /// slice of BPE tokens.
     ///
     /// # Errors
     /// If a token is outside the vocabulary.
@@ -125,13 +132,14 @@ impl Sampler {
         Ok(read)
     }
 
-    /// Room for `n` captions, to be read later.
+    /// An empty cache for `n` captions, to be filled by [`Sampler::read_into`].
     pub fn new_prefix_cache(&self, n: usize) -> PrefixCache {
         let states = |_: &Layer| KvCache::new(self.cpu, n, self.heads(), self.config().text_len);
         PrefixCache(self.layers.iter().map(states).collect())
     }
 
-    /// Runs captions as [`Sampler::read`] does and puts caption `i` in the place of prefix `prefixes[i]`.
+    /// Like [`Sampler::read`], but stores the keys and values of caption `i` as sequence
+    /// `prefixes[i]` of `read`.
     ///
     /// # Errors
     /// If a token is outside the vocabulary.
@@ -148,28 +156,29 @@ impl Sampler {
         Ok(())
     }
 
-    /// Room for `n` pictures.
+    /// A cache for `n` pictures in progress.
     pub fn new_slots(&self, n: usize) -> KvSlots {
         let cache_rows = |layer: &Layer| layer.pattern.cache_rows(self.config().grid);
         let states = |layer: &Layer| KvCache::new(self.cpu, n, self.heads(), cache_rows(layer));
         KvSlots { states: self.layers.iter().map(states).collect(), n, work: Work::default() }
     }
 
-    /// Heads, and the width of one.
+    /// The number of heads and the width of a head.
     fn heads(&self) -> [usize; 2] {
         let config = self.config();
         [config.n_heads, config.d_model / config.n_heads]
     }
 
-    /// Logits `[rows, image_vocab]` of the tokens that come next, one row for each entry of `next`.
+    /// Computes the logits of the next tokens, `[rows, image_vocab]`, one row per entry of `next`.
     ///
     /// # Errors
-    /// If a token before is unknown, a picture is complete, or there is no such slot.
+    /// If a previous token is outside the vocabulary, a picture is already complete, or there is no
+    /// such slot.
     ///
     /// # Panics
-    /// If a slot comes twice, or there is no such caption.
+    /// If `next` contains a slot twice, or there is no such caption.
     pub fn step<'a>(&self, read: &PrefixCache, slots: &'a mut KvSlots, next: &[Next]) -> Result<&'a [f32]> {
-        // Handing work to the pool's threads costs less from one of them.
+        // Starting parallel work has less overhead on a thread of the pool than outside of it.
         rayon::scope(|_| self.step_inside(read, slots, next))?;
         Ok(&slots.work.logits)
     }
@@ -177,8 +186,13 @@ impl Sampler {
     fn step_inside(&self, read: &PrefixCache, slots: &mut KvSlots, next: &[Next]) -> Result<()> {
         let config = self.config();
         for row in next {
-            ensure!(row.at < config.image_len(), "a picture has {} tokens", config.image_len());
-            ensure!(row.slot < slots.n, "slot {} of {}", row.slot, slots.n);
+            ensure!(
+                row.at < config.image_len(),
+                "position {}: a picture has {} tokens",
+                row.at,
+                config.image_len()
+            );
+            ensure!(row.slot < slots.n, "slot {}: there are {} slots", row.slot, slots.n);
         }
         let mut x = self.embed(next)?;
         let KvSlots { states, work, .. } = slots;
@@ -192,7 +206,8 @@ impl Sampler {
         Ok(())
     }
 
-    /// Inputs `[rows, D]`: the token before, or the start, plus the position.
+    /// The inputs, `[rows, D]`: the embedding of the previous token, or of the start token, plus
+    /// that of the position.
     fn embed(&self, next: &[Next]) -> Result<Vec<f32>> {
         let (config, d) = (self.config(), self.config().d_model);
         let mut x = Vec::with_capacity(next.len() * d);
@@ -208,7 +223,7 @@ impl Sampler {
     }
 }
 
-/// For each picture token the cache rows that its query sees.
+/// For each image position: the cache rows that its query attends to.
 fn all_visible(pattern: Pattern, config: &PriorConfig) -> Arc<[Visible]> {
     let grid = config.grid;
     let visible = |at: usize| {
@@ -218,7 +233,7 @@ fn all_visible(pattern: Pattern, config: &PriorConfig) -> Arc<[Visible]> {
     (0..config.image_len()).map(visible).collect()
 }
 
-/// Rows that a step works in.
+/// The buffers of a step, each with one row per sequence.
 #[derive(Default)]
 struct Work {
     normed: Vec<f32>,
@@ -229,6 +244,7 @@ struct Work {
 }
 
 impl Work {
+    /// Resizes the buffers to `rows` rows.
     fn fit(&mut self, rows: usize, config: &PriorConfig) {
         let d = config.d_model;
         self.normed.resize(rows * d, 0.0);
@@ -254,7 +270,8 @@ impl Layer {
         })
     }
 
-    /// Moves the residual stream `x` `[rows, D]` through the layer, whose new states go to `states`.
+    /// Runs the layer on the residual stream `x`, `[rows, D]`, and stores the new keys and values
+    /// in `states`.
     fn step(
         &self,
         cpu: Cpu,
@@ -290,7 +307,7 @@ impl Norm {
     }
 }
 
-/// The head over picture tokens: logits in 32 bits want its weights as they are.
+/// The head over picture tokens. Logits in 32 bits need its weights unrounded.
 fn head(cpu: Cpu, prior: &Prior, weights: Weights) -> Result<PackedLinear> {
     let logits = prior.config().logits;
     let weights = match logits {

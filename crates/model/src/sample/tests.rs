@@ -1,4 +1,5 @@
-//! Drawing against its promises: the same bits whatever the number of pictures or threads, and the order of events.
+//! Tests of drawing: results that do not depend on batch or threads, logits, the order of events,
+//! ranking, variations.
 
 use std::collections::BTreeSet;
 
@@ -66,7 +67,7 @@ fn same(a: &[Picture], b: &[Picture]) -> bool {
 
 #[test]
 fn a_picture_does_not_depend_on_how_many_are_drawn() {
-    let many = draw(request(135, 5)); // three groups of slots
+    let many = draw(request(135, 5)); // more candidates than slots
     assert_eq!(many.len(), 135);
     for n in [1, 2, 16, 17, 65] {
         assert!(same(&draw(request(n, 5)), &many), "n = {n}");
@@ -88,19 +89,20 @@ fn a_picture_does_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn the_decoder_gives_the_logits_of_the_full_forward() {
+fn sampler_logits_equal_those_of_the_forward_pass() {
     for cpu in Cpu::all() {
         for weights in [Weights::Full, Weights::Int8] {
-            decoder_against_forward(cpu, weights);
+            check_sampler_against_forward(cpu, weights);
         }
     }
 }
 
-/// One layer without weights: what comes before the head is exact with any numbers, so the logits are those of f32 to
-/// rounding with bf16 products and 8-bit weights.
+/// The only layer has zero weights, so the input of the head is exact in any precision. With
+/// `Logits::F32` the logits then equal those of f32 up to rounding, although the layers use bf16
+/// products and 8-bit weights.
 #[test]
-fn the_decoder_keeps_logits_in_32_bits_when_the_config_says_so() {
-    let off = |logits: Logits, cpu: Cpu| {
+fn sampler_computes_logits_in_f32_if_the_config_says_so() {
+    let largest_error = |logits: Logits, cpu: Cpu| {
         let (prior, _) = model();
         let config = PriorConfig { logits, n_layers: 1, ..prior.config().clone() };
         let image: Vec<u32> = (0..16).map(|i| i * 7 % 12).collect();
@@ -117,15 +119,18 @@ fn the_decoder_keeps_logits_in_32_bits_when_the_config_says_so() {
         exact.iter().zip(&got).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()))
     };
     for cpu in Cpu::all() {
-        assert!(off(Logits::F32, cpu) < 1e-5, "{cpu}: {}", off(Logits::F32, cpu));
-        assert!(!cpu.bf16() || off(Logits::Auto, cpu) > 1e-4, "{cpu}: {}", off(Logits::Auto, cpu));
+        let (exact, auto) = (largest_error(Logits::F32, cpu), largest_error(Logits::Auto, cpu));
+        assert!(exact < 1e-5, "{cpu}: {exact}");
+        assert!(!cpu.bf16() || auto > 1e-4, "{cpu}: {auto}");
     }
 }
 
-/// Three pictures of two captions, token by token and all at once; of the prior that is rounded as the sampler rounds.
-/// In f32 each logit is the same; in bf16, where 8-bit weights are exact in the sampler and rounded again in the forward
-/// pass, the sampler is about as far from f32 as the forward pass is.
-fn decoder_against_forward(cpu: Cpu, weights: Weights) {
+/// Compares the sampler with one forward pass, for three pictures of two captions. The forward pass
+/// uses weights rounded like those of the sampler.
+///
+/// In f32 the logits are the same. In bf16 the sampler may be about as far from f32 as the forward
+/// pass, because 8-bit weights are exact in the sampler and are rounded again in the forward pass.
+fn check_sampler_against_forward(cpu: Cpu, weights: Weights) {
     let prior = |cpu: Cpu| match weights {
         Weights::Full => model_on(cpu).0,
         Weights::Int8 => model_on(cpu).0.in_int8(),
@@ -142,15 +147,16 @@ fn decoder_against_forward(cpu: Cpu, weights: Weights) {
     };
     let exact = forward(&exact);
     let got = decoded(&prior, weights, &captions, prefixes.clone(), &image);
-    let off = |values: &[f32]| {
+    let rms_error = |values: &[f32]| {
         let squares = values.iter().zip(&exact).map(|(value, exact)| f64::from(value - exact).powi(2));
         (squares.sum::<f64>() / exact.len() as f64).sqrt()
     };
-    let allowed = if cpu.bf16() { 1.5 * off(&forward(&prior)) } else { 1e-5 };
-    assert!(off(&got) < allowed, "{cpu}, {weights:?}: {} from f32, wanted {allowed}", off(&got));
+    let allowed = if cpu.bf16() { 1.5 * rms_error(&forward(&prior)) } else { 1e-5 };
+    let error = rms_error(&got);
+    assert!(error < allowed, "{cpu}, {weights:?}: {error} from f32, wanted {allowed}");
 }
 
-/// Logits of each slot and token, as [`Prior::forward`] orders them.
+/// The sampler's logits of each slot and token, in the order of [`Prior::forward`].
 fn decoded(
     prior: &Prior,
     weights: Weights,
@@ -162,7 +168,7 @@ fn decoded(
     let read = sampler.read(captions).unwrap();
     let mut slots = sampler.new_slots(prefixes.len());
     let mut logits = vec![0.0; image.len() * 12];
-    // Each slot starts two steps after the one before it.
+    // Each slot starts two steps later than the previous one.
     for step in 0..16 + 2 * (prefixes.len() - 1) {
         let next = |(slot, &caption): (usize, &usize)| {
             let at = step.checked_sub(2 * slot).filter(|at| *at < 16)?;
@@ -176,18 +182,19 @@ fn decoded(
         }
     }
     let next = |slot, at, previous| [Next { caption: 0, slot, at, previous }];
-    for (bad, said) in
+    for (bad, wanted) in
         [(next(0, 16, 0), "16 tokens"), (next(9, 0, 0), "slot 9"), (next(0, 1, 13), "token 13")]
     {
         let error = sampler.step(&read, &mut slots, &bad).err().unwrap().to_string();
-        assert!(error.contains(said), "{error}");
+        assert!(error.contains(wanted), "{error}");
     }
     logits
 }
 
-/// Of a picture whose upper half is given, all is as when the whole was drawn: the same states, the same numbers.
+/// If the upper half of a picture is given, its lower half is sampled exactly as in the original
+/// picture.
 #[test]
-fn given_tokens_are_kept_and_the_rest_is_drawn_behind_them() {
+fn given_tokens_are_kept_and_the_others_are_sampled() {
     let whole = draw(request(3, 5));
     let given: Vec<Option<u32>> =
         whole[1].tokens.iter().enumerate().map(|(at, &token)| (at < 8).then_some(token)).collect();
@@ -195,35 +202,36 @@ fn given_tokens_are_kept_and_the_rest_is_drawn_behind_them() {
     assert!(halves.iter().all(|picture| picture.tokens[..8] == whole[1].tokens[..8]));
     assert_eq!(halves[1].tokens, whole[1].tokens);
     assert_ne!(halves[0].tokens[8..], halves[1].tokens[8..]);
-    // In the middle, too.
+    // A token in the middle may be given, too.
     let island = (0..16).map(|at| (at == 6).then_some(11)).collect();
     assert!(draw(Request { given: island, ..request(3, 5) }).iter().all(|picture| picture.tokens[6] == 11));
 }
 
 #[test]
-fn the_paper_samples_the_whole_distribution_at_temperature_1() {
+fn paper_sampling_follows_the_models_distribution() {
     let (prior, _) = model();
     // The logits of a picture's first token depend on no other token.
     let logits = decoded(&prior, Weights::Full, &[&[1, 2]], vec![0], &[0; 16])[..12].to_vec();
     let total: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
     let n = 3000;
     // χ² of the first tokens against softmax(logits), which has 11 degrees of freedom.
-    let off = |sampling: Sampling| {
+    let chi_squared = |sampling: Sampling| {
         let mut counts = [0.0; 12];
         let pictures = draw(Request { sampling, previews: false, ..request(n, 3) });
         pictures.iter().for_each(|picture| counts[picture.tokens[0] as usize] += 1.0);
         let wanted = logits.iter().map(|logit| n as f64 * f64::from(*logit).exp() / total);
         wanted.zip(counts).map(|(wanted, count): (f64, f64)| (count - wanted).powi(2) / wanted).sum::<f64>()
     };
-    let paper = off(Sampling::paper());
-    assert!(paper < 35.0, "χ² is {paper}"); // larger once in 4,000 seeds
+    let paper = chi_squared(Sampling::paper());
+    assert!(paper < 35.0, "χ² is {paper}"); // larger for one seed in 4,000
     for other in [
         Sampling { temperature: 0.5, ..Sampling::paper() },
         Sampling { top_k: Some(6), ..Sampling::paper() },
         Sampling { top_p: Some(0.7), ..Sampling::paper() },
         Sampling { guidance: 3.0, ..Sampling::paper() },
     ] {
-        assert!(off(other.clone()) > 35.0, "{other:?} is not seen: χ² is {}", off(other.clone()));
+        let found = chi_squared(other.clone());
+        assert!(found > 35.0, "{other:?} is not detected: χ² is {found}");
     }
 }
 
@@ -250,7 +258,7 @@ fn events_come_in_order() {
 }
 
 #[test]
-fn bad_settings_are_refused() {
+fn invalid_settings_are_errors() {
     let (prior, dvae) = model();
     let sampler = Sampler::new(&prior, Weights::Full).unwrap();
     let error = |sampling: Sampling, n| {
@@ -277,7 +285,7 @@ fn bad_settings_are_refused() {
     assert!(refused(unguided).contains("through guidance, which is off"));
 }
 
-/// A contrastive model that has learnt nothing, whose scores are as good as any for an order.
+/// An untrained contrastive model. Its scores are arbitrary but suffice to define an order.
 fn reranker() -> Reranker {
     let tower = |width| TowerConfig { width, n_layers: 1, n_heads: 1 };
     let config = ClipConfig {
@@ -313,7 +321,7 @@ fn ranked(request: Request, keep: usize) -> Vec<Picture> {
 
 #[test]
 fn the_best_come_first_and_are_those_of_all_candidates() {
-    let all = ranked(request(135, 5), 135); // three groups of slots
+    let all = ranked(request(135, 5), 135); // more candidates than slots
     let score = |picture: &Picture| picture.score.unwrap();
     assert!(all.windows(2).all(|pair| score(&pair[0]) >= score(&pair[1])));
     assert!(score(&all[0]) > score(&all[134]));
@@ -323,17 +331,17 @@ fn the_best_come_first_and_are_those_of_all_candidates() {
     let best = ranked(request(135, 5), 7);
     assert_eq!(best.len(), 7);
     assert!(same(&best, &all[..7]));
-    // The score of a picture is that of its embedding, and does not depend on what it came with.
+    // The score of a picture is that of its embedding and does not depend on the other pictures.
     let reranker = reranker();
     let caption = reranker.captions(&["a red apple"]).unwrap().remove(0).embedding;
     let alone = reranker.pictures(&[all[3].image.clone()]).unwrap().remove(0);
     assert_eq!(cosine_similarity(&alone, &caption), score(&all[3]));
 }
 
-/// As many as differ come before any that is drawn again.
+/// All different pictures come before any repetition.
 #[test]
-fn the_best_differ_from_each_other_if_enough_do() {
-    let given = (0..16).map(|at| (at % 5 != 4).then_some(3)).collect::<Vec<_>>(); // all but three
+fn best_pictures_repeat_only_if_too_few_differ() {
+    let given = (0..16).map(|at| (at % 5 != 4).then_some(3)).collect::<Vec<_>>(); // except 3 cells
     let sampling = Sampling { top_k: Some(2), ..Sampling::paper() };
     let few = || Request { given: given.clone(), sampling: sampling.clone(), ..request(60, 5) };
     let distinct =
@@ -351,10 +359,11 @@ fn the_best_differ_from_each_other_if_enough_do() {
     assert!(more.windows(2).all(|pair| pair[0].score >= pair[1].score));
 }
 
-/// Three requests with prompts of their own, one of them guided, in a batch too small for all, the last added while the others are
-/// drawn and one removed: each picture is that of its request alone.
+/// Three requests with different prompts, one of them guided, share a batch that is too small for
+/// all. The last is added while the others are drawn, and another one is added and removed. Each
+/// picture is the same as in a batch of its request alone.
 #[test]
-fn requests_that_are_drawn_together_do_not_change_each_other() {
+fn requests_in_one_batch_do_not_affect_each_other() {
     let (prior, dvae) = model();
     let sampler = Sampler::new(&prior, Weights::Full).unwrap();
     let guided = Sampling { guidance: 2.0, ..Sampling::default() };
@@ -406,9 +415,10 @@ fn requests_that_are_drawn_together_do_not_change_each_other() {
     }
 }
 
-/// A large request holds up no small one: candidates of the one that has the fewest under way come first.
+/// The request with the fewest candidates in progress comes first, so that a large request does not
+/// delay a small one.
 #[test]
-fn a_small_request_is_done_before_a_large_one() {
+fn small_request_is_not_delayed_by_a_large_one() {
     let (prior, dvae) = model();
     let sampler = Sampler::new(&prior, Weights::Full).unwrap();
     let mut batch = Batch::new(&sampler, &dvae, 4);
@@ -422,15 +432,16 @@ fn a_small_request_is_done_before_a_large_one() {
             batch.step().unwrap().into_iter().filter(|(_, event)| matches!(event, Event::Picture(_)));
         order.extend(pictures.map(|(id, _)| id));
     }
-    // The four that were under way, then the small one within the next four.
+    // First the four that were in progress, then the small request within the next four.
     assert_eq!(order.len(), 41);
     let place = order.iter().position(|id| *id == small).unwrap();
     assert!((4..8).contains(&place) && order[0] == large, "{order:?}");
 }
 
-/// Of the given tokens each picture keeps others, about as many as it should; strength 1 is drawing anew.
+/// The fraction of changed tokens grows with the strength, and each picture changes others.
+/// Strength 1 ignores the given tokens.
 #[test]
-fn variations_draw_a_share_of_the_given_tokens_anew() {
+fn variations_resample_a_fraction_of_the_given_tokens() {
     let whole = draw(request(1, 5)).remove(0);
     let given: Vec<Option<u32>> = whole.tokens.iter().copied().map(Some).collect();
     let vary = |strength| draw(Request { given: given.clone(), strength, ..request(40, 6) });
@@ -447,7 +458,7 @@ fn variations_draw_a_share_of_the_given_tokens_anew() {
 }
 
 #[test]
-fn previews_show_what_is_drawn_and_what_is_given() {
+fn previews_show_sampled_and_given_cells() {
     let (prior, dvae) = model();
     let sampler = Sampler::new(&prior, Weights::Full).unwrap();
     // The last row is given.
@@ -459,12 +470,13 @@ fn previews_show_what_is_drawn_and_what_is_given() {
     });
     let image = preview.unwrap();
     let white = |y: u32| (0..8).all(|x| image.get_pixel(x, y).0 == [255; 3]);
-    // One row of cells is drawn, two are to come, the last is there: two pixels each.
+    // The first row of cells is sampled, the next two are missing, the last is given. A row of
+    // cells is two pixels high.
     assert_eq!((0..8).map(white).collect::<Vec<_>>(), [false, false, true, true, true, true, false, false]);
 }
 
 #[test]
-fn seeds_that_nobody_chose_are_short_and_differ() {
+fn random_seeds_are_short_and_differ() {
     let seeds = [(); 4].map(|()| random_seed());
     assert!(seeds.iter().all(|&seed| seed < 1_000_000_000), "{seeds:?}");
     assert!(seeds[1..].iter().any(|seed| *seed != seeds[0]), "{seeds:?}");

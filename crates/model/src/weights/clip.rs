@@ -1,7 +1,9 @@
-//! Published contrastive models: OpenAI's CLIP, Hugging Face's copies and open_clip's, all vision transformers, as a model file.
+//! Converts published contrastive models with vision transformers (OpenAI's CLIP, its copies at
+//! Hugging Face, and models of open_clip) to a model file.
 //!
-//! Which of them a file is, is told by the names in it, and all sizes are read off its shapes. What weights do not tell (`described.rs`) is
-//! not guessed.
+//! The names of the weights show which of them a file is, and their shapes give all sizes. What the
+//! weights do not show comes from a configuration (`described.rs`) or from the user; it is never
+//! guessed.
 
 mod described;
 
@@ -18,32 +20,33 @@ use super::torch_file::{self, TorchFile};
 use super::{HostTensor, ModelConfig, ModelFile};
 use crate::rerank::{Cleaning, ClipConfig, Gelu, LOG_SCALE, TowerConfig};
 
-/// Width of a head in all of OpenAI's models.
+/// The width of a head in all of OpenAI's models.
 const OPENAI_HEAD: usize = 64;
-/// Mean and deviation of the colours that OpenAI's and most other models were trained with.
+/// The mean and the standard deviation of the colours in OpenAI's and most other models.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
-/// What is known of a contrastive model beside its weights.
+/// What is known about a contrastive model in addition to its weights.
 #[derive(Debug, Clone, Default)]
 pub struct ClipHints {
-    /// Hugging Face's `config.json`.
+    /// The contents of Hugging Face's `config.json`.
     pub hugging_face: Option<String>,
-    /// Hugging Face's `preprocessor_config.json`.
+    /// The contents of Hugging Face's `preprocessor_config.json`.
     pub preprocessor: Option<String>,
-    /// `open_clip_config.json`.
+    /// The contents of `open_clip_config.json`.
     pub open_clip: Option<String>,
-    /// The nonlinearity, if a person says it.
+    /// The activation function, if the user gives it.
     pub gelu: Option<Gelu>,
-    /// Heads of the image and the text tower, if a person says them.
+    /// The number of heads of the image and the text tower, if the user gives it.
     pub heads: Option<[usize; 2]>,
 }
 
-/// The contrastive model in the bytes of a file: a TorchScript archive, a state dictionary of PyTorch, or safetensors. `tokenizer` is CLIP's
-/// vocabulary as JSON.
+/// Reads a contrastive model from the bytes of a file: a TorchScript archive, a state dictionary of
+/// PyTorch, or safetensors. `tokenizer` is CLIP's vocabulary as JSON.
 ///
 /// # Errors
-/// If it is damaged, another kind of model, or nothing tells its heads and its nonlinearity.
+/// If the file is damaged or another kind of model, or its number of heads or its activation
+/// function is not known.
 pub fn read_clip(bytes: &[u8], tokenizer: String, hints: &ClipHints) -> Result<ModelFile> {
     refuse_stand_in(bytes)?;
     let tensors = match bytes.starts_with(b"PK") || bytes.starts_with(b"\x80\x02") {
@@ -62,7 +65,8 @@ pub fn read_clip(bytes: &[u8], tokenizer: String, hints: &ClipHints) -> Result<M
     Ok(file)
 }
 
-/// What the configuration says that belongs to weights by these names; the other one's if that is missing.
+/// Reads the configuration in the format that the names of the weights suggest, or the other one if
+/// that is missing.
 fn describe(hints: &ClipHints, is_hugging_faces: bool) -> Result<Option<Described>> {
     let hugging_face = || {
         let config = hints.hugging_face.as_deref();
@@ -78,22 +82,23 @@ fn describe(hints: &ClipHints, is_hugging_faces: bool) -> Result<Option<Describe
     }
 }
 
-/// The weights of a file by their own names, less what wraps them.
+/// The weights of a file by their published names, without prefixes that wrap them.
 struct Tensors {
     weights: Vec<HostTensor>,
-    /// Whether the names are Hugging Face's.
+    /// Whether the names are those of Hugging Face.
     is_hugging_faces: bool,
-    /// Whether the sizes lie beside the weights, as in OpenAI's archives.
+    /// Whether the file also stores the sizes, as OpenAI's archives do.
     has_openais_sizes: bool,
 }
 
 impl Tensors {
-    /// Of a file with these names, from which `read` reads those weights that are needed, by name and whether their numbers have a fraction.
+    /// Reads the tensors of a file that contains `names`. `read` gets a predicate that selects the
+    /// needed tensors by their name and by whether their dtype is a float, and returns these.
     fn new(
         names: &[String],
         read: impl FnOnce(&dyn Fn(&str, bool) -> bool) -> Result<Vec<HostTensor>>,
     ) -> Result<Tensors> {
-        // A checkpoint has the weights in one of its parts.
+        // A training checkpoint has the weights in one of its entries.
         let wrapped = names.iter().any(|name| name.starts_with(WRAP));
         let theirs = |name: &str| -> Option<String> {
             let name = if wrapped { name.strip_prefix(WRAP)? } else { name };
@@ -115,7 +120,7 @@ impl Tensors {
     }
 }
 
-/// Where a checkpoint of training has its weights.
+/// The prefix of the weights in a training checkpoint.
 const WRAP: &str = "state_dict.";
 
 fn torch_weights(file: TorchFile) -> Result<Tensors> {
@@ -125,7 +130,7 @@ fn torch_weights(file: TorchFile) -> Result<Tensors> {
 
 fn safetensors(bytes: &[u8]) -> Result<Tensors> {
     let file =
-        SafeTensors::deserialize(bytes).context("neither a file of PyTorch nor a whole safetensors file")?;
+        SafeTensors::deserialize(bytes).context("neither a PyTorch file nor a complete safetensors file")?;
     let names: Vec<String> = file.names().into_iter().map(str::to_string).collect();
     Tensors::new(&names, |needed| {
         let views = file.tensors().into_iter();
@@ -150,26 +155,26 @@ fn host_tensor((name, view): (String, TensorView<'_>)) -> Result<HostTensor> {
     Ok(HostTensor { name, shape: view.shape().to_vec(), values })
 }
 
-/// How a published weight becomes one of ours.
+/// How the values of a published weight are converted to Tessera's layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// As it is.
+    /// Unchanged.
     Same,
     /// `[d_out, d_in]` → `[d_in, d_out]`
     Transposed,
     /// `[D, 3, P, P]` → `[3·P², D]`
     Patches,
-    /// Queries, keys or values (0, 1, 2), to be put side by side.
+    /// The queries, keys or values (0, 1, 2) of a layer, which Tessera stores in one matrix.
     Third(usize),
 }
 
-/// All weights by our names.
+/// Converts all weights to Tessera's names and layout.
 fn renamed(tensors: Vec<HostTensor>) -> Result<BTreeMap<String, HostTensor>> {
     let (mut weights, mut thirds) = (BTreeMap::new(), BTreeMap::<String, [Option<HostTensor>; 3]>::new());
     for tensor in tensors {
         let (ours, form) = our_name(&tensor.name).with_context(|| {
             format!(
-                "the weight {} is of no CLIP with a vision transformer, which is what can be read",
+                "the weight {} does not belong to a CLIP with a vision transformer, the only kind that can be read",
                 tensor.name
             )
         })?;
@@ -179,7 +184,11 @@ fn renamed(tensors: Vec<HostTensor>) -> Result<BTreeMap<String, HostTensor>> {
             Form::Third(which) => thirds.entry(ours).or_default()[which] = Some(tensor),
             _ => {
                 let twice = weights.insert(ours, tensor);
-                ensure!(twice.is_none(), "two weights are {}", twice.map_or_else(String::new, |w| w.name));
+                ensure!(
+                    twice.is_none(),
+                    "the file has two weights for {}",
+                    twice.map_or_else(String::new, |w| w.name)
+                );
             }
         }
     }
@@ -193,15 +202,17 @@ fn renamed(tensors: Vec<HostTensor>) -> Result<BTreeMap<String, HostTensor>> {
     Ok(weights)
 }
 
-/// Sizes that OpenAI's archives have beside the weights.
+/// The sizes that OpenAI's archives store in addition to the weights.
 const OPENAIS_SIZES: [&str; 3] = ["input_resolution", "context_length", "vocab_size"];
 
-/// What is no weight: sizes, places and masks that follow from the sizes.
+/// Whether a tensor is known not to be a weight: sizes, and indices and masks that follow from
+/// them.
 fn is_known(theirs: &str) -> bool {
     let follows = theirs == "attn_mask" || theirs == "logit_bias" || theirs.ends_with(".position_ids");
     follows || OPENAIS_SIZES.contains(&theirs)
 }
 
+/// Translates the name of a published weight; `None` if it is unknown.
 fn our_name(theirs: &str) -> Option<(String, Form)> {
     use Form::{Patches, Same, Transposed};
     let (name, form) = match theirs {
@@ -224,7 +235,7 @@ fn our_name(theirs: &str) -> Option<(String, Form)> {
     Some((name.to_string(), form))
 }
 
-/// Norms outside of layers.
+/// Translates the names of the norms outside of the layers.
 fn norm(theirs: &str) -> Option<String> {
     let (path, kind) = theirs.rsplit_once('.')?;
     let norm = match path {
@@ -244,7 +255,8 @@ fn gain_or_bias(kind: &str) -> Option<&'static str> {
     }
 }
 
-/// `visual.transformer.resblocks.3.mlp.c_fc.weight`, `vision_model.encoder.layers.3.mlp.fc1.weight` → `image.blocks.3.mlp_in.weight`
+/// Translates the names of weights in layers: `visual.transformer.resblocks.3.mlp.c_fc.weight` and
+/// `vision_model.encoder.layers.3.mlp.fc1.weight` → `image.blocks.3.mlp_in.weight`.
 fn in_layer(theirs: &str) -> Option<(String, Form)> {
     let towers = [
         ("visual.transformer.resblocks.", "image"),
@@ -284,6 +296,7 @@ fn in_layer(theirs: &str) -> Option<(String, Form)> {
     Some((format!("{tower}.blocks.{layer}.{name}.{kind}"), form))
 }
 
+/// Converts the values of a weight to Tessera's layout.
 fn in_our_form(tensor: HostTensor, form: Form) -> Result<HostTensor> {
     let HostTensor { name, shape, values } = tensor;
     let (rows, columns) = match (form, &shape[..]) {
@@ -298,12 +311,13 @@ fn in_our_form(tensor: HostTensor, form: Form) -> Result<HostTensor> {
     Ok(HostTensor { name, shape: vec![columns, rows], values })
 }
 
-/// Rows of queries, keys and values behind each other: `[D, D]` three times → `[D, 3D]`, and `[D]` → `[3D]`.
+/// Concatenates queries, keys and values along the last dimension: three times `[D, D]` →
+/// `[D, 3D]`, or `[D]` → `[3D]`.
 fn side_by_side(name: String, thirds: [HostTensor; 3]) -> Result<HostTensor> {
     let mut shape = thirds[0].shape.clone();
     ensure!(
         thirds.iter().all(|third| third.shape == shape),
-        "queries, keys and values of {name} have several shapes"
+        "queries, keys and values of {name} have different shapes"
     );
     let width = shape.last().copied().unwrap_or(0).max(1);
     let rows = thirds[0].values.len() / width;
@@ -315,7 +329,7 @@ fn side_by_side(name: String, thirds: [HostTensor; 3]) -> Result<HostTensor> {
     Ok(HostTensor { name, shape, values })
 }
 
-/// The sizes that the shapes tell.
+/// Reads the sizes of the model from the shapes of its weights.
 fn sizes(weights: &BTreeMap<String, HostTensor>) -> Result<Sizes> {
     let shape = |name: &str| match weights.get(name).map(|weight| &weight.shape[..]) {
         Some(&[a, b]) => Ok([a, b]),
@@ -332,7 +346,7 @@ fn sizes(weights: &BTreeMap<String, HostTensor>) -> Result<Sizes> {
     let grid = places.saturating_sub(1).isqrt();
     ensure!(
         3 * patch * patch == inputs && grid * grid + 1 == places,
-        "{places} positions of a picture; wanted a square of patches and one more"
+        "{places} positions of a picture; wanted a square number of patches and one for the class token"
     );
     let [_, embed] = shape("image.projection")?;
     Ok(Sizes {
@@ -346,6 +360,7 @@ fn sizes(weights: &BTreeMap<String, HostTensor>) -> Result<Sizes> {
     })
 }
 
+/// The config of the model, from its weights, its configuration and the user's hints.
 fn config(
     weights: &BTreeMap<String, HostTensor>,
     described: Option<&Described>,
@@ -377,7 +392,7 @@ fn config(
     })
 }
 
-/// Heads of the image and the text tower, which no shape tells.
+/// The number of heads of the image and the text tower, which the shapes do not show.
 fn heads(
     sizes: &Sizes,
     described: Option<&Described>,
@@ -403,6 +418,7 @@ fn heads(
     }
 }
 
+/// The activation function, which the weights do not show.
 fn gelu(described: Option<&Described>, hints: &ClipHints, is_openais: bool) -> Result<Gelu> {
     let openais = is_openais.then_some(Gelu::Quick);
     match (described.map(|described| described.gelu).or(openais), hints.gelu) {

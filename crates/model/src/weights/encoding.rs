@@ -1,4 +1,4 @@
-//! How a model file stores weights: without loss, rounded to f16, or in 8 bits.
+//! How a model file stores weights: losslessly, rounded to f16, or in 8 bits.
 
 use anyhow::{Context, Result, bail, ensure};
 use half::f16;
@@ -6,34 +6,37 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::HostTensor;
 
-/// Values that share one scale in 8-bit storage.
+/// The number of values that share one scale in 8-bit storage.
 const BLOCK: usize = 32;
-/// Ends the name of a tensor of scales.
+/// The suffix of the names of tensors of scales.
 pub(super) const SCALES: &str = "#scales";
 
-/// How a file stores its weights. A file that is read gives `Int8` if it has matrices in 8 bits, else `Exact`.
+/// How a file stores its weights. Reading a file gives `Int8` if it has matrices in 8 bits, else
+/// `Exact`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum StorageDtype {
-    /// Each tensor in f16 if that is exact, else in f32: nothing is lost.
+    /// Lossless: each tensor in f16 if f16 represents all its values exactly, else in f32.
     #[default]
     Exact,
     /// Every tensor in f32.
     F32,
     /// Every tensor rounded to f16.
     F16,
-    /// Matrices of the prior and of the contrastive model as signed bytes, each block of 32 with an f16 scale; their other tensors
-    /// rounded to f16. The dVAE is exact, because the prior has learnt the tokens of exactly these weights.
+    /// Matrices of the prior and of the contrastive model as signed bytes, with one f16 scale per
+    /// block of 32; their other tensors rounded to f16. The dVAE is stored losslessly, because the
+    /// prior has learnt the tokens of exactly these weights.
     Int8,
 }
 
-/// A tensor as a file has it: name, type, shape, bytes.
+/// A tensor as it is stored in a file: name, dtype, shape, bytes.
 pub(super) type Encoded = (String, Dtype, Vec<usize>, Vec<u8>);
 
 impl StorageDtype {
-    /// The tensors that hold `tensor`, which belongs to `part` of the model: one, or in 8 bits one more with its scales.
+    /// Encodes `tensor`, which belongs to `part` of the model. The result is one tensor, or in 8
+    /// bits two: the scales and the bytes.
     ///
     /// # Errors
-    /// If f16 is asked for and cannot hold a value.
+    /// If a value that should be stored in f16 is beyond its range.
     pub(super) fn encode(self, part: &str, tensor: &HostTensor) -> Result<Vec<Encoded>> {
         let HostTensor { name, shape, values } = tensor;
         let name = format!("{part}.{name}");
@@ -58,7 +61,7 @@ impl StorageDtype {
     }
 }
 
-/// The values of the tensor `view`, which is called `name` among `tensors`.
+/// Decodes the values of the tensor `view`, whose name among `tensors` is `name`.
 pub(super) fn decode(name: &str, view: &TensorView<'_>, tensors: &SafeTensors<'_>) -> Result<Vec<f32>> {
     match view.dtype() {
         Dtype::F32 => Ok(view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()),
@@ -91,7 +94,8 @@ fn halves(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()
 }
 
-/// Signed bytes as the file holds them, and a scale for each block: its largest magnitude is 127 of them.
+/// Quantizes values to signed bytes with one scale per block: the largest magnitude of a block
+/// becomes 127.
 fn quantize(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
     let scale = |block: &[f32]| {
         let largest = block.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
@@ -124,7 +128,7 @@ mod tests {
         HostTensor { name: name.into(), shape: vec![2, values.len() / 2], values: values.to_vec() }
     }
 
-    /// What a file that is stored as `storage` gives when it is read, and the types of its tensors.
+    /// Writes and reads a file. Returns what was read, and the dtypes of the stored tensors.
     fn stored(file: ModelFile, storage: StorageDtype) -> Result<(ModelFile, Vec<(String, Dtype)>)> {
         let bytes = ModelFile { storage, ..file }.to_bytes()?;
         let tensors = SafeTensors::deserialize(&bytes)?;
@@ -139,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_exact_unless_another_type_is_asked_for() {
+    fn storage_dtypes_are_used_and_exact_is_lossless() {
         use Dtype::{F16, F32, I8};
         let types = |storage| {
             let types = stored(two(), storage).unwrap().1.into_iter();
@@ -162,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn f16_refuses_what_it_cannot_hold() {
+    fn value_beyond_the_range_of_f16_is_an_error() {
         let file = || ModelFile { dvae: vec![tensor("w", &[70_000.0, 1.0])], ..ModelFile::default() };
         let error = format!("{:#}", stored(file(), StorageDtype::F16).unwrap_err());
         assert!(error.contains("dvae.w") && error.contains("70000.0") && error.contains("f32"), "{error}");
@@ -170,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn eight_bits_stay_within_half_a_step_of_their_block() {
+    fn int8_error_is_at_most_half_a_step() {
         let values: Vec<f32> =
             (0..100).map(|i| (i as f32 * 0.9).sin() * if i < 32 { 1e-3 } else { 5.0 }).collect();
         let weight = HostTensor { name: "w".into(), shape: vec![10, 10], values: values.clone() };

@@ -1,8 +1,10 @@
-//! A model is one file: `*.tessera.safetensors`, its weights, and its config and tokenizer in the metadata.
+//! The model file, `*.tessera.safetensors`: one file with the weights, and with the config and the
+//! tokenizer in the metadata.
 //!
-//! The parts (dVAE, tokenizer, prior, contrastive model) are optional, so that each training stage writes the same kind of
-//! file. Weights are computed on in f32, and stored exactly unless [`StorageDtype`] says otherwise: a file that is shipped has the
-//! matrices of the prior and of the contrastive model in 8 bits, 32 values sharing a scale. Every file has a checksum
+//! All parts (dVAE, tokenizer, prior, contrastive model) are optional, so that each training stage
+//! writes the same kind of file. Weights in memory are f32. A file stores them exactly unless
+//! [`StorageDtype`] says otherwise: in a file for distribution, the matrices of the prior and of
+//! the contrastive model have 8 bits, and each 32 values share a scale. Every file has a checksum
 //! (`tessera_container`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,12 +23,15 @@ use crate::dvae::DvaeConfig;
 use crate::prior::PriorConfig;
 use crate::rerank::ClipConfig;
 
-/// The file's header and versions: 2 has a checksum and an origin.
+/// The key of the file's header, and the format versions. Since version 2 files have a checksum and
+/// an origin.
 const KIND: Kind = Kind { key: "tessera.model", name: "a Tessera model", format: 2, checked: 2 };
 
-/// The header under which weights are hashed to a fingerprint, whatever a file's own header is.
+/// The fixed header with which weights are hashed to a fingerprint, so that the fingerprint does
+/// not depend on a file's own header.
 const FINGERPRINTED: &str = r#"{"format":1,"config":{},"tokenizer":null,"notes":{}}"#;
 
+/// The metadata of a model file, as JSON.
 #[derive(Serialize, Deserialize)]
 struct Header {
     config: ModelConfig,
@@ -38,47 +43,48 @@ struct Header {
     caption_drop: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     int8_nats_per_token: Option<f64>,
-    /// Whether the card of the embedded model says what 8 bits change: its prior is in this file.
+    /// Whether the file has the prior of the embedded model, whose card has the metrics of 8-bit
+    /// weights.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     int8_in_card: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     words: Option<BTreeSet<String>>,
 }
 
-/// Architecture of the parts that a file holds.
+/// The architecture of the parts that a file contains.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// The discrete VAE.
+    /// Sizes of the dVAE.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub dvae: Option<DvaeConfig>,
-    /// The transformer.
+    /// Sizes of the prior.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub prior: Option<PriorConfig>,
-    /// The contrastive model.
+    /// Sizes of the contrastive model.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub rerank: Option<ClipConfig>,
 }
 
-/// What is known of how drawing with the prior's weights in 8 bits changes its distribution of the next token.
+/// How much 8-bit weights change the prior's distribution of the next token, as far as it is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum Int8Change {
-    /// Nothing: it was not measured.
+    /// It was not measured.
     #[default]
     Unknown,
-    /// The embedded model's card has the figures.
+    /// The card of the embedded model has the metrics.
     InCard,
-    /// The mean Kullback-Leibler divergence, as `tessera pack` measures it.
+    /// The mean Kullback-Leibler divergence in nats per token, as measured by `tessera pack`.
     NatsPerToken(f64),
 }
 
 impl Int8Change {
-    /// Whether it was measured.
+    /// Whether the change was measured.
     pub fn is_known(self) -> bool {
         self != Int8Change::Unknown
     }
 
-    /// The figure that a file can say.
+    /// The measured divergence that a file stores.
     pub fn nats_per_token(self) -> Option<f64> {
         match self {
             Int8Change::NatsPerToken(nats) => Some(nats),
@@ -87,12 +93,12 @@ impl Int8Change {
     }
 }
 
-/// A model as a file holds it.
+/// The contents of a model file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelFile {
-    /// Architecture.
+    /// The architecture of the parts.
     pub config: ModelConfig,
-    /// `tokenizer.json`, if the file holds one.
+    /// The contents of `tokenizer.json`, if the file has a tokenizer.
     pub tokenizer: Option<String>,
     /// Weights of the dVAE; empty if there is none.
     pub dvae: Vec<HostTensor>,
@@ -102,44 +108,45 @@ pub struct ModelFile {
     pub rerank: Vec<HostTensor>,
     /// How the weights are stored.
     pub storage: StorageDtype,
-    /// Settings and facts of the training that made it, for people: name → text.
+    /// Settings and results of the training, for users to read: name → text.
     pub notes: BTreeMap<String, String>,
-    /// Hashes of the config and the data that the last part was trained with, if it was trained here.
+    /// Hashes of the config and the data with which the last part was trained; `None` if it was not
+    /// trained by Tessera.
     pub origin: Option<Origin>,
-    /// Whether the file that was read has no checksum, so that damage to it may go unnoticed.
+    /// Whether the file was read without verification, because it has no checksum.
     pub unverified: bool,
-    /// The share of captions that were dropped in training the prior; guidance needs some. Nothing if the file does not say, as
-    /// files of earlier versions do not.
+    /// The fraction of captions that were dropped in training the prior; guidance needs more than
+    /// 0. `None` if the file does not say, which holds for files of earlier versions.
     pub caption_drop: Option<f32>,
-    /// What is known of drawing with the prior's weights in 8 bits.
+    /// How much 8-bit weights change the prior's predictions.
     pub int8: Int8Change,
-    /// The words of the captions that the prior was trained on. Nothing if the file does not list them, as files of earlier versions
-    /// do not.
+    /// The words of the captions that the prior was trained on. `None` if the file does not list
+    /// them, which holds for files of earlier versions.
     pub words: Option<BTreeSet<String>>,
 }
 
-/// A short name of a model file's bytes: the same seed draws the same pictures only with the same file.
+/// A short hash of a model file's bytes. A seed gives the same pictures only with the same file.
 pub fn model_id(bytes: &[u8]) -> String {
     format!("{:08x}", crc32fast::hash(bytes))
 }
 
 impl ModelFile {
-    /// Reads a file.
+    /// Reads the model file at `path`.
     ///
     /// # Errors
-    /// If it is missing, damaged, cut short, or written by a newer version.
+    /// If the file is missing, damaged, truncated, or written by a newer version.
     pub fn read(path: &Path) -> Result<ModelFile> {
         let bytes =
             fs::read(path).with_context(|| format!("cannot read the model file {}", path.display()))?;
         ModelFile::from_file(&bytes, path)
     }
 
-    /// Reads the bytes of the file at `path`, which errors name.
+    /// Reads the bytes of a file. Errors name `path`.
     pub fn from_file(bytes: &[u8], path: &Path) -> Result<ModelFile> {
         let shown = path.display();
         ModelFile::from_bytes(bytes).map_err(|error| match error.is::<Newer>() {
             true => error.context(shown.to_string()),
-            false => error.context(format!("{shown} is not a whole Tessera model")),
+            false => error.context(format!("{shown} is not a complete Tessera model")),
         })
     }
 
@@ -160,7 +167,7 @@ impl ModelFile {
             ..ModelFile::default()
         };
         if bytes == tessera_pretrained::MODEL {
-            // It is older than these two entries; its card has them.
+            // The embedded file is older than these two entries of the header.
             file.caption_drop = Some(tessera_pretrained::CAPTION_DROP);
             file.int8 = Int8Change::InCard;
         }
@@ -183,7 +190,7 @@ impl ModelFile {
         Ok(file)
     }
 
-    /// The file's bytes.
+    /// Returns the bytes of the file.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let header = Header {
             config: self.config.clone(),
@@ -208,7 +215,7 @@ impl ModelFile {
         Ok(encoded)
     }
 
-    /// A short name of the dVAE's weights: codes made by another dVAE mean something else.
+    /// A short hash of the dVAE's weights. Codes are valid only for the dVAE that encoded them.
     pub fn fingerprint(&self) -> Result<String> {
         let only = ModelFile { dvae: self.dvae.clone(), ..ModelFile::default() };
         let header = HashMap::from([(KIND.key.to_string(), FINGERPRINTED.to_string())]);
@@ -217,7 +224,7 @@ impl ModelFile {
     }
 }
 
-/// The tensors of a file as safetensors writes them.
+/// Encoded tensors in the form that safetensors writes.
 fn views<'a>(encoded: &'a [Encoded]) -> Result<Vec<(String, TensorView<'a>)>> {
     let view = |(name, dtype, shape, bytes): &'a Encoded| {
         Ok((name.clone(), TensorView::new(*dtype, shape.clone(), bytes)?))
@@ -243,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_training_and_packing_found_is_kept_and_the_embedded_file_is_known() {
+    fn header_entries_round_trip_and_old_files_lack_them() {
         let words = Some(["apple".to_string(), "éclair".to_string()].into());
         let int8 = Int8Change::NatsPerToken(0.002);
         let file = ModelFile { caption_drop: Some(0.1), int8, words, ..small() };
@@ -269,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_from_before_checksums_is_read_and_known_as_unverified() {
+    fn file_without_checksum_is_read_as_unverified() {
         let header = r#"{"format":1,"config":{},"tokenizer":"{}","notes":{}}"#.to_string();
         let meta = HashMap::from([("tessera.model".to_string(), header)]);
         let bytes = safetensors::serialize(views(&small().encoded().unwrap()).unwrap(), Some(meta)).unwrap();
@@ -278,25 +285,26 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_and_one_of_a_newer_version_are_told_apart() {
-        let said = |bytes: &[u8]| format!("{:#}", ModelFile::from_file(bytes, Path::new("x")).unwrap_err());
+    fn damaged_file_and_newer_version_have_different_errors() {
+        let error = |bytes: &[u8]| format!("{:#}", ModelFile::from_file(bytes, Path::new("x")).unwrap_err());
         let mut bytes = small().to_bytes().unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         assert!(
-            said(&bytes).starts_with("x is not a whole Tessera model: it is damaged: "),
+            error(&bytes).starts_with("x is not a complete Tessera model: it is damaged: "),
             "{}",
-            said(&bytes)
+            error(&bytes)
         );
         let newer = Kind { format: KIND.format + 1, ..KIND };
         let bytes = newer
             .write(&BTreeMap::from([("other", 1)]), views(&small().encoded().unwrap()).unwrap())
             .unwrap();
-        assert!(said(&bytes).starts_with("x: a Tessera model of format version 3, written by a newer"));
+        assert!(error(&bytes).starts_with("x: a Tessera model of format version 3, written by a newer"));
     }
 
-    /// Codes name the dVAE that made them: this must not change with the layout of the file.
+    /// Stored codes refer to their dVAE by its fingerprint, so it must not change with the file
+    /// format.
     #[test]
-    fn the_fingerprint_of_a_dvae_is_what_it_always_was() {
+    fn dvae_fingerprint_is_stable() {
         let fingerprint = small().fingerprint().unwrap();
         let noted = ModelFile { origin: Some(Origin::default()), ..small() };
         assert_eq!(

@@ -1,4 +1,5 @@
-//! Weights outside a tensor engine: as named host arrays, and in files.
+//! Weights outside of a tensor library: as named host arrays, and in files (Tessera's own format,
+//! and those of published models).
 
 mod clip;
 mod encoding;

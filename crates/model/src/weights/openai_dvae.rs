@@ -1,4 +1,5 @@
-//! OpenAI's released dVAE: `encoder.pkl` and `decoder.pkl`, two pickled modules, as a model file.
+//! Converts OpenAI's released dVAE, the pickled modules `encoder.pkl` and `decoder.pkl`, to a model
+//! file.
 
 use std::collections::HashMap;
 
@@ -9,10 +10,11 @@ use super::torch_file::TorchFile;
 use super::{HostTensor, ModelConfig, ModelFile};
 use crate::dvae::DvaeConfig;
 
-/// The model in the bytes of the two files. Sizes are read off the weights' shapes; pictures have 32 × 32 tokens, as released.
+/// Reads the dVAE from the bytes of the two files. The sizes follow from the shapes of the weights.
+/// Pictures have 32 × 32 tokens, as in the released model.
 ///
 /// # Errors
-/// If a file is damaged, holds something else, or the two do not belong together.
+/// If a file is damaged or contains something else, or the two do not belong together.
 pub fn read_openai_dvae(encoder: &[u8], decoder: &[u8]) -> Result<ModelFile> {
     let encoder = part(encoder, "encoder").context("the encoder's file")?;
     let decoder = part(decoder, "decoder").context("the decoder's file")?;
@@ -28,19 +30,19 @@ pub fn read_openai_dvae(encoder: &[u8], decoder: &[u8]) -> Result<ModelFile> {
     Ok(file)
 }
 
-/// The weights of a file by our names.
+/// The weights of one file, renamed to Tessera's names.
 fn part(bytes: &[u8], part: &str) -> Result<Vec<HostTensor>> {
-    // What has another name and no fractions is no weight.
+    // Tensors of integers with an unknown name are not weights.
     let needed = |name: &str, is_float: bool| is_float || our_name(name).is_some();
     let renamed = |tensor: HostTensor| {
         let name = our_name(&tensor.name)
-            .with_context(|| format!("the weight {} is of another model", tensor.name))?;
+            .with_context(|| format!("the weight {} belongs to another model", tensor.name))?;
         Ok(HostTensor { name: format!("{part}.{name}"), ..tensor })
     };
     TorchFile::open(bytes)?.read(needed)?.into_iter().map(renamed).collect()
 }
 
-/// `blocks.group_2.block_1.res_path.conv_3.w` → `groups.1.0.conv_3.weight`
+/// Translates a name: `blocks.group_2.block_1.res_path.conv_3.w` → `groups.1.0.conv_3.weight`.
 fn our_name(theirs: &str) -> Option<String> {
     let (path, kind) = theirs.strip_prefix("blocks.")?.rsplit_once('.')?;
     let kind = match kind {
@@ -67,9 +69,10 @@ fn our_name(theirs: &str) -> Option<String> {
     }
 }
 
-/// Tokens along one side of a released picture.
+/// The number of tokens along one side of a picture of the released model.
 const GRID: usize = 32;
 
+/// The sizes, read from the shapes of the weights.
 fn config(encoder: &[HostTensor], decoder: &[HostTensor]) -> Result<DvaeConfig> {
     let shapes: HashMap<&str, &[usize]> =
         encoder.iter().chain(decoder).map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())).collect();
@@ -84,7 +87,7 @@ fn config(encoder: &[HostTensor], decoder: &[HostTensor]) -> Result<DvaeConfig> 
         (0..).take_while(|block| has(format!("encoder.groups.0.{block}.conv_1.weight"))).count();
     ensure!(
         (1..=8).contains(&groups) && blocks_per_group > 0,
-        "{groups} groups of {blocks_per_group} blocks"
+        "{groups} groups of {blocks_per_group} blocks: wanted 1 to 8 groups of at least 1 block"
     );
     let [n_hid, ..] = shape("encoder.input.weight")?;
     let [vocab, ..] = shape("encoder.output.weight")?;
@@ -129,10 +132,11 @@ mod tests {
         }
     }
 
-    /// Made by `fixtures/golden/make.py` with OpenAI's package: the encoder in the one container, the decoder in the other. What is compared
-    /// has gone through a model file.
+    /// `fixtures/golden/make.py` made the files with OpenAI's package, the encoder and the decoder
+    /// in different containers. The test writes them to a model file and reads it before it
+    /// compares.
     #[test]
-    fn openais_encoder_and_decoder_give_what_they_give_in_pytorch() {
+    fn openais_dvae_gives_the_outputs_of_pytorch() {
         let read = |name: &str| {
             let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/golden/");
             std::fs::read(format!("{path}{name}")).unwrap()
@@ -173,12 +177,12 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_are_missing_or_too_many_are_noticed() {
+    fn missing_and_additional_weights_are_an_error() {
         let read = |name: &str| {
             std::fs::read(format!("{}/../../fixtures/golden/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
         };
         let [encoder, decoder] = ["encoder.pkl", "decoder.pkl"].map(read);
-        // A block by a name that is no block's, as long as the right one.
+        // Another block name of the same length.
         let at = decoder.windows(7).position(|window| window == b"block_2").unwrap();
         let other = [&decoder[..at], b"block_9", &decoder[at + 7..]].concat();
         let error = format!("{:#}", read_openai_dvae(&encoder, &other).unwrap_err());
@@ -186,9 +190,9 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_refused() {
+    fn files_of_another_kind_are_an_error() {
         let error = |bytes: &[u8]| format!("{:#}", read_openai_dvae(bytes, bytes).unwrap_err());
-        assert!(error(b"hello").contains("no file of PyTorch"));
+        assert!(error(b"hello").contains("not a PyTorch file"));
         assert!(error(b"PK\x03\x04").contains("damaged ZIP"));
     }
 }

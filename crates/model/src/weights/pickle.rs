@@ -1,7 +1,8 @@
-//! Python's pickles, read as data: a stack machine that builds values and runs nothing.
+//! Reads Python pickles as data: a stack machine that builds values and executes no code.
 //!
-//! A pickle is a program that calls functions by name. Here a call is only written down, as an [`Value::Call`] of what was
-//! named and given; whoever reads the file decides what it means. Opcodes that PyTorch's files do not need are refused.
+//! A pickle is a program that calls functions by name. This reader only records a call, as a
+//! [`Value::Call`] with the name and the arguments; the caller of the reader decides what it means.
+//! Opcodes that PyTorch's files do not need are errors.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,12 +10,13 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// A value. Lists and dictionaries are shared, since a pickle may fill them after it has used them.
+/// A value. Lists and dictionaries are reference-counted, since a pickle may fill them after it has
+/// used them.
 #[derive(Debug, Clone)]
 pub enum Value {
-    /// What nobody here asks for: `None`, booleans, floats.
+    /// A value that no reader needs: `None`, a boolean or a float.
     Other,
-    /// A whole number.
+    /// An integer.
     Int(i64),
     /// A string.
     Str(Rc<str>),
@@ -22,26 +24,26 @@ pub enum Value {
     Tuple(Rc<[Value]>),
     /// A list.
     List(Rc<RefCell<Vec<Value>>>),
-    /// A dictionary, in its order.
+    /// A dictionary, in insertion order.
     Dict(Rc<RefCell<Vec<(Value, Value)>>>),
-    /// A function or class: `module name`.
+    /// A function or class, as `module name`.
     Global(Rc<str>),
-    /// A call of a function or class, and the state that the result was given.
+    /// A call of a function or class, with the state that was set on the result.
     Call(Rc<Call>),
-    /// Something that lies outside of the pickle.
+    /// A reference to an object outside of the pickle (a persistent id).
     Outside(Rc<Value>),
 }
 
-/// What was called, with what, and the state that was set on the result.
+/// A recorded call.
 #[derive(Debug)]
 pub struct Call {
-    /// `module name` of the function or class.
+    /// The function or class, as `module name`.
     pub of: Rc<str>,
     /// The arguments.
     pub args: Value,
-    /// The state, `Other` if there is none.
+    /// The state that was set on the result; `Other` if there is none.
     pub state: RefCell<Value>,
-    /// What was put in as into a dictionary.
+    /// Entries that were added to the result as to a dictionary.
     pub items: RefCell<Vec<(Value, Value)>>,
 }
 
@@ -54,7 +56,8 @@ impl Value {
         }
     }
 
-    /// The name of a function or class; a class may lie outside, with its source text (`module`, class, file, text).
+    /// The name of a function or class. A class may also be stored outside, together with its
+    /// source code: (`module`, class, file, text).
     fn name(&self) -> Option<Rc<str>> {
         match self {
             Value::Global(name) => Some(Rc::clone(name)),
@@ -66,7 +69,7 @@ impl Value {
         }
     }
 
-    /// The number as a size, if it is one.
+    /// The value as a size, if it is a non-negative integer.
     pub fn as_size(&self) -> Option<usize> {
         match self {
             Value::Int(number) => usize::try_from(*number).ok(),
@@ -74,7 +77,7 @@ impl Value {
         }
     }
 
-    /// The values of a tuple or list; none of anything else.
+    /// The elements of a tuple or list; empty for any other value.
     pub fn elements(&self) -> Vec<Value> {
         match self {
             Value::Tuple(values) => values.to_vec(),
@@ -83,7 +86,8 @@ impl Value {
         }
     }
 
-    /// Keys and values of a dictionary, or of a call that was filled like one; none of anything else.
+    /// The entries of a dictionary, or of a call result that was filled like one; empty for any
+    /// other value.
     pub fn entries(&self) -> Vec<(Value, Value)> {
         match self {
             Value::Dict(entries) => entries.borrow().clone(),
@@ -92,33 +96,34 @@ impl Value {
         }
     }
 
-    /// The value at `key` of a dictionary.
+    /// The value of a dictionary at `key`.
     pub fn get(&self, key: &str) -> Option<Value> {
         self.entries().into_iter().find(|(name, _)| name.as_str() == Some(key)).map(|(_, value)| value)
     }
 }
 
-/// Most containers and calls in a pickle, and so how deep they may lie in each other: ten times what a model has, and few
-/// enough that freeing a chain of them does not exhaust the stack.
+/// The limit on containers and calls in a pickle, and so on their nesting: ten times what a model
+/// has, and few enough that freeing a nested chain of them does not overflow the stack.
 const MOST_CONTAINERS: usize = 1 << 14;
-/// Most values on the stack or put aside: far more than any model has, far fewer than memory holds.
+/// The limit on values on the stack or in the memo: far more than any model has, but they easily
+/// fit into memory.
 const MOST_VALUES: usize = 1 << 22;
 
-/// A pickle that was read.
+/// The result of reading a pickle.
 #[derive(Debug)]
 pub struct Pickle {
-    /// Its value.
+    /// The value of the pickle.
     pub value: Value,
-    /// Its length in bytes.
+    /// The length of the pickle in bytes.
     pub len: usize,
-    /// Everything that it names outside of itself, also what the value does not keep.
+    /// All its references to objects outside, including those that are not part of the value.
     pub outside: Vec<Rc<Value>>,
 }
 
 /// Reads the pickle at the start of `bytes`.
 ///
 /// # Errors
-/// If it is cut short, or has an opcode that is not known.
+/// If the pickle is truncated, too large, or has an unknown opcode.
 pub fn read(bytes: &[u8]) -> Result<Pickle> {
     let mut machine = Machine {
         bytes,
@@ -145,19 +150,21 @@ pub fn read(bytes: &[u8]) -> Result<Pickle> {
     }
 }
 
+/// The state of the stack machine.
 struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     stack: Vec<Value>,
-    /// Heights of the stack.
+    /// The heights of the stack at the marks.
     marks: Vec<usize>,
     memo: HashMap<u64, Value>,
     outside: Vec<Rc<Value>>,
-    /// Tuples, lists, dictionaries and calls so far.
+    /// The number of containers and calls so far.
     containers: usize,
 }
 
 impl Machine<'_> {
+    /// The next `len` bytes.
     fn take(&mut self, len: usize) -> Result<&[u8]> {
         let end = self.at.checked_add(len).filter(|&end| end <= self.bytes.len());
         let end = end.context("the pickle is cut short")?;
@@ -166,17 +173,18 @@ impl Machine<'_> {
         Ok(taken)
     }
 
-    /// A number of `len` bytes, lowest first.
+    /// The next `len` bytes as a little-endian number.
     fn number(&mut self, len: usize) -> Result<u64> {
         Ok(self.take(len)?.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 
+    /// The next `len` bytes as a string.
     fn text(&mut self, len: u64) -> Result<Rc<str>> {
         let bytes = self.take(usize::try_from(len)?)?;
         Ok(Rc::from(String::from_utf8_lossy(bytes)))
     }
 
-    /// Up to the next line break.
+    /// The string up to the next line break.
     fn line(&mut self) -> Result<Rc<str>> {
         let rest = &self.bytes[self.at..];
         let len = rest.iter().position(|&byte| byte == b'\n').context("the pickle is cut short")?;
@@ -186,14 +194,14 @@ impl Machine<'_> {
     }
 
     fn pop(&mut self) -> Result<Value> {
-        self.stack.pop().context("the pickle takes a value where there is none")
+        self.stack.pop().context("the pickle takes a value from an empty stack")
     }
 
     fn top(&self) -> Result<&Value> {
-        self.stack.last().context("the pickle looks at a value where there is none")
+        self.stack.last().context("the pickle uses a value of an empty stack")
     }
 
-    /// What was pushed since the last mark.
+    /// Removes all values above the last mark from the stack.
     fn since_mark(&mut self) -> Result<Vec<Value>> {
         let mark = self.marks.pop().filter(|&mark| mark <= self.stack.len());
         Ok(self.stack.split_off(mark.context("the pickle misses a mark")?))
@@ -205,16 +213,17 @@ impl Machine<'_> {
         self.stack.push(value);
     }
 
+    /// Executes one opcode.
     fn run(&mut self, opcode: u8) -> Result<()> {
         match opcode {
-            0x80 => drop(self.take(1)?), // the protocol
-            0x95 => drop(self.take(8)?), // the length of a frame
+            0x80 => drop(self.take(1)?), // protocol version
+            0x95 => drop(self.take(8)?), // length of a frame
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
             b'1' => drop(self.since_mark()?),
             b'2' => self.push(self.top()?.clone()),
             b'N' | 0x88 | 0x89 => self.push(Value::Other),
-            b'J' | b'K' | b'M' | 0x8a => self.whole_number(opcode)?,
+            b'J' | b'K' | b'M' | 0x8a => self.integer(opcode)?,
             b'G' => {
                 self.take(8)?;
                 self.push(Value::Other);
@@ -228,7 +237,7 @@ impl Machine<'_> {
             b'q' | b'r' | 0x94 => self.remember(opcode)?,
             b'h' | b'j' => {
                 let key = self.number(if opcode == b'h' { 1 } else { 4 })?;
-                let value = self.memo.get(&key).context("it was never put aside")?.clone();
+                let value = self.memo.get(&key).context("the memo has no such entry")?.clone();
                 self.push(value);
             }
             b'c' => {
@@ -238,13 +247,13 @@ impl Machine<'_> {
             0x93 => {
                 let [name, module] = [self.pop()?, self.pop()?];
                 let (Some(module), Some(name)) = (module.as_str(), name.as_str()) else {
-                    bail!("a name that is no string")
+                    bail!("a name that is not a string")
                 };
                 self.push(Value::Global(Rc::from(format!("{module} {name}"))));
             }
             b'R' | 0x81 => {
                 let [args, of] = [self.pop()?, self.pop()?];
-                let of = of.name().context("a call of what is no function")?;
+                let of = of.name().context("a call of something that is not a function")?;
                 self.push(Value::Call(Rc::new(Call {
                     of,
                     args,
@@ -268,14 +277,14 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn whole_number(&mut self, opcode: u8) -> Result<()> {
+    fn integer(&mut self, opcode: u8) -> Result<()> {
         let number = match opcode {
             b'J' => i64::from(self.number(4)? as u32 as i32),
             b'K' => self.number(1)? as i64,
             b'M' => self.number(2)? as i64,
             _ => {
                 let len = self.number(1)? as usize;
-                ensure!(len <= 8, "a whole number of {len} bytes; wanted at most 8");
+                ensure!(len <= 8, "an integer of {len} bytes; wanted at most 8");
                 let unused = 64 - 8 * len as u32;
                 match len {
                     0 => 0,
@@ -305,7 +314,7 @@ impl Machine<'_> {
             b't' => self.since_mark()?,
             _ => {
                 let start = self.stack.len().checked_sub(usize::from(opcode - 0x84));
-                self.stack.split_off(start.context("a tuple of values that are not there")?)
+                self.stack.split_off(start.context("a tuple of more values than are on the stack")?)
             }
         };
         self.push(Value::Tuple(values.into()));
@@ -332,11 +341,12 @@ impl Machine<'_> {
         match self.top()? {
             Value::Dict(dict) => dict.borrow_mut().extend(entries),
             Value::Call(call) => call.items.borrow_mut().extend(entries),
-            _ => bail!("entries for what is no dictionary"),
+            _ => bail!("entries for something that is not a dictionary"),
         }
         Ok(())
     }
 
+    /// Stores the top of the stack in the memo.
     fn remember(&mut self, opcode: u8) -> Result<()> {
         let key = match opcode {
             b'q' => self.number(1)?,
@@ -358,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dictionary_of_everything() {
+    fn dictionary_with_all_kinds_of_values_is_read() {
         // pickle.dumps({"a": [1, -2, 300, 2**40], "b": (True, None, 1.5), "c": ()}, protocol=2)
         let bytes = b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01]q\x02(K\x01J\xfe\xff\xff\xffM,\x01\x8a\x06\x00\x00\x00\x00\x00\x01e\
             X\x01\x00\x00\x00bq\x03\x88NG?\xf8\x00\x00\x00\x00\x00\x00\x87q\x04X\x01\x00\x00\x00cq\x05)u.";
@@ -380,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_written_down_and_not_made() {
+    fn call_is_recorded_and_not_executed() {
         // class X: __reduce__ = lambda self: (os.system, ("echo",)), protocol 2
         let Value::Call(call) =
             value(b"\x80\x02cposix\nsystem\nq\x00X\x04\x00\x00\x00echoq\x01\x85q\x02Rq\x03.")
@@ -392,18 +402,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_or_unknown_is_an_error_with_its_place() {
+    fn damage_and_unknown_opcodes_are_errors_with_their_place() {
         let error = |bytes: &[u8]| format!("{:#}", read(bytes).unwrap_err());
         assert!(error(b"\x80\x02}").contains("cut short"));
         assert!(error(b"\x80\x02P1\n.").contains("opcode 0x50 at byte 2: it is not one"));
         assert!(error(b"\x80\x02t.").contains("misses a mark"));
-        assert!(error(b"\x80\x02h\x07.").contains("never put aside"));
+        assert!(error(b"\x80\x02h\x07.").contains("no such entry"));
         assert!(error(b"\x80\x02X\xff\xff\xff\xff").contains("cut short"));
-        assert!(error(b".").contains("where there is none"));
+        assert!(error(b".").contains("empty stack"));
     }
 
     #[test]
-    fn a_pickle_nested_without_end_is_refused() {
+    fn too_deeply_nested_pickle_is_an_error() {
         let deep = |levels: usize| [b"\x80\x02N".to_vec(), vec![0x85; levels], b".".to_vec()].concat();
         assert!(read(&deep(MOST_CONTAINERS - 1)).is_ok());
         assert!(read(&deep(1 << 20)).unwrap_err().to_string().contains("more values than any model"));

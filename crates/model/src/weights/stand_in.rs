@@ -1,12 +1,13 @@
-//! Files that come in place of weights when a download went another way than was thought.
+//! Recognises files that are often downloaded by mistake in place of weights.
 
 use anyhow::{Result, bail};
 use serde_json::Value;
 
-/// How a pointer of Git LFS begins.
+/// The beginning of a Git LFS pointer.
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
 
-/// Refuses what stands for weights and holds none, by its name: a pointer of Git LFS, an index of several files, a web page.
+/// Returns an error with the kind of file if `bytes` are a Git LFS pointer, an index of several
+/// weight files, other JSON, or a web page.
 ///
 /// # Errors
 /// If `bytes` are one of these.
@@ -15,7 +16,8 @@ pub(super) fn refuse_stand_in(bytes: &[u8]) -> Result<()> {
         bail!("it is a pointer of Git LFS, not the weights: `git lfs pull` fetches them");
     }
     let text = bytes.trim_ascii_start();
-    // A file of weights may begin with "<" too, as the length of its header.
+    // "<" alone is not enough: it may also be the first byte of a safetensors file, whose header
+    // length comes first.
     if [&b"<!"[..], b"<?", b"<h", b"<H"].iter().any(|start| text.starts_with(start)) {
         bail!("it is a web page, not weights: download the file itself");
     }
@@ -44,7 +46,7 @@ mod tests {
     use super::super::{ModelFile, read_openai_dvae, read_torch_file};
 
     #[test]
-    fn stand_ins_are_named_by_every_reader_of_weights() {
+    fn stand_ins_are_recognised_by_every_reader_of_weights() {
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4f2a\nsize 605157884\n";
         let index = r#"{"metadata": {"total_size": 8}, "weight_map": {"a": "model-2.safetensors", "b": "model-1.safetensors", "c": "model-1.safetensors"}}"#;
         for (bytes, wanted) in [

@@ -1,7 +1,8 @@
-//! Files of `torch.save`: the tensors of a pickled module or state dictionary, by their names. Nothing in a file is run.
+//! Reads files of `torch.save`: the tensors of a pickled module or state dictionary, by name. No
+//! code in a file is executed.
 //!
-//! Two containers exist: a ZIP archive with an entry for each storage and, before PyTorch 1.6, pickles followed by the
-//! storages one after another.
+//! There are two containers: a ZIP archive with one entry per storage and, before PyTorch 1.6,
+//! several pickles followed by the storages one after another.
 
 use std::collections::HashMap;
 use std::io::{Cursor, Read};
@@ -14,38 +15,39 @@ use super::HostTensor;
 use super::pickle::{self, Pickle, Value};
 use super::stand_in::refuse_stand_in;
 
-/// How a file from before PyTorch 1.6 begins: the pickle of a number of 10 bytes.
+/// The beginning of a file from before PyTorch 1.6: the pickle of a magic number of 10 bytes.
 const OLD: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
-/// A file whose tensors are known by name and kind, and not yet read.
+/// A file whose list of tensors was read, but not their values.
 pub struct TorchFile {
     views: Vec<View>,
     storages: Storages,
-    /// Bytes of the file.
+    /// The length of the file in bytes.
     len: usize,
 }
 
-/// The tensors in the bytes of a file, in its order; names of parameters inside of modules are joined by dots. Tensors that are not
-/// needed may hold any kind of numbers.
+/// Reads the needed tensors from the bytes of a file, in the order of the file. The names of
+/// modules and parameters are joined by dots. Tensors that are not needed may have any dtype.
 ///
 /// # Errors
-/// If it is none of the two containers, damaged, or a tensor that is needed holds numbers other than f32, f16, bf16 and f64.
+/// If the bytes are neither of the two containers, the file is damaged, or a needed tensor is not
+/// f32, f16, bf16 or f64.
 pub fn read(bytes: &[u8], is_needed: impl Fn(&str) -> bool) -> Result<Vec<HostTensor>> {
     TorchFile::open(bytes)?.read(|name, _| is_needed(name))
 }
 
 impl TorchFile {
-    /// Finds the tensors in the bytes of a file.
+    /// Reads the list of tensors from the bytes of a file.
     ///
     /// # Errors
-    /// If it is none of the two containers, or damaged.
+    /// If the bytes are neither of the two containers, or the file is damaged.
     pub fn open(bytes: &[u8]) -> Result<TorchFile> {
         refuse_stand_in(bytes)?;
         let (root, storages) = match (bytes.starts_with(b"PK"), bytes.strip_prefix(OLD)) {
             (true, _) => zipped(bytes)?,
-            (_, Some(rest)) => old(rest)?,
+            (_, Some(rest)) => legacy(rest)?,
             _ => bail!(
-                "no file of PyTorch: it begins neither like a ZIP archive nor like one from before PyTorch 1.6"
+                "not a PyTorch file: it begins neither like a ZIP archive nor like a file from before PyTorch 1.6"
             ),
         };
         let views = views(&root)?;
@@ -58,25 +60,27 @@ impl TorchFile {
         self.views.iter().map(|view| view.name.as_str())
     }
 
-    /// The tensors that are needed, by their name and whether their numbers have a fraction.
+    /// Reads the tensors for which `is_needed` holds. It gets the name, and whether the dtype is a
+    /// float.
     ///
     /// # Errors
-    /// If one of them holds numbers of another kind, or reaches beyond the file.
+    /// If one of them has an unsupported dtype, or reaches beyond the file.
     pub fn read(self, is_needed: impl Fn(&str, bool) -> bool) -> Result<Vec<HostTensor>> {
         let TorchFile { mut views, storages, len } = self;
-        views.retain(|view| is_needed(&view.name, view.numbers.is_float()));
-        // Tensors may share a storage, and a model's do now and then; not so that they need several times the file.
-        let numbers = views.iter().map(View::len).try_fold(0_usize, |sum, len| sum.checked_add(len?));
+        views.retain(|view| is_needed(&view.name, view.dtype.is_float()));
+        // Tensors may share a storage, and those of some models do, but only to a limited extent.
+        let n_values = views.iter().map(View::len).try_fold(0_usize, |sum, len| sum.checked_add(len?));
         let most = len.saturating_mul(MOST_SHARING);
         ensure!(
-            numbers.is_some_and(|numbers| numbers <= most),
+            n_values.is_some_and(|n_values| n_values <= most),
             "the tensors are many times larger than the file"
         );
         views.into_iter().map(|view| view.read(&storages)).collect()
     }
 }
 
-/// Whether it is an archive of TorchScript, which has constants beside its weights.
+/// Whether the bytes are a TorchScript archive, which contains constants in addition to the
+/// weights.
 pub fn is_script(bytes: &[u8]) -> bool {
     let archive = zip::ZipArchive::new(Cursor::new(bytes));
     archive.is_ok_and(|archive| {
@@ -84,16 +88,18 @@ pub fn is_script(bytes: &[u8]) -> bool {
     })
 }
 
-/// How many numbers a file's tensors may have for each of its bytes.
+/// The limit on the number of tensor values per byte of the file.
 const MOST_SHARING: usize = 2;
 
-/// Bytes of storages by their keys.
+/// The bytes of the storages by their keys.
 type Storages = HashMap<String, Vec<u8>>;
 
+/// Reads a ZIP archive: the pickled object and the storages.
 fn zipped(bytes: &[u8]) -> Result<(Value, Storages)> {
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).context("a damaged ZIP archive")?;
     let (mut root, mut storages) = (None, Storages::new());
-    // An archive of PyTorch is not compressed: its entries together are no larger than the file.
+    // PyTorch does not compress its archives, so the entries together are at most as large as the
+    // file.
     let mut left = bytes.len() as u64;
     for i in 0..archive.len() {
         let entry = archive.by_index(i)?;
@@ -112,11 +118,12 @@ fn zipped(bytes: &[u8]) -> Result<(Value, Storages)> {
             key => drop(storages.insert(key.to_string(), content)),
         }
     }
-    Ok((root.context("a ZIP archive without data.pkl: no file of PyTorch")?, storages))
+    Ok((root.context("a ZIP archive without data.pkl: not a PyTorch file")?, storages))
 }
 
-/// What follows the first number: the protocol, facts about the system, the object, the keys of its storages, the storages.
-fn old(bytes: &[u8]) -> Result<(Value, Storages)> {
+/// Reads a file from before PyTorch 1.6. After the magic number it contains the protocol version,
+/// information about the system, the object, the keys of its storages, and the storages.
+fn legacy(bytes: &[u8]) -> Result<(Value, Storages)> {
     let mut rest = bytes;
     let mut next = || -> Result<Pickle> {
         let pickle = pickle::read(rest)?;
@@ -124,17 +131,18 @@ fn old(bytes: &[u8]) -> Result<(Value, Storages)> {
         Ok(pickle)
     };
     let [_, _, root, keys] = [next()?, next()?, next()?, next()?];
-    // What holds itself is refused before its storages are looked for.
+    // Refuse an object that contains itself before searching it for storages.
     views(&root.value)?;
-    // Also of what belongs to no weight, as the state of an optimizer: storages lie one after another.
+    // The widths of all storages are needed, also of those that belong to no weight, such as
+    // optimizer state: the storages follow one another.
     let mut widths = HashMap::new();
     for storage in root.outside.iter().filter_map(|outside| TorchStorage::new(outside)) {
-        widths.insert(storage.key, storage.numbers.width()?);
+        widths.insert(storage.key, storage.dtype.width()?);
     }
     let mut storages = Storages::new();
     for key in keys.value.elements() {
         let key = key.as_str().context("a storage without a name")?.to_string();
-        let width = *widths.get(&key).with_context(|| format!("storage {key} is of no known kind"))?;
+        let width = *widths.get(&key).with_context(|| format!("storage {key} has an unknown dtype"))?;
         let (count, after) = rest.split_first_chunk::<8>().context("the file is cut short")?;
         let len = usize::try_from(u64::from_le_bytes(*count))?.checked_mul(width);
         let (content, after) =
@@ -145,37 +153,39 @@ fn old(bytes: &[u8]) -> Result<(Value, Storages)> {
     Ok((root.value, storages))
 }
 
-/// A storage as a pickle names it.
+/// A reference from a pickle to a storage.
 struct TorchStorage {
     key: String,
-    numbers: TorchDtype,
+    dtype: TorchDtype,
 }
 
 impl TorchStorage {
-    /// Of the elements `storage`, kind, key, …; nothing if it is something else, as the source text of a module's class is.
+    /// Parses the elements (`storage`, dtype, key, …). `None` if the reference is to something
+    /// else, such as the source code of a module's class.
     fn new(outside: &Value) -> Option<TorchStorage> {
         match &outside.elements()[..] {
             [Value::Str(what), Value::Global(kind), Value::Str(key), ..] if &**what == "storage" => {
-                Some(TorchStorage { key: key.to_string(), numbers: TorchDtype::of(kind) })
+                Some(TorchStorage { key: key.to_string(), dtype: TorchDtype::from_class(kind) })
             }
             _ => None,
         }
     }
 }
 
-/// Kinds of numbers.
+/// The dtype of a storage.
 #[derive(Debug, Clone)]
 enum TorchDtype {
     F64,
     F32,
     F16,
     Bf16,
-    /// Those of a storage that holds no weights: whole numbers, truth values, complex ones.
+    /// A dtype that weights cannot have: integer, boolean or complex.
     Other(Rc<str>),
 }
 
 impl TorchDtype {
-    fn of(kind: &Rc<str>) -> TorchDtype {
+    /// The dtype of a storage class, such as `torch FloatStorage`.
+    fn from_class(kind: &Rc<str>) -> TorchDtype {
         match &**kind {
             "torch DoubleStorage" => TorchDtype::F64,
             "torch FloatStorage" => TorchDtype::F32,
@@ -192,7 +202,7 @@ impl TorchDtype {
         }
     }
 
-    /// Bytes of a number.
+    /// The size of a value in bytes.
     fn width(&self) -> Result<usize> {
         Ok(match self {
             TorchDtype::F64 => 8,
@@ -205,11 +215,12 @@ impl TorchDtype {
                 "torch IntStorage" | "torch QInt32Storage" => 4,
                 "torch LongStorage" | "torch ComplexFloatStorage" => 8,
                 "torch ComplexDoubleStorage" => 16,
-                other => bail!("a storage of the kind {other}, which is none of PyTorch's"),
+                other => bail!("a storage of the unknown class {other}"),
             },
         })
     }
 
+    /// Converts the bytes of one value.
     fn read(&self, bytes: &[u8]) -> f32 {
         match (self, bytes) {
             (TorchDtype::F64, &[a, b, c, d, e, f, g, h]) => {
@@ -223,43 +234,48 @@ impl TorchDtype {
     }
 }
 
-/// A tensor as it lies in a storage.
+/// A tensor as a view of a storage.
 struct View {
     name: String,
+    /// The key of the storage.
     storage: String,
-    numbers: TorchDtype,
+    dtype: TorchDtype,
     offset: usize,
     shape: Vec<usize>,
     strides: Vec<usize>,
 }
 
 impl View {
-    /// Of the arguments of `torch._utils._rebuild_tensor_v2`: storage, offset, size, stride.
+    /// Parses the arguments of `torch._utils._rebuild_tensor_v2`: storage, offset, size, stride.
     fn new(name: String, args: &[Value]) -> Result<View> {
         let [Value::Outside(storage), offset, size, stride, ..] = args else {
             bail!("a tensor without storage, offset, size and stride")
         };
-        let TorchStorage { key, numbers } =
-            TorchStorage::new(storage).context("a storage without kind and key")?;
+        let TorchStorage { key, dtype } =
+            TorchStorage::new(storage).context("a storage without dtype and key")?;
         let sizes = |value: &Value| -> Result<Vec<usize>> {
-            value.elements().iter().map(|size| size.as_size().context("a size that is none")).collect()
+            value
+                .elements()
+                .iter()
+                .map(|size| size.as_size().context("a size that is not a non-negative integer"))
+                .collect()
         };
         Ok(View {
             name,
             storage: key,
-            numbers,
-            offset: offset.as_size().context("an offset that is none")?,
+            dtype,
+            offset: offset.as_size().context("an offset that is not a non-negative integer")?,
             shape: sizes(size)?,
             strides: sizes(stride)?,
         })
     }
 
-    /// How many numbers it has, if that can be counted.
+    /// The number of values; `None` if it overflows.
     fn len(&self) -> Option<usize> {
         self.shape.iter().try_fold(1_usize, |len, &size| len.checked_mul(size))
     }
 
-    /// How many numbers of its storage it reaches over.
+    /// The length of the storage that the tensor needs, in values; `None` if it overflows.
     fn reach(&self) -> Option<usize> {
         let steps = self
             .shape
@@ -269,16 +285,22 @@ impl View {
         steps.chain([Some(1)]).try_fold(self.offset, |sum, step| sum.checked_add(step?))
     }
 
+    /// Copies the values from the storage.
     fn read(self, storages: &Storages) -> Result<HostTensor> {
         let name = &self.name;
-        if let TorchDtype::Other(kind) = &self.numbers {
-            bail!("weight {name} lies in a {kind}; wanted numbers of f32, f16, bf16 or f64")
+        if let TorchDtype::Other(kind) = &self.dtype {
+            bail!("weight {name} is stored in a {kind}; wanted f32, f16, bf16 or f64")
         }
-        let width = self.numbers.width()?;
+        let width = self.dtype.width()?;
         let storage = storages
             .get(&self.storage)
             .with_context(|| format!("{name}: storage {} is missing", self.storage))?;
-        ensure!(self.shape.len() == self.strides.len(), "{name}: {:?} by {:?}", self.shape, self.strides);
+        ensure!(
+            self.shape.len() == self.strides.len(),
+            "{name}: the shape {:?} and the strides {:?} differ in length",
+            self.shape,
+            self.strides
+        );
         let len = self.len().unwrap_or(usize::MAX);
         let reach = if len == 0 { Some(0) } else { self.reach() };
         ensure!(
@@ -292,7 +314,7 @@ impl View {
         for _ in 0..len {
             let steps: usize = index.iter().zip(&self.strides).map(|(i, stride)| i * stride).sum();
             let at = (self.offset + steps) * width;
-            values.push(self.numbers.read(&storage[at..at + width]));
+            values.push(self.dtype.read(&storage[at..at + width]));
             for (i, size) in index.iter_mut().zip(&self.shape).rev() {
                 *i += 1;
                 if *i < *size {
@@ -305,17 +327,19 @@ impl View {
     }
 }
 
-/// All tensors of a module, or of a dictionary of them.
+/// Finds all tensors of a module, or of a dictionary of tensors or modules.
 fn views(root: &Value) -> Result<Vec<View>> {
     let mut collector = Collector { views: Vec::new(), visits: 0 };
     collector.collect(root, "", 0)?;
     Ok(collector.views)
 }
 
-/// Deepest nesting of modules, and most values on all paths to them.
+/// The limit on the nesting of modules.
 const DEEPEST: usize = 64;
+/// The limit on the number of values that are visited in the search for tensors.
 const MOST_VISITS: usize = 1 << 20;
 
+/// The search for tensors in an object.
 struct Collector {
     views: Vec<View>,
     visits: usize,
@@ -326,7 +350,7 @@ impl Collector {
         self.visits += 1;
         ensure!(
             depth < DEEPEST && self.visits < MOST_VISITS,
-            "modules lie deeper in each other than in any model"
+            "the modules are nested more deeply than in any model"
         );
         match value {
             Value::Call(call) => match &*call.of {
@@ -338,7 +362,7 @@ impl Collector {
                     self.collect(args.first().context("a parameter without a tensor")?, path, depth + 1)?;
                 }
                 "collections OrderedDict" => self.entries(&value.entries(), path, depth)?,
-                // An object of TorchScript has parameters, buffers and modules side by side.
+                // An object of TorchScript has its parameters, buffers and modules as attributes.
                 script if script.starts_with("__torch__") => {
                     let entries = call.state.borrow().entries();
                     self.entries(&entries, path, depth)?;
@@ -372,7 +396,8 @@ impl Collector {
 mod tests {
     use super::*;
 
-    /// A file from before PyTorch 1.6 whose object is the pickle `object`, with one storage `0` of `numbers`.
+    /// A file from before PyTorch 1.6 with the pickle `object` and one storage, whose key is `0`,
+    /// of `numbers`.
     fn file(object: &[u8], numbers: &[f32]) -> Vec<u8> {
         let empty: &[u8] = b"\x80\x02}.";
         let keys: &[u8] = b"\x80\x02]X\x01\x00\x00\x000a.";
@@ -381,7 +406,8 @@ mod tests {
         [OLD, empty, empty, object, keys, &count, &content].concat()
     }
 
-    /// A dictionary of `names`, each the same tensor at `offset` with one `size` and `stride` (numbers of one byte each).
+    /// A dictionary with the same tensor under all `names`. The tensor has one dimension; its
+    /// offset, size and stride are encoded in one byte each.
     fn tensors(names: &[&str], [offset, size, stride]: [u8; 3]) -> Vec<u8> {
         let mut object =
             b"\x80\x02}ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n\
@@ -402,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_is_read_by_its_offset_size_and_stride() {
+    fn tensor_is_read_with_its_offset_size_and_stride() {
         let read = |layout| read(&file(&tensors(&["w"], layout), &[1.0, 2.0, 3.0, 4.0]), |_| true).unwrap();
         assert_eq!(
             (&*read([0, 4, 1])[0].name, &read([0, 4, 1])[0].values[..]),
@@ -416,14 +442,14 @@ mod tests {
         std::fs::read(format!("{}/../../fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
     }
 
-    /// A convolution and its batch-norm, whose count of batches is a whole number and has no dimension, as
-    /// `fixtures/eval/inception.py` saved them by both containers.
+    /// `fixtures/eval/inception.py` saved a convolution and its batch norm in both containers. The
+    /// batch counter of a batch norm is an integer without dimensions.
     #[test]
-    fn whole_numbers_are_left_out_of_both_containers_unless_a_weight_is_one() {
+    fn integer_tensor_is_an_error_only_if_it_is_needed() {
         let files = ["eval/batch_norm.pth", "eval/batch_norm_old.pth"].map(fixture);
         for file in &files {
             let error = format!("{:#}", read(file, |_| true).unwrap_err());
-            assert!(error.contains("bn.num_batches_tracked lies in a torch LongStorage"), "{error}");
+            assert!(error.contains("bn.num_batches_tracked is stored in a torch LongStorage"), "{error}");
         }
         let [new, old] = files.map(|file| read(&file, |name| name != "bn.num_batches_tracked").unwrap());
         assert_eq!(new, old);
@@ -439,9 +465,10 @@ mod tests {
         assert!(new[4].values.iter().all(|variance| (0.5..1.5).contains(variance)), "{:?}", new[4].values);
     }
 
-    /// A checkpoint of `fixtures/clip/odd_types.py`: a map, tensors of every other kind, and an optimizer's state by numbers.
+    /// `fixtures/clip/odd_types.py` made the checkpoints: weights, tensors of every other dtype,
+    /// and an optimizer state whose keys are numbers.
     #[test]
-    fn tensors_of_any_kind_may_lie_beside_what_is_needed() {
+    fn tensors_that_are_not_needed_may_have_any_dtype() {
         for name in ["clip/odd-types.pt", "clip/odd-types-old.pt"] {
             let file = TorchFile::open(&fixture(name)).unwrap();
             assert!(file.names().any(|name| name == "flags.bool"), "{name}");
@@ -454,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn tensors_that_reach_beyond_their_storage_or_the_file_are_refused() {
+    fn tensors_beyond_their_storage_or_the_file_are_errors() {
         assert!(error(&tensors(&["w"], [0, 5, 1])).contains("w: a shape of [5] in a storage of 16 bytes"));
         assert!(error(&tensors(&["w"], [3, 2, 1])).contains("in a storage of 16 bytes"));
         assert!(error(&tensors(&["w"], [0, 2, 200])).contains("in a storage of 16 bytes"));
@@ -464,11 +491,11 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_itself_is_refused() {
+    fn object_that_contains_itself_is_an_error() {
         // d = {}; d[""] = d
-        assert!(error(b"\x80\x02}q\x00X\x00\x00\x00\x00h\x00s.").contains("deeper in each other"));
+        assert!(error(b"\x80\x02}q\x00X\x00\x00\x00\x00h\x00s.").contains("nested more deeply"));
         // args = []; p = _rebuild_parameter(args); args.append(p)
         let parameter = b"\x80\x02ctorch._utils\n_rebuild_parameter\n]q\x00Rq\x01h\x00h\x01a0.";
-        assert!(error(parameter).contains("deeper in each other"));
+        assert!(error(parameter).contains("nested more deeply"));
     }
 }

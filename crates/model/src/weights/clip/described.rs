@@ -1,5 +1,6 @@
-//! What weights do not tell of a CLIP, as the configuration beside them says it: heads, nonlinearity, colours, and that nothing about it is
-//! of a kind that this program cannot run.
+//! Reads what the weights of a CLIP do not show from the configuration file beside them: heads,
+//! activation function, colours. Also checks that the model has no feature that this program cannot
+//! run.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
@@ -7,37 +8,38 @@ use serde_json::{Map, Value, json};
 use super::{DEVIATION, MEAN};
 use crate::rerank::Gelu;
 
-/// A CLIP by its configuration.
+/// A CLIP as described by its configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Described {
-    /// The file that says it.
+    /// The name of the configuration file.
     pub source: &'static str,
-    /// Sizes that the weights must have.
+    /// The sizes, which must be those of the weights.
     pub sizes: Sizes,
-    /// Heads of the image and the text tower.
+    /// The number of heads of the image and the text tower.
     pub heads: [usize; 2],
-    /// The nonlinearity.
+    /// The activation function.
     pub gelu: Gelu,
-    /// Mean and deviation of the colours.
+    /// The mean and the standard deviation of the colours.
     pub colours: [[f32; 3]; 2],
 }
 
-/// Sizes that both the weights and their configuration tell.
+/// The sizes that both the weights and their configuration show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sizes {
     pub image_size: usize,
     pub patch: usize,
-    /// Width and layers of the image tower.
+    /// The width and the number of layers of the image tower.
     pub image: [usize; 2],
     pub context: usize,
     pub vocab: usize,
-    /// Width and layers of the text tower.
+    /// The width and the number of layers of the text tower.
     pub text: [usize; 2],
     pub embed: usize,
 }
 
-/// Shapes of published models: patch, width and layers of the image tower, width and layers of the text tower, embedding; and their heads.
-/// All have OpenAI's vocabulary of 49,408 and 77 positions, a class token, and a causal text tower.
+/// The shapes of published models (patch; width and layers of the image tower; width and layers of
+/// the text tower; embedding) and their numbers of heads. All have OpenAI's vocabulary of 49,408
+/// tokens, 77 positions, a class token, and a causal text tower.
 const PUBLISHED: [([usize; 6], [usize; 2]); 5] = [
     ([32, 768, 12, 512, 12, 512], [12, 8]),     // ViT-B/32
     ([16, 768, 12, 512, 12, 512], [12, 8]),     // ViT-B/16
@@ -47,7 +49,8 @@ const PUBLISHED: [([usize; 6], [usize; 2]); 5] = [
 ];
 
 impl Sizes {
-    /// Heads of the image and the text tower, if these are the sizes of a published model.
+    /// The number of heads of the image and the text tower, if these are the sizes of a published
+    /// model.
     pub fn published_heads(&self) -> Option<[usize; 2]> {
         let Sizes { patch, image: [d, n], text: [w, m], embed, .. } = *self;
         let known = PUBLISHED.iter().find(|(shape, _)| *shape == [patch, d, n, w, m, embed]);
@@ -55,10 +58,12 @@ impl Sizes {
     }
 }
 
-/// What `config.json` of Hugging Face says, with the colours of `preprocessor_config.json` if there is one.
+/// Reads Hugging Face's `config.json`, and the colours from `preprocessor_config.json` if there is
+/// one.
 ///
 /// # Errors
-/// If it is of another kind of model, or of a CLIP that this program cannot run.
+/// If the configuration is that of another kind of model, or of a CLIP that this program cannot
+/// run.
 pub(super) fn hugging_face(config: &str, preprocessor: Option<&str>) -> Result<Described> {
     let source = "config.json";
     let config = object(config).context(source)?;
@@ -77,7 +82,7 @@ pub(super) fn hugging_face(config: &str, preprocessor: Option<&str>) -> Result<D
         tower.expect("layer_norm_eps", &[json!(1e-5)])?;
         tower.expect("hidden_act", &[json!("quick_gelu"), json!("gelu")])?;
     }
-    // 2 is what old files say; the state is then read at the largest id.
+    // Old files have 2, which means that the embedding is the state at the largest id.
     text.expect("eos_token_id", &[json!(2), json!(vocab - 1)])?;
     let act = |tower: &ClipSettings| tower.values.get("hidden_act").and_then(Value::as_str) == Some("gelu");
     ensure!(act(&image) == act(&text), "{source}: hidden_act differs between the towers");
@@ -105,7 +110,7 @@ pub(super) fn hugging_face(config: &str, preprocessor: Option<&str>) -> Result<D
     })
 }
 
-/// Keys of a tower in open_clip's configuration that change nothing here, whatever they hold.
+/// The keys of a tower in open_clip's configuration whose values do not matter here.
 const HARMLESS: [&str; 9] = [
     "patch_dropout",
     "output_tokens",
@@ -118,15 +123,15 @@ const HARMLESS: [&str; 9] = [
     "timm_model_pretrained",
 ];
 
-/// What `open_clip_config.json` says.
+/// Reads `open_clip_config.json`.
 ///
 /// # Errors
-/// If it is of a CLIP that this program cannot run.
+/// If the configuration is that of a CLIP that this program cannot run.
 pub(super) fn open_clip(config: &str) -> Result<Described> {
     let source = "open_clip_config.json";
     let config = object(config).context(source)?;
-    let part = |of: &Map<String, Value>, name: &'static str| {
-        let values = of.get(name).and_then(Value::as_object).cloned();
+    let part = |map: &Map<String, Value>, name: &'static str| {
+        let values = map.get(name).and_then(Value::as_object).cloned();
         values.map(|values| ClipSettings { source, name, values })
     };
     let model =
@@ -177,6 +182,7 @@ pub(super) fn open_clip(config: &str) -> Result<Described> {
     })
 }
 
+/// Parses a JSON object.
 fn object(text: &str) -> Result<Map<String, Value>> {
     match serde_json::from_str(text).context("it is not JSON")? {
         Value::Object(map) => Ok(map),
@@ -184,7 +190,7 @@ fn object(text: &str) -> Result<Map<String, Value>> {
     }
 }
 
-/// A part of a configuration.
+/// One part of a configuration file.
 struct ClipSettings {
     source: &'static str,
     name: &'static str,
@@ -192,17 +198,18 @@ struct ClipSettings {
 }
 
 impl ClipSettings {
+    /// The full name of a key, for errors.
     fn key(&self, key: &str) -> String {
         let ClipSettings { source, name, .. } = self;
         if name.is_empty() { format!("{source}: {key}") } else { format!("{source}: {name}.{key}") }
     }
 
-    /// A size; what the format says if it is absent.
-    fn size(&self, key: &str, absent: usize) -> Result<usize> {
+    /// The size at `key`; `default` if it is absent.
+    fn size(&self, key: &str, default: usize) -> Result<usize> {
         let number = |value: &Value| value.as_u64().and_then(|size| usize::try_from(size).ok());
         let size = match self.values.get(key) {
-            None | Some(Value::Null) => Some(absent),
-            // Height and width.
+            None | Some(Value::Null) => Some(default),
+            // Height and width, which must be equal.
             Some(Value::Array(sides)) => match &sides[..] {
                 [height, width] if height == width => number(height),
                 _ => None,
@@ -218,15 +225,16 @@ impl ClipSettings {
         })
     }
 
-    fn colour(&self, key: &str, absent: [f32; 3]) -> Result<[f32; 3]> {
+    /// The three colour values at `key`; `default` if they are absent.
+    fn colour(&self, key: &str, default: [f32; 3]) -> Result<[f32; 3]> {
         match self.values.get(key) {
-            None | Some(Value::Null) => Ok(absent),
+            None | Some(Value::Null) => Ok(default),
             Some(value) => serde_json::from_value(value.clone())
                 .with_context(|| format!("{} = {value}; wanted three numbers", self.key(key))),
         }
     }
 
-    /// Refuses a value that is there and none of `wanted`.
+    /// Returns an error if the value at `key` is present but not one of `wanted`.
     fn expect(&self, key: &str, wanted: &[Value]) -> Result<()> {
         let value = self.values.get(key).unwrap_or(&Value::Null);
         let fits = value.is_null() || wanted.iter().any(|wanted| same(value, wanted));
@@ -235,7 +243,8 @@ impl ClipSettings {
         Ok(())
     }
 
-    /// Refuses keys that are neither `known`, nor hold what `neutral` says, nor are off.
+    /// Returns an error if there is a key that is not `known`, unless its value is null or false,
+    /// or the one that `neutral` gives for this key.
     fn only(&self, known: &[&str], neutral: &[(&str, Value)]) -> Result<()> {
         for (key, value) in &self.values {
             let off = matches!(value, Value::Null | Value::Bool(false));
@@ -251,7 +260,7 @@ impl ClipSettings {
     }
 }
 
-/// Whether two values are the same; numbers by their value, so that 4 is 4.0.
+/// Whether two values are equal. Numbers are compared by value, so that 4 equals 4.0.
 fn same(a: &Value, b: &Value) -> bool {
     match (a.as_f64(), b.as_f64()) {
         (Some(a), Some(b)) => (a - b).abs() <= 1e-9 * b.abs(),

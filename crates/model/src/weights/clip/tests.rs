@@ -1,4 +1,5 @@
-//! Published models against open_clip (`fixtures/clip/weights.py`): the same embeddings from every kind of file.
+//! Tests of reading published models: every kind of file gives the embeddings of open_clip
+//! (`fixtures/clip/weights.py`).
 
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use crate::finite_differences::exact;
 use crate::rerank::Clip;
 use crate::weights::StorageDtype;
 
-/// How far a number of an embedding may be from open_clip's.
+/// The largest allowed difference from a value of open_clip's embeddings.
 const CLOSE: f32 = 1e-4;
 
 fn fixture(name: &str) -> Vec<u8> {
@@ -26,7 +27,7 @@ struct Golden {
     texts: Vec<Vec<f32>>,
 }
 
-/// Number `i` of `name` in [−1, 1): splitmix64 of FNV-1a, as in the script.
+/// The pseudo-random number `i` of `name` in [−1, 1): splitmix64 of FNV-1a, as in the script.
 fn noise(name: &str, i: usize) -> f32 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, step);
@@ -55,7 +56,8 @@ fn patches(n: usize, config: &ClipConfig) -> Tensor<3> {
     Tensor::from_data(data, &Device::flex())
 }
 
-fn hold(clip: &Clip, golden: &Golden) {
+/// Checks the embeddings of `clip` against those of open_clip.
+fn check_embeddings(clip: &Clip, golden: &Golden) {
     let close = |found: Tensor<2>, wanted: &[Vec<f32>]| {
         let found: Vec<f32> = found.into_data().iter().collect();
         let off = found.iter().zip(wanted.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -65,12 +67,12 @@ fn hold(clip: &Clip, golden: &Golden) {
     close(clip.embed_texts(&golden.ids.concat()), &golden.texts);
 }
 
-/// What is read of a file when heads of 64 are given, as the small fixtures have.
+/// Reads a file of the small fixtures, whose towers have one head of width 64.
 fn read(bytes: &[u8], gelu: Option<Gelu>) -> Result<ModelFile> {
     read_clip(bytes, "{}".into(), &ClipHints { gelu, heads: Some([1, 1]), ..ClipHints::default() })
 }
 
-/// The model after it was written to a file and read again.
+/// Writes the model to a file and reads it again.
 fn through_a_file(file: &ModelFile) -> Clip {
     ModelFile::from_bytes(&file.to_bytes().unwrap()).unwrap().clip(exact()).unwrap()
 }
@@ -88,40 +90,41 @@ fn every_kind_of_file_gives_open_clips_embeddings() {
             "{name}"
         );
         let clip = through_a_file(&file);
-        hold(&clip, &golden);
+        check_embeddings(&clip, &golden);
         assert!((clip.scale().into_scalar::<f32>() - 2.5_f32.exp()).abs() < 1e-3, "{name}");
     }
 }
 
-/// A copy of `heads/` with `key` of `part` of its configuration changed.
-fn heads_but(part: &str, key: &str, value: Value) -> Result<ModelFile> {
+/// Reads the fixture `heads/` with another value of `key` in `part` of its configuration.
+fn heads_with(part: &str, key: &str, value: Value) -> Result<ModelFile> {
     let mut config: Value = serde_json::from_slice(&fixture("heads/open_clip_config.json")).unwrap();
     config["model_cfg"][part][key] = value;
     let hints = ClipHints { open_clip: Some(config.to_string()), ..ClipHints::default() };
     read_clip(&fixture("heads/model.safetensors"), "{}".into(), &hints)
 }
 
-/// Its weights have 32 bits, of which f16 would keep 11: the file is held to open_clip ten times closer than f16 is.
+/// The weights of the fixture have 32 bits, so rounding them to f16 would be visible in the
+/// embeddings.
 #[test]
-fn heads_and_colours_are_those_of_the_configuration_and_weights_stay_exact() {
+fn configuration_gives_heads_and_colours_and_weights_stay_exact() {
     let golden: Golden = serde_json::from_slice(&fixture("heads/golden.json")).unwrap();
-    let file = heads_but("text_cfg", "pad_id", 0.into()).unwrap();
+    let file = heads_with("text_cfg", "pad_id", 0.into()).unwrap();
     let config = file.config.rerank.as_ref().unwrap();
     assert_eq!((config.image.n_heads, config.text.n_heads, config.gelu), (2, 4, Gelu::Exact));
     assert_eq!((config.mean, config.deviation), ([0.5; 3], [0.25; 3]));
-    let off = |clip: &Clip| {
+    let largest_error = |clip: &Clip| {
         let found: Vec<f32> = clip.embed_images(patches(2, clip.config())).into_data().iter().collect();
         let wanted = golden.images.iter().flatten();
         found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     };
-    hold(&through_a_file(&file), &golden);
-    let exact = off(&through_a_file(&file));
-    let rounded = off(&through_a_file(&ModelFile { storage: StorageDtype::F16, ..file }));
+    check_embeddings(&through_a_file(&file), &golden);
+    let exact = largest_error(&through_a_file(&file));
+    let rounded = largest_error(&through_a_file(&ModelFile { storage: StorageDtype::F16, ..file }));
     assert!(exact < 1e-6 && rounded > 1e-5, "{exact} exact, {rounded} in f16");
 }
 
 #[test]
-fn a_clip_of_another_kind_is_refused_by_the_key_that_says_it() {
+fn error_names_the_key_of_an_unsupported_feature() {
     for (part, key, value, wanted) in [
         (
             "vision_cfg",
@@ -139,13 +142,13 @@ fn a_clip_of_another_kind_is_refused_by_the_key_that_says_it() {
         ("text_cfg", "heads", json!(0), "text_cfg.heads = 0; wanted a size above 0"),
         ("text_cfg", "something_new", json!(1), "text_cfg.something_new = 1: this program cannot run that"),
     ] {
-        let error = format!("{:#}", heads_but(part, key, value).unwrap_err());
+        let error = format!("{:#}", heads_with(part, key, value).unwrap_err());
         assert!(error.contains(wanted), "{error}");
     }
 }
 
 #[test]
-fn without_a_configuration_heads_are_of_a_published_shape_or_given() {
+fn heads_without_configuration_must_be_published_or_given() {
     let bytes = fixture("heads/model.safetensors");
     let read = |hints: ClipHints| read_clip(&bytes, "{}".into(), &hints);
     let gelu = Some(Gelu::Exact);
@@ -161,7 +164,7 @@ fn without_a_configuration_heads_are_of_a_published_shape_or_given() {
     assert!(error.contains("--text-heads 2: open_clip_config.json has 2 and 4"), "{error}");
 }
 
-/// `config.json` of Hugging Face for the small fixture.
+/// Hugging Face's `config.json` for the small fixture.
 fn hugging_face() -> Value {
     json!({
         "model_type": "clip", "projection_dim": 24,
@@ -177,7 +180,7 @@ fn hugging_face() -> Value {
 }
 
 #[test]
-fn hugging_faces_configuration_says_the_same() {
+fn hugging_face_configuration_is_read_and_checked() {
     let read = |config: Value, preprocessor: Option<&str>| {
         let preprocessor = preprocessor.map(str::to_string);
         let hints =
@@ -188,7 +191,7 @@ fn hugging_faces_configuration_says_the_same() {
     let grey = Some(r#"{"image_mean": [0.5, 0.5, 0.5], "resample": 3}"#);
     let file = read(hugging_face(), grey).unwrap();
     assert_eq!(file.config.rerank.as_ref().unwrap().mean, [0.5; 3]);
-    hold(&through_a_file(&file), &golden);
+    check_embeddings(&through_a_file(&file), &golden);
     let with = |part: &str, key: &str, value: Value| {
         let mut config = hugging_face();
         config[part][key] = value;
@@ -257,7 +260,7 @@ fn vit_b_32() -> Vec<(String, Vec<usize>)> {
 }
 
 #[test]
-fn the_whole_shape_of_vit_b_32_gives_open_clips_embeddings() {
+fn full_size_vit_b_32_gives_open_clips_embeddings() {
     let weight = |(name, shape): (String, Vec<usize>)| {
         let width = shape.last().copied().unwrap_or(1) as f32;
         let value = |i: usize| match (&*name, shape.len()) {
@@ -278,11 +281,11 @@ fn the_whole_shape_of_vit_b_32_gives_open_clips_embeddings() {
     assert_eq!(config.n_parameters(), 151_277_313);
     let clip = Clip::new(&config, 0, exact());
     let clip = crate::nn::import(clip, &weights.into_values().collect::<Vec<_>>()).unwrap();
-    hold(&clip, &serde_json::from_slice(&fixture("full.json")).unwrap());
+    check_embeddings(&clip, &serde_json::from_slice(&fixture("full.json")).unwrap());
 }
 
 #[test]
-fn what_cannot_be_read_is_named() {
+fn errors_name_what_cannot_be_read() {
     let error = |bytes: &[u8], gelu| format!("{:#}", read(bytes, gelu).unwrap_err());
     let (hf, quick) = (fixture("small-hf.safetensors"), Some(Gelu::Quick));
     assert!(
@@ -290,9 +293,9 @@ fn what_cannot_be_read_is_named() {
             && error(&hf, None).contains("--gelu quick")
     );
     assert!(
-        error(&hf[..hf.len() / 2], quick).contains("neither a file of PyTorch nor a whole safetensors file")
+        error(&hf[..hf.len() / 2], quick).contains("neither a PyTorch file nor a complete safetensors file")
     );
-    assert!(error(b"hello", quick).contains("neither a file of PyTorch"));
+    assert!(error(b"hello", quick).contains("neither a PyTorch file"));
     let script = fixture("small-script.pt");
     assert!(read(&script[..script.len() / 2], quick).is_err());
     let with = |name: &str, shape: &[usize]| {
@@ -303,7 +306,7 @@ fn what_cannot_be_read_is_named() {
     };
     let resnet = error(&with("visual.layer1.0.conv1.weight", &[64, 64, 1, 1]), quick);
     assert!(
-        resnet.contains("visual.layer1.0.conv1.weight is of no CLIP with a vision transformer"),
+        resnet.contains("visual.layer1.0.conv1.weight does not belong to a CLIP with a vision transformer"),
         "{resnet}"
     );
     let alone = error(&with("visual.conv1.weight", &[64, 3, 8, 8]), quick);
