@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The embedded model, from nothing: every command of the pipeline in its order.
+# Makes the embedded model from scratch: every command of the pipeline, in order.
 #
-#   runs/emoji.sh WORK        everything goes to WORK; stop it with Ctrl-C and start it again, it continues
+#   runs/emoji.sh WORK        writes everything to WORK; after Ctrl-C, the same command continues
 #
-# Each command reads what the ones before it wrote. Time and figures of the run that made the embedded model are in
-# crates/pretrained/CARD.md; the settings and their reasons are in configs/emoji.toml.
+# Each command reads the output of earlier commands. crates/pretrained/CARD.md has the wall time and the figures of the run
+# that made the embedded model; configs/emoji.toml has the settings and their reasons.
 #
-# Needs what runs/fetch_emoji.sh needs.
+# It needs the same tools as runs/fetch_emoji.sh.
 set -euo pipefail
 
 [ $# -eq 1 ] || { echo "emoji: wanted one argument, the folder to work in: runs/emoji.sh WORK" >&2; exit 2; }
@@ -16,32 +16,34 @@ cd "$1"
 
 tessera() { cargo run --release --quiet --manifest-path "$repo/Cargo.toml" -- "$@"; }
 
-# train TASK RUN …: trains in the folder RUN, or continues what is there; a finished run only has its model written again.
+# train TASK RUN …: trains in the folder RUN, or continues the run there. Of a finished run it only writes the model again.
 train() {
   local task=$1 run=$2 resume=
   shift 2
   if ls -d "$run"/checkpoints/step_* >/dev/null 2>&1; then resume=--resume; fi
   tessera train "$task" --config emoji --run "$run" "$@" ${resume:+"$resume"}
-  # Ctrl-C saves and is no error, but what follows wants the whole run, whose last checkpoint is that of its last step.
+  # Ctrl-C saves a checkpoint and exits successfully. The next commands need the finished run, whose last checkpoint is
+  # that of its last step.
   local steps
   steps=$(sed -n "/^\[train_$task\]/,/^\[/s/^steps = //p" "$run/config.toml")
   [ -d "$run/checkpoints/$(printf 'step_%06d' "$steps")" ] ||
     { echo "emoji: stopped; start runs/emoji.sh again to continue" >&2; exit 130; }
 }
 
-# 1. The pictures as their makers publish them: six sets of emoji as SVG, names and keywords in emojibase.
+# 1. The pictures, as published by their makers: six sets of emoji as SVG; names and keywords from emojibase.
 "$repo/runs/fetch_emoji.sh" packages
 
-# 2. Pictures and captions. 108 pixels a side leave room for random crops above 48. Some combinations of thing and style are
-#    held out, to see later whether the model can draw what it was never shown. Already made: says so and goes on.
+# 2. Pictures and captions. 108 pixels on each side leave room for random crops above 48. Some combinations of thing and
+#    style are held out, to test later whether the model can draw what training never showed. If the data set exists, the
+#    command says so and succeeds.
 tessera data emoji --packages packages --out data --size 108
 
-# 3. The caption vocabulary (paper §2.2): byte-level BPE on the training captions. Seconds, so it is simply made again.
+# 3. The caption vocabulary (paper §2.2): byte-level BPE on the training captions. It takes seconds and is always redone.
 tessera train bpe --config emoji --data data --run bpe
 
-# 4. Stage 1 (paper §2.1, §A): the dVAE learns to turn a picture into tokens and back, on pictures of 48 pixels; then it goes
-#    on from those weights with codes as hard as they get, on smaller pictures and on whole ones again (the first of these
-#    made an earlier model). RUN/samples shows originals above reconstructions.
+# 4. Stage 1 (paper §2.1, §A): the dVAE learns to encode pictures of 48 pixels to tokens and to decode them. Training then
+#    continues from those weights at the final temperature, on pictures of 32 pixels and on pictures of 48 pixels again (the
+#    first of these two runs made an earlier model). RUN/samples shows originals above reconstructions.
 harder=(--set train_dvae.steps=2000 --set train_dvae.lr_steps=2000 --set train_dvae.lr=5e-4 --set relax.tau_steps=1
   --set relax.beta_steps=1)
 train dvae dvae-soft --data data
@@ -49,30 +51,31 @@ train dvae dvae-small --data data --init dvae-soft/dvae.tessera.safetensors "${h
   --set dvae.image_size=32 --set prior.grid=8
 train dvae dvae --data data --init dvae-small/dvae.tessera.safetensors "${harder[@]}"
 
-# 5. Pictures to tokens (paper §B.2). The folder also gets the dVAE that gives them their meaning; it is written last, so
-#    where it is, the codes are whole.
+# 5. Pictures to tokens (paper §B.2). The dVAE that decodes them is copied to the same folder. It is written last, so if it
+#    exists, the codes are complete.
 if [ ! -e codes/dvae.tessera.safetensors ]; then
   tessera encode --config emoji --data data --dvae dvae/dvae.tessera.safetensors --out codes
 fi
 
-# 6. Stage 2 (paper §2.2, §B): the transformer learns captions and tokens as one stream. This is the long one.
-#    WORK/prior/samples shows drawings of held-out captions as it goes. It had not learnt all there was to learn, so it goes
-#    on from those weights, with the larger steps of a schedule that is left before its end.
+# 6. Stage 2 (paper §2.2, §B): the transformer learns captions and tokens as one sequence. This is the longest step.
+#    WORK/prior/samples shows drawings of held-out captions during training. This run had not converged, so a second
+#    run continues from those weights, with the larger learning rates of a schedule that ends before it has decayed.
 train prior prior --data codes --bpe bpe/tokenizer.json
 train prior longer --data codes --bpe bpe/tokenizer.json --init prior/model.tessera.safetensors \
   --set train_prior.lr=6e-4 --set train_prior.steps=18400 --set train_prior.lr_steps=21000
 
-# 7. The contrastive model that ranks what is drawn (paper §2.6), on pictures of which half come out of the dVAE's tokens, as drawings do.
-#    And another from another seed: it never ranks, so it can judge what the first one chose.
+# 7. The contrastive model that ranks drawings (paper §2.6). Half of its training pictures are reconstructed from the dVAE's
+#    tokens, because drawings are decoded from tokens too. A second model, from another seed, never ranks, so it can evaluate
+#    what the first one chose.
 train rerank rerank --data data --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors --seed 1
 train rerank judge --data data --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors --seed 2
 
-# 8. Small enough to live inside the program: the matrices of the prior and of the contrastive model in 8 bits.
+# 8. The matrices of the prior and of the contrastive model in 8 bits, so that the model is small enough to embed.
 model=emoji.tessera.safetensors
 tessera pack longer/model.tessera.safetensors --rerank rerank/rerank.tessera.safetensors --out "$model"
 
-# 9. How good is it, on combinations it has not seen? What the tokens keep of a picture, what the words add, and how often a
-#    drawing is nearest to the picture it should be.
+# 9. Evaluation on combinations that training never showed: how well pictures are reconstructed from tokens, how much the
+#    caption matters, and how often a drawing is nearest to the true picture.
 tessera eval recon --data data --model "$model"
 tessera eval conditioning --data data --model "$model"
 tessera eval drawing --data data --model "$model" --sheet held-out.png

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Fetches the emoji packages that `tessera data emoji` draws, at pinned versions, and checks their integrity.
+# Fetches the emoji packages that `tessera data emoji` renders, at pinned versions, and checks their integrity.
 #
-#   runs/fetch_emoji.sh DIR        about 225 MB in DIR; running it again fetches only what is missing
+#   runs/fetch_emoji.sh DIR        writes about 225 MB to DIR; running it again fetches only what is missing
 #
-# Needs npm (only `npm pack`: nothing is installed, no script of a package runs), tar and openssl.
+# It needs npm (only `npm pack`: nothing is installed, and no script of a package runs), tar and openssl.
 set -euo pipefail
 
 die() { echo "fetch_emoji: $*" >&2; exit 2; }
@@ -14,10 +14,10 @@ done
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
 
-# The digest of a file, in the form in which npm publishes it.
+# Prints the digest of a file in the form that npm publishes.
 integrity() { echo "sha512-$(openssl dgst -sha512 -binary "$1" | openssl base64 -A)"; }
 
-# fetch FOLDER PACKAGE VERSION INTEGRITY: leaves DIR/FOLDER.tgz and, unpacked, DIR/FOLDER.
+# fetch FOLDER PACKAGE VERSION INTEGRITY: writes DIR/FOLDER.tgz, and its content to DIR/FOLDER.
 fetch() {
   local folder=$1 package=$2 version=$3 wanted=$4 tgz="$dir/$1.tgz" partial="$dir/.$1.partial"
   rm -rf "$partial"
@@ -27,7 +27,7 @@ fetch() {
     (cd "$partial" && npm pack --silent "$package@$version" >/dev/null) || die "npm cannot fetch $package@$version"
     local got
     got=$(integrity "$partial"/*.tgz)
-    [ "$got" = "$wanted" ] || die "$package@$version is not what it was: got $got, wanted $wanted"
+    [ "$got" = "$wanted" ] || die "$package@$version differs from the pinned package: got $got, wanted $wanted"
     mv "$partial"/*.tgz "$tgz"
     rm -rf "$partial" "${dir:?}/$folder"
   fi
@@ -53,4 +53,4 @@ fetch fxemoji @iconify-json/fxemoji 1.2.2 \
   sha512-UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==
 fetch emojibase-data emojibase-data 17.0.0 \
   sha512-Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==
-echo "now: tessera data emoji --packages $dir --out OUT"
+echo "next: tessera data emoji --packages $dir --out OUT"

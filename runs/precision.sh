@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# What 16-bit numbers do to a deep prior, and what a gradient scale for each resblock does about it (paper §2.4, figure 4):
-# the runs behind docs/precision.md.
+# The runs of docs/precision.md: the effect of 16-bit storage on a deep prior, and of a gradient scale for each resblock
+# (paper §2.4, figure 4).
 #
 #   runs/precision.sh WORK
 #
-# WORK is the folder in which runs/emoji.sh has made `data`, `codes` and `bpe`. About an hour and a half on two cores; where
-# it is stopped, it goes on when called again.
+# WORK is the folder in which runs/emoji.sh has made `data`, `codes` and `bpe`. The runs take about an hour and a half on two
+# cores. If the script is stopped, the same command continues.
 set -euo pipefail
 tessera=$(cd "$(dirname "$0")/.." && pwd)/target/release/tessera
 [ -x "$tessera" ] || { echo "precision: no $tessera; cargo build --release first" >&2; exit 1; }
 cd "${1:?usage: runs/precision.sh WORK}/"
 
 # 64 attention and 64 MLP resblocks, as deep as the paper's prior, and 64 wide instead of 3,968. All runs see the same pictures
-# in the same order; nothing but the numbers differs.
+# in the same order; only the number format differs.
 deep=(--config emoji --data codes --bpe bpe/tokenizer.json
   --set prior.n_layers=64 --set prior.d_model=64 --set prior.n_heads=1 --set 'cpu.precision="f32"'
   --set train_prior.steps=800 --set train_prior.lr_steps=1600 --set train_prior.lr=6e-4
   --set train_prior.eval_every=800 --set train_prior.checkpoint_every=100 --set train_prior.log_every=10)
-# run NAME …: trains in deep/NAME, or continues what is there, or finds it done.
+# run NAME …: trains in deep/NAME, or continues the run there; does nothing if it is finished.
 run() {
   local name=$1 resume=() steps=
   shift
@@ -28,17 +28,17 @@ run() {
 }
 mkdir -p deep
 
-# 1. The measure.
+# 1. The baseline in f32.
 run f32
 
-# 2. The paper's 16 bits, five of them exponent, by its own rules for scales.
+# 2. The paper's 16-bit format, with five bits of exponent, and the paper's rules for scales.
 run f16-resblock --set 'train_prior.storage="f16"'
 run f16-global   --set 'train_prior.storage="f16"' --set 'chain.scaling="global"'
 
-# f32 against itself: a batch in two halves is the same arithmetic, added up in another order.
+# f32 compared with itself: a batch in two halves is the same arithmetic, summed in another order.
 run f32-halves --set train_prior.micro_batches=2
 
-# Two more seeds, shorter, to see how far runs are apart that differ in nothing else.
+# Two more seeds, with shorter runs, to measure the variation between runs.
 for seed in 1 2; do
   short=(--seed "$seed" --set train_prior.steps=600 --set train_prior.eval_every=600)
   run "f32-s$seed" "${short[@]}"
@@ -46,18 +46,20 @@ for seed in 1 2; do
   run "f16-resblock-s$seed" "${short[@]}" --set 'train_prior.storage="f16"'
 done
 
-# 3. Three bits of exponent. Scales begin near what the first gradients bear, and may fall every 5 updates: gradients grow by
-#    2^10 within the first hundreds, for which the paper's 125 would be too slow in so short a run.
+# 3. Three bits of exponent. Scales start near the largest that the first gradients allow, and may fall every 5 updates:
+#    gradients grow by 2^10 within the first hundreds of updates, for which the paper's 125 would be too slow in such a short
+#    run.
 three=(--set 'train_prior.storage="1-3-12"' --set chain.scale_first=22.0 --set chain.scale_rest=5)
 run three-resblock "${three[@]}"
 run three-global   "${three[@]}" --set 'chain.scaling="global"'
 
-# 4. The relaxed and the sampled bound of a dVAE while its temperature falls.
+# 4. The relaxed and the sampled bound of a dVAE, while its temperature falls.
 [ -e deep/dvae/dvae.tessera.safetensors ] || "$tessera" train dvae --config emoji --data data --run deep/dvae \
   --set train_dvae.steps=2600 --set train_dvae.eval_every=100
 
 # 5. The figures and the plots.
-# Loss of run $1 beside run $2: how much it is above, in percent, by means of 100 updates, and both means at the end.
+# beside RUN OTHER: prints how far the loss of RUN is above that of OTHER, in percent, as means of 100 updates, and both means
+# at the end.
 beside() {
   for run in "$1" "$2"; do
     sed -n 's/.*"loss":\([0-9.]*\),.*"split":"train","step":\([0-9]*\),.*/\2 \1/p' "deep/$run/metrics.jsonl"
@@ -85,5 +87,5 @@ curves precision-scales.svg deep/three-resblock deep/three-global --metric scale
 curves relaxation.svg deep/dvae --metric relaxation_gap_nats_per_value --metric relaxed_elbo_nats_per_value \
   --metric sampled_elbo_nats_per_value --metric psnr_db
 
-# 6. What keeping activations takes, by depth.
+# 6. The memory that kept activations take, by depth.
 "$tessera" bench depth-{8,16,32,64}-{keep,recompute} --rounds 3

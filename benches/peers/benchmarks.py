@@ -1,7 +1,7 @@
-"""The benchmarks that are timed: their names, their sizes, and who takes part.
+"""The benchmarks: their names, their sizes, and which peers take part.
 
-A benchmark is one thing to do, named as in `tessera bench BENCHMARK`. Everything about it that two programs must agree on is
-here; this file imports nothing, so that `compare.py` needs no tensor library.
+A benchmark is one computation, with the name that `tessera bench BENCHMARK` uses. This file defines everything that two
+programs must agree on. It imports no tensor library, so that `compare.py` does not need one.
 """
 
 from dataclasses import dataclass
@@ -16,31 +16,35 @@ GPT_WIDTH, GPT_LAYERS, GPT_HEADS, GPT_VOCAB = 384, 6, 6, 4096
 GPT_BATCH, GPT_LENGTH = 8, 320
 GPT_PARAMETERS = 13_916_160
 
-# The paper's stream: 256 text tokens, then a 32×32 grid.
+# The paper's sequence: 256 text tokens, then a 32×32 grid of image tokens.
 PAPER_BATCH, PAPER_TEXT, PAPER_GRID = 1, 256, 32
 PAPER_WIDTH, PAPER_LAYERS, PAPER_HEADS = 512, 8, 8
 PAPER_TEXT_VOCAB, PAPER_IMAGE_VOCAB = 16_384, 8_192
 
-# The released dVAE, narrower and on smaller pictures for training, as released for decoding.
+# The released dVAE: narrower and on smaller pictures in training, at its released size in decoding.
 DVAE_VOCAB, DVAE_INIT, DVAE_BLOCKS = 8_192, 128, 2
 DVAE_BATCH, DVAE_SIDE, DVAE_WIDTH = 4, 128, 64
 RELEASED_WIDTH, RELEASED_GRID = 256, 32
 
-# Streams of `grow-LENGTH`: text tokens, and the side of the square of tokens that is drawn after them.
+# Sequences of `grow-LENGTH`: the number of text tokens, and the side of the square grid drawn after them.
 GROWTH = {320: (64, 16), 640: (64, 24), 1280: (256, 32), 2560: (60, 50)}
 GROWTH_LANES = 16
-DECODE_STREAM = GROWTH[GPT_LENGTH]  # of `decode-BATCH`
+DECODE_STREAM = GROWTH[GPT_LENGTH]  # the sequence of `decode-BATCH`
 BOTH = ("f32", "bf16")
 COMPILED = {"torch.compile": ("bf16",)}
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark. `contenders` do the same thing as we do; `references` have a shape of their own and give no ratio."""
+    """One benchmark.
+
+    `contenders` do the same computation as Tessera. `references` have another architecture and do not count for the
+    ratio. Both map a peer to its precisions.
+    """
 
     name: str
     what: str
-    count: float  # how much one repetition does of what `unit` counts in a second
+    count: float  # amount of work in one repetition, in the units that `unit` counts per second
     unit: str  # as in `tessera bench BENCHMARK`
     contenders: dict[str, tuple[str, ...]]
     references: dict[str, tuple[str, ...]]
@@ -51,7 +55,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Shape:
-    """What is drawn: `lanes` pictures of `side`×`side` tokens, each after `text` tokens."""
+    """What is drawn: a batch of `lanes` pictures of `side`×`side` tokens, each after `text` text tokens."""
 
     lanes: int
     text: int
@@ -59,17 +63,17 @@ class Shape:
 
     @property
     def drawn(self) -> int:
-        """Tokens drawn by one lane."""
+        """Image tokens per sequence."""
         return self.side**2
 
     @property
     def length(self) -> int:
-        """Tokens of the whole stream."""
+        """Length of the sequence in tokens."""
         return self.text + self.drawn
 
 
 def decode_shape(name: str) -> Shape:
-    """The shape of `decode-BATCH` and `grow-LENGTH`."""
+    """Returns the shape of `decode-BATCH` or `grow-LENGTH`."""
     kind, number = name.split("-")
     if kind == "decode":
         return Shape(int(number), *DECODE_STREAM)
@@ -78,12 +82,13 @@ def decode_shape(name: str) -> Shape:
     return shape
 
 
-def decode_work(name: str, contenders: dict[str, tuple[str, ...]], references: dict[str, tuple[str, ...]]) -> Benchmark:
+def decode_benchmark(
+    name: str, contenders: dict[str, tuple[str, ...]], references: dict[str, tuple[str, ...]]
+) -> Benchmark:
     shape = decode_shape(name)
-    lanes = "1 lane" if shape.lanes == 1 else f"{shape.lanes} lanes"
     what = (
-        f"draw {shape.side}×{shape.side} tokens after {shape.text} of text, a stream of {shape.length}, in {lanes}, "
-        "with a key/value cache"
+        f"draw {shape.side}×{shape.side} tokens after {shape.text} text tokens, sequence length {shape.length}, "
+        f"batch of {shape.lanes}, with a KV cache"
     )
     return Benchmark(name, what, shape.lanes * shape.drawn, "tokens/s", contenders, references)
 
@@ -120,7 +125,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "paper-step",
-            f"training step on the paper's stream, {PAPER_TEXT} text and {PAPER_GRID}×{PAPER_GRID} image tokens, "
+            f"training step on the paper's sequence, {PAPER_TEXT} text and {PAPER_GRID}×{PAPER_GRID} image tokens, "
             f"{PAPER_LAYERS} layers of width {PAPER_WIDTH}, batch {PAPER_BATCH}, AdamW",
             PAPER_BATCH * PAPER_LENGTH,
             "tokens/s",
@@ -136,9 +141,9 @@ BENCHMARKS: dict[str, Benchmark] = {
             {"torch": BOTH, **COMPILED},
             {"dalle-pytorch": BOTH},
         ),
-        decode_work("decode-1", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": BOTH}),
-        decode_work("decode-16", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": BOTH}),
-        decode_work("decode-64", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {}),
+        decode_benchmark("decode-1", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": BOTH}),
+        decode_benchmark("decode-16", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {"min-dalle": BOTH}),
+        decode_benchmark("decode-64", {"torch": BOTH, **COMPILED, "dalle-pytorch": BOTH}, {}),
         Benchmark(
             "released-decoder",
             f"{RELEASED_GRID}×{RELEASED_GRID} tokens to 256×256 pixels with the released decoder",
@@ -147,14 +152,14 @@ BENCHMARKS: dict[str, Benchmark] = {
             {"torch": BOTH, "dall-e": BOTH},
             {},
         ),
-        decode_work("grow-320", {"torch": BOTH, "dalle-pytorch": BOTH}, {}),
-        decode_work("grow-640", {"torch": BOTH, "dalle-pytorch": BOTH}, {}),
-        # The longer the stream, the fewer take part: the slow ones would need an hour.
-        decode_work("grow-1280", {"torch": ("bf16",), "dalle-pytorch": ("bf16",)}, {}),
-        decode_work("grow-2560", {"torch": ("bf16",)}, {}),
+        decode_benchmark("grow-320", {"torch": BOTH, "dalle-pytorch": BOTH}, {}),
+        decode_benchmark("grow-640", {"torch": BOTH, "dalle-pytorch": BOTH}, {}),
+        # Fewer peers take part in long sequences: the slow ones would take an hour.
+        decode_benchmark("grow-1280", {"torch": ("bf16",), "dalle-pytorch": ("bf16",)}, {}),
+        decode_benchmark("grow-2560", {"torch": ("bf16",)}, {}),
         Benchmark(
             "draw-9",
-            "nine drawings of a red apple, the whole process with its embedded model",
+            "nine drawings of a red apple, the complete process with its embedded model",
             9,
             "pictures/s",
             {},

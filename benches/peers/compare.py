@@ -1,11 +1,11 @@
-"""Times every benchmark on us and on the peers, taking turns, and writes the results down.
+"""Times every benchmark with Tessera and with the peers in turns, and writes the results as JSON and as a page.
 
     python compare.py --only gemm,gpt-step --rounds 5
 
-Each peer at each precision is a process of its own (`worker.py`) that is warmed up once. Then, for each round, every
-contender does one repetition; only one runs at a time, so that a busy minute of the machine falls on all of them. We
-take part through `tessera bench BENCHMARK --json`. Works that are not run again keep their results from the last time, and
-so do references that are left out.
+Each peer at each precision is a separate process (`worker.py`) that is warmed up once. Then, in each round, every
+contender does one repetition. Only one runs at a time, so that other load on the machine affects all of them. Tessera
+takes part through `tessera bench BENCHMARK --json`. Benchmarks that are not run again keep their results from the last
+time, and so do references that are left out.
 """
 
 import argparse
@@ -29,21 +29,21 @@ from benchmarks import BOTH, THREADS, BENCHMARKS, Benchmark
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PACKAGES = ("torch", "dalle-pytorch", "min-dalle", "dall-e", "numpy")
-OUR_REPETITIONS = 5  # of ours in a round, in one process; their median is the round's figure
-LONG = 3.0  # seconds from which on one repetition is enough
+OUR_REPETITIONS = 5  # Tessera's repetitions per round, in one process; their median is the round's result
+LONG = 3.0  # seconds; above this, one repetition per round is enough
 Answer = dict[str, Any]
 
 
 class Failed(Exception):
-    """A contender cannot do the benchmark; the text says why."""
+    """A contender cannot run the benchmark; the message says why."""
 
 
 class Mismatch(Exception):
-    """A contender does another amount of the benchmark, or counts it in another unit."""
+    """A contender does another amount of work, or reports it in another unit."""
 
 
 def check(benchmark: Benchmark, who: str, answer: Answer) -> Answer:
-    """`answer`, which must be of the amount and in the unit of `benchmark`."""
+    """Returns `answer`; raises `Mismatch` if its amount or unit is not that of `benchmark`."""
     amount = answer["rate"] * answer["seconds"]
     if answer["unit"] != benchmark.unit or not same(amount, benchmark.count):
         raise Mismatch(
@@ -58,7 +58,7 @@ def same(amount: float, wanted: float) -> bool:
 
 
 class Worker:
-    """A peer at one precision, waiting in its process between repetitions."""
+    """A peer at one precision. Its process waits between repetitions."""
 
     def __init__(self, benchmark: Benchmark, peer: str, precision: str):
         self.benchmark, self.peer, self.precision = benchmark, peer, precision
@@ -66,7 +66,7 @@ class Worker:
         command = [sys.executable, HERE / "worker.py", peer, benchmark.name, precision]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, bufsize=1)
-        self.answer()  # of the warm-up
+        self.answer()  # the warm-up's result
 
     def once(self) -> Answer:
         self.process.stdin.write("go\n")
@@ -76,7 +76,7 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             self.errors.seek(0)
-            raise Failed((self.errors.read().strip() or "it ended without a word").splitlines()[-1])
+            raise Failed((self.errors.read().strip() or "the process ended without an error message").splitlines()[-1])
         return check(self.benchmark, self.peer, json.loads(line))
 
     def close(self) -> None:
@@ -85,15 +85,15 @@ class Worker:
 
 
 class Ours:
-    """Our own program; a process for each round."""
+    """Tessera's program. Each round starts a new process."""
 
     peer, precision = "tessera", ""
 
     def __init__(self, benchmark: Benchmark, program: Path):
         self.benchmark, self.program = benchmark, program.resolve()
         if not self.program.exists():
-            raise Failed(f"{program} is not there")
-        # So that the program has been read from disk, and a wrong amount is seen before the peers take their time.
+            raise Failed(f"there is no program {program}; build it with cargo build --release")
+        # This reads the program from disk, and detects a wrong amount before the slow peers run.
         first = self.draw() if benchmark.name == "draw-9" else self.bench(1)
         self.repetitions = 1 if first["seconds"] > LONG else OUR_REPETITIONS
 
@@ -124,7 +124,7 @@ class Ours:
 
 
 def measure(benchmark: Benchmark, program: Path, rounds: int, precisions: tuple[str, ...], references: bool) -> Answer:
-    """`rounds` repetitions of `benchmark` by every contender in turn, and what came of it."""
+    """Runs `rounds` rounds of `benchmark` with all contenders in turns, and returns the results."""
     runs: dict[Worker | Ours, list[Answer]] = {}
     failed: dict[str, str] = {}
     try:
@@ -147,7 +147,7 @@ def warm_up(
     runs: dict[Worker | Ours, list[Answer]],
     failed: dict[str, str],
 ) -> None:
-    """Enters all who take part into `runs`; who cannot goes to `failed`."""
+    """Adds each contender that can run to `runs`, and each other one, with the reason, to `failed`."""
     entrants = [("tessera", "")]
     for group in (benchmark.contenders, benchmark.references if references else {}):
         entrants += [(peer, each) for peer in group for each in group[peer] if each in precisions]
@@ -160,7 +160,7 @@ def warm_up(
 
 
 def take_turns(benchmark: Benchmark, rounds: int, runs: dict[Worker | Ours, list[Answer]], failed: dict[str, str]) -> None:
-    """Adds an answer to each of `runs` in every round; who cannot go on moves to `failed`."""
+    """Adds one result per round to each of `runs`; a contender that fails moves to `failed`."""
     for number in range(rounds):
         for contender in list(runs):
             name = f"{contender.peer} {contender.precision}".strip()
@@ -191,7 +191,7 @@ def summary(benchmark: Benchmark, peer: str, answers: list[Answer]) -> Answer:
 
 
 def stamp() -> Answer:
-    """When, at which commit, and on what the figures were taken."""
+    """Returns the date, the commit and the machine of this measurement."""
     with open("/proc/cpuinfo") as lines:
         fields = (line.partition(":") for line in lines.read().split("\n\n")[0].splitlines())
     cpu = {name.strip(): value.strip() for name, _, value in fields}
@@ -211,18 +211,18 @@ def stamp() -> Answer:
 
 
 def earlier_figures(path: Path) -> dict[str, Answer]:
-    """Those of benchmarks that still have the same amount."""
+    """Reads earlier results, without those of benchmarks whose amount of work has changed."""
     results: dict[str, Answer] = json.loads(path.read_text()) if path.exists() else {}
     for name, each in list(results.items()):
         amounts = [result["rate"] * result["seconds"] for result in each["results"]]
         if name not in BENCHMARKS or not all(same(amount, BENCHMARKS[name].count) for amount in amounts):
-            say(f"{name}: the earlier figures are of another shape, and are left out")
+            say(f"{name}: the earlier results are for another amount of work, and are dropped")
             del results[name]
     return results
 
 
 def with_references(record: Answer, earlier: Answer) -> Answer:
-    """`record`, taken without references, and those of `earlier`; each says of which `run` it is."""
+    """Returns `record`, measured without references, plus the references of `earlier`, each with its own `run`."""
     run = {field: value for field, value in earlier.items() if field not in ("results", "failed", "rounds")}
     kept = [{"run": run, **result} for result in earlier["results"] if result["reference"]]
     return {**record, "results": record["results"] + kept}
@@ -238,20 +238,20 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tessera", type=Path, default=ROOT / "target/release/tessera", help="our program")
-    parser.add_argument("--only", help="benchmarks to run, with commas between; all unless told otherwise")
+    parser.add_argument("--tessera", type=Path, default=ROOT / "target/release/tessera", help="Tessera's program")
+    parser.add_argument("--only", help="benchmarks to run, separated by commas; all by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--no-references",
         action="store_true",
-        help="leave out what enters no ratio and takes longest; its earlier figures are kept",
+        help="do not run the references, which count for no ratio and take longest; their earlier results are kept",
     )
     parser.add_argument(
-        "--precision", choices=BOTH, help="of the peers; both unless told otherwise (bf16 takes hours without AVX-512)"
+        "--precision", choices=BOTH, help="precision of the peers; both by default (bf16 takes hours without AVX-512)"
     )
-    parser.add_argument("--out", type=Path, default=HERE / "results.json", help="the figures, for programs")
-    parser.add_argument("--json", type=Path, help="earlier figures to keep; those in --out unless told otherwise")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/performance.md", help="the figures, for people")
+    parser.add_argument("--out", type=Path, default=HERE / "results.json", help="the results as JSON")
+    parser.add_argument("--json", type=Path, help="earlier results to keep; those in --out by default")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/performance.md", help="the results as a page")
     options = parser.parse_args()
 
     names = options.only.split(",") if options.only else list(BENCHMARKS)
@@ -261,7 +261,7 @@ def main() -> None:
     precisions = (options.precision,) if options.precision else BOTH
     results = earlier_figures(options.json or options.out)
 
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])  # of everything that is started from here
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])  # all child processes inherit this
     os.environ["OMP_NUM_THREADS"] = str(THREADS)
     for name in names:
         references = not options.no_references

@@ -1,8 +1,8 @@
-"""lucidrains' DALLE-pytorch with those of its options that are nearest to the benchmark.
+"""lucidrains' DALLE-pytorch, with the options that are closest to the benchmark.
 
-Its feed-forward is gated, so its layers hold a third more weights than plain ones of the same width. Its convolutional
-pattern is 5×5, not 11×11, and its sparse patterns need rotary positions to run on a PyTorch of today. They cannot be
-cached, so drawing uses its full attention. Codes are fed in and taken out: its VAE rests.
+Its feed-forward layers are gated, so its layers have a third more weights than plain ones of the same width. Its
+convolutional pattern is 5×5, not 11×11, and its sparse patterns need rotary positions to run on a current PyTorch. They
+have no cache, so drawing uses its full attention. The benchmarks pass codes in and out, so its VAE does not run.
 """
 
 from collections.abc import Callable
@@ -18,23 +18,23 @@ stand_ins.install()
 
 from dalle_pytorch import DALLE, DiscreteVAE  # noqa: E402
 
-TEXT_VOCAB = 960  # with its pad tokens, one a text position, and as many image tokens as make a head of 4,096
-FILTER = 0.9  # it always filters: all but the likeliest tenth
+TEXT_VOCAB = 960  # with one pad token per text position and the image tokens, the head has 4,096 outputs
+FILTER = 0.9  # it always filters; this keeps the most likely tenth of the tokens
 
 
 class Codes(DiscreteVAE):
-    """Tells `DALLE` of a grid of `side`×`side` codes, and hands codes out undecoded."""
+    """A VAE that gives `DALLE` a grid of `side`×`side` codes and returns codes without decoding them."""
 
     def __init__(self, side: int, num_tokens: int):
         super().__init__(image_size=16, num_layers=1, hidden_dim=8, codebook_dim=8, num_tokens=num_tokens)
-        self.image_size = 2 * side  # `DALLE` halves it once for each layer
+        self.image_size = 2 * side  # `DALLE` halves it once per layer of the VAE
 
     def decode(self, img_seq: Tensor) -> Tensor:
         return img_seq
 
 
 class Cached(DALLE):
-    """`DALLE` with `use_cache=True` obeyed: version 1.6.6 drops the cache on the way when `cond_scale` is 1."""
+    """`DALLE` that uses its cache: version 1.6.6 ignores `use_cache=True` when `cond_scale` is 1."""
 
     def forward_with_cond_scale(self, *args: Tensor, cond_scale: float = 1, cache: dict | None = None) -> Tensor:
         assert cond_scale == 1
@@ -42,7 +42,7 @@ class Cached(DALLE):
 
 
 def build(benchmark: str, precision: str) -> tuple[Callable[[], None], int]:
-    """One repetition of `benchmark`, and how many times it does it."""
+    """Returns a function that does one repetition of `benchmark`, and how often that repeats the work."""
     match benchmark:
         case "paper-step":
             return paper_step(precision), 1
@@ -70,7 +70,7 @@ def paper_step(precision: str) -> Callable[[], None]:
 
 
 def dvae_step(precision: str) -> Callable[[], None]:
-    """Its own architecture: three strided convolutions and two residual blocks each way, mean squared error."""
+    """Uses the package's architecture: three strided convolutions, two residual blocks each way, mean squared error."""
     model = DiscreteVAE(
         image_size=benchmarks.DVAE_SIDE,
         num_tokens=benchmarks.DVAE_VOCAB,

@@ -1,10 +1,10 @@
-"""Measurements side by side with those who made them customary, on the same pictures: the figures and the time.
+"""Compares evaluation metrics with their usual implementations on the same pictures: the values and the time.
 
     make peers-eval
     python eval.py --only inception --pictures 100 --rounds 5
 
-Each section is a function in SECTIONS that is given the options and returns lines for people. Ours and theirs take
-turns, one at a time, on two threads each.
+Each section is a function in SECTIONS that takes the options and returns lines of text. Tessera and the other
+implementation take turns, one at a time, on two threads each.
 """
 
 import argparse
@@ -29,11 +29,11 @@ import pytorch_fid.fid_score  # noqa: E402
 import torch  # noqa: E402
 from inception import PytorchFid  # noqa: E402
 
-BATCHES = (8, 50)  # pytorch-fid takes 50 together if it is not told otherwise; the faster counts
+BATCHES = (8, 50)  # pytorch-fid's default is 50; the faster of the two counts
 
 
 def emoji(count: int) -> list[bytes]:
-    """The first pictures of fixtures/emoji, as PNG."""
+    """Returns the first `count` pictures of fixtures/emoji, as PNG."""
     found: list[bytes] = []
     for shard in sorted((ROOT / "fixtures" / "emoji").glob("*/*.tar")):
         with tarfile.open(shard) as tar:
@@ -44,7 +44,7 @@ def emoji(count: int) -> list[bytes]:
 
 
 def two_folders(folder: Path, pictures: list[bytes]) -> list[Path]:
-    """The first half of `pictures` and the second, as files."""
+    """Writes the first and the second half of `pictures` to one folder each, and returns the folders."""
     half = len(pictures) // 2
     halves = {folder / "first": pictures[:half], folder / "second": pictures[half : 2 * half]}
     for path, members in halves.items():
@@ -55,7 +55,7 @@ def two_folders(folder: Path, pictures: list[bytes]) -> list[Path]:
 
 
 def inception(options: argparse.Namespace, folder: Path) -> list[str]:
-    """FID by pytorch-fid and by us, with the weights of fixtures/eval: both networks' speed, and the distance."""
+    """Compares FID with pytorch-fid, with the weights of fixtures/eval: the networks' speed, and the distance."""
     weights = folder / "weights.pth"
     torch.save(PytorchFid.state(), weights)
     network = PytorchFid().network
@@ -74,7 +74,7 @@ def inception(options: argparse.Namespace, folder: Path) -> list[str]:
         answer = subprocess.run([*options.ours.split(), weights, *folders], check=True, stdout=subprocess.PIPE)
         return json.load(io.BytesIO(answer.stdout))
 
-    theirs(BATCHES[0])  # warms it up, as ours warms itself
+    theirs(BATCHES[0])  # the warm-up; Tessera's program does its own
     times: dict[str, list[float]] = {"ours": [], **{f"theirs, {batch} together": [] for batch in BATCHES}}
     for _ in range(options.rounds):
         answer = ours()
@@ -93,7 +93,7 @@ def inception(options: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def clip(options: argparse.Namespace, folder: Path) -> list[str]:
-    """CLIPScore by open_clip and by us: random weights of ViT-B/32, the whole vocabulary, pictures with captions."""
+    """Compares CLIPScore with open_clip: random ViT-B/32 weights, the complete vocabulary, pictures with captions."""
     import open_clip
     from open_clip.tokenizer import default_bpe
     from PIL import Image
@@ -101,7 +101,7 @@ def clip(options: argparse.Namespace, folder: Path) -> list[str]:
     torch.manual_seed(0)
     model, _, prepare = open_clip.create_model_and_transforms("ViT-B-32", pretrained=None, force_quick_gelu=True)
     model.eval()
-    for weight in model.state_dict().values():  # a model file of ours has numbers of 16 bits
+    for weight in model.state_dict().values():  # rounded to 16 bits for both
         if weight.is_floating_point():
             weight.copy_(weight.half().float())
     weights, converted, pictures = folder / "clip.pt", folder / "clip.safetensors", folder / "pictures"
@@ -144,10 +144,10 @@ SECTIONS: dict[str, Callable[[argparse.Namespace, Path], list[str]]] = {"incepti
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, with commas between them")
-    parser.add_argument("--pictures", type=int, default=200, help="of both folders together")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--pictures", type=int, default=200, help="number of pictures in both folders together")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--ours", default=str(ROOT / "target/release/examples/inception"), help="our program")
+    parser.add_argument("--ours", default=str(ROOT / "target/release/examples/inception"), help="Tessera's program")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     print(f"torch {torch.__version__}, {THREADS} threads each, {options.pictures} pictures, {options.rounds} rounds")

@@ -1,8 +1,9 @@
 """min-dalle's BART decoder at the size of its "mini" model, with random weights.
 
-A much larger model than ours, so a reference for speed and no contender: 12 layers of width 1024, a cross-attention
-to the text in each, 16,384 image tokens, and two rows a picture, since it guides every drawing by an empty caption.
-Its attention always covers all 256 places, so every token costs the same, and a repetition draws only the first few.
+This model is much larger than Tessera's, so it is a reference for speed and not a contender: 12 layers of width 1024,
+each with cross-attention to the text, 16,384 image tokens, and two sequences per picture, because it guides every
+drawing with an empty caption. Its attention always covers all 256 positions, so every token takes the same time, and a
+repetition draws only the first 32.
 """
 
 from collections.abc import Callable
@@ -19,11 +20,11 @@ from min_dalle.models.dalle_bart_decoder import IMAGE_TOKEN_COUNT, DalleBartDeco
 WIDTH, N_LAYERS, N_HEADS, GLU_WIDTH, VOCAB = 1024, 12, 16, 2730, 2**14
 N_TEXT = 64
 N_DRAWN = 32
-TEMPERATURE, TOP_K, GUIDANCE = 1, 256, 16  # its own defaults
+TEMPERATURE, TOP_K, GUIDANCE = 1, 256, 16  # min-dalle's defaults
 
 
 def build(benchmark: str, precision: str) -> tuple[Callable[[], None], float]:
-    """One repetition of `benchmark`, and how many times it does it."""
+    """Returns a function that does one repetition of `benchmark`, and how often that repeats the work."""
     shape = benchmarks.decode_shape(benchmark)
     batch = shape.lanes
     assert (shape.text, shape.drawn) == (N_TEXT, IMAGE_TOKEN_COUNT), shape

@@ -1,4 +1,4 @@
-"""OpenAI's `dall-e` package: its decoder at the released size, with random weights."""
+"""The decoder of OpenAI's `dall-e` package at the released size, with random weights."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from dall_e import Decoder, unmap_pixels  # noqa: E402
 
 
 def build(benchmark: str, precision: str) -> tuple[Callable[[], None], int]:
-    """One repetition of `benchmark`, and how many times it does it."""
+    """Returns a function that does one repetition of `benchmark`, and how often that repeats the work."""
     assert benchmark == "released-decoder", benchmark
     decoder = Decoder(n_hid=benchmarks.RELEASED_WIDTH, vocab_size=benchmarks.DVAE_VOCAB).eval()
     tokens = torch.randint(benchmarks.DVAE_VOCAB, (1, benchmarks.RELEASED_GRID, benchmarks.RELEASED_GRID))

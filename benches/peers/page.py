@@ -1,4 +1,4 @@
-"""The figures as a page of tables, `docs/performance.md`."""
+"""Writes the results of `compare.py` as a page of tables, `docs/performance.md`."""
 
 from pathlib import Path
 from typing import Any
@@ -10,52 +10,56 @@ Result = dict[str, Any]
 HEAD = """\
 # Performance
 
-Every figure on this page is made by `make peers` ([how](../benches/peers/README.md)): the median of {rounds} or more
-rounds, all contenders taking turns on {threads} threads. A ratio above 1 says how many times as fast we are as the
-fastest peer at any precision.
+`make peers` measured the figures up to *The benchmarks* ([how](../benches/peers/README.md)). Each is the median of at
+least {rounds} rounds, in which all contenders take turns on {threads} threads. The ratio is Tessera's speed divided by
+that of the fastest peer at any precision: above 1, Tessera is faster.
 """
 
-GROWTH_HEAD = f"Tokens a second, {GROWTH_LANES} lanes, by the length of the stream.\n"
+GROWTH_HEAD = f"Tokens per second for a batch of {GROWTH_LANES}, by sequence length.\n"
 DECODE = decode_shape("decode-64")
 
 
 def growth_shapes() -> str:
-    """Text and picture of each stream."""
+    """Returns, for each `grow-*` benchmark, text tokens plus image tokens as a sum."""
     return ", ".join(f"{text} + {side}² = {length:,}" for length, (text, side) in GROWTH.items())
 
 
 NOTES = f"""\
 ## What is compared
 
-- A peer's fastest precision counts, also where ours is more exact. `bf16` is autocast over f32 weights in training and
-  weights held in bf16 for drawing; `f32` is f32 throughout, and ours names its own.
-- When **ours** draws (`decode-*`, `grow-*`, `draw-9`), the weights of its layers and its head are kept in 8 bits. Where
-  the processor multiplies whole numbers (AVX-512 VNNI beside bf16), activations are rounded to 8 bits for these
-  products too, with a scale for each row; elsewhere the weights are widened. What the peers multiply is bf16 or f32.
-- `decode-*` and `grow-*` are many pictures of one text. Our engine runs the text once, and all lanes share its states;
-  PyTorch written plainly and dalle-pytorch run it in every lane. In `decode-64` that is {DECODE.text} rows of text against
-  {DECODE.lanes * DECODE.text:,}: a feature of our engine, which the ratios contain.
-- Ours and PyTorch draw every token from the whole distribution. dalle-pytorch always filters, here to the likeliest
-  tenth, and min-dalle to the likeliest 256.
-- In a round a peer does a benchmark once (a short one many times, and their mean counts). Ours does it five times in a new
-  process, and their median counts (once, if that takes more than three seconds).
-- **torch** is our architecture written plainly in PyTorch, with its fused attention and optimiser. `torch.compile` is
-  the same through its compiler, which needs a C++ compiler and half a minute before the first step; that time is not
-  counted. On `decode-*` and `grow-*` it holds a cache allocated once.
-- **dalle-pytorch** is lucidrains' package. In `paper-step` it computes its own row, column and 5×5 patterns where
-  ours and PyTorch's are the paper's; its feed-forward is gated and a layer holds a third more weights; its loss
-  computes one softmax over both vocabularies. When it draws, every layer has full attention, since its sparse patterns
-  have no cache, and its VAE is left out. Version 1.6.6 loses its cache on the way when there is no guidance, and then
-  starts anew for every token; here it is handed on, so these figures are better than a user's. It draws only square
-  grids. So all contenders draw squares, and the text before them makes a stream as long as its name says:
-  {growth_shapes()}. From `grow-1280` on the peers' f32 sits out, and
-  from the longest dalle-pytorch too: they would take an hour.
+- Of each peer, the fastest precision counts, even if Tessera computes more exactly. `bf16` means autocast over f32
+  weights in training, and weights stored in bf16 for drawing. `f32` means f32 throughout. Tessera's row names its own
+  precision.
+- When Tessera draws (`decode-*`, `grow-*`, `draw-9`), the weights of the layers and of the head are stored in 8 bits.
+  If the processor multiplies 8-bit integers (AVX-512 VNNI as well as bf16), activations are rounded to 8 bits for these
+  products too, with one scale per row. Otherwise the weights are converted to a wider type. The peers multiply bf16 or
+  f32.
+- `decode-*` and `grow-*` draw many pictures of one text. Tessera computes the text once, and all sequences of the batch
+  share its KV cache. Plain PyTorch and dalle-pytorch compute it for every sequence. In `decode-64` that is {DECODE.text} rows
+  of text against {DECODE.lanes * DECODE.text:,}. This is a feature of Tessera, and the ratios include it.
+- Tessera and PyTorch sample every token from the complete distribution. dalle-pytorch always filters, here to the most
+  likely tenth of the tokens, and min-dalle samples from the 256 most likely.
+- In each round, a peer runs a benchmark once; it repeats a short one many times and reports the mean. Tessera runs it
+  five times in a new process and reports the median, or runs it once if that takes more than three seconds.
+- **torch** is Tessera's architecture written plainly in PyTorch, with PyTorch's fused attention and optimizer.
+  `torch.compile` is the same code through PyTorch's compiler, which needs a C++ compiler and half a minute before the
+  first step; that time is not counted. On `decode-*` and `grow-*` it uses a cache that is allocated once.
+- **dalle-pytorch** is lucidrains' package. In `paper-step` it uses its own row, column and 5×5 patterns, whereas
+  Tessera and PyTorch use the paper's. Its feed-forward layers are gated, so a layer has a third more weights, and its
+  loss computes one softmax over both vocabularies. When it draws, every layer has full attention, because its sparse
+  patterns have no cache, and its VAE is left out. Without guidance, version 1.6.6 drops its cache and recomputes the
+  sequence for every token; this benchmark passes the cache on, so these figures are better than a user's. It draws only
+  square grids. Therefore all contenders draw squares, and the length of the text is such that text and picture give the
+  sequence length in the benchmark's name: {growth_shapes()}.
+  From `grow-1280` on, the peers' f32 is left out, and in the longest benchmark dalle-pytorch too, because they would
+  take an hour.
 - **dall-e** is OpenAI's package, which has no training code.
-- A *reference* has a shape of its own and enters no ratio: min-dalle's decoder, of the size of its mini model (12
-  layers of width 1024 with cross-attention, two rows a picture), and dalle-pytorch's VAE (strided convolutions,
-  residual blocks on the 16×16 grid only, mean squared error), which is a much smaller network than the paper's.
-- All weights are random. Nothing about quality is measured here.
-- Peak memory is that of the whole process, with Python and PyTorch (about 500 MiB) for the peers.
+- A *reference* has another architecture and does not count for a ratio: min-dalle's decoder, of the size of its mini
+  model (12 layers of width 1024 with cross-attention, two sequences per picture), and dalle-pytorch's VAE (strided
+  convolutions, residual blocks on the 16×16 grid only, mean squared error), which is a much smaller network than the
+  paper's.
+- All weights are random. These benchmarks do not measure quality.
+- Peak memory is that of the complete process. For the peers it includes Python and PyTorch (about 500 MiB).
 """
 
 
@@ -63,7 +67,7 @@ BY_HAND = "## Measuring pictures"
 
 
 def written_by_hand(path: Path) -> str:
-    """The end of the page, which other commands gave the figures of."""
+    """Returns the end of the existing page, whose figures come from other commands; it is kept."""
     old = path.read_text() if path.exists() else ""
     return old[old.index(BY_HAND) :] if BY_HAND in old else ""
 
@@ -82,7 +86,10 @@ def page(results: dict[str, Result]) -> str:
 
 
 def origin(known: dict[str, Result]) -> str:
-    """Machine, versions, dates; benchmarks and references that were measured elsewhere or at another commit are named."""
+    """Returns machine, versions and dates.
+
+    If benchmarks or references were measured on another machine or at another commit, each such group is named.
+    """
     alike: dict[str, list[str]] = {}
     for name, each in known.items():
         alike.setdefault(run(each), []).append(f"`{name}`")
@@ -94,7 +101,7 @@ def origin(known: dict[str, Result]) -> str:
 
 
 def run(each: Result) -> str:
-    """When, at which commit and on what figures were taken."""
+    """Returns the date, the commit and the machine of a measurement."""
     versions = ", ".join(f"{package} {version}" for package, version in each["versions"].items())
     return (
         f"{each['date']}, commit {each['commit']}; {each['cores']} cores of {each['cpu']}, {each['features']}, "
@@ -133,7 +140,7 @@ def memory_table(known: dict[str, Result]) -> str:
 
 
 def growth_table(known: dict[str, Result]) -> str:
-    """One column a contender, so that a fall with the length can be read down it."""
+    """Returns a table with one column per contender, in which the speed falls with the length from top to bottom."""
     lengths = [length for length in GROWTH if f"grow-{length}" in known]
     rates = {
         (length, label(result)): f"{result['rate']:,.0f}"
@@ -146,7 +153,7 @@ def growth_table(known: dict[str, Result]) -> str:
 
 
 def split(each: Result) -> tuple[Result | None, list[Result], list[Result]]:
-    """Ours if it was measured, the contenders, the references."""
+    """Returns Tessera's result (`None` if it was not measured), the contenders' and the references'."""
     ours = next((result for result in each["results"] if result["peer"] == "tessera"), None)
     others = [result for result in each["results"] if result["peer"] != "tessera"]
     contenders = [result for result in others if not result["reference"]]
@@ -163,7 +170,7 @@ def rate(benchmark: Benchmark, result: Result) -> str:
 
 
 def spread(result: Result) -> str:
-    """From the fastest to the slowest repetition, in percent of the median."""
+    """Returns the fastest and the slowest round relative to the median, in percent."""
     low, high = (100 * (result[end] / result["seconds"] - 1) for end in ("min", "max"))
     return f"{low:+.0f} … {high:+.0f} %"
 

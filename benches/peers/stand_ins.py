@@ -1,7 +1,7 @@
-"""Empty stand-ins for packages that the peers import but that no benchmark here reaches.
+"""Placeholders for packages that the peers import but that no benchmark here uses.
 
-They fetch weights, read configs, or hold other models. Leaving them out keeps the installation small,
-and shows that nothing is downloaded: any use of a stand-in raises.
+These packages fetch weights, read configs, or contain other models. Without them the installation is small. It also
+shows that nothing is downloaded, because any use of a placeholder raises an error.
 """
 
 import sys

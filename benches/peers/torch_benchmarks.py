@@ -1,4 +1,4 @@
-"""PyTorch itself as a peer: its products and convolutions, and our architectures written plainly in it."""
+"""PyTorch as a peer: its matrix products and convolutions, and Tessera's architectures written plainly in it."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ import torch_dvae
 import torch_gpt
 import benchmarks
 
-GEMM_TIMES, CONV_TIMES = 50, 10  # short benchmarks are repeated inside a repetition
+GEMM_TIMES, CONV_TIMES = 50, 10  # a repetition runs these short benchmarks this many times
 
 
 def build(benchmark: str, precision: str) -> tuple[Callable[[], None], int]:
-    """One repetition of `benchmark`, and how many times it does it."""
+    """Returns a function that does one repetition of `benchmark`, and how often that repeats the work."""
     match benchmark:
         case "gemm":
             return gemm(precision), GEMM_TIMES

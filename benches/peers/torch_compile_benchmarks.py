@@ -1,4 +1,4 @@
-"""The same PyTorch through `torch.compile`, which needs a C++ compiler at run time and warms up for half a minute."""
+"""The same PyTorch code with `torch.compile`, which needs a C++ compiler at run time and half a minute to warm up."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import benchmarks
 
 
 def build(benchmark: str, precision: str) -> tuple[Callable[[], None], int]:
-    """One repetition of `benchmark`, and how many times it does it."""
+    """Returns a function that does one repetition of `benchmark`, and how often that repeats the work."""
     match benchmark:
         case "gpt-step":
             return torch_gpt.gpt_step(precision, compiled=True), 1

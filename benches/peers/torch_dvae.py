@@ -1,10 +1,10 @@
 """The released discrete VAE in plain PyTorch: a training step at a small size, and the decoder as released.
 
-The architecture and the loss are the paper's (§2.1, §A.1, §A.3): Gumbel-softmax fed soft into the decoder,
-logit-Laplace likelihood, KL to the uniform prior. Convolutions run channels-last, which is the fast layout on CPUs.
-The two convolutions beside the codes stay in f32, as in the release.
+The architecture and the loss are the paper's (§2.1, §A.1, §A.3): soft Gumbel-softmax codes as the decoder's input,
+logit-Laplace likelihood, KL divergence from the uniform prior. Convolutions run channels-last, which is the fast layout
+on CPUs. The two convolutions next to the codes stay in f32, as in the release.
 
-B batch, V codes, G side of the grid.
+Dimensions: B batch, V codebook, G side of the grid.
 """
 
 import math
@@ -18,7 +18,7 @@ import benchmarks
 from torch_gpt import new_step
 
 N_LAYERS = 4 * benchmarks.DVAE_BLOCKS
-EPSILON = 0.1  # of the pixel map (§A.3)
+EPSILON = 0.1  # ε of the pixel map φ (§A.3)
 BETA = 6.6  # weight of the KL term (§A.2)
 TEMPERATURE = 1.0
 
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 def groups(n_in: int, widths: list[int], kernels: tuple[int, ...], between: nn.Module) -> nn.Sequential:
-    """Four groups of blocks, with `between` after each but the last."""
+    """Returns the groups of blocks, one for each of `widths`, with `between` after each group except the last."""
     layers: list[nn.Module] = []
     for index, width in enumerate(widths):
         for _ in range(benchmarks.DVAE_BLOCKS):
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
         self.output = nn.Conv2d(8 * width, benchmarks.DVAE_VOCAB, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, 8G, 8G) to logits (B, V, G, G)."""
+        """Maps pixels (B, 3, 8G, 8G) to logits (B, V, G, G)."""
         x = self.groups(self.input(pixels)).relu()
         with torch.autocast("cpu", enabled=False):
             return self.output(x.float())
@@ -77,13 +77,13 @@ class Decoder(nn.Module):
         self.output = nn.Conv2d(width, 6, 1)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Relaxed codes (B, V, G, G) to mean and logarithm of the scale, (B, 6, 8G, 8G)."""
+        """Maps relaxed codes (B, V, G, G) to the mean and the log of the scale, (B, 6, 8G, 8G)."""
         with torch.autocast("cpu", enabled=False):
             x = self.input(codes)
         return self.from_embedded(x)
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, G, G); a 1×1 convolution of one-hot codes is a look-up."""
+        """Like `forward` for tokens (B, G, G): a 1×1 convolution of one-hot codes is an embedding lookup."""
         columns = self.input.weight.flatten(1).t()
         return self.from_embedded(F.embedding(tokens, columns).permute(0, 3, 1, 2) + self.input.bias[:, None, None])
 
@@ -97,7 +97,7 @@ class Dvae(nn.Module):
         self.encoder, self.decoder = Encoder(width), Decoder(width)
 
     def loss(self, pixels: Tensor) -> Tensor:
-        """`pixels` (B, 3, 8G, 8G) in 0..1; nats per value, with the KL term's share."""
+        """Returns the loss of `pixels` (B, 3, 8G, 8G) in 0..1, in nats per value, including the KL term."""
         mapped = (1 - 2 * EPSILON) * pixels + EPSILON
         logits = self.encoder(mapped)
         codes = F.gumbel_softmax(logits, TEMPERATURE, dim=1)

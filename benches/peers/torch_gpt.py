@@ -1,9 +1,9 @@
-"""The transformers in plain PyTorch: a training step, drawing with a cache, a training step on the paper's stream.
+"""The transformers in plain PyTorch: a training step, drawing with a KV cache, a training step on the paper's sequence.
 
-Written the way a careful user of PyTorch would: `scaled_dot_product_attention`, fused AdamW, autocast to bf16 over f32
-weights in training, weights held in bf16 for drawing, a cache allocated once.
+The code is written as a careful user of PyTorch would write it: `scaled_dot_product_attention`, fused AdamW, autocast
+to bf16 over f32 weights in training, weights stored in bf16 for drawing, a cache that is allocated once.
 
-B batch, T stream, D width, H heads, K width of a head.
+Dimensions: B batch, T sequence, D model width, H heads, K head width.
 """
 
 from collections.abc import Callable
@@ -30,16 +30,19 @@ class Block(nn.Module):
         return self.rest(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None))
 
     def read(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """The text, `x` (B, new, D), at the head of the cache: keys (B·H, K, T) and values (B·H, T, K)."""
+        """Computes the text, `x` (B, new, D), and writes it to the start of the cache.
+
+        The cache is keys (B·H, K, T) and values (B·H, T, K).
+        """
         q, k, v = self.heads(x)
         keys[:, :, : x.shape[1]], values[:, : x.shape[1]] = k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)
         return self.rest(x, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
     def step(self, x: Tensor, keys: Tensor, values: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-        """One token a lane, `x` (B, 1, D), at `position` (1); `mask` (T) is added to its scores.
+        """Computes one token per sequence, `x` (B, 1, D), at `position` (1); `mask` (T) is added to its scores.
 
-        With one query, two plain products on a cache laid out like this are several times as fast in bf16 as
-        `scaled_dot_product_attention`, and no slower in f32.
+        For one query, two plain matrix products on a cache with this layout are several times as fast in bf16 as
+        `scaled_dot_product_attention`, and not slower in f32.
         """
         q, k, v = self.heads(x)
         keys.index_copy_(2, position, k.flatten(0, 1).transpose(1, 2))
@@ -48,7 +51,7 @@ class Block(nn.Module):
         return self.rest(x, torch.bmm(scores.softmax(-1), values).view(q.shape))
 
     def heads(self, x: Tensor) -> Tensor:
-        """(B, T, D) to queries, keys and values, (3, B, H, T, K)."""
+        """Maps (B, T, D) to queries, keys and values, (3, B, H, T, K)."""
         batch, length, _ = x.shape
         return self.qkv(self.norm_1(x)).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
 
@@ -74,14 +77,14 @@ class Gpt(nn.Module):
         return self.head(self.norm(x))
 
     def read(self, text: Tensor, caches: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """`text` (B, new) into the caches; the token drawn after it, (B, 1)."""
+        """Writes `text` (B, new) to the caches, and returns the token drawn after it, (B, 1)."""
         x = self.token(text) + self.position[: text.shape[1]]
         for block, (keys, values) in zip(self.blocks, caches):
             x = block.read(x, keys, values)
         return choose(self.head(self.norm(x[:, -1])))
 
     def step(self, token: Tensor, caches: list[tuple[Tensor, Tensor]], position: Tensor) -> Tensor:
-        """The token drawn after `token` (B, 1), which stands at `position`."""
+        """Returns the token drawn after `token` (B, 1), which is at `position`."""
         x = self.token(token) + self.position[position]
         places = torch.arange(caches[0][0].shape[2])
         mask = torch.where(places <= position, 0.0, -torch.inf).to(x.dtype)
@@ -91,7 +94,10 @@ class Gpt(nn.Module):
 
 
 def choose(logits: Tensor) -> Tensor:
-    """One token a lane, (B, 1), from softmax(logits); much faster than `multinomial`, which draws a number a token."""
+    """Samples one token per sequence, (B, 1), from softmax(logits).
+
+    This is much faster than `multinomial`, which draws one random number per vocabulary entry.
+    """
     cumulative = logits.float().softmax(-1).cumsum(-1)
     return torch.searchsorted(cumulative, torch.rand(len(logits), 1)).clamp_(max=logits.shape[-1] - 1)
 
@@ -99,7 +105,7 @@ def choose(logits: Tensor) -> Tensor:
 def new_step(
     model: nn.Module, loss: Callable[[], Tensor], precision: str, *, compiled: bool = False
 ) -> Callable[[], None]:
-    """A training step: `loss` in `precision`, its gradient, fused AdamW on the f32 weights."""
+    """Returns a training step: `loss` in `precision`, its gradient, fused AdamW on the f32 weights."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     loss = torch.compile(loss) if compiled else loss
 
@@ -123,10 +129,10 @@ def gpt_step(precision: str, *, compiled: bool = False) -> Callable[[], None]:
 
 
 def decode(shape: benchmarks.Shape, precision: str, *, compiled: bool = False) -> Callable[[], None]:
-    """Draw all tokens after a text, which every lane reads for itself.
+    """Returns a function that draws all tokens after a text, which is computed for every sequence of the batch.
 
-    oneDNN and the compiler both make a kernel for each new shape. So attention runs over a cache cut at the next
-    multiple of `STRIDE` or, compiled, over all of it.
+    oneDNN and the compiler both build a kernel for each new shape. Attention therefore runs over the cache up to the
+    next multiple of `STRIDE` or, if compiled, over all of it.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     length = shape.length
@@ -153,12 +159,12 @@ def decode(shape: benchmarks.Shape, precision: str, *, compiled: bool = False) -
 
 
 class Paper(nn.Module):
-    """The paper's transformer (§2.2, §B.1), its row, column and convolutional patterns as dense masks."""
+    """The paper's transformer (§2.2, §B.1), with its row, column and convolutional patterns as dense masks."""
 
     def __init__(self) -> None:
         super().__init__()
         width, grid = benchmarks.PAPER_WIDTH, benchmarks.PAPER_GRID
-        n_text = benchmarks.PAPER_TEXT_VOCAB + benchmarks.PAPER_TEXT  # a pad token for each text position
+        n_text = benchmarks.PAPER_TEXT_VOCAB + benchmarks.PAPER_TEXT  # one pad token per text position
         self.text, self.image = nn.Embedding(n_text, width), nn.Embedding(benchmarks.PAPER_IMAGE_VOCAB, width)
         self.text_start, self.image_start = (nn.Parameter(torch.randn(1, 1, width) * 0.02) for _ in range(2))
         self.text_position = nn.Parameter(torch.randn(benchmarks.PAPER_TEXT, width) * 0.02)
@@ -169,7 +175,7 @@ class Paper(nn.Module):
         self.masks = [paper_mask(layer) for layer in range(1, benchmarks.PAPER_LAYERS + 1)]
 
     def loss(self, text: Tensor, image: Tensor) -> Tensor:
-        """`text` (B, 256) and `image` (B, 1024); an eighth of the text's cross-entropy and seven of the image's."""
+        """Returns 1/8 of the cross-entropy of `text` (B, 256) plus 7/8 of that of `image` (B, 1024)."""
         batch, n_text = text.shape
         text_in = torch.cat((self.text_start.expand(batch, 1, -1), self.text(text[:, :-1])), 1) + self.text_position
         place = (self.row[:, None] + self.column).flatten(0, 1)
@@ -184,7 +190,7 @@ class Paper(nn.Module):
 
 
 def paper_mask(layer: int) -> Tensor:
-    """Which keys (columns) a query (row) of the stream may see in `layer`, counted from 1; true is seen."""
+    """Returns the attention mask of `layer`, counted from 1: true where a query (row) attends to a key (column)."""
     grid, n_text = benchmarks.PAPER_GRID, benchmarks.PAPER_TEXT
     index = torch.arange(grid * grid)
     back = index[:, None] - index  # how far behind the query the key lies, in raster order

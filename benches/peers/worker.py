@@ -1,10 +1,10 @@
-"""One contender at one benchmark, in a process of its own.
+"""Runs one peer on one benchmark, in a separate process.
 
     echo go | python worker.py torch gpt-step bf16
 
-It warms up once and prints how that went, then does one repetition for every line it reads and prints one JSON object
-for each, with the fields of `tessera bench BENCHMARK --json`. It waits in between, so that `compare.py` can let several of
-these take turns.
+It warms up once and prints the result of that. Then it does one repetition for every line that it reads, and prints one
+JSON object for each, with the fields of `tessera bench BENCHMARK --json`. In between it waits, so that `compare.py` can
+run several of these processes in turns.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def main() -> None:
     peer, name, precision = sys.argv[1:]
     torch.manual_seed(0)
     answers = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):  # some peers print
+    with contextlib.redirect_stdout(sys.stderr):  # some peers print to standard output
         repetition, times = importlib.import_module(PEERS[peer]).build(name, precision)
         torch.set_num_threads(THREADS)  # after the import, since min-dalle sets another number
         for warm in itertools.chain([False], (True for _ in sys.stdin)):

@@ -1,4 +1,7 @@
-"""A server with the embedded model, one for all tests: `make web-tests` runs them (Chromium, OpenAI's client, schemathesis)."""
+"""Fixtures of the server's tests from outside, which `make web-tests` runs (Chromium, OpenAI's client, schemathesis).
+
+One server with the embedded model serves all tests.
+"""
 
 import http.client
 import http.server
@@ -24,12 +27,12 @@ def server():
     line = process.stdout.readline()
     yield re.match(r"(http://\S+) draws", line).group(1)
     process.terminate()
-    assert process.wait(60) == 0, "the server did not stop as it should"
+    assert process.wait(60) == 0, "the server did not exit with code 0"
 
 
 @pytest.fixture(scope="session")
 def below_a_path(server):
-    """The server as a proxy shows it below /tessera/."""
+    """The server behind a proxy, below the path /tessera/."""
 
     class Proxy(http.server.BaseHTTPRequestHandler):
         def do(self):

@@ -1,4 +1,4 @@
-"""OpenAI's own client, pointed at the server."""
+"""Tests the server's API with OpenAI's own client."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def test_one_model(client):
         client.models.retrieve("sdxl")
 
 
-def test_what_a_model_gives_by_default(client, cat):
+def test_default_response_format_of_each_model(client, cat):
     for model in ["dall-e-2", "dall-e-3"]:
         assert client.images.generate(model=model, prompt="a red apple").data[0].url
     assert client.images.generate(model="gpt-image-1", prompt="a red apple").data[0].b64_json
@@ -63,7 +63,7 @@ def test_generations(client):
         assert picture(entry).size == (256, 256) and entry.revised_prompt == "a red apple"
 
 
-def test_an_address(client):
+def test_response_format_url(client):
     answer = client.images.generate(prompt="a red apple", response_format="url")
     with urllib.request.urlopen(answer.data[0].url) as response:
         assert response.headers["content-type"] == "image/png"
@@ -75,9 +75,9 @@ def test_streaming(client):
     kinds = [event.type for event in events]
     assert kinds == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
     assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
-    whole = picture(events[-1])
-    # A partial picture is the finished one as far as it goes: its top row of cells, but for what the next row changes below.
-    assert made(picture(events[0]))["tokens"] == made(whole)["tokens"][: len(made(picture(events[0]))["tokens"])]
+    final = picture(events[-1])
+    # The tokens of a partial picture are the first tokens of the final one.
+    assert made(picture(events[0]))["tokens"] == made(final)["tokens"][: len(made(picture(events[0]))["tokens"])]
     assert events[-1].usage.output_tokens == 144
 
 
@@ -104,22 +104,22 @@ def test_variations(client, cat):
     assert tokens[0] != tokens[1]
 
 
-def test_one_picture_at_a_time(client, cat):
+def test_edit_with_two_pictures_is_refused(client, cat):
     assert client.images.edit(image=[open(cat, "rb")], prompt="a cat", extra_body={"keep_rows": 6}).data
     with pytest.raises(openai.BadRequestError, match="'image' comes twice: wanted one picture"):
         client.images.edit(image=[open(cat, "rb"), open(cat, "rb")], prompt="a cat", extra_body={"keep_rows": 6})
 
 
 @pytest.mark.parametrize("size", [300_000, 30_000_000])
-def test_who_sends_too_much_is_told_so(server, size):
-    """By clients that read nothing before they have sent all."""
-    asked = urllib.request.Request(f"{server}/v1/images/generations", b"0" * size, {"Content-Type": "application/json"})
+def test_oversized_request_gets_413(server, size):
+    """The client reads no answer before it has sent everything."""
+    request = urllib.request.Request(f"{server}/v1/images/generations", b"0" * size, {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(asked, timeout=30)
+        urllib.request.urlopen(request, timeout=30)
     assert error.value.code == 413
 
 
-def test_errors_are_its_own(client, cat):
+def test_errors_raise_the_clients_exceptions(client, cat):
     with pytest.raises(openai.BadRequestError, match="wanted a whole number from 1 to 64") as error:
         client.images.generate(prompt="a", n=0)
     assert error.value.param == "n" and error.value.code == "invalid_value"

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: what a person does with it. Screenshots land in target/screens/."""
+"""Tests the page in Chromium, as a person uses it. Screenshots are written to target/screens/."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def draw(page, prompt, **settings):
 
 
 def until(page, expression, seconds=10):
-    """Asked from outside: the page's own policy forbids what Playwright's waiting would do inside."""
+    """Polls from outside the page: its security policy forbids the code that Playwright's waiting would run inside."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < end, f"{expression} does not come true"
@@ -56,12 +56,12 @@ def finished(page, n):
     expect(page.locator("#pictures .picture img")).to_have_count(n, timeout=60_000)
 
 
-def test_a_prompt_a_mosaic_that_fills_and_a_gallery(page, screens):
+def test_prompt_draws_forming_then_finished_pictures(page, screens):
     page.fill("#prompt", "a red apple")
     page.click("#draw")
     forming = page.locator("#pictures.forming canvas")
     expect(forming).to_have_count(36)
-    # Some cells of the first mosaic are laid and others not.
+    # Some cells of the first picture are filled and others are not.
     laid = """() => { const c = document.querySelector('#pictures.forming canvas'); if (!c) return -1;
         const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;
         for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n / (d.length / 4); }"""
@@ -75,7 +75,7 @@ def test_a_prompt_a_mosaic_that_fills_and_a_gallery(page, screens):
     page.screenshot(path=screens / "gallery-desktop.png")
 
 
-def test_a_seed_draws_the_same_and_a_link_brings_it_back(page, server, screens):
+def test_link_with_seed_draws_the_same_pictures(page, server, screens):
     draw(page, "a blue heart, glossy style", n=3, seed=11)
     finished(page, 3)
     first = page.locator(".picture img").first.get_attribute("src")
@@ -95,13 +95,13 @@ def test_a_seed_draws_the_same_and_a_link_brings_it_back(page, server, screens):
     finished(other, 3)
     assert other.locator(".picture img").first.get_attribute("src") == first
     assert other.locator(".picture.meant img").get_attribute("src") == second
-    # Drawn by another model, it says so instead of drawing another picture.
+    # A link of another model shows a message instead of drawing another picture.
     third = page.context.new_page()
     third.goto(link.replace("model=", "model=0"))
     expect(third.locator("#status")).to_contain_text("another model")
 
 
-def test_a_mask_is_painted_and_what_is_not_painted_stays(page, screens):
+def test_painted_mask_changes_only_painted_cells(page, screens):
     draw(page, "a cat, noto style", n=1, seed=4)
     finished(page, 1)
     before = page.evaluate("drawing.pictures[0].b64_json")
@@ -129,7 +129,7 @@ def test_a_mask_is_painted_and_what_is_not_painted_stays(page, screens):
         assert changed and set(changed) <= set(painted)
 
 
-def test_half_a_picture_is_finished_and_varied(page, screens, tmp_path):
+def test_uploaded_picture_is_finished_and_varied(page, screens, tmp_path):
     picture = Image.new("RGB", (300, 200), "white")
     picture.paste((200, 40, 40), (110, 40, 190, 160))
     picture.save(tmp_path / "half.png")
@@ -138,7 +138,7 @@ def test_half_a_picture_is_finished_and_varied(page, screens, tmp_path):
     expect(page.locator("#status")).to_contain_text("middle square")
     draw(page, "a red apple", n=2)
     finished(page, 2)
-    page.wait_for_timeout(800)  # until they have settled
+    page.wait_for_timeout(800)  # until the animation has ended
     page.screenshot(path=screens / "finished-half.png")
     page.click("#mode-vary")
     draw(page, "a red apple", n=4)
@@ -149,7 +149,7 @@ def test_half_a_picture_is_finished_and_varied(page, screens, tmp_path):
     expect(page.locator("#sheet-link")).to_be_disabled()
 
 
-def test_it_works_below_a_path(browser, below_a_path):
+def test_page_works_below_a_path(browser, below_a_path):
     page = browser.new_context().new_page()
     page.goto(below_a_path)
     expect(page.locator("#model")).to_contain_text("embedded")
@@ -163,7 +163,7 @@ def test_it_works_below_a_path(browser, below_a_path):
     page.context.close()
 
 
-def test_a_file_can_be_dropped(page):
+def test_dropped_file_is_loaded(page):
     page.evaluate("""async () => {
         const canvas = new OffscreenCanvas(64, 64); canvas.getContext('2d').fillRect(0, 0, 40, 40);
         const data = new DataTransfer(); data.items.add(new File([await canvas.convertToBlob()], 'a.png', { type: 'image/png' }));
@@ -171,7 +171,7 @@ def test_a_file_can_be_dropped(page):
     expect(page.locator("#mask")).to_be_visible()
 
 
-def test_all_of_it_by_keyboard(page):
+def test_page_works_by_keyboard(page):
     page.focus("#prompt")
     page.keyboard.type("a pizza")
     page.keyboard.press("Enter")
@@ -190,7 +190,7 @@ def test_all_of_it_by_keyboard(page):
     assert page.evaluate("source.painted.flatMap((p, at) => p ? [at] : [])") == [13, 25]
 
 
-def test_everything_has_a_name_for_screen_readers(page):
+def test_elements_have_names_for_screen_readers(page):
     draw(page, "a star", n=2)
     finished(page, 2)
     nameless = page.evaluate("""() => [...document.querySelectorAll('button, input, textarea, canvas, img, a')]
@@ -200,7 +200,7 @@ def test_everything_has_a_name_for_screen_readers(page):
     assert nameless == []
 
 
-def test_pictures_that_are_the_same_are_said_to_be(page):
+def test_identical_pictures_are_reported(page):
     draw(page, "a red apple", n=3, temperature=0)
     finished(page, 3)
     expect(page.locator("#status")).to_contain_text("They are all the same: raise top-p")
@@ -209,7 +209,7 @@ def test_pictures_that_are_the_same_are_said_to_be(page):
     expect(page.locator("#status")).not_to_contain_text("raise")
 
 
-def test_tiles_that_come_late_are_laid_all_the_same(page):
+def test_late_tiles_replace_plain_colours(page):
     until(page, "tiles !== null")
     page.evaluate("tiles = null")
     draw(page, "a tree", n=16, tries=16)
@@ -246,7 +246,7 @@ def test_history_stays_in_the_browser(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_it_fits_every_width(browser, server, screens, width, scheme):
+def test_page_fits_every_width(browser, server, screens, width, scheme):
     size = dict(zip(("width", "height"), WIDTHS[width]))
     context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=width == "phone")
     page = context.new_page()
