@@ -2,7 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod atomic;
+mod hash;
 pub mod pixels;
+pub mod random;
 mod reporter;
 
+pub use hash::fnv1a;
 pub use reporter::{Progress, Reporter, Silent};

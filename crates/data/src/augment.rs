@@ -10,8 +10,8 @@ use image::{RgbImage, imageops};
 use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::loader::below;
 use crate::picture::{ResizeFilter, Square, resize};
+use tessera_base::random::below;
 
 /// The method that crops a picture to a square of the model's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,7 +112,7 @@ fn between(rng: &mut impl Rng, low: u32, high: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loader::{Purpose, item_rng};
+    use tessera_base::random::{Purpose, item_rng};
 
     fn gradient(width: u32, height: u32) -> RgbImage {
         RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 3) as u8, (y * 3) as u8, 0]))

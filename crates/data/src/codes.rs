@@ -15,8 +15,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use tessera_container::{Contents, Kind, Newer, Origin};
 
-use crate::atomic;
 use crate::fingerprint::Fingerprint;
+use tessera_base::atomic;
 
 /// The image tokens of one split of a dataset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

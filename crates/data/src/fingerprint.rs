@@ -43,12 +43,6 @@ pub fn is_older_fingerprint(recorded: &str, now: &str) -> bool {
     now.starts_with(VERSION) && !recorded.starts_with(VERSION)
 }
 
-/// Returns the 64-bit FNV-1a hash of a name. It is the same in every version of the program.
-pub fn fnv1a(name: &[u8]) -> u64 {
-    name.iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
 /// Returns a checksum of a file's content, or 0 if the file cannot be read.
 pub(crate) fn file_sum(path: &Path) -> u32 {
     let sum = || -> std::io::Result<u32> {
@@ -92,11 +86,6 @@ mod tests {
     }
 
     /// The expected values are those that the algorithm's authors published.
-    #[test]
-    fn fnv1a_has_its_published_values() {
-        let expected = [0xcbf2_9ce4_8422_2325, 0xaf63_dc4c_8601_ec8c, 0x8594_4171_f739_67e8];
-        assert_eq!([&b""[..], b"a", b"foobar"].map(fnv1a), expected);
-    }
 
     #[test]
     fn file_sum_depends_on_the_content() {

@@ -8,7 +8,6 @@
 //! into memory, [`loader`] chooses the items of each step, and [`augment`] crops them. After a dVAE
 //! has encoded the pictures, their tokens are stored as [`codes`].
 
-pub mod atomic;
 pub mod augment;
 pub mod codes;
 pub mod dataset;
@@ -29,8 +28,8 @@ mod text_file;
 pub use augment::{Augment, augment};
 pub use codes::{CodeItem, CodeSet};
 pub use dataset::Dataset;
-pub use fingerprint::{fnv1a, is_older_fingerprint};
-pub use loader::{Purpose, batch_indices, evenly, item_rng};
+pub use fingerprint::is_older_fingerprint;
+pub use loader::{batch_indices, evenly};
 pub use pictures::{Captioned, PictureReader, Pictures};
 pub use shard::{Meta, Sample, Split};
 pub use share::Share;

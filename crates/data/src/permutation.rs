@@ -62,7 +62,7 @@ fn mix_bits(x: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loader::{Purpose, item_rng};
+    use tessera_base::random::{Purpose, item_rng};
 
     fn permutation(n: usize, epoch: u64) -> Permutation {
         Permutation::new(n, &mut item_rng(3, Purpose::Order, epoch, 0))

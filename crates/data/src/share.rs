@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::loader::below;
+use tessera_base::random::below;
 
 /// One percent in parts per million.
 const PERCENT: u32 = 10_000;
@@ -96,7 +96,7 @@ impl TryFrom<Serialized> for Share {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loader::{Purpose, item_rng};
+    use tessera_base::random::{Purpose, item_rng};
 
     #[test]
     fn percent_and_ppm_are_parsed() {

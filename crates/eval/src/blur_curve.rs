@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
-use tessera_data::{Purpose, item_rng};
+use tessera_base::{random::Purpose, random::item_rng};
 
 use crate::blur::blur_at;
 use crate::features::FeatureExtractor;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
-use tessera_data::atomic;
+use tessera_base::atomic;
 use tessera_data::picture::{decode, encode_png};
 use tessera_model::{Event, Picture, Request, Sampling, Tessera};
 

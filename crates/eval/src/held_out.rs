@@ -5,7 +5,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
 use rayon::prelude::*;
 use tessera_base::pixels::to_floats;
-use tessera_data::{Augment, CodeItem, CodeSet, Purpose, Sample, augment, item_rng};
+use tessera_base::{random::Purpose, random::item_rng};
+use tessera_data::{Augment, CodeItem, CodeSet, Sample, augment};
 use tessera_model::dvae::{Dvae, DvaeConfig};
 use tessera_text::{Bpe, Prompt};
 

@@ -1,8 +1,8 @@
 //! 95 % intervals: Wilson's for shares, the bootstrap for everything else.
 
 use serde::Serialize;
-use tessera_data::loader::below;
-use tessera_data::{Purpose, item_rng};
+use tessera_base::random::below;
+use tessera_base::{random::Purpose, random::item_rng};
 
 /// Quantile of the normal distribution that leaves 2.5 % above it.
 const Z: f64 = 1.959_964;

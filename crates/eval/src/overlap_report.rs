@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use image::RgbImage;
 use tessera_base::pixels::contact_sheet;
-use tessera_data::{Dataset, Purpose, Sample, item_rng};
+use tessera_base::{random::Purpose, random::item_rng};
+use tessera_data::{Dataset, Sample};
 
 use crate::features::FeatureExtractor;
 use crate::frechet::{Gaussian, fid};

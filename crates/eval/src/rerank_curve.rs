@@ -5,9 +5,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
+use tessera_base::random::{Purpose, item_rng};
 use tessera_model::rerank::Reranker;
 
 use crate::drawn::{best_of, pictures_in};
@@ -69,7 +68,7 @@ pub fn rerank_curve(
         let seen = extract(&folder, protocol.distance()?)?;
         figures.extend(protocol.inception_score(&seen, |network| extract(&folder, network))?);
         if let Some(vectors) = &real.vectors {
-            figures.push(kid(vectors, &seen.vectors()?, &mut ChaCha8Rng::seed_from_u64(0))?);
+            figures.push(kid(vectors, &seen.vectors()?, &mut item_rng(0, Purpose::Subset, 0, 0))?);
         }
         // Too few drawings have no FID, and the others are figures all the same.
         figures.extend(fid(&real.gaussian, &protocol.gaussian(&seen)?).ok());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
-use tessera_data::fnv1a;
+use tessera_base::fnv1a;
 
 use crate::features::{FeatureExtractor, Features};
 use crate::{Gaussian, InceptionScore, Report, Vectors};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use tessera_base::Reporter;
-use tessera_data::atomic;
+use tessera_base::atomic;
 use tessera_text::Bpe;
 
 use crate::captions::bounded_captions;

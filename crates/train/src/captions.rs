@@ -95,7 +95,7 @@ pub(crate) fn bounded_captions<'a>(
 
 #[cfg(test)]
 mod tests {
-    use tessera_data::{Purpose, item_rng};
+    use tessera_base::{random::Purpose, random::item_rng};
 
     use super::*;
     use tessera_base::Silent;

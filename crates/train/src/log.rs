@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
+use tessera_base::atomic;
 use tessera_base::{Progress, Reporter};
-use tessera_data::atomic;
 
 use crate::config::FitConfig;
 use crate::tensorboard::EventWriter;

@@ -8,9 +8,10 @@ use image::RgbImage;
 use rand_chacha::ChaCha8Rng;
 use tessera_base::Reporter;
 use tessera_base::pixels::contact_sheet;
+use tessera_base::random::Purpose;
+use tessera_base::random::{below, chance};
 use tessera_container::hash;
-use tessera_data::loader::{below, chance};
-use tessera_data::{CodeSet, Purpose, Split, batch_indices};
+use tessera_data::{CodeSet, Split, batch_indices};
 use tessera_eval::{LabelledCodes, conditioning, held_out_codes, labelled_codes};
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
@@ -334,7 +335,8 @@ impl Task for PriorTask<'_> {
 
 #[cfg(test)]
 mod tests {
-    use tessera_data::{CodeItem, item_rng};
+    use tessera_base::random::item_rng;
+    use tessera_data::CodeItem;
 
     use super::*;
 

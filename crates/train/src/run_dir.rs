@@ -12,8 +12,8 @@ use image::RgbImage;
 use rayon::current_num_threads;
 use serde::{Deserialize, Serialize};
 use tessera_base::Reporter;
+use tessera_base::atomic;
 use tessera_container::{Newer, Origin};
-use tessera_data::atomic;
 use tessera_data::picture::encode_png;
 use tessera_model::weights::ModelFile;
 

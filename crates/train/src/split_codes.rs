@@ -9,7 +9,7 @@
 
 use anyhow::{Context, Result};
 use rand_chacha::rand_core::Rng;
-use tessera_data::loader::uniform;
+use tessera_base::random::uniform;
 use tessera_model::nn::HostTensor;
 
 /// The difference between the two halves of a code, relative to the size of its weights.

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use tessera_data::{atomic, read_text};
+use tessera_base::atomic;
+use tessera_data::read_text;
 use tessera_model::rerank::Gelu;
 use tessera_model::weights::{ClipHints, HostTensor, ModelFile, StorageDtype, read_clip, read_openai_dvae};
 use tessera_text::clip_tokenizer;

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage};
-use tessera_data::atomic::{self, Destination};
+use tessera_base::atomic::{self, Destination};
 use tessera_data::png_text::{self, Effort};
 
 use super::say;

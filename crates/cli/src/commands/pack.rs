@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use tessera_data::atomic;
+use tessera_base::atomic;
 use tessera_kernels::Cpu;
 use tessera_model::sample::int8_nats_per_token;
 use tessera_model::weights::{Int8Change, ModelFile, StorageDtype};

@@ -28,7 +28,7 @@ const RULES: [Rule; 12] = [
     Rule { folder: "base", may_use: &[], forbidden: &[TENSORS, HTTP, COMMAND_LINE] },
     Rule { folder: "container", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
     Rule { folder: "text", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
-    Rule { folder: "data", may_use: &["text", "container"], forbidden: &[TENSORS, COMMAND_LINE] },
+    Rule { folder: "data", may_use: &["base", "text", "container"], forbidden: &[TENSORS, COMMAND_LINE] },
     Rule { folder: "pretrained", may_use: &[], forbidden: &[EVERYTHING] },
     Rule { folder: "kernels", may_use: &[], forbidden: &[PICTURES, HTTP, COMMAND_LINE] },
     Rule {

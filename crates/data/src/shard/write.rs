@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::Sample;
-use crate::atomic::WholeFile;
 use crate::picture;
+use tessera_base::atomic::WholeFile;
 
 /// A sample as the encoded bytes of its members. Encoding is the slow part of writing, and several
 /// threads can do it in parallel.

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use tessera_text::{normalise, text_lines};
 
-use crate::loader::{Purpose, below, item_rng};
 use crate::read_text;
+use tessera_base::random::{Purpose, below, item_rng};
 
 /// The number of captions that the paper samples from MS-COCO.
 pub const COCO_CAPTIONS: usize = 30_000;

@@ -18,14 +18,15 @@ use tessera_text::text_lines;
 use super::Counts;
 use super::output::{self, Fingerprints, Opened};
 use crate::files::{Found, find_pictures};
-use crate::fingerprint::{Fingerprint, file_sum, fnv1a};
-use crate::loader::{Purpose, item_rng};
+use crate::fingerprint::{Fingerprint, file_sum};
 use crate::picture::{self, MAX_PIXELS, ResizeFilter};
 use crate::pictures::{MAX_IMAGE_BYTES, MAX_TEXT_BYTES};
 use crate::shard::{Meta, Packed, Sample, Split};
 use crate::share::Share;
 use crate::skipped::{SkipKind, Skipped};
 use crate::text_file::{read_at_most, read_text_of_at_most};
+use tessera_base::fnv1a;
+use tessera_base::random::{Purpose, item_rng};
 
 /// The style of every picture of a folder.
 const STYLE: &str = "own";

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Counts;
-use crate::atomic;
 use crate::shard::{Packed, ShardWriter, Split};
 use crate::skipped::Skipped;
+use tessera_base::atomic;
 
 /// The content of `dataset.json`. The recipe contains all settings that determine the bytes of the
 /// shards.

@@ -41,9 +41,9 @@ use self::world::World;
 use super::Counts;
 use super::emoji::catalog;
 use super::output::{self, Fingerprints, Opened};
-use crate::loader::{Purpose, item_rng};
 use crate::shard::{Meta, Packed, Sample, Split};
 use crate::skipped::Skipped;
+use tessera_base::random::{Purpose, item_rng};
 
 pub use cases::{Difference, Facts, Halves, HeldOutCase, WRONG, background_colours};
 pub use held_out::CombinationKind;

@@ -6,7 +6,7 @@ mod votes;
 use anyhow::{Result, ensure};
 use image::RgbImage;
 use serde_json::json;
-use tessera_data::fnv1a;
+use tessera_base::fnv1a;
 
 use crate::page::png_url;
 

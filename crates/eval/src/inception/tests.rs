@@ -291,6 +291,6 @@ fn a_file_that_is_missing_says_where_to_get_it_and_another_file_says_what_it_is(
         assert!(missing.contains(part), "{missing}");
     }
     assert_eq!(missing.lines().count(), 1);
-    assert!(error(&fixture("sheet.png")).contains("no file of PyTorch"));
+    assert!(error(&fixture("sheet.png")).contains("not a PyTorch file"));
     assert!(error(&fixture("batch_norm.pth")).contains("fc.weight is missing"));
 }

@@ -4,7 +4,7 @@
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
+use tessera_base::random::{Purpose, item_rng, normal};
 use tessera_kernels::Cpu;
 
 use super::{Compute, Role};
@@ -19,7 +19,7 @@ pub struct Init {
 impl Init {
     /// Random weights, which depend on `seed` alone.
     pub fn new(seed: u64, compute: impl Into<Compute>) -> Init {
-        Init { rng: Some(ChaCha8Rng::seed_from_u64(seed)), compute: compute.into() }
+        Init { rng: Some(item_rng(seed, Purpose::Init, 0, 0)), compute: compute.into() }
     }
 
     /// Zero weights, for a model whose weights are imported next: drawing random ones would take
@@ -42,7 +42,7 @@ impl Init {
     pub fn normal<const D: usize>(&mut self, role: Role, shape: [usize; D], std: f64) -> Param<Tensor<D>> {
         let n = shape.iter().product();
         let values = match &mut self.rng {
-            Some(rng) => (0..n).map(|_| (gaussian(rng) * std) as f32).collect(),
+            Some(rng) => (0..n).map(|_| (normal(rng) * std) as f32).collect(),
             None => vec![0.0; n],
         };
         self.param(role, values, shape)
@@ -64,13 +64,6 @@ impl Init {
         param.id = role.id();
         param
     }
-}
-
-/// A standard normal number, by the Box-Muller transform.
-fn gaussian(rng: &mut ChaCha8Rng) -> f64 {
-    let mut unit = || (f64::from(rng.next_u32()) + 0.5) / 2f64.powi(32);
-    let (u, v) = (unit(), unit());
-    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }
 
 #[cfg(test)]

@@ -6,16 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail, ensure};
 use image::RgbImage;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use tessera_base::random::{Purpose, item_rng, uniform_f64};
 
 use crate::prior::PriorConfig;
-
-/// Separates the random numbers that choose tokens from every other use of a seed.
-const TOKENS: u64 = u64::from_le_bytes(*b"drawings");
-/// Separates the random numbers that choose which given tokens a variation redraws.
-const VARIED: u64 = u64::from_le_bytes(*b"variants");
 
 /// The default guidance of models that were trained with dropped captions. It has the best metrics
 /// for the embedded model (see its card). [`default_guidance`] gives the default of any model.
@@ -173,22 +167,17 @@ impl Request {
     /// The token that is given at `position` of a candidate; `None` if it is to be sampled.
     pub(super) fn given(&self, candidate: usize, position: usize) -> Option<u32> {
         let token = self.given.get(position).copied().flatten()?;
-        (unit([self.seed, VARIED, candidate as u64, position as u64]) >= self.strength).then_some(token)
+        (self.uniform(Purpose::RedrawnCell, candidate, position) >= self.strength).then_some(token)
+    }
+
+    fn uniform(&self, purpose: Purpose, candidate: usize, position: usize) -> f64 {
+        uniform_f64(&mut item_rng(self.seed, purpose, candidate as u64, position as u64))
     }
 
     /// The random number in [0, 1) that samples the token at `position` of a candidate.
     pub(super) fn unit(&self, candidate: usize, position: usize) -> f64 {
-        unit([self.seed, TOKENS, candidate as u64, position as u64])
+        self.uniform(Purpose::DrawnToken, candidate, position)
     }
-}
-
-/// A uniform random number in [0, 1), which depends on `key` alone.
-fn unit(key: [u64; 4]) -> f64 {
-    let mut bytes = [0; 32];
-    for (slot, number) in bytes.chunks_exact_mut(8).zip(key) {
-        slot.copy_from_slice(&number.to_le_bytes());
-    }
-    (ChaCha8Rng::from_seed(bytes).next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 /// A finished picture.

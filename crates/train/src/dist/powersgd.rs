@@ -14,9 +14,8 @@
 use std::borrow::Cow;
 
 use anyhow::{Result, ensure};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use tessera_base::random::{Purpose, item_rng, normal};
 use tessera_kernels::SmallFloat;
 
 use super::comm::Comm;
@@ -302,11 +301,8 @@ fn from_wide([rows, columns]: [usize; 2], values: Vec<f32>) -> Vec<f32> {
 
 /// Standard normal numbers of matrix `ordinal`, by Box and Muller.
 fn gaussian(seed: u64, ordinal: u64, len: usize) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(ordinal);
-    let mut unit = || (f64::from(rng.next_u32()) + 0.5) / 2f64.powi(32);
-    let mut normal = || (-2.0 * unit().ln()).sqrt() * (std::f64::consts::TAU * unit()).cos();
-    (0..len).map(|_| normal() as f32).collect()
+    let rng = &mut item_rng(seed, Purpose::PowerSgd, 0, ordinal);
+    (0..len).map(|_| normal(rng) as f32).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use anyhow::Result;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
-use tessera_data::{Purpose, item_rng, loader::uniform};
+use tessera_base::{random::Purpose, random::item_rng, random::uniform};
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};

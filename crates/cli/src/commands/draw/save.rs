@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, DynamicImage, Frame, RgbImage};
 use serde_json::json;
+use tessera_base::atomic;
 use tessera_base::pixels::contact_sheet;
-use tessera_data::atomic;
 use tessera_model::{Parameters, Picture, Tessera};
 
 use super::{enlarge, picture_files};

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use tessera_base::atomic;
 use tessera_data::sources::{COCO_CAPTIONS, Described, coco_captions, cub_captions};
-use tessera_data::{Dataset, atomic, evenly, picture};
+use tessera_data::{Dataset, evenly, picture};
 use tessera_eval::{
     CurvePoint, DrawnStudy, Draws, Embedding, FeatureExtractor, Protocol, describe_sampling, doublings,
     held_out_captions, plot_curve,

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tessera_data::{Pictures, SkipKind, atomic, evenly, read_text};
+use tessera_base::atomic;
+use tessera_data::{Pictures, SkipKind, evenly, read_text};
 use tessera_eval::{Comparison, Hasty, comparison_page, votes};
 
 use crate::args::Human;

@@ -11,9 +11,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
+use tessera_base::atomic;
 use tessera_base::pixels::contact_sheet;
 use tessera_base::{Progress, Reporter};
-use tessera_data::{Dataset, Sample, atomic};
+use tessera_data::{Dataset, Sample};
 use tessera_eval::{
     Blurs, Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
 };

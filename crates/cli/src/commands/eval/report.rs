@@ -4,8 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use image::RgbImage;
+use tessera_base::atomic;
 use tessera_base::pixels::contact_sheet;
-use tessera_data::{Dataset, Sample, atomic};
+use tessera_data::{Dataset, Sample};
 use tessera_eval::{
     Blurs, Embedding, Extraction, Figure, Page, Pairs, Protocol, Report, best_of, blur_curve, conditioning,
     drawing, held_out_captions, held_out_codes, held_out_pictures, held_out_subjects, overlap_report,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tessera_data::{Purpose, atomic, item_rng};
+use tessera_base::{atomic, random::Purpose, random::item_rng};
 use tessera_eval::{
     Blurs, Change, Extraction, FeatureExtractor, InceptionScore, Pairs, Protocol, Report, Vectors,
     blur_curve, clip_score, cmmd, fid, kid, overlap_report, precision_recall, retrieval,

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tessera_data::{atomic, png_text};
+use tessera_base::atomic;
+use tessera_data::png_text;
 use tessera_model::{Parameters, Sampling};
 
 use super::output::{Content, Outputs};

@@ -4,9 +4,9 @@
 //! in the training set. Holding out *combinations* tests what the paper asks (§3.3): can the model
 //! draw a known concept in a style in which it has not seen it?
 
-use crate::fingerprint::fnv1a;
-use crate::loader::{Purpose, item_rng};
 use crate::share::Share;
+use tessera_base::fnv1a;
+use tessera_base::random::{Purpose, item_rng};
 
 use super::style::Style;
 

@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use super::scene::{Background, Colour, Content, Look, Scene};
 use super::world::World;
 use super::{chinese, english};
-use crate::loader::{below, chance};
 use crate::sources::emoji::style::Style;
+use tessera_base::random::{below, chance};
 
 /// The number of English captions of a scene.
 const ENGLISH: usize = 5;

@@ -15,7 +15,7 @@ use super::held_out::{Combination, CombinationKind};
 use super::lot::{Lot, shuffled};
 use super::scene::{Background, Colour, Content, Extra, Look, Operation, Relation, Rendition, Scene};
 use super::{MOST_BLANK, Scenes, captions};
-use crate::loader::{Purpose, item_rng};
+use tessera_base::random::{Purpose, item_rng};
 
 /// The number of wrong pictures of a case.
 pub const WRONG: usize = 49;

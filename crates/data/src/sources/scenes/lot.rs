@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::held_out::{Combination, HeldOut};
 use super::scene::{Background, Colour, Content, Extra, Look, Operation, Relation, Rendition, Scene};
 use super::world::{Kind, World};
-use crate::loader::{below, chance, uniform};
 use crate::sources::emoji::style::Style;
+use tessera_base::random::{below, chance, uniform};
 
 /// The relative frequency of each kind of scene, as weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

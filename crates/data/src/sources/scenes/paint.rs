@@ -12,8 +12,8 @@ use super::garments::{Body, Wardrobe, lead};
 use super::layer::{Layer, Rgb, Sprite, luma, mix};
 use super::scene::{Background, Content, Extra, Look, Operation, Relation, Rendition, Scene};
 use super::world::World;
-use crate::loader::uniform;
 use crate::sources::emoji::style::Style;
+use tessera_base::random::uniform;
 
 const WHITE: Rgb = [1.0; 3];
 /// The name of the thing that is walked on a lead.

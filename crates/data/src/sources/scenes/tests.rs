@@ -12,8 +12,8 @@ use super::paint::Painter;
 use super::scene::{Background, Colour, Content, Extra, Look, Operation, Relation, Rendition, Scene};
 use super::world::World;
 use super::{ScenesOptions, captions, chinese, english, fingerprint};
-use crate::loader::{Purpose, item_rng};
 use crate::sources::emoji::style::Style;
+use tessera_base::random::{Purpose, item_rng};
 
 fn rng(index: u64) -> rand_chacha::ChaCha8Rng {
     item_rng(0, Purpose::Scene, 0, index)
