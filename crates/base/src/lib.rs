@@ -3,10 +3,12 @@
 #![forbid(unsafe_code)]
 
 pub mod atomic;
+mod fault;
 mod hash;
 pub mod pixels;
 pub mod random;
 mod reporter;
 
+pub use fault::{Fault, Internal};
 pub use hash::fnv1a;
 pub use reporter::{Progress, Reporter, Silent};

@@ -1,7 +1,7 @@
 //! The program `tessera`: typed flags → what they mean → one call into a library.
 //!
-//! Exit codes: 0 done (or stopped by a signal after saving), 2 a mistake in what was asked, 1 a fault of the program or
-//! of the machine under it.
+//! Exit codes: 0 for success (also for a training run that a signal stopped after it was saved), 2
+//! for an invalid request, 1 for a failure of the program or the machine.
 
 mod args;
 mod commands;
@@ -11,11 +11,11 @@ mod reporter;
 mod signals;
 mod stderr;
 
-use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
 use libmimalloc_sys::{mi_option_set, mi_option_t, mi_option_use_numa_nodes};
+use tessera_base::Fault;
 
 use args::{Args, Command};
 use commands::ClosedOutput;
@@ -24,10 +24,10 @@ use stderr::note;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Exit code of a mistake in what was asked.
-const USER_MISTAKE: u8 = 2;
-/// Exit code of a fault of the program or the machine: asking differently would not help.
-const OUR_FAULT: u8 = 1;
+/// The exit code of an invalid request.
+const INVALID_REQUEST: u8 = 2;
+/// The exit code of a failure of the program or the machine: another request would not help.
+const FAILURE: u8 = 1;
 
 /// The allocator's delay before it gives free memory back: its place among the options of mimalloc.
 const PURGE_DELAY: mi_option_t = mi_option_use_numa_nodes - 1;
@@ -52,17 +52,17 @@ fn main() -> ExitCode {
             note!("error: {error:#}");
             ExitCode::from(exit_code(&error))
         }
-        Err(_) => ExitCode::from(OUR_FAULT),
+        Err(_) => ExitCode::from(FAILURE),
     };
     stderr::flush();
     code
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    use io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
-    let kinds = error.chain().filter_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
-    let failed = |kind| matches!(kind, StorageFull | QuotaExceeded | OutOfMemory);
-    if kinds.into_iter().any(failed) { OUR_FAULT } else { USER_MISTAKE }
+    match Fault::of(error) {
+        Fault::Request => INVALID_REQUEST,
+        Fault::Program | Fault::Machine => FAILURE,
+    }
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
@@ -98,22 +98,5 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Convert(convert) => commands::convert::run(convert),
         Command::Reconstruct(args) => commands::reconstruct::run(&args),
         Command::Plan(plan) => commands::plan::run(&plan),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use anyhow::Context;
-
-    use super::*;
-
-    #[test]
-    fn a_full_disk_is_no_mistake_of_the_user() {
-        let code = |kind: io::ErrorKind| {
-            let failed: Result<(), io::Error> = Err(kind.into());
-            exit_code(&failed.context("cannot write apple.png").unwrap_err())
-        };
-        assert_eq!(code(io::ErrorKind::StorageFull), OUR_FAULT);
-        assert_eq!(code(io::ErrorKind::NotFound), USER_MISTAKE);
     }
 }

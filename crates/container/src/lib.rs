@@ -7,6 +7,8 @@
 //! byte of the file, with the character `0` in place of its own digits. Files from before checksums
 //! were introduced can still be read; their [`Contents::verified`] is false.
 
+#![forbid(unsafe_code)]
+
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt::{Display, Formatter};

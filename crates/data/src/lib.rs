@@ -8,6 +8,8 @@
 //! into memory, [`loader`] chooses the items of each step, and [`augment`] crops them. After a dVAE
 //! has encoded the pictures, their tokens are stored as [`codes`].
 
+#![forbid(unsafe_code)]
+
 pub mod augment;
 pub mod codes;
 pub mod dataset;

@@ -4,6 +4,8 @@
 //! Start with [`Tessera`]. The modules `dvae`, `prior` and `sample` implement paper §2.1, §2.2 and
 //! §2.6.
 
+#![forbid(unsafe_code)]
+
 pub mod dvae;
 #[cfg(test)]
 mod finite_differences;

@@ -1,6 +1,8 @@
 //! The embedded model, which the program uses if `--model` is not given. `CARD.md` in this crate
 //! says how it was trained.
 
+#![forbid(unsafe_code)]
+
 /// The bytes of the complete model file.
 pub static MODEL: &[u8] = include_bytes!("../emoji.tessera.safetensors");
 

@@ -3,6 +3,8 @@
 //!
 //! This crate turns text into integers and back. It does not depend on a tensor library.
 
+#![forbid(unsafe_code)]
+
 mod bpe;
 mod clip;
 mod decode;

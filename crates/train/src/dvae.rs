@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
+use tessera_base::Internal;
 use tessera_base::Reporter;
 use tessera_base::pixels::{contact_sheet, from_floats, to_floats};
 use tessera_base::{random::Purpose, random::item_rng};
@@ -241,7 +242,7 @@ impl Task for DvaeTask<'_> {
         let shown: Vec<&Vec<f32>> = self.val.iter().step_by(every.max(1)).collect();
         let x = self.pictures(shown.iter().flat_map(|v| v.iter().copied()).collect(), shown.len());
         let restored = model.decode(model.encode(x)).into_data();
-        let restored = restored.try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
+        let restored = restored.try_to_vec::<f32>().map_err(Internal::debug)?;
         let originals = shown.iter().map(|v| from_floats(v, side));
         let restored = restored.chunks(shown[0].len()).map(|v| from_floats(v, side));
         Ok(contact_sheet(&originals.chain(restored).collect::<Vec<_>>(), shown.len()))

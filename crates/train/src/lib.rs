@@ -1,5 +1,7 @@
 //! One loop, and the tasks that it runs: BPE, the dVAE (paper §2.1), encoding, and the prior (paper §2.2, §B.2).
 
+#![forbid(unsafe_code)]
+
 mod ahead;
 mod bpe;
 mod buffer;

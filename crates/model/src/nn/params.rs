@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Gradients, Tensor, TensorData};
 use rayon::prelude::*;
+use tessera_base::Internal;
 
 /// One parameter as an array on the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -194,7 +195,7 @@ impl ModuleVisitor for TakeGradients<'_> {
                 }
                 self.taken.insert(param.id, values);
             }
-            Err(error) => self.error = Some(anyhow::anyhow!("gradient is not f32: {error:?}")),
+            Err(error) => self.error = Some(Internal(format!("gradient is not f32: {error:?}")).into()),
         }
     }
 }

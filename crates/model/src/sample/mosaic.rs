@@ -4,6 +4,7 @@ use anyhow::Result;
 use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
 use rayon::prelude::*;
+use tessera_base::Internal;
 
 use crate::dvae::Dvae;
 
@@ -36,8 +37,7 @@ fn decoded(dvae: &Dvae, grid: usize, known: &[Vec<Option<u32>>]) -> Result<Vec<R
 /// Converts `[B, 3, S, S]` in [0, 1] to pictures.
 fn to_images(x: Tensor<4>) -> Result<Vec<RgbImage>> {
     let [_, _, height, width] = x.dims();
-    let values =
-        x.permute([0, 2, 3, 1]).into_data().try_to_vec::<f32>().map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    let values = x.permute([0, 2, 3, 1]).into_data().try_to_vec::<f32>().map_err(Internal::debug)?;
     let image = |values: &[f32]| {
         let bytes = values.iter().map(|v| (v * 255.0).round() as u8).collect();
         RgbImage::from_raw(width as u32, height as u32, bytes)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use burn::module::Param;
 use burn::tensor::{FloatDType, Tensor};
+use tessera_base::Internal;
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::{
     Epilogue, KvCache, PackedLinear, Sequence, Visible, Weights, attend, normalise,
@@ -327,5 +328,5 @@ fn values<const D: usize>(param: &Param<Tensor<D>>) -> Result<Vec<f32>> {
 
 fn floats<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     let data = tensor.without_autodiff().cast(FloatDType::F32).into_data();
-    data.try_to_vec::<f32>().map_err(|error| anyhow::anyhow!("{error:?}"))
+    Ok(data.try_to_vec::<f32>().map_err(Internal::debug)?)
 }
