@@ -27,7 +27,7 @@ use crate::log::Metrics;
 use crate::precision::{Rules, Scales, Scaling};
 use crate::run_dir::{Initial, RunDir, RunOptions};
 use crate::samples::{TrainSamples, ensure_large_enough};
-use crate::split_codes::{Usage, split_codes};
+use crate::split_codes::{Halves, Usage, balance, split_codes};
 
 /// Columns of the sample sheet; originals stand above reconstructions.
 const SAMPLES: usize = 16;
@@ -109,31 +109,73 @@ impl DvaeTask<'_> {
         GumbelNoise { seed: item_rng(self.seed, purpose, 0, 0).next_u64(), step, first_row: 0 }
     }
 
-    /// How the dVAE of these weights uses its codes on training pictures.
-    fn usage(&self, weights: &[HostTensor], step: u64) -> Result<Usage> {
+    /// Training pictures by which the codes to split are chosen, in batches of [`SPLIT_BATCH`].
+    fn split_pictures(&self, step: u64) -> Result<Vec<Vec<f32>>> {
+        let side = self.config.dvae.image_size as u32;
+        let crop = |i: usize| {
+            let sample = self.train.get((step as usize + i) % self.train.len())?;
+            Ok(to_floats(&centre_crop(&sample, side)?))
+        };
+        let pictures = (0..SPLIT_PICTURES).into_par_iter().map(crop).collect::<Result<Vec<_>>>()?;
+        Ok(pictures.chunks(SPLIT_BATCH).map(<[Vec<f32>]>::concat).collect())
+    }
+
+    /// The dVAE with these weights.
+    fn with_weights(&self, weights: &[HostTensor]) -> Result<Dvae> {
+        import(Dvae::new(&self.config.dvae, self.seed, &self.compute), weights)
+    }
+
+    /// How the dVAE with these weights uses its codes, and its code at each position.
+    fn usage(&self, weights: &[HostTensor], batches: &[Vec<f32>]) -> Result<(Usage, Vec<Vec<usize>>)> {
         let (config, cells) = (&self.config.dvae, self.cells());
-        let model = import(Dvae::new(config, self.seed, &self.compute), weights)?;
+        let model = self.with_weights(weights)?;
         let mut usage = Usage { counts: vec![0; config.vocab], errors: vec![0.0; config.vocab] };
+        let mut positions = Vec::new();
         let (side, factor) = (config.image_size, config.factor());
-        for first in (0..SPLIT_PICTURES).step_by(SPLIT_BATCH) {
-            let index = |i: usize| (step as usize + first + i) % self.train.len();
-            let crop = |i: usize| {
-                let sample = self.train.get(index(i))?;
-                Ok(to_floats(&centre_crop(&sample, side as u32)?))
-            };
-            let pictures = (0..SPLIT_BATCH).into_par_iter().map(crop).collect::<Result<Vec<_>>>()?.concat();
-            let x = self.pictures(pictures.clone(), SPLIT_BATCH);
-            let codes = model.encode(x);
+        for pictures in batches {
+            let codes = model.encode(self.pictures(pictures.clone(), SPLIT_BATCH));
             let restored: Vec<f32> = model.decode(codes.clone()).into_data().iter().collect();
-            let codes: Vec<i64> = codes.into_data().iter().collect();
-            codes.iter().for_each(|&code| usage.counts[code as usize] += 1);
+            let codes: Vec<usize> = codes.into_data().iter::<i64>().map(|code| code as usize).collect();
+            codes.iter().for_each(|&code| usage.counts[code] += 1);
             for (i, (a, b)) in pictures.iter().zip(&restored).enumerate() {
                 let (picture, y, x) = (i / (3 * side * side), i / side % side, i % side);
                 let code = codes[picture * cells + y / factor * config.grid() + x / factor];
-                usage.errors[code as usize] += f64::from(a - b).powi(2);
+                usage.errors[code] += f64::from(a - b).powi(2);
+            }
+            positions.push(codes);
+        }
+        Ok((usage, positions))
+    }
+
+    /// Splits codes of the dVAE with these weights, and lets the halves win equally often at the
+    /// `positions` of the split code.
+    fn split(
+        &self,
+        weights: &mut [HostTensor],
+        splits: &[Halves],
+        (batches, positions): (&[Vec<f32>], &[Vec<usize>]),
+        step: u64,
+    ) -> Result<()> {
+        split_codes(weights, splits, &mut item_rng(self.seed, Purpose::CodeSplit, step, 0))?;
+        let model = self.with_weights(weights)?;
+        let vocab = self.config.dvae.vocab;
+        let mut partners = vec![None; vocab];
+        splits.iter().for_each(|&(code, unused)| partners[code] = Some(unused));
+        let mut excess = vec![(0.0_f64, 0_u32); vocab];
+        for (pictures, codes) in batches.iter().zip(positions) {
+            let x = map_pixels(self.pictures(pictures.clone(), SPLIT_BATCH));
+            let logits: Vec<f32> = model.encoder.forward(x).into_data().iter().collect();
+            for (row, &code) in logits.chunks(vocab).zip(codes) {
+                let Some(partner) = partners[code] else { continue };
+                excess[code].0 += f64::from(row[partner] - row[code]);
+                excess[code].1 += 1;
             }
         }
-        Ok(usage)
+        let mean = |&(code, unused): &Halves| {
+            let (sum, n) = excess[code];
+            ((code, unused), (sum / f64::from(n.max(1))) as f32)
+        };
+        balance(weights, &splits.iter().map(mean).collect::<Vec<_>>())
     }
 
     fn pictures(&self, values: Vec<f32>, n: usize) -> Tensor<4> {
@@ -184,12 +226,11 @@ impl Task for DvaeTask<'_> {
         if relax.split_every == 0 || !done.is_multiple_of(relax.split_every) || done > relax.split_until {
             return Ok(());
         }
-        let usage = self.usage(weights, step)?;
-        for weights in [weights, average] {
-            let rng = &mut item_rng(self.seed, Purpose::CodeSplit, step, 0);
-            split_codes(weights, &usage, rng)?;
-        }
-        Ok(())
+        let batches = self.split_pictures(step)?;
+        let (usage, positions) = self.usage(weights, &batches)?;
+        let splits = usage.splits();
+        self.split(weights, &splits, (&batches, &positions), step)?;
+        self.split(average, &splits, (&batches, &positions), step)
     }
 
     fn gradient(

@@ -19,7 +19,7 @@ use tessera_model::dvae::Dvae;
 use tessera_model::nn::Compute;
 use tessera_model::prior::{MixedPrecision, Prior, PriorConfig, PriorGradients, Stream, caption_slots};
 use tessera_model::sample::default_guidance;
-use tessera_model::weights::{ModelConfig, ModelFile, export};
+use tessera_model::weights::{ModelConfig, ModelFile, export, import};
 use tessera_model::{Drawing, Event, Request, Sampler, Sampling};
 use tessera_text::Bpe;
 
@@ -119,13 +119,20 @@ pub fn train_prior(
                 "--init holds a prior of {theirs:?}, wanted {:?}",
                 config.prior
             );
-            ensure!(
-                file.fingerprint()? == dvae_file.fingerprint()?,
-                "--init was trained on the codes of another dVAE"
-            );
             ensure!(file.tokenizer.as_ref() == Some(&json), "--init was trained with another tokenizer");
-            ModelFile { config: ModelConfig { prior: theirs, ..file.config.clone() }, ..*file }
-                .prior(&compute)?
+            let same_tokens = file.fingerprint()? == dvae_file.fingerprint()?;
+            let config = ModelConfig { prior: theirs, ..file.config.clone() };
+            let trained = ModelFile { config, ..*file }.prior(&compute)?;
+            match same_tokens {
+                true => trained,
+                false => {
+                    control.reporter.note(
+                        "--init was trained on the tokens of another dVAE: the image embeddings and the image head start \
+                         with random weights, all other weights are kept",
+                    );
+                    with_text_side_of(&trained, random())?
+                }
+            }
         }
     };
     let run = RunDir::start(options, Stage::Prior, &inputs, config, control.reporter)?;
@@ -146,6 +153,16 @@ pub fn train_prior(
     };
     run.write_model(&file, "model.tessera.safetensors")?;
     Ok(outcome)
+}
+
+/// `prior` with all weights of `trained` except those that depend on the codebook: the embeddings of
+/// image tokens and the head that predicts them.
+fn with_text_side_of(trained: &Prior, prior: Prior) -> Result<Prior> {
+    let of_codebook = |name: &str| name == "embed.image" || name.starts_with("image_head.");
+    let own = export(&prior);
+    let weights = export(trained).into_iter().zip(own);
+    let chosen = weights.map(|(trained, own)| if of_codebook(&own.name) { own } else { trained });
+    import(prior, &chosen.collect::<Vec<_>>())
 }
 
 /// The words of the captions that are trained on, and those that the model to start from lists already.

@@ -11,7 +11,7 @@ use tessera_base::pixels::{contact_sheet, from_floats, to_floats};
 use tessera_base::random::{below, chance};
 use tessera_base::{random::Purpose, random::item_rng};
 use tessera_container::hash;
-use tessera_data::{Sample, augment, batch_indices, evenly, read_text};
+use tessera_data::{Sample, augment, batch_indices, decode_text, evenly};
 use tessera_eval::{centre_crop, recall_at};
 use tessera_kernels::{Cpu, dot};
 use tessera_model::dvae::Dvae;
@@ -20,7 +20,7 @@ use tessera_model::rerank::{
     Cleaning, Clip, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive, cosine_similarity,
     patches, square,
 };
-use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, gradients};
+use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, gradients, model_bytes};
 use tessera_text::Bpe;
 
 use crate::capacity::Stage;
@@ -147,9 +147,17 @@ pub fn train_rerank(
 
 /// The tokenizer in a file and its JSON.
 pub(crate) fn read_tokenizer(path: &Path) -> Result<(Bpe, String)> {
-    let json = read_text(path)
-        .with_context(|| format!("no tokenizer at {}; make one with `tessera train bpe`", path.display()))?;
-    let bpe = Bpe::from_json(&json).with_context(|| path.display().to_string())?;
+    let shown = path.display();
+    let bytes = model_bytes(path)
+        .with_context(|| format!("no tokenizer at {shown}; make one with `tessera train bpe`"))?;
+    let json = match ModelFile::is_one(&bytes) {
+        true => {
+            let file = ModelFile::from_file(&bytes, path)?;
+            file.tokenizer.with_context(|| format!("the model file {shown} holds no tokenizer"))?
+        }
+        false => decode_text(&bytes).with_context(|| shown.to_string())?,
+    };
+    let bpe = Bpe::from_json(&json).with_context(|| shown.to_string())?;
     Ok((bpe, json))
 }
 

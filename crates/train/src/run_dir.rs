@@ -15,7 +15,7 @@ use tessera_base::Reporter;
 use tessera_base::atomic;
 use tessera_container::{Newer, Origin};
 use tessera_data::picture::encode_png;
-use tessera_model::weights::ModelFile;
+use tessera_model::weights::{ModelFile, model_bytes};
 
 use crate::capacity::Stage;
 use crate::checkpoint::{self, Checkpoint, STATE_FILE};
@@ -65,7 +65,7 @@ impl RunOptions<'_> {
             return Ok((Initial::Random, None));
         };
         let file = if path.is_dir() { path.join(STATE_FILE) } else { path.to_path_buf() };
-        let bytes = fs::read(&file).with_context(|| format!("cannot read --init {}", path.display()))?;
+        let bytes = model_bytes(&file).context("--init")?;
         let named = Some(("from", format!("{:08x}", crc32c::crc32c(&bytes))));
         if Checkpoint::is_one(&bytes) {
             let read = Checkpoint::from_bytes(&bytes);
@@ -376,8 +376,7 @@ fn lock(run: &Path, reporter: &dyn Reporter) -> Result<File> {
 
 /// A model file; a warning is given if it has no checksum.
 pub(crate) fn read_model(path: &Path, reporter: &dyn Reporter) -> Result<ModelFile> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read the model file {}", path.display()))?;
-    model_of(&bytes, path, reporter)
+    model_of(&model_bytes(path)?, path, reporter)
 }
 
 /// The model in the bytes of the file `path`; a warning is given if it has no checksum.

@@ -27,10 +27,13 @@ pub(crate) struct Usage {
     pub errors: Vec<f64>,
 }
 
+/// A code that is split, and the unused code that becomes its other half.
+pub(crate) type Halves = (usize, usize);
+
 impl Usage {
-    /// Pairs of a code to split and the unused code that becomes its other half: the largest errors
-    /// first, each code at most once.
-    fn splits(&self) -> Vec<(usize, usize)> {
+    /// The codes to split: those with the largest errors, each at most once, as long as there are
+    /// unused codes.
+    pub fn splits(&self) -> Vec<Halves> {
         let mut large: Vec<usize> = (0..self.counts.len()).filter(|&code| self.counts[code] > FEW).collect();
         large.sort_by(|&a, &b| self.errors[b].total_cmp(&self.errors[a]));
         let unused = (0..self.counts.len()).filter(|&code| self.counts[code] == 0);
@@ -38,29 +41,66 @@ impl Usage {
     }
 }
 
-/// Splits codes of the dVAE with these weights. Each call with the same `usage` and the same random
-/// numbers makes the same change. Returns the number of codes that were split.
+/// The weights of a dVAE that belong to its codes.
+struct Codebook<'a> {
+    /// `[V, C]`, the map to the logits.
+    logits: &'a mut [f32],
+    /// `[V]`
+    bias: &'a mut [f32],
+    /// `[D, V]`, what the decoder reads.
+    vectors: &'a mut [f32],
+}
+
+impl Codebook<'_> {
+    fn of(weights: &mut [HostTensor]) -> Result<Codebook<'_>> {
+        let [mut logits, mut bias, mut vectors] = [const { None }; 3];
+        for weight in weights {
+            match weight.name.as_str() {
+                "encoder.output.weight" => logits = Some(weight.values.as_mut_slice()),
+                "encoder.output.bias" => bias = Some(weight.values.as_mut_slice()),
+                "decoder.input.weight" => vectors = Some(weight.values.as_mut_slice()),
+                _ => {}
+            }
+        }
+        let missing = "the weights are not those of a dVAE";
+        Ok(Codebook {
+            logits: logits.context(missing)?,
+            bias: bias.context(missing)?,
+            vectors: vectors.context(missing)?,
+        })
+    }
+}
+
+/// Splits codes of the dVAE with these weights. The same random numbers make the same change.
 ///
 /// # Errors
-/// If these are not the weights of a dVAE with that many codes.
-pub(crate) fn split_codes(weights: &mut [HostTensor], usage: &Usage, rng: &mut impl Rng) -> Result<usize> {
-    let splits = usage.splits();
-    let vocab = usage.counts.len();
-    let [logits, bias, codebook] = ["encoder.output.weight", "encoder.output.bias", "decoder.input.weight"]
-        .map(|name| weights.iter().position(|weight| weight.name == name));
-    let missing = "the weights are not those of a dVAE";
-    let (logits, bias, codebook) =
-        (logits.context(missing)?, bias.context(missing)?, codebook.context(missing)?);
-    for &(code, unused) in &splits {
-        let row = weights[logits].values.len() / vocab;
-        divide(&mut weights[logits].values, |i| (code * row + i, unused * row + i), row, rng);
-        let values = &mut weights[bias].values;
-        values[code] -= std::f32::consts::LN_2;
-        values[unused] = values[code];
-        let column = weights[codebook].values.len() / vocab;
-        divide(&mut weights[codebook].values, |i| (i * vocab + code, i * vocab + unused), column, rng);
+/// If these are not the weights of a dVAE.
+pub(crate) fn split_codes(weights: &mut [HostTensor], splits: &[Halves], rng: &mut impl Rng) -> Result<()> {
+    let Codebook { logits, bias, vectors } = Codebook::of(weights)?;
+    let vocab = bias.len();
+    for &(code, unused) in splits {
+        let row = logits.len() / vocab;
+        divide(logits, |i| (code * row + i, unused * row + i), row, rng);
+        bias[code] -= std::f32::consts::LN_2;
+        bias[unused] = bias[code];
+        let column = vectors.len() / vocab;
+        divide(vectors, |i| (i * vocab + code, i * vocab + unused), column, rng);
     }
-    Ok(splits.len())
+    Ok(())
+}
+
+/// Moves the biases of two halves so that each wins at about half of the positions: `excess` is the
+/// mean of how far the logit of the second half is above that of the first.
+///
+/// # Errors
+/// As for [`split_codes`].
+pub(crate) fn balance(weights: &mut [HostTensor], halves: &[(Halves, f32)]) -> Result<()> {
+    let Codebook { bias, .. } = Codebook::of(weights)?;
+    for &((code, unused), excess) in halves {
+        bias[code] += excess / 2.0;
+        bias[unused] -= excess / 2.0;
+    }
+    Ok(())
 }
 
 /// Makes the `n` values at the second of `places` those at the first, moved apart by a small random

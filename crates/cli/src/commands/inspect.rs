@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tessera_data::png_text;
 use tessera_model::Parameters;
-use tessera_model::weights::{HostTensor, ModelFile};
+use tessera_model::weights::{HostTensor, ModelFile, model_bytes};
 
-use super::{model_of, read, say};
+use super::{model_of, say};
 use crate::args::Inspect;
 
 /// The first bytes of every PNG.
@@ -17,7 +17,7 @@ const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 pub fn run(args: &Inspect) -> Result<()> {
     // At once, since standard input can be read only once.
-    let (shown, bytes) = (args.file.display(), read(&args.file)?);
+    let (shown, bytes) = (args.file.display(), model_bytes(&args.file)?);
     let is_png = bytes.starts_with(PNG_SIGNATURE);
     if args.words {
         ensure!(!is_png, "--words: {shown} is a picture; wanted a model file");

@@ -25,7 +25,7 @@ use tessera_container::unverified;
 use tessera_kernels::decode::Weights as Kept;
 use tessera_kernels::{Cpu, Precision};
 use tessera_model::Tessera;
-use tessera_model::weights::{ModelFile, model_id};
+use tessera_model::weights::{EMBEDDED, ModelFile, model_bytes, model_id};
 
 use crate::args::Weights;
 use crate::stderr::note;
@@ -37,17 +37,9 @@ fn model_file(path: Option<&Path>) -> Result<ModelFile> {
 
 /// The model file at `path`, or the embedded one, and its fingerprint.
 fn identified_model(path: Option<&Path>) -> Result<(ModelFile, String)> {
-    match path {
-        Some(path) => {
-            let shown = path.display();
-            let bytes = fs::read(path).with_context(|| format!("cannot read the model file {shown}"))?;
-            Ok((model_of(&bytes, path)?, model_id(&bytes)))
-        }
-        None => {
-            let file = ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model")?;
-            Ok((file, model_id(tessera_pretrained::MODEL)))
-        }
-    }
+    let path = path.unwrap_or(Path::new(EMBEDDED));
+    let bytes = model_bytes(path)?;
+    Ok((model_of(&bytes, path)?, model_id(&bytes)))
 }
 
 /// The model in the bytes of the file at `path`; a warning is given if it has no checksum.

@@ -6,10 +6,10 @@ use anyhow::{Result, ensure};
 use tessera_base::atomic;
 use tessera_kernels::Cpu;
 use tessera_model::sample::int8_nats_per_token;
-use tessera_model::weights::{Int8Change, ModelFile, StorageDtype};
+use tessera_model::weights::{Int8Change, ModelFile, StorageDtype, model_bytes};
 
 use super::output::{Content, Outputs};
-use super::{model_file, model_of, read};
+use super::{model_file, model_of};
 use crate::args::{Pack, Packing};
 
 pub fn run(args: &Pack) -> Result<()> {
@@ -19,7 +19,7 @@ pub fn run(args: &Pack) -> Result<()> {
         Packing::F16 => StorageDtype::F16,
         Packing::Int8 => StorageDtype::Int8,
     };
-    let before = read(&args.model)?;
+    let before = model_bytes(&args.model)?;
     let mut file = model_of(&before, &args.model)?;
     let was = std::mem::replace(&mut file.storage, storage);
     if let Some(share) = args.caption_drop {
@@ -33,7 +33,7 @@ pub fn run(args: &Pack) -> Result<()> {
     }
     let bytes = file.to_bytes()?;
     atomic::write(&args.out, &bytes)?;
-    let [before, after] = [&before, &bytes].map(|bytes| bytes.len() as f64 / 1e6);
+    let [before, after] = [&before[..], &bytes[..]].map(|bytes| bytes.len() as f64 / 1e6);
     outputs.say(format_args!("{before:.1} MB to {after:.1} MB: {}", args.out.display()))
 }
 

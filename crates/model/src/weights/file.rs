@@ -7,6 +7,7 @@
 //! the contrastive model have 8 bits, and each 32 values share a scale. Every file has a checksum
 //! (`tessera_container`).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
@@ -125,6 +126,23 @@ pub struct ModelFile {
     pub words: Option<BTreeSet<String>>,
 }
 
+/// The name of the embedded model wherever a model file is named. A file of this name is `./embedded`.
+pub const EMBEDDED: &str = "embedded";
+
+/// The bytes of the model file at `path`, or of the embedded model if `path` is [`EMBEDDED`].
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn model_bytes(path: &Path) -> Result<Cow<'static, [u8]>> {
+    match path == Path::new(EMBEDDED) {
+        true => Ok(tessera_pretrained::MODEL.into()),
+        false => {
+            let bytes = fs::read(path);
+            Ok(bytes.with_context(|| format!("cannot read the model file {}", path.display()))?.into())
+        }
+    }
+}
+
 /// A short hash of a model file's bytes. A seed gives the same pictures only with the same file.
 pub fn model_id(bytes: &[u8]) -> String {
     format!("{:08x}", crc32fast::hash(bytes))
@@ -136,9 +154,13 @@ impl ModelFile {
     /// # Errors
     /// If the file is missing, damaged, truncated, or written by a newer version.
     pub fn read(path: &Path) -> Result<ModelFile> {
-        let bytes =
-            fs::read(path).with_context(|| format!("cannot read the model file {}", path.display()))?;
-        ModelFile::from_file(&bytes, path)
+        ModelFile::from_file(&model_bytes(path)?, path)
+    }
+
+    /// Whether these bytes begin as a model file does: with the length of a header in JSON.
+    pub fn is_one(bytes: &[u8]) -> bool {
+        let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
+        length.is_some_and(|length| length < bytes.len() as u64) && bytes.get(8) == Some(&b'{')
     }
 
     /// Reads the bytes of a file. Errors name `path`.

@@ -11,7 +11,7 @@ mod torch_file;
 
 pub use clip::{ClipHints, read_clip};
 pub use encoding::StorageDtype;
-pub use file::{Int8Change, ModelConfig, ModelFile, model_id};
+pub use file::{EMBEDDED, Int8Change, ModelConfig, ModelFile, model_bytes, model_id};
 pub use openai_dvae::read_openai_dvae;
 pub use torch_file::read as read_torch_file;
 
