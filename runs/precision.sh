@@ -55,7 +55,7 @@ run three-global   "${three[@]}" --set 'chain.scaling="global"'
 
 # 4. The relaxed and the sampled bound of a dVAE, while its temperature falls.
 [ -e deep/dvae/dvae.tessera.safetensors ] || "$tessera" train dvae --config emoji --data data --run deep/dvae \
-  --set train_dvae.steps=2600 --set train_dvae.eval_every=100
+  --set train_dvae.steps=2600 --set train_dvae.lr_steps=5000 --set train_dvae.eval_every=100
 
 # 5. The figures and the plots.
 # beside RUN OTHER: prints how far the loss of RUN is above that of OTHER, in percent, as means of 100 updates, and both means

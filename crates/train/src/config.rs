@@ -14,8 +14,10 @@ use tessera_model::prior::{Activations, PriorConfig};
 use tessera_model::rerank::ClipConfig;
 use toml::{Table, Value};
 
+use crate::capacity::Stage;
 use crate::device::DeviceChoice;
 use crate::optim::Moments;
+use crate::pace::{ensure_fits, scale};
 use crate::precision::Scaling;
 use crate::samples::ScenesConfig;
 use crate::schedule::{Schedule, cosine_decay};
@@ -242,10 +244,29 @@ impl Config {
     /// # Errors
     /// An unknown preset, file or key, a value of the wrong type, or sizes that do not fit each other.
     pub fn resolve(name: &str, sets: &[String]) -> Result<Config> {
+        Config::scaled(name, sets, None)
+    }
+
+    /// Resolves a config as [`Config::resolve`] does, for training `stage`: with its schedule scaled
+    /// to `steps` updates before `sets` are applied.
+    ///
+    /// # Errors
+    /// As for [`Config::resolve`], and if `sets` change the number of updates alone so that the
+    /// schedule would outlast them.
+    pub fn resolve_for(name: &str, sets: &[String], stage: Stage, steps: Option<u64>) -> Result<Config> {
+        let config = Config::scaled(name, sets, steps.map(|steps| (stage, steps)))?;
+        ensure_fits(&config, stage, sets)?;
+        Ok(config)
+    }
+
+    fn scaled(name: &str, sets: &[String], steps: Option<(Stage, u64)>) -> Result<Config> {
         let mut table = match preset(name, 0) {
             Some(table) => table?,
             None => read_file(Path::new(name))?,
         };
+        if let Some((stage, steps)) = steps {
+            scale(&mut table, stage, steps)?;
+        }
         for set in sets {
             apply_set(&mut table, set)?;
         }

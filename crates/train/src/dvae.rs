@@ -77,6 +77,8 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
         }
     };
     let model = model.stored(config.train_dvae.storage.format());
+    let paced = options.paced(config, (&task, &model, &config.train_dvae), Stage::Dvae)?;
+    let (config, task) = (&paced, DvaeTask { config: &paced, ..task });
     let run = RunDir::start(options, Stage::Dvae, &inputs, config, control.reporter)?;
     let (model, outcome) = fit(&task, model, &config.train_dvae, &run, control)?;
     let file = ModelFile {

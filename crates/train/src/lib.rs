@@ -20,6 +20,7 @@ mod golden;
 mod gradient;
 mod log;
 mod optim;
+mod pace;
 #[cfg(test)]
 mod paper;
 mod precision;
@@ -44,6 +45,7 @@ pub use fit::{Outcome, Task, Trainer};
 pub use gradient::{Gradient, Loss, differentiate};
 pub use log::Metrics;
 pub use optim::Moments;
+pub use pace::Pace;
 pub use precision::{Scales, Scaling};
 pub use prior::{PriorInputs, train_prior};
 pub use rerank::{RerankInputs, train_rerank};

@@ -135,6 +135,8 @@ pub fn train_prior(
             }
         }
     };
+    let paced = options.paced(config, (&task, &model, &config.train_prior), Stage::Prior)?;
+    let (config, task) = (&paced, PriorTask { config: &paced, ..task });
     let run = RunDir::start(options, Stage::Prior, &inputs, config, control.reporter)?;
     let (model, outcome) = fit(&task, model, &config.train_prior, &run, control)?;
     let file = ModelFile {

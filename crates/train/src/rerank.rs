@@ -132,6 +132,8 @@ pub fn train_rerank(
             file.clip(&compute)?
         }
     };
+    let paced = options.paced(config, (&task, &model, &config.train_rerank), Stage::Rerank)?;
+    let (config, task) = (&paced, RerankTask { config: &paced, ..task });
     let run = RunDir::start(options, Stage::Rerank, &inputs, config, control.reporter)?;
     let (model, outcome) = fit(&task, model, &config.train_rerank, &run, control)?;
     let file = ModelFile {

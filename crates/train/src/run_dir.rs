@@ -19,9 +19,10 @@ use tessera_model::weights::{ModelFile, model_bytes};
 
 use crate::capacity::Stage;
 use crate::checkpoint::{self, Checkpoint, STATE_FILE};
-use crate::config::Config;
+use crate::config::{Config, FitConfig};
 use crate::device::DeviceChoice;
-use crate::fit::TrainState;
+use crate::fit::{Task, TrainState};
+use crate::pace::Pace;
 use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences};
 
 /// Checkpoints that stay in any case.
@@ -46,6 +47,8 @@ pub struct RunOptions<'a> {
     pub seed: u64,
     /// Where it computes.
     pub device: DeviceChoice,
+    /// If present, the number of updates follows from the time for the run.
+    pub pace: Option<Pace<'a>>,
 }
 
 /// The weights that a run starts from.
@@ -56,6 +59,19 @@ pub(crate) enum Initial {
 }
 
 impl RunOptions<'_> {
+    /// The config for the run's pace, or `config` if none is asked for. See [`Pace::config`].
+    pub(crate) fn paced<T: Task>(
+        &self,
+        config: &Config,
+        (task, model, fit): (&T, &T::Model, &FitConfig),
+        stage: Stage,
+    ) -> Result<Config> {
+        match self.pace {
+            Some(pace) => pace.config(task, model.clone(), fit, (stage, self.resume.then_some(self.dir))),
+            None => Ok(config.clone()),
+        }
+    }
+
     /// The weights to start from and their name among the inputs of a run, if they have one.
     ///
     /// # Errors

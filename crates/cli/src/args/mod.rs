@@ -445,6 +445,13 @@ pub struct Common {
     /// Start from the weights in this model file instead of random ones, to train a model further or on other pictures.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub init: Option<PathBuf>,
+    /// The number of updates; warm-up, decay and all other schedules are scaled to it.
+    #[arg(long, value_name = "N", conflicts_with = "minutes")]
+    pub steps: Option<u64>,
+    /// The time for the run in minutes, from which the number of updates follows by this machine's speed.
+    #[arg(long, value_name = "M")]
+    pub minutes: Option<f64>,
+    /// The seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Where to compute: `cpu`, `gpu` or `gpu:N` (a CUDA device, in a build with `--features libtorch`), or `libtorch` (the same on the processor).

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use tessera_train::{
-    Config, Control, EncodeInputs, Need, Outcome, PriorInputs, RerankInputs, RunOptions, Stage,
+    Config, Control, EncodeInputs, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
 };
 
 use super::say;
@@ -26,26 +26,37 @@ pub fn run(task: TrainTask) -> Result<()> {
         }
         TrainTask::Dvae(common) => {
             let (config, stop) = (fitting(&common, Stage::Dvae)?, stop_on_signal()?);
+            let pace = |steps| scaled(&common, Stage::Dvae, Some(steps));
             let outcome = tessera_train::train_dvae(
                 &config,
                 &common.data,
-                &options(&common),
+                &options(&common, &pace),
                 control(&stop, &terminal),
             )?;
             report(outcome, &common.run)
         }
         TrainTask::Prior { common, bpe, dvae } => {
             let (config, stop) = (fitting(&common, Stage::Prior)?, stop_on_signal()?);
+            let pace = |steps| scaled(&common, Stage::Prior, Some(steps));
             let inputs = PriorInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
-            let outcome =
-                tessera_train::train_prior(&config, inputs, &options(&common), control(&stop, &terminal))?;
+            let outcome = tessera_train::train_prior(
+                &config,
+                inputs,
+                &options(&common, &pace),
+                control(&stop, &terminal),
+            )?;
             report(outcome, &common.run)
         }
         TrainTask::Rerank { common, bpe, dvae } => {
             let (config, stop) = (fitting(&common, Stage::Rerank)?, stop_on_signal()?);
+            let pace = |steps| scaled(&common, Stage::Rerank, Some(steps));
             let inputs = RerankInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
-            let outcome =
-                tessera_train::train_rerank(&config, inputs, &options(&common), control(&stop, &terminal))?;
+            let outcome = tessera_train::train_rerank(
+                &config,
+                inputs,
+                &options(&common, &pace),
+                control(&stop, &terminal),
+            )?;
             report(outcome, &common.run)
         }
     }
@@ -55,9 +66,10 @@ fn control<'a>(stop: &'a AtomicBool, terminal: &'a Terminal) -> Control<'a> {
     Control { stop, reporter: terminal }
 }
 
-fn options(common: &Common) -> RunOptions<'_> {
-    let Common { run, resume, init, seed, device, .. } = common;
-    RunOptions { dir: run, resume: *resume, init: init.as_deref(), seed: *seed, device: *device }
+fn options<'a>(common: &'a Common, config: &'a (dyn Fn(u64) -> Result<Config> + Sync)) -> RunOptions<'a> {
+    let Common { run, resume, init, seed, device, minutes, .. } = common;
+    let pace = minutes.map(|minutes| Pace { minutes, config });
+    RunOptions { dir: run, resume: *resume, init: init.as_deref(), seed: *seed, device: *device, pace }
 }
 
 pub fn encode(args: &Encode) -> Result<()> {
@@ -72,9 +84,14 @@ pub fn resolve(settings: &ConfigArgs) -> Result<Config> {
     Config::resolve(&settings.config, &settings.sets)
 }
 
-/// The config, if this machine can hold the training of `stage`.
+/// The config for training `stage`, its schedule scaled to `steps` updates.
+fn scaled(common: &Common, stage: Stage, steps: Option<u64>) -> Result<Config> {
+    Config::resolve_for(&common.settings.config, &common.settings.sets, stage, steps)
+}
+
+/// The config for training `stage`, if this machine has enough memory for it.
 fn fitting(common: &Common, stage: Stage) -> Result<Config> {
-    let config = resolve(&common.settings)?;
+    let config = scaled(common, stage, common.steps)?;
     if let Some(present) = present_bytes() {
         Need::new(&config, stage).of_host(common.device).ensure_fits(stage, present)?;
     }

@@ -240,7 +240,7 @@ pub fn ranking_and_judging(dir: &Path) {
     let bpe = arg(&pipeline.dir.join("bpe/tokenizer.json")).to_string();
     let train =
         ["train", "rerank", "--config", "tiny", "--data", &fixture(), "--bpe", &bpe, "--run", "judge"];
-    let short = ["--seed", "9", "--set", "train_rerank.steps=1", "--set", "data.reconstructed=0"];
+    let short = ["--seed", "9", "--steps", "1", "--set", "data.reconstructed=0"];
     succeed(dir, &[&train[..], &short].concat());
 }
 

@@ -80,7 +80,7 @@ fn a_run_that_is_still_going_keeps_others_out_of_its_folder() {
     assert!(error.contains(&format!("still going (process {})", child.id())), "{error}");
     child.kill().unwrap();
     child.wait().unwrap();
-    succeed(dir.path(), &[&train[..], &["--set", "train_dvae.steps=1"]].concat());
+    succeed(dir.path(), &[&train[..], &["--steps", "1"]].concat());
 }
 
 /// Trains `task` with a stop on the way and compares with the pipeline's uninterrupted run.

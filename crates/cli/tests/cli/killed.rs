@@ -56,7 +56,7 @@ fn a_run_that_was_killed_five_times_ends_with_the_same_model() {
 fn training_on_one_thread_does_not_wait_for_itself() {
     let (dir, data) = (folder(), fixture());
     let args = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "run", "--threads", "1"];
-    let mut training = command(dir.path(), &[&args[..], &["--set", "train_dvae.steps=3"]].concat());
+    let mut training = command(dir.path(), &[&args[..], &["--steps", "3"]].concat());
     let mut child = training.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let begun = Instant::now();
     while child.try_wait().unwrap().is_none() {

@@ -75,7 +75,7 @@ fn a_prior_is_trained_on_pictures_that_are_encoded_on_the_way_and_continues_to_t
     let train = |run: &str, more: &[&str]| {
         let train = ["train", "prior", "--config", "tiny", "--data", &data, "--bpe", &bpe, "--run", run];
         let online = ["--set", "data.encode='online'", "--dvae", &dvae];
-        let short = ["--set", "train_prior.steps=6", "--set", "train_prior.log_every=1"];
+        let short = ["--steps", "6", "--set", "train_prior.log_every=1"];
         let kept = ["--set", "train_prior.checkpoint_every=3", "--set", "train_prior.eval_every=3"];
         succeed(dir.path(), &[&train[..], &online, &short, &kept, more].concat());
         fs::read(dir.path().join(run).join("model.tessera.safetensors")).unwrap()
@@ -121,10 +121,7 @@ fn crops_of_the_dvae_differ_from_step_to_step() {
     let train = |run: &str, crop: &str| {
         let crop = format!("data.dvae_crop='{crop}'");
         let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", run, "--set", &crop];
-        succeed(
-            dir.path(),
-            &[&train[..], &["--set", "train_dvae.steps=2", "--set", "train_dvae.log_every=1"]].concat(),
-        );
+        succeed(dir.path(), &[&train[..], &["--steps", "2", "--set", "train_dvae.log_every=1"]].concat());
         metrics(&dir.path().join(run))[0]["loss"].as_f64().unwrap()
     };
     let [stage1, stage2, centre] =

@@ -130,7 +130,7 @@ fn a_reranker_is_packed_with_the_model_that_has_its_tokenizer() {
     let other = ["train", "bpe", "--data", &fixture(), "--run", "bpe", "--config", "tiny"];
     succeed(dir.path(), &[&other[..], &["--set", "prior.text_vocab=300"]].concat());
     let train = ["train", "rerank", "--data", &fixture(), "--bpe", "bpe/tokenizer.json", "--run", "other"];
-    let short = ["--config", "tiny", "--set", "train_rerank.steps=1", "--set", "data.reconstructed=0"];
+    let short = ["--config", "tiny", "--steps", "1", "--set", "data.reconstructed=0"];
     succeed(dir.path(), &[&train[..], &short].concat());
     let error = mistake(dir.path(), &[&pack[..], &["other/rerank.tessera.safetensors"]].concat());
     assert!(error.contains("was trained with another tokenizer"), "{error}");
@@ -236,7 +236,7 @@ fn a_run_starts_from_the_weights_of_a_model() {
     let path = |name: &str| arg(&pipeline.dir.join(name)).to_string();
     let (codes, bpe, model) = (path("codes"), path("bpe/tokenizer.json"), pipeline.model());
     let train = ["train", "prior", "--config", "tiny", "--data", &codes, "--bpe", &bpe, "--run", "further"];
-    let once = ["--set", "train_prior.steps=1", "--set", "train_prior.log_every=1"];
+    let once = ["--steps", "1", "--set", "train_prior.log_every=1"];
     // It has seen one word more than the captions have.
     let mut file = ModelFile::read(Path::new(&model)).unwrap();
     file.words.as_mut().unwrap().insert("zebra".to_string());
@@ -268,6 +268,7 @@ fn a_run_in_16_bits_continues_from_an_older_checkpoint_to_the_same_bits() {
         "train_prior.variance_clip=5.0",
         "train_prior.schedule='plateau'",
         "train_prior.steps=6",
+        "train_prior.warmup=6",
         "train_prior.checkpoint_every=3",
         "train_prior.log_every=1",
     ] {

@@ -17,8 +17,11 @@ fn train(dir: &Path, run: &str, steps: u64, more: &[&str]) -> Said {
 fn training(run: &str, steps: u64, more: &[&str]) -> Vec<String> {
     let (data, steps) = (fixture(), format!("train_dvae.steps={steps}"));
     let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", run, "--set", &steps];
+    let schedule =
+        ["train_dvae.lr_steps=60", "train_dvae.warmup=5", "relax.beta_steps=10", "relax.tau_steps=24"];
+    let schedule = schedule.map(|set| ["--set", set]).concat();
     let every = ["--set", "train_dvae.checkpoint_every=2", "--set", "train_dvae.log_every=1"];
-    [&train[..], &every, more].concat().into_iter().map(str::to_string).collect()
+    [&train[..], &schedule, &every, more].concat().into_iter().map(str::to_string).collect()
 }
 
 /// The run `whole` of 6 steps, and its model.

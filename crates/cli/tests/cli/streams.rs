@@ -41,7 +41,7 @@ fn end(child: Child) -> (Option<i32>, String) {
 fn training_and_drawing_go_on_without_a_standard_error() {
     let (data, model) = (fixture(), pipeline().model());
     let train = ["train", "dvae", "--config", "tiny", "--run", "run", "--data", &data];
-    let train = [&train[..], &["--set", "train_dvae.steps=6", "--set", "train_dvae.eval_every=2"]].concat();
+    let train = [&train[..], &["--steps", "6", "--set", "train_dvae.eval_every=2"]].concat();
     let long = "a red apple ".repeat(30); // there will be a warning
     let draw = ["draw", &long, "-n", "1", "--model", &model];
     for unread in [Unread::Full, Unread::Closed] {
