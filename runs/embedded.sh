@@ -28,13 +28,8 @@ train() {
   local task=$1 run=$2 resume=
   shift 2
   if ls -d "$run"/checkpoints/step_* >/dev/null 2>&1; then resume=--resume; fi
-  tessera train "$task" --config embedded --run "$run" --device "$device" "$@" ${resume:+"$resume"}
-  # Ctrl-C saves a checkpoint and exits successfully. The next commands need the finished run, whose last checkpoint is
-  # that of its last step.
-  local steps
-  steps=$(sed -n "/^\[train_$task\]/,/^\[/s/^steps = //p" "$run/config.toml")
-  [ -d "$run/checkpoints/$(printf 'step_%06d' "$steps")" ] ||
-    { echo "embedded: stopped; start runs/embedded.sh again to continue" >&2; exit 130; }
+  tessera train "$task" --config embedded --run "$run" --device "$device" "$@" ${resume:+"$resume"} ||
+    { code=$?; [ $code -le 128 ] || echo "embedded: stopped; start runs/embedded.sh again to continue" >&2; exit $code; }
 }
 
 # 1. The emoji sets, as published by their makers.

@@ -21,13 +21,8 @@ train() {
   local task=$1 run=$2 resume=
   shift 2
   if ls -d "$run"/checkpoints/step_* >/dev/null 2>&1; then resume=--resume; fi
-  tessera train "$task" --config emoji --run "$run" "$@" ${resume:+"$resume"}
-  # Ctrl-C saves a checkpoint and exits successfully. The next commands need the finished run, whose last checkpoint is
-  # that of its last step.
-  local steps
-  steps=$(sed -n "/^\[train_$task\]/,/^\[/s/^steps = //p" "$run/config.toml")
-  [ -d "$run/checkpoints/$(printf 'step_%06d' "$steps")" ] ||
-    { echo "emoji: stopped; start runs/emoji.sh again to continue" >&2; exit 130; }
+  tessera train "$task" --config emoji --run "$run" "$@" ${resume:+"$resume"} ||
+    { code=$?; [ $code -le 128 ] || echo "emoji: stopped; start runs/emoji.sh again to continue" >&2; exit $code; }
 }
 
 # 1. The pictures, as published by their makers: six sets of emoji as SVG; names and keywords from emojibase.

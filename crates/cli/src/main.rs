@@ -1,7 +1,7 @@
 //! The program `tessera`: typed flags → what they mean → one call into a library.
 //!
-//! Exit codes: 0 for success (also for a training run that a signal stopped after it was saved), 2
-//! for an invalid request, 1 for a failure of the program or the machine.
+//! Exit codes: 0 for success, 2 for an invalid request, 1 for a failure of the program or the
+//! machine, 128 plus the signal's number if a signal ended it (a training run is saved first).
 
 mod args;
 mod commands;
@@ -17,8 +17,9 @@ use clap::Parser;
 use libmimalloc_sys::{mi_option_set, mi_option_t, mi_option_use_numa_nodes};
 use tessera_base::Fault;
 
-use args::{Args, Command};
+use args::{Args, Command, Train};
 use commands::ClosedOutput;
+use commands::train::Interrupted;
 use stderr::note;
 
 #[global_allocator]
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         // Whoever read the output has seen enough.
         Ok(Err(error)) if error.is::<ClosedOutput>() => ExitCode::SUCCESS,
+        Ok(Err(error)) if error.is::<Interrupted>() => ExitCode::from(signals::exit_code()),
         Ok(Err(error)) => {
             note!("error: {error:#}");
             ExitCode::from(exit_code(&error))
@@ -86,7 +88,8 @@ fn run(args: Args) -> anyhow::Result<()> {
     }
     match args.command {
         Command::Data(source) => commands::data::run(source),
-        Command::Train(task) => commands::train::run(task),
+        Command::Train(Train { task: Some(task), .. }) => commands::train::run(task),
+        Command::Train(Train { pictures, task: None }) => commands::train_pictures::run(&pictures),
         Command::Encode(encode) => commands::train::encode(&encode),
         Command::Pack(pack) => commands::pack::run(&pack),
         Command::Draw(draw) => commands::draw::run(&draw),

@@ -3,13 +3,28 @@
 //! SIGHUP stays ignored if the program was started so, which is what `nohup` does.
 
 use std::process::exit;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result};
 use tokio::runtime::Builder;
 
-/// What a shell adds to a signal's number to tell it as an exit code.
+/// What a shell adds to a signal's number to report it as an exit code.
 const BY_SIGNAL: i32 = 128;
+/// The number of Ctrl-C's signal, on every system.
+const SIGINT: i32 = 2;
+/// The number of the first signal that came; 0 if none did.
+static FIRST: AtomicI32 = AtomicI32::new(0);
+
+/// The number of the first signal that came while the program listened.
+pub fn received() -> Option<i32> {
+    Some(FIRST.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
+}
+
+/// The exit code of a program that the first signal ended.
+pub fn exit_code() -> u8 {
+    u8::try_from(BY_SIGNAL + received().unwrap_or(SIGINT)).unwrap_or(u8::MAX)
+}
 
 /// Calls `first` at the first signal; the second ends the program at once.
 ///
@@ -40,7 +55,9 @@ fn watch(first: impl FnOnce(i32) + Send + 'static) -> Result<()> {
     };
     let wait = move || {
         runtime.block_on(async {
-            first(signals.next().await);
+            let signal = signals.next().await;
+            FIRST.store(signal, Ordering::Relaxed);
+            first(signal);
             exit(BY_SIGNAL + signals.next().await)
         })
     };
@@ -120,7 +137,7 @@ mod other {
 
         pub async fn next(&mut self) -> i32 {
             let _ = tokio::signal::ctrl_c().await;
-            2
+            super::SIGINT
         }
     }
 }

@@ -3,6 +3,8 @@
 //! One worker ([`engine`]) draws all requests together; everything else only reads requests and writes answers. A request is read
 //! in [`api`], handed to the worker, and its events become one JSON answer, a stream, or a log that is watched.
 
+#![forbid(unsafe_code)]
+
 mod access;
 mod api;
 mod client;

@@ -52,9 +52,8 @@ pub enum Command {
     /// Make a data set of captioned pictures.
     #[command(subcommand)]
     Data(DataSource),
-    /// Train one part of the model.
-    #[command(subcommand)]
-    Train(TrainTask),
+    /// Train a model: all of it on a folder of pictures, or one part.
+    Train(Train),
     /// Turn pictures into tokens with a trained dVAE.
     Encode(Encode),
     /// Draw pictures of a sentence.
@@ -378,6 +377,32 @@ pub enum World {
     Full,
 }
 
+#[derive(ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Train {
+    #[command(flatten)]
+    pub pictures: TrainPictures,
+    #[command(subcommand)]
+    pub task: Option<TrainTask>,
+}
+
+/// Training of all parts on a folder of pictures, starting from the embedded model.
+#[derive(ClapArgs)]
+pub struct TrainPictures {
+    /// A folder of pictures with captions: NAME.png, .jpg or .webp, and NAME.txt with one caption per line.
+    #[arg(value_name = "PICTURES", requires = "run")]
+    pub pictures: Option<PathBuf>,
+    /// The folder for all results; run the same command again to continue.
+    #[arg(long)]
+    pub run: Option<PathBuf>,
+    /// The time for training in minutes.
+    #[arg(long, default_value_t = 15.0)]
+    pub minutes: f64,
+    /// The seed of all random numbers.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
 #[derive(Subcommand)]
 pub enum TrainTask {
     /// The caption vocabulary, from a data set.
@@ -498,7 +523,9 @@ mod tests {
     fn a_dash_is_a_file_wherever_one_file_is_read() {
         let parsed = |args: &str| Args::try_parse_from(args.split(' ')).unwrap().command;
         let prior = parsed("tessera train prior --data d --run r --bpe - --dvae -");
-        let Command::Train(TrainTask::Prior { bpe, dvae, .. }) = prior else { panic!("another command") };
+        let Command::Train(Train { task: Some(TrainTask::Prior { bpe, dvae, .. }), .. }) = prior else {
+            panic!("another command")
+        };
         assert_eq!((bpe, dvae), (STDIN.into(), Some(STDIN.into())));
         let scenes = parsed("tessera data scenes --packages p --out o --held-out -");
         let Command::Data(DataSource::Scenes { held_out, .. }) = scenes else { panic!("another command") };

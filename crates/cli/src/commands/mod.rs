@@ -13,6 +13,7 @@ pub mod plan;
 pub mod reconstruct;
 pub mod serve;
 pub mod train;
+pub mod train_pictures;
 
 use std::error::Error;
 use std::fmt::{Display, Formatter};

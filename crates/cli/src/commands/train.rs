@@ -1,10 +1,12 @@
 //! `tessera train` and `tessera encode`.
 
+use std::error::Error;
+use std::fmt::{Display, Formatter};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tessera_train::{
     Config, Control, EncodeInputs, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
 };
@@ -109,12 +111,25 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
+/// The error for a run that a signal ended after it was saved. It needs no message.
+#[derive(Debug)]
+pub struct Interrupted;
+
+impl Display for Interrupted {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl Error for Interrupted {}
+
 fn report(outcome: Outcome, run: &Path) -> Result<()> {
     let path = run.display();
     match outcome {
         Outcome::Finished => say(format_args!("finished: {path}")),
         Outcome::Stopped(step) => {
-            say(format_args!("stopped and saved at step {step}: {path}; continue it with --resume"))
+            say(format_args!("stopped and saved at step {step}: {path}; continue it with --resume"))?;
+            bail!(Interrupted)
         }
     }
 }

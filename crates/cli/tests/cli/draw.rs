@@ -107,7 +107,7 @@ fn ranking_asks_for_what_it_needs() {
         (&["--scores"], "only ranked pictures have scores"),
         (&["--rerank", &reranker, "--best", "9", "--of", "4"], "wanted no more than are drawn"),
         (&["--rerank", &reranker, "--best", "0"], "wanted 1 to"),
-        (&["--rerank", "none.safetensors"], "cannot read the model file none.safetensors"),
+        (&["--rerank", "none.safetensors"], "cannot read none.safetensors"),
         (&["--rerank", &pipeline().model()], "holds no contrastive model"),
     ] {
         let error = draw_mistake(&[&["a cat"], args].concat());
@@ -217,7 +217,7 @@ fn an_output_that_cannot_be_written_is_found_before_drawing() {
 fn a_missing_or_damaged_model_is_named() {
     let dir = folder();
     let error = mistake(dir.path(), &["draw", "a cat", "--model", "none.safetensors"]);
-    assert!(error.contains("cannot read the model file none.safetensors"), "{error}");
+    assert!(error.contains("cannot read none.safetensors"), "{error}");
 
     let bytes = fs::read(pipeline().model()).unwrap();
     for kept in [0, 7, 1000, bytes.len() / 2, bytes.len() - 1] {

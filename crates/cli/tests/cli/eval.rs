@@ -76,7 +76,7 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
     let rerank = ["--rerank", &reranker];
     for (args, wanted) in [
         (&["fid", &train, "few"][..], "wanted at least 33 of each"),
-        (&["fid", &train, "few"], "`tessera eval kid` does with fewer"),
+        (&["fid", &train, "few"], "`tessera eval kid` accepts fewer"),
         (&["fid", &train, "none"], "no pictures in none: 1 .md file (none/notes.md); wanted"),
         (&["fid", &train, "nowhere"], "nowhere is not a folder"),
         (&["is", &train], "knows no classes"),

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[test]
 fn an_interrupted_dvae_ends_with_the_same_model() {
     let data = fixture();
-    continues_to_the_same_bytes("dvae", "dvae.tessera.safetensors", &["--data", &data], "-INT");
+    continues_to_the_same_bytes("dvae", "dvae.tessera.safetensors", &["--data", &data], ("-INT", 2));
 }
 
 #[test]
@@ -24,7 +24,7 @@ fn an_interrupted_prior_ends_with_the_same_model() {
     let made = pipeline().dir.display();
     let (codes, bpe) = (format!("{made}/codes"), format!("{made}/bpe/tokenizer.json"));
     let inputs = ["--data", &codes, "--bpe", &bpe];
-    continues_to_the_same_bytes("prior", "model.tessera.safetensors", &inputs, "-TERM");
+    continues_to_the_same_bytes("prior", "model.tessera.safetensors", &inputs, ("-TERM", 15));
 }
 
 /// `train dvae` in `run` below `dir`, for more steps than any test waits for; under `nohup` for as few as the config says.
@@ -39,13 +39,15 @@ fn long_training(program: &str, dir: &Path) -> Child {
 
 #[test]
 fn a_terminal_that_goes_away_has_the_run_saved_and_nohup_has_it_go_on() {
-    for (program, ends) in [(env!("CARGO_BIN_EXE_tessera"), "stopped and saved"), ("nohup", "finished")] {
+    for (program, ends, code) in
+        [(env!("CARGO_BIN_EXE_tessera"), "stopped and saved", 128 + 1), ("nohup", "finished", 0)]
+    {
         let dir = folder();
         let mut child = long_training(program, dir.path());
         wait_for_metrics(&dir.path().join("run"), &mut child);
         send(&child, "-HUP");
         let said = Said::of(child.wait_with_output().unwrap());
-        assert_eq!(said.code, Some(0), "{program}: {}", said.stderr);
+        assert_eq!(said.code, Some(code), "{program}: {}", said.stderr);
         assert!(said.stdout.starts_with(ends), "{program}: {}", said.stdout);
     }
 }
@@ -84,7 +86,7 @@ fn a_run_that_is_still_going_keeps_others_out_of_its_folder() {
 }
 
 /// Trains `task` with a stop on the way and compares with the pipeline's uninterrupted run.
-fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str], signal: &str) {
+fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str], (signal, number): (&str, i32)) {
     let whole = pipeline().dir.join(task);
     let dir = folder();
     let train = [&["train", task, "--config", "tiny", "--run", "run"], inputs].concat();
@@ -95,7 +97,7 @@ fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str], signal:
     wait_for_metrics(&run, &mut child);
     send(&child, signal);
     let said = Said::of(child.wait_with_output().unwrap());
-    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert_eq!(said.code, Some(128 + number), "{}", said.stderr);
     assert!(said.stderr.contains("saving; press Ctrl-C again"), "{}", said.stderr);
     assert!(said.stdout.starts_with("stopped and saved at step "), "{}", said.stdout);
     assert!(said.stdout.contains("--resume"), "{}", said.stdout);

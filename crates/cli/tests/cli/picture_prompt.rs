@@ -92,7 +92,7 @@ fn variations_differ_from_each_other_as_much_as_they_are_told_to() {
 fn pictures_of_any_shape_are_fitted_and_it_is_said_how() {
     let dir = folder();
     let dir = dir.path();
-    let picture = RgbImage::from_fn(90, 60, |x, y| image::Rgb([x as u8 * 2, y as u8 * 4, 90]));
+    let picture = RgbImage::from_fn(90, 60, |x, y| image::Rgb([x as u8 / 9, y as u8 / 6, 0]));
     picture.save(dir.join("photo.jpg")).unwrap();
     let go_on = |args: &[&str]| {
         tokens(dir, &[&["an owl", "--image", "photo.jpg", "--keep-rows", "4", "-n", "1"], args].concat())
@@ -130,7 +130,7 @@ fn what_cannot_be_meant_is_refused_in_a_line() {
     fs::write(dir.join("text.png"), "not a picture").unwrap();
     let before = entries(dir);
     for (args, wanted) in [
-        (&["--image", "a.png"][..], "what of it is kept? Say --keep-rows, --keep, --mask or --variations"),
+        (&["--image", "a.png"][..], "which cells are kept? Use --keep-rows, --keep, --mask or --variations"),
         (&["--image", "none.png", "--keep-rows", "1"], "cannot read none.png"),
         (&["--image", "text.png", "--keep-rows", "1"], "text.png: not a PNG, JPEG or WebP picture"),
         (&["--image", "a.png", "--keep-rows", "8"], "keep 8 rows: wanted 1 to 7, of 8"),

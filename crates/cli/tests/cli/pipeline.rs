@@ -309,6 +309,6 @@ fn a_model_of_another_kind_is_no_start() {
     let error = mistake(dir.path(), &[&train[..], &[&model, "--set", "dvae.n_hid=8"]].concat());
     assert!(error.contains("--init holds a dVAE of") && error.contains("n_hid: 8"), "{error}");
     let error = mistake(dir.path(), &[&train[..], &["none"]].concat());
-    assert!(error.contains("cannot read --init none"), "{error}");
+    assert!(error.contains("--init: cannot read none"), "{error}");
     assert!(entries(dir.path()).is_empty());
 }

@@ -70,7 +70,7 @@ fn what_it_cannot_start_with_is_said_in_a_line() {
         (&["--api-key-file", "none"][..], "cannot read none"),
         (&["--api-key-file", "no-keys"], "no-keys holds no key: wanted one a line"),
         (&["--rows", "0"], "--rows 0: wanted 1 to 1024"),
-        (&["--model", "none.safetensors"], "cannot read the model file none.safetensors"),
+        (&["--model", "none.safetensors"], "cannot read none.safetensors"),
         (&["--bind", &taken], "choose another --bind"),
         (&["--bind", "localhost"], "wanted HOST:PORT of this machine"),
     ] {

@@ -52,6 +52,7 @@ const RULES: [Rule; 12] = [
             "kernels",
             "data",
             "pretrained",
+            "prompt",
             "model",
             "eval",
             "train",

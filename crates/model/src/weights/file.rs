@@ -138,7 +138,7 @@ pub fn model_bytes(path: &Path) -> Result<Cow<'static, [u8]>> {
         true => Ok(tessera_pretrained::MODEL.into()),
         false => {
             let bytes = fs::read(path);
-            Ok(bytes.with_context(|| format!("cannot read the model file {}", path.display()))?.into())
+            Ok(bytes.with_context(|| format!("cannot read {}", path.display()))?.into())
         }
     }
 }
@@ -166,10 +166,13 @@ impl ModelFile {
     /// Reads the bytes of a file. Errors name `path`.
     pub fn from_file(bytes: &[u8], path: &Path) -> Result<ModelFile> {
         let shown = path.display();
-        ModelFile::from_bytes(bytes).map_err(|error| match error.is::<Newer>() {
+        let mut file = ModelFile::from_bytes(bytes).map_err(|error| match error.is::<Newer>() {
             true => error.context(shown.to_string()),
             false => error.context(format!("{shown} is not a complete Tessera model")),
-        })
+        })?;
+        // The embedded model is part of the program, not a file that can be damaged.
+        file.unverified &= path != Path::new(EMBEDDED);
+        Ok(file)
     }
 
     /// Reads the bytes of a file.

@@ -214,7 +214,7 @@ fn forms_say_what_is_missing_or_does_not_fit() {
     let prompt = ("prompt", None, &b"a cat"[..]);
     for (fields, said) in [
         (vec![prompt], "There is no file 'image'"),
-        (vec![image, prompt], "What of the picture is kept?"),
+        (vec![image, prompt], "Which cells of the picture are kept?"),
         (vec![image, ("keep_rows", None, b"4")], "There is no 'prompt'"),
         (vec![image, prompt, ("mask", Some("m.png"), &other)], "the mask has 50x48 pixels: wanted 48x48"),
         (vec![image, prompt, ("mask", Some("m.png"), image.2)], "there is nothing to draw"),
