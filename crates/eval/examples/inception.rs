@@ -1,5 +1,6 @@
-//! Two folders of pictures as Inception v3 sees them: how fast, and the Fréchet distance between them, as one line of
-//! JSON. `benches/peers/eval.py` runs it beside pytorch-fid.
+//! Measures the time in which Inception v3 extracts the features of two folders of pictures, and
+//! the Fréchet distance between them. Prints one line of JSON. `benches/peers/eval.py` compares it
+//! with pytorch-fid.
 //!
 //!     cargo run --release --package tessera-eval --example inception -- WEIGHTS FOLDER FOLDER
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use tessera_eval::{FeatureExtractor, Gaussian, Inception, Resize, frechet_distance};
 
-/// The PNGs of a folder, by their names.
+/// Reads the PNGs of a folder, sorted by name.
 fn pictures(folder: &Path) -> Result<Vec<RgbImage>> {
     let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
@@ -26,7 +27,7 @@ fn pictures(folder: &Path) -> Result<Vec<RgbImage>> {
 
 fn main() -> Result<()> {
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [weights, first, second] = &args[..] else { bail!("wanted: WEIGHTS FOLDER FOLDER") };
+    let [weights, first, second] = &args[..] else { bail!("usage: inception WEIGHTS FOLDER FOLDER") };
     let inception = Inception::read(weights, Resize::PytorchFid)?;
     let folders = [pictures(first)?, pictures(second)?];
     inception.extract(&folders[0][..folders[0].len().min(8)])?;
@@ -34,8 +35,8 @@ fn main() -> Result<()> {
     let mut sets = Vec::new();
     for pictures in &folders {
         let mut set = Gaussian::new(&inception.name(), inception.dims());
-        let seen = inception.extract(pictures)?;
-        seen.features.chunks(inception.dims()).try_for_each(|features| set.push(features))?;
+        let extracted = inception.extract(pictures)?;
+        extracted.features.chunks(inception.dims()).try_for_each(|features| set.push(features))?;
         sets.push(set);
     }
     let seconds = started.elapsed().as_secs_f64();

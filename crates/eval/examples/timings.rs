@@ -1,5 +1,7 @@
-//! How long each measurement takes, for `docs/log.md`:
-//! `cargo run --release -p tessera-eval --example timings [vectors]`, 10,000 if it is not said, of Inception's 2,048 features.
+//! Measures the time of each metric, for `docs/log.md`, on random vectors with Inception's 2,048
+//! features. The number of vectors is 10,000 by default.
+//!
+//!     cargo run --release -p tessera-eval --example timings [VECTORS]
 
 use std::time::Instant;
 
@@ -12,9 +14,9 @@ use tessera_eval::{
     recall_at,
 };
 
-/// Inception's features.
+/// The number of Inception's features.
 const DIMS: usize = 2048;
-/// A contrastive model's.
+/// The number of a contrastive model's features.
 const EMBEDDING: usize = 512;
 
 fn main() -> Result<()> {
@@ -26,19 +28,20 @@ fn main() -> Result<()> {
         set.values().chunks(64 * DIMS).try_for_each(|batch| gaussian.push_all(batch))?;
         Ok(gaussian)
     };
-    let of_real = timed(&format!("{n} vectors into a Gaussian"), || gaussian(&real))?;
-    let of_fake = gaussian(&fake)?;
-    timed("Fréchet distance", || frechet_distance(&of_real, &of_fake))?;
-    let itself = timed("a set from itself", || frechet_distance(&of_real, &of_real))?;
+    let real_gaussian = timed(&format!("mean and covariance of {n} vectors"), || gaussian(&real))?;
+    let fake_gaussian = gaussian(&fake)?;
+    timed("Fréchet distance", || frechet_distance(&real_gaussian, &fake_gaussian))?;
+    let to_itself =
+        timed("Fréchet distance to itself", || frechet_distance(&real_gaussian, &real_gaussian))?;
     let few = gaussian(&set(1000, DIMS, rng)?)?;
-    let themselves = timed("1,000 vectors from themselves", || frechet_distance(&few, &few))?;
-    println!("  which are {itself:e} and {themselves:e}");
+    let few_to_itself = timed("  of 1,000 vectors", || frechet_distance(&few, &few))?;
+    println!("  the two distances are {to_itself:e} and {few_to_itself:e}");
     timed("KID, 100 subsets of 1,000", || kid(&real, &fake, rng))?;
     timed("precision and recall", || precision_recall(&real, &fake))?;
     let (images, texts) = (set(n, EMBEDDING, rng)?, set(n, EMBEDDING, rng)?);
     timed("CMMD, 512 features", || cmmd(&images, &texts))?;
     timed("recall, 512 features", || recall_at(images.values(), texts.values(), EMBEDDING, &[1]))?;
-    timed("overlap, 512 features, 5,000 by all", || {
+    timed("overlap of 5,000 with all, 512 features", || {
         let mut validation = Vectors::new("noise", EMBEDDING);
         validation.push_all(&images.values()[..5_000.min(n) * EMBEDDING])?;
         let mut search = OverlapSearch::new(&validation)?;
@@ -52,17 +55,17 @@ fn main() -> Result<()> {
     })?;
     let picture = RgbImage::from_fn(256, 256, |_, _| image::Rgb([0; 3].map(|_: i32| rng.next_u32() as u8)));
     for radius in [1.0, 2.0, 4.0, 8.0] {
-        timed(&format!("10 pictures of 256 pixels, blurred by {radius}"), || {
+        timed(&format!("blur of 10 pictures of 256 pixels, radius {radius}"), || {
             Ok((0..10).map(|_| blur(&picture, radius).as_raw()[0]).max())
         })?;
-        timed("  by the image crate", || {
+        timed("  with the image crate", || {
             Ok((0..10).map(|_| image::imageops::blur(&picture, radius).as_raw()[0]).max())
         })?;
     }
     Ok(())
 }
 
-/// `n` vectors of noise, not all alike.
+/// `n` vectors of uniform noise, whose scale differs by feature.
 fn set(n: usize, dims: usize, rng: &mut impl Rng) -> Result<Vectors> {
     let mut set = Vectors::new("noise", dims);
     let values: Vec<f32> = (0..n * dims)
@@ -72,10 +75,10 @@ fn set(n: usize, dims: usize, rng: &mut impl Rng) -> Result<Vectors> {
     Ok(set)
 }
 
-/// Prints how long `work` took.
-fn timed<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Runs `work` and prints the time that it took.
+fn timed<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
-    let found = work()?;
-    println!("{what:<46} {:>9.3} s", start.elapsed().as_secs_f64());
-    Ok(found)
+    let result = work()?;
+    println!("{name:<46} {:>9.3} s", start.elapsed().as_secs_f64());
+    Ok(result)
 }

@@ -16,16 +16,17 @@ use crate::report::Report;
 use crate::set::{Change, Extraction};
 use crate::store::Store;
 
-/// The blurs of a curve.
+/// The settings of a blur curve.
 #[derive(Debug, Clone, Copy)]
 pub struct Blurs<'a> {
-    /// Standard deviations in pixels.
+    /// The radii of the blurs: standard deviations in pixels.
     pub radii: &'a [f32],
-    /// Height and width that all pictures are resized to before they are blurred.
+    /// The height and width to which all pictures are resized before they are blurred.
     pub size: u32,
 }
 
-/// FID (KID for sets that are too small for it) and IS for each radius, and their plot as SVG.
+/// Measures FID (KID for sets that are too small for FID) and IS for each radius. Returns the
+/// figures and their plot as SVG.
 ///
 /// # Errors
 /// If a radius is not in 0 to 100 pixels, or a set cannot be measured.
@@ -66,7 +67,7 @@ pub fn blur_curve(
     Ok((figures, line_plots(&panels)?))
 }
 
-/// FID, or KID if the sets are too small for FID. DM-GAN's protocol has no KID.
+/// Returns the FID, or the KID if the sets are too small for FID. DM-GAN's protocol has no KID.
 fn distance(protocol: Protocol, [real, fake]: &[Store; 2]) -> Result<Report> {
     let found = fid(&protocol.gaussian(real)?, &protocol.gaussian(fake)?);
     match (found, protocol) {

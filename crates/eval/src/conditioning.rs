@@ -1,7 +1,9 @@
-//! How much the words matter: the image loss of held-out pictures under their own caption and under others.
+//! How much the caption matters: the image loss of held-out pictures with their own caption and
+//! with other captions.
 //!
-//! The gap to a caption shuffled among pictures of the *same style* is the honest figure; a shuffle over everything
-//! mostly measures whether the model knows the name of the style.
+//! The most informative figure is the gap to captions that are shuffled among pictures of the *same
+//! style*. Shuffling over all pictures mostly measures whether the model knows the names of the
+//! styles.
 
 use std::collections::BTreeMap;
 
@@ -13,17 +15,17 @@ use tessera_model::sample::Next;
 
 use crate::recon::mean_se;
 
-/// Streams scored at once.
+/// The batch size of the forward passes.
 const BATCH: usize = 32;
 
-/// One picture: its tokens, its caption's tokens and its style.
+/// A picture's tokens, the tokens of its caption, and its style.
 #[derive(Debug, Clone)]
 pub struct LabelledCodes {
-    /// Picture tokens in raster order.
+    /// The image tokens in raster order.
     pub codes: Vec<u32>,
-    /// BPE tokens of its caption.
+    /// The BPE tokens of the caption.
     pub caption: Vec<u32>,
-    /// Name of its style; pictures share captions within it in the same-style shuffle.
+    /// The name of the style. The same-style shuffle exchanges captions within a style.
     pub style: String,
 }
 
@@ -32,47 +34,47 @@ pub struct LabelledCodes {
 pub struct Figure {
     /// The mean.
     pub mean: f64,
-    /// Its standard error over pictures.
+    /// The standard error over pictures.
     pub se: f64,
 }
 
 /// A figure for each condition.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Conditions {
-    /// A caption of another picture in the same style.
+    /// The value with the caption of another picture of the same style.
     pub same_style: Figure,
-    /// A caption of any other picture.
+    /// The value with the caption of any other picture.
     pub shuffled: Figure,
-    /// No caption: all pads.
+    /// The value without a caption: all text tokens are padding.
     pub none: Figure,
 }
 
-/// Mean image loss per token, and what each wrong condition adds to it.
+/// The mean image loss per token with the true caption, and how much other captions increase it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Conditioning {
-    /// Number of pictures.
+    /// The number of pictures.
     pub pictures: usize,
-    /// Image loss in nats per token under the true caption.
+    /// The image loss in nats per token with the true caption.
     pub true_caption: Figure,
-    /// Image loss under the other conditions.
+    /// The image loss under the other conditions.
     pub loss: Conditions,
-    /// Paired difference to the true caption's loss: how much the words matter.
+    /// The paired difference to the loss with the true caption: how much the caption matters.
     pub gap: Conditions,
-    /// What the rounded numbers of drawing change, if that was measured.
+    /// The effect of the sampler's precision, if it was measured.
     pub drawn: Option<DrawnLoss>,
 }
 
-/// Image loss under the true caption by the sampler, token by token, as pictures are drawn.
+/// The image loss with the true caption, computed by the sampler token by token, as when drawing.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct DrawnLoss {
     /// The loss.
     pub loss: Figure,
-    /// Paired difference to the loss of the forward pass.
+    /// The paired difference to the loss of the forward pass.
     pub gap: Figure,
 }
 
-/// Scores `items` under each condition and, with a `sampler` of the prior, as pictures are drawn. Shuffles are rotations,
-/// so the result is a function of the items alone.
+/// Computes the loss of `items` under each condition and, if a `sampler` of the prior is given,
+/// also with the sampler. The shuffles are rotations, so the result depends only on the items.
 ///
 /// # Errors
 /// If there are fewer than two items.
@@ -82,12 +84,12 @@ pub fn conditioning(
     items: &[LabelledCodes],
 ) -> Result<Conditioning> {
     ensure!(items.len() >= 2, "{} pictures: wanted at least 2 to exchange captions", items.len());
-    let own: Vec<usize> = (0..items.len()).collect();
+    let identity: Vec<usize> = (0..items.len()).collect();
     let caption = |index: usize| items[index].caption.as_slice();
-    let under = |order: Vec<usize>| losses(prior, items, |i| caption(order[i]));
-    let truth = under(own.clone())?;
-    let same_style = under(rotate_within_styles(items))?;
-    let shuffled = under(rotate(&own))?;
+    let with_captions = |order: Vec<usize>| losses(prior, items, |i| caption(order[i]));
+    let truth = with_captions(identity.clone())?;
+    let same_style = with_captions(rotate_within_styles(items))?;
+    let shuffled = with_captions(rotate(&identity))?;
     let none = losses(prior, items, |_| &[])?;
     let drawn = sampler.map(|sampler| losses_as_drawn(sampler, items)).transpose()?;
     let figure = |values: &[f64]| {
@@ -108,22 +110,22 @@ pub fn conditioning(
     })
 }
 
-/// Mean image loss of each picture under its own caption, by the sampler.
+/// The mean image loss of each picture with its own caption, computed by the sampler.
 fn losses_as_drawn(sampler: &Sampler, items: &[LabelledCodes]) -> Result<Vec<f64>> {
     let config = sampler.config();
     let mut losses = Vec::new();
     for batch in items.chunks(BATCH) {
         let captions: Vec<&[u32]> = batch.iter().map(|item| item.caption.as_slice()).collect();
-        let read = sampler.read(&captions)?;
-        let mut lanes = sampler.new_slots(batch.len());
+        let prefixes = sampler.read(&captions)?;
+        let mut slots = sampler.new_slots(batch.len());
         let mut nats = vec![0.0; batch.len()];
         let mut previous = vec![0; batch.len()];
         for at in 0..config.image_len() {
-            let logits = sampler.step(&read, &mut lanes, &Next::all(at, &previous))?;
+            let logits = sampler.step(&prefixes, &mut slots, &Next::all(at, &previous))?;
             previous = batch.iter().map(|item| item.codes[at]).collect();
             for ((nats, row), &code) in nats.iter_mut().zip(logits.chunks(config.image_vocab)).zip(&previous)
             {
-                *nats += surprise(row, code as usize) / config.image_len() as f64;
+                *nats += cross_entropy(row, code as usize) / config.image_len() as f64;
             }
         }
         losses.extend(nats);
@@ -131,14 +133,14 @@ fn losses_as_drawn(sampler: &Sampler, items: &[LabelledCodes]) -> Result<Vec<f64
     Ok(losses)
 }
 
-/// −ln of the softmax of `logits` at `index`.
-fn surprise(logits: &[f32], index: usize) -> f64 {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total: f64 = logits.iter().map(|logit| f64::from(logit - top).exp()).sum();
-    total.ln() - f64::from(logits[index] - top)
+/// The cross-entropy in nats: −ln of the softmax of `logits` at `index`.
+fn cross_entropy(logits: &[f32], index: usize) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
+    total.ln() - f64::from(logits[index] - max)
 }
 
-/// Mean image loss of each picture when picture `i` has caption `caption(i)`.
+/// The mean image loss of each picture if picture `i` has the caption `caption(i)`.
 fn losses<'a>(
     prior: &Prior,
     items: &'a [LabelledCodes],
@@ -157,13 +159,15 @@ fn losses<'a>(
     Ok(losses)
 }
 
-/// Each index moved on by about half the list, so that neighbours (often one concept) do not exchange captions.
+/// Rotates the indices by about half the list, so that neighbours, which often show the same
+/// concept, do not exchange captions.
 fn rotate(indices: &[usize]) -> Vec<usize> {
     let by = indices.len().div_ceil(2);
     indices.iter().cycle().skip(by).take(indices.len()).copied().collect()
 }
 
-/// For each item the index of another item of its style (its own, if it is alone).
+/// For each item, returns the index of another item of its style, or its own index if there is no
+/// other.
 fn rotate_within_styles(items: &[LabelledCodes]) -> Vec<usize> {
     let mut styles: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (index, item) in items.iter().enumerate() {
@@ -183,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_same_style_shuffle_stays_in_its_style_and_moves_everyone() {
+    fn same_style_shuffle_moves_every_item_within_its_style() {
         let styles = ["a", "b", "a", "b", "a", "b", "b"];
         let item = |style: &&str| LabelledCodes { codes: vec![], caption: vec![], style: style.to_string() };
         let items: Vec<_> = styles.iter().map(item).collect();

@@ -1,4 +1,5 @@
-//! Training curves as a picture: one panel a metric, from the `metrics.jsonl` of one run or of several to compare.
+//! Plots of training curves from the `metrics.jsonl` of one or several runs, with one panel per
+//! metric.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,11 +9,12 @@ use serde_json::Value;
 
 use crate::plot::{Frame, Series, XAxis, draw_lines, svg};
 
-/// Size of one panel in pixels.
+/// The size of a panel in pixels.
 const PANEL: (u32, u32) = (420, 260);
-/// Panels a row.
+/// The number of panels in a row.
 const COLUMNS: usize = 2;
-/// A panel's curves by name, in the order in which they came; points are (step, value) and have no errors.
+/// The curves of a panel, in the order in which they were added. Points are (step, value), without
+/// an error.
 #[derive(Default)]
 struct Panel(Vec<Series>);
 
@@ -26,27 +28,28 @@ impl Panel {
     }
 }
 
-/// Panels by the name of the metric; a metric with a value for each resblock has a panel for each run.
+/// Panels by the name of the metric. A metric with one value per resblock has one panel per run.
 type Panels = BTreeMap<String, Panel>;
 
-/// Draws every metric of the runs that `wanted` names (all if empty) as an SVG; metrics with a value for each resblock only if
-/// they are named.
+/// Plots the `requested` metrics of the runs as an SVG. If `requested` is empty, it plots all
+/// metrics, except those with one value per resblock.
 ///
 /// # Errors
-/// If a file is missing or none holds any of the metrics.
-pub fn curves(runs: &[PathBuf], wanted: &[String]) -> Result<String> {
+/// If a file is missing, or no file contains any of the metrics.
+pub fn curves(runs: &[PathBuf], requested: &[String]) -> Result<String> {
     let mut panels = Panels::new();
     for run in runs {
         let path = run.join("metrics.jsonl");
         let text =
             std::fs::read_to_string(&path).with_context(|| format!("no metrics at {}", path.display()))?;
-        read(&text, &name_of(run, runs), wanted, &mut panels);
+        read(&text, &name_of(run, runs), requested, &mut panels);
     }
-    ensure!(!panels.is_empty(), "the runs hold none of the metrics {}", wanted.join(", "));
+    ensure!(!panels.is_empty(), "the runs hold none of the metrics {}", requested.join(", "));
     draw(&panels).map_err(|error| anyhow!("cannot draw the curves: {error}"))
 }
 
-/// What a run is called among others: its folder's name, or all of its path if another is called so too. Nothing if it is alone.
+/// The name of a run in the legend: the name of its folder, or its path if another run has the same
+/// name. Empty if there is only one run.
 fn name_of(run: &Path, runs: &[PathBuf]) -> String {
     let namesakes = runs.iter().filter(|other| other.file_name() == run.file_name()).count();
     match (runs.len(), namesakes, run.file_name()) {
@@ -56,7 +59,9 @@ fn name_of(run: &Path, runs: &[PathBuf]) -> String {
     }
 }
 
-fn read(text: &str, run: &str, wanted: &[String], panels: &mut Panels) {
+/// Adds the `requested` metrics in the `text` of a `metrics.jsonl` to `panels`. Damaged lines are
+/// skipped.
+fn read(text: &str, run: &str, requested: &[String], panels: &mut Panels) {
     for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
         let (Some(step), Some(split), Some(metrics)) =
             (line["step"].as_f64(), line["split"].as_str(), line.as_object())
@@ -64,16 +69,16 @@ fn read(text: &str, run: &str, wanted: &[String], panels: &mut Panels) {
             continue;
         };
         for (name, value) in metrics.iter().filter(|(name, _)| *name != "step") {
-            let named = wanted.contains(name);
+            let is_named = requested.contains(name);
             match value {
-                Value::Number(value) if named || wanted.is_empty() => {
+                Value::Number(value) if is_named || requested.is_empty() => {
                     let point = (step, value.as_f64().unwrap_or_default());
                     panels.entry(name.clone()).or_default().push(format!("{run} {split}").trim(), point);
                 }
-                Value::Array(values) if named => {
+                Value::Array(values) if is_named => {
                     let panel = panels.entry(format!("{name}, {run}").trim_end_matches(", ").to_string());
                     let panel = panel.or_default();
-                    // What is not finite is `null`: the gradient of a resblock that has none.
+                    // Non-finite values are `null`, such as the logarithm of a gradient of 0.
                     for (i, value) in
                         values.iter().enumerate().filter_map(|(i, value)| Some((i, value.as_f64()?)))
                     {
@@ -107,7 +112,7 @@ mod tests {
         {\"step\":2,\"split\":\"resblocks\",\"scale_log2\":[13.0,12.5]}\n{\"st";
 
     #[test]
-    fn every_metric_has_a_panel_and_damaged_lines_are_skipped() {
+    fn each_metric_has_a_panel_and_damaged_lines_are_skipped() {
         let mut panels = Panels::new();
         read(TEXT, "", &[], &mut panels);
         assert_eq!(panels.keys().collect::<Vec<_>>(), ["loss", "psnr_db"]);
@@ -117,18 +122,18 @@ mod tests {
     }
 
     #[test]
-    fn runs_of_the_same_name_are_told_apart_by_their_paths() {
+    fn runs_with_the_same_folder_name_are_named_by_their_paths() {
         let runs = ["a/prior", "b/prior", "b/other"].map(PathBuf::from);
         assert_eq!(runs.each_ref().map(|run| name_of(run, &runs)), ["a/prior", "b/prior", "other"]);
         assert_eq!(name_of(&runs[0], &runs[..1]), "");
     }
 
     #[test]
-    fn runs_share_a_panel_and_resblocks_have_one_for_each_run() {
+    fn runs_share_panels_except_for_metrics_per_resblock() {
         let mut panels = Panels::new();
-        let wanted = ["loss", "scale_log2"].map(String::from);
-        read(TEXT, "one", &wanted, &mut panels);
-        read(TEXT, "two", &wanted, &mut panels);
+        let requested = ["loss", "scale_log2"].map(String::from);
+        read(TEXT, "one", &requested, &mut panels);
+        read(TEXT, "two", &requested, &mut panels);
         assert_eq!(panels.keys().collect::<Vec<_>>(), ["loss", "scale_log2, one", "scale_log2, two"]);
         let names: Vec<&str> = panels["loss"].0.iter().map(|(name, _)| &**name).collect();
         assert_eq!(names, ["one train", "two train"]);

@@ -1,9 +1,9 @@
-//! Does a drawing look like what it was asked for? A judge without taste: of eight real pictures of one style, is the
-//! nearest to the drawing the one whose caption was drawn?
+//! A metric of how well drawings match their captions that needs no other model: of eight real
+//! pictures of one style, is the one whose caption was drawn the nearest to the drawing?
 //!
-//! The captions are of held-out combinations, so the right picture was never trained on. Nearness is the squared
-//! distance of the pictures averaged over cells of 4×4 pixels, so it measures layout and colour, not detail. Chance is
-//! 1 in 8. A blunt figure, but one that needs no other model and that compares settings honestly.
+//! The pictures are held out, so the model was not trained on them. The distance is the squared
+//! difference of the mean colours of cells of 4×4 pixels. It therefore measures layout and colour,
+//! not detail. Chance is 1 in 8. The metric is coarse, but sufficient to compare settings.
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
@@ -13,41 +13,43 @@ use tessera_model::{Drawing, Event, Request, Sampler};
 
 use crate::recon::mean_se;
 
-/// Real pictures that a drawing is compared with.
+/// The number of real pictures that a drawing is compared with.
 const CHOICES: usize = 8;
-/// Side of the cells that are averaged, in pixels.
+/// The side of the cells whose colour is averaged, in pixels.
 const CELL: u32 = 4;
 
 /// A held-out picture and its caption.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// BPE tokens of the caption.
+    /// The BPE tokens of the caption.
     pub caption: Vec<u32>,
-    /// The picture's style; the other choices are of the same.
+    /// The style of the picture. It is compared with pictures of the same style.
     pub style: String,
     /// The real picture, at the model's size.
     pub image: RgbImage,
 }
 
-/// How often the judge picks the right picture.
+/// How often the right picture is the nearest.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DrawingReport {
-    /// Captions drawn.
+    /// The number of captions.
     pub captions: usize,
-    /// Drawings of each.
+    /// The number of drawings per caption.
     pub drawings_each: usize,
-    /// Share of drawings whose nearest of eight real pictures is the right one.
+    /// The fraction of drawings for which the right picture is the nearest of eight.
     pub right: f64,
-    /// Standard error of `right` over captions.
+    /// The standard error of `right` over captions.
     pub right_se: f64,
-    /// What blind choice gives.
+    /// The expected value of `right` for a random choice.
     pub chance: f64,
 }
 
-/// Draws every subject as `request` says (its prompt is ignored), judges, and hands each subject's drawings to `show`.
+/// Draws the caption of every subject with the settings of `request` (its prompt is ignored),
+/// compares the drawings with the real pictures, and passes each subject's index and drawings to
+/// `show`.
 ///
 /// # Errors
-/// If some style has fewer than eight subjects.
+/// If a style has fewer than eight subjects, or a caption cannot be drawn.
 pub fn drawing(
     sampler: &Sampler,
     dvae: &Dvae,
@@ -73,7 +75,7 @@ pub fn drawing(
     Ok(DrawingReport { captions, drawings_each, right, right_se, chance: 1.0 / CHOICES as f64 })
 }
 
-/// The subject's own picture first, then the next seven of its style.
+/// Returns the subject's own picture and the next seven of its style.
 fn choices(subjects: &[Subject], index: usize) -> Result<Vec<&RgbImage>> {
     let style = &subjects[index].style;
     let from_here = (0..subjects.len()).map(|i| &subjects[(index + i) % subjects.len()]);
@@ -86,7 +88,7 @@ fn choices(subjects: &[Subject], index: usize) -> Result<Vec<&RgbImage>> {
     Ok(choices)
 }
 
-/// The choice that is strictly nearer than every other, if there is one.
+/// Returns the index of the choice that is nearer than every other. `None` if there is a tie.
 fn nearest(image: &RgbImage, choices: &[&RgbImage]) -> Option<usize> {
     let drawn = cells(image);
     let distance =
@@ -96,7 +98,7 @@ fn nearest(image: &RgbImage, choices: &[&RgbImage]) -> Option<usize> {
     (distances.iter().filter(|&&distance| distance <= distances[best]).count() == 1).then_some(best)
 }
 
-/// Mean colour of each cell.
+/// The mean colour of each cell.
 fn cells(image: &RgbImage) -> Vec<f64> {
     let (columns, rows) = (image.width().div_ceil(CELL), image.height().div_ceil(CELL));
     let mut sums = vec![0.0; (columns * rows * 3) as usize];
@@ -120,17 +122,17 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_of_eight_in_the_same_style() {
+    fn nearest_is_chosen_from_eight_pictures_of_the_same_style() {
         let subjects: Vec<_> = (0..18).map(|i| subject(["a", "b"][i % 2], i as u8 * 10)).collect();
         let choices = choices(&subjects, 4).unwrap();
         assert_eq!(choices.len(), CHOICES);
         assert!(choices.iter().all(|image| image.get_pixel(0, 0)[0] % 20 == 0)); // style "a" only
         let near = |grey| nearest(&subject("a", grey).image, &choices);
-        assert_eq!((near(41), near(62), near(50)), (Some(0), Some(1), None)); // half-way between two: neither
+        assert_eq!((near(41), near(62), near(50)), (Some(0), Some(1), None)); // 50 is a tie
     }
 
     #[test]
-    fn too_few_pictures_of_a_style_are_refused() {
+    fn style_with_too_few_pictures_is_refused() {
         let subjects: Vec<_> = (0..7).map(|i| subject("a", i)).collect();
         assert!(choices(&subjects, 0).unwrap_err().to_string().contains("wanted 8"));
     }

@@ -1,4 +1,5 @@
-//! Drawings of many captions, in folders: what sets of pictures are measured on. Interrupted, it goes on with the next caption.
+//! Draws many captions into folders, on which metrics of sets of pictures are measured. An
+//! interrupted run continues with the next caption.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,20 +11,22 @@ use tessera_base::atomic;
 use tessera_data::picture::{decode, encode_png};
 use tessera_model::{Event, Picture, Request, Sampling, Tessera};
 
-/// The file that says what a folder's pictures were drawn with.
+/// The file that records the model and the settings of a folder's drawings.
 const RECORD: &str = "drawn.json";
 
-/// What is drawn of each caption.
+/// How each caption is drawn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draws {
-    /// Of the first `k` candidates the best is kept, for each of these `k`, rising. One candidate needs no reranker.
+    /// For each `k` in this list, the best of the first `k` candidates is kept. In ascending order.
+    /// The list `[1]` needs no reranker.
     pub best_of: Vec<usize>,
-    /// The same seed gives the same pictures; each caption has candidates of its own.
+    /// The seed. The seeds of the captions are derived from it.
     pub seed: u64,
-    /// How tokens are picked.
+    /// The sampling settings.
     pub sampling: Sampling,
 }
 
+/// The content of the file [`RECORD`].
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Record {
     model: String,
@@ -34,22 +37,24 @@ struct Record {
     captions: Vec<String>,
 }
 
-/// Draws each of `captions` into `out/best-of-K/NNNNN.png`, for each K of `draws`, with the caption beside it in `NNNNN.txt`; `drawn` hears how many captions are done. `model` names the
-/// model whose drawings they are.
+/// Draws each of `captions` into `out/best-of-K/NNNNN.png` for each K of `draws`, and writes the
+/// caption to `NNNNN.txt` in the same folder. `model` is the name of the model. After each caption
+/// it passes the number of finished captions to `progress`.
 ///
 /// # Errors
-/// If `out` holds drawings of something else, the model cannot rank although it is asked to, or a file cannot be written.
+/// If `out` contains drawings with another model or other settings, the model has no reranker but
+/// several candidates are drawn, or a file cannot be written.
 pub fn draw_each(
     (tessera, model): (&Tessera, &str),
     captions: &[String],
     draws: &Draws,
     out: &Path,
-    mut drawn: impl FnMut(usize),
+    mut progress: impl FnMut(usize),
 ) -> Result<()> {
-    let last = *draws.best_of.last().context("no number of candidates")?;
+    let last = *draws.best_of.last().context("no numbers of candidates; wanted at least one")?;
     ensure!(
         draws.best_of.is_sorted() && draws.best_of[0] > 0,
-        "best of {:?}: wanted rising numbers",
+        "best of {:?}: wanted positive numbers in ascending order",
         draws.best_of
     );
     begin(tessera, model, captions, draws, out)?;
@@ -72,15 +77,16 @@ pub fn draw_each(
                 atomic::write(&path, &encode_png(&best.image)?)?;
             }
         }
-        drawn(index + 1);
+        progress(index + 1);
     }
     Ok(())
 }
 
-/// Between the seeds of two captions, so that their candidates have nothing in common.
+/// The difference between the seeds of two consecutive captions. It is large, so that their
+/// candidates are independent.
 pub(crate) const SEEDS_APART: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The folder of the best of `k`.
+/// Returns the folder of the best of `k` candidates.
 pub fn best_of(out: &Path, k: usize) -> PathBuf {
     out.join(format!("best-of-{k:03}"))
 }
@@ -89,7 +95,7 @@ fn path(out: &Path, k: usize, index: usize) -> PathBuf {
     best_of(out, k).join(format!("{index:05}.png"))
 }
 
-/// Makes the folders and writes what they are for, or sees that they are for the same.
+/// Creates the folders and the record. If there is a record, it must be equal.
 fn begin(tessera: &Tessera, model: &str, captions: &[String], draws: &Draws, out: &Path) -> Result<()> {
     let record = Record {
         model: model.to_string(),
@@ -112,7 +118,8 @@ fn begin(tessera: &Tessera, model: &str, captions: &[String], draws: &Draws, out
             let shown = out.display();
             ensure!(
                 found == record,
-                "{shown} holds drawings by another model, seed or captions; choose another folder"
+                "{shown} holds drawings by another model, seed or captions, or with other settings; choose another \
+                 folder"
             );
             Ok(())
         }
@@ -129,12 +136,12 @@ fn pictures(tessera: &Tessera, request: Request) -> Result<Vec<Picture>> {
     Ok(pictures)
 }
 
-/// The first `n` pictures of such a folder, in the order of their captions.
+/// Reads the first `n` pictures of a folder of [`draw_each`], in the order of the captions.
 pub fn pictures_in(folder: &Path, n: usize) -> impl Iterator<Item = Result<RgbImage>> + '_ {
     (0..n).map(move |index| {
         let file = folder.join(format!("{index:05}.png"));
         let picture = fs::read(&file).map_err(anyhow::Error::from).and_then(|bytes| decode(&bytes));
-        picture.with_context(|| format!("no whole drawing at {}", file.display()))
+        picture.with_context(|| format!("no complete drawing at {}", file.display()))
     })
 }
 
@@ -144,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    /// Drawings are read as all pictures are: by what they hold, whatever their names say.
+    /// The format of a drawing is detected from its content, not from its file name.
     #[test]
     fn drawings_are_read_by_their_content() {
         let dir = tempfile::tempdir().unwrap();
@@ -157,7 +164,7 @@ mod tests {
         assert_eq!(read.next().unwrap().unwrap(), image);
         for name in ["00001.png", "00002.png"] {
             let error = format!("{:#}", read.next().unwrap().unwrap_err());
-            assert!(error.contains("no whole drawing at") && error.contains(name), "{error}");
+            assert!(error.contains("no complete drawing at") && error.contains(name), "{error}");
         }
     }
 }

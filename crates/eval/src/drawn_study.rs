@@ -1,4 +1,5 @@
-//! Drawings of many captions, measured for several numbers of candidates (paper §3, §3.4).
+//! Draws many captions and measures the drawings, for several numbers of candidates (paper §3,
+//! §3.4).
 
 use std::path::Path;
 
@@ -19,26 +20,28 @@ use crate::store::Store;
 pub struct DrawnStudy<'a> {
     /// The model that draws.
     pub tessera: &'a Tessera,
-    /// Its name, which is recorded with the drawings.
+    /// The name of the model, which is recorded with the drawings.
     pub model: &'a str,
-    /// The contrastive model that evaluates; never the one that ranks.
+    /// The contrastive model that evaluates the drawings. It must not be the one that ranks them.
     pub judge: &'a Reranker,
-    /// The folder of the drawings; drawings that it holds already are used.
+    /// The folder of the drawings. Drawings that it already contains are reused.
     pub drawings: &'a Path,
-    /// Draws, for each of several numbers of candidates, the best.
+    /// The numbers of candidates, the seed and the sampling settings.
     pub draws: Draws,
-    /// A file of statistics to measure against, instead of the real pictures.
+    /// A file of statistics that replaces the real pictures, if any.
     pub reference: Option<&'a Path>,
-    /// Receives progress.
+    /// Receives the progress.
     pub reporter: &'a dyn Reporter,
 }
 
 impl DrawnStudy<'_> {
-    /// Draws what the folder lacks and measures it against the pictures `real`. Everything that
-    /// can be invalid is read before the drawing begins.
+    /// Draws the captions that are missing in the folder, and measures all drawings against the
+    /// pictures `real`. The reference file is read before drawing starts, so that an invalid one
+    /// fails early.
     ///
     /// # Errors
-    /// If the model has no reranker but is to choose, or something cannot be read or measured.
+    /// If several candidates are drawn but the model has no reranker, or something cannot be read,
+    /// drawn or measured.
     pub fn measure(
         &self,
         captions: &[String],
@@ -73,13 +76,13 @@ impl DrawnStudy<'_> {
     }
 }
 
-/// 1, 2, 4 and so on up to `most`, and `most`.
+/// Returns the powers of two below `most`, then `most`.
 pub fn doublings(most: usize) -> Vec<usize> {
     let below = std::iter::successors(Some(1), |k| Some(2 * k)).take_while(|k| *k < most);
     below.chain([most.max(1)]).collect()
 }
 
-/// The first captions of `n` held-out pictures, evenly chosen; of all of them if `n` is `None`.
+/// Returns the first captions of `n` evenly chosen held-out pictures, or of all if `n` is `None`.
 ///
 /// # Errors
 /// If nothing is held out, or a picture has no caption.
@@ -90,7 +93,7 @@ pub fn held_out_captions(dataset: &Dataset, n: Option<usize>) -> Result<Vec<Stri
     chosen.map(|i| Ok(val[i].caption()?.to_string())).collect()
 }
 
-/// One line that says how tokens were sampled.
+/// Returns one line that describes how tokens were sampled.
 pub fn describe_sampling(sampling: &Sampling) -> String {
     let Sampling { temperature, top_k, top_p, guidance } = sampling;
     let top_k = top_k.map(|k| format!("top-k {k}"));
@@ -109,14 +112,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_curve_doubles_up_to_its_last_point() {
+    fn doublings_end_with_the_largest_number() {
         assert_eq!(doublings(1), [1]);
         assert_eq!(doublings(32), [1, 2, 4, 8, 16, 32]);
         assert_eq!(doublings(36), [1, 2, 4, 8, 16, 32, 36]);
     }
 
     #[test]
-    fn the_sampling_line_names_what_differs_from_the_paper() {
+    fn sampling_line_names_the_differences_from_the_paper() {
         let line = |sampling| describe_sampling(&sampling);
         assert!(line(Sampling::paper()).starts_with("sampled as in the paper: temperature 1"));
         let own = Sampling { top_p: Some(0.7), guidance: 1.5, ..Sampling::paper() };

@@ -1,4 +1,5 @@
-//! The contrastive model as a network of features: what makes every measurement possible without a download.
+//! The contrastive model as a feature extractor. With it every metric can be measured without a
+//! download.
 
 use anyhow::{Result, ensure};
 use image::RgbImage;
@@ -6,23 +7,28 @@ use tessera_model::rerank::Reranker;
 
 use crate::features::{FeatureExtractor, Features};
 
-/// A contrastive model's picture embeddings, before they are given unit length as in CLIP-FID (Kynkäänniemi et al. 2023), and as
-/// scores of classes its cosines with their captions, times its temperature.
+/// A contrastive model as a feature extractor. The features are the picture embeddings before
+/// normalization, as in CLIP-FID (Kynkäänniemi et al. 2023). The logits are the cosines with one
+/// caption per class, times the model's logit scale.
 pub struct Embedding<'a> {
     reranker: &'a Reranker,
     name: String,
-    /// `[C, E]`, of unit length.
+    /// The embeddings of the captions, `[C, E]`, of length 1.
     classes: Vec<Vec<f32>>,
 }
 
 impl<'a> Embedding<'a> {
-    /// The features of `reranker`; `classes` are captions, a class each, or none if no scores of classes are wanted.
+    /// Creates a feature extractor from `reranker`. `classes` are captions, one per class; empty if
+    /// no logits are needed.
+    ///
+    /// # Errors
+    /// If a caption cannot be embedded.
     pub fn new<S: AsRef<str>>(reranker: &'a Reranker, classes: &[S]) -> Result<Embedding<'a>> {
         let name = match classes.len() {
             0 => format!("contrastive model {}", reranker.fingerprint()),
             n => format!("contrastive model {}, {n} captions as classes", reranker.fingerprint()),
         };
-        let classes = reranker.captions(classes)?.into_iter().map(|read| read.embedding).collect();
+        let classes = reranker.captions(classes)?.into_iter().map(|caption| caption.embedding).collect();
         Ok(Embedding { reranker, name, classes })
     }
 }

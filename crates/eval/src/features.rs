@@ -1,25 +1,31 @@
-//! What a network sees in a picture: the vectors that distances between sets of pictures are measured by.
+//! Feature extractors: networks that map a picture to the feature vector on which the distances
+//! between sets of pictures are measured.
 
 use anyhow::Result;
 use image::RgbImage;
 
-/// What a network made of a batch of `B` pictures.
+/// The output of a network for a batch of `B` pictures.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Features {
-    /// `[B, D]`
+    /// The feature vectors, `[B, D]`.
     pub features: Vec<f32>,
-    /// `[B, C]` scores of `C` classes before the softmax; empty if the network knows no classes.
+    /// The logits of `C` classes, `[B, C]`. Empty if the network has no classifier.
     pub logits: Vec<f32>,
 }
 
-/// A network that sees pictures.
+/// A network that extracts features from pictures.
 pub trait FeatureExtractor: Sync {
-    /// Its name, its weights and the layer that is read: figures by other features are other figures.
+    /// The name of the network, its weights and the layer of the features. Metrics are comparable
+    /// only if this name is equal.
     fn name(&self) -> String;
-    /// `D`, numbers a picture.
+    /// `D`, the number of features per picture.
     fn dims(&self) -> usize;
-    /// `C`, classes that it has scores of.
+    /// `C`, the number of classes. 0 if the network has no classifier.
     fn classes(&self) -> usize;
-    /// Looks at `pictures`, which may have any sizes: each is brought to the network's own by the network's own rule.
+    /// Extracts the features of `pictures`. They may have any size: the network resizes each
+    /// picture to its input size.
+    ///
+    /// # Errors
+    /// If a picture cannot be processed.
     fn extract(&self, pictures: &[RgbImage]) -> Result<Features>;
 }

@@ -1,4 +1,4 @@
-//! Held-out samples in the forms that the metrics take: pictures, labelled tokens, subjects.
+//! Converts held-out samples to the inputs of the metrics: pictures, labelled tokens, and subjects.
 
 use anyhow::{Context, Result};
 use burn::tensor::{Int, Tensor, TensorData};
@@ -13,10 +13,10 @@ use tessera_text::{Bpe, Prompt};
 use crate::conditioning::LabelledCodes;
 use crate::drawing::Subject;
 
-/// Pictures that are encoded together.
+/// The batch size of the encoder.
 const BATCH: usize = 32;
 
-/// The centre crop of a sample's picture at `side` × `side` pixels.
+/// Returns the centre crop of a sample's picture at `side` × `side` pixels.
 ///
 /// # Errors
 /// If the picture is smaller than that.
@@ -26,8 +26,8 @@ pub fn centre_crop(sample: &Sample, side: u32) -> Result<RgbImage> {
         .with_context(|| format!("picture {}", sample.key))
 }
 
-/// The centre crops of `samples` at the dVAE's size, `[3, S, S]` in [0, 1] each, as
-/// [`recon`](crate::recon()) takes them.
+/// Returns the centre crops of `samples` at the dVAE's size, `[3, S, S]` in [0, 1] each, for
+/// [`recon`](crate::recon()).
 ///
 /// # Errors
 /// As for [`centre_crop`].
@@ -36,8 +36,8 @@ pub fn held_out_pictures(samples: &[Sample], config: &DvaeConfig) -> Result<Vec<
     samples.iter().map(picture).collect()
 }
 
-/// The tokens of the centre crops of `samples` with their canonical captions, as
-/// [`conditioning`](crate::conditioning()) takes them.
+/// Returns the tokens of the centre crops of `samples` with their canonical captions, for
+/// [`conditioning`](crate::conditioning()).
 ///
 /// # Errors
 /// As for [`centre_crop`], and if a caption cannot be encoded.
@@ -58,7 +58,7 @@ pub fn held_out_codes(
     labelled_codes(&CodeSet { grid, vocab, copies: 1, codes, items, ..CodeSet::default() }, bpe)
 }
 
-/// The centre crops of `samples` with their captions, as [`drawing`](crate::drawing()) takes them.
+/// Returns the centre crops of `samples` with their captions, for [`drawing`](crate::drawing()).
 ///
 /// # Errors
 /// As for [`centre_crop`], and if a sample has no caption.
@@ -73,7 +73,7 @@ pub fn held_out_subjects(samples: &[Sample], side: u32, bpe: &Bpe) -> Result<Vec
     samples.iter().map(subject).collect()
 }
 
-/// Each picture of `codes` with the tokens of its canonical caption.
+/// Returns each picture of `codes` with the tokens of its canonical caption.
 ///
 /// # Errors
 /// If a picture has no caption, or the set is damaged.
@@ -90,7 +90,7 @@ pub fn labelled_codes(codes: &CodeSet, bpe: &Bpe) -> Result<Vec<LabelledCodes>> 
     codes.items.iter().enumerate().map(label).collect()
 }
 
-/// The tokens of pictures, `[3, S, S]` in [0, 1] each, one picture after another.
+/// Returns the tokens of `pictures`, `[3, S, S]` in [0, 1] each, one picture after another.
 pub fn codes_of(dvae: &Dvae, config: &DvaeConfig, pictures: &[Vec<f32>]) -> Vec<u16> {
     let side = config.image_size;
     let data = TensorData::new(pictures.concat(), [pictures.len(), 3, side, side]);
@@ -98,7 +98,7 @@ pub fn codes_of(dvae: &Dvae, config: &DvaeConfig, pictures: &[Vec<f32>]) -> Vec<
     tokens.into_data().iter::<i64>().map(|code| code as u16).collect()
 }
 
-/// What a code set records of a sample.
+/// Returns the entry of a sample in a code set.
 pub fn code_item(sample: &Sample) -> CodeItem {
     CodeItem {
         key: sample.key.clone(),

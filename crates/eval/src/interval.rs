@@ -1,34 +1,34 @@
-//! 95 % intervals: Wilson's for shares, the bootstrap for everything else.
+//! 95 % confidence intervals: Wilson's for proportions, the bootstrap for everything else.
 
 use serde::Serialize;
 use tessera_base::random::below;
 use tessera_base::{random::Purpose, random::item_rng};
 
-/// Quantile of the normal distribution that leaves 2.5 % above it.
+/// The 97.5 % quantile of the standard normal distribution.
 const Z: f64 = 1.959_964;
-/// Samples with replacement that the bootstrap takes.
+/// The number of bootstrap samples.
 const RESAMPLES: u64 = 2000;
 
-/// A figure with its 95 % interval.
+/// A figure with its 95 % confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
     /// The figure.
     pub value: f64,
-    /// Lower end of the interval.
+    /// The lower end of the interval.
     pub low: f64,
-    /// Upper end of the interval.
+    /// The upper end of the interval.
     pub high: f64,
 }
 
 impl Estimate {
-    /// The share of `count` among `n` in percent, with Wilson's interval; `n` is at least 1.
+    /// The proportion `count / n` in percent, with Wilson's interval. `n` must be at least 1.
     pub(crate) fn percent(count: usize, n: usize) -> Estimate {
         let (low, high) = wilson(count, n);
         Estimate { value: 100.0 * count as f64 / n as f64, low: 100.0 * low, high: 100.0 * high }
     }
 
-    /// `figure` of `items`, with the interval that holds it in 95 % of samples of `items` with replacement. The same items give the
-    /// same interval.
+    /// Returns `figure` of `items`, with its percentile bootstrap interval: the range of the figure
+    /// in 95 % of the samples of `items` with replacement. Equal items give equal intervals.
     pub(crate) fn bootstrap<T: Copy>(items: &[T], figure: impl Fn(&[T]) -> f64) -> Estimate {
         let mut rng = item_rng(0, Purpose::Subset, 0, 0);
         let n = items.len() as u64;
@@ -39,24 +39,24 @@ impl Estimate {
         Estimate { value: figure(items), low: quantile(0.025), high: quantile(0.975) }
     }
 
-    /// The mean of `values` with its bootstrap interval; there is at least 1 value.
+    /// The mean of `values` with its bootstrap interval. `values` must not be empty.
     pub(crate) fn mean(values: &[f64]) -> Estimate {
         Estimate::bootstrap(values, mean)
     }
 }
 
-/// The mean of at least 1 value.
+/// The mean of `values`, which must not be empty.
 pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Wilson's 95 % interval of `count` among `n`.
+/// Wilson's 95 % interval of the proportion `count / n`, in [0, 1].
 pub(crate) fn wilson(count: usize, n: usize) -> (f64, f64) {
     let (z, n) = (Z, n as f64);
     let share = count as f64 / n;
     let middle = (share + z * z / (2.0 * n)) / (1.0 + z * z / n);
     let half = z / (1.0 + z * z / n) * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
-    // Rounding may leave an end a hair outside.
+    // Rounding may move an end slightly outside of [0, 1].
     ((middle - half).max(0.0), (middle + half).min(1.0))
 }
 
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wilsons_interval_is_what_tables_say() {
+    fn wilson_interval_matches_published_tables() {
         let (low, high) = wilson(8, 10);
         assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
         assert!(wilson(0, 20).0.abs() < 1e-9);
@@ -73,9 +73,9 @@ mod tests {
         assert!(none.value == 0.0 && (none.high - 16.113).abs() < 1e-3, "{none:?}");
     }
 
-    /// Of many values the interval of the mean is 1.96 standard errors to both sides.
+    /// For many values the interval of the mean extends 1.96 standard errors to both sides.
     #[test]
-    fn a_bootstrapped_mean_has_the_interval_of_a_normal_distribution() {
+    fn bootstrap_interval_of_a_mean_matches_the_normal_one() {
         let values: Vec<f64> = (0..400).map(|i| f64::from(i % 20)).collect();
         let found = Estimate::mean(&values);
         let half = Z * (33.25_f64 / 400.0).sqrt(); // the variance of 0 to 19 is 33.25

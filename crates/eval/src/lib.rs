@@ -1,5 +1,7 @@
-//! Tensors in, numbers and plots out: how good a dVAE's reconstructions are, how much a prior listens to words, and
-//! whether drawings look like what they were asked for.
+//! Metrics and plots: how good a dVAE's reconstructions are, how much a prior's loss depends on the
+//! caption, and whether generated pictures match their captions.
+
+#![forbid(unsafe_code)]
 
 mod blur;
 mod blur_curve;

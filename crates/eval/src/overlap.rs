@@ -1,8 +1,11 @@
-//! Validation pictures that training has seen (paper §3): the nearest training picture of each by embedding, the closest pairs first,
-//! for a person to find the similarity above which pictures are the same.
+//! Finds validation pictures that also occur in the training data (paper §3): the nearest training
+//! picture of each by its embedding, sorted by similarity. A person can then choose the similarity
+//! above which two pictures count as equal.
 //!
-//! Training pictures come in chunks and only the nearest are kept, so there may be any number of them. Products in f32 point to those
-//! that might be nearer; one sum in f64, always in the same order, decides. So pairs depend neither on chunks nor on threads.
+//! Training pictures are processed in chunks and only the nearest are stored, so their number is
+//! not limited. Products in f32 select candidates, which are then compared in f64 with a fixed
+//! order of summation. The result therefore depends neither on the chunks nor on the number of
+//! threads.
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
@@ -13,47 +16,48 @@ use crate::vectors::{Block, dot, for_blocks, unit};
 /// A validation picture and the training picture nearest to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Overlap {
-    /// The validation picture's place in its set.
+    /// The index of the validation picture in its set.
     pub val: usize,
-    /// The training picture's place in its set; the first of those as near.
+    /// The index of the training picture in its set. If several are equally near, the first.
     pub train: usize,
-    /// Cosine of their embeddings.
+    /// The cosine of their embeddings.
     pub similarity: f64,
 }
 
-/// The search, while training pictures come.
+/// An incremental search for the nearest training picture of each validation picture.
 #[derive(Debug, Clone)]
 pub struct OverlapSearch {
     dims: usize,
-    /// Embeddings of the validation pictures at a length of 1, `[n, D]`.
+    /// The embeddings of the validation pictures, scaled to length 1, `[n, D]`.
     validation: Vec<f32>,
-    /// Of each, so far.
+    /// The nearest training picture of each validation picture so far.
     nearest: Vec<Overlap>,
-    /// Training pictures that came.
-    seen: usize,
+    /// The number of training pictures that were searched.
+    n_training: usize,
 }
 
 impl OverlapSearch {
-    /// For validation pictures by their embeddings.
+    /// Starts a search for the validation pictures with these embeddings.
     ///
     /// # Errors
-    /// If an embedding is 0.
+    /// If an embedding has length 0.
     pub fn new(validation: &Vectors) -> Result<OverlapSearch> {
         let (n, dims) = (validation.len(), validation.dims());
         let nearest = |val| Overlap { val, train: 0, similarity: f64::NEG_INFINITY };
         let validation = unit(validation.values(), dims)?;
-        Ok(OverlapSearch { dims, validation, nearest: (0..n).map(nearest).collect(), seen: 0 })
+        Ok(OverlapSearch { dims, validation, nearest: (0..n).map(nearest).collect(), n_training: 0 })
     }
 
-    /// Looks at the next training pictures by their embeddings, `[B, D]`, of the same network.
+    /// Searches the next training pictures. `training` are their embeddings by the same network,
+    /// `[B, D]`.
     ///
     /// # Errors
-    /// If they are no whole number of embeddings, or one is 0 or not finite.
+    /// If the length is not a multiple of `D`, or an embedding has length 0 or is not finite.
     pub fn push_all(&mut self, training: &[f32]) -> Result<()> {
-        let (dims, seen) = (self.dims, self.seen);
+        let (dims, first) = (self.dims, self.n_training);
         let training = unit(training, dims)?;
         let (validation, nearest) = (&self.validation, &mut self.nearest);
-        // A sum of D products in f32 is off by less, for vectors of length 1.
+        // An upper bound of the f32 error of an inner product of two vectors of length 1.
         let margin = dims as f32 * f32::EPSILON;
         for_blocks(validation, &training, dims, |block: Block<'_, f32>| {
             let rows = block.products.par_chunks(block.width).zip(&mut nearest[block.row..]);
@@ -66,30 +70,30 @@ impl OverlapSearch {
                     let j = block.column + j;
                     let similarity = dot(picture, &training[j * dims..][..dims]);
                     if similarity > nearest.similarity {
-                        (nearest.train, nearest.similarity) = (seen + j, similarity);
+                        (nearest.train, nearest.similarity) = (first + j, similarity);
                     }
                 }
             });
         });
-        self.seen += training.len() / dims;
+        self.n_training += training.len() / dims;
         Ok(())
     }
 
-    /// All validation pictures with their nearest training pictures, the closest pair first; those as close in the order of the
-    /// validation set.
+    /// Returns all validation pictures with their nearest training pictures, the most similar pair
+    /// first. Equally similar pairs are in the order of the validation set.
     ///
     /// # Errors
-    /// If no training picture came.
+    /// If no training pictures were added.
     pub fn overlaps(&self) -> Result<Vec<Overlap>> {
-        ensure!(self.seen > 0, "no training pictures to overlap with; wanted at least 1");
+        ensure!(self.n_training > 0, "no training pictures to overlap with; wanted at least 1");
         let mut overlaps = self.nearest.clone();
         overlaps.sort_by(|a, b| b.similarity.total_cmp(&a.similarity).then(a.val.cmp(&b.val)));
         Ok(overlaps)
     }
 }
 
-/// The validation pictures with a training picture as similar as `threshold` or more, and those without, each in the order of the
-/// set.
+/// Returns the indices of the validation pictures whose nearest training picture has a similarity
+/// of at least `threshold`, and the indices of the others, both in the order of the set.
 pub fn split_by_overlap(overlaps: &[Overlap], threshold: f64) -> (Vec<usize>, Vec<usize>) {
     let mut sorted = overlaps.to_vec();
     sorted.sort_by_key(|overlap| overlap.val);
@@ -109,31 +113,33 @@ mod tests {
         set
     }
 
-    /// `n` vectors of 24 features that nothing repeats.
-    fn some(n: usize, from: usize) -> Vec<f32> {
+    /// Vectors `from..from + n` of a fixed noise sequence with 24 features.
+    fn noise(n: usize, from: usize) -> Vec<f32> {
         (from * 24..(from + n) * 24).map(|i| ((i as f32 * 12.9898).sin() * 43_758.547) % 1.0).collect()
     }
 
     #[test]
-    fn the_nearest_of_each_the_closest_pair_first_and_the_first_of_those_as_near() {
+    fn overlaps_are_sorted_and_ties_go_to_the_first_picture() {
         let mut search = OverlapSearch::new(&set(&[1.0, 0.0, 0.0, 1.0, -1.0, -1.0], 2)).unwrap();
-        // The second and the third point the same way, at other lengths.
+        // The second and the third training vector differ only in length.
         search.push_all(&[1.0, 1.0, 0.0, 2.0]).unwrap();
         search.push_all(&[0.0, 3.0, 3.0, -4.0]).unwrap();
         let overlaps = search.overlaps().unwrap();
-        let places: Vec<(usize, usize)> = overlaps.iter().map(|pair| (pair.val, pair.train)).collect();
-        assert_eq!(places, [(1, 1), (0, 0), (2, 3)]);
-        let wanted = [1.0, 0.5_f64.sqrt(), 0.2 / 2.0_f64.sqrt()];
-        assert!(overlaps.iter().zip(wanted).all(|(pair, wanted)| (pair.similarity - wanted).abs() < 1e-6));
+        let indices: Vec<(usize, usize)> = overlaps.iter().map(|pair| (pair.val, pair.train)).collect();
+        assert_eq!(indices, [(1, 1), (0, 0), (2, 3)]);
+        let expected = [1.0, 0.5_f64.sqrt(), 0.2 / 2.0_f64.sqrt()];
+        let mut pairs = overlaps.iter().zip(expected);
+        assert!(pairs.all(|(pair, expected)| (pair.similarity - expected).abs() < 1e-6));
         assert_eq!(split_by_overlap(&overlaps, 0.5), (vec![0, 1], vec![2]));
         assert_eq!(split_by_overlap(&overlaps, 1.1), (vec![], vec![0, 1, 2]));
         assert_eq!(split_by_overlap(&overlaps, overlaps[1].similarity), (vec![0, 1], vec![2]));
     }
 
     #[test]
-    fn chunks_do_not_matter_and_all_pairs_say_the_same() {
-        let (validation, mut training) = (some(70, 5_000), some(2_500, 0));
-        // Copies of validation pictures, one of them twice, and one of a training picture that is near to others.
+    fn overlaps_do_not_depend_on_chunks_and_match_brute_force() {
+        let (validation, mut training) = (noise(70, 5_000), noise(2_500, 0));
+        // Duplicates: one validation picture occurs twice in the training set, and the first nine
+        // training pictures occur again.
         training[1_100 * 24..1_101 * 24].copy_from_slice(&validation[3 * 24..4 * 24]);
         training[2_400 * 24..2_401 * 24].copy_from_slice(&validation[3 * 24..4 * 24]);
         training.copy_within(0..24 * 9, 24 * 1_500);
@@ -149,15 +155,15 @@ mod tests {
         }
         let (val, train) = (unit(&validation, 24).unwrap(), unit(&training, 24).unwrap());
         for pair in &overlaps {
-            let of = |j: usize| dot(&val[pair.val * 24..][..24], &train[j * 24..][..24]);
-            let best = (0..2_500).rev().max_by(|&i, &j| of(i).total_cmp(&of(j))).unwrap();
-            assert_eq!((pair.train, pair.similarity), (best, of(best)));
+            let similarity = |j: usize| dot(&val[pair.val * 24..][..24], &train[j * 24..][..24]);
+            let best = (0..2_500).rev().max_by(|&i, &j| similarity(i).total_cmp(&similarity(j))).unwrap();
+            assert_eq!((pair.train, pair.similarity), (best, similarity(best)));
         }
         assert!(overlaps.windows(2).all(|pair| pair[0].similarity >= pair[1].similarity));
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn missing_and_invalid_embeddings_are_refused() {
         let mut search = OverlapSearch::new(&set(&[1.0, 0.0], 2)).unwrap();
         assert!(search.overlaps().unwrap_err().to_string().contains("no training pictures"));
         assert!(search.push_all(&[1.0; 3]).is_err() && search.push_all(&[0.0; 2]).is_err());

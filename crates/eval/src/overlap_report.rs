@@ -1,5 +1,5 @@
-//! How much of a data set's held-out part occurs in its training part, and how that changes the
-//! distances of generated pictures (paper §3).
+//! How many held-out pictures of a data set also occur in its training part, and how that affects
+//! the FID and KID of generated pictures (paper §3).
 
 use std::path::Path;
 
@@ -17,22 +17,23 @@ use crate::report::Report;
 use crate::set::{Change, Extraction, features_of};
 use crate::vectors::Vectors;
 
-/// Pairs on the sheet.
+/// The number of pairs on the contact sheet.
 const PAIRS: usize = 24;
-/// Pairs in a row of the sheet.
+/// The number of pairs in a row of the contact sheet.
 const PAIRS_PER_ROW: usize = 6;
 
-/// Figures about overlaps, and the closest pairs as pictures.
+/// Figures about overlaps, and a contact sheet of the closest pairs.
 pub struct OverlapReport {
-    /// The share of held-out pictures with an overlap, and distances if asked for.
+    /// The percentage of held-out pictures with an overlap, and the FID and KID of generated
+    /// pictures if they were given.
     pub figures: Vec<Report>,
-    /// The closest pairs: a held-out picture, then its nearest training picture.
+    /// The closest pairs: each held-out picture is followed by its nearest training picture.
     pub sheet: RgbImage,
 }
 
-/// Finds the nearest training picture of each held-out picture. With `fake` it also measures the
-/// distance of those pictures from the held-out ones, with and without the held-out pictures whose
-/// cosine similarity to a training picture is at least `threshold`.
+/// Finds the nearest training picture of each held-out picture. With `fake`, a folder of generated
+/// pictures, it also measures their FID and KID against all held-out pictures, and against those
+/// whose cosine similarity to every training picture is below `threshold`.
 ///
 /// # Errors
 /// If nothing is held out, or fewer than two held-out pictures have no overlap.
@@ -73,8 +74,8 @@ pub fn overlap_report(
     Ok(OverlapReport { figures, sheet: contact_sheet(&cells, 2 * PAIRS_PER_ROW) })
 }
 
-/// FID and KID of `fake` to the held-out pictures that `which` names. Of too few pictures there is
-/// only KID, which is reported.
+/// Returns the FID and KID of `fake` against the held-out pictures that `which` names. If there are
+/// too few pictures for FID, it reports the reason and returns only the KID.
 fn distances(real: &Vectors, fake: &Vectors, which: &str, extraction: Extraction) -> Result<Vec<Report>> {
     let found = fid(&gaussian(real)?, &gaussian(fake)?);
     if let Err(error) = &found {

@@ -1,4 +1,4 @@
-//! Pictures and captions, embedded pair by pair by a contrastive model.
+//! Pairs of a picture and its caption, embedded by a contrastive model.
 
 use std::path::Path;
 
@@ -13,21 +13,21 @@ use crate::features::FeatureExtractor;
 use crate::set::{BATCH, report_skipped};
 use crate::vectors::Vectors;
 
-/// Held-out pairs among which retrieval is measured.
-const AMONG: usize = 100;
+/// The number of held-out pairs with which retrieval is measured.
+const HELD_OUT_PAIRS: usize = 100;
 
-/// Embeddings of pictures and captions, pair by pair.
+/// The embeddings of pictures and their captions.
 pub struct Pairs {
-    /// Embeddings of the pictures.
+    /// The embeddings of the pictures.
     pub images: Vectors,
-    /// Embeddings of the captions, in the same order.
+    /// The embeddings of the captions, in the same order.
     pub texts: Vectors,
-    /// Captions of which the text tower reads only the beginning.
-    cut: usize,
+    /// The number of captions that were truncated because they are too long for the text encoder.
+    truncated: usize,
 }
 
 impl Pairs {
-    /// Embeds pairs as they come, a batch at a time.
+    /// Embeds pairs, one batch at a time.
     ///
     /// # Errors
     /// If a pair cannot be read or embedded.
@@ -37,15 +37,15 @@ impl Pairs {
     ) -> Result<Pairs> {
         let name = Embedding::new::<&str>(reranker, &[])?.name();
         let [images, texts] = [(); 2].map(|()| Vectors::new(&name, reranker.clip.config().embed));
-        let mut embedded = Pairs { images, texts, cut: 0 };
+        let mut embedded = Pairs { images, texts, truncated: 0 };
         let mut pairs = pairs.peekable();
         while pairs.peek().is_some() {
             let (pictures, captions): (Vec<RgbImage>, Vec<String>) =
                 pairs.by_ref().take(BATCH).collect::<Result<Vec<_>>>()?.into_iter().unzip();
             embedded.images.push_all(&reranker.pictures(&pictures)?.concat())?;
-            for read in reranker.captions(&captions)? {
-                embedded.texts.push_all(&read.embedding)?;
-                embedded.cut += usize::from(read.dropped_tokens > 0);
+            for caption in reranker.captions(&captions)? {
+                embedded.texts.push_all(&caption.embedding)?;
+                embedded.truncated += usize::from(caption.dropped_tokens > 0);
             }
         }
         Ok(embedded)
@@ -57,10 +57,10 @@ impl Pairs {
     /// As for [`Pairs::embed`].
     pub fn held_out(reranker: &Reranker, val: &[Sample]) -> Result<Pairs> {
         let pair = |i: usize| Ok((val[i].middle(), val[i].caption()?.to_string()));
-        Pairs::embed(reranker, evenly(AMONG, val.len()).map(pair))
+        Pairs::embed(reranker, evenly(HELD_OUT_PAIRS, val.len()).map(pair))
     }
 
-    /// Embeds all pictures of the folder `dir` that have a caption; reports those that do not.
+    /// Embeds all pictures of the folder `dir` that have a caption, and reports how many have none.
     ///
     /// # Errors
     /// As for [`Pairs::embed`], and if no picture has a caption.
@@ -84,12 +84,12 @@ impl Pairs {
             "no picture in {shown} has a caption; wanted NAME.txt beside NAME.png"
         );
         if without > 0 {
-            reporter.note(&format!("{shown}: passed over {without} pictures without a caption"));
+            reporter.note(&format!("{shown}: skipped {without} pictures without a caption"));
         }
-        if pairs.cut > 0 {
+        if pairs.truncated > 0 {
             reporter.note(&format!(
-                "{} captions are longer than the text tower reads; their ends do not count",
-                pairs.cut
+                "{} captions are too long for the text encoder; their ends are ignored",
+                pairs.truncated
             ));
         }
         Ok(pairs)

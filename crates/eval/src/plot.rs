@@ -1,17 +1,17 @@
-//! Lines in a frame, as an SVG: how every plot of ours looks, whether of training curves or of a measurement against a setting.
+//! Line plots as SVG, for training curves and for metrics as a function of a setting.
 
 use anyhow::{Result, anyhow, ensure};
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
-/// Size of a panel in pixels.
+/// The size of a panel in pixels.
 const SIZE: (u32, u32) = (440, 280);
-/// Panels a row.
+/// The number of panels in a row.
 const COLUMNS: usize = 2;
-/// Lines in a frame that are still told apart by name.
+/// The maximum number of lines in a panel with a legend and fixed colours.
 const NAMED: usize = 6;
-/// Colours of such lines.
+/// The colours of the lines in such a panel.
 const COLOURS: [RGBColor; NAMED] = [
     RGBColor(60, 90, 160),
     RGBColor(200, 60, 40),
@@ -20,47 +20,48 @@ const COLOURS: [RGBColor; NAMED] = [
     RGBColor(120, 60, 150),
     RGBColor(90, 90, 90),
 ];
-/// Pixels from the middle of a bar of error to the end of its caps.
+/// Half the width of the caps of an error bar in pixels.
 const CAP: i32 = 4;
 
-/// x, y, and the error of y where it has one.
+/// x, y, and the error of y if it has one.
 pub type Point = (f64, f64, Option<f64>);
 /// A line: its name and its points.
 pub type Series = (String, Vec<Point>);
-/// What plotters draws on and with.
+/// A drawing area of plotters.
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+/// A chart of plotters.
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 type PlotResult = Result<(), Box<dyn std::error::Error>>;
 
-/// How x is laid out.
+/// The scale of the x axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XAxis {
-    /// As it is.
+    /// A linear scale.
     Linear,
-    /// Doublings are as far apart as each other; x is above 0.
+    /// A logarithmic scale with base 2. All x must be above 0.
     Log2,
 }
 
-/// What stands around a plot.
+/// The title and the axes of a panel.
 #[derive(Debug, Clone)]
 pub struct Frame<'a> {
-    /// Above it.
+    /// The title above the plot.
     pub title: &'a str,
-    /// Below it; nothing if empty.
+    /// The label of the x axis. Omitted if empty.
     pub x_label: &'a str,
-    /// Beside it; nothing if empty.
+    /// The label of the y axis. Omitted if empty.
     pub y_label: &'a str,
-    /// How x is laid out.
+    /// The scale of the x axis.
     pub x_axis: XAxis,
 }
 
-/// A frame with its lines.
+/// A panel: its frame and its lines.
 pub type Panel<'a> = (Frame<'a>, Vec<Series>);
 
-/// Draws lines with their points marked and their errors as bars, a panel beside or below the other, as an SVG.
+/// Plots panels with lines, point markers and error bars as an SVG, two panels per row.
 ///
 /// # Errors
-/// If there are no points, a number is not finite, or an x is not above 0 where doublings are wanted.
+/// If there are no points, a number is not finite, or an x on a logarithmic axis is not above 0.
 pub fn line_plots(panels: &[Panel<'_>]) -> Result<String> {
     ensure!(!panels.is_empty(), "nothing to plot; wanted at least one panel");
     panels.iter().try_for_each(check)?;
@@ -85,14 +86,14 @@ fn check((frame, series): &Panel<'_>) -> Result<()> {
         let fits = frame.x_axis == XAxis::Linear || x > 0.0;
         ensure!(
             fits,
-            "x of {} is {x} on an axis of doublings; wanted it above 0, or a linear axis",
+            "x of {} is {x} on a logarithmic axis; wanted it above 0, or a linear axis",
             frame.title
         );
     }
     Ok(())
 }
 
-/// What `draw` draws on white, as an SVG.
+/// Returns what `draw` draws on a white background as an SVG.
 pub(crate) fn svg(
     size: (u32, u32),
     draw: impl FnOnce(&Area<'_>) -> PlotResult,
@@ -107,7 +108,8 @@ pub(crate) fn svg(
     Ok(svg)
 }
 
-/// Draws a frame and its lines, with a legend where the fewest points are if there are several to tell apart.
+/// Draws a frame and its lines. If there are 2 to [`NAMED`] lines, it adds a legend in the corner
+/// with the fewest points.
 pub(crate) fn draw_lines<'a, 'b>(
     area: &'a Area<'b>,
     frame: &Frame<'_>,
@@ -117,7 +119,7 @@ pub(crate) fn draw_lines<'a, 'b>(
     let (x0, x1) = range(points().map(|point| place(frame.x_axis, point.0)));
     let ends = |&(_, y, error): &Point| [y - error.unwrap_or(0.0), y + error.unwrap_or(0.0)];
     let (y0, y1) = range(points().flat_map(ends));
-    let room = |label: &str, bare: u32| if label.is_empty() { bare } else { bare + 16 };
+    let room = |label: &str, ticks: u32| if label.is_empty() { ticks } else { ticks + 16 };
     let mut chart = ChartBuilder::on(area)
         .caption(frame.title, ("sans-serif", 15))
         .margin(8)
@@ -146,8 +148,8 @@ pub(crate) fn draw_lines<'a, 'b>(
 }
 
 fn draw_mesh(chart: &mut Chart<'_, '_>, frame: &Frame<'_>, size: (u32, u32)) -> PlotResult {
-    // Between doublings nothing is written: 2^2.5 helps no one.
-    let doubling = |x: &f64| if x.fract() == 0.0 { number(&x.exp2()) } else { String::new() };
+    // Only powers of 2 are labelled on a logarithmic axis.
+    let power_of_2 = |x: &f64| if x.fract() == 0.0 { number(&x.exp2()) } else { String::new() };
     let (columns, rows) = (size.0 as usize / 80, size.1 as usize / 50);
     let mut mesh = chart.configure_mesh();
     mesh.x_labels(columns).y_labels(rows).y_label_formatter(&number).light_line_style(WHITE);
@@ -159,12 +161,12 @@ fn draw_mesh(chart: &mut Chart<'_, '_>, frame: &Frame<'_>, size: (u32, u32)) -> 
     }
     match frame.x_axis {
         XAxis::Linear => mesh.x_label_formatter(&number).draw()?,
-        XAxis::Log2 => mesh.x_labels(10).x_label_formatter(&doubling).draw()?,
+        XAxis::Log2 => mesh.x_labels(10).x_label_formatter(&power_of_2).draw()?,
     }
     Ok(())
 }
 
-/// A number beside an axis: as many of five digits as it needs.
+/// Formats the label of a tick with up to five significant digits, without trailing zeros.
 fn number(value: &f64) -> String {
     if value.fract() == 0.0 || value.abs() < 1e-12 {
         return format!("{}", *value as i64);
@@ -173,7 +175,7 @@ fn number(value: &f64) -> String {
     format!("{value:.decimals$}").trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
-/// Marks points, and their errors by bars.
+/// Draws the point markers and the error bars.
 fn draw_points(chart: &Chart<'_, '_>, x_axis: XAxis, series: &[Series]) -> PlotResult {
     let area = chart.plotting_area();
     for (i, (_, points)) in series.iter().enumerate() {
@@ -186,10 +188,10 @@ fn draw_points(chart: &Chart<'_, '_>, x_axis: XAxis, series: &[Series]) -> PlotR
                     |from: (i32, i32), to: (i32, i32)| PathElement::new([from, to], colour.stroke_width(1));
                 let middle = area.map_coordinate(&(x, y));
                 let [low, high] = [y - error, y + error].map(|y| area.map_coordinate(&(x, y)).1 - middle.1);
-                let whole = EmptyElement::at((x, y)) + bar((0, low), (0, high));
+                let line = EmptyElement::at((x, y)) + bar((0, low), (0, high));
                 let caps =
                     EmptyElement::at((x, y)) + bar((-CAP, low), (CAP, low)) + bar((-CAP, high), (CAP, high));
-                area.draw(&whole)?;
+                area.draw(&line)?;
                 area.draw(&caps)?;
             }
         }
@@ -197,7 +199,7 @@ fn draw_points(chart: &Chart<'_, '_>, x_axis: XAxis, series: &[Series]) -> PlotR
     Ok(())
 }
 
-/// Where x lies on its axis.
+/// The coordinate of `x` on its axis.
 fn place(x_axis: XAxis, x: f64) -> f64 {
     match x_axis {
         XAxis::Linear => x,
@@ -205,7 +207,8 @@ fn place(x_axis: XAxis, x: f64) -> f64 {
     }
 }
 
-/// Colour of line `i` of `n`: of few each has its own; many go from blue over green to red.
+/// The colour of line `i` of `n`. Up to [`NAMED`] lines have fixed colours; more lines range from
+/// blue through green to red.
 fn colour(i: usize, n: usize) -> RGBColor {
     if n <= NAMED {
         return COLOURS[i];
@@ -215,7 +218,8 @@ fn colour(i: usize, n: usize) -> RGBColor {
     RGBColor(red, green, blue)
 }
 
-/// The corner with the fewest of the points, which are shares of width and height: the upper right one if that is no worse.
+/// The corner with the fewest points, preferably the upper right one. The coordinates are fractions
+/// of width and height.
 fn free_corner(places: &[(f64, f64)]) -> SeriesLabelPosition {
     let near = |right: bool, upper: bool| {
         let within =
@@ -232,12 +236,13 @@ fn free_corner(places: &[(f64, f64)]) -> SeriesLabelPosition {
     best.map_or(SeriesLabelPosition::UpperRight, |(_, corner)| corner)
 }
 
-/// Whether a share lies in the outer two fifths of either side.
-fn beyond(share: f64) -> bool {
-    !(0.4..=0.6).contains(&share)
+/// Whether a coordinate lies in the first or the last two fifths.
+fn beyond(coordinate: f64) -> bool {
+    !(0.4..=0.6).contains(&coordinate)
 }
 
-/// Smallest and largest value with some room; around a single value a tenth of it.
+/// The range of an axis: the smallest and largest value with a margin of 5 %. The margin around a
+/// single value is a tenth of it.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
     let pad = if high > low { (high - low) * 0.05 } else { (high.abs() * 0.1).max(1e-6) };
@@ -257,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn doublings_are_as_far_apart_as_each_other_and_are_written_as_they_are() {
+    fn log2_axis_places_doublings_at_equal_distances() {
         let points = [(1.0, 40.0, None), (2.0, 30.0, None), (4.0, 25.0, Some(1.0)), (512.0, 20.0, None)];
         let svg = line_plots(&[(frame(XAxis::Log2), series(&points))]).unwrap();
         for text in ["FID of drawings", "best of", "\nFID\n", "\n512\n", "\n1\n"] {
@@ -274,15 +279,15 @@ mod tests {
     }
 
     #[test]
-    fn errors_have_bars_that_fit_in() {
+    fn error_bars_fit_into_the_panel_and_two_lines_have_a_legend() {
         let plot = |error| {
             line_plots(&[(frame(XAxis::Linear), series(&[(0.0, 1.0, error), (8.0, 2.0, None)]))]).unwrap()
         };
         let (bare, bars) = (plot(None), plot(Some(5.0)));
-        let of_ours = |svg: &str| {
+        let polylines = |svg: &str| {
             svg.lines().filter(|line| line.contains("<polyline") && line.contains("#3C5AA0")).count()
         };
-        assert_eq!((of_ours(&bare), of_ours(&bars)), (1, 4), "a bar and its two caps");
+        assert_eq!((polylines(&bare), polylines(&bars)), (1, 4), "a bar and its two caps");
         let heights = bars.lines().filter(|line| line.contains("#3C5AA0")).flat_map(|line| {
             let points =
                 line.split("points=\"").nth(1).unwrap_or_default().split('"').next().unwrap_or_default();
@@ -292,7 +297,7 @@ mod tests {
                 .collect::<Vec<_>>()
         });
         assert!(heights.into_iter().all(|y| (20..370).contains(&y)));
-        // One line needs no legend; two have one.
+        // A single line has no legend.
         assert!(!bare.contains("ours"));
         let two =
             [series(&[(0.0, 1.0, None)]), vec![("theirs".to_string(), vec![(1.0, 1.0, None)])]].concat();
@@ -301,27 +306,27 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_drawn_is_refused() {
+    fn invalid_points_are_refused() {
         let error = |x_axis, points: &[Point]| {
             line_plots(&[(frame(x_axis), series(points))]).unwrap_err().to_string()
         };
         assert!(error(XAxis::Linear, &[]).contains("no points"));
         assert!(
             error(XAxis::Log2, &[(0.0, 1.0, None)])
-                .contains("x of FID of drawings is 0 on an axis of doublings")
+                .contains("x of FID of drawings is 0 on a logarithmic axis")
         );
         assert!(error(XAxis::Linear, &[(0.0, f64::NAN, None)]).contains("wanted finite numbers"));
     }
 
     #[test]
-    fn numbers_beside_an_axis_are_short() {
-        let written = [0.0, -1e-17, 3.0000000000000004, 0.72, -12.5, 12_000.0, 1_000.25, 0.000999, 1.0 / 3.0]
+    fn tick_labels_have_at_most_five_significant_digits() {
+        let labels = [0.0, -1e-17, 3.0000000000000004, 0.72, -12.5, 12_000.0, 1_000.25, 0.000999, 1.0 / 3.0]
             .map(|x| number(&x));
-        assert_eq!(written, ["0", "0", "3", "0.72", "-12.5", "12000", "1000.2", "0.000999", "0.33333"]);
+        assert_eq!(labels, ["0", "0", "3", "0.72", "-12.5", "12000", "1000.2", "0.000999", "0.33333"]);
     }
 
     #[test]
-    fn a_legend_goes_where_no_points_are() {
+    fn legend_is_placed_in_a_corner_without_points() {
         let falling: Vec<(f64, f64)> =
             (0..10).map(|i| (f64::from(i) / 9.0, 1.0 - f64::from(i) / 9.0)).collect();
         assert!(matches!(free_corner(&falling), SeriesLabelPosition::UpperRight));

@@ -1,8 +1,10 @@
-//! Improved precision and recall (Kynkäänniemi et al. 2019): how much of what is drawn could be real, and how much of what is real
-//! could be drawn, which a single distance does not tell apart.
+//! Improved precision and recall (Kynkäänniemi et al. 2019): the fraction of generated pictures
+//! that could be real, and the fraction of real pictures that could be generated. A single distance
+//! does not distinguish the two.
 //!
-//! A set covers what lies within the ball of one of its vectors, whose radius is the distance to that vector's third neighbour among
-//! its own. Distances are never all in memory.
+//! The manifold of a set is the union of balls around its vectors. The radius of a ball is the
+//! distance to the vector's third nearest neighbour in the same set. The distances of all pairs are
+//! never in memory together.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,20 +14,22 @@ use rayon::prelude::*;
 use crate::vectors::{Block, for_blocks, square};
 use crate::{Report, Vectors};
 
-/// The neighbour that a ball reaches to (§3 there).
+/// The nearest neighbour that determines the radius of a ball (§3 of their paper).
 const NEIGHBOUR: usize = 3;
-/// Squared distances are differences of squares; what is less than this share of them is rounding.
+/// Squared distances are differences of squared lengths. Results below this fraction of the squared
+/// lengths are rounding errors.
 const ROUNDING: f64 = 1e-12;
 
-/// Precision, the share of drawn pictures among the real; and recall, the share of real pictures among the drawn.
+/// Returns precision, the fraction of generated pictures in the manifold of the real ones, and
+/// recall, the fraction of real pictures in the manifold of the generated ones.
 ///
 /// # Errors
-/// If a set has fewer than four vectors, or the sets have other features.
+/// If a set has fewer than four vectors, or the sets have different features.
 pub fn precision_recall(real: &Vectors, fake: &Vectors) -> Result<[Report; 2]> {
     real.comparable(fake, NEIGHBOUR + 1)?;
     let dims = real.dims();
-    let (of_real, of_fake) = (squares(real), squares(fake));
-    let (around_real, around_fake) = (radii(real, &of_real), radii(fake, &of_fake));
+    let (real_squares, fake_squares) = (squares(real), squares(fake));
+    let (real_radii, fake_radii) = (radii(real, &real_squares), radii(fake, &fake_squares));
     let flags = |n: usize| (0..n).map(|_| AtomicBool::new(false)).collect::<Vec<AtomicBool>>();
     let (precise, recalled) = (flags(fake.len()), flags(real.len()));
     for_blocks(fake.values(), real.values(), dims, |block: Block<'_, f64>| {
@@ -33,11 +37,11 @@ pub fn precision_recall(real: &Vectors, fake: &Vectors) -> Result<[Report; 2]> {
             let i = block.row + i;
             for (j, &product) in row.iter().enumerate() {
                 let j = block.column + j;
-                let apart = distance(of_fake[i], of_real[j], product);
-                if apart <= around_real[j] {
+                let distance = squared_distance(fake_squares[i], real_squares[j], product);
+                if distance <= real_radii[j] {
                     precise[i].store(true, Ordering::Relaxed);
                 }
-                if apart <= around_fake[i] {
+                if distance <= fake_radii[i] {
                     recalled[j].store(true, Ordering::Relaxed);
                 }
             }
@@ -52,35 +56,35 @@ pub fn precision_recall(real: &Vectors, fake: &Vectors) -> Result<[Report; 2]> {
     Ok([report("precision", &precise), report("recall", &recalled)])
 }
 
-/// Squared length of each vector, `[n]`.
+/// The squared length of each vector, `[n]`.
 fn squares(set: &Vectors) -> Vec<f64> {
     set.values().chunks_exact(set.dims()).map(square).collect()
 }
 
-/// Squared distance of two vectors by their squared lengths and their product.
-fn distance(a: f64, b: f64, product: f64) -> f64 {
-    let apart = a + b - 2.0 * product;
-    if apart > ROUNDING * (a + b) { apart } else { 0.0 }
+/// The squared distance of two vectors, from their squared lengths and their inner product.
+fn squared_distance(a: f64, b: f64, product: f64) -> f64 {
+    let distance = a + b - 2.0 * product;
+    if distance > ROUNDING * (a + b) { distance } else { 0.0 }
 }
 
-/// Squared distance of each vector to its third neighbour in its set, `[n]`.
+/// The squared radius of the ball around each vector, `[n]`.
 fn radii(set: &Vectors, squares: &[f64]) -> Vec<f64> {
-    // The closest of all is the vector itself.
+    // One element more than neighbours, because the nearest vector is the vector itself.
     let mut nearest = vec![[f64::INFINITY; NEIGHBOUR + 1]; set.len()];
     for_blocks(set.values(), set.values(), set.dims(), |block: Block<'_, f64>| {
         let rows = block.products.par_chunks(block.width).zip(&mut nearest[block.row..]);
         rows.enumerate().for_each(|(i, (row, nearest))| {
-            let of_row = squares[block.row + i];
-            for (&product, &of_column) in row.iter().zip(&squares[block.column..]) {
-                keep(nearest, distance(of_row, of_column, product));
+            let row_square = squares[block.row + i];
+            for (&product, &column_square) in row.iter().zip(&squares[block.column..]) {
+                insert(nearest, squared_distance(row_square, column_square, product));
             }
         });
     });
     nearest.iter().map(|nearest| nearest[NEIGHBOUR]).collect()
 }
 
-/// Puts a distance in its place among the nearest, if it is one of them.
-fn keep(nearest: &mut [f64; NEIGHBOUR + 1], distance: f64) {
+/// Inserts a distance into the sorted list of the smallest distances, if it is one of them.
+fn insert(nearest: &mut [f64; NEIGHBOUR + 1], distance: f64) {
     if distance >= nearest[NEIGHBOUR] {
         return;
     }
@@ -105,27 +109,29 @@ mod tests {
     }
 
     #[test]
-    fn numbers_on_a_line_by_hand() {
-        // Balls of the real reach 3, 2, 2, 3: from -3 to 6. Those of the drawn reach 98, 98, 97 and 99 from 1, 2, 3 and 100.
+    fn precision_and_recall_of_numbers_match_the_definition() {
+        // The radii of the real vectors are 3, 2, 2 and 3, so they cover -3 to 6. The radii of the
+        // generated vectors 1, 2, 3 and 100 are 99, 98, 97 and 99.
         let (real, fake) = ([0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 100.0]);
         assert_eq!(shares(&real, &fake), (0.75, 1.0));
         assert_eq!(shares(&fake, &real), (1.0, 0.75));
-        // A ball holds its edge: 6 lies at 3 from 3, 6.5 beyond.
+        // A ball includes its boundary: 6 is at distance 3 from 3, and 6.5 is outside.
         assert_eq!(shares(&real, &[6.0, 6.5, 7.0, 7.5]).0, 0.25);
     }
 
     #[test]
-    fn a_part_of_what_is_real_is_precise_but_recalls_only_itself() {
+    fn subset_of_the_real_pictures_has_precision_1_and_low_recall() {
         let line = |from: usize, n: usize| (from..from + n).map(|i| i as f32).collect::<Vec<f32>>();
         let (real, fake) = (line(0, 2_000), line(0, 500));
-        // The last drawn one reaches three further, and so do not those before it.
+        // The ball of the last generated vector covers the next three real ones. No other ball
+        // reaches further.
         assert_eq!(shares(&real, &fake), (1.0, 503.0 / 2_000.0));
         assert_eq!(shares(&real, &line(9_000, 500)), (0.0, 0.0));
     }
 
     #[test]
-    fn pictures_drawn_many_times_have_balls_without_size() {
-        // Five times the same vector, of lengths whose squares are rounded.
+    fn equal_vectors_have_balls_of_radius_0() {
+        // Five copies of a vector whose squared length is rounded.
         let same = [0.1, 0.7, -0.3].repeat(5);
         let near = same.iter().map(|x| x + 1e-3).collect::<Vec<f32>>();
         let values = |a: &[f32], b: &[f32]| {
@@ -136,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn sets_of_fewer_than_four_vectors_are_refused() {
         let error = precision_recall(&set(&[1.0; 3], 1), &set(&[1.0; 9], 1)).unwrap_err().to_string();
         assert!(error.contains("3 and 9 feature vectors; wanted at least 4"), "{error}");
         let reports = precision_recall(&set(&[1.0; 5], 1), &set(&[1.0; 4], 1)).unwrap();

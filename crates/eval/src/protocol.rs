@@ -1,8 +1,10 @@
-//! Whose rules FID and IS are measured by: those of one network, or those of the code that the paper's figures are by.
+//! The protocol by which FID and IS are measured: with one network, or as in DM-GAN's code, which
+//! the paper used.
 //!
-//! DM-GAN's code (paper §3) takes FID from torchvision's Inception and IS from the graph of 2015, both on pictures that Pillow
-//! brought to 299 × 299. Its FID reads pictures in batches of 64 and leaves out those that do not fill the last one; its IS is
-//! the mean over ten splits in the order of the files.
+//! DM-GAN's code (paper §3) computes FID with torchvision's Inception and IS with the graph of
+//! 2015, both on pictures that Pillow resized to 299 × 299. Its FID reads pictures in batches of 64
+//! and ignores an incomplete last batch. Its IS is the mean over ten splits in the order of the
+//! files.
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -11,19 +13,19 @@ use crate::inception::{Convention, Inception, TF_2015_URL, TORCHVISION_URL};
 use crate::store::Store;
 use crate::{Gaussian, Report};
 
-/// Pictures of a batch of DM-GAN's FID.
+/// The batch size of DM-GAN's FID.
 const BATCH: usize = 64;
 
-/// How a set of pictures gets its FID and IS.
+/// The protocol by which FID and IS of a set of pictures are measured.
 #[derive(Clone, Copy)]
 pub enum Protocol<'a> {
-    /// One network gives features and classes, and every picture counts.
+    /// One network computes features and logits, and every picture counts.
     One(&'a dyn FeatureExtractor),
-    /// As DM-GAN's code does.
+    /// DM-GAN's protocol.
     DmGan(&'a DmGan),
 }
 
-/// The networks of DM-GAN's code, as far as their weights are at hand.
+/// The networks of DM-GAN's code whose weights are available.
 #[derive(Debug)]
 pub struct DmGan {
     distance: Option<Inception>,
@@ -31,30 +33,31 @@ pub struct DmGan {
 }
 
 impl DmGan {
-    /// Of networks that were read with [`Resize::DmGan`](crate::Resize::DmGan), in any order.
+    /// Assigns networks, in any order, that were read with
+    /// [`Resize::DmGan`](crate::Resize::DmGan).
     ///
     /// # Errors
-    /// If two have the same weights, or one resizes pictures otherwise.
+    /// If two networks have the same weights, or one uses another convention.
     pub fn new(networks: Vec<Inception>) -> Result<DmGan> {
-        let mut own = DmGan { distance: None, score: None };
+        let mut dm_gan = DmGan { distance: None, score: None };
         for network in networks {
-            let place = match network.convention() {
-                Convention::Torchvision => &mut own.distance,
-                Convention::DmGanScore => &mut own.score,
+            let target = match network.convention() {
+                Convention::Torchvision => &mut dm_gan.distance,
+                Convention::DmGanScore => &mut dm_gan.score,
                 Convention::PytorchFid | Convention::TorchFidelity => {
                     bail!("{} is not a network of DM-GAN's protocol", network.name())
                 }
             };
             ensure!(
-                place.is_none(),
+                target.is_none(),
                 "the same weights twice; wanted torchvision's for FID and those of 2015 for IS"
             );
-            *place = Some(network);
+            *target = Some(network);
         }
-        Ok(own)
+        Ok(dm_gan)
     }
 
-    /// The network of FID.
+    /// The network for FID.
     ///
     /// # Errors
     /// If its weights are missing.
@@ -66,7 +69,7 @@ impl DmGan {
         })
     }
 
-    /// The network of IS on MS-COCO.
+    /// The network for IS on MS-COCO.
     ///
     /// # Errors
     /// If its weights are missing.
@@ -76,10 +79,10 @@ impl DmGan {
         })
     }
 
-    /// Refuses an IS of CUB, whose network is not read.
+    /// Checks that no IS was requested for CUB, because its network is not supported.
     ///
     /// # Errors
-    /// If the weights of another network are there for it.
+    /// If the network for IS on MS-COCO was given.
     pub fn without_birds(&self) -> Result<()> {
         ensure!(
             self.score.is_none(),
@@ -91,54 +94,56 @@ impl DmGan {
 }
 
 impl<'a> Protocol<'a> {
-    /// The network whose features are compared.
+    /// The network whose features FID compares.
     ///
     /// # Errors
     /// If its weights are missing.
     pub fn distance(self) -> Result<&'a dyn FeatureExtractor> {
         match self {
             Protocol::One(network) => Ok(network),
-            Protocol::DmGan(own) => Ok(own.distance()?),
+            Protocol::DmGan(dm_gan) => Ok(dm_gan.distance()?),
         }
     }
 
-    /// Mean and covariance of what [`Protocol::distance`] saw.
+    /// The mean and covariance of the features that [`Protocol::distance`] extracted.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn gaussian(self, seen: &Store) -> Result<Gaussian> {
+    pub fn gaussian(self, features: &Store) -> Result<Gaussian> {
         match self {
-            Protocol::One(_) => seen.gaussian(),
-            Protocol::DmGan(_) => seen.gaussian_of(seen.len() / BATCH * BATCH),
+            Protocol::One(_) => features.gaussian(),
+            Protocol::DmGan(_) => features.gaussian_of(features.len() / BATCH * BATCH),
         }
     }
 
-    /// The inception score of the pictures that [`Protocol::distance`] has `seen`, if a network knows classes; `look` has another
-    /// network look at them.
+    /// The Inception Score of a set of pictures, or `None` if the protocol has no classifier.
+    /// `features` are those that [`Protocol::distance`] extracted. `extract` extracts the features
+    /// of the same pictures with another network, if the protocol needs one.
     ///
     /// # Errors
-    /// If the pictures cannot be read.
+    /// If the pictures or the store cannot be read.
     pub fn inception_score(
         self,
-        seen: &Store,
-        look: impl FnOnce(&dyn FeatureExtractor) -> Result<Store>,
+        features: &Store,
+        extract: impl FnOnce(&dyn FeatureExtractor) -> Result<Store>,
     ) -> Result<Option<Report>> {
         match self {
-            Protocol::One(_) => seen.inception_score(),
-            Protocol::DmGan(DmGan { score: Some(network), .. }) => look(network)?.inception_score(),
+            Protocol::One(_) => features.inception_score(),
+            Protocol::DmGan(DmGan { score: Some(network), .. }) => extract(network)?.inception_score(),
             Protocol::DmGan(DmGan { score: None, .. }) => Ok(None),
         }
     }
 
-    /// Refuses a set of `n` pictures that is too small for a FID, before they are drawn.
+    /// Checks that `n` pictures are enough for DM-GAN's FID, so that a study fails before it draws
+    /// them.
     ///
     /// # Errors
-    /// If DM-GAN's FID would be refused.
+    /// If `n` is too small, or the weights of the network for FID are missing.
     pub fn ensure_enough(self, n: usize) -> Result<()> {
         match self {
             Protocol::One(_) => Ok(()),
-            Protocol::DmGan(own) => {
-                let least = (own.distance()?.dims() + 1).next_multiple_of(BATCH);
+            Protocol::DmGan(dm_gan) => {
+                let least = (dm_gan.distance()?.dims() + 1).next_multiple_of(BATCH);
                 ensure!(
                     n >= least,
                     "{n} captions: DM-GAN's FID wants at least {least}, in batches of {BATCH}"

@@ -1,4 +1,4 @@
-//! Reconstruction quality of a dVAE (paper §2.1, §A.2): PSNR, likelihood and KL, and how much of the codebook is in use.
+//! Reconstruction quality of a dVAE (paper §2.1, §A.2): PSNR, likelihood, KL, and codebook usage.
 
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -9,32 +9,34 @@ use tessera_model::dvae::{
     unmap_pixels,
 };
 
-/// Pictures encoded at once.
+/// The batch size.
 const BATCH: usize = 32;
 
-/// Figures over a set of pictures, all with hard (argmax) tokens.
+/// The metrics of a set of pictures, all with hard (argmax) tokens.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Recon {
-    /// Number of pictures.
+    /// The number of pictures.
     pub pictures: usize,
-    /// Peak signal-to-noise ratio in dB, of each picture, then averaged.
+    /// The mean over pictures of the peak signal-to-noise ratio in dB.
     pub psnr_db: f64,
-    /// Standard error of `psnr_db`.
+    /// The standard error of `psnr_db`.
     pub psnr_db_se: f64,
-    /// −(nll + KL / values per token) in nats per pixel value, higher is better: the evidence lower bound at β = 1 with the argmax
-    /// tokens in place of samples of the posterior. So it is no bound; [`relaxation_gap`] has the one of sampled tokens.
+    /// −(nll + KL / values per token) in nats per pixel value, higher is better: the evidence lower
+    /// bound at β = 1, with argmax tokens instead of samples from the posterior. It is therefore
+    /// not a bound; [`relaxation_gap`] returns the bound with sampled tokens.
     pub argmax_objective_nats_per_value: f64,
-    /// Mean negative log-likelihood of a pixel value in nats.
+    /// The mean negative log-likelihood of a pixel value in nats.
     pub nll_nats_per_value: f64,
-    /// Mean KL of a token's posterior to the uniform categorical in nats.
+    /// The mean KL divergence from a token's posterior to the uniform categorical distribution, in
+    /// nats.
     pub kl_nats_per_token: f64,
-    /// Codes that occur at least once.
+    /// The number of codes that occur at least once.
     pub codes_used: usize,
-    /// Exponential of the entropy of the codes' frequencies.
+    /// The exponential of the entropy of the codes' frequencies.
     pub perplexity: f64,
 }
 
-/// Reconstructs `pictures`, each `[3·S·S]` channel-first values in [0, 1].
+/// Reconstructs and measures `pictures`, each `[3, S, S]` flat with values in [0, 1].
 pub fn recon(dvae: &Dvae, config: &DvaeConfig, pictures: &[Vec<f32>]) -> Recon {
     let (side, device) = (config.image_size, dvae.device());
     let mut psnrs = Vec::new();
@@ -69,18 +71,19 @@ pub fn recon(dvae: &Dvae, config: &DvaeConfig, pictures: &[Vec<f32>]) -> Recon {
     }
 }
 
-/// Evidence lower bounds at β = 1, in nats per pixel value, higher is better: with codes as training relaxes them, and with
-/// the whole codes that the same noise samples. Only the second is a bound; the two meet as the temperature falls (§A.2).
+/// The evidence lower bound at β = 1 in nats per pixel value, higher is better: with relaxed codes
+/// as in training, and with the discrete codes that the same noise samples. Only the second is a
+/// bound. The two converge as the temperature falls (§A.2).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RelaxationGap {
-    /// Of relaxed codes, `softmax((logits + noise) / τ)`.
+    /// The value with relaxed codes, `softmax((logits + noise) / τ)`.
     pub relaxed_elbo_nats_per_value: f64,
-    /// Of whole ones, `argmax(logits + noise)`: samples of the posterior.
+    /// The value with discrete codes, `argmax(logits + noise)`: samples from the posterior.
     pub sampled_elbo_nats_per_value: f64,
 }
 
-/// Both bounds of `pictures`, as for [`recon`], at temperature `tau`; cell `c` of picture `i` has the noise
-/// of row `i · G² + c`.
+/// Measures both bounds for `pictures`, as for [`recon`], at temperature `tau`. Cell `c` of picture
+/// `i` uses the noise of row `i · G² + c`.
 pub fn relaxation_gap(
     dvae: &Dvae,
     config: &DvaeConfig,
@@ -97,7 +100,7 @@ pub fn relaxation_gap(
         let logits = dvae.encoder.forward(x.clone());
         let noise = noise.skip_rows(first * config.grid() * config.grid());
         let code = gumbel_softmax_drawn(dvae.cpu(), logits.clone(), noise, tau);
-        let sampled = code.clone().argmax(3).squeeze_dim(3); // the code is largest where logit and noise are
+        let sampled = code.clone().argmax(3).squeeze_dim(3); // the argmax of logits + noise
         let relaxed = dvae.decoder.forward(code);
         let kl = scalar(kl_to_uniform(dvae.cpu(), logits)) / config.values_per_token() as f64;
         for (sum, stats) in sums.iter_mut().zip([relaxed, dvae.decoder.forward_codes(sampled)]) {
@@ -109,14 +112,14 @@ pub fn relaxation_gap(
     RelaxationGap { relaxed_elbo_nats_per_value: relaxed, sampled_elbo_nats_per_value: sampled }
 }
 
-/// Exponential of the entropy of `counts` as frequencies.
+/// The exponential of the entropy of the frequencies `counts`.
 fn perplexity(counts: &[u64]) -> f64 {
     let total: u64 = counts.iter().sum();
     let p = counts.iter().filter(|&&count| count > 0).map(|&count| count as f64 / total as f64);
     (-p.map(|p| p * p.ln()).sum::<f64>()).exp()
 }
 
-/// Mean and its standard error.
+/// The mean and its standard error.
 pub(crate) fn mean_se(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
@@ -137,13 +140,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn perplexity_of_a_uniform_codebook_is_its_size() {
+    fn perplexity_of_uniform_codes_is_their_number() {
         assert!((perplexity(&[5, 5, 5, 5, 0]) - 4.0).abs() < 1e-9);
         assert!((perplexity(&[7, 0]) - 1.0).abs() < 1e-9);
     }
 
     #[test]
-    fn the_relaxed_bound_meets_the_sampled_one_as_the_temperature_falls() {
+    fn relaxed_bound_approaches_sampled_bound_at_low_temperature() {
         let config = DvaeConfig {
             image_size: 8,
             groups: 2,
@@ -162,8 +165,8 @@ mod tests {
                 relaxation_gap(&dvae, &config, &pictures, noise, tau);
             (relaxed - sampled).abs()
         };
-        let [wide, narrow, none] = [1.0, 0.0625, 1e-4].map(gap);
-        assert!(wide > 2.0 * narrow && narrow > none && none < 1e-4, "{wide}, {narrow}, {none}");
+        let [wide, narrow, zero] = [1.0, 0.0625, 1e-4].map(gap);
+        assert!(wide > 2.0 * narrow && narrow > zero && zero < 1e-4, "{wide}, {narrow}, {zero}");
     }
 
     #[test]

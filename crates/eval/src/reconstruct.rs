@@ -1,28 +1,31 @@
-//! A picture through its tokens and back: what stage 1 keeps of it (paper §2.1, figure 1).
+//! Reconstructs a picture from its tokens, to show how much stage 1 preserves (paper §2.1,
+//! figure 1).
 
 use anyhow::{Result, ensure};
 use burn::tensor::{Int, Tensor, TensorData};
 use image::RgbImage;
+use tessera_base::Internal;
 use tessera_base::pixels::{from_floats, psnr, to_floats};
 use tessera_data::picture::{ResizeFilter, Square, resize};
 use tessera_model::dvae::{Dvae, DvaeConfig};
 
-/// A picture before and after its way through the tokens.
+/// A picture, its tokens and its reconstruction.
 pub struct Reconstruction {
-    /// The centre square at the model's size, which the encoder read.
+    /// The centre square of the picture at the model's size: the encoder's input.
     pub original: RgbImage,
-    /// The decoder's picture of the tokens.
+    /// The decoder's output.
     pub restored: RgbImage,
-    /// Rows of tokens.
+    /// The rows of tokens.
     pub tokens: Vec<Vec<u32>>,
-    /// Peak signal-to-noise ratio of the two in dB, at most 100.
+    /// The peak signal-to-noise ratio between the two pictures in dB, at most 100.
     pub psnr_db: f64,
 }
 
-/// Encodes the middle square of `image`, scaled to the model's size as OpenAI's notebook does (Lanczos), and decodes it.
+/// Encodes and decodes the centre square of `image`. It is resized to the model's size as in
+/// OpenAI's notebook (Lanczos).
 ///
 /// # Errors
-/// If the picture is smaller than the model's.
+/// If the picture is smaller than the model's size.
 pub fn reconstruct(dvae: &Dvae, config: &DvaeConfig, image: &RgbImage) -> Result<Reconstruction> {
     let side = config.image_size as u32;
     let (width, height) = image.dimensions();
@@ -36,7 +39,7 @@ pub fn reconstruct(dvae: &Dvae, config: &DvaeConfig, image: &RgbImage) -> Result
     let codes: Tensor<3, Int> = dvae.encode(x);
     let flat: Vec<u32> = codes.to_data().iter::<i64>().map(|code| code as u32).collect();
     let restored = dvae.decode(codes).into_data();
-    let restored = restored.try_to_vec::<f32>().map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    let restored = restored.try_to_vec::<f32>().map_err(Internal::debug)?;
     let restored = from_floats(&restored, side);
     Ok(Reconstruction {
         tokens: flat.chunks(config.grid()).map(<[u32]>::to_vec).collect(),

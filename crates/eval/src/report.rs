@@ -1,4 +1,4 @@
-//! What every measurement returns: a figure with its name, unit, count and error.
+//! The result of a measurement: a figure with its name, unit, sample size and error.
 
 use std::fmt;
 
@@ -7,25 +7,28 @@ use serde::{Deserialize, Serialize};
 /// One figure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// What was measured, as the field calls it: "FID".
+    /// The usual name of the metric, such as "FID".
     pub name: String,
-    /// The figure.
+    /// The value.
     pub value: f64,
-    /// What it counts: "" for a plain number.
+    /// The unit. Empty for a plain number.
     pub unit: String,
-    /// Pictures (or pairs, or captions) that it was measured on; of two sets that are compared, those that were drawn.
+    /// The number of pictures, pairs or captions that were measured. If two sets are compared, the
+    /// number of generated pictures.
     pub n: usize,
-    /// Real pictures that they are compared with; none if there is one set.
+    /// The number of real pictures. `None` if no two sets are compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_real: Option<usize>,
-    /// Its standard error, or the spread over splits where that is the custom; none if it has none.
+    /// The standard error; for metrics that are usually reported that way, the standard deviation
+    /// over splits or subsets. `None` if there is none.
     pub plus_minus: Option<f64>,
-    /// Whose features it was measured by, since others give other figures; empty if it needs none.
+    /// The name of the feature extractor, on which the value depends. Empty if the metric needs
+    /// none.
     pub features: String,
 }
 
 impl Report {
-    /// A figure without an error, unit or features.
+    /// Creates a figure without an error, unit or features.
     pub fn new(name: &str, value: f64, n: usize) -> Report {
         let (unit, features) = (String::new(), String::new());
         Report { name: name.into(), value, unit, n, n_real: None, plus_minus: None, features }
@@ -33,7 +36,7 @@ impl Report {
 }
 
 impl Report {
-    /// How many pictures, of each set if there are two.
+    /// Returns the number of pictures as text, for each set if there are two.
     pub fn counted(&self) -> String {
         match self.n_real {
             None => self.n.to_string(),
@@ -44,7 +47,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A KID of a good model is a few thousandths.
+        // More decimals for small values: the KID of a good model is a few thousandths.
         let decimals = if self.value.abs() < 0.1 { 6 } else { 4 };
         write!(f, "{:<24} {:>12.decimals$}", self.name, self.value)?;
         if let Some(error) = self.plus_minus {
@@ -66,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_all_and_small_figures_have_more_digits() {
+    fn line_contains_all_fields_and_small_values_have_more_decimals() {
         let report = Report {
             plus_minus: Some(0.0003),
             features: "Inception of 2015, pool 3".into(),

@@ -1,6 +1,8 @@
-//! What choosing from more candidates brings: figures of the best of 1, 2, 4 … of each caption (paper §3.4, figure 9c).
+//! The effect of the number of candidates: metrics of the best of 1, 2, 4 … candidates per caption
+//! (paper §3.4, figure 9c).
 //!
-//! A contrastive model judges that did not rank: the ranking one would like what it chose.
+//! The judge is another contrastive model than the one that ranked the candidates, because a model
+//! is biased towards its own choice.
 
 use std::path::Path;
 
@@ -17,29 +19,32 @@ use crate::store::Store;
 use crate::vectors::Vectors;
 use crate::{Gaussian, Protocol, Report, clip_score, fid, kid};
 
-/// The figures of one number of candidates.
+/// The figures for one number of candidates.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CurvePoint {
-    /// Candidates of a caption, of which the best was kept.
+    /// The number of candidates per caption, of which the best was kept.
     pub best_of: usize,
-    /// CLIPScore, IS, KID, FID if there are enough pictures, and how often the best is preferred to the first candidate.
+    /// CLIPScore, how often the best candidate is preferred to the first one, IS, KID, and FID if
+    /// there are enough pictures.
     pub figures: Vec<Report>,
 }
 
-/// The pictures that drawings are compared with.
+/// The real pictures that the drawings are compared with.
 #[derive(Debug)]
 pub struct Real {
-    /// Their mean and covariance, for FID.
+    /// The mean and covariance of their features, for FID.
     pub gaussian: Gaussian,
-    /// Their features, for KID; absent if only statistics are at hand.
+    /// Their features, for KID. `None` if only the statistics are available.
     pub vectors: Option<Vectors>,
 }
 
-/// Measures the drawings of `captions` in `drawings` (of [`draw_each`](crate::draw_each)) for each of `ks`: how well they fit by `judge`, and
-/// their distances from `real`, which the network of the `protocol` has looked at.
+/// Measures the drawings of `captions` in the folder `drawings`, which
+/// [`draw_each`](crate::draw_each) created, for each number of candidates in `ks`: how well they
+/// match their captions according to `judge`, and their distances from `real`, whose features are
+/// those of the protocol's network.
 ///
 /// # Errors
-/// If drawings are missing, or another network looked at `real`.
+/// If drawings are missing, or the features of `real` come from another network.
 pub fn rerank_curve(
     drawings: &Path,
     ks: &[usize],
@@ -48,9 +53,9 @@ pub fn rerank_curve(
     protocol: Protocol,
     judge: &Reranker,
 ) -> Result<Vec<CurvePoint>> {
-    let judging = Embedding::new::<&str>(judge, &[])?;
-    let mut texts = Vectors::new(&judging.name(), judging.dims());
-    judge.captions(captions)?.iter().try_for_each(|read| texts.push_all(&read.embedding))?;
+    let judge_network = Embedding::new::<&str>(judge, &[])?;
+    let mut texts = Vectors::new(&judge_network.name(), judge_network.dims());
+    judge.captions(captions)?.iter().try_for_each(|caption| texts.push_all(&caption.embedding))?;
     let extract = |folder: &Path, network: &dyn FeatureExtractor| -> Result<Store> {
         let mut store = Store::open(None, "", network)?;
         store.extract(network, pictures_in(folder, captions.len()), |_| ())?;
@@ -60,42 +65,43 @@ pub fn rerank_curve(
     let mut curve = Vec::new();
     for &k in ks {
         let folder = best_of(drawings, k);
-        let judged = extract(&folder, &judging)?.vectors()?;
-        let scores = cosines(&judged, &texts);
+        let images = extract(&folder, &judge_network)?.vectors()?;
+        let scores = cosines(&images, &texts);
         let first = first.get_or_insert_with(|| scores.clone());
-        let mut figures = vec![Report { name: "score by the judge".into(), ..clip_score(&judged, &texts)? }];
+        let mut figures = vec![Report { name: "score by the judge".into(), ..clip_score(&images, &texts)? }];
         figures.extend(preferred(&scores, first, texts.features()));
-        let seen = extract(&folder, protocol.distance()?)?;
-        figures.extend(protocol.inception_score(&seen, |network| extract(&folder, network))?);
+        let features = extract(&folder, protocol.distance()?)?;
+        figures.extend(protocol.inception_score(&features, |network| extract(&folder, network))?);
         if let Some(vectors) = &real.vectors {
-            figures.push(kid(vectors, &seen.vectors()?, &mut item_rng(0, Purpose::Subset, 0, 0))?);
+            figures.push(kid(vectors, &features.vectors()?, &mut item_rng(0, Purpose::Subset, 0, 0))?);
         }
-        // Too few drawings have no FID, and the others are figures all the same.
-        figures.extend(fid(&real.gaussian, &protocol.gaussian(&seen)?).ok());
+        // With too few drawings for FID, the other figures are still useful.
+        figures.extend(fid(&real.gaussian, &protocol.gaussian(&features)?).ok());
         curve.push(CurvePoint { best_of: k, figures });
     }
     Ok(curve)
 }
 
-/// Cosines of pictures and captions, pair by pair.
+/// The cosine of picture `i` and caption `i`, for each pair. The captions have length 1.
 fn cosines(pictures: &Vectors, texts: &Vectors) -> Vec<f64> {
     let pairs = pictures.values().chunks(pictures.dims()).zip(texts.values().chunks(texts.dims()));
     let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
     pairs.map(|(picture, text)| product(picture, text) / product(picture, picture).sqrt()).collect()
 }
 
-/// How often the judge finds the best of several likelier than the first candidate; a draw is half. Nothing if they are the same everywhere.
+/// How often the judge prefers the best candidate to the first one. A tie counts as half. `None` if
+/// all scores are equal.
 fn preferred(scores: &[f64], first: &[f64], network: &str) -> Option<Report> {
     if scores == first {
         return None;
     }
-    let won = |(best, first): (&f64, &f64)| match best.total_cmp(first) {
+    let win = |(best, first): (&f64, &f64)| match best.total_cmp(first) {
         std::cmp::Ordering::Less => 0.0,
         std::cmp::Ordering::Equal => 0.5,
         std::cmp::Ordering::Greater => 1.0,
     };
     let n = scores.len();
-    let share = scores.iter().zip(first).map(won).sum::<f64>() / n as f64;
+    let share = scores.iter().zip(first).map(win).sum::<f64>() / n as f64;
     Some(Report {
         unit: "%".into(),
         plus_minus: Some(100.0 * (share * (1.0 - share) / n as f64).sqrt()),
@@ -104,10 +110,11 @@ fn preferred(scores: &[f64], first: &[f64], network: &str) -> Option<Report> {
     })
 }
 
-/// The curve as an SVG picture: a panel a figure, the number of candidates doubling to the right.
+/// Plots the curve as an SVG with one panel per figure. The axis of the number of candidates is
+/// logarithmic.
 ///
 /// # Errors
-/// If it cannot be drawn.
+/// If `curve` is empty or cannot be plotted.
 pub fn plot_curve(curve: &[CurvePoint]) -> Result<String> {
     let names = curve.last().context("a curve without points")?.figures.iter();
     let panel = |figure| {

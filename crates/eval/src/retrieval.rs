@@ -1,8 +1,9 @@
-//! Whether pictures and captions find each other among others, by the cosine of their embeddings: recall both ways, and R-precision
-//! (Xu et al. 2018). What makes a contrastive model fit to order drawings (paper §2.6).
+//! Retrieval between pictures and captions by the cosine of their embeddings: recall in both
+//! directions, and R-precision (Xu et al. 2018). These metrics show whether a contrastive model can
+//! rank drawings (paper §2.6).
 //!
-//! A tie counts against: embeddings that are all alike find nothing. Pairs with the same caption are one group, and finding any
-//! of them is finding it.
+//! A tie counts as a failure, so equal embeddings retrieve nothing. Pairs with the same caption
+//! form a group, and retrieving any member of the own group counts as a success.
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
@@ -10,36 +11,40 @@ use rayon::prelude::*;
 use crate::vectors::{Block, dot, for_blocks, unit};
 use crate::{Report, Vectors};
 
-/// Captions among which a picture's own must be the closest, in R-precision.
+/// The number of captions among which a picture's own caption must be the nearest, in R-precision.
 const R: usize = 100;
-/// Ranks within which recall is reported.
+/// The values of `k` for which recall is reported.
 const KS: [usize; 3] = [1, 5, 10];
-/// Cosines as close as this are a tie: products are summed in other orders at the edge of a block.
+/// Cosines that differ by less than this are a tie: the order of summation differs at the edges of
+/// blocks.
 const TIE: f64 = 1e-9;
 
-/// Shares of `n` pairs that find each other, for every `k` that was asked for.
+/// The fractions of pairs that are retrieved, one for each `k`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recall {
-    /// Pictures whose caption is among the `k` closest captions.
+    /// The fraction of pictures whose caption is among the `k` nearest captions.
     pub text_of_image: Vec<f64>,
-    /// Captions whose picture is among the `k` closest pictures.
+    /// The fraction of captions whose picture is among the `k` nearest pictures.
     pub image_of_text: Vec<f64>,
 }
 
-/// Recall within each of `ks` both ways; pair `i` is `images[i]` and `texts[i]`, each `[n, dims]` of any length.
+/// Returns the recall at each of `ks` in both directions. Pair `i` consists of row `i` of `images`
+/// and of `texts`, both `[n, dims]`. The embeddings may have any length above 0.
 ///
 /// # Errors
-/// If the sets differ in size or are empty, or an embedding is 0 or not finite.
+/// If the sets differ in size or are empty, or an embedding has length 0 or is not finite.
 pub fn recall_at(images: &[f32], texts: &[f32], dims: usize, ks: &[usize]) -> Result<Recall> {
     let groups: Vec<usize> = (0..texts.len() / dims.max(1)).collect();
     grouped_recall(images, texts, dims, &groups, ks)
 }
 
-/// Recall within 1, 5 and 10, both ways, in percent. `groups[i]` says what pair `i` shows, so that pairs with the same caption do not
-/// have to be told apart; none if all differ.
+/// Returns the recall at 1, 5 and 10 in both directions, in percent. Pairs with the same caption
+/// have the same value in `groups`, so that they do not have to be distinguished. `None` means that
+/// all captions differ.
 ///
 /// # Errors
-/// As [`recall_at`]; or if the embeddings are of two models or there is not one group a pair.
+/// As for [`recall_at`], and if the embeddings come from two models or the number of groups is not
+/// that of the pairs.
 pub fn retrieval(images: &Vectors, texts: &Vectors, groups: Option<&[usize]>) -> Result<Vec<Report>> {
     images.comparable(texts, 1)?;
     let all: Vec<usize> = (0..images.len()).collect();
@@ -49,16 +54,17 @@ pub fn retrieval(images: &Vectors, texts: &Vectors, groups: Option<&[usize]>) ->
         let report = |(k, &share): (&usize, &f64)| proportion(&format!("{name} R@{k}"), share, images);
         KS.iter().zip(shares).map(report).collect()
     };
-    let mut found = reports("caption of picture", &recall.text_of_image);
-    found.extend(reports("picture of caption", &recall.image_of_text));
-    Ok(found)
+    let mut figures = reports("caption of picture", &recall.text_of_image);
+    figures.extend(reports("picture of caption", &recall.image_of_text));
+    Ok(figures)
 }
 
-/// R-precision: pictures whose own caption is the closest of 100, in percent. The 100 are consecutive pairs; the last pictures choose
-/// among the last 100. Pairs with the same caption share a group, as for [`retrieval`].
+/// Returns the R-precision: the percentage of pictures whose own caption is the nearest of 100. The
+/// captions are those of 100 consecutive pairs; the last pictures are compared with the last 100
+/// captions. `groups` is as for [`retrieval`].
 ///
 /// # Errors
-/// As [`retrieval`]; or if there are fewer than 100 pairs.
+/// As for [`retrieval`], and if there are fewer than 100 pairs.
 pub fn r_precision(images: &Vectors, texts: &Vectors, groups: Option<&[usize]>) -> Result<Report> {
     images.comparable(texts, R)?;
     let (n, dims) = (images.len(), images.dims());
@@ -67,7 +73,7 @@ pub fn r_precision(images: &Vectors, texts: &Vectors, groups: Option<&[usize]>) 
     let (pictures, captions) = pairs(images.values(), texts.values(), dims, groups)?;
     let mut first = 0;
     for start in (0..n).step_by(R) {
-        // The last block is filled up with pictures before it, which have had their turn.
+        // The last block also contains earlier pairs, to have 100. They are not counted again.
         let from = start.min(n - R);
         let block = |vectors: &[f32]| vectors[from * dims..][..R * dims].to_vec();
         let ranks = ranks(&block(&pictures), &block(&captions), dims, &groups[from..][..R]);
@@ -76,14 +82,14 @@ pub fn r_precision(images: &Vectors, texts: &Vectors, groups: Option<&[usize]>) 
     Ok(proportion("R-precision", first as f64 / n as f64, images))
 }
 
-/// A share of `of`'s vectors in percent, with its standard error.
-fn proportion(name: &str, share: f64, of: &Vectors) -> Report {
-    let n = of.len();
+/// A fraction of `vectors` in percent, with its standard error.
+fn proportion(name: &str, share: f64, vectors: &Vectors) -> Report {
+    let n = vectors.len();
     let error = (share * (1.0 - share) / n as f64).sqrt();
     Report {
         unit: "%".into(),
         plus_minus: Some(100.0 * error),
-        features: of.features().into(),
+        features: vectors.features().into(),
         ..Report::new(name, 100.0 * share, n)
     }
 }
@@ -105,35 +111,36 @@ fn grouped_recall(
     Ok(Recall { text_of_image, image_of_text })
 }
 
-/// Both sides of the pairs at a length of 1.
+/// Checks the pairs and returns both sides scaled to length 1.
 fn pairs(images: &[f32], texts: &[f32], dims: usize, groups: &[usize]) -> Result<(Vec<f32>, Vec<f32>)> {
     let (images, texts) = (unit(images, dims)?, unit(texts, dims)?);
     let (n, m) = (images.len() / dims, texts.len() / dims);
-    ensure!(n == m, "{n} pictures and {m} captions; wanted one caption a picture");
+    ensure!(n == m, "{n} pictures and {m} captions; wanted one caption per picture");
     ensure!(n > 0, "no pairs of picture and caption; wanted at least 1");
-    ensure!(groups.len() == n, "{} groups for {n} pairs; wanted one a pair", groups.len());
+    ensure!(groups.len() == n, "{} groups for {n} pairs; wanted one per pair", groups.len());
     Ok((images, texts))
 }
 
-/// For each query, how many keys of other groups are as close as the closest of its own, or closer.
+/// For each query, returns the number of keys of other groups that are at least as near as the
+/// nearest key of its own group.
 fn ranks(queries: &[f32], keys: &[f32], dims: usize, groups: &[usize]) -> Vec<usize> {
-    let own = closest_of_own(queries, keys, dims, groups);
+    let own = nearest_of_own_group(queries, keys, dims, groups);
     let mut ranks = vec![0; own.len()];
     for_blocks(queries, keys, dims, |block: Block<'_, f64>| {
         let rows = block.products.par_chunks(block.width);
         rows.zip(&mut ranks[block.row..]).enumerate().for_each(|(i, (row, rank))| {
             let i = block.row + i;
-            let closer = |&(j, &cosine_similarity): &(usize, &f64)| {
+            let is_nearer = |&(j, &cosine_similarity): &(usize, &f64)| {
                 cosine_similarity > own[i] - TIE && groups[block.column + j] != groups[i]
             };
-            *rank += row.iter().enumerate().filter(closer).count();
+            *rank += row.iter().enumerate().filter(is_nearer).count();
         });
     });
     ranks
 }
 
-/// The cosine of each query with the closest key of its group.
-fn closest_of_own(queries: &[f32], keys: &[f32], dims: usize, groups: &[usize]) -> Vec<f64> {
+/// The cosine of each query with the nearest key of its group.
+fn nearest_of_own_group(queries: &[f32], keys: &[f32], dims: usize, groups: &[usize]) -> Vec<f64> {
     let mut sorted: Vec<usize> = (0..groups.len()).collect();
     sorted.sort_by_key(|&i| groups[i]);
     let mut own = vec![f64::NEG_INFINITY; groups.len()];
@@ -156,48 +163,50 @@ mod tests {
         set
     }
 
-    /// Directions around a circle, `[n, 2]`, `by` steps further each.
-    fn circle(n: usize, by: f32) -> Vec<f32> {
-        let angle = |i: usize| (i as f32 + by) / n as f32 * std::f32::consts::TAU;
+    /// `n` equally spaced directions on a circle, `[n, 2]`, rotated by `shift` steps.
+    fn circle(n: usize, shift: f32) -> Vec<f32> {
+        let angle = |i: usize| (i as f32 + shift) / n as f32 * std::f32::consts::TAU;
         (0..n).flat_map(|i| [angle(i).cos(), angle(i).sin()]).collect()
     }
 
     #[test]
-    fn three_pairs_by_hand() {
-        // Cosines of picture and caption: picture 0 has 1, .6, 0; picture 1 has .8, .96, .6; picture 2 has -.8, 0, -.6.
+    fn recall_of_three_pairs_matches_the_definition() {
+        // The cosines of the pictures with the captions: 1, .6, 0 for picture 0; .8, .96, .6 for
+        // picture 1; -.8, -.96, -.6 for picture 2.
         let images = [1.0, 0.0, 0.8, 0.6, -0.8, -0.6];
         let texts = [1.0, 0.0, 0.6, 0.8, 0.0, 1.0];
         let recall = recall_at(&images, &texts, 2, &[1, 2, 3]).unwrap();
-        // Pictures 0 and 1 find theirs first; picture 2 has caption 1 (-.96) last, caption 0 (-.8) second, its own first.
+        // The nearest caption of each picture is its own.
         assert_eq!(recall.text_of_image, [1.0, 1.0, 1.0]);
-        // Caption 2 is the furthest from its picture: -.6 behind .6 and 0.
+        // Picture 2 is the farthest from its caption: -.6, after .6 and 0.
         assert_eq!(recall.image_of_text, [2.0 / 3.0, 2.0 / 3.0, 1.0]);
     }
 
     #[test]
-    fn a_turned_circle_finds_its_own_only_among_more() {
-        // Turned by .6 of a step, the next caption is nearer than the own one, which is second.
+    fn rotated_circle_has_recall_0_at_1_and_recall_1_at_2() {
+        // After a rotation by .6 of a step, the own caption is the second nearest.
         let n = 2_000;
         let recall = recall_at(&circle(n, 0.0), &circle(n, 0.6), 2, &[1, 2]).unwrap();
         assert_eq!(recall, Recall { text_of_image: vec![0.0, 1.0], image_of_text: vec![0.0, 1.0] });
-        // Neither order, nor length of the embeddings matters.
+        // After a rotation by .4 of a step it is the nearest. The lengths have no effect.
         let scaled: Vec<f32> = circle(n, 0.4).iter().map(|x| x * 7.0).collect();
         let first = recall_at(&circle(n, 0.0), &scaled, 2, &[1]).unwrap();
         assert_eq!((first.text_of_image[0], first.image_of_text[0]), (1.0, 1.0));
     }
 
     #[test]
-    fn embeddings_that_are_all_alike_find_nothing() {
-        let alike = [0.3, -0.5, 0.2].repeat(1_500);
-        let recall = recall_at(&alike, &alike, 3, &[1, 10, 1_499, 1_500]).unwrap();
+    fn equal_embeddings_retrieve_nothing() {
+        let equal = [0.3, -0.5, 0.2].repeat(1_500);
+        let recall = recall_at(&equal, &equal, 3, &[1, 10, 1_499, 1_500]).unwrap();
         assert_eq!(recall.text_of_image, [0.0, 0.0, 0.0, 1.0]);
-        let report = r_precision(&set(&alike, 3), &set(&alike, 3), None).unwrap();
+        let report = r_precision(&set(&equal, 3), &set(&equal, 3), None).unwrap();
         assert_eq!(report.value, 0.0);
     }
 
     #[test]
-    fn pairs_of_one_caption_need_not_be_told_apart() {
-        // Four pictures in two captions, and each picture is nearest to the caption of its twin.
+    fn pairs_of_one_group_need_not_be_distinguished() {
+        // Two groups of two pairs. Each picture is nearest to the caption of the other pair of its
+        // group.
         let images = [1.0, 0.0, 0.99, 0.1, 0.0, 1.0, 0.1, 0.99];
         let texts = [0.99, 0.1, 1.0, 0.0, 0.1, 0.99, 0.0, 1.0];
         let first = |groups| retrieval(&set(&images, 2), &set(&texts, 2), groups).unwrap()[0].clone();
@@ -208,15 +217,17 @@ mod tests {
     }
 
     #[test]
-    fn r_precision_ranks_among_a_hundred_and_the_last_among_the_last_hundred() {
-        // 150 pairs that fit. Then picture 120's caption is picture 20's, which is judged in another block and keeps its own.
+    fn r_precision_compares_blocks_of_100_and_the_last_100_pairs() {
+        // 150 matching pairs. Then the caption of picture 120 is replaced with that of picture 20,
+        // which is in another block and therefore not affected.
         let n = 150;
         let (images, mut texts) = (circle(n, 0.0), circle(n, 0.1));
         let precision = |texts: &[f32]| r_precision(&set(&images, 2), &set(texts, 2), None).unwrap();
         assert_eq!((precision(&texts).value, precision(&texts).n), (100.0, 150));
         texts.copy_within(40..42, 240);
         assert!((precision(&texts).value - 100.0 * 149.0 / 150.0).abs() < 1e-9);
-        // Picture 60's caption becomes picture 10's, of the same block: neither finds its own before all others.
+        // The caption of picture 60 is replaced with that of picture 10, which is in the same
+        // block. Both fail.
         texts.copy_within(20..22, 120);
         assert!((precision(&texts).value - 100.0 * 147.0 / 150.0).abs() < 1e-9);
         let error = r_precision(&set(&images[..180], 2), &set(&images[..180], 2), None).unwrap_err();
@@ -224,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_that_do_not_fit_are_refused() {
+    fn invalid_pairs_are_refused() {
         let error =
             |images: &[f32], texts: &[f32]| recall_at(images, texts, 2, &[1]).unwrap_err().to_string();
         assert!(error(&[1.0; 4], &[1.0; 2]).contains("2 pictures and 1 captions"));

@@ -1,4 +1,5 @@
-//! The features of a set of pictures: extracted once, kept on disk if asked, resumed if interrupted.
+//! Extracts the features of a set of pictures. They can be stored in a folder, from which an
+//! interrupted extraction continues.
 
 use std::path::Path;
 
@@ -11,34 +12,36 @@ use crate::features::FeatureExtractor;
 use crate::store::Store;
 use crate::vectors::Vectors;
 
-/// Pictures whose features are extracted together.
+/// The batch size of feature extraction.
 pub(crate) const BATCH: usize = 32;
 
-/// A change of every picture of a set before its features are extracted, such as a blur.
+/// A transformation of every picture before its features are extracted, such as a blur.
 #[derive(Clone, Copy)]
 pub struct Change<'a> {
-    /// Names the change; kept features of differently changed pictures are not confused.
+    /// The name of the transformation. It is part of the key under which features are stored, so
+    /// that those of different transformations are kept apart.
     pub name: &'a str,
-    /// The change.
+    /// The transformation.
     pub apply: &'a (dyn Fn(RgbImage) -> RgbImage + Sync),
 }
 
 impl Change<'_> {
-    /// Pictures stay as they are.
+    /// Returns pictures unchanged.
     pub const NONE: Change<'static> = Change { name: "", apply: &|picture| picture };
 }
 
-/// How the features of sets are extracted.
+/// The settings of feature extraction.
 #[derive(Clone, Copy)]
 pub struct Extraction<'a> {
-    /// A folder that keeps features, so that an interrupted extraction goes on.
+    /// The folder in which features are stored, if any. An interrupted extraction continues from
+    /// there.
     pub work: Option<&'a Path>,
-    /// Receives progress and what was skipped.
+    /// Receives the progress and the number of skipped files.
     pub reporter: &'a dyn Reporter,
 }
 
 impl Extraction<'_> {
-    /// The features of all pictures under `path`, each changed first.
+    /// Extracts the features of all pictures under `path`, after applying `change` to each.
     ///
     /// # Errors
     /// If the set cannot be read or the network fails.
@@ -56,7 +59,7 @@ impl Extraction<'_> {
         Ok(store)
     }
 
-    /// The features of both sets of a pair, unchanged.
+    /// Extracts the features of a pair of sets, without a transformation.
     ///
     /// # Errors
     /// As for [`Extraction::features`].
@@ -66,14 +69,14 @@ impl Extraction<'_> {
     }
 }
 
-/// Reports the members of a set that were not measured.
+/// Reports the files of a set that were skipped, if any.
 pub(crate) fn report_skipped(path: &Path, skipped: &Skipped, reporter: &dyn Reporter) {
     if skipped.total() > 0 {
         reporter.note(&format!("{}: {skipped}", path.display()));
     }
 }
 
-/// The features of the pictures of `samples`.
+/// Extracts the features of the pictures of `samples`.
 ///
 /// # Errors
 /// If the network fails.

@@ -1,5 +1,5 @@
-//! What a network saw in a set of pictures, in a file: thirty thousand pictures need not lie in memory, and a measurement that was
-//! interrupted goes on where it was.
+//! A file with the features of a set of pictures. Large sets do not have to fit into memory, and an
+//! interrupted extraction continues after the last stored picture.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -13,12 +13,12 @@ use tessera_base::fnv1a;
 use crate::features::{FeatureExtractor, Features};
 use crate::{Gaussian, InceptionScore, Report, Vectors};
 
-/// Pictures that a network is shown together.
+/// The batch size of feature extraction.
 const BATCH: usize = 32;
-/// Vectors that are read together.
+/// The number of rows that are read together.
 const READ: usize = 512;
 
-/// The first line of the file; another network or another source is another file.
+/// The first line of the file. It identifies the network and the set of pictures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Header {
     network: String,
@@ -27,27 +27,27 @@ struct Header {
     source: String,
 }
 
-/// Rows of features and scores of classes, one a picture.
+/// A file with one row per picture: its features, then its logits.
 pub struct Store {
     header: Header,
     file: File,
-    /// Bytes of the first line.
+    /// The offset of the first row: the size of the first line in bytes.
     begin: u64,
-    /// Whole rows.
+    /// The number of complete rows.
     len: usize,
 }
 
 impl Store {
-    /// Opens what was seen of `source`, a name of its pictures that is another where they are others, in the folder `work`; without one in
-    /// a file that goes away.
+    /// Opens or creates the file for the set `source` in the folder `work`. Without a folder it
+    /// creates a temporary file. `source` must differ for different sets of pictures.
     ///
     /// # Errors
-    /// If the file cannot be written, or holds something else.
+    /// If the file cannot be written, or belongs to another network or set.
     pub fn open(work: Option<&Path>, source: &str, network: &dyn FeatureExtractor) -> Result<Store> {
         let (network, dims, classes) = (network.name(), network.dims(), network.classes());
         let header = Header { network, dims, classes, source: source.to_string() };
         let mut file = match work {
-            None => tempfile::tempfile().context("no room for a temporary file")?,
+            None => tempfile::tempfile().context("cannot create a temporary file")?,
             Some(work) => {
                 std::fs::create_dir_all(work).with_context(|| format!("cannot create {}", work.display()))?;
                 let path = header.path(work)?;
@@ -66,40 +66,41 @@ impl Store {
             file.read_exact(&mut found)?;
             ensure!(
                 found == line.as_bytes(),
-                "a file of features holds something else; choose another --work"
+                "the feature file belongs to another network or set of pictures; choose another --work"
             );
         }
         let row = header.row() as u64;
         let len = size.saturating_sub(begin) / row;
-        file.set_len(begin + len * row)?; // what is behind the last whole row was cut off when it was written
+        file.set_len(begin + len * row)?; // An interrupted write leaves an incomplete last row.
         Ok(Store { header, file, begin, len: len as usize })
     }
 
-    /// Rows.
+    /// The number of rows.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the file has no rows.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whose features they are.
+    /// The name of the feature extractor.
     pub fn network(&self) -> &str {
         &self.header.network
     }
 
-    /// Looks at those of `pictures` that it has not seen yet, which are all but the first [`Store::len`]; `seen` hears of each batch how many
-    /// are done.
+    /// Extracts the features of `pictures` and appends them. `pictures` must start after the first
+    /// [`Store::len`] pictures of the set. After each batch it passes the total number of rows to
+    /// `progress`.
     ///
     /// # Errors
-    /// If a picture is none, or the file cannot be written.
+    /// If a picture cannot be read, or the file cannot be written.
     pub fn extract(
         &mut self,
         network: &dyn FeatureExtractor,
         pictures: impl Iterator<Item = Result<RgbImage>>,
-        mut seen: impl FnMut(usize),
+        mut progress: impl FnMut(usize),
     ) -> Result<()> {
         let mut pictures = pictures.peekable();
         self.file.seek(SeekFrom::End(0))?;
@@ -116,72 +117,89 @@ impl Store {
             }
             self.file.write_all(&bytes).context("cannot write features")?;
             self.len += batch.len();
-            seen(self.len);
+            progress(self.len);
         }
         Ok(())
     }
 
-    /// Shows `take` all rows in their order, some at a time.
+    /// Passes all rows to `take`, in order and in batches.
+    ///
+    /// # Errors
+    /// If the file cannot be read or `take` fails.
     pub fn read(&self, mut take: impl FnMut(Features) -> Result<()>) -> Result<()> {
         let mut file = BufReader::new(&self.file);
         file.seek(SeekFrom::Start(self.begin))?;
         let (dims, row) = (self.header.dims, self.header.row());
         for first in (0..self.len).step_by(READ) {
             let mut bytes = vec![0; row * READ.min(self.len - first)];
-            file.read_exact(&mut bytes).context("a file of features is cut short")?;
-            let mut seen = Features::default();
+            file.read_exact(&mut bytes).context("a feature file is truncated")?;
+            let mut batch = Features::default();
             for row in bytes.chunks(row) {
                 let mut values = row.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
-                seen.features.extend(values.by_ref().take(dims));
-                seen.logits.extend(values);
+                batch.features.extend(values.by_ref().take(dims));
+                batch.logits.extend(values);
             }
-            take(seen)?;
+            take(batch)?;
         }
         Ok(())
     }
 
-    /// Mean and covariance of the features.
+    /// Returns the mean and covariance of the features.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
     pub fn gaussian(&self) -> Result<Gaussian> {
         self.gaussian_of(self.len)
     }
 
-    /// Mean and covariance of the features of the first `n` pictures.
+    /// Returns the mean and covariance of the features of the first `n` pictures.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
     pub fn gaussian_of(&self, n: usize) -> Result<Gaussian> {
         let d = self.header.dims;
         let mut gaussian = Gaussian::new(&self.header.network, d);
-        self.read(|seen| {
-            let wanted = d * (n - gaussian.len());
-            gaussian.push_all(&seen.features[..wanted.min(seen.features.len())])
+        self.read(|batch| {
+            let missing = d * (n - gaussian.len());
+            gaussian.push_all(&batch.features[..missing.min(batch.features.len())])
         })?;
         Ok(gaussian)
     }
 
-    /// The inception score of the classes, if the network knows any.
+    /// Returns the Inception Score. `None` if the network has no classifier or there are fewer
+    /// pictures than splits.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
     pub fn inception_score(&self) -> Result<Option<Report>> {
         if self.header.classes < 2 || self.len < InceptionScore::SPLITS {
             return Ok(None);
         }
         let Header { network, classes, .. } = &self.header;
         let mut score = InceptionScore::new(network, self.len, *classes, InceptionScore::SPLITS)?;
-        self.read(|seen| score.push_all(&seen.logits))?;
+        self.read(|batch| score.push_all(&batch.logits))?;
         score.report().map(Some)
     }
 
-    /// The features themselves, in memory.
+    /// Reads all features into memory.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
     pub fn vectors(&self) -> Result<Vectors> {
         let mut vectors = Vectors::new(&self.header.network, self.header.dims);
-        self.read(|seen| vectors.push_all(&seen.features))?;
+        self.read(|batch| vectors.push_all(&batch.features))?;
         Ok(vectors)
     }
 }
 
 impl Header {
-    /// Bytes of a picture.
+    /// The size of a row in bytes.
     fn row(&self) -> usize {
         4 * (self.dims + self.classes)
     }
 
-    /// The file's name is a hash of the line (FNV-1a), which is compared when it is opened again.
+    /// The path of the file. Its name is the FNV-1a hash of the first line. [`Store::open`] also
+    /// compares the line itself.
     fn path(&self, work: &Path) -> Result<PathBuf> {
         let name = fnv1a(serde_json::to_string(self)?.as_bytes());
         Ok(work.join(format!("{name:016x}.features")))
@@ -192,14 +210,14 @@ impl Header {
 mod tests {
     use super::*;
 
-    /// Sees a picture's first pixel, and counts what it is asked.
-    struct Eye {
-        asked: std::sync::atomic::AtomicUsize,
+    /// Extracts the first pixel of a picture, and counts the pictures.
+    struct FirstPixel {
+        count: std::sync::atomic::AtomicUsize,
     }
 
-    impl FeatureExtractor for Eye {
+    impl FeatureExtractor for FirstPixel {
         fn name(&self) -> String {
-            "an eye".into()
+            "first pixel".into()
         }
 
         fn dims(&self) -> usize {
@@ -211,15 +229,15 @@ mod tests {
         }
 
         fn extract(&self, pictures: &[RgbImage]) -> Result<Features> {
-            self.asked.fetch_add(pictures.len(), std::sync::atomic::Ordering::Relaxed);
+            self.count.fetch_add(pictures.len(), std::sync::atomic::Ordering::Relaxed);
             let pixel = |picture: &RgbImage| picture.get_pixel(0, 0).0.map(f32::from);
             let features = pictures.iter().flat_map(|picture| pixel(picture)[..2].to_vec()).collect();
             Ok(Features { features, logits: pictures.iter().map(|picture| pixel(picture)[2]).collect() })
         }
     }
 
-    fn eye() -> Eye {
-        Eye { asked: 0.into() }
+    fn network() -> FirstPixel {
+        FirstPixel { count: 0.into() }
     }
 
     fn pictures(range: std::ops::Range<u8>) -> impl Iterator<Item = Result<RgbImage>> {
@@ -228,9 +246,9 @@ mod tests {
 
     fn rows(store: &Store) -> Features {
         let mut all = Features::default();
-        let take = |seen: Features| {
-            all.features.extend(seen.features);
-            all.logits.extend(seen.logits);
+        let take = |batch: Features| {
+            all.features.extend(batch.features);
+            all.logits.extend(batch.logits);
             Ok(())
         };
         store.read(take).unwrap();
@@ -238,54 +256,55 @@ mod tests {
     }
 
     #[test]
-    fn what_was_interrupted_goes_on_with_the_same_rows() {
+    fn interrupted_extraction_continues_with_the_same_rows() {
         let dir = tempfile::tempdir().unwrap();
-        let mut whole = Store::open(None, "a", &eye()).unwrap();
-        whole.extract(&eye(), pictures(0..100), |_| ()).unwrap();
-        let mut first = Store::open(Some(dir.path()), "a", &eye()).unwrap();
-        first.extract(&eye(), pictures(0..40), |_| ()).unwrap();
-        // As if it had been killed while it wrote row 41.
+        let mut complete = Store::open(None, "a", &network()).unwrap();
+        complete.extract(&network(), pictures(0..100), |_| ()).unwrap();
+        let mut first = Store::open(Some(dir.path()), "a", &network()).unwrap();
+        first.extract(&network(), pictures(0..40), |_| ()).unwrap();
+        // An incomplete row, as if the process had been killed while it wrote row 41.
         first.file.write_all(&[1, 2, 3]).unwrap();
         drop(first);
-        let (mut again, eye) = (Store::open(Some(dir.path()), "a", &eye()).unwrap(), eye());
-        assert_eq!(again.len(), 40);
-        again.extract(&eye, pictures(40..100), |_| ()).unwrap();
-        assert_eq!((again.len(), eye.asked.into_inner()), (100, 60));
-        assert_eq!(rows(&again), rows(&whole));
-        assert_eq!(rows(&whole).features[..4], [0.0, 1.0, 1.0, 2.0]);
+        let (mut second, network) = (Store::open(Some(dir.path()), "a", &network()).unwrap(), network());
+        assert_eq!(second.len(), 40);
+        second.extract(&network, pictures(40..100), |_| ()).unwrap();
+        assert_eq!((second.len(), network.count.into_inner()), (100, 60));
+        assert_eq!(rows(&second), rows(&complete));
+        assert_eq!(rows(&complete).features[..4], [0.0, 1.0, 1.0, 2.0]);
     }
 
     #[test]
-    fn another_source_begins_anew() {
+    fn different_sources_have_different_files() {
         let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::open(Some(dir.path()), "a", &eye()).unwrap();
-        store.extract(&eye(), pictures(0..5), |_| ()).unwrap();
-        assert!(Store::open(Some(dir.path()), "b", &eye()).unwrap().is_empty());
-        assert_eq!(Store::open(Some(dir.path()), "a", &eye()).unwrap().len(), 5);
+        let mut store = Store::open(Some(dir.path()), "a", &network()).unwrap();
+        store.extract(&network(), pictures(0..5), |_| ()).unwrap();
+        assert!(Store::open(Some(dir.path()), "b", &network()).unwrap().is_empty());
+        assert_eq!(Store::open(Some(dir.path()), "a", &network()).unwrap().len(), 5);
     }
 
     #[test]
-    fn a_set_and_itself_are_no_distance_apart() {
-        let mut store = Store::open(None, "a", &eye()).unwrap();
-        store.extract(&eye(), pictures(0..100), |_| ()).unwrap();
+    fn stored_features_have_distance_0_to_themselves() {
+        let mut store = Store::open(None, "a", &network()).unwrap();
+        store.extract(&network(), pictures(0..100), |_| ()).unwrap();
         let gaussian = store.gaussian().unwrap();
         assert!(crate::frechet_distance(&gaussian, &gaussian).unwrap().abs() < 1e-6);
-        assert_eq!((store.vectors().unwrap().len(), store.network()), (100, "an eye"));
+        assert_eq!((store.vectors().unwrap().len(), store.network()), (100, "first pixel"));
     }
 
     #[test]
-    fn dm_gan_leaves_out_what_fills_no_batch_of_64() {
-        let seen = |n: u8| {
-            let mut store = Store::open(None, "a", &eye()).unwrap();
-            store.extract(&eye(), pictures(0..n), |_| ()).unwrap();
+    fn dm_gan_ignores_an_incomplete_batch_of_64() {
+        let store = |n: u8| {
+            let mut store = Store::open(None, "a", &network()).unwrap();
+            store.extract(&network(), pictures(0..n), |_| ()).unwrap();
             store
         };
-        let (whole, cut) = (seen(200), seen(192));
-        let own = crate::DmGan::new(Vec::new()).unwrap();
+        let (all, full_batches) = (store(200), store(192));
+        let dm_gan = crate::DmGan::new(Vec::new()).unwrap();
         let distance = |store: &Store, protocol: crate::Protocol| {
-            crate::frechet_distance(&protocol.gaussian(store).unwrap(), &cut.gaussian().unwrap()).unwrap()
+            let reference = full_batches.gaussian().unwrap();
+            crate::frechet_distance(&protocol.gaussian(store).unwrap(), &reference).unwrap()
         };
-        assert!(distance(&whole, crate::Protocol::DmGan(&own)).abs() < 1e-6);
-        assert!(distance(&whole, crate::Protocol::One(&eye())) > 1.0);
+        assert!(distance(&all, crate::Protocol::DmGan(&dm_gan)).abs() < 1e-6);
+        assert!(distance(&all, crate::Protocol::One(&network())) > 1.0);
     }
 }

@@ -1,7 +1,9 @@
-//! Vectors that one network made, kept as they are: what distances between sets, neighbours and rankings are measured on.
+//! Sets of feature vectors of one network, for metrics that need pairs of vectors: kernel
+//! distances, nearest neighbours and rankings.
 //!
-//! A set knows whose vectors it holds, as a [`Gaussian`](crate::Gaussian) does, and only finite numbers get in, so no measurement
-//! has to ask. [`for_blocks`] is how two sets meet: products of all pairs never lie in memory at once.
+//! A set records its feature extractor, as a [`Gaussian`](crate::Gaussian) does, and accepts only
+//! finite numbers. [`for_blocks`] computes the inner products of two sets in blocks, so that the
+//! products of all pairs are never in memory together.
 
 use anyhow::{Result, ensure};
 use faer::linalg::matmul::matmul;
@@ -9,9 +11,9 @@ use faer::traits::ComplexField;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-/// Vectors of a block of products, on either side.
+/// The maximum number of rows and columns of a block of inner products.
 const BLOCK: usize = 256;
-/// Rows of a block that one thread multiplies.
+/// The number of rows of a block that one thread computes.
 const STRIPE: usize = 64;
 
 /// `n` vectors of `D` features.
@@ -23,7 +25,8 @@ pub struct Vectors {
 }
 
 impl Vectors {
-    /// Of no vectors of `dims` features, which `features` names: a network, its weights, a layer.
+    /// Creates an empty set for vectors of `dims` features. `features` names the feature extractor:
+    /// the network, its weights and the layer.
     pub fn new(features: &str, dims: usize) -> Vectors {
         Vectors { features: features.to_string(), dims, values: Vec::new() }
     }
@@ -31,44 +34,45 @@ impl Vectors {
     /// Adds vectors, `[B, D]`.
     ///
     /// # Errors
-    /// If they are no whole number of vectors or a feature is not finite.
+    /// If the length is not a multiple of `D` or a feature is not finite.
     pub fn push_all(&mut self, vectors: &[f32]) -> Result<()> {
         check(vectors, self.dims)?;
         self.values.extend_from_slice(vectors);
         Ok(())
     }
 
-    /// Whose features they are, to be reported beside every figure.
+    /// The name of the feature extractor. It is part of every report.
     pub fn features(&self) -> &str {
         &self.features
     }
 
-    /// `D`
+    /// `D`, the number of features.
     pub fn dims(&self) -> usize {
         self.dims
     }
 
-    /// `n`
+    /// `n`, the number of vectors.
     pub fn len(&self) -> usize {
         self.values.len() / self.dims.max(1)
     }
 
-    /// Whether it holds no vectors.
+    /// Whether the set contains no vectors.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// `[n, D]`
+    /// All vectors, `[n, D]`.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// Vector `i`, `[D]`
+    /// Vector `i`, `[D]`.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.values[i * self.dims..][..self.dims]
     }
 
-    /// That two sets may be measured against each other: `least` vectors or more, of the same network.
+    /// Checks that two sets can be compared: that both have at least `least` vectors, of the same
+    /// network.
     pub(crate) fn comparable(&self, other: &Vectors, least: usize) -> Result<()> {
         let (n, m) = (self.len(), other.len());
         ensure!(n >= least && m >= least, "{n} and {m} feature vectors; wanted at least {least} of each");
@@ -79,7 +83,7 @@ impl Vectors {
     }
 }
 
-/// That `vectors` are `[B, dims]` and finite.
+/// Checks that `vectors` are `[B, dims]` and finite.
 pub(crate) fn check(vectors: &[f32], dims: usize) -> Result<()> {
     let n = vectors.len();
     ensure!(dims > 0, "vectors of no features; wanted at least 1");
@@ -94,83 +98,84 @@ pub(crate) fn check(vectors: &[f32], dims: usize) -> Result<()> {
     Ok(())
 }
 
-/// Vectors at a length of 1, `[n, D]`.
+/// Returns `vectors`, `[n, dims]`, scaled to length 1.
 ///
 /// # Errors
-/// If they are no vectors of `dims` finite features, or one has a length of 0 and so no direction.
+/// If they are not vectors of `dims` finite features, or one has length 0.
 pub(crate) fn unit(vectors: &[f32], dims: usize) -> Result<Vec<f32>> {
     check(vectors, dims)?;
     let mut unit = Vec::with_capacity(vectors.len());
     for (i, vector) in vectors.chunks_exact(dims).enumerate() {
         let length = square(vector).sqrt();
-        ensure!(length > 0.0, "vector {i} has a length of 0, and so no direction; wanted another");
+        ensure!(length > 0.0, "vector {i} has a length of 0; wanted a vector with a direction");
         unit.extend(vector.iter().map(|&x| (f64::from(x) / length) as f32));
     }
     Ok(unit)
 }
 
-/// Inner product, always summed in the same order.
+/// The inner product. The order of the summation is fixed.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }
 
-/// Squared length.
+/// The squared length.
 pub(crate) fn square(a: &[f32]) -> f64 {
     dot(a, a)
 }
 
-/// Inner products of some vectors of one set with some of another.
+/// A block of the matrix of inner products of two sets.
 pub(crate) struct Block<'a, T> {
-    /// The first vector of the one.
+    /// The index of its first row: a vector of the first set.
     pub row: usize,
-    /// The first vector of the other.
+    /// The index of its first column: a vector of the second set.
     pub column: usize,
-    /// Vectors of the other.
+    /// The number of columns.
     pub width: usize,
-    /// `[rows, width]`
+    /// The inner products, `[rows, width]`.
     pub products: &'a [T],
 }
 
-/// Shows `extract` the inner products of all vectors of `a`, `[n, dims]`, with all of `b`, `[m, dims]`, a block at a time: blocks of the
-/// same rows one after another, from left to right. In f64 where a figure is a difference of products, in f32 where they only
-/// point to what is worth a second look.
+/// Computes the inner products of all vectors of `a`, `[n, dims]`, with all of `b`, `[m, dims]`,
+/// and calls `visit` for each block, in row-major order. Use f64 if a metric is a difference of
+/// products. Use f32 if the products only select candidates that are then computed again.
 pub(crate) fn for_blocks<T: ComplexField + Copy + From<f32>>(
     a: &[f32],
     b: &[f32],
     dims: usize,
-    extract: impl FnMut(Block<'_, T>),
+    visit: impl FnMut(Block<'_, T>),
 ) {
-    for_blocks_where(a, b, dims, |_, _| true, extract);
+    for_blocks_where(a, b, dims, |_, _| true, visit);
 }
 
-/// [`for_blocks`] for those whose first row and first column are `wanted`.
+/// Like [`for_blocks`], but only for blocks whose first row and first column satisfy `is_wanted`.
 fn for_blocks_where<T: ComplexField + Copy + From<f32>>(
     a: &[f32],
     b: &[f32],
     dims: usize,
-    wanted: impl Fn(usize, usize) -> bool,
-    mut extract: impl FnMut(Block<'_, T>),
+    is_wanted: impl Fn(usize, usize) -> bool,
+    mut visit: impl FnMut(Block<'_, T>),
 ) {
     let mut products = Vec::new();
-    let wide = |vectors: &[f32]| vectors.iter().map(|&x| T::from(x)).collect::<Vec<T>>();
+    let converted = |vectors: &[f32]| vectors.iter().map(|&x| T::from(x)).collect::<Vec<T>>();
     for (i, left) in a.chunks(BLOCK * dims).enumerate() {
-        let left = wide(left);
+        let left = converted(left);
         let height = left.len() / dims;
         for (j, right) in b.chunks(BLOCK * dims).enumerate() {
-            if !wanted(i * BLOCK, j * BLOCK) {
+            if !is_wanted(i * BLOCK, j * BLOCK) {
                 continue;
             }
-            let right = wide(right);
+            let right = converted(right);
             let width = right.len() / dims;
             products.resize(height * width, T::from(0.0));
             multiply(&left, &right, dims, &mut products);
-            extract(Block { row: i * BLOCK, column: j * BLOCK, width, products: &products });
+            visit(Block { row: i * BLOCK, column: j * BLOCK, width, products: &products });
         }
     }
 }
 
-/// Inner products of `a`, `[n, dims]`, with `b`, `[m, dims]`, into `[n, m]`: a few rows a thread. Threads that share one product wait for
-/// each other, which on a busy machine takes three times as long.
+/// Writes the inner products of `a`, `[n, dims]`, with `b`, `[m, dims]`, into `products`, `[n, m]`.
+/// Each thread computes a few rows on its own. If the threads shared one matrix product, they would
+/// wait for each other, which takes three times as long on a busy machine.
 fn multiply<T: ComplexField + Copy + From<f32>>(a: &[T], b: &[T], dims: usize, products: &mut [T]) {
     let width = b.len() / dims;
     let columns = MatRef::from_row_major_slice(b, width, dims).transpose();
@@ -183,7 +188,8 @@ fn multiply<T: ComplexField + Copy + From<f32>>(a: &[T], b: &[T], dims: usize, p
     });
 }
 
-/// Sum of `kernel(i, j, aᵢ · bⱼ)` over all vectors of `a`, `[n, dims]`, and of `b`, `[m, dims]`; the same for any number of threads.
+/// Returns the sum of `kernel(i, j, aᵢ · bⱼ)` over all vectors of `a`, `[n, dims]`, and of `b`,
+/// `[m, dims]`. It does not depend on the number of threads.
 pub(crate) fn sum_over_pairs(
     a: &[f32],
     b: &[f32],
@@ -191,32 +197,33 @@ pub(crate) fn sum_over_pairs(
     kernel: impl Fn(usize, usize, f64) -> f64 + Sync,
 ) -> f64 {
     let mut total = 0.0;
-    for_blocks(a, b, dims, |block| total += sum_of(&block, &kernel));
+    for_blocks(a, b, dims, |block| total += block_sum(&block, &kernel));
     total
 }
 
-/// [`sum_over_pairs`] of a set with itself, for a kernel that is the same from either side: half of the blocks are mirrored.
+/// Like [`sum_over_pairs`] for a set with itself. The kernel must be symmetric, because only half
+/// of the blocks are computed.
 pub(crate) fn sum_over_own_pairs(
     a: &[f32],
     dims: usize,
     kernel: impl Fn(usize, usize, f64) -> f64 + Sync,
 ) -> f64 {
     let mut total = 0.0;
-    let above = |row: usize, column: usize| column >= row;
-    for_blocks_where(a, a, dims, above, |block| {
-        let times = if block.column > block.row { 2.0 } else { 1.0 };
-        total += times * sum_of(&block, &kernel);
+    let upper_triangle = |row: usize, column: usize| column >= row;
+    for_blocks_where(a, a, dims, upper_triangle, |block| {
+        let factor = if block.column > block.row { 2.0 } else { 1.0 };
+        total += factor * block_sum(&block, &kernel);
     });
     total
 }
 
-/// Sum of the kernel over a block, row by row.
-fn sum_of(block: &Block<'_, f64>, kernel: &(impl Fn(usize, usize, f64) -> f64 + Sync)) -> f64 {
-    let of_row = |(i, row): (usize, &[f64])| -> f64 {
-        let of_pair = |(j, &product)| kernel(block.row + i, block.column + j, product);
-        row.iter().enumerate().map(of_pair).sum()
+/// The sum of the kernel over a block. Rows are summed in parallel, then added in order.
+fn block_sum(block: &Block<'_, f64>, kernel: &(impl Fn(usize, usize, f64) -> f64 + Sync)) -> f64 {
+    let row_sum = |(i, row): (usize, &[f64])| -> f64 {
+        let value = |(j, &product)| kernel(block.row + i, block.column + j, product);
+        row.iter().enumerate().map(value).sum()
     };
-    let rows: Vec<f64> = block.products.par_chunks(block.width).enumerate().map(of_row).collect();
+    let rows: Vec<f64> = block.products.par_chunks(block.width).enumerate().map(row_sum).collect();
     rows.iter().sum()
 }
 
@@ -224,44 +231,44 @@ fn sum_of(block: &Block<'_, f64>, kernel: &(impl Fn(usize, usize, f64) -> f64 + 
 mod tests {
     use super::*;
 
-    /// `n` vectors that nothing repeats.
-    fn some(n: usize, dims: usize) -> Vec<f32> {
+    /// `n` different vectors.
+    fn noise(n: usize, dims: usize) -> Vec<f32> {
         (0..n * dims).map(|i| (i as f32 * 12.9898).sin()).collect()
     }
 
     #[test]
-    fn blocks_hold_every_product_once_and_in_its_place() {
+    fn blocks_contain_every_product_once_at_its_index() {
         let (n, m, dims) = (BLOCK + 3, BLOCK * 2 + 1, 5);
-        let (a, b) = (some(n, dims), some(m, dims));
-        let mut seen = vec![0; n * m];
+        let (a, b) = (noise(n, dims), noise(m, dims));
+        let mut visits = vec![0; n * m];
         for_blocks(&a, &b, dims, |block: Block<'_, f64>| {
             for (i, row) in block.products.chunks(block.width).enumerate() {
                 for (j, &product) in row.iter().enumerate() {
                     let (i, j) = (block.row + i, block.column + j);
-                    let wanted = dot(&a[i * dims..][..dims], &b[j * dims..][..dims]);
-                    assert!((product - wanted).abs() < 1e-12, "{i} {j}: {product}, wanted {wanted}");
-                    seen[i * m + j] += 1;
+                    let expected = dot(&a[i * dims..][..dims], &b[j * dims..][..dims]);
+                    assert!((product - expected).abs() < 1e-12, "{i} {j}: {product}, expected {expected}");
+                    visits[i * m + j] += 1;
                 }
             }
         });
-        assert!(seen.iter().all(|&times| times == 1));
-        let all: f64 = a.chunks(dims).flat_map(|a| b.chunks(dims).map(|b| dot(a, b).powi(2))).sum();
+        assert!(visits.iter().all(|&times| times == 1));
+        let expected: f64 = a.chunks(dims).flat_map(|a| b.chunks(dims).map(|b| dot(a, b).powi(2))).sum();
         let sum = sum_over_pairs(&a, &b, dims, |_, _, product| product * product);
-        assert!((sum / all - 1.0).abs() < 1e-12, "{sum}, wanted {all}");
+        assert!((sum / expected - 1.0).abs() < 1e-12, "{sum}, expected {expected}");
         let kernel = |i: usize, j: usize, product: f64| product * product + (i + j) as f64;
-        let (own, whole) = (sum_over_own_pairs(&a, dims, kernel), sum_over_pairs(&a, &a, dims, kernel));
-        assert!((own / whole - 1.0).abs() < 1e-12, "{own}, wanted {whole}");
+        let (own, all) = (sum_over_own_pairs(&a, dims, kernel), sum_over_pairs(&a, &a, dims, kernel));
+        assert!((own / all - 1.0).abs() < 1e-12, "{own}, expected {all}");
     }
 
     #[test]
-    fn only_whole_finite_vectors_get_in_and_only_one_networks_are_compared() {
+    fn invalid_vectors_and_sets_of_different_networks_are_refused() {
         let error = |values: &[f32]| Vectors::new("", 2).push_all(values).unwrap_err().to_string();
         assert!(error(&[1.0; 3]).contains("3 features in all; wanted a whole number of vectors of 2"));
         assert!(error(&[0.0, 1.0, 2.0, f32::NAN]).contains("feature 1 of vector 1 is NaN"));
         assert!(Vectors::new("", 0).push_all(&[]).is_err());
         let set = |features, dims, n| {
             let mut set = Vectors::new(features, dims);
-            set.push_all(&some(n, dims)).unwrap();
+            set.push_all(&noise(n, dims)).unwrap();
             set
         };
         let against = |b: &Vectors| set("one", 2, 4).comparable(b, 3).unwrap_err().to_string();
@@ -272,9 +279,9 @@ mod tests {
     }
 
     #[test]
-    fn a_direction_has_a_length_of_1_and_nothing_has_none() {
-        let unit_of = unit(&[3.0, 4.0, 0.0, -1e-30], 2).unwrap();
-        assert_eq!(unit_of, [0.6, 0.8, 0.0, -1.0]);
+    fn unit_scales_to_length_1_and_refuses_length_0() {
+        let scaled = unit(&[3.0, 4.0, 0.0, -1e-30], 2).unwrap();
+        assert_eq!(scaled, [0.6, 0.8, 0.0, -1.0]);
         assert!(
             unit(&[1.0, 0.0, 0.0, 0.0], 2).unwrap_err().to_string().contains("vector 1 has a length of 0")
         );

@@ -1,5 +1,5 @@
-//! Comparisons by people (paper §3, appendix F, figure 7): a page that shows two pictures of a caption and saves what is said, and what the
-//! saved answers of several people come to.
+//! Human evaluation (paper §3, appendix F, figure 7): a page that shows two pictures per caption
+//! and saves a person's answers, and the majority votes over the saved answers of several people.
 
 mod votes;
 
@@ -15,28 +15,29 @@ pub use votes::{Hasty, Votes, votes};
 /// Two models' pictures of one caption.
 #[derive(Debug, Clone)]
 pub struct Comparison {
-    /// What both should show.
+    /// The caption that both pictures were generated for.
     pub caption: String,
-    /// Of model A, of model B.
+    /// The picture of model A, then the picture of model B.
     pub pictures: [RgbImage; 2],
 }
 
-/// A page for one person at a time, in one file that needs no network. Which picture stands on the left is another for each person and task;
-/// who answers is not told which model drew it.
+/// Returns an HTML page for one person at a time, which needs no network. The order of the two
+/// pictures depends on the person and the task. The page does not show which model generated which
+/// picture.
 ///
 /// # Errors
-/// If there is nothing to compare, or a picture has no pixels.
+/// If `tasks` is empty, or a picture has no pixels.
 pub fn comparison_page(tasks: &[Comparison]) -> Result<String> {
     ensure!(!tasks.is_empty(), "nothing to compare; wanted at least one caption with two pictures");
-    let mut written = Vec::with_capacity(tasks.len());
+    let mut entries = Vec::with_capacity(tasks.len());
     for task in tasks {
         let [a, b] = &task.pictures;
-        written.push(json!({"caption": task.caption, "pictures": [png_url(a)?, png_url(b)?]}));
+        entries.push(json!({"caption": task.caption, "pictures": [png_url(a)?, png_url(b)?]}));
     }
-    let written = json!({ "id": "ID", "tasks": written }).to_string();
-    let written = written.replacen("\"ID\"", &format!("\"{:016x}\"", fnv1a(written.as_bytes())), 1);
-    // Nothing in a caption ends the script element that it lies in.
-    Ok(include_str!("page.html").replacen("TASKS", &written.replace('<', "\\u003c"), 1))
+    let json = json!({ "id": "ID", "tasks": entries }).to_string();
+    let json = json.replacen("\"ID\"", &format!("\"{:016x}\"", fnv1a(json.as_bytes())), 1);
+    // Escaping `<` prevents a caption from closing the script element that contains it.
+    Ok(include_str!("page.html").replacen("TASKS", &json.replace('<', "\\u003c"), 1))
 }
 
 #[cfg(test)]
@@ -48,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_holds_its_tasks_and_no_caption_breaks_out() {
+    fn page_contains_its_tasks_and_escapes_captions() {
         let page = comparison_page(&[task("</script><b>\"x\"</b>"), task("a cat")]).unwrap();
         assert!(page.contains("\\u003c/script>\\u003cb>\\\"x\\\"") && page.contains("\"caption\":\"a cat\""));
         assert_eq!(page.matches("data:image/png;base64,").count(), 4);

@@ -1,4 +1,5 @@
-//! What several people said: a majority for each comparison, and how sure it is (paper, appendix F).
+//! Majority votes of several people for each comparison, with confidence intervals (paper, appendix
+//! F).
 
 use anyhow::{Context, Result, bail, ensure};
 use plotters::prelude::*;
@@ -8,19 +9,22 @@ use crate::Report;
 use crate::interval::wilson;
 use crate::plot::svg;
 
-/// An answer in less time is one in a hurry, in seconds (appendix F).
-const HURRY: f64 = 4.0;
-/// Who gives more than this share of answers in a hurry,
-const MOST_HURRIED: f64 = 0.5;
-/// and agrees with the majority in less than this share of them, is left out. The paper names no limits; these are ours.
-const LEAST_AGREEING: f64 = 0.6;
+/// Answers that take less than this many seconds are hasty (appendix F).
+const HASTY_SECS: f64 = 4.0;
+/// A person with more than this fraction of hasty answers can be left out. The paper states no
+/// limit.
+const MAX_HASTY: f64 = 0.5;
+/// A person is left out only if they also agree with the majority of the others in less than this
+/// fraction of the answers. The paper states no limit.
+const MIN_AGREEMENT: f64 = 0.6;
 
-/// Whether those are left out who answer in a hurry and disagree with everyone else, as the paper did with one person.
+/// Whether to leave out people whose answers are mostly hasty and disagree with the others. The
+/// paper left out one person for this reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hasty {
     /// All answers count.
     Kept,
-    /// Theirs do not.
+    /// The answers of such people do not count.
     Dropped,
 }
 
@@ -32,42 +36,47 @@ enum Answer {
     Neither,
 }
 
-/// Of one person: answers to both questions and the time they took, task by task.
+/// The answers of one person.
 struct Rater {
     name: String,
+    /// The answers to both questions, per task.
     answers: Vec<[Answer; 2]>,
+    /// The time for both answers, per task.
     seconds: Vec<f64>,
 }
 
 /// The questions of the page.
 const QUESTIONS: [&str; 2] = ["more realistic", "matches the caption better"];
 
-/// Majorities.
+/// The result of the votes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Votes {
-    /// Of each question: how often each model had the majority, in percent, and how often neither had; Wilson's 95 % interval, whose ends
-    /// are figures of their own, since it does not lie evenly around the share; tasks by the size of the majority.
+    /// For each question: the percentage of tasks in which each model had the majority, and in
+    /// which neither had; the ends of Wilson's 95 % intervals, as separate figures because the
+    /// intervals are not symmetric; and the number of tasks for each size of the majority.
     pub reports: Vec<Report>,
-    /// Who was left out, and why.
+    /// The people who were left out, and why.
     pub dropped: Vec<String>,
-    /// Of each question.
+    /// The majorities for each question.
     tallies: [Tally; 2],
 }
 
-/// What the majorities of one question are. A majority is more than half of all votes, so five people who say A, A and three times
-/// neither have said neither.
+/// The majorities for one question. A majority is more than half of all votes: the votes A, A,
+/// neither, neither, neither count as neither.
 #[derive(Debug, Clone, PartialEq)]
 struct Tally {
-    /// For A, for B: tasks by the number of votes in the majority.
+    /// For A and for B: the number of tasks that the model won, indexed by the number of its votes.
     won: [Vec<usize>; 2],
-    /// Tasks in which most say neither, or nothing has a majority.
+    /// The number of tasks in which most votes are "neither", or no answer has a majority.
     open: usize,
 }
 
-/// Counts the answers in `files`, a name and a text each, as the page saves them. `models` are the names of A and B.
+/// Counts the answers in `files`, pairs of a file name and the text that the page saved. `models`
+/// are the names of A and B.
 ///
 /// # Errors
-/// If a file is no such file, lacks answers, is of another page than the first, or of the same person.
+/// If a file is not in the page's format, has missing answers, belongs to another page than the
+/// first file, or repeats a person.
 pub fn votes(files: &[(String, String)], models: [&str; 2], hasty: Hasty) -> Result<Votes> {
     let mut raters: Vec<Rater> = Vec::new();
     let mut page: Option<String> = None;
@@ -107,7 +116,7 @@ pub fn votes(files: &[(String, String)], models: [&str; 2], hasty: Hasty) -> Res
 }
 
 fn read(text: &str) -> Result<(String, Rater)> {
-    let text = text.trim_start_matches('\u{feff}'); // which some tables begin with
+    let text = text.trim_start_matches('\u{feff}'); // a byte order mark
     let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let (_, head) = lines.next().context("an empty file")?;
     let head = head.strip_prefix("# ").and_then(|head| head.split_once(','));
@@ -118,16 +127,16 @@ fn read(text: &str) -> Result<(String, Rater)> {
     );
     let mut rater = Rater { name: name.trim().to_string(), answers: Vec::new(), seconds: Vec::new() };
     for (number, line) in lines {
-        let wanted = || {
+        let invalid = || {
             format!("line {}: {line:?}, wanted TASK,0|1,left|right,left|right|neither,SECONDS", number + 1)
         };
         let [task, left, realism, matching, seconds] = line.trim().split(',').collect::<Vec<_>>()[..] else {
-            bail!(wanted())
+            bail!(invalid())
         };
         let left = match left {
             "0" => Answer::A,
             "1" => Answer::B,
-            _ => bail!(wanted()),
+            _ => bail!(invalid()),
         };
         let right = if left == Answer::A { Answer::B } else { Answer::A };
         let answer = |word: &str| match word {
@@ -136,49 +145,49 @@ fn read(text: &str) -> Result<(String, Rater)> {
             "neither" => Some(Answer::Neither),
             _ => None,
         };
-        let realism = answer(realism).filter(|answer| *answer != Answer::Neither).with_context(wanted)?;
+        let realism = answer(realism).filter(|answer| *answer != Answer::Neither).with_context(invalid)?;
         let expected = rater.answers.len();
         ensure!(task == expected.to_string(), "line {}: task {task}, wanted {expected}", number + 1);
-        rater.answers.push([realism, answer(matching).with_context(wanted)?]);
-        rater
-            .seconds
-            .push(seconds.parse().ok().filter(|s: &f64| *s >= 0.0 && s.is_finite()).with_context(wanted)?);
+        rater.answers.push([realism, answer(matching).with_context(invalid)?]);
+        let seconds = seconds.parse().ok().filter(|s: &f64| *s >= 0.0 && s.is_finite());
+        rater.seconds.push(seconds.with_context(invalid)?);
     }
-    ensure!(!rater.answers.is_empty(), "no answers");
+    ensure!(!rater.answers.is_empty(), "no answers below the second line; wanted one line per task");
     Ok((id.to_string(), rater))
 }
 
-/// Why rater `i` is left out, if so.
+/// Returns why rater `i` is left out, or `None` if the rater is kept.
 fn reason(raters: &[Rater], i: usize) -> Option<String> {
     let rater = &raters[i];
     let n = rater.answers.len();
-    let hurried = rater.seconds.iter().filter(|seconds| **seconds < HURRY).count() as f64 / n as f64;
+    let hasty = rater.seconds.iter().filter(|seconds| **seconds < HASTY_SECS).count() as f64 / n as f64;
     let others: Vec<&Rater> =
         raters.iter().enumerate().filter(|(other, _)| *other != i).map(|(_, other)| other).collect();
     let (mut agreed, mut decided) = (0, 0);
     for question in 0..2 {
         for task in 0..n {
-            if let Some((said, _)) = majority(others.iter().map(|other| other.answers[task][question])) {
+            if let Some((answer, _)) = majority(others.iter().map(|other| other.answers[task][question])) {
                 decided += 1;
-                agreed += usize::from(rater.answers[task][question] == said);
+                agreed += usize::from(rater.answers[task][question] == answer);
             }
         }
     }
-    let agreeing = if decided == 0 { 1.0 } else { agreed as f64 / decided as f64 };
-    (hurried > MOST_HURRIED && agreeing < LEAST_AGREEING).then(|| {
+    let agreement = if decided == 0 { 1.0 } else { agreed as f64 / decided as f64 };
+    (hasty > MAX_HASTY && agreement < MIN_AGREEMENT).then(|| {
         format!(
-            "{}: {:.0} % of the answers in less than {HURRY} s, {:.0} % of them with the majority of the others",
+            "{}: {:.0} % of the answers in less than {HASTY_SECS} s, {:.0} % agree with the majority of the others",
             rater.name,
-            100.0 * hurried,
-            100.0 * agreeing
+            100.0 * hasty,
+            100.0 * agreement
         )
     })
 }
 
-/// What more than half of `answers` say, and how many do; none if there is no such answer.
+/// Returns the answer that more than half of `answers` give, and how many do. `None` if there is no
+/// such answer.
 fn majority(answers: impl Iterator<Item = Answer>) -> Option<(Answer, usize)> {
     let answers: Vec<Answer> = answers.collect();
-    let count = |wanted| answers.iter().filter(|answer| **answer == wanted).count();
+    let count = |counted| answers.iter().filter(|answer| **answer == counted).count();
     let counts = [Answer::A, Answer::B, Answer::Neither].map(|answer| (answer, count(answer)));
     counts.into_iter().find(|(_, count)| 2 * count > answers.len())
 }
@@ -196,7 +205,7 @@ fn tally(raters: &[Rater], question: usize) -> Tally {
 }
 
 impl Tally {
-    /// Tasks that A, that B has won.
+    /// The number of tasks that A won, and that B won.
     fn wins(&self) -> [usize; 2] {
         [0, 1].map(|model| self.won[model].iter().sum())
     }
@@ -233,10 +242,11 @@ impl Tally {
 }
 
 impl Votes {
-    /// Both questions as bars, B's majorities on the left and A's on the right, darker where more agree (paper, figure 7).
+    /// Plots one bar per question as an SVG, with B's majorities on the left and A's on the right.
+    /// Majorities with more votes are darker (paper, figure 7).
     ///
     /// # Errors
-    /// If it cannot be drawn.
+    /// If the plot cannot be drawn.
     pub fn plot(&self, models: [&str; 2]) -> Result<String> {
         svg((640, 210), |root| {
             for (i, (question, tally)) in QUESTIONS.iter().zip(&self.tallies).enumerate() {
@@ -249,7 +259,7 @@ impl Votes {
 }
 
 impl Tally {
-    /// Tasks and the colour they have, from B's surest majority to A's.
+    /// The pieces of a bar, from B's largest majority to A's: the number of tasks, and the colour.
     fn pieces(&self) -> Vec<(usize, RGBAColor)> {
         let raters = self.won[0].len() - 1;
         let least = raters / 2 + 1;
@@ -263,7 +273,8 @@ impl Tally {
     }
 }
 
-/// A bar of one question below its name, with the shares of both models at its ends.
+/// Draws the bar of one question, with the question above it and the percentages of both models
+/// below its ends.
 fn bar(
     root: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
     top: i32,
@@ -275,11 +286,11 @@ fn bar(
     let n = tally.tasks();
     let share = |count: usize| 100.0 * count as f64 / n.max(1) as f64;
     root.draw(&Text::new(question.to_string(), (left, top), ("sans-serif", 15)))?;
-    let mut seen = 0;
+    let mut drawn = 0;
     for (count, colour) in tally.pieces() {
         let at = |count: usize| left + (width * count as f64 / n.max(1) as f64).round() as i32;
-        root.draw(&Rectangle::new([(at(seen), top + 22), (at(seen + count), top + 52)], colour.filled()))?;
-        seen += count;
+        root.draw(&Rectangle::new([(at(drawn), top + 22), (at(drawn + count), top + 52)], colour.filled()))?;
+        drawn += count;
     }
     let wins = tally.wins();
     let label = |model: usize| format!("{} {:.1} %", models[model], share(wins[model]));
@@ -289,9 +300,9 @@ fn bar(
     root.draw(&Text::new(right, (left + width as i32, top + 58), at(HPos::Right)))?;
     let half = left + width as i32 / 2;
     let key = if tally.open > 0 {
-        format!("darker where more agree; grey: neither or no majority, {:.1} %", share(tally.open))
+        format!("darker: larger majority; grey: neither or no majority, {:.1} %", share(tally.open))
     } else {
-        "darker where more agree".to_string()
+        "darker: larger majority".to_string()
     };
     root.draw(&Text::new(key, (half, top + 58), at(HPos::Center).color(&BLACK.mix(0.5))))?;
     Ok(())
@@ -301,7 +312,7 @@ fn bar(
 mod tests {
     use super::*;
 
-    /// A file of `name`: each line is left, realism, match, seconds.
+    /// The file of the person `name`. Each line is left, realism, match, seconds.
     fn file(name: &str, lines: &[&str]) -> (String, String) {
         let lines: Vec<String> = lines.iter().enumerate().map(|(i, line)| format!("{i},{line}")).collect();
         let text = format!("# 00ab,{name}\ntask,left,realism,match,seconds\n{}\n", lines.join("\n"));
@@ -309,8 +320,9 @@ mod tests {
     }
 
     #[test]
-    fn majorities_are_counted_whatever_stood_on_the_left() {
-        // A is found more realistic by two of three in the first task, by all in the second, by none in the third.
+    fn majorities_do_not_depend_on_the_order_of_the_pictures() {
+        // The votes for A as more realistic: two of three in the first task, three in the second,
+        // none in the third.
         let files = [
             file("ann", &["0,left,left,9", "1,right,neither,9", "0,right,right,9"]),
             file("ben", &["1,right,left,9", "0,left,neither,9", "1,left,left,9"]),
@@ -320,7 +332,8 @@ mod tests {
         let value = |name: &str| found.reports.iter().find(|report| report.name == name).unwrap().value;
         assert!((value("more realistic: ours") - 66.6667).abs() < 1e-3);
         assert!((value("more realistic: theirs") - 33.3333).abs() < 1e-3);
-        // Caption, first task: A, B, A; second: none, none, A; third: B, B, none.
+        // The votes on the caption: A, B, A in the first task; neither, neither, A in the second;
+        // B, B, neither in the third.
         for name in ["ours", "theirs", "neither or no majority"] {
             assert!((value(&format!("matches the caption better: {name}")) - 33.3333).abs() < 1e-3, "{name}");
         }
@@ -334,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_stays_within_0_and_100_percent() {
+    fn intervals_stay_within_0_and_100_percent() {
         let all = ["0,left,left,9"; 20];
         let found = votes(&[file("ann", &all), file("ben", &all)], ["A", "B"], Hasty::Kept).unwrap();
         let value = |name: &str| found.reports.iter().find(|report| report.name == name).unwrap().value;
@@ -345,21 +358,21 @@ mod tests {
     }
 
     #[test]
-    fn a_few_votes_against_many_for_neither_are_no_majority() {
-        let said = ["left", "left", "neither", "neither", "neither"];
-        let five = |said: [&str; 5]| {
+    fn majority_requires_more_than_half_of_all_votes() {
+        let tally = |answers: [&str; 5]| {
             let files: Vec<_> =
-                (0..5).map(|i| file(&format!("r{i}"), &[&format!("0,left,{},9", said[i])])).collect();
+                (0..5).map(|i| file(&format!("r{i}"), &[&format!("0,left,{},9", answers[i])])).collect();
             votes(&files, ["A", "B"], Hasty::Kept).unwrap().tallies[1].clone()
         };
-        assert_eq!((five(said).wins(), five(said).open), ([0, 0], 1));
-        let tied = five(["left", "left", "right", "right", "neither"]);
+        let neither = tally(["left", "left", "neither", "neither", "neither"]);
+        assert_eq!((neither.wins(), neither.open), ([0, 0], 1));
+        let tied = tally(["left", "left", "right", "right", "neither"]);
         assert_eq!((tied.wins(), tied.open), ([0, 0], 1));
-        assert_eq!(five(["right", "right", "right", "left", "neither"]).won[1], [0, 0, 0, 1, 0, 0]);
+        assert_eq!(tally(["right", "right", "right", "left", "neither"]).won[1], [0, 0, 0, 1, 0, 0]);
     }
 
     #[test]
-    fn who_hurries_and_disagrees_is_left_out_only_if_asked() {
+    fn hasty_and_disagreeing_raters_are_dropped_on_request() {
         let calm = ["0,left,left,9"; 6];
         let files = [file("ann", &calm), file("ben", &calm), file("dan", &["0,right,right,1"; 6])];
         assert!(votes(&files, ["A", "B"], Hasty::Kept).unwrap().dropped.is_empty());
@@ -370,20 +383,20 @@ mod tests {
             "{:?}",
             found.dropped
         );
-        // In a hurry but with the others, or against them but calmly: both stay.
+        // Hasty but in agreement with the others, or slow but in disagreement: both are kept.
         let files =
             [file("ann", &calm), file("eve", &["0,left,left,1"; 6]), file("fay", &["0,right,right,9"; 6])];
         assert!(votes(&files, ["A", "B"], Hasty::Dropped).unwrap().dropped.is_empty());
     }
 
     #[test]
-    fn files_that_do_not_belong_say_why() {
+    fn invalid_files_are_refused_with_a_reason() {
         let good = file("ann", &["0,left,left,9", "0,left,left,9"]);
         let error =
             |files: &[(String, String)]| format!("{:#}", votes(files, ["A", "B"], Hasty::Kept).unwrap_err());
         let other = |text: &str| ("x.csv".to_string(), text.to_string());
         let head = "# 00ab,bob\ntask,left,realism,match,seconds\n";
-        for (text, wanted) in [
+        for (text, expected) in [
             ("", "x.csv: an empty file"),
             ("hello\n", "the first line is not"),
             ("# 00ab,bob\nhello\n", "the second line is not"),
@@ -399,7 +412,7 @@ mod tests {
             (&head.replace("bob", "ann"), "no answers"),
         ] {
             let error = error(&[good.clone(), other(text)]);
-            assert!(error.contains(wanted), "{text:?}: {error}");
+            assert!(error.contains(expected), "{text:?}: {error}");
         }
         assert!(error(&[good.clone(), good]).contains("ann has answered already"));
         assert!(error(&[]).contains("no answers; wanted at least one file"));

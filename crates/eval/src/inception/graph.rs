@@ -1,7 +1,8 @@
-//! Inception v3 (Szegedy et al. 2015) as a table with torchvision's names, and a walk over it.
+//! The architecture of Inception v3 (Szegedy et al. 2015) as a table with torchvision's names, and
+//! its forward pass.
 //!
-//! The network is data: a layer, or branches side by side whose channels are joined. So the table below is all there is
-//! to say about the architecture, and what differs between the two published sets of weights are a few of its pools.
+//! The network is a sequence of layers; parallel branches are one layer that concatenates their
+//! channels. The two published sets of weights differ only in a few pooling layers.
 
 use anyhow::Result;
 use burn::tensor::Tensor;
@@ -10,32 +11,32 @@ use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
 
 use super::Kind;
 
-/// A piece of the network, with convolutions of type `C`: first what they are called, then their weights.
+/// A layer. `C` represents a convolution: [`Spec`] in the table, or its weights in the network.
 #[derive(Debug)]
 pub enum Layer<C> {
-    /// Convolution, batch-norm, ReLU.
+    /// A convolution with batch norm and ReLU.
     Conv(C),
-    /// The greatest of 3×3 neighbours.
+    /// 3×3 max pooling.
     MaxPool(Steps),
-    /// The mean of 3×3 neighbours at a step of 1.
+    /// 3×3 average pooling with stride 1.
     AvgPool(Border),
-    /// All branches see the same, and their channels are joined in this order.
+    /// Branches with the same input. Their outputs are concatenated in this order.
     Branches(Vec<Vec<Layer<C>>>),
 }
 
-/// How far a window moves, and what happens at the border.
+/// The stride and padding of a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Steps {
-    /// By 1 over a picture with a border, which so keeps its size.
+    /// Stride 1, padded such that the output has the size of the input.
     Same,
-    /// By 1 within the picture.
+    /// Stride 1 without padding.
     Inside,
-    /// By 2 within the picture.
+    /// Stride 2 without padding.
     Halve,
 }
 
 impl Steps {
-    /// Pixels from a window to the next.
+    /// The stride in pixels.
     pub fn stride(self) -> usize {
         match self {
             Steps::Same | Steps::Inside => 1,
@@ -43,7 +44,7 @@ impl Steps {
         }
     }
 
-    /// Pixels of border for a window of `k`.
+    /// The padding in pixels on each side, for a window of `k` pixels.
     pub fn padding(self, k: usize) -> usize {
         match self {
             Steps::Same => k / 2,
@@ -52,37 +53,38 @@ impl Steps {
     }
 }
 
-/// Whether a mean at the edge counts the zeros of the border.
+/// Whether average pooling includes the zeros of the padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Border {
-    /// It does, as in torchvision.
+    /// The mean includes them, as in torchvision.
     Counts,
-    /// It does not, as in TensorFlow.
+    /// The mean excludes them, as in TensorFlow.
     Ignored,
 }
 
-/// What a convolution is called and what it does.
+/// The name and shape of a convolution.
 #[derive(Debug)]
 pub struct Spec {
-    /// In front of its weights' names.
+    /// The prefix of the names of its weights.
     pub name: String,
-    /// Channels that it gives.
+    /// The number of output channels.
     pub n_out: usize,
-    /// Height and width.
+    /// The height and width of the kernel.
     pub kernel: [usize; 2],
-    /// How it moves.
+    /// The stride and padding.
     pub steps: Steps,
 }
 
 type Table = Vec<Layer<Spec>>;
 
-/// From pictures of 3×299×299 to the 2048 maps of 8×8 whose means are the features.
+/// The table of Inception v3 from `[B, 3, 299, 299]` to `[B, 2048, 8, 8]`. The means of these 2048
+/// feature maps are the features.
 pub fn inception(kind: Kind) -> Table {
     let border = match kind {
         Kind::Tf2015 => Border::Ignored,
         Kind::Torchvision => Border::Counts,
     };
-    // TensorFlow's graph of 2015 takes the greatest here where all others take the mean.
+    // The last block of TensorFlow's graph of 2015 uses max pooling instead of average pooling.
     let last_pool = match kind {
         Kind::Tf2015 => Layer::MaxPool(Steps::Same),
         Kind::Torchvision => Layer::AvgPool(border),
@@ -113,7 +115,8 @@ fn conv(name: &str, n_out: usize, kernel: [usize; 2], steps: Steps) -> Layer<Spe
     Layer::Conv(Spec { name: name.to_string(), n_out, kernel, steps })
 }
 
-/// 35×35 pixels, torchvision's `InceptionA`; `pooled` channels come out of the pool's branch.
+/// torchvision's `InceptionA`, at 35×35 pixels. The branch with the pooling layer has `pooled`
+/// output channels.
 fn block_5(name: &str, pooled: usize, border: Border) -> Layer<Spec> {
     let same = |branch: &str, n_out, k| conv(&format!("{name}.{branch}"), n_out, [k, k], Steps::Same);
     Layer::Branches(vec![
@@ -124,7 +127,7 @@ fn block_5(name: &str, pooled: usize, border: Border) -> Layer<Spec> {
     ])
 }
 
-/// 35×35 pixels to 17×17, `InceptionB`.
+/// torchvision's `InceptionB`, from 35×35 to 17×17 pixels.
 fn block_6a(name: &str) -> Layer<Spec> {
     let same = |branch: &str, n_out, k| conv(&format!("{name}.{branch}"), n_out, [k, k], Steps::Same);
     let halve = |branch: &str, n_out| conv(&format!("{name}.{branch}"), n_out, [3, 3], Steps::Halve);
@@ -135,7 +138,8 @@ fn block_6a(name: &str) -> Layer<Spec> {
     ])
 }
 
-/// 17×17 pixels, `InceptionC`, `inner` channels wide where a 7×7 filter is two of 1×7 and 7×1.
+/// torchvision's `InceptionC`, at 17×17 pixels. It factorizes each 7×7 convolution into 1×7 and
+/// 7×1, with `inner` channels between them.
 fn block_6(name: &str, inner: usize, border: Border) -> Layer<Spec> {
     let same = |branch: &str, n_out, kernel| conv(&format!("{name}.{branch}"), n_out, kernel, Steps::Same);
     Layer::Branches(vec![
@@ -156,7 +160,7 @@ fn block_6(name: &str, inner: usize, border: Border) -> Layer<Spec> {
     ])
 }
 
-/// 17×17 pixels to 8×8, `InceptionD`.
+/// torchvision's `InceptionD`, from 17×17 to 8×8 pixels.
 fn block_7a(name: &str) -> Layer<Spec> {
     let same = |branch: &str, kernel| conv(&format!("{name}.{branch}"), 192, kernel, Steps::Same);
     let halve = |branch: &str, n_out| conv(&format!("{name}.{branch}"), n_out, [3, 3], Steps::Halve);
@@ -172,7 +176,7 @@ fn block_7a(name: &str) -> Layer<Spec> {
     ])
 }
 
-/// 8×8 pixels, `InceptionE`: two of its branches end in two.
+/// torchvision's `InceptionE`, at 8×8 pixels. Two of its branches end in two branches each.
 fn block_7(name: &str, pool: Layer<Spec>) -> Layer<Spec> {
     let same = |branch: &str, n_out, kernel| conv(&format!("{name}.{branch}"), n_out, kernel, Steps::Same);
     let cross = |across: &str, down: &str| {
@@ -190,11 +194,12 @@ fn block_7(name: &str, pool: Layer<Spec>) -> Layer<Spec> {
     ])
 }
 
-/// `table` with what `make` makes of each convolution and the number of channels that it is given, `n_in` for the first;
-/// and how many channels come out.
+/// Replaces each convolution of `table` with the result of `make`, which receives the convolution
+/// and its number of input channels. `n_in` is the number of input channels of the first layer.
+/// Returns the layers and the number of output channels.
 ///
 /// # Errors
-/// The first one of `make`.
+/// Returns the first error of `make`.
 pub fn build<C>(
     table: Table,
     mut n_in: usize,
@@ -223,7 +228,7 @@ pub fn build<C>(
     Ok((layers, n_in))
 }
 
-/// `x` `[B, C, S, S]` through `layers`, where `convolve` applies a convolution.
+/// Applies `layers` to `x`, `[B, C, S, S]`. `convolve` applies a convolution.
 pub fn run<C>(
     layers: &[Layer<C>],
     x: Tensor<4>,

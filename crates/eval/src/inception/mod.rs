@@ -1,8 +1,8 @@
-//! Inception v3 as a network of features: what FID and the Inception Score are measured by (paper §3).
+//! Inception v3 as a feature extractor, for FID and the Inception Score (paper §3).
 //!
-//! Two sets of weights are in use, and they give other figures: those that TensorFlow published in 2015, which nearly
-//! every FID is by, and torchvision's, which the code that the paper took its FID from (DM-GAN's) is by. A file says
-//! itself which it is, by the number of its classes.
+//! Two sets of weights are in use, and they give different results: those that TensorFlow published
+//! in 2015, which nearly every published FID uses, and torchvision's, which DM-GAN's code uses and
+//! therefore also the paper. The number of classes in a file tells which set it contains.
 
 mod graph;
 mod resize;
@@ -25,40 +25,41 @@ use self::resize::{SIDE, prepare};
 use self::weights::{Conv, Weights};
 use crate::features::{FeatureExtractor, Features};
 
-/// Where the weights of 2015 are published.
+/// The URL of the weights of 2015.
 pub const TF_2015_URL: &str = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth";
-/// Where torchvision's weights are published.
+/// The URL of torchvision's weights.
 pub const TORCHVISION_URL: &str = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth";
 
-/// Numbers that the network has for a picture before it names classes.
+/// The number of features per picture: the input size of the classifier.
 const DIMS: usize = 2048;
-/// Pictures that are looked at at a time, each by a thread of its own, which keeps threads busier than a batch does where
-/// Burn's convolutions are not parallel. A bound, since each takes tens of megabytes on its way.
-const TOGETHER: usize = 8;
+/// The maximum number of pictures that are processed in parallel, one per thread. This uses the
+/// threads better than batches do where Burn's convolutions are not parallel. The number is limited
+/// because the activations of a picture take tens of megabytes.
+const PARALLEL: usize = 8;
 
-/// How the weights of 2015 have pictures resized. torchvision's leave no choice.
+/// How pictures are resized for the weights of 2015. torchvision's weights always use Pillow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resize {
-    /// As pytorch-fid.
+    /// As in pytorch-fid.
     PytorchFid,
-    /// As torch-fidelity, which follows TensorFlow 1.
+    /// As in torch-fidelity, which follows TensorFlow 1.
     TorchFidelity,
-    /// As DM-GAN's code, which resizes with Pillow before the graph of 2015 and before torchvision's.
+    /// As in DM-GAN's code, which resizes with Pillow for both sets of weights.
     DmGan,
 }
 
-/// Whose weights a file holds.
+/// The set of weights in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// TensorFlow's of 2015-12-05, with 1008 classes.
+    /// TensorFlow's weights of 2015-12-05, with 1008 classes.
     Tf2015,
-    /// torchvision's, with ImageNet's 1000 classes.
+    /// torchvision's weights, with ImageNet's 1000 classes.
     Torchvision,
 }
 
 impl Kind {
-    /// Read off the classifier.
-    fn of(weights: &Weights) -> Result<Kind> {
+    /// Detects the set of weights from the shape of the classifier.
+    fn detect(weights: &Weights) -> Result<Kind> {
         match weights.shape("fc.weight") {
             Some([1008, DIMS]) => Ok(Kind::Tf2015),
             Some([1000, DIMS]) => Ok(Kind::Torchvision),
@@ -92,23 +93,24 @@ impl Kind {
     }
 }
 
-/// Inception v3 up to its last mean, and its classifier.
+/// Inception v3: the layers up to global average pooling, and the classifier.
 #[derive(Debug)]
 pub struct Inception {
     convention: Convention,
     layers: Vec<Layer<Conv>>,
     /// `[D, C]`
     classifier: Tensor<2>,
-    /// `[1, C]`, if it has a part in the scores.
+    /// `[1, C]`. `None` if the logits are computed without a bias.
     bias: Option<Tensor<2>>,
     device: Device,
 }
 
 impl Inception {
-    /// Reads a file of weights as PyTorch writes it.
+    /// Reads a weight file in PyTorch's format.
     ///
     /// # Errors
-    /// If there is none, and then where to get one; or if it is damaged or another network's.
+    /// If the file is missing (the error says where to download it), damaged, or contains the
+    /// weights of another network.
     pub fn read(path: &Path, resize: Resize) -> Result<Inception> {
         let shown = path.display();
         let bytes = fs::read(path).map_err(|error| match error.kind() {
@@ -124,13 +126,13 @@ impl Inception {
         Inception::new(tensors, resize).with_context(|| shown.to_string())
     }
 
-    /// Of the tensors of such a file.
+    /// Builds the network from the tensors of a weight file.
     ///
     /// # Errors
-    /// If they are not those of Inception v3.
+    /// If they are not the weights of Inception v3, or do not support `resize`.
     pub fn new(tensors: Vec<HostTensor>, resize: Resize) -> Result<Inception> {
         let (mut weights, device) = (Weights::new(tensors), Device::flex());
-        let kind = Kind::of(&weights)?;
+        let kind = Kind::detect(&weights)?;
         let convention = kind.convention(resize)?;
         let take = &mut |spec, n_in| Conv::take(&mut weights, spec, n_in, &device);
         let (layers, n_out) = graph::build(graph::inception(kind), 3, take)?;
@@ -143,34 +145,34 @@ impl Inception {
             convention,
             layers,
             classifier: Tensor::<2>::from_data(classifier, &device).transpose(),
-            // The graph that the Inception Score was first measured by leaves it out.
+            // The graph with which the Inception Score was originally measured omits the bias.
             bias: (kind == Kind::Torchvision).then(|| Tensor::from_data(bias, &device)),
             device,
         })
     }
 
-    /// How pictures are resized, and whose weights these are.
+    /// The set of weights, and how pictures are resized and normalized.
     pub fn convention(&self) -> Convention {
         self.convention
     }
 
-    /// What it makes of one picture.
+    /// Extracts the features and logits of one picture.
     fn extract_one(&self, picture: &RgbImage) -> Features {
         let x = TensorData::new(prepare(picture, self.convention), [1, 3, SIDE, SIDE]);
         let [features, logits] = self.forward(Tensor::from_data(x, &self.device)).map(Tensor::into_data);
         Features { features: features.iter::<f32>().collect(), logits: logits.iter::<f32>().collect() }
     }
 
-    /// The features `[B, D]` and scores `[B, C]` of `[B, 3, SIDE, SIDE]`.
+    /// `[B, 3, SIDE, SIDE]` → features `[B, D]` and logits `[B, C]`.
     fn forward(&self, x: Tensor<4>) -> [Tensor<2>; 2] {
         let maps = graph::run(&self.layers, x, &Conv::forward);
         let features: Tensor<2> = maps.flatten::<3>(2, 3).mean_dim(2).squeeze_dim(2);
-        let scores = features.clone().matmul(self.classifier.clone());
-        let scores = match &self.bias {
-            Some(bias) => scores + bias.clone(),
-            None => scores,
+        let logits = features.clone().matmul(self.classifier.clone());
+        let logits = match &self.bias {
+            Some(bias) => logits + bias.clone(),
+            None => logits,
         };
-        [features, scores]
+        [features, logits]
     }
 }
 
@@ -196,15 +198,15 @@ impl FeatureExtractor for Inception {
     fn extract(&self, pictures: &[RgbImage]) -> Result<Features> {
         let empty = pictures.iter().position(|picture| picture.width() == 0 || picture.height() == 0);
         ensure!(empty.is_none(), "picture {} of a batch has no pixels", empty.unwrap_or_default());
-        let mut seen = Features::default();
-        for pictures in pictures.chunks(TOGETHER) {
-            let found: Vec<Features> = pictures.par_iter().map(|picture| self.extract_one(picture)).collect();
-            for one in found {
-                seen.features.extend(one.features);
-                seen.logits.extend(one.logits);
+        let mut all = Features::default();
+        for pictures in pictures.chunks(PARALLEL) {
+            let batch: Vec<Features> = pictures.par_iter().map(|picture| self.extract_one(picture)).collect();
+            for one in batch {
+                all.features.extend(one.features);
+                all.logits.extend(one.logits);
             }
         }
-        Ok(seen)
+        Ok(all)
     }
 }
 

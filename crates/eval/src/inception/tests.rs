@@ -1,5 +1,5 @@
-//! The network against pytorch-fid's, torch-fidelity's and torchvision's, with weights that both sides make by one formula
-//! (`fixtures/eval/inception.py`).
+//! Compares the network with pytorch-fid's, torch-fidelity's and torchvision's. The weights come
+//! from a formula that both sides compute (`fixtures/eval/inception.py`).
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -16,7 +16,7 @@ const CONVENTIONS: [(&str, Kind, Resize); 3] = [
     ("torchvision", Kind::Torchvision, Resize::PytorchFid),
 ];
 
-/// Of a prepared picture, every so many numbers are kept.
+/// The fixture contains every `STEP`-th value of a prepared picture.
 const STEP: usize = 499;
 
 fn fixture(name: &str) -> PathBuf {
@@ -30,7 +30,8 @@ fn golden(name: &str) -> Vec<f64> {
     words.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect()
 }
 
-/// `count` numbers from -1 to 1 that depend on `name` alone: splitmix64 from an FNV-1a hash.
+/// `count` numbers from -1 to 1 that depend only on `name`: splitmix64, seeded with its FNV-1a
+/// hash.
 fn noise(name: &str, count: usize) -> impl Iterator<Item = f64> {
     let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3);
     let start = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, hash);
@@ -42,7 +43,8 @@ fn noise(name: &str, count: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-/// The weight `name`: filters that keep the size of what passes a ReLU, statistics near 0 and 1.
+/// The weight `name`. Filters keep the magnitude of activations after ReLU; means are near 0 and
+/// variances near 1.
 fn formula(name: &str, shape: &[usize]) -> HostTensor {
     let parts: Vec<&str> = name.rsplit('.').collect();
     let [base, scale] = match parts[..] {
@@ -55,7 +57,7 @@ fn formula(name: &str, shape: &[usize]) -> HostTensor {
     HostTensor { name: name.to_string(), shape: shape.to_vec(), values }
 }
 
-/// All weights of `kind`, with what real files have beside them.
+/// All weights of `kind`, and the additional tensors that real files contain.
 fn weights(kind: Kind) -> Vec<HostTensor> {
     let mut weights = Vec::new();
     let list = &mut |spec: graph::Spec, n_in| {
@@ -82,57 +84,59 @@ fn network(kind: Kind, resize: Resize) -> Inception {
     Inception::new(weights(kind), resize).unwrap()
 }
 
-/// Drawings of 32×32 pixels, eight side by side in four rows, of which sets are made of the upper two.
+/// A contact sheet of drawings of 32×32 pixels, with four rows of eight. [`tiles`] are the upper
+/// two rows.
 fn sheet() -> RgbImage {
     image::open(fixture("sheet.png")).unwrap().to_rgb8()
 }
 
 fn tiles() -> Vec<RgbImage> {
-    let whole = sheet();
-    (0..16).map(|i| whole.view(i % 8 * 32, i / 8 * 32, 32, 32).to_image()).collect()
+    let sheet = sheet();
+    (0..16).map(|i| sheet.view(i % 8 * 32, i / 8 * 32, 32, 32).to_image()).collect()
 }
 
-/// Pictures that grow, that shrink, that do both; the last needs no resizing.
+/// Pictures that are enlarged, reduced, or both. The last one needs no resizing.
 fn few() -> Vec<RgbImage> {
-    let whole = sheet();
-    let large = RgbImage::from_fn(512, 384, |x, y| *whole.get_pixel(x % whole.width(), y % whole.height()));
+    let sheet = sheet();
+    let large = RgbImage::from_fn(512, 384, |x, y| *sheet.get_pixel(x % sheet.width(), y % sheet.height()));
     let cut = |x, width, height| large.view(x, 0, width, height).to_image();
     let small = cut(0, 32, 32);
     let (narrow, same) = (cut(10, 47, 350), cut(0, 299, 299));
-    vec![small, whole, large, narrow, same]
+    vec![small, sheet, large, narrow, same]
 }
 
 #[test]
-fn pictures_are_prepared_as_by_each_of_three_conventions() {
+fn prepared_pictures_match_three_reference_implementations() {
     let conventions = [Convention::PytorchFid, Convention::TorchFidelity, Convention::Torchvision];
     for (convention, (name, ..)) in conventions.into_iter().zip(CONVENTIONS) {
-        let wanted = golden(&format!("{name}.prepared"));
+        let expected = golden(&format!("{name}.prepared"));
         let got: Vec<f32> =
             few().iter().flat_map(|picture| prepare(picture, convention).into_iter().step_by(STEP)).collect();
-        assert_eq!(got.len(), wanted.len());
-        let off = got.iter().zip(&wanted).map(|(got, wanted)| (f64::from(*got) - wanted).abs());
-        let off = off.fold(0.0, f64::max);
-        assert!(off < 1e-5, "{name} is off by {off}");
+        assert_eq!(got.len(), expected.len());
+        let errors = got.iter().zip(&expected).map(|(got, expected)| (f64::from(*got) - expected).abs());
+        let error = errors.fold(0.0, f64::max);
+        assert!(error < 1e-5, "{name}: maximum error {error}");
     }
 }
 
-/// Pillow's bytes, which torchvision's convention has scaled, as the graph of 2015 scales them itself.
+/// Both of DM-GAN's conventions resize with Pillow. The expected values are Pillow's bytes,
+/// recovered from torchvision's normalization and normalized as the graph of 2015 does.
 #[test]
-fn dm_gan_prepares_pictures_for_its_score_with_pillow() {
+fn dm_gan_score_resizes_with_pillow() {
     for picture in few() {
         let scaled = prepare(&picture, Convention::Torchvision);
-        let wanted = scaled.chunks(SIDE * SIDE).zip([(0.458, -0.03), (0.448, -0.088), (0.45, -0.188)]);
-        let wanted = wanted.flat_map(|(values, (scale, shift))| {
+        let channels = scaled.chunks(SIDE * SIDE).zip([(0.458, -0.03), (0.448, -0.088), (0.45, -0.188)]);
+        let expected = channels.flat_map(|(values, (scale, shift))| {
             values.iter().map(move |value| ((value - shift) / scale * 255.0).round() / 128.0 - 1.0)
         });
-        assert!(prepare(&picture, Convention::DmGanScore).into_iter().eq(wanted));
+        assert!(prepare(&picture, Convention::DmGanScore).into_iter().eq(expected));
     }
-    let same = &few()[4]; // needs no resizing
+    let same = &few()[4]; // This picture needs no resizing.
     assert_eq!(prepare(same, Convention::DmGanScore), prepare(same, Convention::TorchFidelity));
 }
 
 #[test]
-fn dm_gan_has_torchvisions_network_for_fid_and_that_of_2015_for_is() {
+fn dm_gan_uses_torchvision_for_fid_and_tf_2015_for_is() {
     let [fid, score] = [Kind::Torchvision, Kind::Tf2015].map(|kind| move || network(kind, Resize::DmGan));
     let both = DmGan::new(vec![score(), fid()]).unwrap();
     assert_eq!([both.distance(), both.score()].map(|network| network.unwrap().classes()), [1000, 1008]);
@@ -142,12 +146,12 @@ fn dm_gan_has_torchvisions_network_for_fid_and_that_of_2015_for_is() {
     let mut store = Store::open(None, "", protocol.distance().unwrap()).unwrap();
     let pictures = || tiles().into_iter().take(10).map(Ok);
     store.extract(protocol.distance().unwrap(), pictures(), |_| ()).unwrap();
-    let look = |network: &dyn FeatureExtractor| {
+    let extract = |network: &dyn FeatureExtractor| {
         let mut store = Store::open(None, "", network)?;
         store.extract(network, pictures(), |_| ())?;
         Ok(store)
     };
-    let report = protocol.inception_score(&store, look).unwrap().unwrap();
+    let report = protocol.inception_score(&store, extract).unwrap().unwrap();
     assert!(
         report.features.contains("2015-12-05") && report.features.contains("DM-GAN"),
         "{}",
@@ -165,25 +169,27 @@ fn dm_gan_has_torchvisions_network_for_fid_and_that_of_2015_for_is() {
     none.without_birds().unwrap();
 }
 
-/// The greatest difference, as a share of the greatest number.
-fn off(got: &[f32], wanted: &[f64]) -> f64 {
-    assert_eq!(got.len(), wanted.len());
-    let most = wanted.iter().map(|wanted| wanted.abs()).fold(0.0, f64::max);
-    got.iter().zip(wanted).map(|(got, wanted)| (f64::from(*got) - wanted).abs()).fold(0.0, f64::max) / most
+/// The largest absolute error, relative to the largest expected magnitude.
+fn max_error(got: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let largest = expected.iter().map(|value| value.abs()).fold(0.0, f64::max);
+    let errors = got.iter().zip(expected).map(|(got, expected)| (f64::from(*got) - expected).abs());
+    errors.fold(0.0, f64::max) / largest
 }
 
 #[test]
-fn features_and_scores_are_those_of_three_peers() {
+fn features_and_logits_match_three_reference_implementations() {
     let pictures = &few()[..4];
     for (name, kind, resize) in CONVENTIONS {
-        let seen = network(kind, resize).extract(pictures).unwrap();
-        let features = off(&seen.features, &golden(&format!("{name}.features")));
-        let logits = off(&seen.logits, &golden(&format!("{name}.logits")));
-        assert!(features < 1e-4 && logits < 1e-4, "{name}: features {features}, scores {logits}");
+        let extracted = network(kind, resize).extract(pictures).unwrap();
+        let features = max_error(&extracted.features, &golden(&format!("{name}.features")));
+        let logits = max_error(&extracted.logits, &golden(&format!("{name}.logits")));
+        assert!(features < 1e-4 && logits < 1e-4, "{name}: features {features}, logits {logits}");
     }
 }
 
-/// The mean of each 512 neighbouring features: of eight pictures no more than a few have a covariance of full rank.
+/// The means of each 512 consecutive features. With eight pictures, only the covariance of a few
+/// features has full rank.
 fn means(features: &[f32]) -> Vec<f32> {
     features.chunks(512).map(|chunk| chunk.iter().sum::<f32>() / chunk.len() as f32).collect()
 }
@@ -198,14 +204,14 @@ fn variances(vectors: &[f32], d: usize) -> f64 {
     (0..d).map(variance).sum()
 }
 
-fn near(what: &str, got: f64, wanted: f64) {
-    assert!((got / wanted - 1.0).abs() < 1e-3, "{what}: {got}, wanted {wanted}");
+fn near(what: &str, got: f64, expected: f64) {
+    assert!((got / expected - 1.0).abs() < 1e-3, "{what}: {got}, expected {expected}");
 }
 
 #[test]
-fn distances_between_sets_are_those_of_pytorch_fid() {
-    let seen = network(Kind::Tf2015, Resize::PytorchFid).extract(&tiles()).unwrap();
-    let halves: Vec<&[f32]> = seen.features.chunks(8 * DIMS).collect();
+fn frechet_distance_matches_pytorch_fid() {
+    let extracted = network(Kind::Tf2015, Resize::PytorchFid).extract(&tiles()).unwrap();
+    let halves: Vec<&[f32]> = extracted.features.chunks(8 * DIMS).collect();
     let sets = halves.iter().zip(golden("traces")).map(|(half, trace)| {
         near("the trace of a covariance", variances(half, DIMS), trace);
         let mut set = Gaussian::new("", 4);
@@ -216,12 +222,12 @@ fn distances_between_sets_are_those_of_pytorch_fid() {
     near("the distance", frechet_distance(&sets[0], &sets[1]).unwrap(), golden("fid")[0]);
 }
 
-/// By its logarithm: the score of a network that has learnt nothing is close to 1.
+/// Compares the logarithm, because the score of an untrained network is close to 1.
 #[test]
-fn the_inception_score_is_that_of_torch_fidelity() {
-    let seen = network(Kind::Tf2015, Resize::TorchFidelity).extract(&tiles()).unwrap();
+fn inception_score_matches_torch_fidelity() {
+    let extracted = network(Kind::Tf2015, Resize::TorchFidelity).extract(&tiles()).unwrap();
     let mut score = InceptionScore::new("", 16, 1008, 1).unwrap();
-    score.push_all(&seen.logits).unwrap();
+    score.push_all(&extracted.logits).unwrap();
     near("its logarithm", score.report().unwrap().value.ln(), golden("inception_score")[0].ln());
 }
 
@@ -230,19 +236,19 @@ fn wide(values: &[f32]) -> Vec<f64> {
 }
 
 #[test]
-fn a_picture_is_seen_alike_alone_and_in_any_batch() {
+fn features_do_not_depend_on_the_batch() {
     let network = network(Kind::Tf2015, Resize::PytorchFid);
-    let pictures = &tiles()[..TOGETHER + 1];
+    let pictures = &tiles()[..PARALLEL + 1];
     let all = network.extract(pictures).unwrap();
-    let last = network.extract(&pictures[TOGETHER..]).unwrap();
+    let last = network.extract(&pictures[PARALLEL..]).unwrap();
     assert_eq!((all.features.len(), all.logits.len()), (pictures.len() * DIMS, pictures.len() * 1008));
-    assert!(off(&all.features[TOGETHER * DIMS..], &wide(&last.features)) < 1e-6);
+    assert!(max_error(&all.features[PARALLEL * DIMS..], &wide(&last.features)) < 1e-6);
     assert_eq!(network.extract(&[]).unwrap(), Features::default());
     assert!(network.extract(&[RgbImage::new(0, 3)]).unwrap_err().to_string().contains("no pixels"));
 }
 
 #[test]
-fn what_a_file_is_stands_in_its_weights_and_not_in_its_name() {
+fn kind_of_weights_is_detected_from_their_shapes() {
     let names = CONVENTIONS.map(|(_, kind, resize)| network(kind, resize).name());
     assert!(names[0].contains("2015-12-05") && names[0].contains("pytorch-fid"), "{}", names[0]);
     assert!(names[1].contains("2015-12-05") && names[1].contains("torch-fidelity"), "{}", names[1]);
@@ -284,7 +290,7 @@ fn weights_of_another_network_are_refused() {
 }
 
 #[test]
-fn a_file_that_is_missing_says_where_to_get_it_and_another_file_says_what_it_is() {
+fn missing_file_error_contains_the_download_urls() {
     let error = |path: &Path| format!("{:#}", Inception::read(path, Resize::PytorchFid).unwrap_err());
     let missing = error(Path::new("nowhere/inception.pth"));
     for part in ["nowhere/inception.pth: ", TF_2015_URL, TORCHVISION_URL, "--inception FILE"] {

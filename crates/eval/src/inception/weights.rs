@@ -1,4 +1,5 @@
-//! Weights by torchvision's names: convolutions with their batch-norm folded in, and the classifier.
+//! The weights of Inception v3, with torchvision's names. Batch norm is folded into the
+//! convolutions.
 
 use std::collections::HashMap;
 
@@ -11,47 +12,49 @@ use tessera_model::weights::HostTensor;
 
 use super::graph::{Spec, Steps};
 
-/// Added to a variance before its root.
+/// The epsilon of batch norm, which is added to the variance.
 const EPSILON: f64 = 1e-3;
 
-/// The tensors of a file, each to be taken once.
+/// The tensors of a weight file. Each is removed when it is used.
 pub struct Weights(HashMap<String, HostTensor>);
 
 impl Weights {
-    /// Of the tensors of a file.
+    /// Indexes the tensors of a weight file by name.
     pub fn new(tensors: Vec<HostTensor>) -> Weights {
         Weights(tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect())
     }
 
-    /// The shape of `name`, if it is there.
+    /// The shape of `name`, or `None` if it is missing.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.0.get(name).map(|tensor| &tensor.shape[..])
     }
 
-    /// The values of `name`.
+    /// Removes the tensor `name` and returns its values.
     ///
     /// # Errors
-    /// If it is missing or has another shape than `wanted`.
-    pub fn take(&mut self, name: &str, wanted: &[usize]) -> Result<Vec<f32>> {
+    /// If it is missing or its shape is not `shape`.
+    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let tensor = self.0.remove(name).with_context(|| format!("weight {name} is missing"))?;
-        ensure!(tensor.shape == wanted, "weight {name} has shape {:?}; wanted {wanted:?}", tensor.shape);
+        ensure!(tensor.shape == shape, "weight {name} has shape {:?}; wanted {shape:?}", tensor.shape);
         Ok(tensor.values)
     }
 
-    /// Refuses what nobody took, but for what training alone uses: the second classifier and counts of batches.
+    /// Checks that no unused weights are left, except those that only training uses: the auxiliary
+    /// classifier and the batch counters.
     ///
     /// # Errors
-    /// Names one that is of another network.
+    /// If a weight is left that does not belong to Inception v3.
     pub fn ensure_used(&self) -> Result<()> {
-        let used = |name: &&String| name.starts_with("AuxLogits.") || name.ends_with(".num_batches_tracked");
-        match self.0.keys().filter(|name| !used(name)).min() {
+        let training_only =
+            |name: &&String| name.starts_with("AuxLogits.") || name.ends_with(".num_batches_tracked");
+        match self.0.keys().filter(|name| !training_only(name)).min() {
             Some(name) => bail!("weight {name} is not one of Inception v3"),
             None => Ok(()),
         }
     }
 }
 
-/// A convolution that has its batch-norm in its weights, and a ReLU.
+/// A convolution with folded batch norm, followed by ReLU.
 #[derive(Debug)]
 pub struct Conv {
     /// `[n_out, n_in, k_h, k_w]`
@@ -63,10 +66,10 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// Takes the weights of `spec`, which is given `n_in` channels.
+    /// Takes the weights of `spec`, with `n_in` input channels, and folds batch norm into them.
     ///
     /// # Errors
-    /// If one is missing or has another shape.
+    /// If a weight is missing or has another shape.
     pub fn take(weights: &mut Weights, spec: Spec, n_in: usize, device: &Device) -> Result<Conv> {
         let Spec { name, n_out, kernel, steps } = spec;
         let shape = [n_out, n_in, kernel[0], kernel[1]];

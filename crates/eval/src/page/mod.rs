@@ -1,4 +1,5 @@
-//! A page of figures, plots and pictures in one file that needs nothing else: to be read years later, or sent to someone.
+//! A report of figures, plots and pictures as one self-contained HTML file, for archives and for
+//! sending to others.
 
 use std::fmt::Write;
 use std::io::Cursor;
@@ -10,10 +11,10 @@ use image::{ImageFormat, RgbImage};
 
 use crate::report::Report;
 
-/// How the page looks, light and dark, on a phone and on paper.
+/// The style sheet for light and dark mode, small screens and print.
 const STYLE: &str = include_str!("page.css");
 
-/// A page that grows from above.
+/// A page. Content is appended at the end.
 #[derive(Debug, Clone, Default)]
 pub struct Page {
     title: String,
@@ -21,21 +22,22 @@ pub struct Page {
 }
 
 impl Page {
-    /// An empty page.
+    /// Creates an empty page.
     pub fn new(title: &str) -> Page {
         Page { title: title.to_string(), body: String::new() }
     }
 
-    /// A heading, and what one should know to read what follows.
+    /// Appends a heading and a note that explains the following content.
     pub fn section(&mut self, heading: &str, note: &str) {
         let _ = write!(self.body, "<h2>{}</h2>\n<p>{}</p>\n", escaped(heading), escaped(note));
     }
 
-    /// A table of figures with their errors.
+    /// Appends a table of figures with their errors.
     pub fn figures(&mut self, reports: &[Report]) {
-        // Where nothing was measured by a network, there is no column for one.
-        let by = reports.iter().any(|report| !report.features.is_empty());
-        let head = ["figure", "value", "±", "n"].into_iter().chain(by.then_some("measured by"));
+        // The column of feature extractors is omitted if no figure needs one.
+        let has_features = reports.iter().any(|report| !report.features.is_empty());
+        let head =
+            ["figure", "value", "±", "n"].into_iter().chain(has_features.then_some("feature extractor"));
         let head: String = head.map(|name| format!("<th>{name}</th>")).collect();
         let _ = writeln!(self.body, "<div class=\"wide\"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>");
         for report in reports {
@@ -45,30 +47,30 @@ impl Page {
             let numbers = [value, error, report.counted()];
             let numbers: String =
                 numbers.iter().map(|number| format!("<td class=\"number\">{number}</td>")).collect();
-            let by = if by {
+            let features = if has_features {
                 format!("<td class=\"by\">{}</td>", escaped(&report.features))
             } else {
                 String::new()
             };
             let _ = writeln!(
                 self.body,
-                "<tr><td class=\"name\">{}</td>{numbers}{by}</tr>",
+                "<tr><td class=\"name\">{}</td>{numbers}{features}</tr>",
                 escaped(&report.name)
             );
         }
         self.body += "</tbody></table></div>\n";
     }
 
-    /// An SVG picture of our own making, with what it shows.
+    /// Appends a plot of this crate, an SVG text, with a caption.
     pub fn plot(&mut self, svg: &str, caption: &str) {
         let image = format!("data:image/svg+xml;base64,{}", STANDARD.encode(svg));
         self.figure(&image, caption, "plot");
     }
 
-    /// A picture, with what it shows.
+    /// Appends a picture with a caption.
     ///
     /// # Errors
-    /// If it has no pixels.
+    /// If the picture has no pixels.
     pub fn picture(&mut self, picture: &RgbImage, caption: &str) -> Result<()> {
         self.figure(&png_url(picture)?, caption, "picture");
         Ok(())
@@ -82,7 +84,7 @@ impl Page {
         );
     }
 
-    /// The file's text.
+    /// Returns the HTML text of the page.
     pub fn to_html(&self) -> String {
         let title = escaped(&self.title);
         format!(
@@ -94,17 +96,17 @@ impl Page {
     }
 }
 
-/// A picture inside an address.
+/// Returns a data URL that contains the picture as PNG.
 ///
 /// # Errors
-/// If it has no pixels.
+/// If the picture has no pixels.
 pub(crate) fn png_url(picture: &RgbImage) -> Result<String> {
     let mut bytes = Cursor::new(Vec::new());
     picture.write_to(&mut bytes, ImageFormat::Png).context("cannot encode a picture")?;
     Ok(format!("data:image/png;base64,{}", STANDARD.encode(bytes.into_inner())))
 }
 
-/// `text` as it may stand in HTML, inside of quotes too.
+/// Escapes `text` for HTML, in text and in quoted attributes.
 pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -120,7 +122,7 @@ pub(crate) fn escaped(text: &str) -> String {
     escaped
 }
 
-/// `value` with as many decimals as `like` needs to show four digits.
+/// Formats `value` with the number of decimals that shows about four digits of `like`.
 fn number(value: f64, like: f64) -> String {
     let decimals = match like.abs() {
         size if size >= 100.0 => 1,
@@ -136,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_holds_all_that_it_shows_and_nothing_breaks_out() {
+    fn page_is_self_contained_and_escapes_all_text() {
         let mut page = Page::new("a <b> & \"c\"");
         page.section("Sets", "<script>alert(1)</script>");
         let report =
@@ -158,7 +160,7 @@ mod tests {
         ] {
             assert!(html.contains(text), "{text} is missing");
         }
-        let from_elsewhere = html.matches("src=").count() - html.matches("src=\"data:").count();
-        assert!(from_elsewhere == 0 && !html.contains("<script") && !html.contains("url("));
+        let external = html.matches("src=").count() - html.matches("src=\"data:").count();
+        assert!(external == 0 && !html.contains("<script") && !html.contains("url("));
     }
 }

@@ -1,4 +1,5 @@
-//! Results of many cases as figures with intervals, kind by kind.
+//! Aggregates the results of many cases into figures with confidence intervals, for each kind of
+//! combination.
 
 use serde::Serialize;
 use tessera_data::sources::CombinationKind;
@@ -7,53 +8,55 @@ use tessera_data::sources::scenes::{Difference, WRONG};
 use super::{CaseResult, Found, Probe, Probed, Variety};
 use crate::interval::{Estimate, mean};
 
-/// The figures of one kind of combination, or of all.
+/// The figures of one kind of combination, or of all kinds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KindFigures {
-    /// The kind as the held-out list names it, or "all".
+    /// The name of the kind as in the held-out list, or "all".
     pub kind: String,
-    /// Combinations that were drawn.
+    /// The number of combinations that were drawn.
     pub cases: usize,
-    /// What drawings were taken for that the judge did not find the true picture of.
+    /// The nearest wrong pictures of the drawings whose true picture is not the nearest.
     pub mistaken_for: Mistakes,
-    /// Those figures that the kind has.
+    /// The figures that are defined for this kind.
     pub figures: Vec<ZeroShotFigure>,
 }
 
-/// Numbers of drawings that the judge took for wrong pictures.
+/// The number of drawings for which a wrong picture is the nearest, by its difference.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Mistakes {
-    /// The same things with another operation.
+    /// The number of wrong pictures of the same things with another operation.
     pub operation: usize,
-    /// The same operation with another thing.
+    /// The number of wrong pictures of the same operation with another thing.
     pub thing: usize,
-    /// Unrelated scenes.
+    /// The number of unrelated scenes.
     pub unrelated: usize,
 }
 
-/// A figure of drawings beside what true pictures and chance give.
+/// A figure for drawings, with its value for true pictures and by chance.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ZeroShotFigure {
-    /// What was measured.
+    /// The name of the figure.
     pub name: String,
-    /// What it counts; empty for a plain number.
+    /// The unit. Empty for a plain number.
     pub unit: &'static str,
-    /// Combinations that it was measured on.
+    /// The number of combinations for which it was measured.
     pub n: usize,
-    /// Of drawings.
+    /// The value for drawings.
     pub drawn: Estimate,
-    /// Of true pictures; of continued panels of true pictures through the dVAE's tokens.
+    /// The value for true pictures. For continued panels: the value for the dVAE's reconstructions
+    /// of the true panels.
     pub real: Option<Estimate>,
-    /// What chance gives; of probes, what unrelated pictures give.
+    /// The value by chance. For probes: the value for unrelated pictures.
     pub chance: Option<f64>,
 }
 
-/// Figures of each kind that occurs, and of all together if there are several.
+/// Returns the figures of each kind that occurs. If there are several kinds, the last element has
+/// the figures of all of them together.
 pub fn zero_shot_figures(results: &[CaseResult]) -> Vec<KindFigures> {
-    let of = |kind: &CombinationKind| -> Vec<&CaseResult> {
+    let results_of = |kind: &CombinationKind| -> Vec<&CaseResult> {
         results.iter().filter(|result| result.kind == *kind).collect()
     };
-    let kinds = CombinationKind::ALL.iter().map(|kind| (kind.name(), of(kind)));
+    let kinds = CombinationKind::ALL.iter().map(|kind| (kind.name(), results_of(kind)));
     let mut figures: Vec<KindFigures> = kinds
         .filter(|(_, results)| !results.is_empty())
         .map(|(name, results)| figures_of(name, &results))
@@ -84,7 +87,7 @@ fn figures_of(kind: &str, results: &[&CaseResult]) -> KindFigures {
     }
 }
 
-/// How often the right picture is the nearest, for drawings and for true pictures.
+/// How often the true picture is the nearest, with drawings and with true pictures as queries.
 fn retrieval(name: &str, founds: &[[Found; 2]]) -> ZeroShotFigure {
     let first = |which: usize| {
         let count = founds.iter().filter(|found| found[which].rank == 0).count();
@@ -144,7 +147,7 @@ fn variety_figures(results: &[&CaseResult]) -> Vec<ZeroShotFigure> {
         return Vec::new();
     }
     let mean_of =
-        |pairs: &[Variety], of: fn(&Variety) -> f64| mean(&pairs.iter().map(of).collect::<Vec<_>>());
+        |pairs: &[Variety], field: fn(&Variety) -> f64| mean(&pairs.iter().map(field).collect::<Vec<_>>());
     let drawn = |pairs: &[Variety]| mean_of(pairs, |pair| pair.drawn);
     let real = |pairs: &[Variety]| mean_of(pairs, |pair| pair.real);
     let figure = |name: &str, unit, drawn, real| ZeroShotFigure {
@@ -192,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_are_of_each_kind_and_of_all() {
+    fn figures_are_reported_per_kind_and_for_all_kinds() {
         let mut panel = result(CombinationKind::Panel, 0);
         panel.panel =
             Some(PanelResult { psnr_db: 15.0, tokens_psnr_db: 20.0, drawn: panel.drawn, tokens: panel.real });
@@ -212,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn one_kind_has_no_sum_and_one_drawing_no_variety() {
+    fn single_kind_has_no_total_and_single_drawing_no_variety() {
         let single = CaseResult { variety: None, ..result(CombinationKind::Style, 0) };
         let figures = zero_shot_figures(&[single]);
         assert_eq!(figures.len(), 1);

@@ -1,7 +1,10 @@
-//! What a model of scenes draws of combinations that training never showed (paper §3.3): whether a judge finds the drawing's true picture,
-//! whether simple attributes are right, how well a given upper panel is continued, and how much drawings of a caption differ.
+//! Zero-shot evaluation of a model of scenes on combinations that are not in the training data
+//! (paper §3.3): whether a judge finds the true picture that belongs to the drawing, whether simple
+//! attributes are right, how well a given upper panel is continued, and how much the drawings of
+//! one caption differ.
 //!
-//! Each figure stands beside what true pictures give and, where there is one, what chance gives: a judge or a probe makes mistakes too.
+//! The judge and the probes make mistakes too. Each figure is therefore reported together with its
+//! value for true pictures and, where it exists, its value by chance.
 
 mod figures;
 mod panels;
@@ -29,12 +32,14 @@ pub use figures::{KindFigures, Mistakes, ZeroShotFigure, zero_shot_figures};
 pub use probes::Probe;
 pub use retrieval::Found;
 
-/// Drawings of a caption that are shown to people, and true pictures that they are compared with.
+/// The maximum number of drawings of a caption that are kept, and the number of true pictures that
+/// they are compared with.
 const SHOWN: usize = 9;
-/// Added to a case's number for the seed of its second drawing, the one that continues a panel.
+/// This offset is added to the index of a case for the seed of its second drawing, which continues
+/// a panel.
 const CONTINUED: u64 = 1 << 32;
 
-/// What draws, what judges, and how.
+/// A zero-shot evaluation: the model, the judge, the scenes and the sampling settings.
 pub struct ZeroShot<'a> {
     tessera: &'a Tessera,
     judge: &'a Reranker,
@@ -42,28 +47,28 @@ pub struct ZeroShot<'a> {
     request: Request,
 }
 
-/// What was found about one held-out combination.
+/// The result for one held-out combination.
 #[derive(Debug, Clone, Serialize)]
 pub struct CaseResult {
-    /// Its place in the held-out list.
+    /// The index in the held-out list.
     pub index: usize,
-    /// What is combined.
+    /// The kind of the combination.
     pub kind: CombinationKind,
-    /// What was drawn.
+    /// The caption that was drawn.
     pub caption: String,
-    /// Where the judge finds the true picture of the best drawing.
+    /// The retrieval of the true picture with the best drawing as the query.
     pub drawn: Found,
-    /// What the drawing is taken for, if it is not the true picture.
+    /// How the nearest wrong picture differs, if the true picture is not the nearest.
     pub mistaken_for: Option<Difference>,
-    /// Where the judge finds the true picture of another true picture.
+    /// The retrieval of the true picture with another true picture as the query.
     pub real: Found,
-    /// Attributes of the best drawing.
+    /// The results of the probes.
     pub probes: Vec<Probed>,
-    /// How the upper panel is continued; of panels only.
+    /// The continuation of the upper panel. `None` unless the combination is a panel.
     pub panel: Option<PanelResult>,
-    /// How much the shown drawings differ; absent if only one is shown.
+    /// How much the kept drawings differ. `None` if there is only one.
     pub variety: Option<Variety>,
-    /// A true picture, the best drawing, and the wrong picture that the judge finds nearest to it.
+    /// A true picture, the best drawing, and the wrong picture that is nearest to the drawing.
     #[serde(skip)]
     pub pictures: [RgbImage; 3],
 }
@@ -71,40 +76,41 @@ pub struct CaseResult {
 /// The result of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Probed {
-    /// What is probed.
+    /// The probe.
     pub probe: Probe,
     /// Whether the best drawing passes.
     pub drawn: bool,
     /// Whether a true picture passes.
     pub real: bool,
-    /// Share of unrelated pictures that pass.
+    /// The fraction of unrelated pictures that pass.
     pub unrelated: f64,
 }
 
-/// The lower panel, drawn below the true upper panel.
+/// The result for a lower panel that was drawn below the true upper panel.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct PanelResult {
-    /// PSNR of the drawn lower panel in dB.
+    /// The PSNR of the drawn lower panel in dB.
     pub psnr_db: f64,
-    /// PSNR of the true lower panel through the dVAE's tokens in dB.
+    /// The PSNR of the dVAE's reconstruction of the true lower panel in dB.
     pub tokens_psnr_db: f64,
-    /// Where the judge finds the true lower panel of the drawn one.
+    /// The retrieval of the true lower panel with the drawn one as the query.
     pub drawn: Found,
-    /// The same of the true one through the dVAE's tokens.
+    /// The retrieval of the true lower panel with the dVAE's reconstruction of it as the query.
     pub tokens: Found,
 }
 
-/// Mean distances of the pictures of one caption.
+/// The mean pairwise distance between the pictures of one caption.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Variety {
-    /// Of the drawings that are shown.
+    /// The value for the kept drawings.
     pub drawn: f64,
-    /// Of as many true pictures.
+    /// The value for the same number of true pictures.
     pub real: f64,
 }
 
 impl<'a> ZeroShot<'a> {
-    /// Will draw `candidates` of each caption and measure the best; `judge` did not rank them.
+    /// Prepares an evaluation that draws `candidates` per caption and measures the best. `judge`
+    /// must not be the model that ranks them.
     ///
     /// # Errors
     /// If there are no candidates, the model cannot rank several, or its grid has no upper half.
@@ -130,10 +136,10 @@ impl<'a> ZeroShot<'a> {
         Ok(ZeroShot { tessera, judge, scenes, request })
     }
 
-    /// Draws and measures held-out combination number `index`.
+    /// Draws and measures the held-out combination `index`.
     ///
     /// # Errors
-    /// If there is no such combination, or it cannot be painted or drawn.
+    /// If there is no such combination, or its true pictures or drawings cannot be created.
     pub fn measure(&self, index: usize) -> Result<CaseResult> {
         let case = self.scenes.held_out_case(index, self.request.seed, SHOWN)?;
         let shown = self.draw(&case.caption, index as u64, Vec::new())?;
@@ -159,7 +165,8 @@ impl<'a> ZeroShot<'a> {
         })
     }
 
-    /// Pictures of `caption` that go on from the `given` tokens, best first; other numbers have other candidates.
+    /// Draws `caption` with the `given` tokens fixed, and returns the pictures, best first. The
+    /// seed depends on `number`.
     fn draw(&self, caption: &str, number: u64, given: Vec<Option<u32>>) -> Result<Vec<RgbImage>> {
         let seed = self.request.seed.wrapping_add(number.wrapping_mul(SEEDS_APART));
         let request = Request { prompt: caption.to_string(), seed, given, ..self.request.clone() };
@@ -173,23 +180,23 @@ impl<'a> ZeroShot<'a> {
         Ok(pictures)
     }
 
-    /// The judge's embeddings; every thread looks at its own pictures.
+    /// Embeds pictures with the judge. The pictures are distributed over the threads.
     fn embed(&self, pictures: &[RgbImage]) -> Result<Vec<Vec<f32>>> {
-        let together = pictures.len().div_ceil(rayon::current_num_threads()).max(1);
+        let per_thread = pictures.len().div_ceil(rayon::current_num_threads()).max(1);
         let parts: Result<Vec<_>> =
-            pictures.par_chunks(together).map(|pictures| self.judge.pictures(pictures)).collect();
+            pictures.par_chunks(per_thread).map(|pictures| self.judge.pictures(pictures)).collect();
         Ok(parts?.into_iter().flatten().collect())
     }
 
-    /// Draws the lower panel below the true upper one.
+    /// Draws the lower panel below the true upper panel, and measures it.
     fn continue_panel(&self, case: &HeldOutCase, number: u64) -> Result<PanelResult> {
         let real = &case.real[0];
         let tokens = self.tessera.encode(real)?;
         let given = upper_tokens(&tokens, self.tessera.prior.config().grid);
         let drawn = self.draw(&case.caption, number + CONTINUED, given)?.swap_remove(0);
-        let kept = self.tessera.decode(&[tokens.into_iter().map(Some).collect()])?;
-        let kept = kept.first().context("no picture of the tokens")?;
-        let pictures = [&drawn, kept, real].into_iter().chain(wrong(case));
+        let restored = self.tessera.decode(&[tokens.into_iter().map(Some).collect()])?;
+        let restored = restored.first().context("no picture of the tokens")?;
+        let pictures = [&drawn, restored, real].into_iter().chain(wrong(case));
         let lower: Vec<RgbImage> = pictures.map(lower_half).collect();
         let embeddings = self.embed(&lower)?;
         let found = |query: usize| find(&embeddings[query], &embeddings[2], &embeddings[3..]);
@@ -206,7 +213,7 @@ fn wrong(case: &HeldOutCase) -> impl Iterator<Item = &RgbImage> {
     case.wrong.iter().map(|(_, picture)| picture)
 }
 
-/// Every probe of the case, of the drawing, of a true picture that the others are compared with, and of unrelated pictures.
+/// Applies every probe of the case to the drawing, a true picture and the unrelated pictures.
 fn probed(drawing: &RgbImage, case: &HeldOutCase) -> Vec<Probed> {
     let passed = |picture: &RgbImage, real: &[RgbImage]| probe(picture, &case.facts, real);
     let unrelated = case.wrong.iter().filter(|(difference, _)| *difference == Difference::Unrelated);

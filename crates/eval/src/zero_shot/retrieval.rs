@@ -1,28 +1,30 @@
-//! Whether the right true picture is the nearest of 50 to a drawing, by the cosine of a judge's embeddings.
+//! Retrieval: whether the right picture is the nearest of 50 to a drawing, by the cosine of the
+//! judge's embeddings.
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use crate::vectors::{dot, unit};
 
-/// Cosines as close as this are a tie, which counts against the drawing.
+/// Cosines that differ by less than this are a tie, which counts against the drawing.
 const TIE: f64 = 1e-9;
 
-/// Where the right picture is among the pictures that a drawing was compared with.
+/// The rank of the right picture among the pictures that the query was compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Found {
-    /// Wrong pictures that are at least as near: 0 if the right one is the nearest.
+    /// The number of wrong pictures that are at least as near. 0 if the right one is the nearest.
     pub rank: usize,
-    /// Cosine with the right picture minus that with the nearest wrong one.
+    /// The cosine with the right picture minus the cosine with the nearest wrong one.
     pub margin: f64,
-    /// Which of the wrong pictures is the nearest.
+    /// The index of the nearest wrong picture.
     pub nearest_wrong: usize,
 }
 
-/// Compares the embedding `query` with that of the `right` picture and those of the `wrong` ones, all of one length.
+/// Compares the embedding `query` with that of the `right` picture and those of the `wrong` ones.
+/// All have the same number of dimensions.
 ///
 /// # Errors
-/// If there is no wrong picture, or an embedding is 0, not finite or of another length.
+/// If there is no wrong picture, or an embedding is 0, not finite or of another size.
 pub(super) fn find(query: &[f32], right: &[f32], wrong: &[Vec<f32>]) -> Result<Found> {
     ensure!(!wrong.is_empty(), "no wrong pictures; wanted at least 1");
     let query = unit(query, query.len())?;
@@ -44,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_picture_is_found_by_its_direction() {
+    fn rank_and_margin_depend_only_on_directions() {
         let wrong = [vec![0.0, 1.0], vec![0.8, 0.6]];
         let found = find(&[3.0, 0.0], &[5.0, 0.0], &wrong).unwrap();
         assert_eq!((found.rank, found.nearest_wrong), (0, 1));
@@ -55,13 +57,13 @@ mod tests {
     }
 
     #[test]
-    fn a_tie_counts_against_the_drawing() {
+    fn tie_counts_against_the_drawing() {
         let found = find(&[1.0, 0.0], &[1.0, 0.0], &[vec![2.0, 0.0], vec![0.0, 1.0]]).unwrap();
         assert_eq!((found.rank, found.margin), (1, 0.0));
     }
 
     #[test]
-    fn embeddings_without_a_direction_are_refused() {
+    fn invalid_embeddings_are_refused() {
         let error =
             |right: &[f32], wrong: &[Vec<f32>]| find(&[1.0, 0.0], right, wrong).unwrap_err().to_string();
         assert!(error(&[1.0, 0.0], &[]).contains("no wrong pictures"));

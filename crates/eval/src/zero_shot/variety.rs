@@ -1,9 +1,10 @@
-//! How much pictures of one caption differ: a model that has one drawing for a caption has none.
+//! Variety: how much the drawings of one caption differ. It is 0 if they are all equal.
 
 use image::RgbImage;
 use tessera_base::pixels::mean_squared_error;
 
-/// Mean distance of all pairs: the root of the mean squared difference, of 255. Nothing for fewer than two pictures.
+/// The mean distance over all pairs: the root of the mean squared difference of values in 0 to 255.
+/// `None` for fewer than two pictures.
 pub(super) fn mean_pairwise_distance(pictures: &[RgbImage]) -> Option<f64> {
     let pairs = pictures.iter().enumerate().flat_map(|(n, a)| pictures[n + 1..].iter().map(move |b| (a, b)));
     let distances: Vec<f64> = pairs.map(|(a, b)| mean_squared_error(a, b).sqrt()).collect();
