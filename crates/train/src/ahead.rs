@@ -1,7 +1,8 @@
-//! Batches made ahead of the step that takes them, on a thread of their own.
+//! Preparation of batches on a separate thread, ahead of the step that takes them.
 //!
-//! A batch is a pure function of its step, so it does not matter when it is made. While one is
-//! differentiated the next is read, cropped or encoded. This keeps both a GPU and the CPU's cores busy.
+//! A batch is a pure function of its step, so it does not matter when it is made. While one batch
+//! is differentiated, the next one is read, cropped or encoded. This keeps the GPU and the CPU's
+//! cores busy.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -11,13 +12,14 @@ use anyhow::{Context, Result, ensure};
 
 use crate::fit::Task;
 
-/// The batches of a run in the order of its steps.
+/// The batches of a run, in the order of its steps.
 pub(crate) struct Ahead<B> {
     batches: Receiver<(u64, Result<Vec<B>>)>,
 }
 
 impl<B: Send> Ahead<B> {
-    /// Starts to make the batches of `steps`, in `n_parts` each. The thread ends when this value is dropped.
+    /// Starts a thread that makes the batches of `steps`, each in `n_parts` parts. The thread ends
+    /// when this value is dropped.
     pub fn start<'scope, T: Task<Batch = B>>(
         scope: &'scope Scope<'scope, '_>,
         task: &'scope T,
@@ -27,23 +29,25 @@ impl<B: Send> Ahead<B> {
     where
         B: 'scope,
     {
-        let (sender, batches) = sync_channel(0); // one batch waits, in the thread
+        let (sender, batches) = sync_channel(0); // the thread holds one finished batch
         scope.spawn(move || {
             for step in steps {
                 if sender.send((step, whole(task, step, n_parts))).is_err() {
-                    return; // nobody takes them any more
+                    return; // the receiver was dropped
                 }
             }
         });
         Ahead { batches }
     }
 
-    /// The batch of update `step`. Each can be taken once, in their order.
+    /// Waits for the batch of update `step` and returns it. Each batch can be taken once, in the
+    /// order of the steps.
     ///
-    /// Do not call this on a rayon worker: the batch may need that worker, and both would wait for ever.
+    /// Do not call this on a rayon worker: making the batch may need that worker, and the two would
+    /// wait for each other forever.
     ///
     /// # Errors
-    /// If it could not be made.
+    /// If the batch could not be made.
     pub fn take(&self, step: u64) -> Result<Vec<B>> {
         let (made, batch) = self.batches.recv().context("the thread that makes batches has ended")?;
         ensure!(made == step, "the batch of step {made} was made, wanted that of step {step}");
@@ -51,7 +55,7 @@ impl<B: Send> Ahead<B> {
     }
 }
 
-/// All parts of the batch of update `step`.
+/// Makes all parts of the batch of update `step`.
 pub(crate) fn whole<T: Task>(task: &T, step: u64, n_parts: usize) -> Result<Vec<T::Batch>> {
     (0..n_parts).map(|part| task.batch(step, part)).collect()
 }

@@ -1,4 +1,5 @@
-//! `train bpe`: the caption vocabulary (paper §2.2), from the training captions of a data set.
+//! `train bpe`: learns the caption vocabulary (paper §2.2) from the training captions of a data
+//! set.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -12,10 +13,11 @@ use crate::captions::bounded_captions;
 use crate::config::Config;
 use crate::dvae::open_dataset;
 
-/// Learns the vocabulary and writes `RUN/tokenizer.json`; returns it and its path.
+/// Learns the vocabulary and writes it to `RUN/tokenizer.json`. Returns the tokenizer and the path
+/// of its file.
 ///
 /// # Errors
-/// If the folder holds another tokenizer: a model may depend on it.
+/// If the folder contains another tokenizer, because a model may depend on it.
 pub fn train_bpe(
     config: &Config,
     data: &Path,
@@ -31,7 +33,7 @@ pub fn train_bpe(
     Ok((bpe, path))
 }
 
-/// Writes a tokenizer where there is none, or the same one.
+/// Writes a tokenizer, unless `path` already contains another one.
 fn write_new(path: &Path, json: &str) -> Result<()> {
     match std::fs::read(path) {
         Ok(old) => {
@@ -51,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_absent_file_or_the_same_one_is_written() {
+    fn another_tokenizer_is_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokenizer.json");
         write_new(&path, "{}").unwrap();

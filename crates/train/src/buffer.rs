@@ -1,19 +1,21 @@
-//! Numbers kept in 32 bits or in 16 (paper §D.2): moments, error buffers, and the matrix that PowerSGD draws once.
+//! Arrays stored in 32 or 16 bits (paper §D.2): moments, error buffers, and PowerSGD's random
+//! matrix.
 
 use rayon::prelude::*;
 use tessera_kernels::SmallFloat;
 
-/// Numbers in 32 bits or in a format of 16.
+/// An array in f32 or in a 16-bit format.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Buffer {
-    /// In 32 bits.
+    /// The values in f32.
     Full(Vec<f32>),
-    /// In 16 bits, as codes.
+    /// A 16-bit format, and the values encoded in it.
     Small(SmallFloat, Vec<u16>),
 }
 
 impl Buffer {
-    /// `values` as they are in `format`, or in 32 bits if there is none. What is too large becomes infinite.
+    /// Stores `values` in `format`, or in f32 if it is `None`. Values too large for the format
+    /// become infinite.
     pub fn new(values: Vec<f32>, format: Option<SmallFloat>) -> Buffer {
         match format {
             None => Buffer::Full(values),
@@ -23,7 +25,7 @@ impl Buffer {
         }
     }
 
-    /// How many numbers there are.
+    /// Returns the number of values.
     pub fn size(&self) -> usize {
         match self {
             Buffer::Full(values) => values.len(),
@@ -31,7 +33,7 @@ impl Buffer {
         }
     }
 
-    /// The numbers.
+    /// Returns the values in f32.
     pub fn values(&self) -> Vec<f32> {
         match self {
             Buffer::Full(values) => values.clone(),
@@ -39,7 +41,7 @@ impl Buffer {
         }
     }
 
-    /// Lets `change` change the numbers; those too large for the format become its largest.
+    /// Lets `change` modify the values. Results too large for the format become its largest value.
     pub fn change<T>(&mut self, change: impl FnOnce(&mut [f32]) -> T) -> T {
         let mut values = match self {
             Buffer::Full(values) => return change(values),
@@ -53,7 +55,7 @@ impl Buffer {
         result
     }
 
-    /// Adds `factor · values`, element by element. What is too large becomes infinite.
+    /// Adds `factor · values`, element by element. Sums too large for the format become infinite.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -69,7 +71,7 @@ impl Buffer {
         }
     }
 
-    /// Whether all numbers are finite.
+    /// Returns whether all values are finite.
     pub fn is_finite(&self) -> bool {
         match self {
             Buffer::Full(values) => values.par_iter().all(|value| value.is_finite()),
@@ -83,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_are_rounded_to_what_is_kept_and_overflow_to_infinity() {
+    fn sums_are_rounded_to_the_format_and_overflow_to_infinity() {
         let mut full = Buffer::new(vec![1.0, 10.0], None);
         let mut small = Buffer::new(vec![1.0, 10.0], Some(SmallFloat::OneSixNine));
         for buffer in [&mut full, &mut small] {

@@ -1,6 +1,8 @@
-//! What training takes in this process at least, part by part, counted before anything is allocated.
+//! The minimum memory that training needs in one process, part by part, computed before anything is
+//! allocated.
 //!
-//! Only what is certain is counted: the arrays of all parameters, and what the backward pass needs of one micro-batch.
+//! It includes only what is certain: the arrays of all parameters, and the activations of one
+//! micro-batch that the backward pass needs.
 
 use std::fmt;
 
@@ -14,7 +16,7 @@ use crate::device::DeviceChoice;
 use crate::dist::plan::INSIDE;
 use crate::optim::Moments;
 
-/// What is trained.
+/// A model that is trained by the training loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// The dVAE.
@@ -35,27 +37,27 @@ impl fmt::Display for Stage {
     }
 }
 
-/// Bytes of a number.
+/// Bytes per value in f32 and in 16-bit formats.
 const FULL: f64 = 4.0;
 const SMALL: f64 = 2.0;
 
-/// Bytes that one process needs at least to train a model.
+/// The minimum memory, in bytes, that one process needs to train a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Need {
-    /// The weights: those that are updated, and those that the model computes with.
+    /// Two copies of the weights: one is updated, with the other the model computes.
     pub weights: f64,
-    /// The weights' moving average.
+    /// The moving average of the weights.
     pub average: f64,
     /// AdamW's moments.
     pub moments: f64,
     /// The gradient of each weight.
     pub gradients: f64,
-    /// What the backward pass of a micro-batch needs of its forward pass.
+    /// The activations of one micro-batch that the forward pass keeps for the backward pass.
     pub activations: f64,
 }
 
 impl Need {
-    /// The need of training `stage` of `config`.
+    /// Computes the memory for training `stage` with `config`.
     pub fn new(config: &Config, stage: Stage) -> Need {
         let (fit, parameters, activations) = match stage {
             Stage::Dvae => {
@@ -70,11 +72,12 @@ impl Need {
                 (&config.train_rerank, config.rerank.n_parameters(), clip_values(&config.rerank))
             }
         };
-        Need::of(fit, parameters as f64, activations)
+        Need::from_counts(fit, parameters as f64, activations)
     }
 
-    /// Of `parameters` weights and as many `activations` for each item of a micro-batch.
-    fn of(fit: &FitConfig, parameters: f64, activations: f64) -> Need {
+    /// Computes the memory for a model with `parameters` weights, and `activations` values per
+    /// sample of a micro-batch.
+    fn from_counts(fit: &FitConfig, parameters: f64, activations: f64) -> Need {
         let moment = match fit.moments {
             Moments::Full => FULL,
             Moments::Small => SMALL,
@@ -88,7 +91,8 @@ impl Need {
         }
     }
 
-    /// What of it the host needs if `device` computes: activations are in the device's memory.
+    /// Returns the part that host memory must hold if `device` computes. The activations are in the
+    /// memory of a GPU.
     pub fn of_host(self, device: DeviceChoice) -> Need {
         match device {
             DeviceChoice::Gpu(_) => Need { activations: 0.0, ..self },
@@ -96,15 +100,15 @@ impl Need {
         }
     }
 
-    /// All parts together.
+    /// Returns the sum of all parts.
     pub fn total(&self) -> f64 {
         self.weights + self.average + self.moments + self.gradients + self.activations
     }
 
-    /// Whether `present` bytes hold all of it.
+    /// Checks that the total is at most `present` bytes.
     ///
     /// # Errors
-    /// Names the parts, what is there, and the ways on.
+    /// If it is more. The message lists the parts, the memory of the machine, and what to change.
     pub fn ensure_fits(&self, stage: Stage, present: f64) -> Result<()> {
         let gb = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
         ensure!(
@@ -125,10 +129,11 @@ impl Need {
     }
 }
 
-/// Outputs of the convolutions of one picture, and its logits and codes.
+/// Returns the number of activation values for one picture: the outputs of the convolutions, the
+/// logits and the relaxed codes.
 fn dvae_values(config: &DvaeConfig) -> f64 {
     let cells = |side: usize| (side * side) as f64;
-    // Three hidden outputs of a quarter of the width, and the block's own.
+    // A block keeps three hidden outputs of a quarter of its width, and its output.
     let blocks = |group: usize, side: usize| {
         1.75 * (config.blocks_per_group * (config.n_hid << group)) as f64 * cells(side)
     };
@@ -139,7 +144,8 @@ fn dvae_values(config: &DvaeConfig) -> f64 {
     input + groups + 2.0 * config.vocab as f64 * cells(config.grid())
 }
 
-/// The inputs of all resblocks for one stream, and the insides of one layer or of all.
+/// Returns the number of activation values for one sequence: the inputs of all resblocks, and the
+/// activations inside one layer or inside all layers.
 fn prior_values(config: &PriorConfig, activations: Activations) -> f64 {
     let width = (config.stream_len() * config.d_model) as f64;
     let layers = config.n_layers as f64;
@@ -150,7 +156,8 @@ fn prior_values(config: &PriorConfig, activations: Activations) -> f64 {
     width * (2.0 * layers + inside * INSIDE.iter().sum::<f64>())
 }
 
-/// The insides of the image tower's layers for one picture. Captions are of any length, so theirs are left out.
+/// Returns the number of activation values inside the layers of the image tower for one picture.
+/// The text tower is left out, because captions may have any length.
 fn clip_values(config: &ClipConfig) -> f64 {
     let width = (config.image.width * (config.n_patches() + 1)) as f64;
     width * config.image.n_layers as f64 * INSIDE.iter().sum::<f64>()
@@ -167,30 +174,32 @@ mod tests {
     }
 
     #[test]
-    fn the_papers_prior_is_counted_part_by_part() {
+    fn parts_of_the_papers_prior_match_its_sizes() {
         let need = need("paper", Stage::Prior);
-        // 12.29 · 10⁹ weights (`tessera plan`): twice in 32 bits, once as an average, twice in 16 bits, once as a gradient.
+        // 12.29 · 10⁹ weights (`tessera plan`): in 32 bits two copies of the weights, the average
+        // and the gradients; in 16 bits two moments.
         assert!((need.weights / GB - 98.3).abs() < 0.1, "{need:?}");
         assert_eq!([need.average, need.moments, need.gradients], [need.weights / 2.0; 3]);
-        // 1,024 streams of 1,280 positions of width 3,968: 128 inputs and 16 widths inside a layer, 4 bytes each.
-        let wanted = 1024.0 * 1280.0 * 3968.0 * 144.0 * 4.0;
-        assert!((need.activations / wanted - 1.0).abs() < 1e-12, "{need:?}");
+        // 1,024 sequences of 1,280 positions with 3,968 channels: the inputs of 128 resblocks and
+        // 16 arrays of the same size inside a layer, with 4 bytes per value.
+        let expected = 1024.0 * 1280.0 * 3968.0 * 144.0 * 4.0;
+        assert!((need.activations / expected - 1.0).abs() < 1e-12, "{need:?}");
     }
 
     #[test]
-    fn micro_batches_and_stored_layers_count() {
+    fn activations_depend_on_micro_batches_and_kept_layers() {
         let with = |sets: &[&str]| {
             let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
             Need::new(&Config::resolve("paper", &sets).unwrap(), Stage::Prior).activations
         };
-        let whole = with(&[]);
-        assert!((with(&["train_prior.micro_batches=1024"]) * 1024.0 / whole - 1.0).abs() < 1e-12);
+        let default = with(&[]);
+        assert!((with(&["train_prior.micro_batches=1024"]) * 1024.0 / default - 1.0).abs() < 1e-12);
         let kept = with(&["chain.activations='keep'"]);
-        assert!((kept / whole - (128.0 + 64.0 * 16.0) / 144.0).abs() < 1e-12);
+        assert!((kept / default - (128.0 + 64.0 * 16.0) / 144.0).abs() < 1e-12);
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_with_its_parts_and_the_ways_on() {
+    fn error_of_too_large_a_config_lists_parts_and_remedies() {
         for stage in [Stage::Dvae, Stage::Prior, Stage::Rerank] {
             let need = need("paper", stage);
             assert!(need.ensure_fits(stage, need.total()).is_ok());
@@ -205,7 +214,7 @@ mod tests {
         }
     }
 
-    /// What the small presets need is less than what they were measured to take (`docs/performance.md`).
+    /// The minimum of the small presets is less than their measured memory (`docs/performance.md`).
     #[test]
     fn small_presets_fit_a_small_machine() {
         for preset in ["tiny", "emoji"] {

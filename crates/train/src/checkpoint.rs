@@ -1,4 +1,6 @@
-//! A checkpoint: all that a run needs to go on, with the text that says which run it is of, as a verified file.
+//! Checkpoints: files with everything that a run needs to continue, protected by a checksum.
+//!
+//! A checkpoint also contains the text of the run's `config.toml`, which identifies the run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,18 +21,20 @@ use crate::precision::Scales;
 use crate::same_run::{self, Input};
 use crate::schedule::Plateau;
 
-/// The file's header and versions: 2 has gradient scales, plateaus and moments of 16 bits; 3 a checksum and the run's text.
+/// The kind and the format version of the file. Version 2 added gradient scales, plateaus and
+/// 16-bit moments; version 3 a checksum and the text of the run.
 const KIND: Kind = Kind { key: "tessera.checkpoint", name: "a checkpoint", format: 3, checked: 3 };
-/// The oldest version that is read.
+/// The oldest format version that can be read.
 const OLDEST: &str = "2";
-/// The file in a checkpoint's folder.
+/// The name of the file in the folder of a checkpoint.
 pub(crate) const STATE_FILE: &str = "state.safetensors";
 
-/// A checkpoint as it was read.
+/// The contents of a checkpoint file.
 pub struct Checkpoint {
-    /// What the run goes on from.
+    /// The state from which the run continues.
     pub(crate) state: TrainState,
-    /// The text of the run's `config.toml`; `None` in a file from before it was recorded, which has no checksum either.
+    /// The text of the run's `config.toml`. `None` in files of an older version, which did not
+    /// store it and have no checksum either.
     pub(crate) text: Option<String>,
 }
 
@@ -46,10 +50,10 @@ struct Header {
     text: String,
 }
 
-/// What a tensor's numbers are, and they.
+/// The dtype and the bytes of a tensor.
 type Bytes<'a> = (Dtype, &'a [u8]);
 
-/// The bytes of a checkpoint of the run of `text`.
+/// Returns the bytes of a checkpoint file. `text` is that of the run's `config.toml`.
 pub(crate) fn to_bytes(state: &TrainState, text: &str) -> Result<Vec<u8>> {
     let weights = state.weights.iter().map(|w| (&w.name, &w.shape));
     let weights: Vec<(&String, &Vec<usize>)> = weights.collect();
@@ -90,13 +94,13 @@ fn moment_bytes(moment: &Buffer) -> Bytes<'_> {
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint's folder or the file in it.
+    /// Reads a checkpoint, given its folder or the file in it.
     pub(crate) fn read(path: &Path) -> Result<Checkpoint> {
         let path: PathBuf = if path.is_dir() { path.join(STATE_FILE) } else { path.to_path_buf() };
         Checkpoint::from_bytes(&fs::read(path)?)
     }
 
-    /// Whether `bytes` are a checkpoint, of any version and perhaps damaged, rather than another file.
+    /// Returns whether `bytes` are those of a checkpoint, possibly damaged and of any version.
     pub(crate) fn is_one(bytes: &[u8]) -> bool {
         let Ok((_, metadata)) = SafeTensors::read_metadata(bytes) else { return false };
         let has = |key| metadata.metadata().as_ref().is_some_and(|entries| entries.contains_key(key));
@@ -113,11 +117,14 @@ impl Checkpoint {
         Ok(Checkpoint { state: state(header, &tensors)?, text })
     }
 
-    /// `model` with the averaged weights, or with the weights themselves if the run averaged none. The inputs that `same` names
-    /// must be those of the checkpoint, where it knows them.
+    /// Returns `model` with the averaged weights or, if the run had no average, with the weights
+    /// themselves.
+    ///
+    /// `inputs` are those of the new run. Those named in `same` must equal the inputs of the
+    /// checkpoint's run, as far as the checkpoint contains them.
     ///
     /// # Errors
-    /// If the checkpoint is of another model or of one that reads or writes other tokens.
+    /// If the checkpoint is of another model, or one of the inputs in `same` differs.
     pub(crate) fn averaged<M: Module>(
         &self,
         model: M,
@@ -137,7 +144,8 @@ impl Checkpoint {
     }
 }
 
-/// The header of a file from before there were checksums: an entry of the metadata for each field.
+/// Returns the header of a file of format version 2, which has no checksum and stores each field as
+/// an entry of the metadata. Returns `None` for newer files.
 fn old_header(bytes: &[u8]) -> Result<Option<Header>> {
     let (_, header) = SafeTensors::read_metadata(bytes)
         .context("not a safetensors file, or one that is damaged or cut short")?;
@@ -196,7 +204,7 @@ fn state(header: Header, tensors: &SafeTensors) -> Result<TrainState> {
     Ok(state)
 }
 
-/// Everything is there for each weight.
+/// Checks that each weight has an average and moments of the same size.
 fn check(state: &TrainState) -> Result<()> {
     let lens = |moments: &[Buffer]| moments.iter().map(Buffer::size).collect::<Vec<_>>();
     let weights: Vec<usize> = state.weights.iter().map(|weight| weight.values.len()).collect();
@@ -208,7 +216,7 @@ fn check(state: &TrainState) -> Result<()> {
     Ok(())
 }
 
-/// The tensors `GROUP/INDEX/NAME` by index, and their names.
+/// Returns the tensors named `GROUP/INDEX/NAME`, in the order of their index, with their NAME.
 fn of_group<'a>(tensors: &'a SafeTensors, group: &str) -> Result<Vec<(String, TensorView<'a>)>> {
     let mut names: Vec<&str> = tensors.names();
     names.retain(|name| name.split('/').next() == Some(group));
@@ -266,7 +274,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_checkpoint_comes_back_with_the_text_of_its_run() {
+    fn checkpoint_round_trips_with_the_text_of_its_run() {
         let bytes = to_bytes(&state(5), TEXT).unwrap();
         let read = Checkpoint::from_bytes(&bytes).unwrap();
         assert_eq!((read.state, read.text.as_deref()), (state(5), Some(TEXT)));
@@ -274,7 +282,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_damage() {
+    fn every_flipped_bit_is_detected() {
         let bytes = to_bytes(&state(5), TEXT).unwrap();
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
@@ -283,7 +291,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// As format version 2 wrote it: an entry of the metadata for each field.
+    /// Returns a checkpoint as format version 2 wrote it: with one metadata entry per field.
     fn of_format(format: &str) -> Vec<u8> {
         let state = state(5);
         let bytes = to_bytes(&state, TEXT).unwrap();
@@ -300,14 +308,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_checkpoint_from_before_checksums_is_read() {
+    fn checkpoint_without_a_checksum_is_read() {
         let read = Checkpoint::from_bytes(&of_format("2")).unwrap();
         assert_eq!((read.state, read.text), (TrainState { good: None, followed: false, ..state(5) }, None));
         assert!(error(&of_format("1")).contains("format version 1; this program reads 2 to 3"));
     }
 
     #[test]
-    fn a_newer_format_and_parts_that_do_not_fit_are_refused() {
+    fn newer_format_and_mismatched_parts_are_refused() {
         let newer =
             Kind { format: 4, ..KIND }.write(&HashMap::from([("step", 1)]), Vec::<(_, TensorView)>::new());
         assert!(error(&newer.unwrap()).contains("format version 4, written by a newer version"));
@@ -316,9 +324,9 @@ pub(crate) mod tests {
         assert!(check(&other).unwrap_err().to_string().contains("do not fit each other"));
     }
 
-    /// Such a run ships its weights themselves; the average still holds those of the update before.
+    /// In a run whose decay is 0, the average lags one update behind the weights.
     #[test]
-    fn the_weights_of_a_run_without_an_average_are_taken() {
+    fn weights_of_a_run_without_an_average_are_used() {
         let model = Linear::new(&mut Init::new(1, &Device::flex()), [1, 1], 0.1);
         let filled = |value: f32| {
             let mut weights = export(&model);
@@ -338,7 +346,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn checkpoints_and_other_files_are_told_apart() {
+    fn checkpoints_are_distinguished_from_other_files() {
         assert!(
             Checkpoint::is_one(&to_bytes(&state(5), TEXT).unwrap()) && Checkpoint::is_one(&of_format("2"))
         );

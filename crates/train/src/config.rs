@@ -1,6 +1,7 @@
-//! Configs are presets plus differences: `configs/NAME.toml`, or a file that names its `preset`, then `--set key=value`.
+//! Configs: a preset, or a file with differences from a preset, and then `--set key=value`.
 //!
-//! An unknown key is an error that names the nearest key; the resolved config is saved with every run.
+//! The presets are `configs/NAME.toml`; a file names its base with the key `preset`. An unknown key
+//! is an error that names the nearest key. The resolved config is saved with every run.
 
 use std::path::Path;
 
@@ -22,7 +23,7 @@ use crate::precision::Scaling;
 use crate::samples::ScenesConfig;
 use crate::schedule::{Schedule, cosine_decay};
 
-/// The presets inside the program.
+/// The presets that are compiled into the program.
 const PRESETS: [(&str, &str); 6] = [
     ("tiny", include_str!("../../../configs/tiny.toml")),
     ("emoji", include_str!("../../../configs/emoji.toml")),
@@ -32,7 +33,7 @@ const PRESETS: [(&str, &str); 6] = [
     ("2.8b", include_str!("../../../configs/2.8b.toml")),
 ];
 
-/// Everything that training needs to know.
+/// The settings of all models and their training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -40,59 +41,61 @@ pub struct Config {
     pub dvae: DvaeConfig,
     /// Architecture of stage 2.
     pub prior: PriorConfig,
-    /// How pictures and captions are varied.
+    /// Augmentation and sources of training pictures and captions.
     pub data: DataConfig,
     /// Training of stage 1.
     pub train_dvae: FitConfig,
-    /// The relaxation of stage 1.
+    /// Schedules of the Gumbel-softmax relaxation of stage 1.
     pub relax: RelaxConfig,
     /// Training of stage 2.
     pub train_prior: FitConfig,
-    /// How the prior's chain of resblocks is run in training.
+    /// Memory and gradient scales of the prior's resblocks in training.
     pub chain: ChainConfig,
     /// Architecture of the contrastive model.
     pub rerank: ClipConfig,
     /// Training of the contrastive model.
     pub train_rerank: FitConfig,
-    /// How the processor is used.
+    /// Precision of the kernels on the CPU.
     pub cpu: CpuConfig,
 }
 
-/// How the prior's chain of resblocks is run in training.
+/// Memory and gradient scales of the prior's resblocks in training (paper §2.4, §D.1).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChainConfig {
-    /// `keep` keeps what happens inside resblocks for the backward pass; `recompute` computes it again: less memory, a
-    /// third more work, the same gradients.
+    /// `keep` keeps the activations inside resblocks for the backward pass; `recompute` computes
+    /// them again, which takes less memory and a third more computation and gives the same
+    /// gradients.
     pub activations: Activations,
-    /// With numbers of 16 bits: whether each `resblock` has a gradient scale of its own, as in the paper, or all share a
-    /// `global` one.
+    /// With 16-bit storage: whether each `resblock` has its own gradient scale, as in the paper, or
+    /// all share one `global` scale.
     pub scaling: Scaling,
-    /// Binary logarithm of the first gradient scales (paper §D.1: 13).
+    /// Base-2 logarithm of the initial gradient scales (paper §D.1: 13).
     pub scale_first: f64,
-    /// Updates without an overflow that double a gradient scale (paper §D.1: 1000).
+    /// Number of updates without an overflow after which a gradient scale has doubled (paper §D.1:
+    /// 1000).
     pub scale_doubling: u64,
-    /// Updates within which a gradient scale is lowered once at most (paper §D.1: 125).
+    /// A gradient scale is lowered at most once within this number of updates (paper §D.1: 125).
     pub scale_rest: u64,
 }
 
-/// What numbers are stored as in training.
+/// The dtype in which values are stored in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TrainingDtype {
-    /// As the kernels have them.
+    /// The dtype of the kernels.
     Full,
-    /// 5 bits of exponent, 10 of significand.
+    /// f16: 5 exponent bits and 10 significand bits.
     F16,
-    /// 8 bits of exponent, 7 of significand.
+    /// bf16: 8 exponent bits and 7 significand bits.
     Bf16,
-    /// 3 bits of exponent, 12 of significand: for experiments (`docs/precision.md`).
+    /// 3 exponent bits and 12 significand bits, for experiments (`docs/precision.md`).
     #[serde(rename = "1-3-12")]
     OneThreeTwelve,
 }
 
 impl TrainingDtype {
-    /// The format, if there is one of 16 bits.
+    /// Returns the 16-bit format, or `None` for [`TrainingDtype::Full`].
     pub fn format(self) -> Option<SmallFloat> {
         match self {
             TrainingDtype::Full => None,
@@ -103,100 +106,114 @@ impl TrainingDtype {
     }
 }
 
-/// How the processor is used.
+/// Precision of the kernels on the CPU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuConfig {
-    /// `bf16` multiplies bf16 numbers into f32 sums, `f32` only f32; `auto` is bf16 where the processor has it.
+    /// Precision of matrix products: `bf16` multiplies bf16 values and sums in f32; `f32` computes
+    /// everything in f32; `auto` is `bf16` on a CPU with bf16 instructions, otherwise `f32`.
     pub precision: Precision,
 }
 
-/// How pictures and captions are varied in training.
+/// Augmentation and sources of training pictures and captions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Random crops that the dVAE is trained on: `stage1` (paper §A.2: 9/8 to 12/8 of the target size, mirrored half
-    /// of the time) or `stage2` (§B.2: 8/8 to 9/8, never mirrored).
+    /// Random crops for training the dVAE: `stage1` (paper §A.2: scaled to 9/8 to 12/8 of the
+    /// target size, mirrored half of the time) or `stage2` (§B.2: 8/8 to 9/8, never mirrored).
     pub dvae_crop: Augment,
-    /// Probability of skipping a BPE merge when the prior is trained (paper §2.2: 0.1).
+    /// Probability of skipping a BPE merge in training the prior (paper §2.2: 0.1).
     pub bpe_dropout: f32,
-    /// Probability of training a picture without its caption, so that drawing can be guided.
+    /// Probability of dropping the caption of a training sample, which classifier-free guidance
+    /// needs.
     pub caption_drop: f32,
-    /// The most of a picture's tokens in whose place the prior reads what another picture has there: each stream draws its
-    /// share between 0 and this. What is predicted stays as it is (the paper: 0). Against learning a small set by heart from
-    /// its first tokens instead of from the words, and against being lost after one unlucky draw.
+    /// Maximum fraction of input image tokens replaced by another image's tokens at the same
+    /// positions. Each sample draws its fraction between 0 and this maximum. Targets are not
+    /// changed (the paper: 0). This keeps the prior from memorising a small data set by its first
+    /// tokens instead of using the caption, and makes it robust to one unlucky token in sampling.
     pub token_noise: f32,
-    /// Random crops that the contrastive model is trained on: `random-square` (CLIP), `stage1` or `stage2`.
+    /// Random crops for training the contrastive model: `random-square` (CLIP: any square, scaled
+    /// to the model's size), `stage1` or `stage2`.
     pub rerank_crop: Augment,
-    /// Probability of skipping a BPE merge when the contrastive model is trained (CLIP: 0).
+    /// Probability of skipping a BPE merge in training the contrastive model (CLIP: 0).
     pub rerank_bpe_dropout: f32,
-    /// Share of the pictures that the contrastive model sees as they come out of a dVAE's tokens, since what it ranks are drawings (CLIP: 0).
+    /// Fraction of the contrastive model's training pictures that are replaced by their
+    /// reconstruction from the dVAE's tokens, because the model ranks drawings (CLIP: 0).
     pub reconstructed: f32,
-    /// When pictures become the prior's tokens: `stored` reads those that `encode` wrote; `online`, the paper's way, crops
-    /// (§B.2, Listing 2) and encodes each picture again whenever it is read, and takes a data set and `--dvae`.
+    /// When pictures are encoded to the prior's tokens: `stored` reads the tokens that `encode`
+    /// wrote; `online`, as in the paper, makes a new crop (§B.2, Listing 2) and encodes it each
+    /// time a picture is read. `online` needs a data set and `--dvae`.
     pub encode: Encoding,
-    /// Random crops (paper §B.2, Listing 2) of each training picture that `encode` stores; 0: its centre.
+    /// Number of random crops (paper §B.2, Listing 2) of each training picture that `encode`
+    /// stores; 0 stores the centre crop.
     pub copies: usize,
-    /// Training pictures are scenes, composed when they are read, instead of those of the data set, which still gives
-    /// the held-out ones: `{ packages = "packages", size = 128 }`, also `seed` and `shares`.
+    /// Train on scenes as of `tessera data scenes`, composed when they are read, instead of the
+    /// pictures of the data set, which still provides the held-out ones:
+    /// `{ packages = "packages", size = 128 }`, optionally with `seed` and `shares`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scenes: Option<ScenesConfig>,
 }
 
-/// When pictures become the prior's tokens.
+/// When pictures are encoded to the prior's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
     /// Before training, by `encode`.
     Stored,
-    /// In training, from a new crop each time.
+    /// During training, from a new crop each time a picture is read.
     Online,
 }
 
-/// Steps, batch, optimiser and reporting of one training run.
+/// Updates, batch, optimizer and reporting of one training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FitConfig {
-    /// Updates in all.
+    /// Total number of updates.
     pub steps: u64,
-    /// Pictures an update.
+    /// Pictures per update.
     pub batch: usize,
-    /// Parts of a batch, run one after another, so that a batch need not fit in memory at once.
+    /// Number of parts of a batch that are differentiated one after another (gradient
+    /// accumulation). The activations of only one part must fit in memory; the inputs of this batch
+    /// and of the next one are held completely.
     pub micro_batches: usize,
-    /// How the step size falls.
+    /// How the learning rate decays: `cosine`, or `plateau`, which halves it whenever the training
+    /// loss stops falling.
     pub schedule: Schedule,
-    /// Largest step size.
+    /// Maximum learning rate.
     pub lr: f64,
-    /// Smallest step size; with `cosine_decay` that from `lr_steps` on.
+    /// Minimum learning rate; `cosine` reaches it at `lr_steps` and keeps it.
     pub lr_end: f64,
-    /// Updates over which `cosine_decay` falls.
+    /// Updates over which `cosine` decays.
     pub lr_steps: u64,
-    /// Updates over which the step size rises from 0, linearly.
+    /// Updates over which the learning rate rises linearly from 0.
     pub warmup: u64,
     /// AdamW's β₁.
     pub beta1: f64,
     /// AdamW's β₂.
     pub beta2: f64,
-    /// AdamW's ε, added to the root of the running variance.
+    /// AdamW's ε, added to the square root of the running variance.
     pub epsilon: f64,
-    /// AdamW's decoupled weight decay; gains, biases and embeddings are left out.
+    /// AdamW's decoupled weight decay; it does not apply to gains, biases and embeddings.
     pub weight_decay: f64,
-    /// Largest global norm of the gradient.
+    /// Maximum global norm of the gradient; a larger gradient is scaled down to it. `inf` for no
+    /// limit.
     pub clip: f64,
-    /// Largest running variance (paper §B.2: 5); `inf` for no bound.
+    /// Maximum running variance (paper §B.2: 5); `inf` for no limit.
     pub variance_clip: f64,
-    /// What activations, weights where they are used, and their gradients are stored as: `full` as the kernels have them;
-    /// `f16`, the paper's, and `bf16` are emulated in f32, and gradients are then scaled (paper §D). The residual stream, what
-    /// is next to codes, gains, biases, embeddings and heads keep 32 bits.
+    /// Dtype in which activations, the weights where they are used, and the gradients of both are
+    /// stored: `full` is the dtype of the kernels; `f16` (the paper's) and `bf16` are emulated in
+    /// f32, with gradient scaling (paper §D). The residual stream, the layers next to the codes,
+    /// gains, biases, embeddings and heads stay in 32 bits.
     pub storage: TrainingDtype,
-    /// What the optimizer's moments are stored as: `full` or, for matrices and filters inside blocks, the paper's 16 bits,
-    /// `small`.
+    /// Dtype of the optimizer's moments: `full`, or `small`, which stores the moments of matrices
+    /// and filters inside blocks in the paper's 16-bit formats.
     pub moments: Moments,
-    /// Decay of the weights' moving average; 0 for none: the weights themselves are validated and shipped.
+    /// Decay of the moving average of the weights, which is what is validated and saved as the
+    /// model. With 0 there is no average, and the weights themselves are used.
     pub ema: f64,
-    /// Updates between two averagings.
+    /// Updates between two updates of the average.
     pub ema_every: u64,
-    /// Whether early averages follow faster; not in the paper.
+    /// Whether the average follows faster at the beginning; not in the paper.
     pub ema_rise: bool,
     /// Updates between two validations with sample pictures.
     pub eval_every: u64,
@@ -206,53 +223,56 @@ pub struct FitConfig {
     pub log_every: u64,
 }
 
-/// Schedules of the relaxation (paper §A.2), all cosine.
+/// Schedules of the Gumbel-softmax relaxation of stage 1 (paper §A.2). All follow a cosine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RelaxConfig {
-    /// Final weight β of the KL term; the paper's 6.6 is for 192 values a token.
+    /// Final weight β of the KL term; the paper's 6.6 is for 192 values per token.
     pub beta: f64,
     /// Updates over which β rises from 0.
     pub beta_steps: u64,
-    /// Final Gumbel-softmax temperature (1/16).
+    /// Final temperature of the Gumbel-softmax (1/16).
     pub tau_end: f64,
     /// Updates over which the temperature falls from 1.
     pub tau_steps: u64,
-    /// Unused codes take over half of a code with a large error whenever so many updates are done; 0: never.
+    /// Number of updates between two splits of codes, in which each unused code takes over half of
+    /// a code with a large reconstruction error; 0 turns splitting off. Not in the paper.
     #[serde(default)]
     pub split_every: u64,
-    /// Updates after which no code is split any more.
+    /// Number of updates after which no code is split any more.
     #[serde(default)]
     pub split_until: u64,
 }
 
 impl RelaxConfig {
-    /// The weight of the KL term in update `step`.
+    /// Returns the weight of the KL term in update `step`.
     pub fn beta_at(&self, step: u64) -> f64 {
         cosine_decay(0.0, self.beta, step, self.beta_steps)
     }
 
-    /// The temperature of update `step`.
+    /// Returns the temperature in update `step`.
     pub fn tau_at(&self, step: u64) -> f64 {
         cosine_decay(1.0, self.tau_end, step, self.tau_steps)
     }
 }
 
 impl Config {
-    /// Resolves `name` (a preset, or a TOML file with a `preset` key) and then each `key=value` of `sets`.
+    /// Resolves `name` (a preset, or a TOML file with a `preset` key) and then applies each
+    /// `key=value` of `sets`.
     ///
     /// # Errors
-    /// An unknown preset, file or key, a value of the wrong type, or sizes that do not fit each other.
+    /// If a preset, file or key is unknown, a value has the wrong type, or sizes do not fit each
+    /// other.
     pub fn resolve(name: &str, sets: &[String]) -> Result<Config> {
         Config::scaled(name, sets, None)
     }
 
-    /// Resolves a config as [`Config::resolve`] does, for training `stage`: with its schedule scaled
-    /// to `steps` updates before `sets` are applied.
+    /// Resolves a config for training `stage`, as [`Config::resolve`] does. If `steps` is present,
+    /// the schedule of the stage is scaled to that number of updates before `sets` are applied.
     ///
     /// # Errors
-    /// As for [`Config::resolve`], and if `sets` change the number of updates alone so that the
-    /// schedule would outlast them.
+    /// As for [`Config::resolve`], and if `sets` change only the number of updates, so that the
+    /// schedule would be longer than the run.
     pub fn resolve_for(name: &str, sets: &[String], stage: Stage, steps: Option<u64>) -> Result<Config> {
         let config = Config::scaled(name, sets, steps.map(|steps| (stage, steps)))?;
         ensure_fits(&config, stage, sets)?;
@@ -277,20 +297,20 @@ impl Config {
         Ok(config)
     }
 
-    /// The config as TOML.
+    /// Returns the config as TOML.
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string(self)?)
     }
 
-    /// The kernels that the config asks for.
+    /// Returns the kernels of the configured precision.
     ///
     /// # Errors
-    /// If this processor lacks them.
+    /// If this CPU does not support it.
     pub fn cpu(&self) -> Result<Cpu> {
         Cpu::new(self.cpu.precision).map_err(|why| anyhow::anyhow!("cpu.{why}"))
     }
 
-    /// What models compute with that are on `device`.
+    /// Returns the device and the kernels for models on `device`.
     ///
     /// # Errors
     /// As for [`Config::cpu`], and if there is no such device.
@@ -333,7 +353,10 @@ impl Config {
             );
             ensure!(fit.steps >= 1, "{name}.steps = 0: wanted at least 1");
             let periods = [fit.ema_every, fit.eval_every, fit.checkpoint_every, fit.log_every];
-            ensure!(periods.iter().all(|&p| p > 0), "{name}: every `*_every` wants at least 1");
+            ensure!(
+                periods.iter().all(|&p| p > 0),
+                "{name}: wanted at least 1 for every key that ends in `_every`"
+            );
         }
         let ChainConfig { scale_doubling, scale_rest, .. } = self.chain;
         ensure!(
@@ -343,7 +366,7 @@ impl Config {
         in_range("chain.scale_first", self.chain.scale_first, -100.0..=100.0)?;
         ensure!(
             self.train_rerank.storage == TrainingDtype::Full,
-            "train_rerank.storage: the contrastive model is trained in full numbers only; wanted \"full\""
+            "train_rerank.storage: the contrastive model is trained with full storage only; wanted \"full\""
         );
         in_range("data.bpe_dropout", self.data.bpe_dropout.into(), 0.0..=1.0)?;
         in_range("data.rerank_bpe_dropout", self.data.rerank_bpe_dropout.into(), 0.0..=1.0)?;
@@ -369,7 +392,7 @@ fn in_range(key: &str, value: f64, range: std::ops::RangeInclusive<f64>) -> Resu
     Ok(())
 }
 
-/// Bases of bases that a file may have.
+/// The maximum depth of a chain of presets in which each names the next one as its base.
 const DEEPEST: usize = 4;
 
 fn preset(name: &str, depth: usize) -> Option<Result<Table>> {
@@ -385,7 +408,8 @@ fn read_file(path: &Path) -> Result<Table> {
     over_its_base(&text, Some("emoji"), 0).with_context(|| format!("config {shown}"))
 }
 
-/// The table in `text`, laid over the preset that it names as its base; without a name over `usual`, if there is one.
+/// Merges the table in `text` into the preset that it names as its base. If it names none, the base
+/// is `usual`, if present.
 fn over_its_base(text: &str, usual: Option<&str>, depth: usize) -> Result<Table> {
     let mut differences: Table = text.parse()?;
     let base = match (differences.remove("preset"), usual) {
@@ -395,8 +419,8 @@ fn over_its_base(text: &str, usual: Option<&str>, depth: usize) -> Result<Table>
         (None, None) => return Ok(differences),
     };
     ensure!(depth < DEEPEST, "presets name each other as their base");
-    let wanted = || format!("preset {base:?}: wanted one of {}", preset_names());
-    let mut table = preset(&base, depth + 1).with_context(wanted)??;
+    let unknown = || format!("preset {base:?}: wanted one of {}", preset_names());
+    let mut table = preset(&base, depth + 1).with_context(unknown)??;
     merge(&mut table, differences, "")?;
     Ok(table)
 }
@@ -405,10 +429,10 @@ fn preset_names() -> String {
     PRESETS.map(|(name, _)| name).join(", ")
 }
 
-/// Keys that no preset has and that may be given.
+/// Keys that a config may set although no preset contains them.
 const OPTIONAL: [&str; 1] = ["data.scenes"];
 
-/// Lays `differences` over `table`; only keys that exist or are optional may change.
+/// Merges `differences` into `table`. Only keys that exist or are [`OPTIONAL`] may be set.
 fn merge(table: &mut Table, differences: Table, prefix: &str) -> Result<()> {
     for (key, value) in differences {
         let path = format!("{prefix}{key}");
@@ -423,7 +447,7 @@ fn merge(table: &mut Table, differences: Table, prefix: &str) -> Result<()> {
     Ok(())
 }
 
-/// `value` in the type of `old`; whole numbers may stand for fractions.
+/// Converts `value` to the type of `old`. An integer is accepted in place of a float.
 fn like(old: &Value, value: Value, path: &str) -> Result<Value> {
     match (old, value) {
         (Value::Float(_), Value::Integer(value)) => Ok(Value::Float(value as f64)),
@@ -479,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn every_preset_resolves_and_survives_its_own_toml() {
+    fn every_preset_resolves_and_round_trips_through_toml() {
         for (name, _) in PRESETS {
             let config = Config::resolve(name, &[]).unwrap();
             assert_eq!(toml::from_str::<Config>(&config.to_toml().unwrap()).unwrap(), config);
@@ -487,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn presets_of_the_paper_and_of_scenes_encode_online_and_the_small_ones_read_stored_tokens() {
+    fn only_presets_of_the_paper_and_of_scenes_encode_online() {
         for (name, _) in PRESETS {
             let is_online = ["paper", "5.6b", "2.8b", "embedded"].contains(&name);
             let expected = if is_online { Encoding::Online } else { Encoding::Stored };
@@ -497,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn scenes_are_asked_for_by_a_key_that_no_preset_has() {
+    fn scenes_are_set_by_a_key_that_no_preset_has() {
         let sets = ["data.scenes={ packages = 'p', size = 128, shares = { panels = 1.0 } }".to_string()];
         let config = Config::resolve("embedded", &sets).unwrap();
         let scenes = config.data.scenes.as_ref().unwrap();
@@ -507,14 +531,14 @@ mod tests {
     }
 
     #[test]
-    fn sets_change_one_value() {
+    fn set_changes_one_value() {
         let sets = ["prior.n_layers=12".to_string(), "train_dvae.lr=1".to_string()];
         let config = Config::resolve("tiny", &sets).unwrap();
         assert_eq!((config.prior.n_layers, config.train_dvae.lr), (12, 1.0));
     }
 
     #[test]
-    fn a_misspelt_key_names_the_nearest() {
+    fn error_of_a_misspelt_key_names_the_nearest() {
         assert_eq!(
             error("prior.n_layer=3"),
             "unknown config key prior.n_layer; did you mean prior.n_layers?"
@@ -523,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_values_are_refused() {
+    fn invalid_values_are_refused() {
         assert!(error("prior.n_layers=\"six\"").contains("wanted a value of type integer"));
         assert!(error("prior.n_layers").contains("wanted key=value"));
         assert!(error("prior.n_heads=5").contains("multiple of prior.n_heads"));

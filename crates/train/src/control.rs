@@ -1,13 +1,13 @@
-//! How a training run and the program that started it communicate.
+//! The interface between a training run and the program that started it.
 
 use std::sync::atomic::AtomicBool;
 
 use tessera_base::Reporter;
 
-/// What a training run is given by the program that started it.
+/// What the program that starts a training run passes to it.
 #[derive(Clone, Copy)]
 pub struct Control<'a> {
-    /// Set to `true` to make the run save a checkpoint and end.
+    /// When this becomes `true`, the run saves a checkpoint and ends.
     pub stop: &'a AtomicBool,
     /// Receives messages and progress.
     pub reporter: &'a dyn Reporter,

@@ -1,4 +1,4 @@
-//! Where training computes: the processor, or a GPU by LibTorch.
+//! The device that training computes on: the CPU, or a GPU through LibTorch.
 
 use std::fmt::{Display, Formatter};
 use std::str::FromStr;
@@ -6,23 +6,23 @@ use std::str::FromStr;
 use anyhow::Result;
 use burn::tensor::Device;
 
-/// Where tensors live and operations run (`--device`).
+/// The device of tensors and operations (`--device`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// This program's own kernels on the processor.
+    /// The CPU, with this program's own kernels.
     #[default]
     Cpu,
-    /// The CUDA device of this number.
+    /// The CUDA device with this index.
     Gpu(usize),
-    /// LibTorch on the processor: to test without a GPU what a GPU runs.
+    /// The CPU, with LibTorch. This tests the code for GPUs on a machine without one.
     LibTorch,
 }
 
 impl DeviceChoice {
-    /// The device.
+    /// Opens the device.
     ///
     /// # Errors
-    /// If this program has no support for it, or this machine has no such device.
+    /// If this program was built without support for it, or this machine has no such device.
     pub fn open(self) -> Result<Device> {
         match self {
             DeviceChoice::Cpu => Ok(Device::flex()),
@@ -30,7 +30,8 @@ impl DeviceChoice {
         }
     }
 
-    // Burn means to drop LibTorch for its own CUDA backend, which cannot be built from a package registry alone.
+    // Burn deprecates LibTorch in favour of its own CUDA backend. That backend cannot be built from
+    // a package registry alone.
     #[cfg(feature = "libtorch")]
     #[allow(deprecated)]
     fn libtorch(self) -> Result<Device> {
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_named_as_they_are_written() {
+    fn device_names_round_trip() {
         for (text, choice) in [
             ("cpu", DeviceChoice::Cpu),
             ("gpu:3", DeviceChoice::Gpu(3)),
@@ -99,7 +100,7 @@ mod tests {
 
     #[cfg(not(feature = "libtorch"))]
     #[test]
-    fn without_support_the_error_says_how_to_get_it() {
+    fn error_without_libtorch_says_how_to_get_it() {
         let error = DeviceChoice::Gpu(1).open().unwrap_err().to_string();
         assert!(error.starts_with("--device gpu:1: ") && error.contains("--features libtorch"), "{error}");
     }

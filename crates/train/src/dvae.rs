@@ -1,4 +1,4 @@
-//! `train dvae`: stage 1 (paper §2.1).
+//! `train dvae`: training of the dVAE, stage 1 (paper §2.1).
 
 use std::path::Path;
 
@@ -29,9 +29,10 @@ use crate::run_dir::{Initial, RunDir, RunOptions};
 use crate::samples::{TrainSamples, ensure_large_enough};
 use crate::split_codes::{Halves, Usage, balance, split_codes};
 
-/// Columns of the sample sheet; originals stand above reconstructions.
+/// The number of columns of the sample sheet, in which originals are above their reconstructions.
 const SAMPLES: usize = 16;
-/// Training pictures by which the codes to split are chosen, and how many are encoded together.
+/// The number of training pictures that decide which codes are split, and the number of pictures
+/// that are encoded together.
 const SPLIT_PICTURES: usize = 256;
 const SPLIT_BATCH: usize = 32;
 
@@ -39,12 +40,13 @@ struct DvaeTask<'a> {
     config: &'a Config,
     seed: u64,
     train: TrainSamples,
-    /// Held-out pictures, `[3·S·S]` in [0, 1] each.
+    /// Held-out pictures, each `[3·S·S]` with values in [0, 1].
     val: Vec<Vec<f32>>,
     compute: Compute,
 }
 
-/// Trains a dVAE on the data set at `data`; writes `RUN/dvae.tessera.safetensors` when it finishes or is stopped.
+/// Trains a dVAE on the data set at `data`. Writes `RUN/dvae.tessera.safetensors` when the run
+/// finishes or is stopped.
 pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: Control) -> Result<Outcome> {
     let dataset = open_dataset(data, control.reporter)?;
     let seed = options.seed;
@@ -62,7 +64,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
         Initial::Random => random(),
         Initial::Checkpoint(checkpoint) => checkpoint.averaged(random(), Stage::Dvae, &inputs, &[])?,
         Initial::Model(file) => {
-            // The picture's size is no size of a weight.
+            // The picture size may differ, because no weight depends on it.
             let theirs = file
                 .config
                 .dvae
@@ -91,7 +93,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     Ok(outcome)
 }
 
-/// A data set; what had to be passed over is reported.
+/// Opens a data set, and reports the items that had to be skipped.
 pub(crate) fn open_dataset(data: &Path, reporter: &dyn Reporter) -> Result<Dataset> {
     let dataset = Dataset::open(data)?;
     if dataset.skipped.total() > 0 {
@@ -101,17 +103,19 @@ pub(crate) fn open_dataset(data: &Path, reporter: &dyn Reporter) -> Result<Datas
 }
 
 impl DvaeTask<'_> {
-    /// Cells of a picture's grid.
+    /// Returns the number of tokens of a picture.
     fn cells(&self) -> usize {
         self.config.dvae.grid() * self.config.dvae.grid()
     }
 
-    /// The noise of step `step`, a row for each cell of each picture of the batch.
+    /// Returns the Gumbel noise of step `step`, with one row for each token of each picture of the
+    /// batch.
     fn noise(&self, purpose: Purpose, step: u64) -> GumbelNoise {
         GumbelNoise { seed: item_rng(self.seed, purpose, 0, 0).next_u64(), step, first_row: 0 }
     }
 
-    /// Training pictures by which the codes to split are chosen, in batches of [`SPLIT_BATCH`].
+    /// Returns the training pictures that decide which codes are split, in batches of
+    /// [`SPLIT_BATCH`].
     fn split_pictures(&self, step: u64) -> Result<Vec<Vec<f32>>> {
         let side = self.config.dvae.image_size as u32;
         let crop = |i: usize| {
@@ -122,12 +126,13 @@ impl DvaeTask<'_> {
         Ok(pictures.chunks(SPLIT_BATCH).map(<[Vec<f32>]>::concat).collect())
     }
 
-    /// The dVAE with these weights.
+    /// Returns the dVAE with these weights.
     fn with_weights(&self, weights: &[HostTensor]) -> Result<Dvae> {
         import(Dvae::new(&self.config.dvae, self.seed, &self.compute), weights)
     }
 
-    /// How the dVAE with these weights uses its codes, and its code at each position.
+    /// Measures how the dVAE with these weights uses its codes on `batches` of pictures. Also
+    /// returns the likeliest code at each position of each batch.
     fn usage(&self, weights: &[HostTensor], batches: &[Vec<f32>]) -> Result<(Usage, Vec<Vec<usize>>)> {
         let (config, cells) = (&self.config.dvae, self.cells());
         let model = self.with_weights(weights)?;
@@ -149,8 +154,9 @@ impl DvaeTask<'_> {
         Ok((usage, positions))
     }
 
-    /// Splits codes of the dVAE with these weights, and lets the halves win equally often at the
-    /// `positions` of the split code.
+    /// Splits codes of the dVAE with these weights. Then balances the two halves, so that each is
+    /// the likelier one about equally often at the positions of the split code. `positions`
+    /// contains the code of each position of `batches` before the split.
     fn split(
         &self,
         weights: &mut [HostTensor],
@@ -188,7 +194,7 @@ impl DvaeTask<'_> {
 
 impl Task for DvaeTask<'_> {
     type Model = Dvae;
-    /// Pictures `[n, 3, S, S]`, flat, and the noise of their cells.
+    /// Pictures `[n, 3, S, S]`, flattened, and the noise for their tokens.
     type Batch = (Vec<f32>, GumbelNoise);
 
     fn cpu(&self) -> Cpu {
@@ -211,18 +217,19 @@ impl Task for DvaeTask<'_> {
         Ok((pictures, self.noise(Purpose::Gumbel, step).skip_rows(part * share * self.cells())))
     }
 
-    /// β has risen.
+    /// The loss no longer changes when β has reached its final value.
     fn settled(&self) -> u64 {
         self.config.relax.beta_steps
     }
 
-    /// One for the whole graph (paper §A.2).
+    /// One scale for the complete graph (paper §A.2).
     fn scales(&self, _: &Dvae) -> Option<Scales> {
         let format = self.config.train_dvae.storage.format()?;
         Some(Scales::new(Rules::paper(Scaling::Global), 1, format, 1))
     }
 
-    /// Splits codes when it is time to ([`split_codes`]).
+    /// Splits codes every `relax.split_every` updates, up to update `relax.split_until`
+    /// ([`split_codes`]).
     fn after_update(&self, step: u64, weights: &mut [HostTensor], average: &mut [HostTensor]) -> Result<()> {
         let (relax, done) = (&self.config.relax, step + 1);
         if relax.split_every == 0 || !done.is_multiple_of(relax.split_every) || done > relax.split_until {
@@ -310,9 +317,10 @@ mod tests {
         })
     }
 
-    /// The tiny preset's β rises over 10 updates, its temperature falls over 24: each is read by its own key.
+    /// In the tiny preset, β rises over 10 updates and the temperature falls over 24. The test
+    /// fails if one is computed with the key of the other.
     #[test]
-    fn a_step_is_taken_at_the_weight_and_temperature_of_its_update() {
+    fn gradient_uses_beta_and_temperature_of_its_step() {
         with_task(&[], |task| {
             let model = Dvae::new(&task.config.dvae, 1, &task.compute);
             let half_way = 0.0625 + 0.5 * 0.9375 * (1.0 + (std::f64::consts::PI * 5.0 / 24.0).cos());
@@ -322,43 +330,44 @@ mod tests {
                 let logits = model.encoder.forward(x.clone());
                 let stats =
                     model.decoder.forward(gumbel_softmax_drawn(task.cpu(), logits.clone(), noise, tau));
-                let wanted = elbo(task.cpu(), x, stats, logits, beta, task.config.dvae.min_log_b);
-                let wanted = wanted.loss.into_scalar::<f64>();
+                let expected = elbo(task.cpu(), x, stats, logits, beta, task.config.dvae.min_log_b);
+                let expected = expected.loss.into_scalar::<f64>();
                 let got = task.gradient(&model, (pictures, noise), step, None).unwrap().loss;
-                assert!((got - wanted).abs() < 1e-6, "step {step}: {got}, wanted {wanted}");
+                assert!((got - expected).abs() < 1e-6, "step {step}: {got}, wanted {expected}");
             }
         });
     }
 
-    /// Pictures are cropped on many threads: each by its own random numbers, in the order of the batch.
+    /// Threads crop the pictures in parallel. Each picture has its own random numbers, and the
+    /// order is that of the batch.
     #[test]
-    fn a_batch_has_the_crops_of_its_slots_in_order_whatever_the_parts() {
+    fn batch_has_the_same_crops_with_any_number_of_parts() {
         let pictures = |parts: usize, part| {
             with_task(&[&format!("train_dvae.micro_batches={parts}")], |task| task.batch(7, part).unwrap().0)
         };
-        let whole = pictures(1, 0);
+        let single = pictures(1, 0);
         with_task(&[], |task| {
             let indices = batch_indices(task.train.len(), 16, 7, 3);
-            for (slot, got) in whole.chunks(3 * 32 * 32).enumerate() {
+            for (slot, got) in single.chunks(3 * 32 * 32).enumerate() {
                 let mut rng = item_rng(3, Purpose::Augment, 7, slot as u64);
                 let image = &task.train.get(indices[slot]).unwrap().image;
-                let wanted = augment(image, 32, task.config.data.dvae_crop, &mut rng).unwrap();
-                assert!(got == to_floats(&wanted), "slot {slot}");
+                let expected = augment(image, 32, task.config.data.dvae_crop, &mut rng).unwrap();
+                assert!(got == to_floats(&expected), "slot {slot}");
             }
         });
-        assert_eq!(whole, (0..4).flat_map(|part| pictures(4, part)).collect::<Vec<_>>());
+        assert_eq!(single, (0..4).flat_map(|part| pictures(4, part)).collect::<Vec<_>>());
     }
 
     #[test]
-    fn each_cell_of_a_step_has_its_noise_whatever_the_parts() {
+    fn batch_has_the_same_noise_with_any_number_of_parts() {
         let noise = |parts: usize, part| {
             with_task(&[&format!("train_dvae.micro_batches={parts}")], |task| task.batch(7, part).unwrap().1)
         };
-        let whole = noise(1, 0);
+        let single = noise(1, 0);
         for part in 0..4 {
-            assert_eq!(noise(4, part), whole.skip_rows(part * 4 * 64)); // 4 pictures of 8 × 8 cells
+            assert_eq!(noise(4, part), single.skip_rows(part * 4 * 64)); // 4 pictures of 8 × 8 tokens
         }
         let validated = with_task(&[], |task| task.noise(Purpose::ValidationGumbel, 7));
-        assert_ne!(validated.seed, whole.seed);
+        assert_ne!(validated.seed, single.seed);
     }
 }

@@ -1,6 +1,7 @@
-//! `encode`: pictures → code shards, random crops of each training picture (paper §B.2, listing 2), the centres of held-out ones.
+//! `encode`: encodes random crops of each training picture (paper §B.2, listing 2) and the centre
+//! crop of each held-out picture, and writes the codes as shards.
 //!
-//! The output folder also gets the dVAE, since codes mean nothing without it.
+//! It also copies the dVAE to the output folder, because codes are useless without it.
 
 use std::path::Path;
 
@@ -21,26 +22,27 @@ use crate::dvae::open_dataset;
 use crate::run_dir::read_model;
 use crate::samples::ensure_large_enough;
 
-/// Pictures encoded at once.
+/// The number of pictures that are encoded together.
 const BATCH: usize = 32;
 
-/// File name of the dVAE in a folder of codes.
+/// The file name of the dVAE in a folder of codes.
 pub(crate) const DVAE_FILE: &str = "dvae.tessera.safetensors";
 
-/// What is encoded, and how.
+/// The inputs of `encode`.
 #[derive(Debug, Clone, Copy)]
 pub struct EncodeInputs<'a> {
     /// The data set.
     pub data: &'a Path,
-    /// A model file with the dVAE.
+    /// A model file that contains the dVAE.
     pub dvae: &'a Path,
-    /// Seed of the random crops.
+    /// The seed of the random crops.
     pub seed: u64,
-    /// What the dVAE computes with.
+    /// The kernels that the dVAE computes with.
     pub cpu: Cpu,
 }
 
-/// Encodes both splits of a data set into `out`. Returns (pictures, tokens).
+/// Encodes both splits of a data set and writes the codes to `out`. Returns the numbers of pictures
+/// and of tokens.
 pub fn encode(
     data_config: &DataConfig,
     EncodeInputs { data, dvae, seed, cpu }: EncodeInputs,
@@ -87,10 +89,10 @@ pub fn encode(
     Ok((pictures, tokens))
 }
 
-/// How pictures are viewed before they are encoded.
+/// How pictures are cropped before they are encoded.
 #[derive(Clone, Copy)]
 struct Views {
-    /// Of each picture.
+    /// The number of crops of each picture.
     copies: usize,
     crop: Augment,
     seed: u64,
@@ -99,15 +101,16 @@ struct Views {
 impl Views {
     const CENTRES: Views = Views { copies: 1, crop: Augment::CentreOnly, seed: 0 };
 
-    /// View `index` of `samples`, picture by picture: `[3·S·S]` in [0, 1].
-    fn of(self, samples: &[Sample], index: usize, side: u32) -> Result<Vec<f32>> {
+    /// Returns crop `index` of `samples`, counted picture by picture: `[3·S·S]` with values in [0,
+    /// 1].
+    fn crop(self, samples: &[Sample], index: usize, side: u32) -> Result<Vec<f32>> {
         let (item, copy) = (index / self.copies, index % self.copies);
         let mut rng = item_rng(self.seed, Purpose::Augment, copy as u64, item as u64);
         let view = augment(&samples[item].image, side, self.crop, &mut rng);
         Ok(to_floats(&view.with_context(|| format!("picture {}", samples[item].key))?))
     }
 
-    /// The tokens of all views of `samples`, a few at a time.
+    /// Encodes all crops of `samples`, [`BATCH`] at a time, and returns their codes.
     fn codes(
         self,
         samples: &[Sample],
@@ -120,7 +123,7 @@ impl Views {
         for first in (0..total).step_by(BATCH) {
             let done = total.min(first + BATCH);
             let views = (first..done).into_par_iter();
-            let views = views.map(|index| self.of(samples, index, config.image_size as u32));
+            let views = views.map(|index| self.crop(samples, index, config.image_size as u32));
             codes.extend(codes_of(dvae, config, &views.collect::<Result<Vec<_>>>()?));
             let [done, total] = [done, total].map(|count| count as u64);
             reporter.progress(Progress { task: "encoding", done, total, detail: "" });

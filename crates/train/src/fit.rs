@@ -1,9 +1,18 @@
-//! ★ The training loop. There is one, for every task.
+//! ★ The training loop. All tasks share it: the dVAE, the prior and the contrastive model.
 //!
-//! A step: micro-batches are drawn and differentiated one after another, their gradients averaged, clipped, given to
-//! AdamW; the weights' moving average follows. Weights live on the host between steps; every random draw is a function
-//! of the seed and the step, so a run that was stopped continues to the same bits. With 16-bit gradients an update in which
-//! one was not finite is skipped, and the scales follow (paper §D.1).
+//! [`Trainer::step`] does one update:
+//! 1. It takes the micro-batches of the step, which another thread has prepared ([`Ahead`]).
+//! 2. It computes their gradients one after another and averages them. In parallel, it updates the
+//!    moving average of the weights.
+//! 3. With 16-bit storage, it adjusts the gradient scales. If a value was not finite, it skips the
+//!    rest of the update (paper §D.1).
+//! 4. It clips the gradient and updates the weights with AdamW.
+//! 5. It lets the task change the weights, for example to enforce bounds.
+//!
+//! [`fit`] repeats this step, and regularly validates the model and saves a checkpoint.
+//!
+//! Between steps, the weights are arrays on the host. Every random draw is a function of the seed
+//! and the step. A run that was stopped therefore continues with exactly the same bits.
 
 use std::error::Error;
 use std::fmt::{Display, Formatter};
@@ -28,23 +37,25 @@ use crate::precision::Scales;
 use crate::run_dir::RunDir;
 use crate::schedule::{Plateau, learning_rate};
 
-/// What the loop trains: where batches come from, what is minimised, how it is judged.
+/// What the loop trains: where batches come from, which loss is minimised, and how the model is
+/// validated.
 pub trait Task: Sync {
     /// The model.
     type Model: Module + Sync;
-    /// Part of a batch on the host.
+    /// A micro-batch: one part of a batch, on the host.
     type Batch: Send;
 
-    /// What the host computes with.
+    /// Returns the kernels for computations on the host.
     fn cpu(&self) -> Cpu;
-    /// Part `part` of the batch of update `step`; a pure function of both.
+    /// Returns part `part` of the batch of update `step`. It is a pure function of both.
     fn batch(&self, step: u64, part: usize) -> Result<Self::Batch>;
-    /// The first gradient scales, for a model whose gradients are stored in 16 bits.
+    /// Returns the initial gradient scales if gradients are stored in 16 bits, otherwise `None`.
     fn scales(&self, _: &Self::Model) -> Option<Scales> {
         None
     }
-    /// The gradient of a micro-batch's loss, by [`differentiate`](crate::differentiate) or by a backward pass of the model's own, which is given the
-    /// scales if there are any.
+    /// Computes the gradient of a micro-batch's loss, with
+    /// [`differentiate`](crate::differentiate) or with a backward pass that the model implements.
+    /// `scales` are the current gradient scales, if there are any.
     fn gradient(
         &self,
         model: &Self::Model,
@@ -52,8 +63,10 @@ pub trait Task: Sync {
         step: u64,
         scales: Option<&[f32]>,
     ) -> Result<Gradient>;
-    /// The gradient of the batch of update `step`, given in its parts: the mean of their gradients, unless a loss compares all
-    /// items of a batch with each other.
+    /// Computes the gradient of the batch of update `step`, given as its micro-batches.
+    ///
+    /// By default it is the mean of their gradients. A task overrides this if its loss compares all
+    /// samples of a batch with each other.
     fn batch_gradient(
         &self,
         model: &Self::Model,
@@ -63,13 +76,14 @@ pub trait Task: Sync {
     ) -> Result<Gradient> {
         mean_gradient(self.cpu(), parts.into_iter().map(|part| self.gradient(model, part, step, scales)))
     }
-    /// The update from which on the loss is one and the same function: the weights of its parts may change until then, and losses
-    /// from before cannot be compared with later ones.
+    /// Returns the first update from which on the loss function no longer changes. Before it, the
+    /// weights of the loss's terms may still follow a schedule, so that those losses cannot be
+    /// compared with later ones.
     fn settled(&self) -> u64 {
         0
     }
-    /// Changes weights and their moving average after update `step`: bounds, for example. Like a
-    /// batch, the change is a pure function of the step and of what it changes.
+    /// Changes the weights and their moving average after update `step`, for example to enforce
+    /// bounds. The change is a pure function of the step and of what it changes.
     ///
     /// # Errors
     /// If the change cannot be made.
@@ -81,32 +95,37 @@ pub trait Task: Sync {
     ) -> Result<()> {
         Ok(())
     }
-    /// Figures on held-out data.
+    /// Computes metrics on held-out data.
     fn validate(&self, model: &Self::Model, step: u64) -> Result<Metrics>;
-    /// A picture that shows how far the model is.
+    /// Returns a sample picture that shows how good the model is.
     fn picture(&self, model: &Self::Model) -> Result<RgbImage>;
 }
 
-/// All that changes from step to step, and all that a checkpoint holds.
+/// Everything that changes from step to step. A checkpoint contains all of it except `losses`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainState {
-    /// Updates done.
+    /// The number of updates so far, including skipped ones. It is also the number of the next
+    /// update, because updates are counted from 0.
     pub step: u64,
     /// The weights.
     pub weights: Vec<HostTensor>,
-    /// Their moving average: what is validated and shipped.
+    /// The moving average of the weights. It is validated and saved as the model, unless its decay
+    /// is 0.
     pub average: Vec<HostTensor>,
-    /// The optimiser's moments.
+    /// The optimizer state.
     pub adam: AdamW,
-    /// How the training loss has fallen.
+    /// The state of the schedule that halves the learning rate when the training loss stops
+    /// falling.
     pub plateau: Plateau,
-    /// Gradient scales, where gradients have 16 bits.
+    /// The gradient scales, if gradients are stored in 16 bits.
     pub scales: Option<Scales>,
     /// The last good checkpoint.
     pub good: Option<Good>,
-    /// Whether the moving average already includes the current weights: true after a failed update.
+    /// Whether the moving average already includes the current weights. This is true only after an
+    /// update that failed.
     pub followed: bool,
-    /// Training losses since the last checkpoint, and since the objective has settled. Not saved: it only helps to choose good checkpoints.
+    /// The training losses since the last checkpoint, without those before [`Task::settled`]. They
+    /// are not saved, because they only serve to find good checkpoints.
     pub losses: Losses,
 }
 
@@ -117,12 +136,12 @@ impl TrainState {
         TrainState { step: 0, weights, average, adam, plateau, scales, good: None, followed: false, losses }
     }
 
-    /// Decides whether the checkpoint of this state is a good one: the loss before it has not risen, compared with losses
-    /// behind the update `settled`.
-    fn judge(&mut self, settled: u64) {
+    /// Marks this state as the last good checkpoint if the mean loss since the previous checkpoint
+    /// has not risen. Only losses after the update `settled` are compared.
+    fn mark_if_good(&mut self, settled: u64) {
         let Losses { sum, n } = std::mem::take(&mut self.losses);
         if self.step <= settled {
-            // Nothing can be compared yet, so this is the best there is.
+            // No losses can be compared yet, so the newest checkpoint counts as good.
             self.good = Some(Good { step: self.step, lowest: f64::MAX });
             return;
         }
@@ -131,25 +150,26 @@ impl TrainState {
         }
         let mean = sum / n as f64;
         let lowest = self.good.filter(|good| good.step > settled).map_or(mean, |good| good.lowest);
-        if mean <= lowest + RISEN * lowest.abs() {
+        if mean <= lowest + MAX_RISE * lowest.abs() {
             self.good = Some(Good { step: self.step, lowest: lowest.min(mean) });
         }
     }
 }
 
-/// Share by which the mean loss before a checkpoint may be above the lowest so far if the checkpoint is to count as good.
-const RISEN: f64 = 0.1;
+/// A checkpoint is good if the mean loss before it is at most this fraction above the lowest one so
+/// far.
+const MAX_RISE: f64 = 0.1;
 
-/// A checkpoint before which the loss had not risen: where a run that diverges can go on.
+/// A checkpoint before which the loss had not risen. A run that diverges can continue from it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Good {
-    /// Its step.
+    /// The step of the checkpoint.
     pub step: u64,
     /// The lowest mean loss between two checkpoints so far.
     pub lowest: f64,
 }
 
-/// A sum of losses, and how many they are.
+/// A sum of losses, and their number.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Losses {
     sum: f64,
@@ -162,7 +182,8 @@ impl Losses {
     }
 }
 
-/// The error for a run that cannot go on with its settings, since its numbers are no longer finite.
+/// The error of a run that has diverged: values are no longer finite, so that the run cannot
+/// continue with the same settings.
 #[derive(Debug)]
 struct Diverged(String);
 
@@ -177,13 +198,14 @@ impl Error for Diverged {}
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// All steps are done.
+    /// All updates are done.
     Finished,
-    /// It was asked to stop; a checkpoint of this step was written.
+    /// The run was stopped, and has saved a checkpoint of this step.
     Stopped(u64),
 }
 
-/// Trains `model` until `config.steps`, from the newest checkpoint of `run` if there is one. Returns the averaged model.
+/// Trains `model` until `config.steps` updates are done, starting from the newest checkpoint of
+/// `run` if there is one. Returns the model with the averaged weights.
 ///
 /// # Errors
 /// If a loss or gradient is not finite, or the run folder cannot be written.
@@ -202,14 +224,14 @@ pub fn fit<T: Task>(
     })
 }
 
-/// The steps that are left of a run.
+/// Runs the remaining updates of a run, with validation and checkpoints.
 fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Result<(T::Model, Outcome)> {
     let (task, config) = (trainer.task, trainer.config);
     let mut log = Log::open(run.path(), trainer.state.step, config.steps, control.reporter)?;
     while trainer.state.step < config.steps {
-        let figures = trainer.step().map_err(|error| failed(error, &trainer.state, run))?;
+        let metrics = trainer.step().map_err(|error| save_after_failure(error, &trainer.state, run))?;
         let step = trainer.state.step;
-        log.train(step, &figures, config);
+        log.train(step, &metrics, config);
         if let Some(scales) = &trainer.state.scales {
             log.scales(step, scales.log2(), &trainer.entering, config);
         }
@@ -221,7 +243,7 @@ fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Re
         }
         let stopped = control.stop.load(Ordering::Relaxed);
         if last || stopped || step.is_multiple_of(config.checkpoint_every) {
-            trainer.state.judge(task.settled());
+            trainer.state.mark_if_good(task.settled());
             run.write_checkpoint(&trainer.state)?;
         }
         if stopped && !last {
@@ -231,35 +253,39 @@ fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Re
     Ok((trainer.averaged()?, Outcome::Finished))
 }
 
-/// Saves what a failed step left, and says how to go on if the run has diverged.
-fn failed(error: anyhow::Error, state: &TrainState, run: &RunDir) -> anyhow::Error {
+/// Saves the state after a failed step. If the run has diverged, the returned error explains how to
+/// continue it.
+fn save_after_failure(error: anyhow::Error, state: &TrainState, run: &RunDir) -> anyhow::Error {
     let diverged = error.is::<Diverged>();
     let saved = run.save(state);
-    let noted = saved.and_then(|()| diverged.then(|| run.write_divergence(state)).transpose());
-    match noted {
+    let advice = saved.and_then(|()| diverged.then(|| run.write_divergence(state)).transpose());
+    match advice {
         Ok(None) => error,
-        Ok(Some(ways_on)) => anyhow!("{error:#}; {ways_on}"),
-        Err(unsaved) => error.context(format!("nothing was saved: {unsaved:#}")),
+        Ok(Some(advice)) => anyhow!("{error:#}; {advice}"),
+        Err(save_error) => error.context(format!("nothing was saved: {save_error:#}")),
     }
 }
 
-/// A model in training.
+/// A model in training, with everything that a step reads and changes.
 pub struct Trainer<'a, T: Task> {
     task: &'a T,
     model: T::Model,
     config: &'a FitConfig,
-    /// Those of the parameters.
+    /// The role of each parameter, in the order of the weights.
     roles: Vec<Role>,
-    /// What the last step left.
+    /// The state after the last step.
     pub state: TrainState,
-    /// The size of the last step's gradient where it entered each resblock, as binary logarithms.
+    /// [`Gradient::entering`] of the last step.
     entering: Vec<f64>,
-    /// Batches made ahead; without them each is made when its step begins.
+    /// Batches that another thread prepares. If `None`, each batch is made when its step begins.
     ahead: Option<Ahead<T::Batch>>,
 }
 
 impl<'a, T: Task> Trainer<'a, T> {
-    /// Starts from `state`, or from the weights of `model`.
+    /// Starts from `state` or, without one, from the weights of `model`.
+    ///
+    /// # Errors
+    /// If `state` belongs to another model or to a run with other gradient scales.
     pub fn new(
         task: &'a T,
         model: T::Model,
@@ -282,35 +308,39 @@ impl<'a, T: Task> Trainer<'a, T> {
         Ok(Trainer { task, model, config, roles, state, entering: Vec::new(), ahead: None })
     }
 
-    /// One update; returns figures to log, or none if the update was skipped because a 16-bit gradient was not finite.
+    /// Does one update and returns metrics to log. They are empty if the update was skipped because
+    /// a 16-bit gradient was not finite.
     ///
     /// # Errors
     /// If a loss or gradient of 32 bits is not finite, or too many updates in a row were skipped.
     pub fn step(&mut self) -> Result<Metrics> {
         let (step, config, task) = (self.state.step, self.config, self.task);
         let cpu = task.cpu();
-        let asked = Instant::now();
+        let start = Instant::now();
         let parts = match &self.ahead {
             Some(ahead) => ahead.take(step)?,
             None => whole(task, step, config.micro_batches)?,
         };
-        let waited = asked.elapsed();
+        let waited = start.elapsed();
         let state = &mut self.state;
         let scales = state.scales.as_ref().map(Scales::values);
-        // The average follows what this update starts from while the gradient is computed: nobody waits for it (paper §B.2).
-        // If the update fails, the next attempt finds that done.
+        // The moving average takes in the weights from which this update starts. Neither it nor
+        // the gradient changes these weights, so both are computed in parallel, and the average
+        // costs no extra time (paper §B.2). If the update fails, `followed` keeps the next attempt
+        // from averaging the same weights twice.
         let is_due = !std::mem::replace(&mut state.followed, true);
         let (average, weights) = (&mut state.average, &state.weights);
         let (gradient, ()) = rayon::join(
             || task.batch_gradient(&self.model, step, parts, scales.as_deref()),
             || {
                 if is_due {
-                    follow(cpu, average, weights, config, step);
+                    update_average(cpu, average, weights, config, step);
                 }
             },
         );
         let gradient = checked(gradient?, step, scales.as_ref().map_or(0, Vec::len))?;
         self.entering.clone_from(&gradient.entering);
+        // After an overflow, gradient scales change, but weights and optimizer state do not.
         if let Some(scales) = &mut state.scales
             && !scales
                 .follow(step, &gradient.overflowed, gradient.is_finite(cpu))
@@ -335,31 +365,41 @@ impl<'a, T: Task> Trainer<'a, T> {
         state.plateau.follow(gradient.loss, config.eval_every, config.lr_end / config.lr);
         (state.step, state.followed) = (step + 1, false);
         self.model = import(self.model.clone(), &state.weights)?;
-        let mut figures = gradient.figures;
+        let mut metrics = gradient.figures;
         let waited_ms = waited.as_secs_f64() * 1e3;
-        figures.extend([("lr", lr), ("gradient_norm", norm), ("data_wait_ms", waited_ms)]);
-        Ok(figures)
+        metrics.extend([("lr", lr), ("gradient_norm", norm), ("data_wait_ms", waited_ms)]);
+        Ok(metrics)
     }
 
-    /// The model with the averaged weights, or with the weights themselves if none are averaged.
+    /// Returns the model with the averaged weights or, if `config.ema` is 0, with the weights
+    /// themselves.
     pub fn averaged(&self) -> Result<T::Model> {
         let weights = if self.config.ema == 0.0 { &self.state.weights } else { &self.state.average };
         import(self.model.clone(), weights)
     }
 }
 
-/// Every `ema_every` updates: the average follows the weights.
-fn follow(cpu: Cpu, average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig, step: u64) {
+/// Updates the moving average of the weights if `step` is a multiple of `ema_every`.
+fn update_average(
+    cpu: Cpu,
+    average: &mut [HostTensor],
+    weights: &[HostTensor],
+    config: &FitConfig,
+    step: u64,
+) {
     if step > 0 && step.is_multiple_of(config.ema_every) {
         optim::average(cpu, average, weights, config, step / config.ema_every);
     }
 }
 
-/// `gradient` with its loss as the first figure. A loss that is not finite ends the run, but for numbers of 16 bits, with scales for `n_scales` resblocks: there all
-/// have overflowed.
+/// Returns `gradient` with its loss as the first metric.
+///
+/// A non-finite loss is an error. With 16-bit storage, where `n_scales` is the number of resblocks
+/// with a gradient scale, it counts as an overflow in every resblock instead.
 fn checked(mut gradient: Gradient, step: u64, n_scales: usize) -> Result<Gradient> {
     if !gradient.loss.is_finite() {
-        // Numbers of 16 bits that overflow on the way forward are as bad as a gradient that is not finite.
+        // With 16-bit storage, an overflow in the forward pass is handled like one in the backward
+        // pass.
         gradient.overflowed.extend(0..n_scales);
         let first = |i: &usize| {
             format!(

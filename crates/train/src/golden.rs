@@ -1,4 +1,6 @@
-//! Ten steps of training against PyTorch's, from the same weights on the same data and noise (`fixtures/golden/make.py`).
+//! Compares ten training steps with PyTorch's, with the same initial weights, data and noise.
+//!
+//! `fixtures/golden/make.py` computed PyTorch's values.
 
 use std::path::PathBuf;
 
@@ -13,11 +15,11 @@ use crate::config::{Config, FitConfig};
 use crate::gradient::{Gradient, Loss, differentiate};
 use crate::optim::{AdamW, Moments};
 
-/// How far a loss, and how far a weight at the end, may be from PyTorch's.
+/// The maximum differences from PyTorch: of the loss of each step, and of each final weight.
 const LOSS: f64 = 1e-4;
 const WEIGHT: f32 = 1e-3;
 
-/// A file of golden numbers.
+/// A file of PyTorch's values.
 struct Golden(Vec<u8>);
 
 impl Golden {
@@ -26,35 +28,35 @@ impl Golden {
         Golden(std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
     }
 
-    /// Words of the tensor `name`, each of four bytes.
-    fn words<T>(&self, name: &str, of: fn([u8; 4]) -> T) -> Vec<T> {
+    /// Returns the values of the tensor `name`, each decoded from four bytes.
+    fn words<T>(&self, name: &str, decode: fn([u8; 4]) -> T) -> Vec<T> {
         let tensors = SafeTensors::deserialize(&self.0).unwrap();
         let view = tensors.tensor(name).unwrap();
-        view.data().as_chunks::<4>().0.iter().map(|bytes| of(*bytes)).collect()
+        view.data().as_chunks::<4>().0.iter().map(|bytes| decode(*bytes)).collect()
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
         self.words(name, f32::from_le_bytes)
     }
 
-    /// Row `step` of the tensor `name`.
+    /// Returns the part of `values` that belongs to `step`.
     fn step<T: Clone>(&self, values: &[T], step: usize) -> Vec<T> {
         let row = values.len() / self.floats("losses").len();
         values[step * row..(step + 1) * row].to_vec()
     }
 
-    /// The weights `when.NAME` in the order and with the shapes of `of`.
-    fn weights(&self, when: &str, of: &[HostTensor]) -> Vec<HostTensor> {
+    /// Returns the weights `when.NAME`, in the order and with the shapes of `like`.
+    fn weights(&self, when: &str, like: &[HostTensor]) -> Vec<HostTensor> {
         let golden = |weight: &HostTensor| HostTensor {
             values: self.floats(&format!("{when}.{}", weight.name)),
             ..weight.clone()
         };
-        of.iter().map(golden).collect()
+        like.iter().map(golden).collect()
     }
 }
 
-/// Runs the steps with `gradient` and holds losses and weights to the golden ones.
-fn follow<M: burn::module::Module>(
+/// Trains with `gradient`, and compares the losses and the final weights with PyTorch's.
+fn compare<M: burn::module::Module>(
     golden: &Golden,
     model: M,
     config: &FitConfig,
@@ -64,26 +66,27 @@ fn follow<M: burn::module::Module>(
     let mut model = import(model, &weights).unwrap();
     let roles = roles(&model);
     let mut adam = AdamW::new(&weights, &roles, Moments::Full);
-    for (step, wanted) in golden.floats("losses").into_iter().enumerate() {
+    for (step, expected) in golden.floats("losses").into_iter().enumerate() {
         let found = gradient(&model, step);
         assert!(
-            (found.loss - f64::from(wanted)).abs() < LOSS,
-            "step {step}: loss {}, wanted {wanted}",
+            (found.loss - f64::from(expected)).abs() < LOSS,
+            "step {step}: loss {}, wanted {expected}",
             found.loss
         );
         adam.update(exact(), &mut weights, &roles, &found.values, config, config.lr);
         model = import(model, &weights).unwrap();
     }
-    for (got, wanted) in weights.iter().zip(golden.weights("after", &weights)) {
-        let off = got.values.iter().zip(&wanted.values).map(|(got, wanted)| (got - wanted).abs());
+    for (got, expected) in weights.iter().zip(golden.weights("after", &weights)) {
+        let off = got.values.iter().zip(&expected.values).map(|(got, expected)| (got - expected).abs());
         let off = off.enumerate().filter(|(i, _)| !is_bias_of_keys(got, *i)).map(|(_, off)| off);
         let off = off.fold(0.0, f32::max);
         assert!(off < WEIGHT, "{}: off by {off}", got.name);
     }
 }
 
-/// A bias of keys adds the same to all of a query's scores, so the softmax and the loss do not depend on it: its gradient is
-/// what rounding leaves, and Adam makes whole steps of that.
+/// Returns whether weight `i` is a bias of attention keys. Such a bias adds the same number to all
+/// scores of a query, so that the softmax and the loss do not depend on it. Its gradient is only
+/// rounding error, which Adam turns into steps of full size. These weights are not compared.
 fn is_bias_of_keys(weight: &HostTensor, i: usize) -> bool {
     let third = weight.values.len() / 3;
     weight.name.ends_with("qkv.bias") && (third..2 * third).contains(&i)
@@ -99,7 +102,7 @@ fn exact() -> Cpu {
 }
 
 #[test]
-fn ten_steps_of_a_prior_are_those_of_pytorch() {
+fn ten_steps_of_a_prior_match_pytorch() {
     let golden = Golden::read("prior.safetensors");
     let config = PriorConfig {
         text_len: 5,
@@ -123,11 +126,11 @@ fn ten_steps_of_a_prior_are_those_of_pytorch() {
         Gradient::new(found.gradients, loss, figures)
     };
     let prior = Prior::new(&config, 0, exact());
-    follow(&golden, prior, &settings(0.96, 4.5e-2, 4.0, 5.0), gradient);
+    compare(&golden, prior, &settings(0.96, 4.5e-2, 4.0, 5.0), gradient);
 }
 
 #[test]
-fn ten_steps_of_a_dvae_are_those_of_pytorch() {
+fn ten_steps_of_a_dvae_match_pytorch() {
     let golden = Golden::read("dvae.safetensors");
     let config = DvaeConfig {
         image_size: 8,
@@ -152,5 +155,5 @@ fn ten_steps_of_a_dvae_are_those_of_pytorch() {
         .unwrap()
     };
     let dvae = Dvae::new(&config, 0, exact());
-    follow(&golden, dvae, &settings(0.999, 1e-4, f64::INFINITY, f64::INFINITY), gradient);
+    compare(&golden, dvae, &settings(0.999, 1e-4, f64::INFINITY, f64::INFINITY), gradient);
 }

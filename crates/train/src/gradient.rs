@@ -1,4 +1,4 @@
-//! The gradient of a loss: by one backward pass, with or without a scale, and the mean of several.
+//! Gradients: one backward pass, with or without a gradient scale, and the mean over micro-batches.
 
 use anyhow::{Context, Result};
 use burn::module::Module;
@@ -8,48 +8,51 @@ use tessera_model::weights::{HostTensor, gradients};
 
 use crate::log::Metrics;
 
-/// A loss to differentiate and figures beside it.
+/// A loss to differentiate, and other metrics to log.
 pub struct Loss {
-    /// `[1]`
+    /// The loss, `[1]`.
     pub total: Tensor<1>,
-    /// Name and value, `[1]` each.
+    /// The name and value of each metric; values are `[1]`.
     pub figures: Vec<(&'static str, Tensor<1>)>,
 }
 
 impl Loss {
-    /// The loss and the figures as numbers.
+    /// Returns the loss and the metrics as numbers.
     pub fn values(&self) -> (f64, Metrics) {
         let value = |x: &Tensor<1>| x.clone().without_autodiff().into_scalar::<f64>();
         (value(&self.total), self.figures.iter().map(|(name, figure)| (*name, value(figure))).collect())
     }
 }
 
-/// A loss's gradient.
+/// The gradient of a loss, with the loss and its metrics.
 pub struct Gradient {
-    /// That of each parameter, in the order of `export`.
+    /// The gradient of each parameter, in the order of `export`.
     pub values: Vec<Vec<f32>>,
     /// The loss.
     pub loss: f64,
-    /// Figures to log.
+    /// Metrics to log.
     pub figures: Metrics,
-    /// Resblocks in which something is not finite, the one that was met first before the others.
+    /// The resblocks in which a value is not finite, in the order in which they were found.
     pub overflowed: Vec<usize>,
-    /// Sizes of the gradients toward resblocks, as binary logarithms, of the first micro-batch; empty where they are not scaled.
+    /// For each resblock: log₂ of the root mean square of the gradient of its output, before
+    /// scaling. For a batch in parts, it is that of the first micro-batch. Empty if the
+    /// backward pass does not compute it.
     pub entering: Vec<f64>,
 }
 
 impl Gradient {
-    /// One in which everything is finite.
+    /// Makes a gradient without overflows.
     pub fn new(values: Vec<Vec<f32>>, loss: f64, figures: Metrics) -> Gradient {
         Gradient { values, loss, figures, overflowed: Vec::new(), entering: Vec::new() }
     }
 
-    /// Whether all numbers are.
+    /// Returns whether all values are finite.
     pub(crate) fn is_finite(&self, cpu: Cpu) -> bool {
         self.values.iter().all(|values| sum_of_squares(cpu, values).is_finite())
     }
 
-    /// The last of `weights` whose gradient is not: the backward pass meets it first.
+    /// Returns the name of the last weight whose gradient is not finite. The backward pass computes
+    /// the gradients from last to first, so this is where the problem began.
     pub(crate) fn culprit<'a>(&self, weights: &'a [HostTensor]) -> Option<&'a str> {
         let broken = |gradient: &[f32]| !gradient.iter().all(|value| value.is_finite());
         let mut pairs = weights.iter().zip(&self.values).rev();
@@ -57,8 +60,11 @@ impl Gradient {
     }
 }
 
-/// The gradient of `loss` by one backward pass over its whole graph, on the way multiplied by a scale if there is one; the
-/// whole graph is one resblock then (paper §A.2: ordinary loss scaling).
+/// Computes the gradient of `loss` with one backward pass over the complete graph.
+///
+/// If there is a gradient scale, the loss is multiplied by it before the backward pass, and the
+/// gradient is divided by it afterwards. The complete graph then counts as one resblock (paper
+/// §A.2: ordinary loss scaling).
 ///
 /// # Errors
 /// If a gradient is not f32.
@@ -82,7 +88,8 @@ pub fn differentiate<M: Module>(
     Ok(gradient)
 }
 
-/// The mean of the gradients of `parts` micro-batches, with their mean figures.
+/// Returns the mean of the gradients of all micro-batches in `parts`, with the mean loss and
+/// metrics.
 pub(crate) fn mean_gradient(cpu: Cpu, parts: impl IntoIterator<Item = Result<Gradient>>) -> Result<Gradient> {
     let mut parts = parts.into_iter();
     let mut mean = parts.next().context("a batch without parts")??;

@@ -1,4 +1,7 @@
-//! One loop, and the tasks that it runs: BPE, the dVAE (paper §2.1), encoding, and the prior (paper §2.2, §B.2).
+//! Training: one loop for all models, and the commands that use it or prepare its data.
+//!
+//! The commands are `train bpe` (paper §2.2), `train dvae` (§2.1), `encode`, `train prior` (§2.2,
+//! §B.2) and `train rerank` (§2.6).
 
 #![forbid(unsafe_code)]
 

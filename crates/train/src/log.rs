@@ -1,4 +1,4 @@
-//! What a run tells while it trains: progress to a reporter, `metrics.jsonl` and TensorBoard events for programs.
+//! Output of a training run: progress for a reporter, `metrics.jsonl`, and TensorBoard events.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -13,29 +13,31 @@ use tessera_base::{Progress, Reporter};
 use crate::config::FitConfig;
 use crate::tensorboard::EventWriter;
 
-/// Names and values.
+/// Names and values of metrics.
 pub type Metrics = Vec<(&'static str, f64)>;
 
 /// The outputs of one run.
 pub struct Log<'a> {
     reporter: &'a dyn Reporter,
-    /// Whether something could not be written, which is said once.
+    /// Whether something could not be written. This is reported only once.
     is_incomplete: bool,
     steps: u64,
-    /// The last mean loss, for people.
+    /// The last mean loss, shown with the progress.
     detail: String,
     metrics: BufWriter<File>,
     events: EventWriter,
     started: Instant,
     first_step: u64,
-    /// Sums of the training figures since the last line, and how many.
+    /// Sums of the training metrics since the last line, and the number of summands.
     sums: Metrics,
     n_sums: u32,
+    /// The number of skipped updates since the last line.
     n_skipped: u32,
 }
 
 impl<'a> Log<'a> {
-    /// Continues the log of a run at `step`; lines of later steps, left by a killed run, are dropped.
+    /// Continues the log of a run at `step`. Lines of later steps, which a killed run may have
+    /// left, are removed.
     pub fn open(dir: &Path, step: u64, steps: u64, reporter: &'a dyn Reporter) -> Result<Log<'a>> {
         let path = dir.join("metrics.jsonl");
         atomic::write(&path, &lines_up_to(&path, step)?)?;
@@ -56,7 +58,8 @@ impl<'a> Log<'a> {
         })
     }
 
-    /// Counts a training step, without figures one that was skipped; every `log_every` steps writes the figures' means.
+    /// Adds the metrics of one training step; without metrics, it counts a skipped update. Writes
+    /// the means every `log_every` steps.
     pub fn train(&mut self, step: u64, figures: &[(&'static str, f64)], config: &FitConfig) {
         match (figures.is_empty(), self.sums.is_empty()) {
             (true, _) => self.n_skipped += 1,
@@ -83,8 +86,8 @@ impl<'a> Log<'a> {
         self.write("train", step, &means);
     }
 
-    /// Every `log_every` steps writes the gradient scales and the sizes of the gradients toward resblocks, both as binary
-    /// logarithms, first resblock first.
+    /// Every `log_every` steps, writes the gradient scales and the sizes of the gradients that
+    /// enter the resblocks, both as base-2 logarithms in the order of the resblocks.
     pub fn scales(&mut self, step: u64, scales: &[f64], entering: &[f64], config: &FitConfig) {
         if step.is_multiple_of(config.log_every) {
             let [scales, entering] =
@@ -100,7 +103,7 @@ impl<'a> Log<'a> {
         }
     }
 
-    /// Writes figures on held-out data.
+    /// Writes metrics on held-out data.
     pub fn validation(&mut self, step: u64, figures: &Metrics) {
         if figures.is_empty() {
             return;
@@ -110,13 +113,13 @@ impl<'a> Log<'a> {
         self.write("val", step, figures);
     }
 
-    /// Takes note of whether something for people was `written`: a run goes on without it, and says so once.
+    /// Reports the first error in writing metrics or samples. The run continues without them.
     pub fn note(&mut self, written: Result<()>) {
         if let Err(error) = written
             && !std::mem::replace(&mut self.is_incomplete, true)
         {
             self.reporter.note(&format!(
-                "warning: {error:#}; training goes on, but its metrics and samples will be incomplete"
+                "warning: {error:#}; training continues, but its metrics and samples will be incomplete"
             ));
         }
     }
@@ -141,7 +144,8 @@ impl<'a> Log<'a> {
     }
 }
 
-/// The lines of `metrics.jsonl` up to `step`. What is no line of ours, or damaged, is left out: nothing depends on it.
+/// Returns the lines of `metrics.jsonl` up to `step`. Damaged or unknown lines are left out;
+/// nothing depends on them.
 fn lines_up_to(path: &Path, step: u64) -> Result<Vec<u8>> {
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -159,11 +163,11 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// Keeps what it is told.
+    /// A reporter that records its messages.
     #[derive(Default)]
-    struct Told(Mutex<Vec<String>>);
+    struct Recorder(Mutex<Vec<String>>);
 
-    impl Reporter for Told {
+    impl Reporter for Recorder {
         fn note(&self, text: &str) {
             self.0.lock().unwrap().push(text.to_string());
         }
@@ -173,10 +177,10 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_full_disk_is_said_once_and_lines_are_written_again_once_there_is_room() {
-        let (dir, told) = (tempfile::tempdir().unwrap(), Told::default());
+    fn full_disk_is_reported_once_and_writing_resumes_with_space() {
+        let (dir, recorder) = (tempfile::tempdir().unwrap(), Recorder::default());
         let config = FitConfig { log_every: 1, ..Config::resolve("tiny", &[]).unwrap().train_dvae };
-        let mut log = Log::open(dir.path(), 0, 9, &told).unwrap();
+        let mut log = Log::open(dir.path(), 0, 9, &recorder).unwrap();
         let full = || BufWriter::new(File::options().write(true).open("/dev/full").unwrap());
         let metrics = std::mem::replace(&mut log.metrics, full());
         log.train(1, &[("loss", 1.0)], &config);
@@ -185,23 +189,23 @@ mod tests {
         log.train(2, &[("loss", 1.0)], &config);
         drop(std::mem::replace(&mut log.metrics, metrics));
         log.train(3, &[("loss", 1.0)], &config);
-        let told = told.0.into_inner().unwrap();
+        let notes = recorder.0.into_inner().unwrap();
         assert!(
-            told.len() == 1 && told[0].starts_with("warning: cannot write metrics.jsonl: No space"),
-            "{told:?}"
+            notes.len() == 1 && notes[0].starts_with("warning: cannot write metrics.jsonl: No space"),
+            "{notes:?}"
         );
         let lines = fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
         assert!(lines.lines().count() == 1 && lines.contains("\"step\":3"), "{lines}");
     }
 
     #[test]
-    fn lines_behind_the_checkpoint_and_half_lines_go() {
+    fn lines_after_the_checkpoint_and_partial_lines_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         assert_eq!(lines_up_to(&path, 10).unwrap(), b"");
         fs::write(&path, "{\"step\":5}\n{\"step\":10}\n{\"step\":15}\n{\"st").unwrap();
         assert_eq!(lines_up_to(&path, 10).unwrap(), b"{\"step\":5}\n{\"step\":10}\n");
-        // A damaged byte costs its line, and not the run.
+        // A damaged byte removes its line, and is not an error.
         fs::write(&path, b"{\"step\":5}\n{\"st\xe5p\":7}\r\n{\"step\":10}\r\n").unwrap();
         assert_eq!(lines_up_to(&path, 10).unwrap(), b"{\"step\":5}\n{\"step\":10}\r\n");
     }

@@ -1,4 +1,5 @@
-//! AdamW on host arrays (paper §A.2, §B.2) with global-norm clipping, and the moving average of the weights.
+//! AdamW on host arrays with gradient clipping by global norm, and the moving average of the
+//! weights (paper §A.2, §B.2).
 
 use serde::{Deserialize, Serialize};
 use tessera_kernels::{Cpu, SmallFloat, approach, sum_of_squares};
@@ -7,29 +8,31 @@ use tessera_model::nn::{HostTensor, Role};
 use crate::buffer::Buffer;
 use crate::config::FitConfig;
 
-/// Running mean and variance of each parameter, in the parameters' order.
+/// The state of AdamW: running mean and variance of the gradient of each parameter, in the order of
+/// the parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
-    /// First moments.
+    /// The first moments.
     pub mean: Vec<Buffer>,
-    /// Second moments.
+    /// The second moments.
     pub variance: Vec<Buffer>,
-    /// Updates done; those that were skipped do not count.
+    /// The number of updates, without skipped ones.
     pub updates: u64,
 }
 
-/// What the moments of matrices are stored as; gains, biases, embeddings and heads keep 32 bits (paper §D.2).
+/// The dtype in which the moments of matrices are stored. Those of gains, biases, embeddings and
+/// heads always have 32 bits (paper §D.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Moments {
-    /// 32 bits.
+    /// f32.
     Full,
-    /// The paper's: means in 1-6-9, variances in 0-6-10.
+    /// The paper's 16-bit formats: 1-6-9 for means, 0-6-10 for variances.
     Small,
 }
 
 impl AdamW {
-    /// Zero moments for `weights` of these `roles`.
+    /// Makes zero moments for `weights` with these `roles`.
     pub fn new(weights: &[HostTensor], roles: &[Role], moments: Moments) -> AdamW {
         let zeros = |format: SmallFloat| {
             let zeros = |(weight, role): (&HostTensor, &Role)| {
@@ -41,8 +44,9 @@ impl AdamW {
         AdamW { mean: zeros(SmallFloat::OneSixNine), variance: zeros(SmallFloat::ZeroSixTen), updates: 0 }
     }
 
-    /// An update with step size `lr`, gradients first scaled to a global norm of at most
-    /// `config.clip`. Returns the norm before; nothing was changed unless it [`is_applied`].
+    /// Updates the weights with learning rate `lr`, after the gradients have been scaled to a
+    /// global norm of at most `config.clip`. Returns the norm before scaling. If the norm is not
+    /// usable ([`is_applied`]), nothing is changed.
     pub fn update(
         &mut self,
         cpu: Cpu,
@@ -80,16 +84,21 @@ impl AdamW {
     }
 }
 
-/// Largest norm of a clipped gradient whose squares stay finite in the 32 bits of a running variance.
+/// The maximum norm of a clipped gradient, so that its squares stay finite in an f32 running
+/// variance.
 const LARGEST_NORM: f64 = 1e19;
 
-/// Whether a gradient of this norm makes an update: it is finite and, once clipped, its squares are, too.
+/// Returns whether a gradient of this norm can be used for an update: the norm is finite and, after
+/// clipping, the squares of the gradient are finite, too.
 pub fn is_applied(norm: f64, config: &FitConfig) -> bool {
     norm.is_finite() && norm.min(config.clip) <= LARGEST_NORM
 }
 
-/// `average += (1 - decay) (weights - average)` of averaging number `n`, from 1. With `ema_rise` early averages follow faster, so
-/// that they forget the first weights: the decay is at most `(1 + n) / (10 + n)`.
+/// Updates the moving average: `average += (1 - decay) (weights - average)`. `n` counts these
+/// updates from 1.
+///
+/// With `ema_rise`, the decay is at most `(1 + n) / (10 + n)`. The average then follows faster at
+/// the beginning, and forgets the initial weights.
 pub fn average(cpu: Cpu, average: &mut [HostTensor], weights: &[HostTensor], config: &FitConfig, n: u64) {
     let most = if config.ema_rise { (1 + n) as f64 / (10 + n) as f64 } else { 1.0 };
     let decay = config.ema.min(most) as f32;
@@ -117,7 +126,7 @@ mod tests {
     const MATRIX: &[Role] = &[Role::Matrix];
 
     #[test]
-    fn two_steps_by_hand() {
+    fn two_steps_equal_values_computed_by_hand() {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
         (config.beta1, config.beta2, config.weight_decay, config.clip) = (0.9, 0.99, 0.5, 10.0);
         let mut w = weights();
@@ -125,14 +134,15 @@ mod tests {
         adam.update(Cpu::best(), &mut w, MATRIX, &[vec![0.5, -1.0]], &config, 0.1);
         assert!((w[0].values[0] - 0.85).abs() < 1e-5 && (w[0].values[1] + 1.8).abs() < 1e-5);
         adam.update(Cpu::best(), &mut w, MATRIX, &[vec![0.25, 2.0]], &config, 0.1);
-        // 0.85 · 0.95 − 0.1 · (0.07 / 0.19) / √(0.0031 / 0.0199), and −1.8 · 0.95 − 0.1 · (0.11 / 0.19) / √(0.0499 / 0.0199)
+        // 0.85 · 0.95 − 0.1 · (0.07 / 0.19) / √(0.0031 / 0.0199), and
+        // −1.8 · 0.95 − 0.1 · (0.11 / 0.19) / √(0.0499 / 0.0199)
         assert!((w[0].values[0] - 0.714_155).abs() < 1e-5, "{}", w[0].values[0]);
         assert!((w[0].values[1] + 1.746_561).abs() < 1e-5, "{}", w[0].values[1]);
     }
 
-    /// With a gradient of 0 only the decay acts.
+    /// With a gradient of 0, only the weight decay changes weights.
     #[test]
-    fn decay_follows_the_role_in_all_three_models() {
+    fn weight_decay_follows_the_role_in_all_three_models() {
         let config = Config::resolve("tiny", &[]).unwrap();
         let device = Device::flex();
         let [dvae, prior, clip] = [
@@ -141,16 +151,17 @@ mod tests {
             decayed(&Clip::new(&config.rerank, 1, &device)),
         ];
         let named = |decayed: &[String], end: &str| decayed.iter().filter(|name| name.ends_with(end)).count();
-        // 6 blocks of 4 filters, 5 of them with one more, and first and last filters of encoder and decoder.
+        // 6 blocks with 4 filters, 5 of them with one more, and the first and last filters of
+        // encoder and decoder.
         assert_eq!((dvae.len(), named(&dvae, "weight")), (33, 33));
         // 4 matrices in each of 4 layers, and the two heads.
         assert_eq!((prior.len(), named(&prior, "weight"), named(&prior, "head.weight")), (18, 18, 2));
-        // 4 in each of 2 layers of both towers, the patches', and two projections.
+        // 4 matrices in each of 2 layers of both towers, the patch embedding, and two projections.
         assert_eq!((clip.len(), named(&clip, "weight"), named(&clip, "projection")), (19, 16, 2));
         assert!(clip.contains(&"image.patch".to_string()));
     }
 
-    /// The names of the parameters that shrink in an update.
+    /// Returns the names of the parameters that shrink in an update.
     fn decayed(model: &impl Module) -> Vec<String> {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
         config.weight_decay = 0.5;
@@ -164,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn long_gradients_are_shortened_to_the_clip() {
+    fn gradients_are_scaled_down_to_the_clip() {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
         config.clip = 1.0;
         let moments = |gradient: [f32; 2]| {
@@ -173,18 +184,18 @@ mod tests {
             let norm = adam.update(Cpu::best(), &mut w, MATRIX, &[gradient.to_vec()], &config, 0.1);
             (norm, adam)
         };
-        let (long, shortened) = moments([3.0, 4.0]);
-        let (short, kept) = moments([0.6, 0.8]);
+        let (long, clipped) = moments([3.0, 4.0]);
+        let (short, unclipped) = moments([0.6, 0.8]);
         assert!((long - 5.0).abs() < 1e-6 && (short - 1.0).abs() < 1e-6);
         let first = |adam: AdamW| adam.mean[0].values()[0];
-        assert!((first(shortened) - first(kept)).abs() < 1e-6);
+        assert!((first(clipped) - first(unclipped)).abs() < 1e-6);
     }
 
     #[test]
-    fn small_moments_follow_the_full_ones_and_only_for_matrices() {
+    fn small_moments_approximate_full_ones_and_only_for_matrices() {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
         (config.clip, config.variance_clip) = (1e9, 5.0);
-        let of = |moments, role: Role| {
+        let trained = |moments, role: Role| {
             let mut w = weights();
             let mut adam = AdamW::new(&w, &[role], moments);
             for step in 0..100 {
@@ -193,21 +204,21 @@ mod tests {
             }
             (w[0].values.clone(), adam)
         };
-        let (wanted, full) = of(Moments::Full, Role::Matrix);
-        let (got, small) = of(Moments::Small, Role::Matrix);
+        let (expected, full) = trained(Moments::Full, Role::Matrix);
+        let (got, small) = trained(Moments::Small, Role::Matrix);
         assert!(matches!(small.mean[0], Buffer::Small(SmallFloat::OneSixNine, _)));
         assert!(matches!(small.variance[0], Buffer::Small(SmallFloat::ZeroSixTen, _)));
-        assert!((wanted[0] - got[0]).abs() < 1e-3, "{} instead of {}", got[0], wanted[0]);
+        assert!((expected[0] - got[0]).abs() < 1e-3, "{} instead of {}", got[0], expected[0]);
         assert_eq!(small.variance[0].values()[1], 5.0); // clipped by value
         assert_eq!(small.mean[0].values()[1], -SmallFloat::OneSixNine.largest());
         assert!(full.mean[0].values()[1] < -99.0);
         for role in [Role::Head, Role::Embedding, Role::Vector] {
-            assert!(matches!(of(Moments::Small, role).1.mean[0], Buffer::Full(_)));
+            assert!(matches!(trained(Moments::Small, role).1.mean[0], Buffer::Full(_)));
         }
     }
 
     #[test]
-    fn small_moments_act_in_all_three_models() {
+    fn small_moments_are_used_in_all_three_models() {
         let config = Config::resolve("tiny", &[]).unwrap();
         let device = Device::flex();
         let small = |weights: Vec<HostTensor>, roles: Vec<Role>| {
@@ -219,14 +230,15 @@ mod tests {
             Prior::new(&config.prior, 1, &device),
             Clip::new(&config.rerank, 1, &device),
         );
-        // As many as decay, without heads, projections, and the convolutions next to pixels and codes.
+        // The parameters with weight decay, without heads, projections, and the convolutions next
+        // to pixels and codes.
         assert_eq!(small(export(&dvae), roles(&dvae)), 31);
         assert_eq!(small(export(&prior), roles(&prior)), 16);
         assert_eq!(small(export(&clip), roles(&clip)), 16);
     }
 
     #[test]
-    fn an_average_decays_as_said_and_with_a_rise_early_ones_faster() {
+    fn average_decays_faster_at_first_with_ema_rise() {
         let mut config = Config::resolve("paper", &[]).unwrap().train_prior;
         let after = |config: &FitConfig, n| {
             let mut mean = weights();
@@ -241,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_whose_square_overflows_is_clipped_or_changes_nothing() {
+    fn gradient_with_overflowing_squares_is_clipped_or_unused() {
         let mut config = Config::resolve("tiny", &[]).unwrap().train_prior;
         let mut update = |clip| {
             config.clip = clip;
@@ -258,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_that_is_not_finite_changes_nothing() {
+    fn nonfinite_gradient_changes_nothing() {
         let config = Config::resolve("tiny", &[]).unwrap().train_prior;
         let mut w = weights();
         let mut adam = AdamW::new(&w, MATRIX, Moments::Full);

@@ -1,8 +1,9 @@
-//! Schedules for a given number of updates, or for the updates that fit into some minutes.
+//! Scales the schedules of a run to a number of updates (`--steps`), or to as many updates as fit
+//! into a time (`--minutes`).
 //!
-//! A preset's schedule is made for its own number of updates. `--steps` and `--minutes` scale all
-//! of it together: the learning rate's warm-up and decay, the dVAE's β and temperature, and how
-//! often the run evaluates and saves. Values that `--set` names explicitly stay as they are.
+//! A preset's schedules are made for its own number of updates. `--steps` and `--minutes` scale
+//! them together: warm-up and decay of the learning rate, β and temperature of the dVAE, and the
+//! intervals of validation and checkpoints. Values that `--set` names explicitly are not scaled.
 
 use std::fmt::{Debug, Formatter};
 use std::fs;
@@ -16,13 +17,13 @@ use crate::capacity::Stage;
 use crate::config::{Config, FitConfig};
 use crate::fit::{Task, Trainer};
 
-/// The share of the time that goes into updates; the rest is for validation, sample sheets,
+/// The fraction of the time that is planned for updates. The rest is for validation, sample sheets,
 /// checkpoints and reading the data.
 const UPDATES: f64 = 0.8;
-/// Updates that are timed, after one that is not.
+/// The number of updates that are timed, after one that is not.
 const TIMED: u32 = 3;
 
-/// Keys of a stage that count updates and grow with their number.
+/// Returns the config section of a stage, and its keys that are scaled with the number of updates.
 fn scaled_keys(stage: Stage) -> (&'static str, &'static [&'static str]) {
     const FIT: [&str; 4] = ["lr_steps", "warmup", "eval_every", "checkpoint_every"];
     match stage {
@@ -32,7 +33,7 @@ fn scaled_keys(stage: Stage) -> (&'static str, &'static [&'static str]) {
     }
 }
 
-/// Keys of the dVAE's relaxation that count updates.
+/// Keys of the dVAE's relaxation that are scaled with the number of updates.
 const RELAX: [&str; 4] = ["beta_steps", "tau_steps", "split_every", "split_until"];
 
 /// Scales the schedule of `stage` in a config to `steps` updates.
@@ -42,16 +43,16 @@ const RELAX: [&str; 4] = ["beta_steps", "tau_steps", "split_every", "split_until
 pub(crate) fn scale(config: &mut Table, stage: Stage, steps: u64) -> Result<()> {
     ensure!(steps > 0, "--steps 0: wanted at least 1");
     let (section, keys) = scaled_keys(stage);
-    let of = |config: &Table, section: &str, key: &str| {
+    let integer = |config: &Table, section: &str, key: &str| {
         config.get(section).and_then(|section| section.get(key)).and_then(Value::as_integer)
     };
     let before =
-        of(config, section, "steps").with_context(|| format!("the config has no {section}.steps"))?;
+        integer(config, section, "steps").with_context(|| format!("the config has no {section}.steps"))?;
     let relax: &[&str] = if stage == Stage::Dvae { &RELAX } else { &[] };
     let keys = keys.iter().map(|key| (section, *key)).chain(relax.iter().map(|key| ("relax", *key)));
     let mut changes = vec![(section, "steps", steps as i64)];
     for (section, key) in keys {
-        if let Some(value) = of(config, section, key).filter(|&value| value > 0) {
+        if let Some(value) = integer(config, section, key).filter(|&value| value > 0) {
             let scaled = (value as f64 * steps as f64 / before as f64).round();
             changes.push((section, key, (scaled as i64).max(1)));
         }
@@ -64,8 +65,8 @@ pub(crate) fn scale(config: &mut Table, stage: Stage, steps: u64) -> Result<()> 
     Ok(())
 }
 
-/// Refuses a schedule that is longer than the run because only the number of updates was changed:
-/// `sets` names the keys that were set explicitly.
+/// Rejects a schedule that is longer than the run because only the number of updates was changed.
+/// `sets` contains the `key=value` settings that were given explicitly.
 ///
 /// # Errors
 /// If the learning rate, β or the temperature would not reach their final values.
@@ -100,12 +101,12 @@ pub(crate) fn ensure_fits(config: &Config, stage: Stage, sets: &[String]) -> Res
     Ok(())
 }
 
-/// Asks for as many updates as fit into some minutes.
+/// A run with as many updates as fit into a time.
 #[derive(Clone, Copy)]
 pub struct Pace<'a> {
-    /// The time for the run.
+    /// The time for the run in minutes.
     pub minutes: f64,
-    /// The config scaled to a number of updates.
+    /// Returns the config with its schedules scaled to a number of updates.
     pub config: &'a (dyn Fn(u64) -> Result<Config> + Sync),
 }
 
@@ -116,8 +117,10 @@ impl Debug for Pace<'_> {
 }
 
 impl Pace<'_> {
-    /// The config for this pace: of the run in the folder `run` if it is resumed, else by the time
-    /// that updates of `task` take.
+    /// Returns the config with the number of updates for this time.
+    ///
+    /// If `resumed` is the folder of a run, the number of updates is that of this run. Otherwise it
+    /// follows from the measured time of updates of `task`.
     ///
     /// # Errors
     /// If the minutes are not positive, an update fails, or the run's config cannot be read.
@@ -141,7 +144,7 @@ impl Pace<'_> {
     }
 }
 
-/// The number of updates of the run in a folder; `None` if there is no run.
+/// Returns the number of updates of the run in a folder, or `None` if there is no run.
 fn steps_of(run: &Path, stage: Stage) -> Result<Option<u64>> {
     let file = run.join("config.toml");
     let Ok(text) = fs::read_to_string(&file) else { return Ok(None) };
@@ -151,7 +154,7 @@ fn steps_of(run: &Path, stage: Stage) -> Result<Option<u64>> {
     Ok(steps.and_then(|steps| u64::try_from(steps).ok()))
 }
 
-/// The seconds that an update takes, measured on a copy of the model.
+/// Measures the time of an update in seconds, on a copy of the model.
 fn seconds_per_step<T: Task>(task: &T, model: T::Model, fit: &FitConfig) -> Result<f64> {
     let mut trainer = Trainer::new(task, model, fit, None)?;
     trainer.step()?; // the first update allocates memory
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_scale_the_schedule_but_not_what_is_set() {
+    fn steps_scale_the_schedule_except_for_explicit_sets() {
         let tiny = resolved(None, &[]).unwrap();
         let long = resolved(Some(10 * tiny.train_dvae.steps), &["train_dvae.eval_every=7"]).unwrap();
         let (before, after) = (&tiny.train_dvae, &long.train_dvae);
@@ -186,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_longer_than_its_run_is_refused() {
+    fn schedule_longer_than_its_run_is_refused() {
         let error = resolved(None, &["train_dvae.steps=6"]).unwrap_err().to_string();
         assert!(error.contains("lr_steps = 60 is longer than the run of train_dvae.steps = 6"), "{error}");
         assert!(error.contains("use --steps 6"), "{error}");

@@ -1,14 +1,15 @@
-//! The three presets of the paper's sizes against the paper: each value with the place that it comes from.
+//! Compares the three presets of the paper's model sizes with the paper: each value with its
+//! source.
 
 use toml::{Table, Value};
 
 use crate::config::Config;
 use crate::schedule::{Plateau, learning_rate};
 
-/// A key, its value as TOML, and where it comes from.
+/// A key, its value as TOML, and the source of the value.
 type Row = (&'static str, &'static str, &'static str);
 
-/// No value of the paper's: a choice, for the reason given.
+/// The paper has no such value. It is our choice; a comment may give the reason.
 const OURS: &str = "ours";
 /// Learning Transferable Visual Models From Natural Language Supervision (Radford et al. 2021).
 const CLIP: &str = "CLIP";
@@ -20,7 +21,7 @@ const TABLE: &[Row] = &[
     ("dvae.n_hid", "256", "§A.1 and the released code"),
     ("dvae.n_init", "128", "§A.1 and the released code"),
     ("dvae.vocab", "8192", "§2.1"),
-    ("dvae.min_log_b", "-20.0", OURS), // so low that it never acts
+    ("dvae.min_log_b", "-20.0", OURS), // so low that it has no effect
     ("prior.text_len", "256", "§2.2"),
     ("prior.text_vocab", "16384", "§2.2"),
     ("prior.grid", "32", "§2.1"),
@@ -41,7 +42,7 @@ const TABLE: &[Row] = &[
     ("data.rerank_bpe_dropout", "0.0", CLIP),
     ("data.reconstructed", "0.0", CLIP),
     ("data.encode", "'online'", "§B.2, listing 2"),
-    ("data.copies", "1", OURS), // of no effect online
+    ("data.copies", "1", OURS), // has no effect with online encoding
     ("train_dvae.steps", "3000000", "§A.2"),
     ("train_dvae.batch", "512", "§A.2"),
     ("train_dvae.micro_batches", "1", OURS),
@@ -76,7 +77,7 @@ const TABLE: &[Row] = &[
     ("train_prior.schedule", "'plateau'", "§B.2"),
     ("train_prior.lr", "4.5e-4", "§B.2"),
     ("train_prior.lr_end", "1.40625e-5", "§B.2: halved five times"),
-    ("train_prior.lr_steps", "430000", OURS), // of the cosine, which is not used
+    ("train_prior.lr_steps", "430000", OURS), // only used by the cosine schedule
     ("train_prior.warmup", "5000", "§B.2"),
     ("train_prior.beta1", "0.9", "§B.2"),
     ("train_prior.beta2", "0.96", "§B.2"),
@@ -109,7 +110,7 @@ const TABLE: &[Row] = &[
     ("rerank.text.n_heads", "8", CLIP),
     ("rerank.embed", "512", CLIP),
     ("rerank.gelu", "'quick'", CLIP),
-    ("rerank.cleaning", "'tessera'", OURS), // captions are cleaned as the prior's
+    ("rerank.cleaning", "'tessera'", OURS), // captions are cleaned in the same way as for the prior
     ("rerank.mean", "[0.48145466, 0.4578275, 0.40821073]", CLIP),
     ("rerank.deviation", "[0.26862954, 0.26130258, 0.27577711]", CLIP),
     ("train_rerank.steps", "390000", "CLIP: 32 epochs of 400 million pairs"),
@@ -134,21 +135,21 @@ const TABLE: &[Row] = &[
     ("train_rerank.eval_every", "2500", OURS),
     ("train_rerank.checkpoint_every", "1000", OURS),
     ("train_rerank.log_every", "50", OURS),
-    ("cpu.precision", "'f32'", OURS), // numbers of 16 bits are emulated in it
+    ("cpu.precision", "'f32'", OURS), // 16-bit storage is emulated in f32
 ];
 
-/// What the two smaller sizes have instead.
+/// The values of the two smaller sizes that differ from `TABLE`.
 const SMALLER: [(&str, &[Row]); 2] = [
     ("5.6b", &[("prior.d_model", "2688", "table 1"), ("prior.n_heads", "42", "table 1")]),
     ("2.8b", &[("prior.d_model", "1920", "table 1"), ("prior.n_heads", "30", "table 1")]),
 ];
 
-/// The keys and values of a table within tables, in the order of their paths.
-fn flat(table: &Table, prefix: &str, into: &mut Vec<(String, Value)>) {
+/// Appends the keys and values of nested tables to `into`, with their full paths as keys.
+fn flatten(table: &Table, prefix: &str, into: &mut Vec<(String, Value)>) {
     for (key, value) in table {
         let path = format!("{prefix}{key}");
         match value {
-            Value::Table(inner) => flat(inner, &format!("{path}."), into),
+            Value::Table(inner) => flatten(inner, &format!("{path}."), into),
             value => into.push((path, value.clone())),
         }
     }
@@ -157,7 +158,7 @@ fn flat(table: &Table, prefix: &str, into: &mut Vec<(String, Value)>) {
 fn preset(name: &str) -> Vec<(String, Value)> {
     let toml = Config::resolve(name, &[]).unwrap().to_toml().unwrap();
     let mut values = Vec::new();
-    flat(&toml.parse().unwrap(), "", &mut values);
+    flatten(&toml.parse().unwrap(), "", &mut values);
     values
 }
 
@@ -165,7 +166,8 @@ fn value(text: &str) -> Value {
     format!("x = {text}").parse::<Table>().unwrap().remove("x").unwrap()
 }
 
-/// Equal, where fractions of 32 bits are written as they are stored.
+/// Returns whether two values are equal. Floats are also equal if they are the same in f32, because
+/// f32 settings are printed with the rounding error of f32.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Float(a), Value::Float(b)) => a == b || *a as f32 == *b as f32,
@@ -175,14 +177,14 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 #[test]
-fn every_value_of_the_papers_presets_is_the_papers() {
+fn every_value_of_the_papers_presets_has_its_source() {
     for (name, smaller) in [("paper", &[][..])].into_iter().chain(SMALLER) {
         let values = preset(name);
         for (key, got) in &values {
             let rows = smaller.iter().chain(TABLE);
             let row = rows.into_iter().find(|(known, ..)| known == key);
-            let (_, wanted, source) = row.unwrap_or_else(|| panic!("{name}: {key} = {got} has no source"));
-            assert!(same(got, &value(wanted)), "{name}: {key} = {got}, wanted {wanted} ({source})");
+            let (_, expected, source) = row.unwrap_or_else(|| panic!("{name}: {key} = {got} has no source"));
+            assert!(same(got, &value(expected)), "{name}: {key} = {got}, wanted {expected} ({source})");
         }
         assert_eq!(values.len(), TABLE.len(), "{name}: the table names keys that there are not");
     }
@@ -192,7 +194,8 @@ fn close(a: f64, b: f64) {
     assert!((a - b).abs() < 1e-12, "{a} is not {b}");
 }
 
-/// Each schedule at its start, middle and end, read from the preset by the key that belongs to it (§A.2, §B.2).
+/// Checks each schedule of the preset at its start, middle and end (§A.2, §B.2). It fails if a
+/// schedule reads the key of another one.
 #[test]
 fn schedules_follow_their_own_keys() {
     let config = Config::resolve("paper", &[]).unwrap();

@@ -1,68 +1,78 @@
-//! Gradient scales of resblocks (paper §2.4, §D.1): what keeps 16-bit gradients in the range of their exponent.
+//! Gradient scales of resblocks, which keep 16-bit gradients in the range of their format (paper
+//! §2.4, §D.1).
 //!
-//! Each resblock multiplies the gradient that enters it by a scale of its own, and divides what leaves it. A scale grows slowly
-//! while all gradients are finite; where one is not, that scale alone shrinks, and the update is skipped.
+//! Each resblock multiplies the gradient that enters it by its own scale, and divides the gradient
+//! that leaves it by the same scale. A scale grows slowly while all gradients are finite. If a
+//! gradient of a resblock is not finite, only the scale of that resblock shrinks, and the update is
+//! skipped.
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tessera_kernels::SmallFloat;
 
-/// What a scale is divided by when its resblock overflows (§D.1): √2, as a binary logarithm.
+/// The factor √2, as a base-2 logarithm, by which a scale is divided when its resblock overflows
+/// (§D.1).
 const DROP: f64 = 0.5;
-/// Drops in a row after which something else must be wrong: scales have fallen to a sixteenth by then.
+/// The number of consecutive reductions after which the run fails. The scales have then fallen to a
+/// sixteenth, so that the cause must be something else.
 const MOST_DROPS: u64 = 8;
-/// Bounds of a scale for each replica, as binary logarithms (§D.1).
+/// Bounds of a scale for one replica, as base-2 logarithms (§D.1).
 const LOWEST: f64 = 7.0;
 const HIGHEST: f64 = 24.0;
 
-/// Who shares a scale.
+/// Which resblocks share a gradient scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scaling {
-    /// Nobody: each resblock has its own.
+    /// Each resblock has its own scale.
     Resblock,
-    /// All resblocks, as in ordinary loss scaling.
+    /// All resblocks share one scale, as in ordinary loss scaling.
     Global,
 }
 
-/// How scales rise and fall.
+/// How scales grow and shrink.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rules {
-    /// Who shares a scale.
+    /// Which resblocks share a scale.
     pub scaling: Scaling,
-    /// Binary logarithm of the first scales.
+    /// Base-2 logarithm of the initial scales.
     pub first: f64,
-    /// Clean updates that double a scale.
+    /// The number of updates without an overflow that double a scale.
     pub doubling: u64,
-    /// Updates within which a scale is divided once at most.
+    /// The minimum number of updates between two reductions of a scale.
     pub rest: u64,
 }
 
 impl Rules {
-    /// The paper's (§D.1).
+    /// Returns the paper's rules (§D.1).
     pub fn paper(scaling: Scaling) -> Rules {
         Rules { scaling, first: 13.0, doubling: 1000, rest: 125 }
     }
 }
 
-/// The scales of all resblocks.
+/// The gradient scales of all resblocks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scales {
     rules: Rules,
-    /// What bounds are relative to, as a binary logarithm.
+    /// The factor on the initial scale and on the bounds for replicas and format, as a base-2
+    /// logarithm.
     unit: f64,
-    /// Binary logarithms, first resblock first.
+    /// Base-2 logarithms of the scales, in the order of the resblocks.
     log2: Vec<f64>,
-    /// The update at which each was last divided.
+    /// For each scale: the update of its last reduction.
     dropped: Vec<Option<u64>>,
-    /// Updates skipped since the last that counted, and where the first of them was met.
+    /// The number of skipped updates since the last applied one, and the resblock in which the
+    /// first of them overflowed.
     skipped: u64,
     began: Option<usize>,
 }
 
 impl Scales {
-    /// The first scales of `n_resblocks` resblocks, times the number of `replicas`, since the loss is divided by the whole batch,
-    /// and divided by what `format` has less room above 1 than f16.
+    /// Makes the initial scales of `n_resblocks` resblocks.
+    ///
+    /// They are multiplied by the number of `replicas`, because the loss is divided by the size of
+    /// the batch of all replicas. If the largest value of `format` is less than that of f16, they
+    /// are divided by the ratio of the two.
     pub fn new(rules: Rules, n_resblocks: usize, format: SmallFloat, replicas: u64) -> Scales {
         let room = f64::from(format.largest() / SmallFloat::F16.largest()).log2().round().min(0.0);
         let unit = (replicas as f64).log2() + room;
@@ -76,22 +86,26 @@ impl Scales {
         }
     }
 
-    /// The scales.
+    /// Returns the scales.
     pub fn values(&self) -> Vec<f32> {
         self.log2.iter().map(|log2| log2.exp2() as f32).collect()
     }
 
-    /// Binary logarithms of the scales, to log.
+    /// Returns the base-2 logarithms of the scales.
     pub fn log2(&self) -> &[f64] {
         &self.log2
     }
 
-    /// Follows update `step`, in which gradients of the resblocks of `overflowed` were not finite, the one that was met first
-    /// before the others; `finite` says whether all gradients were, those outside of resblocks included. Whether the update
-    /// counts: it is skipped if any was not.
+    /// Adjusts the scales after the gradient of update `step` was computed, and returns whether the
+    /// update may be applied. It is skipped if any gradient is not finite.
+    ///
+    /// `overflowed` contains the resblocks with non-finite gradients, in the order in which they
+    /// were found. `finite` is whether all gradients are finite, including those outside of
+    /// resblocks.
     ///
     /// # Errors
-    /// If so many updates in a row were skipped that smaller scales do not help; names the resblocks.
+    /// If so many updates in a row were skipped that smaller scales do not help. The message names
+    /// the resblock in which the first of them overflowed.
     pub fn follow(&mut self, step: u64, overflowed: &[usize], finite: bool) -> Result<bool> {
         let Rules { scaling, doubling, rest, .. } = self.rules;
         for i in 0..self.log2.len() {
@@ -117,7 +131,7 @@ impl Scales {
         }
         self.skipped += 1;
         if self.skipped >= MOST_DROPS * rest {
-            let skipped = std::mem::take(&mut self.skipped); // whoever goes on from here has as many again
+            let skipped = std::mem::take(&mut self.skipped); // a resumed run starts to count again
             bail!(
                 "step {step}: {skipped} updates in a row were skipped, since gradients were not finite{}",
                 self.beginning()
@@ -126,7 +140,8 @@ impl Scales {
         Ok(false)
     }
 
-    /// Where it began, if there is more than one place.
+    /// Returns a description of the resblock in which the overflows began, if there are several
+    /// resblocks.
     fn beginning(&self) -> String {
         match (self.log2.len(), self.began) {
             (0 | 1, _) | (_, None) => String::new(),
@@ -152,16 +167,17 @@ mod tests {
     }
 
     #[test]
-    fn scales_start_at_two_to_the_13_for_each_replica() {
+    fn scales_start_at_two_to_the_13_times_replicas() {
         assert_eq!(new(2, 1).values(), [8192.0, 8192.0]);
         assert_eq!(new(1, 1024).log2(), [23.0]);
         let rules = Rules::paper(Scaling::Resblock);
-        assert_eq!(Scales::new(rules, 1, SmallFloat::Bf16, 1).log2(), [13.0]); // room enough
-        assert_eq!(Scales::new(rules, 1, SmallFloat::OneThreeTwelve, 1).log2(), [1.0]); // 2¹² less
+        // The range of bf16 is larger than that of f16; that of 1-3-12 is smaller by 2¹².
+        assert_eq!(Scales::new(rules, 1, SmallFloat::Bf16, 1).log2(), [13.0]);
+        assert_eq!(Scales::new(rules, 1, SmallFloat::OneThreeTwelve, 1).log2(), [1.0]);
     }
 
     #[test]
-    fn a_thousand_clean_updates_double_a_scale_and_an_overflow_divides_only_its_own() {
+    fn clean_updates_double_scales_and_overflow_divides_one() {
         let mut scales = new(3, 1);
         (0..1000).for_each(|step| assert!(follow(&mut scales, step, &[]).unwrap()));
         assert!(log2(&scales).iter().all(|log2| (log2 - 14.0).abs() < 1e-9));
@@ -172,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scale_is_divided_once_in_125_updates_and_all_such_updates_are_skipped() {
+    fn scale_is_divided_at_most_once_in_125_skipped_updates() {
         let mut scales = new(1, 1);
         (0..125).for_each(|step| assert!(!follow(&mut scales, step, &[0]).unwrap()));
         assert_eq!(log2(&scales), [12.5]);
@@ -193,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn when_smaller_scales_do_not_help_the_run_ends_and_names_the_resblock() {
+    fn repeated_overflow_is_an_error_that_names_the_first_resblock() {
         let mut scales = new(8, 1);
         let mut skip =
             |step| follow(&mut scales, step, if step == 0 { &[5, 3] } else { &[0, 1, 2, 3, 4, 5] });
@@ -203,14 +219,14 @@ mod tests {
     }
 
     #[test]
-    fn one_scale_for_all_falls_for_all() {
+    fn global_scale_falls_for_all_resblocks() {
         let mut scales = Scales::new(Rules::paper(Scaling::Global), 3, SmallFloat::F16, 1);
         follow(&mut scales, 0, &[2]).unwrap();
         assert_eq!(log2(&scales), [12.5; 3]);
     }
 
     #[test]
-    fn a_gradient_outside_of_resblocks_that_is_not_finite_skips_the_update_and_drops_no_scale() {
+    fn nonfinite_gradient_outside_of_resblocks_lowers_no_scale() {
         let mut scales = new(2, 1);
         assert!(!scales.follow(0, &[], false).unwrap());
         assert!(log2(&scales).iter().all(|log2| *log2 > 13.0));

@@ -1,4 +1,6 @@
-//! `train prior`: stage 2 (paper §2.2, §B.2), on stored codes or on pictures that are encoded as training goes.
+//! `train prior`: training of the prior, stage 2 (paper §2.2, §B.2).
+//!
+//! It reads stored codes, or pictures that are encoded during training.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -38,7 +40,7 @@ use crate::run_dir::{Initial, RunDir, RunOptions, read_model, warn_unverified};
 use crate::samples::{TrainSamples, ensure_large_enough};
 use crate::tokens::{Draws, Example, OnlineEncoder, TokenSource};
 
-/// Held-out captions that are drawn at each validation, and drawings of each.
+/// The number of held-out captions on the sample sheet, and the number of drawings for each.
 const SHOWN: [usize; 2] = [6, 4];
 
 struct PriorTask<'a> {
@@ -51,30 +53,32 @@ struct PriorTask<'a> {
     cpu: Cpu,
 }
 
-/// What a prior is trained on.
+/// The inputs of the training of a prior.
 #[derive(Debug, Clone, Copy)]
 pub struct PriorInputs<'a> {
     /// A folder of codes or, with `data.encode = "online"`, a data set.
     pub data: &'a Path,
     /// The tokenizer that `train bpe` wrote.
     pub bpe: &'a Path,
-    /// With `data.encode = "online"`: a model file with the dVAE that encodes the pictures.
+    /// A model file with the dVAE that encodes the pictures, only with `data.encode = "online"`.
     pub dvae: Option<&'a Path>,
 }
 
-/// Training pictures, held-out ones, and the dVAE that their tokens are of.
+/// The tokens of training and held-out pictures, and the dVAE that encodes them.
 struct Source {
     tokens: TokenSource,
     val: Vec<LabelledCodes>,
     dvae_file: ModelFile,
-    /// What the pictures are of, and their fingerprint.
+    /// The kind of the data, `codes` or `data`, and its fingerprint.
     name: (&'static str, String),
 }
 
-/// Trains a prior; writes the complete model to `RUN/model.tessera.safetensors` when it finishes or is stopped.
+/// Trains a prior. Writes the complete model to `RUN/model.tessera.safetensors` when the run
+/// finishes or is stopped.
 ///
 /// # Errors
-/// If the codes, the tokenizer and the config disagree on sizes, or `--dvae` and `data.encode` do not fit each other.
+/// If the codes, the tokenizer and the config disagree on sizes, or `--dvae` is missing with
+/// `data.encode = "online"` or given with `"stored"`.
 pub fn train_prior(
     config: &Config,
     inputs: PriorInputs,
@@ -111,7 +115,7 @@ pub fn train_prior(
             checkpoint.averaged(random(), Stage::Prior, &inputs, &["tokenizer", "dVAE"])?
         }
         Initial::Model(file) => {
-            // What logits compute in is no size of a weight.
+            // The precision of the logits may differ, because no weight depends on it.
             let theirs =
                 file.config.prior.clone().map(|prior| PriorConfig { logits: config.prior.logits, ..prior });
             ensure!(
@@ -157,8 +161,8 @@ pub fn train_prior(
     Ok(outcome)
 }
 
-/// `prior` with all weights of `trained` except those that depend on the codebook: the embeddings of
-/// image tokens and the head that predicts them.
+/// Returns `prior` with all weights of `trained` except those that depend on the codebook: the
+/// embeddings of image tokens and the head that predicts them.
 fn with_text_side_of(trained: &Prior, prior: Prior) -> Result<Prior> {
     let of_codebook = |name: &str| name == "embed.image" || name.starts_with("image_head.");
     let own = export(&prior);
@@ -167,7 +171,7 @@ fn with_text_side_of(trained: &Prior, prior: Prior) -> Result<Prior> {
     import(prior, &chosen.collect::<Vec<_>>())
 }
 
-/// The words of the captions that are trained on, and those that the model to start from lists already.
+/// Returns the words of the training captions, and those that the initial model lists already.
 fn words(tokens: &TokenSource, initial: &Initial) -> BTreeSet<String> {
     let mut words = tokens.words();
     if let Initial::Model(file) = initial {
@@ -176,7 +180,7 @@ fn words(tokens: &TokenSource, initial: &Initial) -> BTreeSet<String> {
     words
 }
 
-/// Codes that `encode` wrote to the folder `data`, with their dVAE.
+/// Opens the codes that `encode` wrote to the folder `data`, with their dVAE.
 fn stored(data: &Path, bpe: &Bpe, reporter: &dyn Reporter) -> Result<Source> {
     let codes = read_codes(data, Split::Train, reporter)?;
     let val = read_codes(data, Split::Val, reporter)?;
@@ -189,13 +193,13 @@ fn stored(data: &Path, bpe: &Bpe, reporter: &dyn Reporter) -> Result<Source> {
     let dvae_file = read_model(&data.join(DVAE_FILE), reporter)?;
     ensure!(
         codes.dvae == dvae_file.fingerprint()?,
-        "the codes were made by another dVAE than the one beside them"
+        "the codes were made by another dVAE than the one in the same folder"
     );
     let name = ("codes", codes.fingerprint());
     Ok(Source { tokens: TokenSource::Stored(codes), val, dvae_file, name })
 }
 
-/// The pictures of the data set `data`, to be encoded by the dVAE in a model file.
+/// Opens the pictures of the data set `data`, and the dVAE that encodes them during training.
 fn online(
     config: &Config,
     data: &Path,
@@ -243,7 +247,9 @@ fn check_sizes(config: &Config, tokens: &TokenSource, bpe: &Bpe) -> Result<()> {
 }
 
 impl PriorTask<'_> {
-    /// The text slots of one of a picture's captions, sometimes of none, and how many of its tokens have no slot.
+    /// Chooses one of a picture's captions and returns its text slots, and the number of its tokens
+    /// for which there is no slot. With probability `data.caption_drop`, the caption is empty
+    /// instead.
     fn caption(&self, captions: &[String], rng: impl Fn(Purpose) -> ChaCha8Rng) -> Result<(Vec<u32>, usize)> {
         let caption = below(&mut rng(Purpose::CaptionChoice), captions.len() as u64) as usize;
         let caption = captions.get(caption).context("a picture has no caption")?;
@@ -260,7 +266,7 @@ impl PriorTask<'_> {
 
 impl Task for PriorTask<'_> {
     type Model = Prior;
-    /// Streams, and how many tokens of their captions have no slot.
+    /// Token sequences, and the number of caption tokens for which there was no slot.
     type Batch = (Stream, usize);
 
     fn cpu(&self) -> Cpu {
@@ -274,7 +280,7 @@ impl Task for PriorTask<'_> {
         let draws = Draws { seed: self.seed, step, first_slot: part * share };
         let items = &indices[part * share..(part + 1) * share];
         let examples = self.tokens.read(items, draws)?;
-        let [mut text, mut image, mut seen] = [const { Vec::new() }; 3];
+        let [mut text, mut image, mut inputs] = [const { Vec::new() }; 3];
         let mut unread = 0;
         for (slot, Example { captions, codes }) in examples.iter().enumerate() {
             let mut noise = draws.rng(Purpose::TokenNoise, slot);
@@ -282,10 +288,15 @@ impl Task for PriorTask<'_> {
             text.extend(slots);
             unread += beyond;
             image.extend(codes.iter().map(|&code| u32::from(code)));
-            seen.extend(self.tokens.disturbed(codes, &examples, self.config.data.token_noise, &mut noise)?);
+            inputs.extend(self.tokens.disturbed(
+                codes,
+                &examples,
+                self.config.data.token_noise,
+                &mut noise,
+            )?);
         }
         let stream = Stream::new(share, text, image, &self.config.prior)?;
-        Ok((stream.seeing(seen, &self.config.prior)?, unread))
+        Ok((stream.seeing(inputs, &self.config.prior)?, unread))
     }
 
     fn scales(&self, model: &Prior) -> Option<Scales> {
@@ -359,9 +370,9 @@ mod tests {
 
     use super::*;
 
-    /// "a" is one token of one merge; skipping it leaves two.
+    /// "a" is one token, made by one merge. If the merge is skipped, there are two tokens.
     #[test]
-    fn training_drops_merges_at_the_configs_rate_and_evaluation_none() {
+    fn training_skips_merges_at_the_configured_rate() {
         let bpe = Bpe::train(["a b"; 60].iter(), 300).unwrap();
         let item = CodeItem {
             key: String::new(),
@@ -397,7 +408,7 @@ mod tests {
             let is_split = |step: &u64| {
                 let rng = |purpose| item_rng(0, purpose, *step, 0);
                 let (slots, _) = task.caption(&codes.items[0].captions, rng).unwrap();
-                (slots[1] as usize) < config.prior.text_vocab // no pad
+                (slots[1] as usize) < config.prior.text_vocab // not a pad token
             };
             let split = (0..5_000).filter(is_split).count();
             assert!(split.abs_diff(expected) < 120, "{split} of 5,000 split at {dropout}");

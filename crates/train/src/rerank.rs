@@ -1,4 +1,5 @@
-//! `train rerank`: the contrastive model that ranks drawings (paper §2.6; Radford et al. 2021), on pictures and captions.
+//! `train rerank`: training of the contrastive model that ranks drawings (paper §2.6; Radford et
+//! al. 2021).
 
 use std::path::Path;
 
@@ -34,13 +35,14 @@ use crate::log::Metrics;
 use crate::run_dir::{Initial, RunDir, RunOptions, read_model};
 use crate::samples::{TrainSamples, ensure_large_enough};
 
-/// The file that a run writes.
+/// The name of the model file that a run writes.
 const FILE: &str = "rerank.tessera.safetensors";
 
-/// Held-out captions of the sample sheet, and pictures that are shown beside each.
+/// The number of held-out captions on the sample sheet, and the number of pictures for each.
 const SHOWN: [usize; 2] = [12, 8];
 
-/// Held-out pairs among which retrieval is measured, so that figures of sets of other sizes can be compared.
+/// The number of held-out pairs among which retrieval is measured. It is fixed, so that metrics of
+/// data sets of different sizes can be compared.
 const AMONG: usize = 100;
 
 struct RerankTask<'a> {
@@ -48,28 +50,31 @@ struct RerankTask<'a> {
     seed: u64,
     bpe: &'a Bpe,
     train: TrainSamples,
-    /// Through whose tokens some pictures go, and the side of its pictures.
+    /// The dVAE that reconstructs some of the pictures, and the side of its pictures in pixels.
     dvae: Option<(Dvae, u32)>,
-    /// Held-out pictures at the model's size with their first captions.
+    /// Held-out pictures at the model's size, with their first captions.
     val: Vec<(RgbImage, String)>,
     compute: Compute,
 }
 
-/// What a contrastive model is trained on.
+/// The inputs of the training of a contrastive model.
 #[derive(Debug, Clone, Copy)]
 pub struct RerankInputs<'a> {
     /// The data set.
     pub data: &'a Path,
     /// The tokenizer that `train bpe` wrote.
     pub bpe: &'a Path,
-    /// A model file with the dVAE through whose tokens a share of the pictures goes (`data.reconstructed`).
+    /// A model file with the dVAE that reconstructs a fraction of the pictures
+    /// (`data.reconstructed`).
     pub dvae: Option<&'a Path>,
 }
 
-/// Trains a contrastive model; writes `RUN/rerank.tessera.safetensors` when it finishes or is stopped.
+/// Trains a contrastive model. Writes `RUN/rerank.tessera.safetensors` when the run finishes or is
+/// stopped.
 ///
 /// # Errors
-/// If the tokenizer and the config disagree on sizes, or pictures should go through a dVAE and there is none.
+/// If the tokenizer and the config disagree on sizes, or `data.reconstructed` needs a dVAE and
+/// there is none.
 pub fn train_rerank(
     config: &Config,
     RerankInputs { data, bpe, dvae }: RerankInputs,
@@ -80,7 +85,7 @@ pub fn train_rerank(
     let (words, vocab) = (bpe.vocab_size(), config.rerank.text_vocab);
     ensure!(
         words + 2 <= vocab,
-        "the tokenizer has {words} tokens; rerank.text_vocab is {vocab} with two marks"
+        "the tokenizer has {words} tokens; rerank.text_vocab is {vocab}, which includes a begin and an end token"
     );
     ensure!(
         config.rerank.cleaning == Cleaning::Tessera,
@@ -98,7 +103,7 @@ pub fn train_rerank(
     let share = config.data.reconstructed;
     ensure!(
         share == 0.0 || dvae.is_some(),
-        "data.reconstructed = {share}: wanted a dVAE for it, with --dvae"
+        "data.reconstructed = {share} reconstructs pictures with a dVAE: wanted --dvae FILE"
     );
     let (dvae, through) = match dvae {
         None => (None, None),
@@ -147,7 +152,7 @@ pub fn train_rerank(
     Ok(outcome)
 }
 
-/// The tokenizer in a file and its JSON.
+/// Reads the tokenizer in a tokenizer file or a model file. Returns it with its JSON.
 pub(crate) fn read_tokenizer(path: &Path) -> Result<(Bpe, String)> {
     let shown = path.display();
     let bytes = model_bytes(path)
@@ -163,18 +168,18 @@ pub(crate) fn read_tokenizer(path: &Path) -> Result<(Bpe, String)> {
     Ok((bpe, json))
 }
 
-/// The middle of a picture at side `side`, and its first caption.
+/// Returns the centre crop of a picture, `side` pixels wide and high, and its first caption.
 fn pair(sample: &Sample, side: u32) -> Result<(RgbImage, String)> {
     Ok((centre_crop(sample, side)?, sample.caption()?.to_string()))
 }
 
-/// Pictures and captions, pair by pair.
+/// A batch of pictures with their captions.
 struct Pairs {
-    /// `[B, n, 3·P²]`, on the host until they are embedded.
+    /// The patches of the pictures, `[B, n, 3·P²]`, on the host until they are embedded.
     patches: TensorData,
-    /// `[B, context]`, flat.
+    /// The token ids of the captions, `[B, context]`, flattened.
     captions: Vec<u32>,
-    /// Tokens of the captions that have no slot.
+    /// The number of caption tokens for which there was no slot.
     unread: usize,
 }
 
@@ -183,7 +188,8 @@ impl RerankTask<'_> {
         Tensor::from_data(patches, &self.compute.device)
     }
 
-    /// Picture `item`, cropped, and the slots of one of its captions; how many of its tokens have none.
+    /// Returns a crop of picture `item`, the slots of one of its captions, and the number of the
+    /// caption's tokens for which there is no slot.
     fn example(&self, item: usize, step: u64, slot: u64) -> Result<(RgbImage, (Vec<u32>, usize))> {
         let rng = |purpose| item_rng(self.seed, purpose, step, slot);
         let (sample, clip) = (self.train.get(item)?, &self.config.rerank);
@@ -198,7 +204,7 @@ impl RerankTask<'_> {
         Ok((image, (clip.slots(&tokens).0, unread)))
     }
 
-    /// Of pictures and of their captions, of unit length.
+    /// Computes the embeddings of pictures and of their captions, with unit length.
     fn embeddings(&self, model: &Clip, pairs: &[&(RgbImage, String)]) -> Result<(Rows, Rows)> {
         let reranker = Reranker { clip: model.clone(), bpe: self.bpe.clone() };
         let (pictures, captions): (Vec<RgbImage>, Vec<&str>) =
@@ -208,7 +214,8 @@ impl RerankTask<'_> {
     }
 }
 
-/// Puts pictures through a dVAE's tokens, as drawings come out of them: what is ranked are drawings.
+/// Replaces pictures by their reconstruction from the dVAE's tokens. The model ranks drawings,
+/// which are also decoded from such tokens.
 fn reconstructed(dvae: &Dvae, side: u32, mut pictures: Vec<&mut RgbImage>) -> Result<()> {
     if pictures.is_empty() {
         return Ok(());
@@ -225,7 +232,7 @@ fn reconstructed(dvae: &Dvae, side: u32, mut pictures: Vec<&mut RgbImage>) -> Re
     Ok(())
 }
 
-/// Embeddings, one a row.
+/// Embeddings, one per row.
 type Rows = Vec<Vec<f32>>;
 
 fn loss_of(loss: ContrastiveLoss) -> Loss {
@@ -238,7 +245,7 @@ fn triple(values: &[f64]) -> Result<[f64; 3]> {
     values.try_into().context("recall at three ranks")
 }
 
-/// `picture` with a border, red if it is marked.
+/// Returns `picture` with a border, which is red if the picture is marked.
 fn framed(picture: &RgbImage, marked: bool) -> RgbImage {
     let colour = if marked { [220, 40, 40] } else { [255; 3] };
     let mut frame = RgbImage::from_pixel(picture.width() + 4, picture.height() + 4, image::Rgb(colour));
@@ -277,7 +284,7 @@ impl Task for RerankTask<'_> {
         Ok(Pairs { patches: data, captions: captions.concat(), unread: unread.iter().sum() })
     }
 
-    /// Of a batch whose pairs are compared with each other alone.
+    /// Computes the gradient of one part, whose pairs are compared only with each other.
     fn gradient(&self, model: &Clip, pairs: Pairs, _: u64, _: Option<&[f32]>) -> Result<Gradient> {
         let n = pairs.patches.shape()[0];
         let mut gradient = differentiate(self.cpu(), model, None, |model| {
@@ -288,8 +295,10 @@ impl Task for RerankTask<'_> {
         Ok(gradient)
     }
 
-    /// Every picture is compared with every caption of the whole batch, whatever its parts are: first all are embedded, then the
-    /// loss is differentiated toward the embeddings, and each part once more embedded and differentiated from there.
+    /// Compares every picture with every caption of the complete batch, also if the batch has
+    /// several parts. First, all parts are embedded. Then the loss is differentiated with respect
+    /// to the embeddings. Finally, each part is embedded again, and the gradient of its embeddings
+    /// is propagated to the weights.
     fn batch_gradient(
         &self,
         model: &Clip,
@@ -315,7 +324,7 @@ impl Task for RerankTask<'_> {
         let mut backward = loss.total.backward();
         let mut toward = |leaf: Tensor<2>| leaf.grad_remove(&mut backward).context("no gradient");
         let (images, texts) = (toward(images)?, toward(texts)?);
-        let mut sum = gradients(&tracked, backward)?; // of the temperature alone
+        let mut sum = gradients(&tracked, backward)?; // so far only that of the temperature
         for (part, pairs) in parts.into_iter().enumerate() {
             let rows = |all: &Tensor<2>| all.clone().narrow(0, part * share, share);
             let through = dot(
@@ -329,7 +338,7 @@ impl Task for RerankTask<'_> {
         Ok(Gradient::new(sum, value, figures))
     }
 
-    /// CLIP's bound on the temperature.
+    /// Enforces CLIP's bounds on the temperature.
     fn after_update(&self, _: u64, weights: &mut [HostTensor], _: &mut [HostTensor]) -> Result<()> {
         for weight in weights.iter_mut().filter(|weight| weight.name == LOG_SCALE) {
             weight.values.iter_mut().for_each(|value| *value = value.clamp(0.0, MAX_LOG_SCALE));
@@ -355,7 +364,8 @@ impl Task for RerankTask<'_> {
         ])
     }
 
-    /// Held-out captions, each with the pictures that the model finds the likest, best first; a frame is around the right one.
+    /// Shows held-out captions, one per row, by the pictures that the model ranks highest, best
+    /// first. The right picture has a red frame.
     fn picture(&self, model: &Clip) -> Result<RgbImage> {
         let [captions, pictures] = SHOWN;
         let among: Vec<&(RgbImage, String)> = self.val.iter().collect();
@@ -404,26 +414,26 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_in_parts_has_the_gradient_of_the_whole() {
-        let of = |parts| {
+    fn batch_in_parts_has_the_gradient_of_one_part() {
+        let gradient = |parts| {
             with_task(&config(parts), |task, model| {
                 let batches = (0..parts).map(|part| task.batch(5, part).unwrap()).collect();
                 task.batch_gradient(model, 5, batches, None)
             })
         };
-        let (whole, parts) = (of(1).unwrap(), of(4).unwrap());
-        assert!((whole.loss - parts.loss).abs() < 1e-5, "{} and {}", whole.loss, parts.loss);
-        for (whole, parts) in whole.values.iter().zip(&parts.values) {
-            let largest = whole.iter().fold(1e-6_f32, |most, value| most.max(value.abs()));
-            let off = whole.iter().zip(parts).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+        let (single, parts) = (gradient(1).unwrap(), gradient(4).unwrap());
+        assert!((single.loss - parts.loss).abs() < 1e-5, "{} and {}", single.loss, parts.loss);
+        for (single, parts) in single.values.iter().zip(&parts.values) {
+            let largest = single.iter().fold(1e-6_f32, |most, value| most.max(value.abs()));
+            let off = single.iter().zip(parts).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
             assert!(off < 1e-3 * largest, "off by {off} where the largest is {largest}");
         }
-        // Parts that see no more than their own pairs would have another loss: ln 3 instead of ln 12 at first.
-        assert!(whole.loss > 2.0, "{}", whole.loss);
+        // If each part were compared only with itself, the initial loss would be ln 3, not ln 12.
+        assert!(single.loss > 2.0, "{}", single.loss);
     }
 
     #[test]
-    fn the_asked_share_of_pictures_goes_through_the_dvae() {
+    fn configured_fraction_of_pictures_is_reconstructed() {
         let differing = |share: f32| {
             let mut config = config(1);
             config.data.reconstructed = share;
@@ -443,12 +453,12 @@ mod tests {
         assert!((2..11).contains(&differing(0.5)));
     }
 
-    /// The fixture's pictures are square, so that a random square is the whole picture.
+    /// The fixture's pictures are square, so that a random square is the complete picture.
     #[test]
-    fn by_clips_paper_captions_are_read_as_in_evaluation_and_pictures_are_not_scaled() {
+    fn clips_settings_use_the_examples_of_evaluation() {
         let examples = |crop: Augment, dropout: f32| {
             let mut config = config(1);
-            config.rerank.image_size = 16; // half of the fixture's, so that there is something to cut
+            config.rerank.image_size = 16; // half of the fixture's size, so that crops differ
             (config.data.rerank_crop, config.data.rerank_bpe_dropout) = (crop, dropout);
             with_task(&config, |task, _| {
                 let side = config.rerank.image_size as u32;
@@ -470,14 +480,14 @@ mod tests {
     }
 
     #[test]
-    fn the_temperature_is_bounded() {
+    fn temperature_is_bounded() {
         with_task(&config(1), |task, model| {
             let mut weights = export(model);
             let at = weights.iter().position(|weight| weight.name == LOG_SCALE).unwrap();
-            for (set, wanted) in [(9.0, MAX_LOG_SCALE), (3.0, 3.0), (-1.0, 0.0)] {
+            for (set, expected) in [(9.0, MAX_LOG_SCALE), (3.0, 3.0), (-1.0, 0.0)] {
                 weights[at].values[0] = set;
                 task.after_update(0, &mut weights, &mut []).unwrap();
-                assert_eq!(weights[at].values[0], wanted);
+                assert_eq!(weights[at].values[0], expected);
             }
         });
     }

@@ -1,7 +1,9 @@
-//! A training run is a folder: `config.toml`, `metrics.jsonl`, events, `samples/`, `checkpoints/step_NNNNNN/`.
+//! The folder of a training run: `config.toml`, `metrics.jsonl`, events, `samples/` and
+//! `checkpoints/step_NNNNNN/`.
 //!
-//! A checkpoint is written to a temporary name, synced, then renamed; resuming picks the newest that reads whole. The last two
-//! are kept, and the last good one, from which a run that diverged can go on. One process at a time owns the folder.
+//! A checkpoint is written to a temporary name, synced, and then renamed. Resuming uses the newest
+//! checkpoint that can be read completely. The last two checkpoints are kept, and the last good
+//! one, from which a diverged run can continue. Only one process at a time owns the folder.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -25,33 +27,34 @@ use crate::fit::{Task, TrainState};
 use crate::pace::Pace;
 use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences};
 
-/// Checkpoints that stay in any case.
+/// The number of newest checkpoints that are always kept.
 const KEEP: usize = 2;
-/// Locked by the process that owns the folder; says which it is.
+/// The process that owns the folder locks this file. It contains the process id.
 const LOCK_FILE: &str = "owner.lock";
-/// There if the run has diverged, until it has a checkpoint of other settings.
+/// This file exists after the run has diverged, until there is a checkpoint with other settings.
 const DIVERGED_FILE: &str = "diverged.json";
-/// The ending of checkpoints that a run has left since it diverged, until it has one of other settings.
+/// The file extension of checkpoints that are no longer used since the run diverged. They are
+/// deleted once there is a checkpoint with other settings.
 const LEFT: &str = "left";
 
-/// Where a run lives and how it starts.
+/// The folder of a run and how the run starts.
 #[derive(Debug, Clone, Copy)]
 pub struct RunOptions<'a> {
     /// The folder.
     pub dir: &'a Path,
-    /// Continue from the newest checkpoint in it.
+    /// Whether to continue from the newest checkpoint in the folder.
     pub resume: bool,
-    /// A model file or a checkpoint whose weights it starts from, instead of random ones.
+    /// A model file or a checkpoint with the initial weights. Without it, they are random.
     pub init: Option<&'a Path>,
-    /// Seed of every random draw.
+    /// The seed of every random draw.
     pub seed: u64,
-    /// Where it computes.
+    /// The device that the run computes on.
     pub device: DeviceChoice,
-    /// If present, the number of updates follows from the time for the run.
+    /// If present, the number of updates follows from a time for the run.
     pub pace: Option<Pace<'a>>,
 }
 
-/// The weights that a run starts from.
+/// The initial weights of a run.
 pub(crate) enum Initial {
     Random,
     Model(Box<ModelFile>),
@@ -59,7 +62,7 @@ pub(crate) enum Initial {
 }
 
 impl RunOptions<'_> {
-    /// The config for the run's pace, or `config` if none is asked for. See [`Pace::config`].
+    /// Returns the config for the run's pace ([`Pace::config`]), or `config` if there is no pace.
     pub(crate) fn paced<T: Task>(
         &self,
         config: &Config,
@@ -72,10 +75,11 @@ impl RunOptions<'_> {
         }
     }
 
-    /// The weights to start from and their name among the inputs of a run, if they have one.
+    /// Returns the initial weights. If they come from a file, also returns the file as an input of
+    /// the run.
     ///
     /// # Errors
-    /// If they cannot be read.
+    /// If the file cannot be read.
     pub(crate) fn initial(&self, reporter: &dyn Reporter) -> Result<(Initial, Option<Input>)> {
         let Some(path) = self.init else {
             return Ok((Initial::Random, None));
@@ -94,30 +98,30 @@ impl RunOptions<'_> {
     }
 }
 
-/// What is known of a run that diverged.
+/// The record of a divergence.
 #[derive(Debug, Serialize, Deserialize)]
 struct Divergence {
-    /// The update in which it was noticed.
+    /// The update in which the divergence was noticed.
     step: u64,
     /// The step of the last good checkpoint.
     good: Option<u64>,
-    /// The text of the run's config.
+    /// The text of the run's `config.toml`.
     text: String,
 }
 
-/// An open run folder, owned as long as this value lives.
+/// An open run folder. This process owns it as long as this value lives.
 pub struct RunDir {
     path: PathBuf,
     stage: Stage,
-    /// What its `config.toml` says.
+    /// The text of its `config.toml`.
     text: String,
-    /// Held, not read.
+    /// The lock, held until this value is dropped.
     _lock: File,
 }
 
 impl RunDir {
-    /// Opens the folder of a run; reports its resolved config and what it computes with. `inputs` names the data by
-    /// fingerprint, so that a run never continues on other data.
+    /// Opens the folder of a run, and reports the resolved config and the kernels. `inputs`
+    /// contains the fingerprints of the data, so that a run never continues on other data.
     pub(crate) fn start(
         options: &RunOptions,
         stage: Stage,
@@ -128,19 +132,19 @@ impl RunDir {
         let text = same_run::text(stage, options.seed, inputs, config)?;
         let run = RunDir::open(options.dir, stage, &text, options.resume, reporter)?;
         let (cpu, threads) = (config.cpu()?, current_num_threads());
-        let on = match options.device {
+        let computing = match options.device {
             DeviceChoice::Cpu => "computing with".to_string(),
             device => format!("computing on {device}; host:"),
         };
-        reporter.note(&format!("{}\n{on} {cpu}, {threads} threads", run.text));
+        reporter.note(&format!("{}\n{computing} {cpu}, {threads} threads", run.text));
         Ok(run)
     }
 
-    /// Creates the folder, or opens it if it holds the run of `text` and `resume` is set.
+    /// Creates the folder, or opens it if it contains the run of `text` and `resume` is set.
     ///
     /// # Errors
-    /// If the folder holds another run, a run although `resume` is not set, or none although it is, or if another process
-    /// owns it.
+    /// If the folder contains another run; if it contains a run and `resume` is not set, or none
+    /// and `resume` is set; or if another process owns it.
     pub(crate) fn open(
         path: &Path,
         stage: Stage,
@@ -148,13 +152,14 @@ impl RunDir {
         resume: bool,
         reporter: &dyn Reporter,
     ) -> Result<RunDir> {
-        check(path, stage, text, resume)?; // before the folder is touched
+        check(path, stage, text, resume)?; // before anything is created
         for folder in ["samples", "checkpoints"] {
             let folder = path.join(folder);
             fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let lock = lock(path, reporter)?;
-        let changes = check(path, stage, text, resume)?; // what another process did before it gave up the lock
+        // Another process may have changed the folder before it released the lock.
+        let changes = check(path, stage, text, resume)?;
         changes.iter().for_each(|change| reporter.note(&change.to_string()));
         let config_path = path.join("config.toml");
         let text = match fs::read_to_string(&config_path) {
@@ -167,20 +172,22 @@ impl RunDir {
         Ok(run)
     }
 
-    /// The folder.
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What a file that this run makes is made from.
+    /// Returns the origin to record in files that this run makes.
     pub(crate) fn origin(&self) -> Result<Origin> {
         same_run::origin(&self.text, self.stage)
     }
 
-    /// The newest checkpoint that reads whole; `None` if there is no checkpoint.
+    /// Returns the newest checkpoint that can be read completely, or `None` if there is no
+    /// checkpoint.
     ///
     /// # Errors
-    /// If there are checkpoints and none of them is whole, or the newest is of another run or of a newer version.
+    /// If there are checkpoints but none can be read, or if the newest is of another run or of a
+    /// newer version.
     pub(crate) fn newest_checkpoint(&self, reporter: &dyn Reporter) -> Result<Option<TrainState>> {
         let folders = checkpoints(&self.path)?;
         for (_, folder) in folders.iter().rev() {
@@ -211,24 +218,24 @@ impl RunDir {
         Ok(None)
     }
 
-    /// Writes a checkpoint of a run that goes well: what it left when it diverged is not needed any more.
+    /// Writes a checkpoint after a successful update, and deletes what an earlier divergence left.
     pub(crate) fn write_checkpoint(&self, state: &TrainState) -> Result<()> {
         self.save(state)?;
         self.forget_divergence(state.step)
     }
 
-    /// Writes a checkpoint.
+    /// Writes a checkpoint, and deletes old ones.
     pub(crate) fn save(&self, state: &TrainState) -> Result<()> {
         let folder = self.path.join(format!("checkpoints/step_{:06}", state.step));
         let partial = folder.with_extension("partial");
         if partial.exists() {
-            fs::remove_dir_all(&partial)?; // of a run that was killed while it wrote
+            fs::remove_dir_all(&partial)?; // left by a run that was killed while writing it
         }
         atomic::write(&partial.join(STATE_FILE), &checkpoint::to_bytes(state, &self.text)?)?;
         if folder.is_dir() {
-            fs::remove_dir_all(&folder)?; // of a run that was stopped at this very step and continued
+            fs::remove_dir_all(&folder)?; // left by a run that was stopped at the same step and resumed
         } else if folder.exists() {
-            fs::rename(&folder, folder.with_extension("aside"))?; // a file that is not ours
+            fs::rename(&folder, folder.with_extension("aside"))?; // a file of the user
         }
         fs::rename(&partial, &folder)?;
         File::open(self.path.join("checkpoints"))?.sync_all()?;
@@ -242,33 +249,36 @@ impl RunDir {
         Ok(())
     }
 
-    /// Notes that the run has diverged at `state`; says from where it can go on.
+    /// Records that the run has diverged at `state`. Returns a text that explains how to continue
+    /// it.
     pub(crate) fn write_divergence(&self, state: &TrainState) -> Result<String> {
         let kept: Vec<u64> = checkpoints(&self.path)?.into_iter().map(|(step, _)| step).collect();
         let good = state.good.map(|good| good.step).filter(|step| kept.contains(step));
         let diverged = Divergence { step: state.step, good, text: self.text.clone() };
         atomic::write(&self.path.join(DIVERGED_FILE), &serde_json::to_vec(&diverged)?)?;
-        Ok(ways_on(&diverged, self.stage))
+        Ok(how_to_continue(&diverged, self.stage))
     }
 
-    /// Goes back to the last good checkpoint, if the run has diverged; [`check`] has seen that it won't do so again. Later
-    /// checkpoints are put aside until there is one of the new settings.
+    /// If the run has diverged, goes back to the last good checkpoint. [`check`] has made sure that
+    /// the settings have changed. Later checkpoints get the extension [`LEFT`] until there is a
+    /// checkpoint with the new settings.
     fn leave_divergence(&self, reporter: &dyn Reporter) -> Result<()> {
         let Some(Divergence { step, good, .. }) = read_divergence(&self.path)? else { return Ok(()) };
         if let Some(good) = good {
             for (_, bad) in checkpoints(&self.path)?.iter().filter(|(step, _)| *step > good) {
                 fs::rename(bad, bad.with_extension(LEFT))?;
             }
-            reporter.note(&format!("the run diverged at step {step}: going on from step {good}"));
+            reporter.note(&format!("the run diverged at step {step}: continuing from step {good}"));
         }
         Ok(())
     }
 
-    /// Removes what is left of a divergence, once there is a checkpoint of `step` behind the one from which the run went on.
+    /// Deletes the record of a divergence and the checkpoints with the extension [`LEFT`], if the
+    /// new checkpoint, at `step`, is later than the one from which the run continued.
     fn forget_divergence(&self, step: u64) -> Result<()> {
         match read_divergence(&self.path)? {
             Some(Divergence { good: Some(good), .. }) if step <= good => return Ok(()),
-            // First, so that a run that is killed here keeps its new checkpoint.
+            // Removed first, so that a run that is killed here still uses its new checkpoint.
             Some(_) => fs::remove_file(self.path.join(DIVERGED_FILE))?,
             None => {}
         }
@@ -286,19 +296,19 @@ impl RunDir {
         atomic::write(&path, &encode_png(picture)?)
     }
 
-    /// Writes the model that the run makes.
+    /// Writes the model file of the run.
     pub(crate) fn write_model(&self, file: &ModelFile, name: &str) -> Result<()> {
         atomic::write(&self.path.join(name), &file.to_bytes()?)
     }
 }
 
-/// Whether a run of `text` may have the folder, and the values that it changes there.
+/// Checks that the run of `text` may use the folder. Returns the settings that it changes.
 fn check(path: &Path, stage: Stage, text: &str, resume: bool) -> Result<Vec<Difference>> {
     let shown = path.display();
     let config_path = path.join("config.toml");
     if checkpoints(path)?.is_empty() {
         ensure!(!resume, "{shown} holds no checkpoint to resume; leave --resume out to start");
-        // A run that was stopped before its first checkpoint has nothing to lose.
+        // Without a checkpoint, nothing is lost if another run starts in the folder.
         ensure!(
             config_path.exists() || is_empty(path)?,
             "{shown} is not empty and holds no run; choose another --run"
@@ -324,15 +334,15 @@ fn check(path: &Path, stage: Stage, text: &str, resume: bool) -> Result<Vec<Diff
             changed,
             "{shown} diverged at step {} and would again; {}",
             diverged.step,
-            ways_on(&diverged, stage)
+            how_to_continue(&diverged, stage)
         );
     }
     Ok(found)
 }
 
-/// How a run that diverged can be continued.
-fn ways_on(diverged: &Divergence, stage: Stage) -> String {
-    let lr = format!("--resume and a smaller step size, as in --set {}.lr=…", stage.training());
+/// Returns a text that explains how to continue a run that diverged.
+fn how_to_continue(diverged: &Divergence, stage: Stage) -> String {
+    let lr = format!("--resume and a smaller learning rate, as in --set {}.lr=…", stage.training());
     match diverged.good {
         Some(good) => format!("continue it from its last good checkpoint, step {good}, with {lr}"),
         None => format!("continue it with {lr}"),
@@ -348,7 +358,7 @@ fn read_divergence(run: &Path) -> Result<Option<Divergence>> {
     read().map(Some).with_context(|| format!("{} is damaged; remove it to go on", path.display()))
 }
 
-/// Whether there is nothing in the folder but what a run makes there first.
+/// Returns whether the folder contains nothing except what a new run creates first.
 fn is_empty(path: &Path) -> Result<bool> {
     if !path.is_dir() {
         return Ok(true);
@@ -362,7 +372,7 @@ fn is_empty(path: &Path) -> Result<bool> {
     }))
 }
 
-/// Makes this process the owner of a run folder, until the file is closed.
+/// Makes this process the owner of a run folder until the returned file is closed.
 fn lock(run: &Path, reporter: &dyn Reporter) -> Result<File> {
     let path = run.join(LOCK_FILE);
     let cannot = || format!("cannot lock {}", path.display());
@@ -381,7 +391,7 @@ fn lock(run: &Path, reporter: &dyn Reporter) -> Result<File> {
                 run.display()
             );
         }
-        // Some network file systems have no locks.
+        // Some network file systems do not support locks.
         Err(TryLockError::Error(error)) => reporter.note(&format!(
             "warning: {} cannot be locked ({error}): make sure that no other run uses it",
             run.display()
@@ -390,15 +400,16 @@ fn lock(run: &Path, reporter: &dyn Reporter) -> Result<File> {
     Ok(file)
 }
 
-/// A model file; a warning is given if it has no checksum.
+/// Reads a model file. Reports a warning if it has no checksum.
 pub(crate) fn read_model(path: &Path, reporter: &dyn Reporter) -> Result<ModelFile> {
     model_of(&model_bytes(path)?, path, reporter)
 }
 
-/// The model in the bytes of the file `path`; a warning is given if it has no checksum.
+/// Reads the model in `bytes`, the contents of the file `path`. Reports a warning if it has no
+/// checksum.
 ///
 /// # Errors
-/// If it is none, or damaged.
+/// If the file is not a model file, or it is damaged.
 fn model_of(bytes: &[u8], path: &Path, reporter: &dyn Reporter) -> Result<ModelFile> {
     let file = ModelFile::from_file(bytes, path)?;
     warn_unverified(file.unverified, path, reporter);
@@ -411,7 +422,7 @@ pub(crate) fn warn_unverified(unverified: bool, path: &Path, reporter: &dyn Repo
     }
 }
 
-/// Steps and folders of a run's checkpoints, oldest first.
+/// Returns the steps and folders of a run's checkpoints, oldest first.
 fn checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let folder = run.join("checkpoints");
     if !folder.is_dir() {
@@ -440,6 +451,7 @@ mod tests {
         format!("{:#}", open(path, text, resume).err().unwrap())
     }
 
+    /// The state of `step`, whose last good checkpoint is that of step `good`.
     fn good(step: u64, good: u64) -> TrainState {
         TrainState { good: Some(Good { step: good, lowest: 1.0 }), ..state(step) }
     }
@@ -449,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_whole_checkpoint_is_taken_and_old_ones_go() {
+    fn newest_readable_checkpoint_is_used_and_old_ones_are_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let run = open(&dir.path().join("run"), TEXT, false).unwrap();
         for step in [999_998, 999_999, 1_000_000] {
@@ -468,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checkpoint_of_another_run_is_refused() {
+    fn checkpoint_of_another_run_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let [ours, theirs] = ["ours", "theirs"].map(|name| dir.path().join(name));
         let run = open(&ours, TEXT, false).unwrap();
@@ -479,9 +491,9 @@ mod tests {
         assert!(error.contains("is of another run: its seed is 9, this run's 0"), "{error}");
     }
 
-    /// The fingerprints of its data cannot be compared.
+    /// The fingerprints of the data cannot be compared.
     #[test]
-    fn a_run_of_an_earlier_version_goes_on_with_a_warning() {
+    fn run_of_an_earlier_version_continues_with_a_warning() {
         #[derive(Default)]
         struct Notes(std::sync::Mutex<String>);
         impl Reporter for Notes {
@@ -495,22 +507,22 @@ mod tests {
         open(dir.path(), TEXT, false).unwrap().write_checkpoint(&state(10)).unwrap();
         let (now, notes) = (TEXT.replace("data 12ab", "data v2-0000cdef"), Notes::default());
         let run = RunDir::open(dir.path(), Stage::Dvae, &now, true, &notes).unwrap();
-        let said = notes.0.into_inner().unwrap();
-        let wanted = "another version of the program began this run: data was 12ab, is now v2-0000cdef";
-        assert!(said.contains(wanted), "{said}");
+        let notes = notes.0.into_inner().unwrap();
+        let expected = "another version of the program began this run: data was 12ab, is now v2-0000cdef";
+        assert!(notes.contains(expected), "{notes}");
         assert_eq!(run.newest_checkpoint(&Silent).unwrap(), Some(state(10)));
         drop(run);
-        // From here the new one counts.
+        // The folder now contains the new fingerprint.
         let other = error(dir.path(), &now.replace("cdef", "cdee"), true);
         assert!(other.contains("it has data = v2-0000cdef, this run v2-0000cdee"), "{other}");
     }
 
     #[test]
-    fn a_folder_belongs_to_its_run() {
+    fn folder_belongs_to_its_run() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
         drop(open(&path, &TEXT.replace("0.5", "0.1"), false).unwrap());
-        let run = open(&path, TEXT, false).unwrap(); // nothing trained: still free
+        let run = open(&path, TEXT, false).unwrap(); // no checkpoint yet, so another run may start here
         run.write_checkpoint(&state(10)).unwrap();
         drop(run);
         assert!(error(&dir.path().join("new"), TEXT, true).contains("holds no checkpoint"));
@@ -527,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_has_one_owner_at_a_time() {
+    fn folder_has_one_owner_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let run = open(dir.path(), TEXT, false).unwrap();
         let refused = error(dir.path(), TEXT, false);
@@ -538,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn files_among_the_checkpoints_are_left_alone() {
+    fn files_among_the_checkpoints_are_not_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let run = open(dir.path(), TEXT, false).unwrap();
         let at = |name: &str| dir.path().join("checkpoints").join(name);
@@ -550,17 +562,17 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_diverged_goes_on_from_its_last_good_checkpoint_with_other_settings() {
+    fn diverged_run_continues_from_its_last_good_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let run = open(dir.path(), TEXT, false).unwrap();
         for step in [10, 20, 30, 40, 50] {
             run.write_checkpoint(&good(step, step.min(20))).unwrap();
         }
         assert_eq!(steps(dir.path()), [20, 40, 50]);
-        let ways_on = run.write_divergence(&good(50, 20)).unwrap();
+        let advice = run.write_divergence(&good(50, 20)).unwrap();
         assert!(
-            ways_on.contains("step 20, with --resume") && ways_on.contains("--set train_dvae.lr="),
-            "{ways_on}"
+            advice.contains("step 20, with --resume") && advice.contains("--set train_dvae.lr="),
+            "{advice}"
         );
         drop(run);
 
@@ -571,14 +583,15 @@ mod tests {
         assert_eq!(run.newest_checkpoint(&Silent).unwrap().unwrap().step, 20);
         assert_eq!(steps(dir.path()), [20]);
         drop(run);
-        // Nothing is lost, and settings may change again, until there is a checkpoint of the new ones.
+        // Nothing is deleted, and settings may change again, until there is a checkpoint with the
+        // new settings.
         let left = ["step_000020", "step_000040.left", "step_000050.left"];
         assert_eq!(folders(dir.path()), left);
         assert!(error(dir.path(), TEXT, true).contains("diverged at step 50 and would again"));
         let run = open(dir.path(), &smallest, true).unwrap();
-        run.write_checkpoint(&good(20, 20)).unwrap(); // as a run does whose first update fails
+        run.write_checkpoint(&good(20, 20)).unwrap(); // a run whose first update fails does this
         assert_eq!(folders(dir.path()), left);
-        run.save(&good(21, 20)).unwrap(); // as a run does whose second update fails
+        run.save(&good(21, 20)).unwrap(); // a run whose second update fails does this
         assert_eq!(folders(dir.path()), [left[0], "step_000021", left[1], left[2]]);
         run.write_checkpoint(&good(25, 25)).unwrap();
         drop(run);
@@ -590,7 +603,7 @@ mod tests {
         );
     }
 
-    /// Names in the folder of checkpoints.
+    /// Returns the names in the folder of checkpoints.
     fn folders(run: &Path) -> Vec<String> {
         let entries = fs::read_dir(run.join("checkpoints")).unwrap();
         let mut names: Vec<String> =

@@ -1,9 +1,11 @@
-//! What makes two trainings the same run: stage, seed, inputs, and the part of the config that the stage reads.
+//! Decides whether two trainings are the same run: with the same stage, seed and inputs, and the
+//! same values of the config keys that the stage reads.
 //!
-//! All of it is the text of a run's `config.toml`, of which every checkpoint holds a copy: a comment with stage, seed and
-//! inputs, then the resolved config. Texts are compared by their values. Keys of other stages don't matter. A key of the
-//! config that only one of the texts has, because another version of the program wrote the other, gives a warning; an input
-//! that only one of them has is another run.
+//! The text of a run's `config.toml` contains all of these: a comment with stage, seed and inputs,
+//! followed by the resolved config. Every checkpoint contains a copy of this text. Texts are
+//! compared by their values; keys of other stages are ignored. If a key of the config is in only
+//! one of the texts, because different versions of the program wrote them, there is a warning. If
+//! an input is in only one of them, they are different runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Formatter};
@@ -16,18 +18,18 @@ use toml::Table;
 use crate::capacity::Stage;
 use crate::config::Config;
 
-/// What precedes the stage in the first line.
+/// The beginning of the first line, which the stage follows.
 const HEAD: &str = "# tessera train ";
-/// The input that says which weights a run began with. A run that goes on doesn't need it.
+/// The input for the initial weights of a run. It is not needed to resume the run.
 const FROM: &str = "from";
-/// The input that says which scenes are composed in training.
+/// The input for the scenes that are composed in training.
 pub(crate) const SCENES: &str = "scenes";
-/// Its value where there are none.
+/// The value of [`SCENES`] without scenes.
 pub(crate) const NO_SCENES: &str = "none";
 
-/// Keys of a stage's training that may change whenever a run is continued.
+/// Keys of a stage's training section that may change whenever a run is resumed.
 const FREE: [&str; 4] = ["steps", "eval_every", "checkpoint_every", "log_every"];
-/// Keys that may change, too, where a run goes on from before it diverged.
+/// Keys that may also change when a run continues after it has diverged.
 const OPTIMISER: [&str; 11] = [
     "schedule",
     "lr",
@@ -42,11 +44,11 @@ const OPTIMISER: [&str; 11] = [
     "variance_clip",
 ];
 
-/// Keys of `data` that only the contrastive model's training reads.
+/// Keys of `data` that only the training of the contrastive model reads.
 const OF_RERANK: [&str; 3] = ["reconstructed", "rerank_bpe_dropout", "rerank_crop"];
 
 impl Stage {
-    /// Its name on the command line.
+    /// Returns the name of the stage on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Stage::Dvae => "dvae",
@@ -55,7 +57,7 @@ impl Stage {
         }
     }
 
-    /// The section of the config with steps and optimiser.
+    /// Returns the section of the config with the training settings of the stage.
     pub(crate) fn training(self) -> &'static str {
         match self {
             Stage::Dvae => "train_dvae",
@@ -64,7 +66,7 @@ impl Stage {
         }
     }
 
-    /// Whether the stage reads a key of the config.
+    /// Returns whether the stage reads a key of the config.
     fn reads(self, section: &str, key: &str) -> bool {
         match self {
             Stage::Dvae => match section {
@@ -72,7 +74,8 @@ impl Stage {
                 _ => ["dvae", "relax", "train_dvae", "cpu"].contains(&section),
             },
             Stage::Prior => match section {
-                // Scenes are an input: the config says neither which packages they are made of nor all that decides them.
+                // Scenes are an input, because the config does not contain everything that decides
+                // them, for example the versions of their packages.
                 "data" => key != "dvae_crop" && key != SCENES && !OF_RERANK.contains(&key),
                 _ => ["prior", "chain", "train_prior", "cpu"].contains(&section),
             },
@@ -83,7 +86,7 @@ impl Stage {
         }
     }
 
-    /// When a key of the config may change.
+    /// Returns when a key of the config may change.
     fn may_change(self, section: &str, key: &str) -> MayChange {
         match section == self.training() {
             true if FREE.contains(&key) => MayChange::Always,
@@ -93,24 +96,24 @@ impl Stage {
     }
 }
 
-/// What a run reads: name and fingerprint.
+/// An input of a run: its name and its fingerprint.
 pub(crate) type Input = (&'static str, String);
 
-/// When a run may go on with another value.
+/// When a run may continue with another value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MayChange {
     Always,
     AfterDivergence,
     Never,
-    /// One of the texts does not say it, or says it by a fingerprint of an earlier kind, since another version of the program wrote it:
-    /// a warning is given.
+    /// The values cannot be compared, because another version of the program wrote one of the
+    /// texts: it lacks the value, or has an older kind of fingerprint. There is a warning.
     Unknown,
 }
 
-/// A value that is not the same in two texts.
+/// A value that differs between two texts.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Difference {
-    /// As in `train_dvae.lr`.
+    /// The key, for example `train_dvae.lr`.
     pub key: String,
     pub was: String,
     pub is: String,
@@ -134,13 +137,13 @@ impl Display for Difference {
     }
 }
 
-/// The text of a new run.
+/// Returns the text of a new run.
 pub(crate) fn text(stage: Stage, seed: u64, inputs: &[Input], config: &Config) -> Result<String> {
     let inputs: String = inputs.iter().map(|(name, value)| format!(", {name} {value}")).collect();
     Ok(format!("{HEAD}{}, seed {seed}{inputs}\n\n{}", stage.name(), config.to_toml()?))
 }
 
-/// `text`, with the weights that a run began with if `saved` names some and `text` doesn't.
+/// Returns `text` with the initial weights that `saved` names, unless `text` names some itself.
 pub(crate) fn begun_as(text: &str, saved: &str) -> String {
     let began = |text: &str| inputs(text).ok()?.remove(FROM);
     match (began(saved), began(text), text.split_once('\n')) {
@@ -149,10 +152,11 @@ pub(crate) fn begun_as(text: &str, saved: &str) -> String {
     }
 }
 
-/// What a file made by the run of `text` was made from. Settings that change no weight don't count.
+/// Returns the origin to record in files that the run of `text` makes. It ignores settings that do
+/// not affect the weights.
 ///
 /// # Errors
-/// If the text is no run's.
+/// If the text is not that of a run.
 pub(crate) fn origin(text: &str, stage: Stage) -> Result<Origin> {
     let mut counts = String::new();
     for ((section, key), value) in read_by(stage, text)? {
@@ -163,7 +167,8 @@ pub(crate) fn origin(text: &str, stage: Stage) -> Result<Origin> {
     Ok(Origin { config: hash(&counts), data: head(text)?.to_string() })
 }
 
-/// Stage, seed and inputs by name. A text from before scenes were an input has none of them if its config asks for none.
+/// Returns the stage, the seed and the inputs by name. If an older text does not contain the input
+/// [`SCENES`] and its config has no scenes, the value is [`NO_SCENES`].
 pub(crate) fn inputs(text: &str) -> Result<BTreeMap<String, String>> {
     let pair = |part: &str| {
         let (name, value) = part.split_once(' ').unwrap_or(("stage", part));
@@ -177,10 +182,11 @@ pub(crate) fn inputs(text: &str) -> Result<BTreeMap<String, String>> {
     Ok(inputs)
 }
 
-/// The decay of the weights' moving average in a run of `stage`, if its text says it.
+/// Returns the decay of the moving average of the weights in a run of `stage`, if its text contains
+/// it.
 ///
 /// # Errors
-/// If the text is no run's.
+/// If the text is not that of a run.
 pub(crate) fn ema(text: &str, stage: Stage) -> Result<Option<f64>> {
     let table: Table = text.parse()?;
     Ok(table.get(stage.training()).and_then(|training| training.get("ema")?.as_float()))
@@ -191,7 +197,7 @@ fn head(text: &str) -> Result<&str> {
     head.with_context(|| format!("its first line is not `{HEAD}…`"))
 }
 
-/// What `stage` reads of the config in a text: section and key, and the value as TOML.
+/// Returns the config keys in a text that `stage` reads: section and key, and the value as TOML.
 fn read_by(stage: Stage, text: &str) -> Result<BTreeMap<(String, String), String>> {
     let table: Table = text.parse()?;
     let mut read = BTreeMap::new();
@@ -203,7 +209,7 @@ fn read_by(stage: Stage, text: &str) -> Result<BTreeMap<(String, String), String
     Ok(read)
 }
 
-/// What the config of a run says of its scenes, but for where their packages lie.
+/// Returns the settings of a run's scenes, without the path of their packages.
 fn scenes_of(text: &str) -> Result<Option<Table>> {
     let table: Table = text.parse()?;
     let mut scenes = table.get("data").and_then(|data| data.get(SCENES)?.as_table().cloned());
@@ -213,13 +219,13 @@ fn scenes_of(text: &str) -> Result<Option<Table>> {
     Ok(scenes)
 }
 
-/// Where `now` differs from `saved`, in what matters to `stage`.
+/// Returns the differences between the texts `saved` and `now` that matter for `stage`.
 ///
 /// # Errors
-/// If a text is no run's.
+/// If a text is not that of a run.
 pub(crate) fn differences(saved: &str, now: &str, stage: Stage) -> Result<Vec<Difference>> {
     let mut all = Vec::new();
-    let mut note = |key: String, was: Option<&String>, is: Option<&String>, may_change| {
+    let mut add = |key: String, was: Option<&String>, is: Option<&String>, may_change| {
         let value = |value: Option<&String>, absent: &str| value.map_or(absent, String::as_str).to_string();
         let absent = if may_change == MayChange::Unknown { "not recorded" } else { "nothing" };
         all.push(Difference { key, was: value(was, absent), is: value(is, absent), may_change });
@@ -227,13 +233,13 @@ pub(crate) fn differences(saved: &str, now: &str, stage: Stage) -> Result<Vec<Di
     let (was, is) = (inputs(saved)?, inputs(now)?);
     for name in was.keys().chain(is.keys()).collect::<BTreeSet<_>>() {
         let (was, is) = (was.get(name), is.get(name));
-        let goes_on = name == FROM && is.is_none();
-        if was != is && !goes_on {
+        let is_resumed = name == FROM && is.is_none();
+        if was != is && !is_resumed {
             let is_older = was.zip(is).is_some_and(|(was, is)| is_older_fingerprint(was, is));
             let is_unknown =
                 is_older || name == SCENES && was.is_none() && scenes_of(saved)? == scenes_of(now)?;
             let may_change = if is_unknown { MayChange::Unknown } else { MayChange::Never };
-            note(name.clone(), was, is, may_change);
+            add(name.clone(), was, is, may_change);
         }
     }
     let (was, is) = (read_by(stage, saved)?, read_by(stage, now)?);
@@ -242,7 +248,7 @@ pub(crate) fn differences(saved: &str, now: &str, stage: Stage) -> Result<Vec<Di
         if was != is {
             let is_unknown = was.is_none() || is.is_none();
             let may_change = if is_unknown { MayChange::Unknown } else { stage.may_change(section, key) };
-            note(format!("{section}.{key}"), was, is, may_change);
+            add(format!("{section}.{key}"), was, is, may_change);
         }
     }
     Ok(all)
@@ -266,19 +272,20 @@ mod tests {
     }
 
     #[test]
-    fn line_endings_and_other_stages_make_no_difference() {
+    fn line_endings_and_other_stages_are_ignored() {
         let dos = run(&[]).replace('\n', "\r\n");
         assert_eq!(keys(&dos, &run(&[]), Stage::Dvae), []);
         assert_eq!(keys(&run(&[]), &run(&["train_prior.lr=0.5", "data.bpe_dropout=0.2"]), Stage::Dvae), []);
         let found = keys(&run(&[]), &run(&["train_prior.lr=0.5", "data.bpe_dropout=0.2"]), Stage::Prior);
-        let wanted = [("data.bpe_dropout", MayChange::Never), ("train_prior.lr", MayChange::AfterDivergence)];
-        assert_eq!(found, wanted.map(|(key, when)| (key.to_string(), when)));
+        let expected =
+            [("data.bpe_dropout", MayChange::Never), ("train_prior.lr", MayChange::AfterDivergence)];
+        assert_eq!(found, expected.map(|(key, when)| (key.to_string(), when)));
     }
 
     #[test]
-    fn steps_may_change_and_sizes_may_not() {
+    fn steps_may_change_but_sizes_may_not() {
         let sets = ["train_dvae.steps=80", "train_dvae.log_every=1", "dvae.n_hid=8", "train_dvae.batch=8"];
-        let wanted = [
+        let expected = [
             ("dvae.n_hid", MayChange::Never),
             ("train_dvae.batch", MayChange::Never),
             ("train_dvae.log_every", MayChange::Always),
@@ -286,22 +293,21 @@ mod tests {
         ];
         let mut found = keys(&run(&[]), &run(&sets), Stage::Dvae);
         found.sort_by(|a, b| a.0.cmp(&b.0));
-        assert_eq!(found, wanted.map(|(key, when)| (key.to_string(), when)));
+        assert_eq!(found, expected.map(|(key, when)| (key.to_string(), when)));
     }
 
-    /// `differences` compared only what both texts have.
     #[test]
-    fn a_key_of_another_version_is_a_warning() {
+    fn key_of_another_version_is_a_warning() {
         let older = run(&[]).replace("ema_rise = true\n", "");
         let newer = run(&[]).replace("[dvae]\n", "[dvae]\nnew = 1\n");
-        let told = |saved: &str| {
+        let warnings = |saved: &str| {
             let all = differences(saved, &run(&[]), Stage::Dvae).unwrap();
             assert!(all.iter().all(|found| found.may_change == MayChange::Unknown), "{all:?}");
             all.iter().map(Difference::to_string).collect::<Vec<_>>()
         };
         let began = "warning: another version of the program began this run: ";
-        assert_eq!(told(&older), [format!("{began}train_dvae.ema_rise was not recorded, is now true")]);
-        assert_eq!(told(&newer), [format!("{began}dvae.new was 1, is now not recorded")]);
+        assert_eq!(warnings(&older), [format!("{began}train_dvae.ema_rise was not recorded, is now true")]);
+        assert_eq!(warnings(&newer), [format!("{began}dvae.new was 1, is now not recorded")]);
     }
 
     #[test]
@@ -315,11 +321,12 @@ mod tests {
             let never = vec![("scenes".to_string(), MayChange::Never)];
             assert_eq!(keys(&with(&["ab"], &[]), &with(&["cd"], &[]), stage), never);
             assert_eq!(keys(&with(&["none"], &[]), &with(&["cd"], &[]), stage), never);
-            // The same packages may lie elsewhere.
+            // The same packages may be in another folder.
             let set = |folder| format!("data.scenes={{ packages = '{folder}', size = 128 }}");
             let [here, there] = ["a", "b"].map(|folder| with(&["ab"], &[&set(folder)]));
             assert_eq!(keys(&here, &there, stage), []);
-            // Before scenes were an input, a config without them meant none, and one with them some.
+            // Texts from before scenes were an input: the config alone says whether there are
+            // scenes.
             assert_eq!(keys(&with(&[], &[]), &with(&["none"], &[]), stage), []);
             assert_eq!(keys(&with(&[], &[]), &with(&["ab"], &[&set("a")]), stage), never);
             let unknown = vec![("scenes".to_string(), MayChange::Unknown)];
@@ -330,11 +337,11 @@ mod tests {
     }
 
     #[test]
-    fn an_input_that_one_run_lacks_makes_another_run() {
-        let of = |inputs: &[Input]| text(Stage::Rerank, 7, inputs, &config(&[])).unwrap();
+    fn input_that_one_run_lacks_makes_another_run() {
+        let text_of = |inputs: &[Input]| text(Stage::Rerank, 7, inputs, &config(&[])).unwrap();
         let data = ("data", "1234".to_string());
-        let without = of(std::slice::from_ref(&data));
-        let with = of(&[data, ("dVAE", "ab".to_string())]);
+        let without = text_of(std::slice::from_ref(&data));
+        let with = text_of(&[data, ("dVAE", "ab".to_string())]);
         let never = vec![("dVAE".to_string(), MayChange::Never)];
         assert_eq!(keys(&without, &with, Stage::Rerank), never);
         assert_eq!(keys(&with, &without, Stage::Rerank), never);
@@ -342,40 +349,40 @@ mod tests {
 
     #[test]
     fn another_seed_or_input_is_another_run() {
-        let of = |seed, inputs: &[Input]| text(Stage::Dvae, seed, inputs, &config(&[])).unwrap();
+        let text_of = |seed, inputs: &[Input]| text(Stage::Dvae, seed, inputs, &config(&[])).unwrap();
         let data = ("data", "1234".to_string());
         let from = ("from", "ab".to_string());
-        let whole = of(7, std::slice::from_ref(&data));
-        let begun = of(7, &[data.clone(), from]);
-        let found = differences(&whole, &of(9, &[("data", "5".to_string())]), Stage::Dvae).unwrap();
-        let seen = |found: &Difference| format!("{} {} {}", found.key, found.was, found.is);
-        assert_eq!(found.iter().map(seen).collect::<Vec<_>>(), ["data 1234 5", "seed 7 9"]);
-        // What a run began from is told once.
-        assert_eq!(keys(&begun, &whole, Stage::Dvae), []);
-        assert_eq!(keys(&whole, &begun, Stage::Dvae), [("from".to_string(), MayChange::Never)]);
-        assert_eq!((begun_as(&whole, &begun), begun_as(&whole, &whole)), (begun, whole));
+        let without = text_of(7, std::slice::from_ref(&data));
+        let with = text_of(7, &[data.clone(), from]);
+        let found = differences(&without, &text_of(9, &[("data", "5".to_string())]), Stage::Dvae).unwrap();
+        let shown = |found: &Difference| format!("{} {} {}", found.key, found.was, found.is);
+        assert_eq!(found.iter().map(shown).collect::<Vec<_>>(), ["data 1234 5", "seed 7 9"]);
+        // To resume a run, its initial weights need not be given again.
+        assert_eq!(keys(&with, &without, Stage::Dvae), []);
+        assert_eq!(keys(&without, &with, Stage::Dvae), [("from".to_string(), MayChange::Never)]);
+        assert_eq!((begun_as(&without, &with), begun_as(&without, &without)), (with, without));
     }
 
     #[test]
     fn fingerprints_of_an_earlier_version_are_not_compared() {
-        let of =
+        let text_of =
             |data: &str, seed| text(Stage::Dvae, seed, &[("data", data.to_string())], &config(&[])).unwrap();
         let unverified = [("data".to_string(), MayChange::Unknown)];
-        assert_eq!(keys(&of("1234abcd", 7), &of("v2-1234abcd", 7), Stage::Dvae), unverified);
+        assert_eq!(keys(&text_of("1234abcd", 7), &text_of("v2-1234abcd", 7), Stage::Dvae), unverified);
         for (was, is) in
             [("v2-1234abcd", "v2-5678abcd"), ("1234abcd", "5678abcd"), ("v2-1234abcd", "1234abcd")]
         {
             let never = [("data".to_string(), MayChange::Never)];
-            assert_eq!(keys(&of(was, 7), &of(is, 7), Stage::Dvae), never, "{was} {is}");
+            assert_eq!(keys(&text_of(was, 7), &text_of(is, 7), Stage::Dvae), never, "{was} {is}");
         }
     }
 
     #[test]
-    fn an_origin_names_inputs_and_config() {
-        let of = |sets: &[&str]| origin(&run(sets), Stage::Dvae).unwrap();
-        assert_eq!(of(&[]).data, "dvae, seed 7, data 1234");
-        assert_eq!(of(&[]), of(&["train_prior.lr=0.5", "train_dvae.log_every=1"]));
-        assert_ne!(of(&[]).config, of(&["train_dvae.lr=0.5"]).config);
-        assert_ne!(of(&[]).config, of(&["train_dvae.steps=1"]).config);
+    fn origin_contains_inputs_and_relevant_config() {
+        let origin_of = |sets: &[&str]| origin(&run(sets), Stage::Dvae).unwrap();
+        assert_eq!(origin_of(&[]).data, "dvae, seed 7, data 1234");
+        assert_eq!(origin_of(&[]), origin_of(&["train_prior.lr=0.5", "train_dvae.log_every=1"]));
+        assert_ne!(origin_of(&[]).config, origin_of(&["train_dvae.lr=0.5"]).config);
+        assert_ne!(origin_of(&[]).config, origin_of(&["train_dvae.steps=1"]).config);
     }
 }

@@ -1,6 +1,8 @@
-//! Training samples by index: those of a data set in memory, or scenes that are composed whenever they are read.
+//! Access to training samples by index: samples of a data set in memory, or scenes that are
+//! composed whenever they are read.
 //!
-//! Scenes are a function of (seed, index), so that a run can train on new ones in every epoch and still resume exactly.
+//! A scene is a function of seed and index. A run can therefore train on new scenes in every epoch
+//! and still resume exactly.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -14,36 +16,36 @@ use tessera_text::caption_words;
 
 use crate::same_run::{Input, NO_SCENES, SCENES};
 
-/// How many different scenes a run chooses from: more than any run reads.
+/// The number of different scenes that a run chooses from. It is more than any run reads.
 const N_SCENES: usize = 1 << 32;
 
 /// Scenes that are composed in training (`data.scenes`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScenesConfig {
-    /// Where `runs/fetch_emoji.sh` put the packages.
+    /// The folder to which `runs/fetch_emoji.sh` wrote the packages.
     pub packages: PathBuf,
     /// Width and height of the pictures in pixels.
     pub size: u32,
-    /// Decides every scene.
+    /// The seed of all scenes.
     #[serde(default)]
     pub seed: u64,
-    /// How often each kind of scene is drawn.
+    /// The relative frequency of each kind of scene.
     #[serde(default)]
     pub shares: Shares,
 }
 
-/// Where training samples come from.
+/// The source of training samples.
 pub(crate) enum TrainSamples {
-    /// A data set, read into memory.
+    /// Samples of a data set, in memory.
     Stored(Vec<Sample>),
-    /// Composed when they are read.
+    /// Scenes, composed when they are read.
     Scenes(Box<Scenes>),
 }
 
 impl TrainSamples {
-    /// The scenes of the config if it asks for some, else the `stored` samples of the data set, for a model whose pictures are
-    /// `side` pixels wide and high.
+    /// Opens the scenes of the config or, without any, takes the `stored` samples of the data set.
+    /// The model's pictures are `side` pixels wide and high.
     ///
     /// # Errors
     /// If pictures are smaller than the model's, or the scenes' packages cannot be read.
@@ -62,7 +64,7 @@ impl TrainSamples {
         Ok(Self::Scenes(Box::new(Scenes::open(options).context("data.scenes")?)))
     }
 
-    /// What the scenes are, as an input of a run.
+    /// Returns the fingerprint of the scenes, as an input of a run.
     pub fn scenes(&self) -> Result<Input> {
         Ok(match self {
             Self::Stored(_) => (SCENES, NO_SCENES.to_string()),
@@ -70,7 +72,7 @@ impl TrainSamples {
         })
     }
 
-    /// How many there are.
+    /// Returns the number of samples.
     pub fn len(&self) -> usize {
         match self {
             Self::Stored(samples) => samples.len(),
@@ -78,7 +80,7 @@ impl TrainSamples {
         }
     }
 
-    /// The samples in memory, to be changed; scenes have none.
+    /// Returns the samples in memory. Scenes have none.
     pub fn stored_mut(&mut self) -> &mut [Sample] {
         match self {
             Self::Stored(samples) => samples,
@@ -86,7 +88,7 @@ impl TrainSamples {
         }
     }
 
-    /// The words of their captions.
+    /// Returns the words of all captions.
     pub fn words(&self) -> BTreeSet<String> {
         match self {
             Self::Stored(samples) => caption_words(samples.iter().flat_map(|sample| &sample.captions)),
@@ -94,7 +96,7 @@ impl TrainSamples {
         }
     }
 
-    /// Sample `index`.
+    /// Returns sample `index`.
     pub fn get(&self, index: usize) -> Result<Cow<'_, Sample>> {
         match self {
             Self::Stored(samples) => samples.get(index).map(Cow::Borrowed).context("no such sample"),
@@ -103,7 +105,7 @@ impl TrainSamples {
     }
 }
 
-/// Sees that a model whose pictures are `side` pixels wide and high can be given all of `samples`.
+/// Checks that no picture is smaller than the model's pictures of `side` x `side` pixels.
 pub(crate) fn ensure_large_enough(samples: &[Sample], side: u32) -> Result<()> {
     let is_small = |sample: &&Sample| sample.image.width().min(sample.image.height()) < side;
     let Some(first) = samples.iter().find(is_small) else { return Ok(()) };
@@ -131,25 +133,25 @@ mod tests {
     }
 
     #[test]
-    fn stored_samples_are_read_by_index_and_no_further() {
+    fn stored_samples_are_read_by_index() {
         let samples = TrainSamples::open(None, vec![sample("a", [1, 1]), sample("b", [1, 1])], 1).unwrap();
         assert_eq!((samples.len(), samples.get(1).unwrap().key.as_str()), (2, "b"));
         assert!(samples.get(2).is_err());
     }
 
     #[test]
-    fn pictures_smaller_than_the_model_are_counted_and_the_first_is_named() {
+    fn error_counts_pictures_smaller_than_the_models() {
         let samples = vec![sample("a", [32, 32]), sample("b", [60, 31]), sample("c", [16, 90])];
         let error = TrainSamples::open(None, samples, 32).err().unwrap().to_string();
-        let wanted = "2 of 3 pictures are smaller than the model's 32x32 pixels, first b with 60x31: make the data set again";
-        assert!(error.starts_with(wanted) && error.contains("--enlarge"), "{error}");
+        let expected = "2 of 3 pictures are smaller than the model's 32x32 pixels, first b with 60x31: make the data set again";
+        assert!(error.starts_with(expected) && error.contains("--enlarge"), "{error}");
         let scenes = ScenesConfig { packages: PathBuf::new(), size: 16, seed: 0, shares: Shares::default() };
         let error = TrainSamples::open(Some(&scenes), Vec::new(), 32).err().unwrap().to_string();
         assert!(error.starts_with("data.scenes: size = 16: wanted at least 32"), "{error}");
     }
 
     #[test]
-    fn scenes_without_their_packages_say_how_to_get_them() {
+    fn error_without_packages_says_how_to_get_them() {
         let config = ScenesConfig {
             packages: PathBuf::from("/nowhere"),
             size: 128,

@@ -1,38 +1,40 @@
-//! Splitting of codes: unused codes of a dVAE take over half of a code with a large error.
+//! Splitting of codes: each unused code of a dVAE takes over half of a code with a large
+//! reconstruction error.
 //!
-//! This is ours and not the paper's. With few training pictures most of the codebook stays unused:
-//! a code that the encoder never chooses gets no gradient that would make it useful. So from time
-//! to time each of the codes with the largest reconstruction error is split, as in the design of
-//! vector quantisers by Linde, Buzo and Gray (1980): an unused code becomes a copy of it with a
-//! small difference, and each of the two gets half of its probability. The output of the dVAE
-//! hardly changes; training then moves the two apart.
+//! This is not in the paper. With few training pictures, most of the codebook stays unused, because
+//! a code that the encoder never chooses gets no gradient that would make it useful. Therefore the
+//! codes with the largest reconstruction errors are split from time to time, as in the design of
+//! vector quantisers by Linde, Buzo and Gray (1980): an unused code becomes a copy of the code with
+//! a small difference, and each of the two gets half of the code's probability. The output of the
+//! dVAE hardly changes at first; training then moves the two codes apart.
 
 use anyhow::{Context, Result};
 use rand_chacha::rand_core::Rng;
 use tessera_base::random::uniform;
 use tessera_model::nn::HostTensor;
 
-/// The difference between the two halves of a code, relative to the size of its weights.
+/// The maximum random difference between a weight of either half and that of the split code,
+/// relative to the root mean square of the code's weights.
 const DIFFERENCE: f32 = 0.1;
 
-/// A code is split only if it stands at more positions than this.
+/// A code is split only if it is the likeliest at more positions than this.
 const FEW: u64 = 8;
 
-/// How a codebook is used on some pictures.
+/// How often each code is used on some pictures, and with which error.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Usage {
-    /// Positions at which each code is the likeliest.
+    /// For each code: the number of positions at which it is the likeliest.
     pub counts: Vec<u64>,
-    /// The squared error of the pixels of those positions.
+    /// For each code: the sum of the squared errors of the pixels at those positions.
     pub errors: Vec<f64>,
 }
 
-/// A code that is split, and the unused code that becomes its other half.
+/// A code that is split, and the unused code that becomes its second half.
 pub(crate) type Halves = (usize, usize);
 
 impl Usage {
-    /// The codes to split: those with the largest errors, each at most once, as long as there are
-    /// unused codes.
+    /// Returns the codes to split, those with the largest errors first. Each is split at most once,
+    /// and there are at most as many as unused codes.
     pub fn splits(&self) -> Vec<Halves> {
         let mut large: Vec<usize> = (0..self.counts.len()).filter(|&code| self.counts[code] > FEW).collect();
         large.sort_by(|&a, &b| self.errors[b].total_cmp(&self.errors[a]));
@@ -43,11 +45,11 @@ impl Usage {
 
 /// The weights of a dVAE that belong to its codes.
 struct Codebook<'a> {
-    /// `[V, C]`, the map to the logits.
+    /// `[V, C]`: maps the encoder's output to logits.
     logits: &'a mut [f32],
-    /// `[V]`
+    /// `[V]`: the bias of the logits.
     bias: &'a mut [f32],
-    /// `[D, V]`, what the decoder reads.
+    /// `[D, V]`: the vectors of the codes that the decoder reads.
     vectors: &'a mut [f32],
 }
 
@@ -71,7 +73,8 @@ impl Codebook<'_> {
     }
 }
 
-/// Splits codes of the dVAE with these weights. The same random numbers make the same change.
+/// Splits codes of the dVAE with these weights. The change depends only on the arguments and the
+/// state of `rng`.
 ///
 /// # Errors
 /// If these are not the weights of a dVAE.
@@ -89,8 +92,9 @@ pub(crate) fn split_codes(weights: &mut [HostTensor], splits: &[Halves], rng: &m
     Ok(())
 }
 
-/// Moves the biases of two halves so that each wins at about half of the positions: `excess` is the
-/// mean of how far the logit of the second half is above that of the first.
+/// Shifts the biases of the halves of each split code so that each half is the likelier one at
+/// about half of the positions. The number in `halves` is the mean difference of their logits,
+/// second minus first.
 ///
 /// # Errors
 /// As for [`split_codes`].
@@ -103,8 +107,8 @@ pub(crate) fn balance(weights: &mut [HostTensor], halves: &[(Halves, f32)]) -> R
     Ok(())
 }
 
-/// Makes the `n` values at the second of `places` those at the first, moved apart by a small random
-/// difference.
+/// Copies `n` values to the places of the second half, and moves each value and its copy apart by a
+/// small random difference. `places` maps an index to the places of the value and of its copy.
 fn divide(values: &mut [f32], places: impl Fn(usize) -> (usize, usize), n: usize, rng: &mut impl Rng) {
     let squares: f32 = (0..n).map(|i| values[places(i).0].powi(2)).sum();
     let size = DIFFERENCE * (squares / n as f32).sqrt();

@@ -1,5 +1,8 @@
-//! TensorBoard's event files: TFRecords of two small protobuf messages, written by hand because that is all there is to
-//! them (`Event { wall_time = 1, step = 2, file_version = 3, summary = 5 { value = 1 { tag = 1, simple_value = 2 } } }`).
+//! Writes TensorBoard's event files: TFRecords of protobuf messages.
+//!
+//! The messages are so simple that this file encodes them itself (numbers are field numbers):
+//! `Event { wall_time = 1, step = 2, file_version = 3, summary = 5 { value = 1 { tag = 1,
+//! simple_value = 2 } } }`.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -14,7 +17,7 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// A new file in `dir`, for a run that starts at `step`.
+    /// Creates a new file in `dir`, for a run that starts at `step`.
     pub fn create(dir: &Path, step: u64) -> Result<EventWriter> {
         let path = dir.join(format!("events.out.tfevents.{:010}.step{step:06}", now_secs() as u64));
         let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -23,14 +26,14 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// One event with a value for each figure, tagged `split/name`.
+    /// Writes one event with the value of each metric, tagged `split/name`.
     pub fn scalars(&mut self, split: &str, step: u64, figures: &[(&'static str, f64)]) -> Result<()> {
         self.file.write_all(&record(&values(now_secs(), split, step, figures)))?;
         Ok(self.file.flush()?)
     }
 }
 
-/// The event that a file begins with.
+/// Returns the first event of a file, with the version of the format.
 fn version(wall_time: f64) -> Vec<u8> {
     [double(1, wall_time), bytes(3, b"brain.Event:2")].concat()
 }
@@ -45,7 +48,7 @@ fn values(wall_time: f64, split: &str, step: u64, figures: &[(&'static str, f64)
     [double(1, wall_time), tag(2, 0), varint(step), bytes(5, &summary)].concat()
 }
 
-/// A TFRecord: length, its checksum, the payload, its checksum.
+/// Returns a TFRecord: the length, its checksum, the payload, and its checksum.
 fn record(payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u64).to_le_bytes();
     let (head, tail) = (masked_crc(&length).to_le_bytes(), masked_crc(payload).to_le_bytes());
@@ -103,7 +106,7 @@ mod tests {
     ///     Summary.Value(tag="train/loss", simple_value=0.25), Summary.Value(tag="train/lr", simple_value=0.001)]))
     /// ```
     #[test]
-    fn records_are_the_bytes_that_tensorboard_writes() {
+    fn records_equal_the_bytes_that_tensorboard_writes() {
         assert_eq!(
             hex(&record(&version(1.5))),
             "1800000000000000a37f4b2209000000000000f83f1a0d627261696e2e4576656e743a322a28646c"
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn protobuf_primitives() {
+    fn protobuf_primitives_are_encoded() {
         assert_eq!(varint(300), [0xac, 0x02]);
         assert_eq!(bytes(5, b"ab"), [0x2a, 2, b'a', b'b']);
         assert_eq!(float(2, 1.0), [0x15, 0, 0, 0x80, 0x3f]);

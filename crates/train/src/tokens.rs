@@ -1,7 +1,8 @@
-//! The training pictures as image tokens: as `encode` stored them, or encoded as training goes.
+//! The image tokens of training pictures: stored by `encode`, or encoded during training.
 //!
-//! Stage 2 of the paper crops each picture anew and encodes the crop (§B.2, listing 2), so that a picture hardly ever
-//! has the same tokens twice. Stored tokens are the same few crops in every epoch, and cost no encoding.
+//! Stage 2 of the paper crops and encodes each picture again whenever it is read (§B.2, listing 2),
+//! so that a picture hardly ever has the same tokens twice. Stored tokens are those of the same few
+//! crops in every epoch, and need no encoding during training.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -21,15 +22,15 @@ use tessera_text::caption_words;
 use crate::same_run::{Input, NO_SCENES, SCENES};
 use crate::samples::TrainSamples;
 
-/// Where a prior's image tokens come from.
+/// The source of a prior's image tokens.
 pub(crate) enum TokenSource {
-    /// What `encode` wrote.
+    /// Codes that `encode` wrote.
     Stored(CodeSet),
     /// Pictures, each cropped and encoded whenever it is read.
     Online(Box<OnlineEncoder>),
 }
 
-/// Pictures and the dVAE that encodes them.
+/// Encodes training pictures when they are read.
 pub(crate) struct OnlineEncoder {
     samples: TrainSamples,
     dvae: Dvae,
@@ -37,13 +38,16 @@ pub(crate) struct OnlineEncoder {
 }
 
 impl OnlineEncoder {
+    /// Makes an encoder of `samples`.
+    ///
     /// # Errors
-    /// If the codebook does not fit 16 bits.
+    /// If the codes do not fit in 16 bits.
     pub fn new(samples: TrainSamples, dvae: Dvae, config: DvaeConfig) -> Result<OnlineEncoder> {
         ensure!(config.vocab <= 1 << 16, "tokens have 16 bits; this dVAE has {} codes", config.vocab);
         Ok(OnlineEncoder { samples, dvae, config })
     }
 
+    /// Crops and encodes `items`.
     fn encode(&self, items: &[usize], draws: Draws) -> Result<Vec<Example<'_>>> {
         let side = self.config.image_size as u32;
         let crop = |(slot, &item): (usize, &usize)| -> Result<(Cow<[String]>, Vec<f32>)> {
@@ -65,16 +69,17 @@ impl OnlineEncoder {
     }
 }
 
-/// A training picture as it is read in one step.
+/// A training picture, as read in one step.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Example<'a> {
-    /// What it shows, in several wordings.
+    /// The captions of the picture.
     pub captions: Cow<'a, [String]>,
-    /// Its image tokens.
+    /// The image tokens of the picture.
     pub codes: Vec<u16>,
 }
 
-/// Which random numbers belong to a micro-batch: those of `step`, from slot `first_slot` of its batch on.
+/// Identifies the random numbers of a micro-batch: those of `step`, from position `first_slot` of
+/// its batch on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Draws {
     pub seed: u64,
@@ -83,14 +88,14 @@ pub(crate) struct Draws {
 }
 
 impl Draws {
-    /// The generator of the micro-batch's item `slot`.
+    /// Returns the random number generator of sample `slot` of the micro-batch.
     pub fn rng(self, purpose: Purpose, slot: usize) -> ChaCha8Rng {
         item_rng(self.seed, purpose, self.step, (self.first_slot + slot) as u64)
     }
 }
 
 impl TokenSource {
-    /// How many training pictures there are.
+    /// Returns the number of training pictures.
     pub fn len(&self) -> usize {
         match self {
             TokenSource::Stored(codes) => codes.len(),
@@ -98,7 +103,7 @@ impl TokenSource {
         }
     }
 
-    /// What the scenes are, as an input of a run.
+    /// Returns the fingerprint of the scenes, as an input of a run.
     pub fn scenes(&self) -> Result<Input> {
         match self {
             TokenSource::Stored(_) => Ok((SCENES, NO_SCENES.to_string())),
@@ -106,7 +111,7 @@ impl TokenSource {
         }
     }
 
-    /// The side of the grid of tokens, and the size of the codebook.
+    /// Returns the side of the token grid and the size of the codebook.
     pub fn sizes(&self) -> (usize, usize) {
         match self {
             TokenSource::Stored(codes) => (codes.grid, codes.vocab),
@@ -114,7 +119,7 @@ impl TokenSource {
         }
     }
 
-    /// The captions of all pictures that are kept in memory.
+    /// Returns the captions of all pictures that are in memory.
     pub fn captions_mut(&mut self) -> Vec<&mut String> {
         match self {
             TokenSource::Stored(codes) => {
@@ -126,7 +131,7 @@ impl TokenSource {
         }
     }
 
-    /// The words of the captions of all pictures.
+    /// Returns the words of the captions of all pictures.
     pub fn words(&self) -> BTreeSet<String> {
         match self {
             TokenSource::Stored(codes) => caption_words(codes.items.iter().flat_map(|item| &item.captions)),
@@ -134,7 +139,7 @@ impl TokenSource {
         }
     }
 
-    /// Each of `items`: with the tokens of one of its stored copies, or of a new crop.
+    /// Reads each of `items`, with the tokens of one of its stored crops or of a new crop.
     pub fn read(&self, items: &[usize], draws: Draws) -> Result<Vec<Example<'_>>> {
         match self {
             TokenSource::Stored(set) => {
@@ -149,8 +154,11 @@ impl TokenSource {
         }
     }
 
-    /// `codes`, each with some probability that of another picture in the same place; the probability, at most `most`, is drawn
-    /// first. Other pictures are those of the set where their tokens are stored, else those of the micro-batch.
+    /// Returns `codes` with noise: some are replaced by another picture's code at the same
+    /// position.
+    ///
+    /// The probability of replacement is drawn first, between 0 and `most`. Other pictures come
+    /// from the complete data set if its tokens are stored, otherwise from the micro-batch.
     pub fn disturbed(
         &self,
         codes: &[u16],
@@ -186,14 +194,14 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn noise_takes_tokens_from_the_same_place_of_other_pictures() {
+    fn noise_takes_tokens_at_the_same_position_of_other_pictures() {
         let item = || CodeItem {
             key: String::new(),
             captions: Vec::new(),
             concept: String::new(),
             style: String::new(),
         };
-        // Three pictures of 64 tokens; those of place p are p, 64 + p and 128 + p.
+        // Three pictures of 64 tokens; the tokens at position p are p, 64 + p and 128 + p.
         let codes = (0..3u16).flat_map(|picture| (0..64).map(move |place| 64 * picture + place)).collect();
         let items = vec![item(), item(), item()];
         let codes = CodeSet { grid: 8, vocab: 192, copies: 1, codes, items, ..CodeSet::default() };
@@ -205,7 +213,8 @@ mod tests {
         assert!(read(0.0, 0).iter().zip(&own).all(|(token, &own)| *token == u32::from(own)));
         let streams: Vec<Vec<u32>> = (0..1000).map(|index| read(0.6, index)).collect();
         assert!(streams.iter().all(|read| read.iter().zip(0..).all(|(token, place)| token % 64 == place)));
-        // Of the tokens that are drawn anew, a third comes out as it was: up to 26 of 64 differ, evenly spread.
+        // A third of the replacements come from the same picture. So at most about 26 of 64 tokens
+        // differ, and the number is spread evenly.
         let differ = |read: &Vec<u32>| read.iter().filter(|&&token| token / 64 != 1).count();
         let mut differing: Vec<usize> = streams.iter().map(differ).collect();
         differing.sort_unstable();
@@ -214,7 +223,8 @@ mod tests {
         assert!(spread, "{few}, {middle} and {many} of 64 differ in the 10th, 50th and 90th of 100 streams");
     }
 
-    /// Twelve pictures of 56x44 pixels, each of another colour and with an edge, for a dVAE of 32.
+    /// Returns twelve pictures of 56x44 pixels with different colours and an edge, for a dVAE with
+    /// pictures of 32 pixels.
     fn wide() -> OnlineEncoder {
         let sample = |number: u8| Sample {
             key: format!("{number}"),
@@ -230,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn online_tokens_are_those_of_a_new_crop_at_each_step() {
+    fn online_tokens_come_from_a_new_crop_in_each_step() {
         let encoder = wide();
         let (dvae, config) = (encoder.dvae.clone(), encoder.config.clone());
         let expected = |step: u64, slot: u64, item: usize| {
@@ -241,19 +251,19 @@ mod tests {
         };
         let draws = |step, first_slot| Draws { seed: 5, step, first_slot };
         let items = [3, 7, 3, 11];
-        let whole = encoder.encode(&items, draws(9, 0)).unwrap();
+        let batch = encoder.encode(&items, draws(9, 0)).unwrap();
         for (slot, &item) in items.iter().enumerate() {
-            assert_eq!(whole[slot].codes, expected(9, slot as u64, item), "slot {slot}");
-            assert_eq!(*whole[slot].captions, [format!("picture {item}")]);
+            assert_eq!(batch[slot].codes, expected(9, slot as u64, item), "slot {slot}");
+            assert_eq!(*batch[slot].captions, [format!("picture {item}")]);
         }
-        assert_ne!(whole[0].codes, whole[2].codes, "two crops of one picture in a batch are the same");
-        assert_ne!(whole, encoder.encode(&items, draws(10, 0)).unwrap(), "two steps have the same crops");
-        // The parts of a batch have the crops that it has as one.
-        assert_eq!(whole[2..], encoder.encode(&items[2..], draws(9, 2)).unwrap());
+        assert_ne!(batch[0].codes, batch[2].codes, "two crops of one picture in a batch are the same");
+        assert_ne!(batch, encoder.encode(&items, draws(10, 0)).unwrap(), "two steps have the same crops");
+        // A part of a batch has the same crops as the complete batch.
+        assert_eq!(batch[2..], encoder.encode(&items[2..], draws(9, 2)).unwrap());
     }
 
     #[test]
-    fn online_noise_takes_tokens_of_other_pictures_of_the_batch() {
+    fn online_noise_takes_tokens_from_the_batch() {
         let source = TokenSource::Online(Box::new(wide()));
         let batch = [1, 2, 3].map(|code| Example { captions: Cow::Borrowed(&[]), codes: vec![code; 64] });
         let mut rng = item_rng(0, Purpose::TokenNoise, 0, 1);

@@ -1,27 +1,29 @@
-//! Sums over workers (paper §2.5, §E.2): what replicas of a model must agree on after each backward pass.
+//! Sums over workers (paper §2.5, §E.2), which replicas of a model need after each backward pass.
 //!
-//! Training asks for sums only, and never for how many workers there are or where they run: one worker is a case like any
-//! other. A sum has the same bits on all workers, so that their weights stay equal without being sent.
+//! Training needs only sums, and does not depend on the number of workers or on where they run. One
+//! worker is not a special case. A sum has the same bits on all workers, so that their weights stay
+//! equal without being sent.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail, ensure};
 
-/// Workers that hold one replica each and make the same calls in the same order.
+/// The communication of one worker with the others. Each worker has one replica of the model, and
+/// all workers make the same calls in the same order.
 pub trait Comm: Sync {
-    /// How many workers there are.
+    /// Returns the number of workers (the world size).
     fn size(&self) -> usize;
 
     /// Replaces `values` by their element-wise sum over all workers, with the same bits on each.
     ///
     /// # Errors
-    /// If another worker is gone, or brought another number of values.
+    /// If another worker is gone, or passed a different number of values.
     fn sum(&self, values: &mut [f32]) -> Result<()>;
 
-    /// Whether `flag` is set on any worker.
+    /// Returns whether `flag` is set on any worker.
     ///
     /// # Errors
-    /// As [`Comm::sum`].
+    /// As for [`Comm::sum`].
     fn any(&self, flag: bool) -> Result<bool> {
         let mut count = [f32::from(flag)];
         self.sum(&mut count)?;
@@ -29,7 +31,7 @@ pub trait Comm: Sync {
     }
 }
 
-/// One worker, whose values are their own sum.
+/// A single worker, for which each sum is its own values.
 #[derive(Debug, Clone, Copy)]
 pub struct Solo;
 
@@ -43,35 +45,37 @@ impl Comm for Solo {
     }
 }
 
-/// One of several workers in this process, each on a thread of its own. Once one is dropped, the others' calls fail instead of
-/// waiting for it.
+/// One of several workers in this process, each on its own thread. When one is dropped, the calls
+/// of the others fail instead of waiting for it.
 #[derive(Debug)]
 pub struct Member {
     rank: usize,
     meeting: Arc<Meeting>,
 }
 
-/// Where the members of a group meet.
+/// What the members of a group share.
 #[derive(Debug)]
 struct Meeting {
     state: Mutex<Exchange>,
     changed: Condvar,
 }
 
+/// The state of the current sum.
 #[derive(Debug)]
 struct Exchange {
-    /// What each member brought, by rank, if it is here.
+    /// The values of each member, by rank, if it has called [`Comm::sum`] in this round.
     parts: Vec<Option<Vec<f32>>>,
-    /// Of the last round. It stays until all members have come again, so that each has read it.
+    /// The sum of the last round. It stays until all members have called again, so that each has
+    /// read it.
     sum: Vec<f32>,
-    /// Sums done.
+    /// The number of finished sums.
     round: u64,
-    /// Whether a member left or brought what does not fit.
+    /// Whether a member was dropped, or passed a different number of values.
     ended: bool,
 }
 
 impl Member {
-    /// A group of `size` members.
+    /// Makes a group of `size` members.
     pub fn group(size: usize) -> Vec<Member> {
         let state = Exchange { parts: vec![None; size], sum: Vec::new(), round: 0, ended: false };
         let meeting = Arc::new(Meeting { state: Mutex::new(state), changed: Condvar::new() });
@@ -87,11 +91,11 @@ impl Comm for Member {
     fn sum(&self, values: &mut [f32]) -> Result<()> {
         let mut state = self.meeting.lock();
         let round = state.round;
-        let brought = state.bring(self.rank, values);
+        let added = state.add(self.rank, values);
         if state.ended || state.round != round {
             self.meeting.changed.notify_all();
         }
-        brought?;
+        added?;
         let waiting = |state: &mut Exchange| state.round == round && !state.ended;
         let wait = self.meeting.changed.wait_while(state, waiting);
         let state = wait.unwrap_or_else(PoisonError::into_inner);
@@ -109,15 +113,16 @@ impl Drop for Member {
 }
 
 impl Meeting {
-    /// A panic elsewhere leaves the state as it was between two of its lines, and ends the group in any case.
+    /// Ignores poisoning: a panic of another thread leaves the state consistent, and ends the group
+    /// in any case.
     fn lock(&self) -> MutexGuard<'_, Exchange> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Exchange {
-    /// Takes what the member of `rank` brings; the last one completes the round.
-    fn bring(&mut self, rank: usize, values: &[f32]) -> Result<()> {
+    /// Stores the values of the member `rank`. The last member completes the round.
+    fn add(&mut self, rank: usize, values: &[f32]) -> Result<()> {
         if let Some(other) = self.parts.iter().flatten().find(|part| part.len() != values.len()) {
             let other = other.len();
             self.ended = true;
@@ -126,7 +131,7 @@ impl Exchange {
         self.parts[rank] = Some(values.to_vec());
         if !self.ended && self.parts.iter().all(Option::is_some) {
             self.sum = vec![0.0; values.len()];
-            // By rank, not by who came first: sums of floats depend on their order.
+            // In the order of ranks, not of arrival: sums of floats depend on their order.
             for part in self.parts.iter_mut().filter_map(Option::take) {
                 self.sum.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
             }
@@ -140,7 +145,7 @@ impl Exchange {
 pub(crate) mod tests {
     use super::*;
 
-    /// What `body` returns for each of `size` members, by rank.
+    /// Runs `body` on a thread for each of `size` members. Returns the results by rank.
     pub(crate) fn on_workers<T: Send>(size: usize, body: impl Fn(usize, &Member) -> T + Sync) -> Vec<T> {
         let body = &body;
         std::thread::scope(|scope| {
@@ -151,7 +156,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn one_worker_is_its_own_sum() {
+    fn sum_of_one_worker_is_its_values() {
         let mut values = [1.0, -2.0];
         Solo.sum(&mut values).unwrap();
         assert_eq!((values, Solo.size()), ([1.0, -2.0], 1));
@@ -177,14 +182,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_flag_of_one_member_is_known_to_all() {
+    fn flag_of_one_member_is_known_to_all() {
         let flags = |set: Option<usize>| on_workers(3, |rank, member| member.any(Some(rank) == set).unwrap());
         assert_eq!(flags(Some(2)), [true; 3]);
         assert_eq!(flags(None), [false; 3]);
     }
 
     #[test]
-    fn a_member_that_leaves_does_not_keep_the_others_waiting() {
+    fn dropped_member_makes_the_others_fail() {
         let mut members = Member::group(3);
         let gone = members.pop();
         std::thread::scope(|scope| {
@@ -198,7 +203,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn members_that_disagree_about_the_length_all_fail() {
+    fn members_with_different_lengths_all_fail() {
         let errors =
             on_workers(2, |rank, member| member.sum(&mut vec![0.0; 1 + rank]).unwrap_err().to_string());
         assert!(

@@ -1,19 +1,22 @@
-//! Products and orthonormal columns of the matrices of PowerSGD (paper §E.2, steps 3 to 6), row after row in f32.
+//! Products and orthonormal columns of PowerSGD's matrices (paper §E.2, steps 3 to 6), in row-major
+//! f32.
 //!
-//! Columns are made orthonormal by Householder's reflections, since Gram and Schmidt's way was unstable (step 5). A product of
-//! reflections is orthogonal whatever it was made from, so that dependent columns, and zero ones, are no special case.
+//! Columns are made orthonormal by Householder reflections, because the Gram-Schmidt process was
+//! unstable (step 5). A product of reflections is always orthogonal, so that dependent columns and
+//! zero columns are no special case.
 
 use rayon::prelude::*;
 
-/// Rows of a product that one thread computes together, so that a row of the right matrix is read once for all of them.
+/// The number of rows of a product that one thread computes together. Each row of the right matrix
+/// is read once for all of them.
 const ROWS: usize = 8;
-/// Columns that one thread reflects at least.
+/// The minimum number of columns that one thread reflects.
 const COLUMNS: usize = 8;
-/// Partial sums of a dot product, which can be added independently.
+/// The number of partial sums of a dot product, which can be computed independently.
 const LANES: usize = 8;
 
-/// `a b` `[rows, columns]` of `a` `[rows, inner]` and `b` `[inner, columns]`. A row is summed in the order of `inner`, whatever
-/// the number of threads.
+/// Returns the product `a b`, `[rows, columns]`, of `a`, `[rows, inner]`, and `b`, `[inner,
+/// columns]`. Sums run in the order of `inner` with any number of threads.
 ///
 /// # Panics
 /// If the lengths do not fit `inner`.
@@ -31,7 +34,7 @@ pub fn product(a: &[f32], b: &[f32], inner: usize) -> Vec<f32> {
     product
 }
 
-/// `a` `[rows, columns]` as `[columns, rows]`.
+/// Returns the transpose, `[columns, rows]`, of `a`, `[rows, columns]`.
 pub fn transposed(a: &[f32], columns: usize) -> Vec<f32> {
     let rows = a.len() / columns;
     let mut transposed = vec![0.0; a.len()];
@@ -41,8 +44,9 @@ pub fn transposed(a: &[f32], columns: usize) -> Vec<f32> {
     transposed
 }
 
-/// Orthonormal columns `[rows, columns]` whose first `j` span the first `j` of `a`, for each `j`, as far as those are
-/// independent; the others are chosen at will. Signs are at will too.
+/// Returns orthonormal columns, `[rows, columns]`. For each `j`, the first `j` of them span the
+/// first `j` columns of `a`, as far as these are independent. The other columns, and the signs of
+/// all columns, are arbitrary.
 ///
 /// # Panics
 /// If there are more columns than rows.
@@ -66,23 +70,24 @@ pub fn orthonormal(a: &[f32], columns: usize) -> Vec<f32> {
     (0..rows * columns).map(|i| q[i % columns][i / columns] as f32).collect()
 }
 
-/// `1 − factor v vᵀ`
+/// The reflection `1 − factor v vᵀ`.
 struct Reflection {
     v: Vec<f64>,
     factor: f64,
 }
 
 impl Reflection {
-    /// The one that leaves nothing of `x` but its first element; if `x` is 0, the one that changes nothing.
+    /// Makes the reflection that maps `x` to a vector whose elements are 0 except the first. If `x`
+    /// is 0, it is the identity.
     fn new(x: &[f64]) -> Reflection {
         let mut v = x.to_vec();
-        // The sign for which nothing cancels.
+        // This sign avoids cancellation.
         v[0] += dot(x, x).sqrt().copysign(x[0]);
         let squared = dot(&v, &v);
         Reflection { v, factor: if squared == 0.0 { 0.0 } else { 2.0 / squared } }
     }
 
-    /// Reflects what each of `columns` has from row `from` on.
+    /// Reflects the part of each of `columns` from row `from` on.
     fn apply(&self, columns: &mut [Vec<f64>], from: usize) {
         columns.par_iter_mut().with_min_len(COLUMNS).for_each(|column| {
             let column = &mut column[from..];
@@ -106,30 +111,30 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    /// Numbers between −1 and 1 without a pattern that matters.
+    /// Returns pseudorandom numbers between −1 and 1.
     fn numbers(len: usize) -> Vec<f32> {
         (0..len as u64)
             .map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / 2.0_f32.powi(23) - 1.0)
             .collect()
     }
 
-    /// The largest element of `|QᵀQ − 1|`.
+    /// Returns the largest element of `|QᵀQ − 1|`.
     fn off_orthonormal(q: &[f32], columns: usize) -> f32 {
         let squares = product(&transposed(q, columns), q, q.len() / columns);
         let off =
             |(i, square): (usize, &f32)| (square - f32::from(u8::from(i / columns == i % columns))).abs();
-        // Not f32::max alone, which drops NaN.
+        // f32::max would ignore NaN.
         squares.iter().enumerate().map(off).fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
     }
 
     #[test]
-    fn products_and_transposes_by_hand() {
+    fn products_and_transposes_equal_values_computed_by_hand() {
         let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 0.0, 0.0, 1.0, 1.0, -1.0]);
         assert_eq!(product(&a, &b, 3), [4.0, -1.0, 10.0, -1.0]);
         assert_eq!(transposed(&a, 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
-        let (a, b) = (numbers(21 * 5), numbers(5 * 3)); // more rows than one thread takes
-        let wanted = |i: usize| (0..5).map(|k| a[i / 3 * 5 + k] * b[k * 3 + i % 3]).sum::<f32>();
-        let off = product(&a, &b, 5).iter().enumerate().any(|(i, got)| (got - wanted(i)).abs() > 1e-6);
+        let (a, b) = (numbers(21 * 5), numbers(5 * 3)); // more rows than one thread computes together
+        let expected = |i: usize| (0..5).map(|k| a[i / 3 * 5 + k] * b[k * 3 + i % 3]).sum::<f32>();
+        let off = product(&a, &b, 5).iter().enumerate().any(|(i, got)| (got - expected(i)).abs() > 1e-6);
         assert!(!off);
     }
 
@@ -144,7 +149,8 @@ mod tests {
         }
     }
 
-    /// Columns that are the same but for 1e-7 of their length, where Gram and Schmidt's way loses all digits.
+    /// The columns differ only by 1e-7 of their length, so that the Gram-Schmidt process would lose
+    /// all digits.
     #[test]
     fn nearly_dependent_columns_become_orthonormal() {
         let (rows, columns) = (100, 10);

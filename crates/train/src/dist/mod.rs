@@ -1,5 +1,5 @@
-//! More than one device (paper §2.5, §E): what it takes, and how replicas add up compressed gradients. Training itself still
-//! runs in one process.
+//! Training on more than one device (paper §2.5, §E): its memory and traffic, and sums of
+//! compressed gradients over replicas. Training itself still runs in one process.
 
 pub mod comm;
 mod matrix;

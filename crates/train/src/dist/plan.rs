@@ -1,7 +1,9 @@
-//! What training a prior takes on many devices, by the paper's arithmetic (§2.4, §2.5, §D, §E): memory, traffic, time.
+//! Estimates memory, traffic and time of training a prior on many devices, with the arithmetic of
+//! the paper (§2.4, §2.5, §D, §E).
 //!
-//! A machine holds one replica; each parameter is split over its devices. Layers' matrices have 16 bits in the paper's
-//! formats, and all else 32. Nothing is allocated.
+//! Each machine has one replica, and each parameter is split over the devices of the machine.
+//! Matrices of the layers are in the paper's 16-bit formats, everything else is in 32 bits. Nothing
+//! is allocated.
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
@@ -9,101 +11,107 @@ use tessera_model::prior::PriorConfig;
 
 use super::powersgd::floats_sent;
 
-/// Bytes of a number.
+/// Bytes per value in 16-bit formats and in f32.
 const SMALL: f64 = 2.0;
 const FULL: f64 = 4.0;
-/// Numbers a resblock of attention and one of the MLP keep for their backward pass, in widths of the stream a position: norm,
-/// queries, keys, values, attended, output; norm, hidden before and after its activation, output.
+/// The number of values that a resblock keeps for the backward pass, per position and in multiples
+/// of `d_model`. Attention: norm, queries, keys, values, attended, output. MLP: norm, hidden layer
+/// before and after its activation, output.
 pub(crate) const INSIDE: [f64; 2] = [6.0, 10.0];
 
-/// The machines.
+/// The machines and their devices.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cluster {
-    /// Devices in all.
+    /// Total number of devices.
     pub gpus: usize,
-    /// Devices of a machine, which hold one replica together.
+    /// Devices per machine. Together they have one replica.
     pub per_machine: usize,
-    /// Memory of a device in bytes.
+    /// Memory of one device in bytes.
     pub memory_bytes: f64,
-    /// Peak arithmetic of a device in 16 bits, operations a second.
+    /// Peak throughput of one device in 16 bits, in operations per second.
     pub peak_flops: f64,
-    /// Share of the peak that training reaches.
+    /// Fraction of the peak throughput that training reaches.
     pub mfu: f64,
 }
 
-/// What is trained, and how gradients travel.
+/// The length of the training and the compression of gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Training {
-    /// Streams an update, over all devices.
+    /// Sequences per update, over all devices.
     pub batch: usize,
-    /// Updates.
+    /// Total number of updates.
     pub steps: u64,
-    /// Rank of PowerSGD over all devices of a machine.
+    /// Rank of PowerSGD, summed over the devices of a machine.
     pub rank: usize,
 }
 
-/// Bytes on one device.
+/// Memory on one device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Memory {
-    /// Its part of the weights.
+    /// The device's part of the weights.
     pub weights: f64,
-    /// Of AdamW's moments.
+    /// Its part of AdamW's moments.
     pub moments: f64,
-    /// Of the gradients: error buffers, which also add gradients up, and those in 32 bits.
+    /// Its part of the gradients: error buffers, which also accumulate gradients, and the gradients
+    /// in 32 bits.
     pub gradients: f64,
-    /// The weights of the resblock at work and the next, whole, and the gradient of one.
+    /// The complete weights of the current and the next resblock, and the gradient of one.
     pub gathered: f64,
-    /// PowerSGD's factors of all gradients, and the matrices that it draws once.
+    /// PowerSGD's factors of all gradients, and its random matrices.
     pub factors: f64,
-    /// Inputs of all resblocks, the insides of one layer, and the logits.
+    /// The inputs of all resblocks, the activations inside one layer, and the logits.
     pub activations: f64,
-    /// All of these.
+    /// The sum of all parts.
     pub total: f64,
 }
 
-/// Bytes that one device sends in an update.
+/// Traffic of one device per update, in bytes sent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Traffic {
     /// Gathering weights within the machine, forward and backward.
     pub all_gather: f64,
     /// Summing gradients within the machine.
     pub reduce_scatter: f64,
-    /// Summing them over machines as they are.
+    /// Summing gradients over machines without compression.
     pub all_reduce: f64,
-    /// The same as PowerSGD's factors; what is not compressed included.
+    /// Summing gradients over machines as PowerSGD's factors, including gradients that are not
+    /// compressed.
     pub all_reduce_compressed: f64,
 }
 
-/// The plan.
+/// The estimate for a prior, its training and a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct CapacityPlan {
-    /// Weights of the prior.
+    /// Number of weights of the prior.
     pub parameters: u128,
-    /// Those in the layers' matrices.
+    /// Number of weights in the matrices of the layers.
     pub matrix_parameters: u128,
-    /// All weights in 16 bits, in bytes: the paper's 24 GB.
+    /// Bytes of all weights in 16 bits: the paper's 24 GB.
     pub weight_bytes: f64,
-    /// Memory of a device as in the paper: everything split, insides computed again.
+    /// Memory of a device as in the paper: everything is split, and activations inside resblocks
+    /// are recomputed.
     pub memory: Memory,
-    /// The same with the insides of all resblocks kept.
+    /// The same, but the activations inside all resblocks are kept.
     pub memory_kept: Memory,
-    /// The same without splitting, everything on each device.
+    /// The same, but nothing is split: each device has everything.
     pub memory_whole: Memory,
-    /// Whether the first fits.
+    /// Whether `memory` fits on a device.
     pub fits: bool,
-    /// Traffic of a device.
+    /// Traffic of one device.
     pub traffic: Traffic,
-    /// Share of the matrices' all-reduce that PowerSGD saves: 1 − r (m + 2) / (2 d m) for m devices a machine.
+    /// Fraction of the all-reduce of the matrices that PowerSGD saves: 1 − r (m + 2) / (2 d m) for
+    /// m devices per machine.
     pub compression: f64,
-    /// Operations of an update, forward and backward; products with weights only.
+    /// Operations per update, forward and backward. Only products with weights are counted.
     pub flops_per_step: f64,
-    /// Those of forward passes that are made again, beside them.
+    /// Additional operations per update for recomputed forward passes.
     pub recomputed_flops_per_step: f64,
-    /// Days of all updates, if `mfu` of the peak goes into the first.
+    /// Days for all updates, if `flops_per_step` reaches the fraction `mfu` of the peak throughput.
     pub days: f64,
 }
 
-/// The paper's rank for a width (table 1), or about a quarter of the width; the same on each device of a machine.
+/// Returns the paper's rank for a width (table 1), or about a quarter of the width. It is a
+/// multiple of the number of devices per machine.
 pub fn usual_rank(d_model: usize, per_machine: usize) -> usize {
     let rank = match d_model {
         1920 => 512,
@@ -114,7 +122,7 @@ pub fn usual_rank(d_model: usize, per_machine: usize) -> usize {
     (rank / per_machine.max(1)).max(1) * per_machine
 }
 
-/// Plans training of `config`.
+/// Estimates the training of `config`.
 ///
 /// # Errors
 /// If the numbers of devices, the batch or the rank do not fit each other.
@@ -131,7 +139,7 @@ pub fn plan(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Res
     };
     let split = memory(m, false);
     let factors = layers * factors(config.d_model, cluster.per_machine, training.rank) as f64;
-    // A ring sends each number twice, but for the part that stays.
+    // A ring all-reduce sends each value twice, except the part that stays on the device.
     let ring = 2.0 * (machines - 1.0) / machines;
     let inside = (m - 1.0) / m * (matrix * SMALL + other * FULL);
     let [flops_per_step, recomputed_flops_per_step] = flops(config, training.batch as f64);
@@ -184,7 +192,8 @@ fn check(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Result
 }
 
 impl Memory {
-    /// With everything split `split` ways, `streams` on the device, and the insides of resblocks `kept` or not.
+    /// Computes the memory if everything is split over `split` devices, with `streams` sequences
+    /// per device. `kept` is whether the activations inside resblocks are kept.
     fn new(config: &PriorConfig, [matrix, other]: [f64; 2], split: f64, streams: f64, kept: bool) -> Memory {
         let (d, layers) = (config.d_model as f64, config.n_layers as f64);
         let positions = streams * config.stream_len() as f64;
@@ -196,7 +205,7 @@ impl Memory {
         let weights = (matrix * SMALL + other * FULL) / split;
         let moments = 2.0 * weights;
         let gradients = weights;
-        // Of a layer's 12 D² weights, 8 D² are the MLP's.
+        // A layer has 12 D² weights, of which 8 D² are in the MLP.
         let gathered = if split > 1.0 { 5.0 / 3.0 * layer } else { 2.0 / 3.0 * layer };
         let insides = if kept { layers * inside } else { inside };
         let activations = 2.0 * layers * positions * d * FULL + insides + logits;
@@ -204,7 +213,8 @@ impl Memory {
         Memory { weights, moments, gradients, gathered, factors: 0.0, activations, total }
     }
 
-    /// With PowerSGD's factors beside it, of what the device holds a part of. A drawn matrix is as long as the longer side.
+    /// Adds PowerSGD's factors of the device's part of the matrices. A random matrix has as many
+    /// rows as the longer side of its matrix.
     fn with_factors(self, config: &PriorConfig, rank: usize, split: f64) -> Memory {
         let (m, d) = (split as usize, config.d_model);
         let drawn = 6 * d * (rank / m);
@@ -213,8 +223,9 @@ impl Memory {
     }
 }
 
-/// Numbers in PowerSGD's two factors of a layer's gradients on one of `m` devices (table 2): each device factors its part of
-/// each matrix by itself, with its part of the rank.
+/// Returns the number of values in PowerSGD's two factors of a layer's gradients on one of `m`
+/// devices (table 2). Each device compresses its own part of each matrix, with its part of the
+/// rank.
 fn factors(d: usize, m: usize, rank: usize) -> usize {
     let part = d / m;
     let attention = [[d, part]; 4];
@@ -222,7 +233,8 @@ fn factors(d: usize, m: usize, rank: usize) -> usize {
     attention.into_iter().chain(mlp).map(|shape| floats_sent(shape, rank / m)).sum()
 }
 
-/// Two operations a weight and position forward, four backward; and two where a layer's forward pass is made again.
+/// Returns the operations per update, without and for recomputation: per weight and position two
+/// forward and four backward, and two more for the recomputed forward pass of a layer.
 fn flops(config: &PriorConfig, streams: f64) -> [f64; 2] {
     let (d, layers) = (config.d_model as f64, config.n_layers as f64);
     let layers = 12.0 * d * d * layers * config.stream_len() as f64;
@@ -254,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_papers_arithmetic() {
+    fn plan_agrees_with_the_paper() {
         let config = paper(&[]);
         let plan = plan(&config, &training(usual_rank(config.d_model, 8)), &CLUSTER).unwrap();
         assert!((12.0e9..12.4e9).contains(&(plan.parameters as f64)), "{}", plan.parameters);
@@ -281,9 +293,9 @@ mod tests {
         }
     }
 
-    /// Table 2's last line: (5drm + 4dr) / m² and (drm + 8dr) / m² numbers in the two factors.
+    /// The last line of table 2: (5drm + 4dr) / m² and (drm + 8dr) / m² values in the two factors.
     #[test]
-    fn what_is_counted_is_the_papers_table() {
+    fn factor_sizes_equal_table_2_of_the_paper() {
         for (d, m, r) in [(3968, 8, 896), (64, 4, 16)] {
             let table = (5 * d * r * m + 4 * d * r + d * r * m + 8 * d * r) / (m * m);
             assert_eq!(factors(d, m, r), table);
@@ -291,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn mismatched_sizes_are_refused() {
         let error = |training: Training, cluster: Cluster| {
             plan(&paper(&[]), &training, &cluster).unwrap_err().to_string()
         };

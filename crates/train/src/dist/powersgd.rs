@@ -1,15 +1,21 @@
-//! Compressed sums of gradients over workers: the paper's variant of PowerSGD (§2.5, §E.2), for matrices.
+//! Compressed sums of matrix gradients over workers: the paper's variant of PowerSGD (§2.5, §E.2).
 //!
-//! These steps of §E.2 are here: 2 to 7, the norm of what is compressed (9), the flags (10), the decompression of 11, and 12. Not
-//! here are the sums of gradients that are not compressed (8), their part of the norm, and the update of 11: no training uses
-//! this yet. Sums over workers are made in f32 and then rounded; the paper makes them in 1-6-9.
+//! This file implements these steps of §E.2: 2 to 7, the norm of compressed gradients (9), the
+//! flags (10), the decompression of 11, and 12. It does not implement the sums of gradients that
+//! are not compressed (8), their part of the norm, and the update of 11, because no training uses
+//! it yet. Sums over workers are computed in f32 and then rounded; the paper computes them in
+//! 1-6-9.
 //!
-//! A gradient travels as two thin factors. What they leave out stays in an error buffer and is added to the next gradient; the
-//! same buffer adds up the gradients of an update. Other than in PowerSGD as published, the matrix that picks the columns'
-//! space is drawn once and kept: to draw it anew each time hurt a lot, and to follow the gradient was not needed.
+//! A gradient is sent as two thin factors. The rest, which the factors do not contain, stays in an
+//! error buffer and is added to the next gradient. The same buffer accumulates the gradients of the
+//! micro-batches of an update. Unlike in the original PowerSGD, the matrix that selects the column
+//! space is drawn once and never changes: drawing a new one each time hurt a lot, and adapting it
+//! to the gradients was not needed.
 //!
-//! The sum is the sum over workers, not their mean: the loss has been divided by the whole batch. Each worker subtracts its
-//! share, so that what all error buffers hold together is what has not been applied yet.
+//! Gradients are summed over workers, not averaged, because the loss has already been divided by
+//! the size of the complete batch. Each worker subtracts its share of the sum from its error
+//! buffer. The sum of all error buffers is therefore the part of the gradients that has not been
+//! applied yet.
 
 use std::borrow::Cow;
 
@@ -22,7 +28,8 @@ use super::comm::Comm;
 use super::matrix::{orthonormal, product, transposed};
 use crate::buffer::Buffer;
 
-/// Added to the diagonal of the first factor before its columns are made orthonormal (§E.2, step 5).
+/// Added to the diagonal of the first factor before its columns are made orthonormal (§E.2, step
+/// 5).
 const EPSILON: f32 = 1e-6;
 
 /// How gradients are compressed.
@@ -30,63 +37,69 @@ const EPSILON: f32 = 1e-6;
 pub struct PowerSgdSettings {
     /// Columns of each factor.
     pub rank: usize,
-    /// What error buffers and factors are stored and sent as; 32 bits if there is none. The paper's is 1-6-9.
+    /// The format in which error buffers and factors are stored and sent; f32 if `None`. The
+    /// paper's is 1-6-9.
     pub storage: Option<SmallFloat>,
-    /// What the first factor is multiplied by, so that it fits the range of `storage`. The paper has no value.
+    /// The scale of the first factor, which makes it fit the range of `storage`. The paper does not
+    /// give a value.
     pub p_scale: f32,
-    /// The same for the second.
+    /// The scale of the second factor.
     pub q_scale: f32,
-    /// Of the matrices that are drawn.
+    /// The seed of the random matrices.
     pub seed: u64,
 }
 
 /// Compresses the gradients of one matrix on one worker.
 ///
-/// Inside, the matrix is wide, `[m, n]` with `m <= n`, since columns of `m` are made orthonormal; a tall one is transposed.
+/// Internally the matrix is wide, `[m, n]` with `m <= n`, because columns of length `m` are made
+/// orthonormal. A tall matrix is transposed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Compressor {
-    /// Rows and columns for the caller.
+    /// The rows and columns of the caller's matrix.
     shape: [usize; 2],
     settings: PowerSgdSettings,
-    /// Gradients not applied yet `[m, n]`.
+    /// The error buffer: gradients that have not been applied yet, `[m, n]`.
     error: Buffer,
-    /// Drawn once, never changed `[n, rank]`.
+    /// The random matrix, drawn once and never changed, `[n, rank]`.
     gaussian: Buffer,
     /// Whether all gradients since the last exchange were finite.
     gradients_finite: bool,
 }
 
-/// What workers agreed on for one matrix: the sum of their gradients is `p qᵀ`, over the second factor's scale.
+/// The factors that all workers agreed on for one matrix. The sum of their gradients is `p qᵀ`,
+/// divided by the scale of the second factor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factors {
-    /// Orthonormal columns `[m, rank]`.
+    /// The first factor, with orthonormal columns, `[m, rank]`.
     p: Vec<f32>,
-    /// Scaled `[n, rank]`.
+    /// The second factor, scaled, `[n, rank]`.
     q: Vec<f32>,
-    /// Whether both were finite before they were clamped; the same on all workers.
+    /// Whether both were finite before they were clamped. It is the same on all workers.
     finite: bool,
     /// Whether this worker's error buffer was finite.
     error_finite: bool,
 }
 
-/// What workers agreed on for several matrices.
+/// The result of an exchange for several matrices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exchanged {
-    /// Of each matrix, in order.
+    /// The factors of each matrix, in order.
     pub factors: Vec<Factors>,
-    /// Squared norm of all sums together; infinite if any worker's gradient, or any factor, was not finite: then no weights
-    /// may change. The same on all workers.
+    /// The squared norm of all sums together. It is infinite if a gradient of any worker, or any
+    /// factor, was not finite; then no weights may change. It is the same on all workers.
     pub norm_squared: f64,
-    /// Whether a gradient was not finite on any worker: then the gradient scale falls.
+    /// Whether a gradient was not finite on any worker. Then the gradient scale falls.
     pub overflowed: bool,
 }
 
 impl Compressor {
-    /// For gradients of `shape` `[rows, columns]`, with an empty error buffer. Compressors of the same `ordinal` are the same on
-    /// all workers, those of different ones draw different matrices.
+    /// Makes a compressor for gradients of `shape`, `[rows, columns]`, with an empty error buffer.
+    /// Those with the same `ordinal` have the same random matrix on all workers; those with
+    /// different ordinals have different ones.
     ///
     /// # Errors
-    /// If the rank is 0 or more than the shorter side, a scale is not positive, or `storage` has no sign.
+    /// If the rank is 0 or more than the shorter side, a scale is not positive, or `storage` has no
+    /// sign bit.
     pub fn new(shape: [usize; 2], ordinal: u64, settings: PowerSgdSettings) -> Result<Compressor> {
         let [m, n] = wide(shape);
         let PowerSgdSettings { rank, storage, p_scale, q_scale, seed } = settings;
@@ -107,8 +120,9 @@ impl Compressor {
         })
     }
 
-    /// Adds `gradient / scale` `[rows, columns]` to the error buffer, where `scale` is that of the resblock's gradients (step 2).
-    /// A gradient that is not finite is left out, and the next exchange tells all workers.
+    /// Adds `gradient / scale`, `[rows, columns]`, to the error buffer. `scale` is the gradient
+    /// scale of the resblock (step 2). A non-finite gradient is left out, and the next exchange
+    /// informs all workers.
     ///
     /// # Errors
     /// If `gradient` has another size.
@@ -122,12 +136,15 @@ impl Compressor {
         Ok(())
     }
 
-    /// The sum of all workers' gradients `[rows, columns]` that `factors`, from an exchange of `n_workers`, stand for (step 11),
-    /// or none if they were not finite. Updates the error buffer (step 12), so to be called once, and before the next gradient;
-    /// also where no weights may change, since the norm is infinite for another matrix: as in the paper, the sum is then lost.
+    /// Returns the sum of all workers' gradients, `[rows, columns]`, that `factors` represent (step
+    /// 11), or `None` if they were not finite. `factors` come from an exchange of `n_workers`.
+    ///
+    /// It also updates the error buffer (step 12). Call it exactly once per exchange, before the
+    /// next gradient; also if no weights may change because the norm is infinite for another
+    /// matrix. The sum is then lost, as in the paper.
     ///
     /// # Panics
-    /// If `factors` are another matrix's.
+    /// If `factors` belong to a matrix of another shape.
     pub fn decompress(&mut self, factors: &Factors, n_workers: usize) -> Option<Vec<f32>> {
         let sum = factors.finite.then(|| {
             let q = transposed(&factors.q, self.settings.rank);
@@ -137,21 +154,22 @@ impl Compressor {
         });
         match (factors.error_finite, &sum) {
             (true, Some(sum)) => self.error.add(-1.0 / n_workers as f32, sum),
-            // Gradients that could not be sent can be later.
+            // Gradients that could not be sent now stay in the buffer.
             (true, None) => {}
-            // Nothing in the buffer can be trusted.
+            // The buffer contains non-finite values and is emptied.
             (false, _) => self.error = Buffer::new(vec![0.0; self.error.size()], self.settings.storage),
         }
         sum.map(|sum| from_wide(self.shape, sum))
     }
 
-    /// Gradients not applied yet `[rows, columns]`.
+    /// Returns the gradients that have not been applied yet, `[rows, columns]`.
     pub fn error(&self) -> Vec<f32> {
         from_wide(self.shape, self.error.values())
     }
 
-    /// Takes this worker's share of `sum` `[rows, columns]`, as [`error_sums`] saved it, however many workers there were. Only
-    /// the sum over workers matters, since only sums are exchanged.
+    /// Sets the error buffer to this worker's share of `sum`, `[rows, columns]`, as [`error_sums`]
+    /// returned it. The number of workers may have changed: only the sum over workers matters,
+    /// because only sums are exchanged.
     ///
     /// # Errors
     /// If `sum` has another size.
@@ -162,7 +180,7 @@ impl Compressor {
         Ok(())
     }
 
-    /// Numbers that this worker sends in one exchange.
+    /// Returns the number of values that this worker sends in one exchange.
     pub fn floats_sent(&self) -> usize {
         floats_sent(self.shape, self.settings.rank)
     }
@@ -177,46 +195,48 @@ impl Compressor {
         Ok(())
     }
 
-    /// This worker's part of the first factor, `E Q` `[m, rank]` (step 3).
+    /// Returns this worker's part of the first factor, `E Q`, `[m, rank]` (step 3).
     fn compress(&self) -> Vec<f32> {
         let [_, n] = wide(self.shape);
         let p = product(&self.error.values(), &self.gaussian.values(), n);
         self.stored(p, self.settings.p_scale)
     }
 
-    /// The first factor with orthonormal columns, without its scale (step 5).
+    /// Returns the first factor with orthonormal columns, without its scale (step 5).
     fn orthogonalise(&self, mut p: Vec<f32>) -> Vec<f32> {
         let rank = self.settings.rank;
         p.iter_mut().step_by(rank + 1).take(rank).for_each(|diagonal| *diagonal += EPSILON);
         self.stored(orthonormal(&p, rank), 1.0)
     }
 
-    /// This worker's part of the second factor, `Eᵀ P` `[n, rank]` (step 6).
+    /// Returns this worker's part of the second factor, `Eᵀ P`, `[n, rank]` (step 6).
     fn project(&self, p: &[f32]) -> Vec<f32> {
         let [m, n] = wide(self.shape);
         let q = product(&transposed(&self.error.values(), n), p, m);
         self.stored(q, self.settings.q_scale)
     }
 
-    /// Scaled values as they are stored, and sent; what is too large becomes infinite.
+    /// Returns the scaled values, rounded to the format in which they are stored and sent. Values
+    /// too large for it become infinite.
     fn stored(&self, mut values: Vec<f32>, scale: f32) -> Vec<f32> {
         let storage = self.settings.storage;
         values.iter_mut().for_each(|value| *value = round(storage, *value * scale));
         values
     }
 
-    /// Squared norm of the sum that the second factor stands for: the first is orthonormal and changes no lengths (step 9).
+    /// Returns the squared norm of the sum of gradients (step 9). It is that of the second factor,
+    /// because the columns of the first are orthonormal.
     fn norm_squared(&self, q: &[f32]) -> f64 {
         let squares: f64 = q.iter().map(|&value| f64::from(value).powi(2)).sum();
         squares / f64::from(self.settings.q_scale).powi(2)
     }
 }
 
-/// Sums over workers what the error buffers of `compressors` hold, as factors, in two calls whatever their number (steps 3 to
-/// 10): those of a resblock go together.
+/// Sums the error buffers of `compressors` over workers, as factors (steps 3 to 10). There are two
+/// large sums for any number of matrices, so that those of a resblock are sent together.
 ///
 /// # Errors
-/// If workers cannot agree, as in [`Comm::sum`].
+/// As for [`Comm::sum`].
 pub fn exchange(compressors: &mut [Compressor], comm: &dyn Comm) -> Result<Exchanged> {
     let mut p: Vec<_> = compressors.iter().map(Compressor::compress).collect();
     let p_finite = sum_together(compressors, &mut p, comm)?;
@@ -224,7 +244,8 @@ pub fn exchange(compressors: &mut [Compressor], comm: &dyn Comm) -> Result<Excha
     let mut q: Vec<_> = compressors.iter().zip(&p).map(|(compressor, p)| compressor.project(p)).collect();
     let q_finite = sum_together(compressors, &mut q, comm)?;
 
-    // An error buffer that is not finite needs no flag for the others: it has made the first factor so, for all.
+    // A non-finite error buffer needs no flag: it has made the first factor non-finite for all
+    // workers.
     let mut overflowed = false;
     let mut norm_squared = 0.0;
     let mut factors = Vec::with_capacity(compressors.len());
@@ -241,10 +262,11 @@ pub fn exchange(compressors: &mut [Compressor], comm: &dyn Comm) -> Result<Excha
     Ok(Exchanged { factors, norm_squared, overflowed })
 }
 
-/// Sums of what all workers' error buffers hold, `[rows, columns]` each: what a checkpoint keeps (§E.2).
+/// Returns the sums of all workers' error buffers, `[rows, columns]` each, to be saved in a
+/// checkpoint (§E.2).
 ///
 /// # Errors
-/// If workers cannot agree, as in [`Comm::sum`].
+/// As for [`Comm::sum`].
 pub fn error_sums(compressors: &[Compressor], comm: &dyn Comm) -> Result<Vec<Vec<f32>>> {
     compressors
         .iter()
@@ -256,13 +278,13 @@ pub fn error_sums(compressors: &[Compressor], comm: &dyn Comm) -> Result<Vec<Vec
         .collect()
 }
 
-/// Numbers in the two factors of a gradient of `shape`.
+/// Returns the number of values in the two factors of a gradient with `rows` and `columns`.
 pub fn floats_sent([rows, columns]: [usize; 2], rank: usize) -> usize {
     (rows + columns) * rank
 }
 
-/// Replaces each of `parts` by its sum over workers, in one call, as it is stored. Whether each was finite; what was not is then
-/// clamped (steps 4 and 7).
+/// Replaces each of `parts` by its sum over workers, in one call, rounded to its storage format.
+/// Returns whether each sum was finite; values that were not are clamped (steps 4 and 7).
 fn sum_together(compressors: &[Compressor], parts: &mut [Vec<f32>], comm: &dyn Comm) -> Result<Vec<bool>> {
     let mut sums = parts.concat();
     comm.sum(&mut sums)?;
@@ -286,7 +308,7 @@ fn clamp(storage: Option<SmallFloat>, value: f32) -> f32 {
     storage.map_or(value.clamp(f32::MIN, f32::MAX), |format| format.clamp(value))
 }
 
-/// The sides of a matrix, the shorter one first.
+/// Returns the sides of a matrix, the shorter one first.
 fn wide([rows, columns]: [usize; 2]) -> [usize; 2] {
     [rows.min(columns), rows.max(columns)]
 }
@@ -299,7 +321,7 @@ fn from_wide([rows, columns]: [usize; 2], values: Vec<f32>) -> Vec<f32> {
     if rows <= columns { values } else { transposed(&values, rows) }
 }
 
-/// Standard normal numbers of matrix `ordinal`, by Box and Muller.
+/// Returns the standard normal numbers of matrix `ordinal` (Box-Muller).
 fn gaussian(seed: u64, ordinal: u64, len: usize) -> Vec<f32> {
     let rng = &mut item_rng(seed, Purpose::PowerSgd, 0, ordinal);
     (0..len).map(|_| normal(rng) as f32).collect()

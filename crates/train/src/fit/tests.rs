@@ -1,4 +1,4 @@
-//! The training loop on small tasks: learning, stopping, overflow, divergence.
+//! Tests of the training loop on small tasks: learning, stopping, overflow, divergence.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +16,7 @@ use crate::gradient::{Loss, differentiate};
 use crate::precision::{Rules, Scaling};
 use crate::schedule::Schedule;
 
-/// Learns `y = x · [1, 2]ᵀ + 3`; asks to stop after `stop_after` steps.
+/// A task that learns `y = x · [1, 2]ᵀ + 3` and stops the run after `stop_after` steps.
 struct Line<'a> {
     stop: &'a AtomicBool,
     stop_after: u64,
@@ -75,7 +75,7 @@ fn control(stop: &AtomicBool) -> Control<'_> {
     Control { stop, reporter: &Silent }
 }
 
-/// Trains in `dir`, stopping after `stop_after` steps if that is before the end.
+/// Trains in `dir`, and stops after `stop_after` steps if that is before the end.
 fn train(dir: &Path, stop_after: u64) -> (Vec<HostTensor>, Outcome) {
     let stop = AtomicBool::new(false);
     let task = Line { stop: &stop, stop_after };
@@ -86,24 +86,25 @@ fn train(dir: &Path, stop_after: u64) -> (Vec<HostTensor>, Outcome) {
 }
 
 #[test]
-fn it_learns_and_a_stopped_run_continues_to_the_same_bits() {
+fn stopped_run_continues_with_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
-    let (whole, outcome) = train(&dir.path().join("whole"), u64::MAX);
+    let (uninterrupted, outcome) = train(&dir.path().join("whole"), u64::MAX);
     assert_eq!(outcome, Outcome::Finished);
-    assert!((whole[1].values[0] - 3.0).abs() < 0.3, "bias {}", whole[1].values[0]);
+    assert!((uninterrupted[1].values[0] - 3.0).abs() < 0.3, "bias {}", uninterrupted[1].values[0]);
 
     let halved = dir.path().join("halved");
     assert_eq!(train(&halved, 12).1, Outcome::Stopped(12));
     let (resumed, outcome) = train(&halved, u64::MAX);
     assert_eq!(outcome, Outcome::Finished);
-    assert_eq!(resumed, whole);
+    assert_eq!(resumed, uninterrupted);
 
     let lines = std::fs::read_to_string(halved.join("metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().filter(|line| line.contains("\"val\"")).count(), 3);
     assert!(halved.join("samples/step_000100.png").exists());
 }
 
-/// Gradients of four resblocks, of which two overflow in the updates that `overflows` says.
+/// A task with four resblocks. Two of them overflow in the updates for which the function returns
+/// true.
 struct Overflowing(fn(u64) -> bool);
 
 impl Task for Overflowing {
@@ -145,7 +146,7 @@ fn linear() -> Linear {
 }
 
 #[test]
-fn an_update_with_an_overflow_is_skipped_whole() {
+fn update_with_an_overflow_is_skipped_completely() {
     let (task, config) = (Overflowing(|step| step == 3), config());
     let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
     (0..3).for_each(|_| assert!(!trainer.step().unwrap().is_empty()));
@@ -161,7 +162,7 @@ fn an_update_with_an_overflow_is_skipped_whole() {
 }
 
 #[test]
-fn a_run_whose_updates_are_all_skipped_saves_and_says_where_it_began() {
+fn run_of_skipped_updates_fails_and_names_the_first_resblock() {
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
     let task = Overflowing(|step| step >= 5);
@@ -172,7 +173,7 @@ fn a_run_whose_updates_are_all_skipped_saves_and_says_where_it_began() {
     assert_eq!((saved.step, saved.adam.updates), (20, 5));
 }
 
-/// The loss falls until update 30, rises from there, and is NaN from update 60 on.
+/// A task whose loss falls until update 30, then rises, and is NaN from update 60 on.
 struct Diverging;
 
 impl Task for Diverging {
@@ -203,12 +204,13 @@ impl Task for Diverging {
 }
 
 #[test]
-fn a_run_that_diverges_keeps_the_checkpoint_before_its_loss_rose() {
+fn diverged_run_keeps_the_checkpoint_before_its_loss_rose() {
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
     let stop = AtomicBool::new(false);
     let error = fit(&Diverging, linear(), &config(), &run, control(&stop)).err().unwrap().to_string();
-    // Checkpoints are 7 updates apart; those up to 35 have losses around 8.
+    // Checkpoints are 7 updates apart. The mean loss before that of step 35 is about 7, before the
+    // next one about 13.
     assert!(
         error.contains("step 60: the loss is NaN; continue it from its last good checkpoint, step 35"),
         "{error}"
@@ -220,34 +222,34 @@ fn a_run_that_diverges_keeps_the_checkpoint_before_its_loss_rose() {
 }
 
 #[test]
-fn the_average_follows_every_25_updates_and_not_between() {
+fn average_is_updated_every_25_updates() {
     let config = FitConfig { ema: 0.9, ema_every: 25, ema_rise: false, ..config() };
     let task = Overflowing(|_| false);
     let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
     let first = trainer.state.average[0].values[0];
     (0..25).for_each(|_| drop(trainer.step().unwrap()));
     assert_eq!(trainer.state.average[0].values[0], first);
-    let weight = trainer.state.weights[0].values[0]; // what update 25 starts from
+    let weight = trainer.state.weights[0].values[0]; // update 25 starts from it
     (0..20).for_each(|_| drop(trainer.step().unwrap()));
-    let wanted = 0.9 * first + 0.1 * weight;
-    assert!((trainer.state.average[0].values[0] - wanted).abs() < 1e-6 && first != weight);
+    let expected = 0.9 * first + 0.1 * weight;
+    assert!((trainer.state.average[0].values[0] - expected).abs() < 1e-6 && first != weight);
 }
 
-/// An average with a decay of 0 would still be one update behind.
+/// An average with a decay of 0 would still lag one update behind the weights.
 #[test]
-fn without_an_average_the_newest_weights_are_shipped() {
+fn run_without_an_average_returns_the_newest_weights() {
     let task = Overflowing(|_| false);
-    for (ema, is_shipped) in [(0.0, true), (0.5, false)] {
+    for (ema, is_newest) in [(0.0, true), (0.5, false)] {
         let config = FitConfig { ema, ema_every: 1, ema_rise: false, ..config() };
         let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
         (0..5).for_each(|_| drop(trainer.step().unwrap()));
-        assert_eq!(export(&trainer.averaged().unwrap()) == trainer.state.weights, is_shipped);
+        assert_eq!(export(&trainer.averaged().unwrap()) == trainer.state.weights, is_newest);
     }
 }
 
-/// The loss of `Overflowing` stays at 1, so that windows of 10 updates are soon all alike.
+/// The loss of `Overflowing` is always 1, so that no window of 10 updates improves on the first.
 #[test]
-fn on_a_plateau_the_step_is_halved_and_a_resumed_run_halves_at_the_same_update() {
+fn plateau_halves_the_learning_rate_also_in_a_resumed_run() {
     let mut config = FitConfig { schedule: Schedule::Plateau, eval_every: 10, ..config() };
     (config.lr, config.lr_end, config.warmup) = (0.4, 0.1, 1);
     let task = Overflowing(|_| false);
@@ -263,11 +265,11 @@ fn on_a_plateau_the_step_is_halved_and_a_resumed_run_halves_at_the_same_update()
     let mut resumed =
         Trainer::new(&task, linear(), &config, run.newest_checkpoint(&Silent).unwrap()).unwrap();
     lrs.extend(steps(&mut resumed, 85));
-    let wanted = |update: usize| [0.4, 0.2, 0.1, 0.1, 0.1][update.saturating_sub(10) / 30];
-    (0..150).for_each(|update| assert!((lrs[update] - wanted(update)).abs() < 1e-12, "{update}: {lrs:?}"));
+    let expected = |update: usize| [0.4, 0.2, 0.1, 0.1, 0.1][update.saturating_sub(10) / 30];
+    (0..150).for_each(|update| assert!((lrs[update] - expected(update)).abs() < 1e-12, "{update}: {lrs:?}"));
 }
 
-/// A loss that is NaN in update `at`, which resblock 3 was the first to show, if it `fails`.
+/// A task that, if it `fails`, has a NaN loss in update `at`, first seen in resblock 3.
 struct Broken {
     at: u64,
     fails: bool,
@@ -303,8 +305,8 @@ impl Task for Broken {
 }
 
 #[test]
-fn a_loss_that_is_nan_names_the_first_resblock_and_leaves_a_checkpoint() {
-    // Between two checkpoints, and right behind one.
+fn nan_loss_names_the_first_resblock_and_saves_a_checkpoint() {
+    // One update is between two checkpoints, the other directly after one.
     for at in [5, 14] {
         let dir = tempfile::tempdir().unwrap();
         let run = open(&dir);
@@ -315,14 +317,15 @@ fn a_loss_that_is_nan_names_the_first_resblock_and_leaves_a_checkpoint() {
     }
 }
 
-/// The average follows while the gradient is computed that then fails: once more it must not.
+/// The average is updated while the gradient is computed. If the gradient fails, the next attempt
+/// must not update the average again.
 #[test]
-fn a_run_goes_on_from_a_failed_update_to_the_same_bits() {
+fn run_continues_from_a_failed_update_with_the_same_bits() {
     let steps = |trainer: &mut Trainer<Broken>, n| (0..n).for_each(|_| drop(trainer.step().unwrap()));
     let (config, at) = (config(), 5);
-    let [whole, failing] = [false, true].map(|fails| Broken { at, fails });
-    let mut wanted = Trainer::new(&whole, linear(), &config, None).unwrap();
-    steps(&mut wanted, 9);
+    let [sound, failing] = [false, true].map(|fails| Broken { at, fails });
+    let mut expected = Trainer::new(&sound, linear(), &config, None).unwrap();
+    steps(&mut expected, 9);
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
     let mut trainer = Trainer::new(&failing, linear(), &config, None).unwrap();
@@ -330,13 +333,13 @@ fn a_run_goes_on_from_a_failed_update_to_the_same_bits() {
     assert!(trainer.step().is_err());
     run.write_checkpoint(&trainer.state).unwrap();
     let saved = run.newest_checkpoint(&Silent).unwrap();
-    let mut resumed = Trainer::new(&whole, linear(), &config, saved).unwrap();
+    let mut resumed = Trainer::new(&sound, linear(), &config, saved).unwrap();
     steps(&mut resumed, 9 - at);
-    assert_eq!(resumed.state.weights, wanted.state.weights);
-    assert_eq!(resumed.state.average, wanted.state.average);
+    assert_eq!(resumed.state.weights, expected.state.weights);
+    assert_eq!(resumed.state.average, expected.state.average);
 }
 
-/// Batches that cannot be made from the fifth on.
+/// A task whose batches fail from step 5 on.
 struct Spoilt;
 
 impl Task for Spoilt {
@@ -365,14 +368,14 @@ impl Task for Spoilt {
         Ok(RgbImage::new(2, 2))
     }
 
-    /// So that losses from before are not compared.
+    /// Losses of earlier updates are not compared.
     fn settled(&self) -> u64 {
         3
     }
 }
 
 #[test]
-fn a_batch_that_cannot_be_made_ends_the_run_at_its_step_and_leaves_a_checkpoint() {
+fn failed_batch_ends_the_run_and_saves_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
     let error = fit(&Spoilt, linear(), &config(), &run, control(&AtomicBool::new(false))).err().unwrap();
@@ -381,20 +384,20 @@ fn a_batch_that_cannot_be_made_ends_the_run_at_its_step_and_leaves_a_checkpoint(
 }
 
 #[test]
-fn losses_are_gathered_from_the_update_on_in_which_the_objective_has_settled() {
+fn losses_are_recorded_only_after_the_objective_settles() {
     let config = config();
     let mut trainer = Trainer::new(&Spoilt, linear(), &config, None).unwrap();
     (0..5).for_each(|_| drop(trainer.step().unwrap()));
     assert_eq!(trainer.state.losses, Losses { sum: 2.0, n: 2 });
 }
 
-/// β rises over the first 20 updates, and the loss with it.
+/// The loss rises over the first 20 updates, as it does while β rises.
 #[test]
-fn losses_from_before_the_objective_settled_are_not_compared_with() {
+fn good_checkpoint_ignores_losses_before_the_objective_settles() {
     let mut state = Trainer::new(&Diverging, linear(), &config(), None).unwrap().state;
     let mut good = |step, loss, settled| {
         (state.step, state.losses) = (step, Losses { sum: loss, n: 1 });
-        state.judge(settled);
+        state.mark_if_good(settled);
         state.good.unwrap().step
     };
     let rising = [(10, 1.0), (20, 2.0), (30, 3.0), (40, 2.9), (50, 4.0)];
@@ -402,7 +405,7 @@ fn losses_from_before_the_objective_settled_are_not_compared_with() {
 }
 
 #[test]
-fn a_checkpoint_of_another_shape_or_kind_is_refused() {
+fn checkpoint_of_another_shape_or_kind_is_refused() {
     let config = config();
     let of_scaled = Trainer::new(&Overflowing(|_| false), linear(), &config, None).unwrap().state;
     let error = Trainer::new(&Broken { at: 0, fails: true }, linear(), &config, Some(of_scaled))
@@ -417,7 +420,7 @@ fn a_checkpoint_of_another_shape_or_kind_is_refused() {
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_names_its_weight() {
+fn culprit_is_the_weight_with_a_nonfinite_gradient() {
     let weights = export(&linear());
     let culprit = |values| Gradient::new(values, 0.0, Vec::new()).culprit(&weights).map(str::to_string);
     assert_eq!(culprit(vec![vec![1.0, f32::NAN], vec![0.0]]).as_ref(), Some(&weights[0].name));
@@ -426,7 +429,7 @@ fn a_gradient_that_is_not_finite_names_its_weight() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_stops_the_run() {
+fn nonfinite_loss_stops_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let stop = AtomicBool::new(false);
     let task = Line { stop: &stop, stop_after: u64::MAX };

@@ -1,9 +1,10 @@
-//! PowerSGD against its algebra: exact at full rank, nothing lost below it, and what happens to what is not finite.
+//! Tests of PowerSGD: it is exact at full rank, loses nothing at lower ranks, and handles
+//! non-finite values.
 
 use super::super::comm::{Solo, tests::on_workers};
 use super::*;
 
-/// Scales other than 1, so that one that is forgotten shows.
+/// The scales differ from 1, so that a test fails if one is ignored.
 const FULL: PowerSgdSettings =
     PowerSgdSettings { rank: 2, storage: None, p_scale: 0.5, q_scale: 4.0, seed: 7 };
 const SMALL: PowerSgdSettings = PowerSgdSettings { storage: Some(SmallFloat::OneSixNine), ..FULL };
@@ -21,13 +22,14 @@ fn norm(values: &[f32]) -> f64 {
     values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt()
 }
 
-/// The distance from `b`, in its lengths.
+/// Returns the distance of `a` and `b`, relative to the norm of `b`.
 fn off(a: &[f32], b: &[f32]) -> f64 {
     let difference: Vec<f32> = a.iter().zip(b).map(|(a, b)| a - b).collect();
     norm(&difference) / norm(b)
 }
 
-/// One update with the gradient of each worker: the sum that all got, and its squared norm by the factors.
+/// Does one update with a gradient for each worker. Returns the sum that all workers got, and the
+/// result of the exchange.
 fn update(workers: &mut [Compressor], gradients: &[Vec<f32>]) -> (Option<Vec<f32>>, Exchanged) {
     let started: Vec<_> = workers.to_vec();
     let results = on_workers(workers.len(), |rank, comm| {
@@ -61,11 +63,11 @@ fn at_full_rank_the_sum_is_exact_and_nothing_is_left() {
             let mut workers = workers(size, shape, PowerSgdSettings { rank: 6, ..FULL });
             let gradients: Vec<_> = (0..size as u64).map(|seed| random(seed, shape)).collect();
             let (got, exchanged) = update(&mut workers, &gradients);
-            let wanted = sum(&gradients);
-            assert!(off(&got.unwrap(), &wanted) < 1e-5, "{shape:?}, {size} workers");
-            assert!((exchanged.norm_squared.sqrt() / norm(&wanted) - 1.0).abs() < 1e-5);
+            let expected = sum(&gradients);
+            assert!(off(&got.unwrap(), &expected) < 1e-5, "{shape:?}, {size} workers");
+            assert!((exchanged.norm_squared.sqrt() / norm(&expected) - 1.0).abs() < 1e-5);
             assert!(norm(&sum(&errors(&workers))) < 1e-4, "{shape:?}, {size} workers");
-            // The same gradient everywhere leaves nothing anywhere.
+            // If all workers have the same gradient, nothing is left in any error buffer.
             let gradients = vec![gradients[0].clone(); size];
             let mut workers = self::workers(size, shape, PowerSgdSettings { rank: 6, ..FULL });
             update(&mut workers, &gradients);
@@ -75,7 +77,7 @@ fn at_full_rank_the_sum_is_exact_and_nothing_is_left() {
 }
 
 #[test]
-fn what_is_not_applied_stays_in_the_error_buffers() {
+fn unapplied_gradients_stay_in_the_error_buffers() {
     let (shape, size) = ([8, 13], 3);
     let mut workers = workers(size, shape, FULL);
     for step in 0..10 {
@@ -84,10 +86,10 @@ fn what_is_not_applied_stays_in_the_error_buffers() {
         let (got, exchanged) = update(&mut workers, &gradients);
         let got = got.unwrap();
         assert!((exchanged.norm_squared.sqrt() / norm(&got) - 1.0).abs() < 1e-5);
-        assert!(off(&got, &sum(&gradients)) > 0.1); // the rank is too low for all of it
+        assert!(off(&got, &sum(&gradients)) > 0.1); // the rank is too low for an exact sum
         let after = sum(&errors(&workers));
-        let wanted = sum([&before, &sum(&gradients)]);
-        assert!(off(&sum([&after, &got]), &wanted) < 1e-5, "step {step}");
+        let expected = sum([&before, &sum(&gradients)]);
+        assert!(off(&sum([&after, &got]), &expected) < 1e-5, "step {step}");
     }
 }
 
@@ -102,8 +104,9 @@ fn micro_batches_add_up_and_the_gradient_scale_is_divided_out() {
     assert!(off(&compressor.error(), &gradient.iter().map(|value| value * 3.0).collect::<Vec<_>>()) < 1e-6);
 }
 
-/// What is left in two workers' buffers, from 0.25 everywhere, after an update with 0.5 everywhere, but for the first
-/// worker's first value.
+/// Does an update of two workers with gradients of 0.5, after their error buffers were filled with
+/// 0.25. The first value of the first worker's gradient is `first` instead. Returns the error
+/// buffers, whether there was a sum, and the result of the exchange.
 fn after(settings: PowerSgdSettings, first: f32) -> ([Vec<f32>; 2], bool, Exchanged) {
     let mut workers = workers(2, [3, 4], settings);
     workers.iter_mut().for_each(|worker| worker.accumulate(&[0.25; 12], 1.0).unwrap());
@@ -144,11 +147,12 @@ fn if_an_error_buffer_overflows_it_alone_is_emptied() {
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_is_left_out_and_stops_the_update_once() {
+fn nonfinite_gradient_is_left_out_and_stops_one_update() {
     for first in [f32::NAN, f32::INFINITY] {
         let (errors, applied, exchanged) = after(SMALL, first);
         assert!(exchanged.overflowed && exchanged.norm_squared == f64::INFINITY);
-        // The factors are finite: what was in the first's buffer, 0.25, and the second's, 0.75, each lost the mean.
+        // The factors are finite, so the mean, 0.5, is subtracted from the first buffer, 0.25, and
+        // from the second, 0.75.
         assert!(applied);
         assert!(errors[0].iter().all(|value| (value + 0.25).abs() < 0.02), "{errors:?}");
         assert!(errors[1].iter().all(|value| (value - 0.25).abs() < 0.02), "{errors:?}");
@@ -160,25 +164,25 @@ fn a_gradient_that_is_not_finite_is_left_out_and_stops_the_update_once() {
 }
 
 #[test]
-fn sums_of_error_buffers_are_enough_to_go_on() {
+fn sums_of_error_buffers_are_enough_to_resume() {
     let (shape, size) = ([13, 8], 3);
     let gradients =
         |step: u64| (0..size as u64).map(|rank| random(10 * step + rank, shape)).collect::<Vec<_>>();
     let mut workers = workers(size, shape, FULL);
     (0..4).for_each(|step| assert!(update(&mut workers, &gradients(step)).0.is_some()));
     let saved = on_workers(size, |rank, comm| error_sums(&workers[rank..=rank], comm).unwrap().remove(0));
-    let wanted = update(&mut workers, &gradients(4)).0.unwrap();
+    let expected = update(&mut workers, &gradients(4)).0.unwrap();
 
     let mut resumed = self::workers(size, shape, FULL);
     resumed.iter_mut().for_each(|worker| worker.resume(&saved[0], size).unwrap());
     let got = update(&mut resumed, &gradients(4)).0.unwrap();
-    assert!(off(&got, &wanted) < 1e-5, "{}", off(&got, &wanted));
+    assert!(off(&got, &expected) < 1e-5, "{}", off(&got, &expected));
     let forgotten = update(&mut self::workers(size, shape, FULL), &gradients(4)).0.unwrap();
-    assert!(off(&forgotten, &wanted) > 0.1);
+    assert!(off(&forgotten, &expected) > 0.1);
 }
 
 #[test]
-fn the_drawn_matrix_is_fixed_and_every_ordinal_has_its_own() {
+fn random_matrix_is_fixed_and_differs_between_ordinals() {
     let drawn = |ordinal| Compressor::new([5, 9], ordinal, FULL).unwrap().gaussian;
     let mut workers = workers(2, [5, 9], FULL);
     for step in 0..3 {
@@ -193,7 +197,7 @@ fn the_drawn_matrix_is_fixed_and_every_ordinal_has_its_own() {
     assert!(mean.abs() < 0.05 && (norm(&many) / 100.0 - 1.0).abs() < 0.05);
 }
 
-/// A worker that counts what it sends.
+/// A worker that records the number of values in each call.
 struct Counted(std::sync::Mutex<Vec<usize>>);
 
 impl Comm for Counted {
@@ -208,7 +212,7 @@ impl Comm for Counted {
 }
 
 #[test]
-fn a_resblock_is_sent_in_two_calls_and_a_flag() {
+fn resblock_is_sent_in_two_calls_and_a_flag() {
     let shapes = [[6, 10], [10, 4], [5, 5]];
     let new = |(i, shape)| Compressor::new(shape, i as u64, FULL).unwrap();
     let mut compressors: Vec<_> = shapes.into_iter().enumerate().map(new).collect();
@@ -219,33 +223,34 @@ fn a_resblock_is_sent_in_two_calls_and_a_flag() {
     assert_eq!(calls[0] + calls[1], compressors.iter().map(Compressor::floats_sent).sum::<usize>());
 }
 
-/// Minibatches are noisy, so that different columns are picked each time, and nothing stays in the buffers for long.
+/// Gradients of mini-batches are noisy, so that each update selects other columns, and nothing
+/// stays in the error buffers for long.
 #[test]
-fn updates_of_low_rank_follow_the_sum_of_noisy_gradients() {
+fn low_rank_updates_approach_the_sum_of_noisy_gradients() {
     let (shape, mean) = ([12, 20], random(1000, [12, 20]));
     let mut workers = workers(2, shape, FULL);
-    let (mut applied, mut wanted, mut distances) = (vec![0.0; 240], vec![0.0; 240], Vec::new());
+    let (mut applied, mut expected, mut distances) = (vec![0.0; 240], vec![0.0; 240], Vec::new());
     for step in 0..256 {
         let gradients = [0, 1].map(|rank| sum([&mean, &random(2 * step + rank, shape)]));
         applied = sum([&applied, &update(&mut workers, &gradients).0.unwrap()]);
-        wanted = sum([&wanted, &sum(&gradients)]);
+        expected = sum([&expected, &sum(&gradients)]);
         if (step + 1_u64).is_power_of_two() {
-            distances.push(off(&applied, &wanted));
+            distances.push(off(&applied, &expected));
         }
     }
     assert!(distances[0] > 0.5 && distances[8] < 0.1, "{distances:?}");
     assert!(distances[5..].windows(2).all(|pair| pair[1] < 0.7 * pair[0]), "{distances:?}");
 }
 
-/// The price of a fixed matrix: no column that an update has left out shows in the products with it, so that only what is
-/// new in a gradient picks the next ones.
+/// This is the cost of a fixed random matrix: its product with the rest that an update leaves in
+/// the error buffer is zero. Only the new part of a gradient selects the next columns.
 #[test]
-fn what_an_update_leaves_out_cannot_be_seen_through_the_drawn_matrix() {
+fn error_left_by_an_update_is_orthogonal_to_the_random_matrix() {
     let (shape, gradient) = ([8, 13], random(1, [8, 13]));
     let mut worker = workers(1, shape, FULL);
     let first = update(&mut worker, std::slice::from_ref(&gradient)).0.unwrap();
-    let seen = product(&worker[0].error(), &worker[0].gaussian.values(), 13);
-    assert!(norm(&seen) < 1e-4 * norm(&worker[0].error()), "{}", norm(&seen));
+    let projection = product(&worker[0].error(), &worker[0].gaussian.values(), 13);
+    assert!(norm(&projection) < 1e-4 * norm(&worker[0].error()), "{}", norm(&projection));
     (0..20).for_each(|_| {
         let again = update(&mut worker, std::slice::from_ref(&gradient)).0.unwrap();
         assert!(off(&again, &first) < 1e-3, "{}", off(&again, &first));
@@ -263,26 +268,26 @@ fn sixteen_bits_carry_a_gradient_of_low_rank() {
         assert!(matches!(workers[0].error, Buffer::Small(..)));
         let gradients = [low_rank(1), low_rank(3)];
         let (got, exchanged) = update(&mut workers, &gradients);
-        let (got, wanted) = (got.unwrap(), sum(&gradients));
-        assert!(off(&got, &wanted) < 0.01, "{}", off(&got, &wanted));
-        assert!((exchanged.norm_squared.sqrt() / norm(&wanted) - 1.0).abs() < 0.01);
+        let (got, expected) = (got.unwrap(), sum(&gradients));
+        assert!(off(&got, &expected) < 0.01, "{}", off(&got, &expected));
+        assert!((exchanged.norm_squared.sqrt() / norm(&expected) - 1.0).abs() < 0.01);
         let Factors { p, q, .. } = &exchanged.factors[0];
         assert!(p.iter().chain(q).all(|&value| SmallFloat::OneSixNine.round(value) == value));
-        // What was rounded away is not lost.
+        // The rounding errors stay in the error buffers.
         let left = sum([&got, &sum(&errors(&workers))]);
-        assert!(off(&left, &wanted) < 0.003, "{}", off(&left, &wanted));
+        assert!(off(&left, &expected) < 0.003, "{}", off(&left, &expected));
     }
 }
 
 #[test]
-fn columns_are_shifted_by_epsilon_before_they_are_made_orthonormal() {
+fn epsilon_is_added_before_orthonormalisation() {
     let compressor = Compressor::new([2, 3], 0, PowerSgdSettings { rank: 1, ..FULL }).unwrap();
     let p = compressor.orthogonalise(vec![0.0, EPSILON]);
     assert!(p.iter().all(|value| (value.abs() - 0.5_f32.sqrt()).abs() < 1e-6), "{p:?}");
 }
 
 #[test]
-fn a_zero_gradient_is_a_zero_sum() {
+fn zero_gradient_gives_a_zero_sum() {
     for settings in [FULL, SMALL] {
         let (got, exchanged) = update(&mut workers(2, [4, 6], settings), &[vec![0.0; 24], vec![0.0; 24]]);
         assert_eq!((got.unwrap(), exchanged.norm_squared), (vec![0.0; 24], 0.0));
@@ -309,7 +314,7 @@ fn all_workers_get_the_same_bits() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn invalid_settings_and_sizes_are_refused() {
     let error = |settings| Compressor::new([9, 4], 0, settings).unwrap_err().to_string();
     assert!(error(PowerSgdSettings { rank: 5, ..FULL }).contains("rank 5 of a matrix 4 by 9: wanted 1 to 4"));
     assert!(error(PowerSgdSettings { rank: 0, ..FULL }).contains("rank 0"));
