@@ -13,14 +13,13 @@ mod stderr;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 use libmimalloc_sys::{mi_option_set, mi_option_t, mi_option_use_numa_nodes};
 use tessera_base::Fault;
 
 use args::{Args, Command, Train};
 use commands::ClosedOutput;
 use commands::train::Interrupted;
-use stderr::note;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -42,22 +41,33 @@ fn main() -> ExitCode {
         mi_option_set(PURGE_DELAY, -1);
     }
     std::panic::set_hook(Box::new(|fault| {
-        note!("internal error, please report it: {fault}");
+        stderr::error(format_args!("internal error, please report it: {fault}"));
     }));
-    let args = Args::parse();
+    let args = parse();
+    stderr::set_quiet(args.quiet);
     let code = match std::panic::catch_unwind(|| run(args)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         // Whoever read the output has seen enough.
         Ok(Err(error)) if error.is::<ClosedOutput>() => ExitCode::SUCCESS,
         Ok(Err(error)) if error.is::<Interrupted>() => ExitCode::from(signals::exit_code()),
         Ok(Err(error)) => {
-            note!("error: {error:#}");
+            stderr::error(format_args!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
         Err(_) => ExitCode::from(FAILURE),
     };
     stderr::flush();
     code
+}
+
+/// Parses the command line. Prints help or an error and exits if that is due.
+fn parse() -> Args {
+    let mut command = args::command();
+    // The text takes milliseconds to make, so it is made only if it may be printed.
+    if std::env::args_os().any(|arg| arg == "--version") {
+        command = command.long_version(commands::manual::long_version());
+    }
+    Args::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -84,7 +94,9 @@ fn run(args: Args) -> anyhow::Result<()> {
         | Command::Bench(_)
         | Command::Convert(_)
         | Command::Reconstruct(_)
-        | Command::Plan(_) => signals::end_as_process_1()?,
+        | Command::Plan(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => signals::end_as_process_1()?,
     }
     match args.command {
         Command::Data(source) => commands::data::run(source),
@@ -101,5 +113,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         Command::Convert(convert) => commands::convert::run(convert),
         Command::Reconstruct(args) => commands::reconstruct::run(&args),
         Command::Plan(plan) => commands::plan::run(&plan),
+        Command::Completions { shell } => commands::manual::completions(shell),
+        Command::Man { dir } => commands::manual::man_pages(&dir),
     }
 }

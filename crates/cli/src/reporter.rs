@@ -45,10 +45,19 @@ impl Reporter for Terminal {
     }
 }
 
+/// Creates a progress bar, which is hidden if standard error is no terminal or only errors are
+/// written.
+pub fn progress_bar(total: u64) -> ProgressBar {
+    match stderr::is_quiet() {
+        true => ProgressBar::hidden(),
+        false => ProgressBar::new(total),
+    }
+}
+
 /// A bar of `total` that starts at `done`, as a resumed run does.
 fn bar(task: &str, done: u64, total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template(STYLE).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(total).with_style(style).with_prefix(task.to_string()).with_position(done);
+    let bar = progress_bar(total).with_style(style).with_prefix(task.to_string()).with_position(done);
     bar.reset_eta();
     bar
 }

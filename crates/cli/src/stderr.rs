@@ -1,27 +1,50 @@
-//! Standard error, which may be full, closed, or a pipe that nobody reads: none of this may end the work or hold it up.
+//! Lines on standard error. It may be full, closed, or a pipe without a reader: none of this may end
+//! or delay the work.
 //!
-//! All lines go through one bounded queue to a thread that writes them and ignores errors. What does not fit in the queue is
-//! dropped. Nothing else in the program writes to standard error, besides progress bars, which show on terminals only.
+//! All lines go through one bounded queue to a thread that writes them and ignores write errors.
+//! Lines that do not fit in the queue are dropped. Nothing else in the program writes to standard
+//! error, except progress bars, which appear only on terminals.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-/// Messages that wait for a slow reader; later ones are dropped.
+/// The maximum number of messages that wait for a slow reader; later ones are dropped.
 const MOST_WAITING: usize = 1024;
-/// How long a flush waits for a slow reader.
+/// The maximum time that a flush waits for a slow reader.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 enum Message {
     Text(Vec<u8>),
-    /// Is answered once all before it is written.
+    /// Is answered as soon as all earlier messages are written.
     Flush(SyncSender<()>),
 }
 
-/// Writes a line, sooner or later.
+/// Whether only errors are written.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Sets whether only errors are written (`--quiet`).
+pub fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// Returns whether only errors are written.
+pub fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Writes a line, unless only errors are written.
 pub fn line(line: impl Display) {
+    if !is_quiet() {
+        error(line);
+    }
+}
+
+/// Writes a line that is never suppressed.
+pub fn error(line: impl Display) {
     send(Message::Text(format!("{line}\n").into_bytes()));
 }
 
@@ -31,19 +54,19 @@ macro_rules! note {
 }
 pub(crate) use note;
 
-/// Whether a person reads along.
+/// Returns whether standard error is a terminal.
 pub fn is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Waits until what was said is written, but not for long.
+/// Waits until all lines are written, at most for [`PATIENCE`].
 pub fn flush() {
     let (written, wait) = sync_channel(1);
     send(Message::Flush(written));
-    let _ = wait.recv_timeout(PATIENCE); // a reader that is slower misses something
+    let _ = wait.recv_timeout(PATIENCE); // a slower reader misses lines
 }
 
-/// The same for what wants a [`Write`].
+/// Standard error as a [`Write`].
 #[derive(Debug, Clone, Copy)]
 pub struct Stderr;
 
@@ -62,7 +85,8 @@ fn send(message: Message) {
     static QUEUE: OnceLock<SyncSender<Message>> = OnceLock::new();
     let queue = QUEUE.get_or_init(|| {
         let (queue, messages) = sync_channel(MOST_WAITING);
-        // Without the thread the queue's other end is gone, and so is all that is sent: there is nowhere to say it.
+        // If the thread cannot start, the receiver is gone and all messages are dropped: there is no
+        // place left to report that.
         let _ = std::thread::Builder::new().name("stderr".into()).spawn(move || write_all(&messages));
         queue
     });

@@ -1,7 +1,7 @@
 //! `tessera data`: captioned pictures into shards.
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressStyle;
 use tessera_data::sources::{
     Counts, EmojiOptions, FolderOptions, ScenesOptions, Shares, Small, World, build_emoji, build_folder,
     build_scenes,
@@ -11,7 +11,8 @@ use tessera_data::{Share, Split, read_text};
 use super::say;
 use super::train::resolve;
 use crate::args::{self, DataSource};
-use crate::note;
+use crate::reporter::progress_bar;
+use crate::stderr::note;
 
 pub fn run(source: DataSource) -> Result<()> {
     match source {
@@ -73,7 +74,7 @@ fn eighths(stage: args::Stage) -> u32 {
 /// Runs `build` with a bar that shows its progress.
 fn with_bar(build: impl FnOnce(&dyn Fn(u64, u64)) -> Result<Counts>) -> Result<Counts> {
     let style = ProgressStyle::with_template("rendering {bar:30} {pos}/{len} {per_sec} eta {eta}")?;
-    let bar = ProgressBar::new(0).with_style(style);
+    let bar = progress_bar(0).with_style(style);
     let counts = build(&|done, total| {
         bar.set_length(total);
         bar.set_position(done);

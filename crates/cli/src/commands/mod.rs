@@ -7,6 +7,7 @@ pub mod draw;
 pub mod eval;
 pub mod gallery;
 pub mod inspect;
+pub mod manual;
 mod output;
 pub mod pack;
 pub mod plan;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use image::RgbImage;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressStyle;
 use tessera_data::{picture, read_text, text_lines};
 use tessera_kernels::Isa;
 use tessera_model::sample::{Ranking, random_seed};
@@ -19,6 +19,7 @@ use tessera_text::{Unknown, normalise, unknown_words};
 use super::output::{Content, Outputs, is_file};
 use super::{model_name, tessera, warn_without_guidance};
 use crate::args::{self, Draw};
+use crate::reporter::progress_bar;
 use crate::stderr::note;
 
 /// Most pictures of one call: a limit against slips of the finger.
@@ -200,7 +201,7 @@ pub fn meant(flags: &args::Sampling, tessera: &Tessera) -> Result<Sampling> {
 
 /// Draws all jobs together behind a bar; pictures in the order of jobs, of each in the order they come.
 fn draw(tessera: &Tessera, jobs: Vec<Job>) -> Result<Vec<Picture>> {
-    let bar = ProgressBar::new(0);
+    let bar = progress_bar(0);
     bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} tokens {per_sec} eta {eta}")?);
     let (n_jobs, mut batch) = (jobs.len(), tessera.batch(Batch::ROWS));
     for job in jobs {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressStyle;
 use serde::Serialize;
 use tessera_base::pixels::contact_sheet;
 use tessera_data::sources::{CombinationKind, Scenes, ScenesOptions};
@@ -18,6 +18,7 @@ use crate::args::{PrecisionFlag, ZeroShot};
 use crate::commands::draw::enlarge;
 use crate::commands::output::{Content, Outputs, write_picture};
 use crate::commands::{model_file, model_name, say};
+use crate::reporter::progress_bar;
 use crate::stderr::note;
 
 /// Drawings of a kind on the sheet: the best, and as many of the worst.
@@ -80,7 +81,7 @@ pub fn run(args: &ZeroShot) -> Result<()> {
 
 /// The results of the combinations at these places of the list, behind a bar.
 fn drawn_and_measured(zero_shot: &tessera_eval::ZeroShot, chosen: &[usize]) -> Result<Vec<CaseResult>> {
-    let bar = ProgressBar::new(chosen.len() as u64);
+    let bar = progress_bar(chosen.len() as u64);
     bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} combinations eta {eta}")?);
     let measure = |&index: &usize| {
         let result = zero_shot.measure(index);

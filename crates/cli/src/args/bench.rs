@@ -1,0 +1,68 @@
+//! The flags of `bench` and `plan`, as typed.
+
+use clap::{Args as ClapArgs, ValueEnum};
+use tessera_kernels::Precision;
+
+use super::ConfigArgs;
+
+#[derive(ClapArgs)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub settings: ConfigArgs,
+    /// The total number of GPUs.
+    #[arg(long)]
+    pub gpus: usize,
+    /// The memory of a GPU, as in 16GiB or 80GB.
+    #[arg(long)]
+    pub gpu_mem: String,
+    /// The number of GPUs per machine. Parameters are sharded across them.
+    #[arg(long, default_value_t = 8)]
+    pub gpus_per_machine: usize,
+    /// The rank of PowerSGD [default: the paper's for its widths, otherwise a quarter of the width]
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// The peak speed of a GPU in 16 bits, in TFLOPS; 125 is that of the paper's V100.
+    #[arg(long, default_value_t = 125.0)]
+    pub peak_tflops: f64,
+    /// The fraction of the peak speed that training reaches.
+    #[arg(long, default_value_t = 0.3)]
+    pub mfu: f64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(ClapArgs)]
+pub struct Bench {
+    /// The benchmarks to run [default: all except the long ones]
+    #[arg(value_name = "BENCHMARK")]
+    pub benchmarks: Vec<String>,
+    /// Print one JSON object per benchmark instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// The precision of matrix products.
+    #[arg(long, value_enum, default_value_t = PrecisionFlag::Auto)]
+    pub precision: PrecisionFlag,
+    /// The number of timed repetitions of each benchmark.
+    #[arg(long, default_value_t = 5)]
+    pub rounds: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum PrecisionFlag {
+    /// bf16 if the processor has instructions for it, otherwise f32.
+    Auto,
+    F32,
+    Bf16,
+}
+
+impl From<PrecisionFlag> for Precision {
+    fn from(precision: PrecisionFlag) -> Precision {
+        match precision {
+            PrecisionFlag::Auto => Precision::Auto,
+            PrecisionFlag::F32 => Precision::F32,
+            PrecisionFlag::Bf16 => Precision::Bf16,
+        }
+    }
+}
+

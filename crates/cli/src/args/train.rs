@@ -1,0 +1,134 @@
+//! The flags of `train` and `encode`, as typed.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Subcommand};
+use tessera_train::DeviceChoice;
+
+use super::{config, input};
+
+#[derive(ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Train {
+    #[command(flatten)]
+    pub pictures: TrainPictures,
+    #[command(subcommand)]
+    pub task: Option<TrainTask>,
+}
+
+/// Training of all parts on a folder of pictures, starting from the embedded model.
+#[derive(ClapArgs)]
+pub struct TrainPictures {
+    /// A folder of pictures with captions, in one of the forms that `data folder` reads.
+    #[arg(value_name = "PICTURES", requires = "run")]
+    pub pictures: Option<PathBuf>,
+    /// The folder for all results; run the same command again to continue.
+    #[arg(long)]
+    pub run: Option<PathBuf>,
+    /// The time for training in minutes.
+    #[arg(long, default_value_t = 15.0)]
+    pub minutes: f64,
+    /// The seed of all random numbers.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(Subcommand)]
+pub enum TrainTask {
+    /// Train the caption tokenizer on a data set.
+    Bpe {
+        #[command(flatten)]
+        settings: ConfigArgs,
+        /// The data set.
+        #[arg(long)]
+        data: PathBuf,
+        /// The folder for `tokenizer.json`.
+        #[arg(long)]
+        run: PathBuf,
+    },
+    /// Stage 1: train the discrete VAE on a data set.
+    Dvae(Common),
+    /// Stage 2: train the transformer on a folder of codes or, with `data.encode = "online"`, on a data set.
+    Prior {
+        #[command(flatten)]
+        common: Common,
+        /// The tokenizer: a file that `train bpe` wrote, a model file, or `embedded`.
+        #[arg(long, value_parser = input())]
+        bpe: PathBuf,
+        /// A model file with the dVAE that encodes the pictures (for `data.encode = "online"`).
+        #[arg(long, value_parser = input())]
+        dvae: Option<PathBuf>,
+    },
+    /// Train the contrastive model that ranks drawings on a data set.
+    Rerank {
+        #[command(flatten)]
+        common: Common,
+        /// The tokenizer: a file that `train bpe` wrote, a model file, or `embedded`.
+        #[arg(long, value_parser = input())]
+        bpe: PathBuf,
+        /// A model file with the dVAE that reconstructs a fraction of the pictures (`data.reconstructed`).
+        #[arg(long, value_parser = input())]
+        dvae: Option<PathBuf>,
+    },
+}
+
+/// The config.
+#[derive(ClapArgs)]
+pub struct ConfigArgs {
+    /// A preset (tiny, small, emoji, embedded, 2.8b, 5.6b, paper), or a TOML file with changes to one.
+    #[arg(long, default_value = "emoji", value_parser = config(), env = "TESSERA_CONFIG")]
+    pub config: String,
+    /// Change one value, as in `--set prior.n_layers=12`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// Flags of every training command.
+#[derive(ClapArgs)]
+pub struct Common {
+    #[command(flatten)]
+    pub settings: ConfigArgs,
+    /// The data set or, for the prior, the folder of codes.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// The folder of this run.
+    #[arg(long)]
+    pub run: PathBuf,
+    /// Continue the run in the folder from its newest checkpoint.
+    #[arg(long)]
+    pub resume: bool,
+    /// Start from the weights in this model file (or `embedded`) instead of random ones.
+    #[arg(long, value_name = "FILE", value_parser = input())]
+    pub init: Option<PathBuf>,
+    /// The number of updates; warm-up, decay and all other schedules are scaled to it.
+    #[arg(long, value_name = "N", conflicts_with = "minutes")]
+    pub steps: Option<u64>,
+    /// The time for the run in minutes, from which the number of updates follows by this machine's speed.
+    #[arg(long, value_name = "M")]
+    pub minutes: Option<f64>,
+    /// The seed of all random numbers.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where to compute: `cpu`, `gpu` or `gpu:N` (a CUDA device, in a build with `--features libtorch`), or `libtorch` (the same on the
+    /// processor).
+    #[arg(long, default_value_t = DeviceChoice::Cpu, env = "TESSERA_DEVICE")]
+    pub device: DeviceChoice,
+}
+
+#[derive(ClapArgs)]
+pub struct Encode {
+    #[command(flatten)]
+    pub settings: ConfigArgs,
+    /// The data set.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// A model file with a dVAE, or `embedded`.
+    #[arg(long, value_parser = input())]
+    pub dvae: PathBuf,
+    /// The folder for the codes.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// The seed of the random crops.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
