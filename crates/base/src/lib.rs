@@ -5,6 +5,7 @@
 pub mod atomic;
 mod fault;
 mod hash;
+pub mod label;
 pub mod pixels;
 pub mod random;
 mod reporter;

@@ -5,7 +5,6 @@
 
 mod args;
 mod commands;
-mod digits;
 mod memory;
 mod reporter;
 mod signals;

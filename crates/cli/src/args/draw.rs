@@ -29,6 +29,9 @@ pub struct Draw {
     /// Write under each picture how well it fits: the cosine of the reranker's embeddings.
     #[arg(long)]
     pub scores: bool,
+    /// Write each prompt above its pictures or, with --separate, below each picture.
+    #[arg(long)]
+    pub labels: bool,
     /// A model file whose reranker chooses, instead of the model's own; `train rerank` and `convert clip` make one.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub rerank: Option<PathBuf>,

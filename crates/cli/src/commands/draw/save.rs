@@ -8,6 +8,7 @@ use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, DynamicImage, Frame, RgbImage};
 use serde_json::json;
 use tessera_base::atomic;
+use tessera_base::label::{stack, text_strip, with_text_below};
 use tessera_base::pixels::contact_sheet;
 use tessera_model::{Parameters, Picture, Tessera};
 
@@ -15,12 +16,13 @@ use super::{enlarge, picture_files};
 use crate::args::Draw;
 use crate::commands::output::{Outputs, write_picture};
 use crate::commands::say;
-use crate::digits::labelled;
 
 /// Frames of an animation, of which the last stays longer.
 const FRAMES: usize = 36;
 const FRAME_MS: u32 = 80;
 const LAST_MS: u32 = 2500;
+/// The maximum number of lines of a label.
+const LINES: usize = 3;
 
 pub fn save(
     args: &Draw,
@@ -30,23 +32,22 @@ pub fn save(
     pictures: &[Picture],
     parameters: &Parameters,
 ) -> Result<()> {
-    let label = |picture: &Picture| {
-        let large = enlarge(&picture.image, args.scale)?;
-        Ok(match picture.score {
-            Some(score) if args.scores => labelled(&large, &format!("{score:.3}")),
-            _ => large,
-        })
-    };
-    let large: Vec<RgbImage> = pictures.iter().map(label).collect::<Result<_>>()?;
+    let large = pictures.iter().map(|picture| with_score(picture, args)).collect::<Result<Vec<_>>>()?;
     let square = (parameters.n as f64).sqrt().ceil() as usize;
     let columns = if parameters.prompts.len() == 1 { square } else { parameters.n };
     let mut files = picture_files(args, pictures.len());
     if args.separate {
         for (index, (path, picture)) in files.iter().zip(pictures).enumerate() {
-            write(path, &large[index], &parameters.of_picture(picture, index / parameters.n))?;
+            let prompt = index / parameters.n;
+            let label = args.labels.then(|| parameters.asked[prompt].as_str());
+            let labelled = label.map(|label| with_text_below(&large[index], label, LINES));
+            write(path, labelled.as_ref().unwrap_or(&large[index]), &parameters.of_picture(picture, prompt))?;
         }
     } else {
-        let sheet = contact_sheet(&large, columns);
+        let sheet = match args.labels {
+            true => labelled_sheet(&large, columns, parameters),
+            false => contact_sheet(&large, columns),
+        };
         let alone = pictures.first().filter(|_| pictures.len() == 1);
         let parameters =
             alone.map_or_else(|| parameters.clone(), |picture| parameters.of_picture(picture, 0));
@@ -63,6 +64,24 @@ pub fn save(
         true => say(described(&files, pictures, parameters)?),
         false => outputs.say(line(&files, parameters.seed)),
     }
+}
+
+/// Returns the enlarged picture, with its score below it if scores are wanted.
+fn with_score(picture: &Picture, args: &Draw) -> Result<RgbImage> {
+    let large = enlarge(&picture.image, args.scale)?;
+    Ok(match picture.score {
+        Some(score) if args.scores => with_text_below(&large, &format!("{score:.3}"), 1),
+        _ => large,
+    })
+}
+
+/// Returns the contact sheet of all prompts, with each prompt above its pictures.
+fn labelled_sheet(cells: &[RgbImage], columns: usize, parameters: &Parameters) -> RgbImage {
+    let rows = cells.chunks(parameters.n).zip(&parameters.asked).flat_map(|(cells, prompt)| {
+        let row = contact_sheet(cells, columns);
+        [text_strip(prompt, row.width(), LINES), row]
+    });
+    stack(&rows.collect::<Vec<_>>())
 }
 
 /// Which files were written, and the seed that makes them again.
