@@ -1,8 +1,8 @@
-//! How much memory this machine has, where the system tells.
+//! Reads how much memory this machine has, on systems with `/proc`.
 
 use std::fs;
 
-/// Bytes that a process may have: main memory and swap, or the limit of its container.
+/// Returns the bytes that a process may use: main memory and swap, or the limit of its container.
 pub fn present_bytes() -> Option<f64> {
     let installed = installed(&fs::read_to_string("/proc/meminfo").ok()?)?;
     let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
@@ -10,7 +10,7 @@ pub fn present_bytes() -> Option<f64> {
     Some(limits.fold(installed, f64::min))
 }
 
-/// Main memory and swap, of the text of `/proc/meminfo`.
+/// Returns the sum of main memory and swap in bytes, from the text of `/proc/meminfo`.
 fn installed(meminfo: &str) -> Option<f64> {
     let kib = |key: &str| -> Option<f64> {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;

@@ -1,6 +1,7 @@
-//! Signals that ask the program to end: Ctrl-C (SIGINT), SIGTERM and SIGHUP, also where it is process 1.
+//! Handles the signals that ask the program to end: Ctrl-C (SIGINT), SIGTERM and SIGHUP. This also
+//! works if the program is process 1.
 //!
-//! SIGHUP stays ignored if the program was started so, which is what `nohup` does.
+//! SIGHUP stays ignored if it was ignored when the program started, which is what `nohup` does.
 
 use std::process::exit;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -9,24 +10,24 @@ use std::thread;
 use anyhow::{Context, Result};
 use tokio::runtime::Builder;
 
-/// What a shell adds to a signal's number to report it as an exit code.
+/// The number that a shell adds to a signal's number to report it as an exit code.
 const BY_SIGNAL: i32 = 128;
-/// The number of Ctrl-C's signal, on every system.
+/// The number of Ctrl-C's signal on every system.
 const SIGINT: i32 = 2;
-/// The number of the first signal that came; 0 if none did.
+/// The number of the first signal that arrived; 0 if there was none.
 static FIRST: AtomicI32 = AtomicI32::new(0);
 
-/// The number of the first signal that came while the program listened.
+/// Returns the number of the first signal that arrived while the program listened.
 pub fn received() -> Option<i32> {
     Some(FIRST.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
 }
 
-/// The exit code of a program that the first signal ended.
+/// Returns the exit code of a program that was ended by the first signal.
 pub fn exit_code() -> u8 {
     u8::try_from(BY_SIGNAL + received().unwrap_or(SIGINT)).unwrap_or(u8::MAX)
 }
 
-/// Calls `first` at the first signal; the second ends the program at once.
+/// Calls `first` at the first signal. The second signal ends the program immediately.
 ///
 /// # Errors
 /// If the system does not let the program listen.
@@ -34,7 +35,8 @@ pub fn on_first(first: impl FnOnce() + Send + 'static) -> Result<()> {
     watch(move |_| first())
 }
 
-/// Ends the program at the first signal. The system does this by itself, except to process 1.
+/// Ends the program at the first signal if it is process 1. For other processes the system does
+/// this by itself.
 ///
 /// # Errors
 /// If the system does not let the program listen.
@@ -45,7 +47,7 @@ pub fn end_as_process_1() -> Result<()> {
     watch(|signal| exit(BY_SIGNAL + signal))
 }
 
-/// Listens from now on, in a thread of its own.
+/// Starts to listen in a separate thread.
 fn watch(first: impl FnOnce(i32) + Send + 'static) -> Result<()> {
     let cannot = "cannot listen for signals";
     let runtime = Builder::new_current_thread().enable_all().build().context(cannot)?;
@@ -85,7 +87,7 @@ mod unix {
     }
 
     impl Signals {
-        /// Listens from now on; wants a runtime around it.
+        /// Starts to listen. It must be called inside a tokio runtime.
         pub fn listen() -> io::Result<Signals> {
             let hung_up = (!is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup())).transpose()?;
             Ok(Signals {
@@ -95,7 +97,7 @@ mod unix {
             })
         }
 
-        /// The number of the next one.
+        /// Waits for the next signal and returns its number.
         pub async fn next(&mut self) -> i32 {
             let hung_up = async {
                 match &mut self.hung_up {
@@ -111,9 +113,10 @@ mod unix {
         }
     }
 
-    /// Whether whoever started the program has it ignore `signal`.
+    /// Whether `signal` was ignored when the program started.
     fn is_ignored(signal: libc::c_int) -> bool {
-        // SAFETY: all zeros are a valid `sigaction`; without a new action the call only fills in the present one.
+        // SAFETY: a `sigaction` of zeros is valid; without a new action the call only fills in the
+        // current one.
         #[allow(unsafe_code)]
         let (answer, action) = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -127,7 +130,7 @@ mod unix {
 mod other {
     use std::io;
 
-    /// Ctrl-C.
+    /// Listens to Ctrl-C, the only signal on this system.
     pub struct Signals;
 
     impl Signals {

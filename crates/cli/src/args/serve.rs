@@ -9,43 +9,48 @@ use super::{Weights, input};
 
 #[derive(ClapArgs)]
 pub struct Serve {
-    /// Where to listen. Any address but this machine's own, such as 127.0.0.1 or localhost, lets others in: then name keys, too.
+    /// The address to listen on. Use API keys if it is not a local address like 127.0.0.1, since
+    /// other machines can then connect.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     pub bind: String,
-    /// A file of keys, one a line, one of which requests must send.
+    /// A file of API keys, one per line. Each request must then contain one of them.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub api_key_file: Option<PathBuf>,
-    /// The address at which clients reach the server, behind a proxy and perhaps below a path; for addresses in answers.
+    /// The URL at which clients reach the server, if it is behind a proxy. It is used for URLs in
+    /// responses and may contain a path.
     #[arg(long, value_name = "URL", value_parser = tessera_serve::public_url)]
     pub public_url: Option<String>,
-    /// A site whose pages may have this server draw, such as https://example.org, or * for any; may be repeated.
+    /// A site whose pages may use this server, such as https://example.org, or * for all; may be
+    /// repeated.
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<Origin>,
-    /// A model file; the embedded model if absent.
-    #[arg(long, value_parser = input())]
+    /// The model file [default: the embedded model]
+    #[arg(long, value_parser = input(), env = "TESSERA_MODEL")]
     pub model: Option<PathBuf>,
-    /// How the prior's weights are kept; 8 bits if the model file says what they change, else as the processor multiplies them.
+    /// How the prior's weights are kept in memory [default: int8 if the model file contains how
+    /// much this changes predictions, otherwise bf16 or f32, depending on the processor]
     #[arg(long, value_enum)]
     pub weights: Option<Weights>,
-    /// A model file whose reranker chooses, instead of the model's own.
-    #[arg(long, value_name = "FILE", value_parser = input())]
+    /// A model file whose reranker is used instead of the model's own.
+    #[arg(long, value_name = "FILE", value_parser = input(), env = "TESSERA_RERANK")]
     pub rerank: Option<PathBuf>,
-    /// Rows that are drawn in a step, over all requests: a picture takes one, or two with guidance.
+    /// The maximum batch size of all requests together, in rows. A picture takes one row, or two
+    /// with guidance.
     #[arg(long, value_name = "N", default_value_t = tessera_serve::Options::ROWS)]
     pub rows: usize,
-    /// How requests are logged, to standard error.
+    /// The format of the request log on standard error.
     #[arg(long, value_enum, default_value_t = Log::Auto)]
     pub log: Log,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Log {
-    /// Text for people at a terminal, else JSON.
+    /// Text if standard error is a terminal, otherwise JSON.
     Auto,
-    /// A line of text a request.
+    /// One line of text per request.
     Text,
-    /// A JSON object a request.
+    /// One JSON object per request.
     Json,
-    /// Not at all.
+    /// No log.
     Off,
 }

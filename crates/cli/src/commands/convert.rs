@@ -1,4 +1,4 @@
-//! `tessera convert`: published weights as a model file.
+//! `tessera convert`: converts published weights to a model file.
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ fn storage(dtype: Dtype) -> StorageDtype {
     }
 }
 
-/// The configurations in the folder of a file of weights.
+/// Reads the config files in the folder of the weights, if they exist.
 fn hints_beside(weights: &Path) -> Result<ClipHints> {
     let read = |name: &str| {
         let path = weights.with_file_name(name);

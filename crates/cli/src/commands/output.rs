@@ -1,4 +1,4 @@
-//! Output files of commands: checked before the work, written after it.
+//! The output files of commands. They are checked before the computation and written after it.
 
 use std::fmt::Display;
 use std::io::Cursor;
@@ -13,22 +13,22 @@ use tessera_data::png_text::{self, Effort};
 use super::say;
 use crate::stderr::note;
 
-/// Quality of JPEG files, of 100.
+/// The quality of JPEG files, out of 100.
 const JPEG_QUALITY: u8 = 90;
 
-/// What is in an output file.
+/// The kind of content of an output file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     Picture,
     Animation,
     Plot,
     Page,
-    /// A model, whose file may have any name.
+    /// A model. Its file may have any extension.
     Model,
 }
 
 impl Content {
-    /// The endings of its file names; any if there are none.
+    /// The allowed file extensions. An empty list allows all.
     fn endings(self) -> &'static [&'static str] {
         match self {
             Content::Picture => &["png", "jpg", "jpeg", "webp"],
@@ -39,7 +39,8 @@ impl Content {
         }
     }
 
-    /// Refuses a name that claims another format. A name without an ending claims none.
+    /// Returns an error if the extension belongs to another format. A name without an extension is
+    /// allowed.
     fn check_ending(self, path: &Path) -> Result<()> {
         let ending = ending(path);
         let endings = self.endings();
@@ -58,17 +59,18 @@ fn ending(path: &Path) -> String {
     path.extension().unwrap_or_default().to_string_lossy().to_lowercase()
 }
 
-/// The output files of one command, all of which can be written.
+/// The output files of one command, after the check that all of them can be written.
 #[derive(Default)]
 pub struct Outputs {
     to_stdout: bool,
 }
 
 impl Outputs {
-    /// Checks `files`, before any work. With `--json`, standard output is taken.
+    /// Checks `files` before the computation. With `json`, none of them may be standard output.
     ///
     /// # Errors
-    /// If one cannot be written, its ending is of another format, or two are the same file.
+    /// If a file cannot be written, its extension belongs to another format, or two are the same
+    /// file.
     pub fn check(files: &[(&Path, Content)], json: bool) -> Result<Outputs> {
         let mut destinations = Vec::new();
         for &(path, content) in files {
@@ -88,7 +90,8 @@ impl Outputs {
         Ok(Outputs { to_stdout })
     }
 
-    /// Says what was done: on standard output, or beside it if a file goes there.
+    /// Prints a result line to standard output, or to standard error if a file goes to standard
+    /// output.
     pub fn say(&self, line: impl Display) -> Result<()> {
         if self.to_stdout {
             note!("{line}");
@@ -97,18 +100,19 @@ impl Outputs {
         say(line)
     }
 
-    /// Whether standard output is for people, and not one of the files.
+    /// Whether no file is written to standard output.
     pub fn stdout_is_free(&self) -> bool {
         !self.to_stdout
     }
 }
 
-/// Whether `path` is a file, and not a pipe, a device or standard output.
+/// Whether `path` is a regular file, not a pipe, a device or standard output.
 pub fn is_file(path: &Path) -> bool {
     matches!(Destination::of(path), Ok(Destination::File(_)) | Err(_))
 }
 
-/// Writes `image` in the format of the path's ending, as PNG if it has none. A PNG carries `text`; the others cannot.
+/// Writes `image` in the format of the path's extension, or as PNG if it has none. `text` is stored
+/// in PNGs only.
 pub fn write_picture(path: &Path, image: &RgbImage, text: Option<String>) -> Result<()> {
     let cannot = || format!("cannot encode {}", path.display());
     let mut bytes = Cursor::new(Vec::new());

@@ -1,4 +1,4 @@
-//! `tessera pack`: a model as it is shipped.
+//! `tessera pack`: writes a model file for distribution, usually with weights in 8 bits.
 
 use std::path::Path;
 
@@ -37,17 +37,20 @@ pub fn run(args: &Pack) -> Result<()> {
     outputs.say(format_args!("{before:.1} MB to {after:.1} MB: {}", args.out.display()))
 }
 
-/// Writes down what 8 bits change. Of weights that are in 8 bits already, or were, nobody can tell but the file itself.
+/// Measures how much 8-bit weights change predictions, and records it in the file. This cannot be
+/// measured if the weights already are in 8 bits; then the file may contain an earlier result.
 fn measure_int8(file: &mut ModelFile, was: StorageDtype, outputs: &Outputs) -> Result<()> {
-    let changes = "in 8 bits the distribution of a token changes by";
+    let changes = "8-bit weights change the distribution of a token by";
     match (file.int8, was) {
         (Int8Change::NatsPerToken(nats), _) => {
             outputs.say(format_args!("{changes} {nats:.4} nats, as the file says"))
         }
-        (Int8Change::InCard, _) => outputs.say("what 8 bits change is in the card of the embedded model"),
+        (Int8Change::InCard, _) => {
+            outputs.say("how much 8-bit weights change predictions is in the card of the embedded model")
+        }
         (Int8Change::Unknown, StorageDtype::Int8) => outputs.say(
-            "the weights are in 8 bits already, and the file does not say what that changes; to measure it, pack the file that they were \
-             rounded from",
+            "the weights are in 8 bits already, and the file does not say how much this changes predictions; to measure it, pack the \
+             file that they were rounded from",
         ),
         (Int8Change::Unknown, StorageDtype::Exact | StorageDtype::F32 | StorageDtype::F16) => {
             let packed = ModelFile::from_bytes(&file.to_bytes()?)?;
@@ -59,19 +62,19 @@ fn measure_int8(file: &mut ModelFile, was: StorageDtype, outputs: &Outputs) -> R
     }
 }
 
-/// Writes down what a file from before this was recorded does not say.
+/// Records the fraction of dropped captions in a file that does not contain it yet.
 fn record_caption_drop(file: &mut ModelFile, share: f32) -> Result<()> {
     ensure!((0.0..=1.0).contains(&share), "--caption-drop {share}: wanted 0 to 1");
-    let said = file.caption_drop.replace(share);
+    let previous = file.caption_drop.replace(share);
     ensure!(
-        said.is_none_or(|said| said == share),
+        previous.is_none_or(|previous| previous == share),
         "--caption-drop {share}: the file says that it was {}",
-        said.unwrap_or_default()
+        previous.unwrap_or_default()
     );
     Ok(())
 }
 
-/// Puts the contrastive model of the file `path` into `file`, which was read from `model`.
+/// Copies the contrastive model of the file `path` into `file`, which was read from `model`.
 fn add_reranker(file: &mut ModelFile, path: &Path, model: &Path) -> Result<()> {
     let theirs = model_file(Some(path))?;
     let shown = path.display();

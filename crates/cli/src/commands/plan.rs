@@ -1,4 +1,4 @@
-//! `tessera plan`: what training a config would take on many devices.
+//! `tessera plan`: estimates memory, traffic and time for training a prior on many GPUs.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -20,7 +20,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     for (flag, value) in [("mfu", args.mfu), ("peak-tflops", args.peak_tflops)] {
         ensure!(value > 0.0 && value.is_finite(), "--{flag} {value}: wanted more than 0");
     }
-    ensure!(args.mfu <= 1.0, "--mfu {}: wanted a share of the peak, at most 1", args.mfu);
+    ensure!(args.mfu <= 1.0, "--mfu {}: wanted a fraction of the peak, at most 1", args.mfu);
     let fit = &config.train_prior;
     let rank = args.rank.unwrap_or_else(|| usual_rank(config.prior.d_model, args.gpus_per_machine));
     let training = Training { batch: fit.batch, steps: fit.steps, rank };
@@ -34,7 +34,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     say(table(&found, &training, &cluster))
 }
 
-/// `16GiB`, `80GB` and the like.
+/// Parses a size such as `16GiB` or `80GB`.
 fn bytes(text: &str) -> Result<f64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -53,9 +53,10 @@ fn bytes(text: &str) -> Result<f64> {
 
 fn table(plan: &CapacityPlan, training: &Training, cluster: &Cluster) -> String {
     let gb = |bytes: f64| format!("{:10.2} GB", bytes / 1e9);
-    let rows = |name: &str, pick: fn(&Memory) -> f64| {
-        let [split, kept, whole] = [&plan.memory, &plan.memory_kept, &plan.memory_whole].map(pick).map(gb);
-        format!("  {name:22}{split}{kept}{whole}")
+    let row = |name: &str, pick: fn(&Memory) -> f64| {
+        let memories = [&plan.memory, &plan.memory_kept, &plan.memory_whole];
+        let [sharded, kept, replicated] = memories.map(pick).map(gb);
+        format!("  {name:22}{sharded}{kept}{replicated}")
     };
     let verdict = match plan.fits {
         true => "fits",
@@ -68,31 +69,35 @@ fn table(plan: &CapacityPlan, training: &Training, cluster: &Cluster) -> String 
             gb(plan.weight_bytes).trim()
         ),
         format!(
-            "                      {:10.2}e9 of them in the layers' matrices, which are what the paper counts",
+            "                      {:10.2}e9 of them in the layers' matrices, which the paper counts",
             plan.matrix_parameters as f64 / 1e9
         ),
         String::new(),
-        format!("on each of {} GPUs, {} to a machine", cluster.gpus, cluster.per_machine),
-        format!("  {:22}{:>13}{:>13}{:>13}", "", "split", "kept", "whole"),
-        rows("weights", |memory| memory.weights),
-        rows("moments", |memory| memory.moments),
-        rows("gradients", |memory| memory.gradients),
-        rows("gathered layers", |memory| memory.gathered),
-        rows("factors of gradients", |memory| memory.factors),
-        rows("activations", |memory| memory.activations),
-        rows("total", |memory| memory.total),
-        format!("  split: everything over a machine's GPUs, the insides of resblocks computed again ({verdict} {})", gb(cluster.memory_bytes).trim()),
-        "  kept: the same with all insides kept; whole: everything on each GPU".to_string(),
+        format!("memory of each of {} GPUs, {} per machine", cluster.gpus, cluster.per_machine),
+        format!("  {:22}{:>13}{:>13}{:>13}", "", "sharded", "kept", "replicated"),
+        row("weights", |memory| memory.weights),
+        row("AdamW moments", |memory| memory.moments),
+        row("gradients", |memory| memory.gradients),
+        row("gathered layers", |memory| memory.gathered),
+        row("PowerSGD factors", |memory| memory.factors),
+        row("activations", |memory| memory.activations),
+        row("total", |memory| memory.total),
+        format!(
+            "  sharded: parameters are sharded across the GPUs of a machine, and activations inside resblocks are recomputed ({verdict} {})",
+            gb(cluster.memory_bytes).trim()
+        ),
+        "  kept: the same, but all activations are kept; replicated: the same as sharded, but each GPU has all parameters"
+            .to_string(),
         String::new(),
-        "sent by each GPU in an update".to_string(),
+        "traffic sent by each GPU per update".to_string(),
         format!("  {:32}{}", "all-gather of weights", gb(plan.traffic.all_gather)),
         format!("  {:32}{}", "reduce-scatter of gradients", gb(plan.traffic.reduce_scatter)),
         format!("  {:32}{}", "all-reduce of gradients", gb(plan.traffic.all_reduce)),
-        format!("  {:32}{}", format!("the same by PowerSGD, rank {}", training.rank), gb(plan.traffic.all_reduce_compressed)),
+        format!("  {:32}{}", format!("the same with PowerSGD, rank {}", training.rank), gb(plan.traffic.all_reduce_compressed)),
         format!("  compression of the layers       {:10.1} %", 100.0 * plan.compression),
         String::new(),
         format!(
-            "{:.3e} operations an update of {} streams, and {:.3e} made again",
+            "{:.3e} operations per update of {} sequences, and {:.3e} for recomputation",
             plan.flops_per_step, training.batch, plan.recomputed_flops_per_step
         ),
         format!(

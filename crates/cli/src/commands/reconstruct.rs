@@ -1,4 +1,5 @@
-//! `tessera reconstruct`: a picture beside what a dVAE's tokens keep of it (paper §2.1, figure 1).
+//! `tessera reconstruct`: encodes a picture into a dVAE's tokens, decodes them, and shows both
+//! pictures side by side (paper §2.1, figure 1).
 
 use anyhow::{Context, Result};
 use serde_json::json;

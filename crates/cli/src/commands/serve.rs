@@ -1,4 +1,4 @@
-//! `tessera serve`: a server for browsers and programs.
+//! `tessera serve`: serves a web page and an API for drawing.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::args::{Log, Serve};
 use crate::signals;
 use crate::stderr::{self, Stderr, note};
 
-/// Most rows of a step: beyond, only memory is taken.
+/// The maximum of `--rows`. More rows use more memory without being faster.
 const MAX_ROWS: usize = 1024;
 
 pub fn run(args: &Serve) -> Result<()> {
@@ -35,16 +35,19 @@ pub fn run(args: &Serve) -> Result<()> {
     runtime.block_on(async {
         let server = Server::bind(&args.bind, options).await?;
         if open && !server.address()?.ip().is_loopback() {
-            note!("warning: whoever reaches {} may draw; --api-key-file asks for a key", args.bind);
+            note!(
+                "warning: everyone who can connect to {} can use this server; require a key with --api-key-file",
+                args.bind
+            );
         }
-        // A server whose standard output is closed or full serves all the same.
-        let _ = say(format_args!("http://{} draws; Ctrl-C stops", server.address()?));
+        // A server also works if its standard output is closed or full.
+        let _ = say(format_args!("http://{} is ready; press Ctrl-C to stop", server.address()?));
         server.run(async { drop(stopped.await) }).await;
         Ok(())
     })
 }
 
-/// What people are told of the model.
+/// Returns the description of the model for the web page and the API.
 fn about(path: Option<&Path>, id: String) -> About {
     let name = model_name(path);
     match path {

@@ -95,7 +95,7 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
             "--inception: pictures and captions are compared by a contrastive model",
         ),
         (&["clip-score", &train], "--inception: pictures and captions are compared by a contrastive model"),
-        (&["kid", &train, &train, "--protocol", "dm-gan"], "--protocol says how FID and IS are measured"),
+        (&["kid", &train, &train, "--protocol", "dm-gan"], "--protocol works only with FID and IS"),
         (&["fid", &train, &train, "--inception", "two.pth"], "2 files of --inception; wanted one"),
         (&["blur", "real.npz", &train, "--protocol", "dm-gan"], "statistics cannot be blurred"),
         (&["fid", &train, &train, "--protocol", "dm-gan"], "none.pth: there is no such file"),
@@ -276,7 +276,7 @@ fn a_curve_is_drawn_once_and_measured_again() {
     let own = ["--drawings", "others", "--judge", "model.safetensors"];
     let args = ["eval", "rerank-curve", "--data", &fixture(), "--model", "model.safetensors"];
     let error = mistake(dir.path(), &[&args[..], &own].concat());
-    assert!(error.contains("is the model that ranks, and would praise what it chose"), "{error}");
+    assert!(error.contains("is the model that ranks, which would favour its own choices"), "{error}");
 
     let report =
         ["eval", "report", "--data", &fixture(), "--drawings", "drawings", "--captions", "4", "--of", "3"];

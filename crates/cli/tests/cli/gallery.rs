@@ -1,4 +1,4 @@
-//! `tessera gallery`.
+//! Tests of `tessera gallery`.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use super::pipeline::pipeline;
 use super::program::{entries, folder, mistake, succeed};
 
 #[test]
-fn a_page_of_all_drawings_with_how_they_were_made() {
+fn gallery_page_shows_all_drawings_and_their_settings() {
     let dir = folder();
     let path = dir.path();
     fs::create_dir_all(path.join("drawings/deeper")).unwrap();
@@ -24,16 +24,16 @@ fn a_page_of_all_drawings_with_how_they_were_made() {
     let page = fs::read_to_string(path.join("page.html")).unwrap();
     assert_eq!(page.matches("<figure>").count(), 2);
     assert!(page.contains("<title>Cats &amp; dogs</title>") && page.contains("<h2>a cat</h2>"));
-    for (name, value) in [("Seed", "7"), ("Guidance", "2"), ("Not this", "a dog"), ("Number", "0")] {
+    for (name, value) in [("Seed", "7"), ("Guidance", "2"), ("Negative prompt", "a dog"), ("Number", "0")] {
         assert!(page.contains(&format!("<dt>{name}</dt><dd>{value}</dd>")), "{name}");
     }
-    // What a prompt says is text, and the page asks nobody else for anything.
+    // Prompts are escaped, and the page loads nothing from other sites.
     assert!(page.contains("<h2>{{title}} &lt;i&gt;</h2>") && !page.contains("<script"));
     assert!(!page.contains("http://") && !page.contains("https://"));
 }
 
 #[test]
-fn a_folder_without_drawings_is_a_mistake() {
+fn gallery_of_a_folder_without_drawings_is_an_error() {
     let dir = folder();
     fs::create_dir(dir.path().join("empty")).unwrap();
     image::RgbImage::new(4, 4).save(dir.path().join("empty/other.png")).unwrap();

@@ -40,7 +40,7 @@ fn weights_in_8_bits_are_measured_by_pack() {
     let error = mistake(dir.path(), &["draw", "a cat", "-n", "1", "--model", &model, "--weights", "int8"]);
     assert!(error.contains("--weights int8") && error.contains("`tessera pack` measures it"), "{error}");
     let said = succeed(dir.path(), &["pack", &model, "--out", "packed"]).stdout;
-    assert!(said.contains("in 8 bits the distribution of a token changes by"), "{said}");
+    assert!(said.contains("8-bit weights change the distribution of a token by"), "{said}");
     for weights in ["int8", "f32"] {
         drawn(dir.path(), "packed", &["--weights", weights]);
     }

@@ -22,8 +22,9 @@ pub fn serve_with(dir: &Path, args: &[&str], stderr: Stdio) -> (Child, String) {
     let mut child = command(dir, &all).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.strip_prefix("http://").and_then(|line| line.strip_suffix(" draws; Ctrl-C stops\n"));
-    let address = address.unwrap_or_else(|| panic!("it said {line:?}")).to_string();
+    let suffix = " is ready; press Ctrl-C to stop\n";
+    let address = line.strip_prefix("http://").and_then(|line| line.strip_suffix(suffix));
+    let address = address.unwrap_or_else(|| panic!("the server printed {line:?}")).to_string();
     (child, address)
 }
 

@@ -90,12 +90,12 @@ fn what_cannot_be_measured_is_refused_in_one_line() {
     for (flags, wanted) in [
         (
             &["--judge", "model.safetensors"][..],
-            "model.safetensors is the model that ranks, and would praise",
+            "model.safetensors is the model that ranks, which would favour",
         ),
         (&["--packages", "nowhere"], "fetch the packages with `runs/fetch_emoji.sh DIR`"),
         (&["--kinds", "mood"], "--kinds: unknown kind \"mood\"; wanted style, rendition"),
         (&["--held-out", "none.txt"], "cannot read the held-out list none.txt"),
-        (&["--held-out", "list.txt", "--kinds", "panel"], "holds out no combination of the wanted kinds"),
+        (&["--held-out", "list.txt", "--kinds", "panel"], "holds out no combination of the selected kinds"),
         (&["--model", &own], "the best of 16 candidates: the model has no reranker"),
         (&["--top-p", "2"], "top-p 2: wanted more than 0 and at most 1"),
         (&["--sheet", "sheet.gif"], "cannot write sheet.gif"),

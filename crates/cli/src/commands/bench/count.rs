@@ -1,19 +1,23 @@
-//! Multiplications by weights, counted from a model's sizes: two operations each forward, four more backward.
+//! Counts a model's multiplications by weights from its sizes. Each takes two operations in the
+//! forward pass and four more in the backward pass.
 //!
-//! Nothing else is counted: no attention over keys and values, no norms, losses or optimiser.
+//! Nothing else is counted: no attention over keys and values, no norms, losses or optimizer.
 
 use tessera_model::dvae::DvaeConfig;
 
-/// Sides of the four kernels of a block in the dVAE's encoder; the decoder's mirror them (paper §A.1).
+/// The kernel sizes of the four convolutions of a block in the dVAE's encoder (paper §A.1).
 const ENCODER: [usize; 4] = [3, 3, 3, 1];
+/// The kernel sizes of a block in the decoder: those of the encoder in reverse order.
 const DECODER: [usize; 4] = [1, 3, 3, 3];
 
-/// Of one position in `n_layers` layers of width `d`: 3 D² into attention, D² out of it, and an MLP of 2 · 4 D².
+/// Returns the multiplications for one position in `n_layers` layers of width `d`: 3 D² for the
+/// inputs of attention, D² for its output, and 2 · 4 D² for the MLP.
 pub fn layers(n_layers: usize, d: usize) -> usize {
     12 * n_layers * d * d
 }
 
-/// Of one picture in the dVAE's encoder: in its first convolution, and in the others.
+/// Returns the multiplications for one picture in the dVAE's encoder: those of its first
+/// convolution, and those of the others.
 pub fn encoder(config: &DvaeConfig) -> [usize; 2] {
     let (side, grid, n_hid) = (config.image_size, config.grid(), config.n_hid);
     let groups = (0..config.groups).map(|group| [side >> group, n_hid << group]);
@@ -21,7 +25,8 @@ pub fn encoder(config: &DvaeConfig) -> [usize; 2] {
     [side * side * 7 * 7 * 3 * n_hid, blocks(config, n_hid, groups, ENCODER) + output]
 }
 
-/// Of one picture in the dVAE's decoder: in its first convolution, and in the others.
+/// Returns the multiplications for one picture in the dVAE's decoder: those of its first
+/// convolution, and those of the others.
 pub fn decoder(config: &DvaeConfig) -> [usize; 2] {
     let (side, grid, n_hid, n_init) = (config.image_size, config.grid(), config.n_hid, config.n_init);
     let groups = (0..config.groups).map(|group| [grid << group, n_hid << (config.groups - 1 - group)]);
@@ -29,7 +34,8 @@ pub fn decoder(config: &DvaeConfig) -> [usize; 2] {
     [grid * grid * config.vocab * n_init, blocks(config, n_init, groups, DECODER) + output]
 }
 
-/// Of the blocks of groups, each given by its side in cells and its channels.
+/// Returns the multiplications of all blocks. Each group is given by its side in cells and its
+/// channels.
 fn blocks(
     config: &DvaeConfig,
     mut n_in: usize,
@@ -45,7 +51,8 @@ fn blocks(
     sum
 }
 
-/// Of one cell in a block: its four convolutions, and a fifth where the number of channels changes.
+/// Returns the multiplications for one cell in a block: its four convolutions, and a fifth if the
+/// number of channels changes.
 fn block([n_in, n_out]: [usize; 2], kernels: [usize; 4]) -> usize {
     let hidden = n_out / 4;
     let widths = [[n_in, hidden], [hidden, hidden], [hidden, hidden], [hidden, n_out]];
@@ -62,7 +69,7 @@ mod tests {
         DvaeConfig { image_size, groups, blocks_per_group, n_hid, n_init, vocab, min_log_b }
     }
 
-    /// As PyTorch counts them, with `benches/peers` on the path:
+    /// The expected values were counted by PyTorch, with `benches/peers` on the path:
     ///
     /// ```python
     /// from torch.utils.flop_counter import FlopCounterMode
@@ -73,7 +80,7 @@ mod tests {
     /// counter.get_total_flops()
     /// ```
     #[test]
-    fn the_dvae_has_as_many_operations_as_another_program_counts() {
+    fn dvae_operations_equal_those_counted_by_pytorch() {
         let twice = |[first, others]: [usize; 2]| 2 * (first + others);
         assert_eq!(twice(encoder(&config(128, 64))), 6_096_420_864);
         assert_eq!(twice(decoder(&config(128, 64))), 5_356_126_208);

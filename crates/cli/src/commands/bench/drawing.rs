@@ -1,4 +1,4 @@
-//! Drawing: tokens, and pixels of tokens.
+//! Benchmarks of drawing: sampling tokens, and decoding tokens to pixels.
 
 use anyhow::Result;
 use burn::module::{Module, ModuleMapper, Param};
@@ -16,9 +16,11 @@ use tessera_model::{Event, Request, Sampler, Sampling, Tessera};
 use super::{Benchmark, count};
 use crate::commands::model_file;
 
-/// All tokens of `slots` pictures of `grid` × `grid`, behind `text_len` text positions: 6 layers of width 384 with 6 heads
-/// that attend to everything before, 4096 codes. Tokens are drawn from the whole distribution, all slots at once, as `draw`
-/// does; weights are kept in 8 bits, as `draw` keeps them. The text runs once for all slots.
+/// Samples all tokens of `slots` pictures of `grid` × `grid` tokens after `text_len` positions of
+/// text. The prior has 6 layers of width 384 with 6 heads, causal attention and 4096 codes.
+///
+/// As in `draw`, all slots are one batch, and weights are kept in 8 bits. Tokens are sampled from
+/// the unchanged distribution. The text is processed once for all slots.
 pub fn decode(cpu: Cpu, slots: usize, text_len: usize, grid: usize) -> Result<Benchmark> {
     let config = PriorConfig {
         text_len,
@@ -38,7 +40,8 @@ pub fn decode(cpu: Cpu, slots: usize, text_len: usize, grid: usize) -> Result<Be
     let weights = Weights::Int8;
     let sampler = Sampler::new(&prior, weights)?;
     let (drawn, vocab) = (slots * config.image_len(), config.image_vocab);
-    // Each weight of the layers and the head is multiplied once for a token that is drawn; the text is not counted.
+    // Each weight of the layers and the head is multiplied once per sampled token. The text is not
+    // counted.
     let products = count::layers(config.n_layers, config.d_model) + config.d_model * vocab;
     let gflop = Some(2e-9 * (drawn * products) as f64);
     let run = move || {
@@ -57,8 +60,8 @@ pub fn decode(cpu: Cpu, slots: usize, text_len: usize, grid: usize) -> Result<Be
     Ok(Benchmark { run: Box::new(run), amount: drawn as f64, unit: "tokens/s", gflop, weights })
 }
 
-/// Gives the head over picture tokens weights like any others. A new prior has zeros there, which make all tokens alike and
-/// sampling cheaper than it is.
+/// Gives the output head over picture tokens random weights. In a new prior they are zero, which
+/// makes all tokens equally probable and sampling cheaper than in a trained prior.
 struct DrawHead<'a> {
     config: &'a PriorConfig,
     init: Init,
@@ -71,13 +74,13 @@ impl ModuleMapper for DrawHead<'_> {
     }
 }
 
-/// The token of `slot` at place `at`, from the whole distribution.
+/// Samples the token of `slot` at position `at` from the unchanged distribution.
 fn sample(cpu: Cpu, logits: &[f32], at: usize, slot: usize) -> u32 {
     let mut rng = item_rng(1, Purpose::Sample, at as u64, slot as u64);
     choose(cpu, logits, &Sampling::paper(), f64::from(uniform(&mut rng)))
 }
 
-/// 32 × 32 tokens to 256 × 256 pixels, by a decoder of the released size.
+/// Decodes 32 × 32 tokens to 256 × 256 pixels with a decoder of the released size.
 pub fn released_decoder(cpu: Cpu) -> Result<Benchmark> {
     let config = DvaeConfig {
         image_size: 256,
@@ -95,12 +98,12 @@ pub fn released_decoder(cpu: Cpu) -> Result<Benchmark> {
         DvaeDecoder::forward_codes(&decoder, tokens.clone()).into_data();
         Ok(())
     };
-    let [_, convolutions] = count::decoder(&config); // the first looks its codes up
+    let [_, convolutions] = count::decoder(&config); // the first is an embedding lookup
     let (gflop, weights) = (Some(2e-9 * convolutions as f64), Weights::Full);
     Ok(Benchmark { run: Box::new(run), amount: 1.0, unit: "pictures/s", gflop, weights })
 }
 
-/// Nine pictures by the embedded model, reading it included.
+/// Draws nine pictures with the embedded model, including loading it.
 pub fn draw_9(cpu: Cpu) -> Result<Benchmark> {
     let run = move || {
         let tessera = Tessera::new(&model_file(None)?, cpu)?;
@@ -113,6 +116,6 @@ pub fn draw_9(cpu: Cpu) -> Result<Benchmark> {
         }
         Ok(())
     };
-    let weights = Weights::Int8; // of the prior, which `Tessera` keeps so
+    let weights = Weights::Int8; // how `Tessera` keeps the weights of the prior
     Ok(Benchmark { run: Box::new(run), amount: 9.0, unit: "pictures/s", gflop: None, weights })
 }

@@ -1,4 +1,5 @@
-//! `tessera bench`: benchmarks, by the names that the comparison with other programs (`benches/peers`) uses.
+//! `tessera bench`: runs benchmarks. They have the same names as in the comparison with other
+//! programs (`benches/peers`).
 
 mod count;
 mod drawing;
@@ -18,20 +19,21 @@ use tessera_model::prior::{Activations, Logits};
 use super::say;
 use crate::args::{Bench, PrecisionFlag};
 
-/// A benchmark, ready to be done again and again.
+/// A benchmark that is set up and can be run repeatedly.
 struct Benchmark {
-    /// Does it once.
+    /// Runs the benchmark once.
     run: Box<dyn FnMut() -> Result<()>>,
-    /// How much one run does of what `unit` counts in a second.
+    /// The amount of work of one run. Divided by seconds, it has the unit `unit`.
     amount: f64,
+    /// The unit of the throughput, as in "tokens/s".
     unit: &'static str,
-    /// Arithmetic of one run in 10⁹ operations, where it is plain to count.
+    /// The arithmetic of one run in 10⁹ operations, if it is easy to count.
     gflop: Option<f64>,
-    /// What weights are kept as.
+    /// How the weights are kept in memory.
     weights: Weights,
 }
 
-/// A benchmark's name, and how it is set up.
+/// The name of a benchmark, and the function that sets it up.
 type Entry = (&'static str, fn(Cpu) -> Result<Benchmark>);
 
 const BENCHMARKS: [Entry; 24] = [
@@ -61,22 +63,22 @@ const BENCHMARKS: [Entry; 24] = [
     ("draw-9", drawing::draw_9),
 ];
 
-/// How the names begin of benchmarks that are done only when they are named, since the longest takes minutes.
+/// The prefixes of benchmarks that run only if they are named, because they take up to minutes.
 const ON_DEMAND: [&str; 3] = ["grow-", "depth-", "logits-"];
 
-/// What is printed of a benchmark.
+/// The printed results of a benchmark.
 #[derive(Serialize)]
 struct Figures {
     benchmark: String,
-    /// Median.
+    /// The median time of a run.
     seconds: f64,
     min: f64,
     max: f64,
     rate: f64,
     unit: &'static str,
     gflops: Option<f64>,
-    /// What the processor's multipliers were measured to do on all threads, in bf16 or f32. Products of whole numbers
-    /// have a higher peak.
+    /// The measured peak speed of the processor on all threads, in bf16 or f32. Products of
+    /// integers have a higher peak.
     peak_gflops: f64,
     precision: String,
     threads: usize,
@@ -95,7 +97,7 @@ pub fn run(args: &Bench) -> Result<()> {
         [] => {
             if !args.json {
                 say(format_args!(
-                    "{cpu}, {} threads, {:.0} GF/s at most",
+                    "{cpu}, {} threads, peak {:.0} GFLOP/s",
                     current_num_threads(),
                     peak_gflops(cpu)
                 ))?;
@@ -118,7 +120,7 @@ fn find(name: &str) -> Result<fn(Cpu) -> Result<Benchmark>> {
     }
 }
 
-/// Each benchmark in a process of its own, so that its peak memory is its own.
+/// Runs each benchmark in a separate process, so that its peak memory can be measured.
 fn each<'a>(benchmarks: impl Iterator<Item = &'a str>, args: &Bench) -> Result<()> {
     let program = std::env::current_exe().context("cannot find this program")?;
     for benchmark in benchmarks {
@@ -139,7 +141,7 @@ fn each<'a>(benchmarks: impl Iterator<Item = &'a str>, args: &Bench) -> Result<(
 
 fn time(name: &str, benchmark: fn(Cpu) -> Result<Benchmark>, args: &Bench, cpu: Cpu) -> Result<()> {
     let mut benchmark = benchmark(cpu)?;
-    (benchmark.run)()?; // the first run asks the system for memory
+    (benchmark.run)()?; // a warm-up, which allocates memory
     let mut seconds = Vec::new();
     for _ in 0..args.rounds {
         let start = Instant::now();
@@ -157,7 +159,7 @@ fn time(name: &str, benchmark: fn(Cpu) -> Result<Benchmark>, args: &Bench, cpu: 
         unit: benchmark.unit,
         gflops: benchmark.gflop.map(|gflop| gflop / median),
         peak_gflops: peak_gflops(cpu),
-        precision: numbers(cpu, benchmark.weights),
+        precision: precision(cpu, benchmark.weights),
         threads: current_num_threads(),
         peak_rss_mib: peak_rss_mib(),
     };
@@ -167,9 +169,9 @@ fn time(name: &str, benchmark: fn(Cpu) -> Result<Benchmark>, args: &Bench, cpu: 
     }
 }
 
-/// The numbers that are multiplied. Beside bf16, weights in 8 bits are multiplied by rows that are rounded to 8 bits too;
-/// elsewhere they are widened.
-fn numbers(cpu: Cpu, weights: Weights) -> String {
+/// Describes the precision of products. On processors with bf16, 8-bit weights are multiplied by
+/// activations that are also rounded to 8 bits. On others, the weights are converted to f32.
+fn precision(cpu: Cpu, weights: Weights) -> String {
     match (weights, cpu.bf16()) {
         (Weights::Full, _) => cpu.to_string(),
         (Weights::Int8, true) => format!("int8 weights and activations, {cpu}"),
@@ -186,7 +188,7 @@ fn line(figures: &Figures) -> String {
     format!("{benchmark:<18}{rate:>10.1} {unit:<10} {times:<32} {gflops}{peak}{precision}, {threads} threads")
 }
 
-/// The most memory that this process has held, where the system tells.
+/// Returns the peak memory of this process in MiB, on systems with `/proc`.
 fn peak_rss_mib() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

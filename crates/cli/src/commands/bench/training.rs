@@ -1,4 +1,4 @@
-//! Training steps: a batch that never changes, through the loop's own step.
+//! Benchmarks of training: updates on a constant batch, done by the trainer of the training loop.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use tessera_train::{Config, FitConfig, Gradient, Loss, Metrics, Task, Trainer, d
 
 use super::{Benchmark, count};
 
-/// A task with one batch.
+/// A training task that always has the same batch.
 struct Fixed<M, F> {
     gradient: F,
     cpu: Cpu,
@@ -49,7 +49,7 @@ impl<M: Module + Sync, F: Fn(&M) -> Result<Gradient> + Sync> Task for Fixed<M, F
     }
 }
 
-/// A training step of `model` as a benchmark; `amount` of `unit` a step.
+/// Makes a benchmark of one update of `model`, which processes `amount` items of `unit`.
 fn step<M: Module + Sync + 'static>(
     cpu: Cpu,
     model: M,
@@ -58,7 +58,7 @@ fn step<M: Module + Sync + 'static>(
     unit: &'static str,
     gflop: f64,
 ) -> Result<Benchmark> {
-    // They live as long as the process, which does this benchmark alone.
+    // Both are leaked: the process runs only this benchmark.
     let task = Box::leak(Box::new(Fixed { gradient, cpu, model: std::marker::PhantomData }));
     let config: &'static FitConfig = Box::leak(Box::new(settings()?));
     let mut trainer = Trainer::new(task, model, config, None)?;
@@ -67,34 +67,34 @@ fn step<M: Module + Sync + 'static>(
     Ok(Benchmark { run: Box::new(run), amount, unit, gflop, weights })
 }
 
-/// A loss without figures.
-fn alone(total: Tensor<1>) -> Loss {
+/// A loss without other metrics.
+fn only_loss(total: Tensor<1>) -> Loss {
     Loss { total, figures: Vec::new() }
 }
 
-/// Settings of a step: AdamW with decay, no moving average.
+/// The config of the update: AdamW with weight decay, without a moving average.
 fn settings() -> Result<FitConfig> {
     let mut settings = Config::resolve("emoji", &[])?.train_prior;
     (settings.micro_batches, settings.ema_every) = (1, u64::MAX);
     Ok(settings)
 }
 
-/// Benchmark C: a plain GPT of 13,916,160 weights on 8 × 320 tokens.
+/// Benchmark C: a GPT of 13,916,160 weights on 8 × 320 tokens.
 pub fn gpt_step(cpu: Cpu) -> Result<Benchmark> {
     const BATCH: usize = 8;
     let model = Gpt::new(cpu);
     anyhow::ensure!(model.num_params() == 13_916_160, "the GPT has {} weights", model.num_params());
     let plan = Arc::new(AttentionPlan::new((0..Gpt::LEN).collect(), |query, key| key <= query));
     let tokens: Vec<u32> = (0..BATCH * Gpt::LEN).map(|i| (i * 7919 % Gpt::VOCAB) as u32).collect();
-    // Each weight of a product is multiplied once forward and twice backward; attention is not counted.
+    // Each weight is multiplied once forward and twice backward. Attention is not counted.
     let products = count::layers(Gpt::LAYERS, Gpt::D) + Gpt::D * Gpt::VOCAB;
     let gflop = 6e-9 * (BATCH * Gpt::LEN * products) as f64;
     let gradient =
-        move |model: &Gpt| differentiate(cpu, model, None, |model| alone(model.loss(&tokens, &plan)));
+        move |model: &Gpt| differentiate(cpu, model, None, |model| only_loss(model.loss(&tokens, &plan)));
     step(cpu, model, gradient, BATCH * Gpt::LEN, "tokens/s", gflop)
 }
 
-/// A causal language model with learned positions and an untied head without bias.
+/// A causal language model with learned position embeddings and an untied output head without bias.
 #[derive(Module, Debug)]
 struct Gpt {
     tokens: Param<Tensor<2>>,
@@ -126,7 +126,8 @@ impl Gpt {
         }
     }
 
-    /// Each token predicts itself, which costs what predicting the next one does.
+    /// Returns the loss of predicting each token from itself. It costs the same as predicting the
+    /// next token.
     fn loss(&self, tokens: &[u32], plan: &Arc<AttentionPlan>) -> Tensor<1> {
         let (n, device) = (tokens.len(), self.tokens.val().device());
         let ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
@@ -140,17 +141,18 @@ impl Gpt {
     }
 }
 
-/// Training on one stream of the paper's length: 256 text and 1024 picture tokens.
+/// Trains on one sequence of the paper's length: 256 text and 1024 picture tokens.
 pub fn paper_step(cpu: Cpu) -> Result<Benchmark> {
     stream_step(cpu, sizes(), 1, Activations::Keep)
 }
 
-/// The same in a deep and narrow prior, to see what the insides of its resblocks take when they are kept, and when not.
+/// Does the same with a deep and narrow prior, to measure the memory for activations inside
+/// resblocks if they are kept or recomputed.
 pub fn depth(cpu: Cpu, n_layers: usize, activations: Activations) -> Result<Benchmark> {
     stream_step(cpu, PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, 1, activations)
 }
 
-/// Training on a batch of the emoji prior, its logits as the layers compute or in 32 bits.
+/// Trains the emoji prior on one batch, with logits in the layers' dtype or in 32 bits.
 pub fn emoji_step(cpu: Cpu, logits: Logits) -> Result<Benchmark> {
     let Config { prior, train_prior, .. } = Config::resolve("emoji", &[])?;
     stream_step(cpu, PriorConfig { logits, ..prior }, train_prior.batch, Activations::Keep)
@@ -162,20 +164,20 @@ fn stream_step(cpu: Cpu, config: PriorConfig, batch: usize, activations: Activat
     let image = ids(config.image_len(), config.image_vocab);
     let stream = Stream::new(batch, text, image, &config)?;
     let amount = batch * config.stream_len();
-    // As in `gpt_step`; each position goes through one of the two heads.
+    // As in `gpt_step`. Each position goes through one of the two output heads.
     let heads = batch
         * (config.text_len * (config.text_vocab + config.text_len) + config.image_len() * config.image_vocab);
     let products = amount * count::layers(config.n_layers, config.d_model) + heads * config.d_model;
     let gflop = 6e-9 * products as f64;
     let gradient = move |model: &Prior| {
         let PriorGradients { loss, gradients, .. } = model.gradients(&stream, activations, None)?;
-        let (loss, figures) = alone(loss.loss).values();
+        let (loss, figures) = only_loss(loss.loss).values();
         Ok(Gradient::new(gradients, loss, figures))
     };
     step(cpu, Prior::new(&config, 1, cpu), gradient, amount, "tokens/s", gflop)
 }
 
-/// Training on 4 pictures of 128 × 128 by the released architecture, a quarter as wide.
+/// Trains a dVAE of the released architecture, a quarter as wide, on 4 pictures of 128 × 128.
 pub fn dvae_step(cpu: Cpu) -> Result<Benchmark> {
     const BATCH: usize = 4;
     let config = DvaeConfig {
@@ -198,16 +200,16 @@ pub fn dvae_step(cpu: Cpu) -> Result<Benchmark> {
         let logits = model.encoder.forward(x.clone());
         let codes =
             gumbel_softmax_drawn(cpu, logits.clone(), GumbelNoise { seed: 1, step: 0, first_row: 0 }, 1.0);
-        alone(elbo(cpu, x, model.decoder.forward(codes), logits, 6.6, min_log_b).loss)
+        only_loss(elbo(cpu, x, model.decoder.forward(codes), logits, 6.6, min_log_b).loss)
     };
-    // Convolutions, once forward and twice backward; the pictures need no gradient.
+    // Convolutions are computed once forward and twice backward. The pictures need no gradient.
     let ([first, encoder], decoder) = (count::encoder(&config), count::decoder(&config));
     let products = 4 * first + 6 * (encoder + decoder[0] + decoder[1]);
     let gflop = 1e-9 * (BATCH * products) as f64;
     step(cpu, model, move |model: &Dvae| differentiate(cpu, model, None, &loss), BATCH, "pictures/s", gflop)
 }
 
-/// The paper's stream and vocabularies on a small transformer.
+/// The paper's sequence and vocabularies with a small transformer.
 fn sizes() -> PriorConfig {
     PriorConfig {
         text_len: 256,

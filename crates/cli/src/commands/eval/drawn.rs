@@ -1,4 +1,4 @@
-//! `tessera eval rerank-curve`, `coco` and `cub`: many captions are drawn, and the drawings measured.
+//! `tessera eval rerank-curve`, `coco` and `cub`: draws many captions and evaluates the drawings.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,9 +23,9 @@ use crate::commands::output::{Content, Outputs};
 use crate::commands::{model_file, say};
 use crate::reporter::Terminal;
 
-/// Candidates of each caption in the paper.
+/// The number of candidates per caption in the paper.
 const PAPER: usize = 512;
-/// Most candidates of a curve unless told otherwise.
+/// The default of the largest number of candidates in a rerank curve.
 const CURVE: usize = 32;
 
 pub fn curve(data: &Path, args: &DrawnArgs, sampling: &args::Sampling, out: &Path) -> Result<()> {
@@ -38,7 +38,7 @@ pub fn curve(data: &Path, args: &DrawnArgs, sampling: &args::Sampling, out: &Pat
 }
 
 pub fn coco(dir: &Path, args: &DrawnArgs, sampling: Sampling) -> Result<()> {
-    // The sample is the same for all models, whatever they are drawn with.
+    // The seed is constant: all models draw the same captions.
     let described = coco_captions(dir, args.captions.unwrap_or(COCO_CAPTIONS), 0)?;
     match args.protocol {
         None => published(described, args, &sampling, None),
@@ -63,7 +63,8 @@ pub fn cub(dir: &Path, args: &DrawnArgs, sampling: Sampling) -> Result<()> {
     }
 }
 
-/// Draws captions of a published set and measures the drawings against the pictures that the captions describe.
+/// Draws captions of a published set, and compares the drawings with the pictures that the captions
+/// describe.
 fn published(
     described: Vec<Described>,
     args: &DrawnArgs,
@@ -75,25 +76,26 @@ fn published(
     models.tessera.guidance(Some(sampling.guidance))?;
     let (files, captions): (Vec<_>, Vec<String>) =
         described.into_iter().map(|d| (d.image, d.caption)).unzip();
-    let unlike: BTreeSet<_> = files.iter().collect();
-    let pictures = unlike.into_iter().map(|file| {
+    let distinct: BTreeSet<_> = files.iter().collect();
+    let pictures = distinct.into_iter().map(|file| {
         let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         picture::decode(&bytes).with_context(|| file.display().to_string())
     });
     let draws = draws(args, vec![args.of.unwrap_or(PAPER)], sampling);
     let terminal = Terminal::default();
-    let measured =
+    let measure =
         |protocol: Protocol<'_>| models.study(args, draws, &terminal).measure(&captions, pictures, protocol);
-    // Captions as classes would be thousands; IS is for an Inception here.
-    let none: [&str; 0] = [];
+    // The contrastive model gets no classes, so IS needs an Inception: thousands of captions are no
+    // useful classes.
+    let no_classes: [&str; 0] = [];
     let curve = match protocol {
-        Some(protocol) => measured(protocol),
-        None => models.with_network(args, &none, |network| measured(Protocol::One(network))),
+        Some(protocol) => measure(protocol),
+        None => models.with_network(args, &no_classes, |network| measure(Protocol::One(network))),
     };
     print(args, sampling, &curve?, &Outputs::default())
 }
 
-/// What draws, and what judges.
+/// The model that draws, and the contrastive model that judges its drawings.
 pub struct Models {
     pub tessera: Tessera,
     name: String,
@@ -101,7 +103,7 @@ pub struct Models {
 }
 
 impl Models {
-    /// Reads both, and sees that the judge does not judge its own choice.
+    /// Loads both models, and checks that the judge is not the model that ranks.
     pub fn open(args: &DrawnArgs) -> Result<Models> {
         let tessera =
             measured_tessera(&model_file(args.model.as_deref())?, args.weights, PrecisionFlag::Auto)?;
@@ -110,17 +112,20 @@ impl Models {
         Ok(Models { tessera, name, judge })
     }
 
-    /// The curve of a data set's held-out captions.
+    /// Measures the rerank curve on a data set's held-out captions.
     pub fn curve_of(
         &self,
         dataset: &Dataset,
         args: &DrawnArgs,
         sampling: &Sampling,
     ) -> Result<Vec<CurvePoint>> {
-        ensure!(args.protocol.is_none(), "--protocol is for `eval coco` and `eval cub`; leave it out here");
+        ensure!(
+            args.protocol.is_none(),
+            "--protocol works only with `eval coco` and `eval cub`; leave it out"
+        );
         let captions = held_out_captions(dataset, args.captions)?;
         let all = || dataset.train.iter().chain(&dataset.val);
-        // A concept is a class, in all styles.
+        // A class is a concept in all styles.
         let classes: BTreeSet<&str> = all().map(|sample| sample.meta.concept.as_str()).collect();
         let classes: Vec<&str> = classes.into_iter().collect();
         let pictures = all().map(|sample| Ok(sample.middle()));
@@ -131,7 +136,7 @@ impl Models {
         })
     }
 
-    /// Runs `measure` with the Inception that the flags name, or with the judge.
+    /// Runs `measure` with the Inception that the flags name, or else with the judge.
     fn with_network<T>(
         &self,
         args: &DrawnArgs,
@@ -161,22 +166,22 @@ fn draws(args: &DrawnArgs, best_of: Vec<usize>, sampling: &Sampling) -> Draws {
     Draws { best_of, seed: args.seed, sampling: sampling.clone() }
 }
 
-/// The contrastive model in a file, to judge what `tessera` draws.
+/// Loads the contrastive model that judges the drawings of `tessera`.
 ///
 /// # Errors
-/// If it is the model that ranks.
+/// If it is the model that ranks them.
 pub fn judge(path: &Path, tessera: &Tessera) -> Result<Reranker> {
     let judge = reranker(Some(path), tessera.cpu())?;
     let shown = path.display();
-    let own = tessera.reranker.as_ref().is_some_and(|ranker| ranker.fingerprint() == judge.fingerprint());
+    let ranks = tessera.reranker.as_ref().is_some_and(|ranker| ranker.fingerprint() == judge.fingerprint());
     ensure!(
-        !own,
-        "--judge {shown} is the model that ranks, and would praise what it chose; train one with another --seed"
+        !ranks,
+        "--judge {shown} is the model that ranks, which would favour its own choices; train one with another --seed"
     );
     Ok(judge)
 }
 
-/// The figures of one number of candidates, and how they were sampled.
+/// The figures for one number of candidates, and the sampling settings.
 #[derive(Serialize)]
 struct Sampled<'a> {
     sampling: &'a Sampling,

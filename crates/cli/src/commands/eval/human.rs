@@ -1,4 +1,4 @@
-//! `tessera eval human`: comparisons by people (the paper's figure 7).
+//! `tessera eval human`: compares two models by human votes (the paper's figure 7).
 
 use std::path::Path;
 
@@ -36,14 +36,15 @@ pub fn run(human: &Human) -> Result<()> {
     }
 }
 
-/// Pictures of the same captions from two folders, `n` of them evenly chosen.
+/// Returns pairs of pictures with the same captions from two folders: all of them, or `n` evenly
+/// chosen ones.
 fn comparisons(a: &Path, b: &Path, n: Option<usize>) -> Result<Vec<Comparison>> {
     let (first, second) = (Pictures::open(a)?, Pictures::open(b)?);
     let count = |pictures: &Pictures| pictures.count().unwrap_or_else(|| pictures.from(0).count());
     let (ours, theirs) = (count(&first), count(&second));
     ensure!(
         ours == theirs,
-        "{ours} pictures in {} and {theirs} in {}; wanted the same captions",
+        "{ours} pictures in {} and {theirs} in {}; wanted the same captions in both",
         a.display(),
         b.display()
     );
@@ -66,7 +67,7 @@ fn comparisons(a: &Path, b: &Path, n: Option<usize>) -> Result<Vec<Comparison>> 
         let damaged = reader.skipped().count(&SkipKind::Damaged);
         ensure!(
             damaged == 0,
-            "{}: {}; wanted pairs of whole pictures",
+            "{}: {}; wanted pairs of undamaged pictures",
             dir.display(),
             reader.skipped().brief()
         );

@@ -1,4 +1,4 @@
-//! `tessera eval`: a table for people, JSON for programs.
+//! `tessera eval`: evaluates models and sets of pictures, and prints a table or JSON.
 
 mod drawn;
 mod human;
@@ -30,14 +30,14 @@ use crate::args::{self, Eval, EvalArgs, PaperSampling, PrecisionFlag, Weights};
 use crate::reporter::Terminal;
 use crate::stderr::note;
 
-/// Captions on a sheet of drawings.
+/// The number of captions on a sheet of drawings.
 const SHEET_ROWS: usize = 20;
-/// Enlargement of a sheet's pictures.
+/// The factor by which pictures on a sheet are enlarged.
 const SHEET_SCALE: u32 = 2;
 
-/// The model of a file, as figures are made with it: its weights are in 8 bits only if that is asked for.
-fn measured_tessera(file: &ModelFile, weights: Option<Weights>, numbers: PrecisionFlag) -> Result<Tessera> {
-    let cpu = cpu(weights, numbers)?;
+/// Loads a model for evaluation. Unlike for drawing, 8-bit weights are never the default.
+fn measured_tessera(file: &ModelFile, weights: Option<Weights>, precision: PrecisionFlag) -> Result<Tessera> {
+    let cpu = cpu(weights, precision)?;
     match weights {
         Some(Weights::Int8) => tessera_of(file, weights, cpu),
         Some(Weights::F32 | Weights::Bf16) | None => Tessera::with_weights(file, cpu, Kept::Full),
@@ -98,13 +98,13 @@ pub fn run(eval: Eval) -> Result<()> {
     }
 }
 
-/// The sampling flags of what is measured as in the paper.
+/// Converts the sampling flags of evaluations whose defaults are those of the paper.
 fn as_in_the_paper(flags: &PaperSampling) -> Sampling {
     let PaperSampling { temperature, top_k, top_p, guidance } = *flags;
     Sampling { temperature, top_k, top_p, guidance }
 }
 
-/// A data set; what was passed over is said.
+/// Opens a data set, and prints a note if files were skipped.
 fn open(data: &Path) -> Result<Dataset> {
     let dataset = Dataset::open(data)?;
     if dataset.skipped.total() > 0 {
@@ -125,7 +125,8 @@ fn held_out_of(data: &Path) -> Result<Vec<Sample>> {
     }
 }
 
-/// Draws every held-out caption; with `sheet`, writes evenly chosen ones beside their real pictures and lists them.
+/// Draws every held-out caption and judges the drawings. With `sheet`, it also writes the drawings
+/// of evenly chosen captions next to their real pictures, and lists the captions.
 fn judge(
     args: &EvalArgs,
     n: usize,
@@ -173,11 +174,11 @@ fn recon_table(r: &Recon) -> String {
         format!("reconstruction of {} held-out pictures", r.pictures),
         format!("  PSNR             {:8.2} ± {:.2} dB", r.psnr_db, r.psnr_db_se),
         format!(
-            "  −(NLL + KL)      {:8.4} nats a value (β = 1; of argmax tokens, so no bound)",
+            "  −(NLL + KL)      {:8.4} nats per value (β = 1; from argmax tokens, so it is not a bound)",
             r.argmax_objective_nats_per_value
         ),
-        format!("  likelihood       {:8.4} nats a value", -r.nll_nats_per_value),
-        format!("  KL to uniform    {:8.3} nats a token", r.kl_nats_per_token),
+        format!("  log-likelihood   {:8.4} nats per value", -r.nll_nats_per_value),
+        format!("  KL to uniform    {:8.3} nats per token", r.kl_nats_per_token),
         format!("  codes in use     {:8}", r.codes_used),
         format!("  perplexity       {:8.1}", r.perplexity),
     ]
@@ -190,19 +191,22 @@ fn conditioning_table(c: &Conditioning) -> String {
         format!("  {name:26} {:.4} ± {:.4}   {gap}", loss.mean, loss.se)
     };
     let mut rows = vec![
-        format!("image loss of {} held-out pictures, nats a token, and what wrong words add", c.pictures),
+        format!(
+            "image loss of {} held-out pictures in nats per token, and its difference from the true caption's",
+            c.pictures
+        ),
         row("true caption", c.true_caption, None),
-        row("another of the same style", c.loss.same_style, Some(c.gap.same_style)),
-        row("another of any style", c.loss.shuffled, Some(c.gap.shuffled)),
+        row("other caption, same style", c.loss.same_style, Some(c.gap.same_style)),
+        row("other caption, any style", c.loss.shuffled, Some(c.gap.shuffled)),
         row("no caption", c.loss.none, Some(c.gap.none)),
     ];
-    rows.extend(c.drawn.map(|drawn| row("true caption, as drawn", drawn.loss, Some(drawn.gap))));
+    rows.extend(c.drawn.map(|drawn| row("true caption, by sampler", drawn.loss, Some(drawn.gap))));
     rows.join("\n")
 }
 
 fn drawing_table(d: &DrawingReport) -> String {
     format!(
-        "{} drawings of each of {} held-out captions: the nearest of eight real pictures of the style is the right one\n\
+        "{} drawings of each of {} held-out captions: how often the nearest of eight real pictures of the style is the right one\n\
          \x20 right            {:8.1} ± {:.1} %\n  chance           {:8.1} %",
         d.drawings_each,
         d.captions,

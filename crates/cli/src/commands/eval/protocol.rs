@@ -1,4 +1,4 @@
-//! Which networks the flags name, and by whose rules they measure.
+//! Loads the feature extractors that the flags name, and selects the protocol of FID and IS.
 
 use std::path::{Path, PathBuf};
 
@@ -13,16 +13,16 @@ use tessera_model::rerank::Reranker;
 use crate::args::{self, Network, Resizing, STDIN};
 use crate::commands::{cpu, model_file};
 
-/// Runs `measure` with the network that the flags name, for figures that have no protocol of their own.
+/// Runs `measure` with the network that the flags name, for metrics without a protocol.
 pub fn with_network<T>(
     flags: &Network,
     measure: impl FnOnce(&dyn FeatureExtractor) -> Result<T>,
 ) -> Result<T> {
-    ensure!(flags.protocol.is_none(), "--protocol says how FID and IS are measured; leave it out here");
+    ensure!(flags.protocol.is_none(), "--protocol works only with FID and IS; leave it out here");
     with_one(flags, measure)
 }
 
-/// Runs `measure` with the networks that the flags name, by the rules that they name.
+/// Runs `measure` with the networks and the protocol that the flags name.
 pub fn with_protocol<T>(flags: &Network, measure: impl FnOnce(Protocol) -> Result<T>) -> Result<T> {
     match flags.protocol {
         Some(args::Protocol::DmGan) => measure(Protocol::DmGan(&dm_gan(&flags.inception)?)),
@@ -41,12 +41,12 @@ fn with_one<T>(flags: &Network, measure: impl FnOnce(&dyn FeatureExtractor) -> R
     measure(&Embedding::new(&network_of(flags)?, &classes)?)
 }
 
-/// The networks of DM-GAN's protocol that the files hold.
+/// Loads the networks of DM-GAN's protocol.
 pub fn dm_gan(files: &[PathBuf]) -> Result<DmGan> {
     DmGan::new(files.iter().map(|file| Inception::read(file, Resize::DmGan)).collect::<Result<_>>()?)
 }
 
-/// The Inception in a file, if one is named.
+/// Loads the Inception in `files`, if there is one.
 pub fn inception(files: &[PathBuf], resize: Resizing) -> Result<Option<Inception>> {
     let resize = match resize {
         Resizing::PytorchFid => Resize::PytorchFid,
@@ -59,33 +59,35 @@ pub fn inception(files: &[PathBuf], resize: Resizing) -> Result<Option<Inception
     }
 }
 
-/// The contrastive model that the flags name, or the embedded one.
+/// Loads the contrastive model that the flags name, or the embedded one.
 pub fn network_of(flags: &Network) -> Result<Reranker> {
     reranker(flags.rerank.as_deref(), cpu(None, flags.precision)?)
 }
 
-/// The contrastive model in a file, or the embedded one, computing with `cpu`.
+/// Loads the contrastive model in a file, or the embedded one, to compute with `cpu`.
 pub fn reranker(path: Option<&Path>, cpu: Cpu) -> Result<Reranker> {
     let file = model_file(path)?;
     let named = || path.map_or("the embedded model".to_string(), |path| path.display().to_string());
     file.reranker(cpu).with_context(named)
 }
 
-/// Whether a set is given by its statistics instead of its pictures: standard input can hold nothing else.
+/// Whether a set is given by its statistics instead of its pictures. Standard input can contain
+/// only statistics.
 pub fn is_statistics(path: &Path) -> bool {
     path == Path::new(STDIN)
         || path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("npz"))
 }
 
-/// Mean and covariance of a set: those in a file of statistics, or of what `look` sees in its pictures.
+/// Returns the mean and covariance of a set: those in a file of statistics, or those of the
+/// features that `extract` returns for its pictures.
 pub fn gaussian(
     set: &Path,
     protocol: Protocol,
-    look: impl FnOnce(&Path, &dyn FeatureExtractor) -> Result<Store>,
+    extract: impl FnOnce(&Path, &dyn FeatureExtractor) -> Result<Store>,
 ) -> Result<Gaussian> {
     let network = protocol.distance()?;
     match is_statistics(set) {
         true => read_statistics(set, network),
-        false => protocol.gaussian(&look(set, network)?),
+        false => protocol.gaussian(&extract(set, network)?),
     }
 }

@@ -1,4 +1,5 @@
-//! `tessera eval report`: everything that can be measured of a model with a data set, on one page.
+//! `tessera eval report`: runs all evaluations of a model on a data set, and writes one web page
+//! with the results.
 
 use std::path::Path;
 
@@ -23,13 +24,13 @@ use crate::commands::model_file;
 use crate::commands::output::{Content, Outputs};
 use crate::reporter::Terminal;
 
-/// Captions whose drawings are shown.
+/// The number of captions whose drawings are shown.
 const SHOWN: usize = 16;
-/// Radii of the blur in pixels (paper, figure 9).
+/// The radii of the blur in pixels (paper, figure 9).
 const RADII: [f32; 5] = [0.0, 1.0, 2.0, 4.0, 8.0];
-/// Height and width of the pictures that are blurred, as the paper's.
+/// The height and width of the pictures that are blurred, as in the paper.
 const SIZE: u32 = 256;
-/// Cosine from which a held-out picture counts as one that training has seen.
+/// The cosine from which a held-out picture counts as equal to a training picture.
 const SAME: f32 = 0.95;
 
 pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Result<()> {
@@ -41,7 +42,7 @@ pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Re
     let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
     let name = args.model.as_ref().and_then(|path| path.file_name());
     let name = name.map_or("the embedded model".into(), |name| name.to_string_lossy());
-    let mut page = Page::new(&format!("{name}, measured"));
+    let mut page = Page::new(&format!("Evaluation of {name}"));
 
     let sampling = meant(sampling, &models.tessera)?;
     let request = Request { n: 4, seed: args.seed, sampling, previews: false, ..Request::default() };
@@ -49,10 +50,10 @@ pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Re
     let curve = models.curve_of(&dataset, args, &request.sampling)?;
     page.section(
         "Choosing among candidates",
-        "Each held-out caption is drawn many times; the model's own contrastive model keeps the best, and another one, which never \
-         ranks, judges (paper, figure 9c).",
+        "Each held-out caption is drawn many times. The model's own contrastive model selects the best drawing, and another one, which \
+         never ranks, judges it (paper, figure 9c).",
     );
-    page.plot(&plot_curve(&curve)?, "Figures by the number of candidates of which the best is kept.");
+    page.plot(&plot_curve(&curve)?, "Results by the number of candidates of which the best is kept.");
     if let Some(last) = curve.last() {
         page.figures(&last.figures);
         page.picture(
@@ -64,29 +65,30 @@ pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Re
 
     let network = Embedding::new::<&str>(&models.judge, &[])?;
     page.section(
-        "Blurred",
-        "Distances of the best drawings from real pictures when both are blurred, which takes the fine detail from them (paper, figures 9a \
-         and 9b).",
+        "Blurred pictures",
+        "Distances between the best drawings and real pictures when both are blurred, which removes fine details (paper, figures 9a and \
+         9b).",
     );
     let best = best_of(&args.drawings, curve.last().map_or(1, |point| point.best_of));
     let blurs = Blurs { radii: &RADII, size: SIZE };
     let terminal = Terminal::default();
     let extraction = Extraction { work: None, reporter: &terminal };
     let (figures, plot) = blur_curve(Protocol::One(&network), [data, &best], blurs, extraction)?;
-    page.plot(&plot, "By the radius of the blur in pixels, of pictures of 256 × 256.");
+    page.plot(&plot, "Results by the radius of the blur in pixels, for pictures of 256 × 256.");
     page.figures(&figures);
     page.section(
-        "Seen in training?",
-        "The held-out pictures that are nearest to a training picture, each beside that picture (paper §3).",
+        "Overlap with the training set",
+        "The held-out pictures that are nearest to a training picture, each next to that picture (paper §3).",
     );
     let overlaps = overlap_report(&network, &dataset, SAME, None, extraction)?;
     page.figures(&overlaps.figures);
-    page.picture(&overlaps.sheet, "The closest pairs: held out, then in training.")?;
+    page.picture(&overlaps.sheet, "The closest pairs: the held-out picture, then the training picture.")?;
     atomic::write(out, page.to_html().as_bytes())?;
     outputs.say(out.display())
 }
 
-/// What the tokens keep, how much the words matter, and whether drawings come out like their pictures.
+/// Adds the evaluations of the stages: reconstruction by the dVAE, the effect of captions on the
+/// prior's loss, and unranked drawings.
 fn stages(
     page: &mut Page,
     models: &Models,
@@ -101,13 +103,13 @@ fn stages(
         plus_minus: error,
         ..Report::new(name, value, val.len())
     };
-    page.section("Reconstruction", "Held-out pictures through the tokens and back.");
+    page.section("Reconstruction", "Held-out pictures, encoded into tokens and decoded again.");
     page.figures(&[
         figure("PSNR", found.psnr_db, "dB", Some(found.psnr_db_se)),
         figure(
             "−(NLL + KL), β = 1, of argmax tokens",
             found.argmax_objective_nats_per_value,
-            "nats a value",
+            "nats per value",
             None,
         ),
         figure("codes in use", found.codes_used as f64, "", None),
@@ -115,32 +117,33 @@ fn stages(
     ]);
     let words =
         conditioning(&tessera.prior, None, &held_out_codes(val, &tessera.dvae, config, &tessera.bpe)?)?;
-    let nats = |name: &str, found: Figure| figure(name, found.mean, "nats a token", Some(found.se));
+    let nats = |name: &str, found: Figure| figure(name, found.mean, "nats per token", Some(found.se));
     page.section(
-        "Words",
-        "Image loss of held-out pictures under their caption, and what another caption adds to it.",
+        "Captions",
+        "The image loss of held-out pictures with their true caption, and its increase with another caption.",
     );
     page.figures(&[
-        nats("under the true caption", words.true_caption),
-        nats("more under another of the same style", words.gap.same_style),
-        nats("more under any other", words.gap.shuffled),
-        nats("more under none", words.gap.none),
+        nats("with the true caption", words.true_caption),
+        nats("increase with another of the same style", words.gap.same_style),
+        nats("increase with any other", words.gap.shuffled),
+        nats("increase without a caption", words.gap.none),
     ]);
     let subjects = held_out_subjects(val, config.image_size as u32, &tessera.bpe)?;
     let judged = drawing(&tessera.sampler, &tessera.dvae, &subjects, request, |_, _| ())?;
     page.section(
-        "Drawings, unranked",
-        "How often the nearest of eight real pictures of the style, by layout and colour, is the one that was asked for; chance is 12.5 %.",
+        "Unranked drawings",
+        "How often the nearest of eight real pictures of the style, by layout and colour, is the one that the caption describes; chance \
+         is 12.5 %.",
     );
     page.figures(&[figure("right", 100.0 * judged.right, "%", Some(100.0 * judged.right_se))]);
     Ok(())
 }
 
-/// How well the model that ranks, and the one that judges, find pictures by captions.
+/// Adds the retrieval metrics of the model that ranks and of the one that judges.
 fn ranker(page: &mut Page, models: &Models, dataset: &Dataset) -> Result<()> {
     page.section(
-        "The contrastive models",
-        "How often a held-out caption finds its picture among others, and the other way round.",
+        "Contrastive models",
+        "How often a held-out caption retrieves its picture among others, and a picture its caption.",
     );
     for reranker in models.tessera.reranker.iter().chain([&models.judge]) {
         let pairs = Pairs::held_out(reranker, &dataset.val)?;
@@ -149,11 +152,12 @@ fn ranker(page: &mut Page, models: &Models, dataset: &Dataset) -> Result<()> {
     Ok(())
 }
 
-/// Some captions' real pictures, first candidates and best candidates, three captions a row.
+/// Makes a sheet of some captions with the real picture, the first candidate and the best candidate
+/// of each, three captions per row.
 fn sheet(dataset: &Dataset, captions: &[String], k: usize, args: &DrawnArgs) -> Result<RgbImage> {
     let every = captions.len().div_ceil(SHOWN);
-    let of = |k: usize| pictures_in(&best_of(&args.drawings, k), captions.len()).collect::<Result<Vec<_>>>();
-    let (first, best) = (of(1)?, of(k)?);
+    let read = |k| pictures_in(&best_of(&args.drawings, k), captions.len()).collect::<Result<Vec<_>>>();
+    let (first, best) = (read(1)?, read(k)?);
     let mut cells = Vec::new();
     for (i, caption) in captions.iter().enumerate().step_by(every) {
         let real = dataset.val.iter().find(|sample| sample.captions.first() == Some(caption));

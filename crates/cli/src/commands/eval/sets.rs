@@ -1,4 +1,4 @@
-//! `tessera eval fid` and the like: metrics of sets of pictures, by the features of a network.
+//! `tessera eval fid` and similar: computes metrics of sets of pictures from a network's features.
 
 use std::path::Path;
 
@@ -16,17 +16,17 @@ use crate::commands::output::{Content, Outputs, write_picture};
 use crate::commands::say;
 use crate::reporter::Terminal;
 
-/// A metric of the features of two sets: those of real pictures, then those to be measured.
+/// A metric of the features of two sets: real pictures, then generated pictures.
 pub type PairMetric = fn(&Vectors, &Vectors) -> Result<Vec<Report>>;
 
-/// `eval kid`
+/// The metric of `eval kid`.
 pub const KID: PairMetric = |real, fake| Ok(vec![kid(real, fake, &mut item_rng(0, Purpose::Subset, 0, 0))?]);
-/// `eval cmmd`
+/// The metric of `eval cmmd`.
 pub const CMMD: PairMetric = |real, fake| Ok(vec![cmmd(real, fake)?]);
-/// `eval precision-recall`
+/// The metrics of `eval precision-recall`.
 pub const PRECISION_RECALL: PairMetric = |real, fake| Ok(precision_recall(real, fake)?.into());
 
-/// Measures a pair of sets by one metric.
+/// Computes a metric of a pair of sets.
 pub fn measure_pair(pair: &Pair, metric: PairMetric) -> Result<()> {
     let terminal = Terminal::default();
     with_network(&pair.network, |network| {
@@ -52,7 +52,7 @@ pub fn measure_is(dir: &Path, flags: &Network) -> Result<()> {
     let measure = |network: &dyn FeatureExtractor| {
         ensure!(
             network.classes() > 1,
-            "the contrastive model knows no classes: name a file of captions with --classes, or weights with --inception"
+            "the contrastive model knows no classes: pass a file of captions with --classes, or weights with --inception"
         );
         let store = extraction(flags, &terminal).features(dir, network, Change::NONE)?;
         let splits = InceptionScore::SPLITS;
@@ -74,7 +74,7 @@ pub fn measure_blur(pair: &Pair, blurs: Blurs, out: &Path) -> Result<()> {
     let terminal = Terminal::default();
     with_protocol(&pair.network, |protocol| {
         if let Protocol::DmGan(own) = protocol {
-            own.score()?; // an invalid network ends the command before the slow part
+            own.score()?; // fails before the slow part if the network is missing
         }
         let sets = [pair.real.as_path(), &pair.fake];
         let (figures, plot) = blur_curve(protocol, sets, blurs, extraction(&pair.network, &terminal))?;
@@ -112,12 +112,12 @@ pub fn measure_retrieval(data: &Path, flags: &Network) -> Result<()> {
     print(flags, &retrieval(&pairs.images, &pairs.texts, None)?)
 }
 
-/// How the flags say that features are extracted.
+/// Returns how the flags want features to be extracted.
 fn extraction<'a>(flags: &'a Network, reporter: &'a Terminal) -> Extraction<'a> {
     Extraction { work: flags.work.as_deref(), reporter }
 }
 
-/// Refuses an Inception, which does not read captions.
+/// Checks that no Inception is given, since it cannot embed captions.
 fn ensure_contrastive(flags: &Network) -> Result<()> {
     ensure!(
         flags.inception.is_empty(),
@@ -126,7 +126,7 @@ fn ensure_contrastive(flags: &Network) -> Result<()> {
     Ok(())
 }
 
-/// Prints one line per figure, or JSON.
+/// Prints one line per result, or JSON.
 fn print(flags: &Network, reports: &[Report]) -> Result<()> {
     match flags.json {
         true => say(serde_json::to_string_pretty(reports)?),
@@ -134,7 +134,7 @@ fn print(flags: &Network, reports: &[Report]) -> Result<()> {
     }
 }
 
-/// Prints the same for a command that also writes files, one of which may be standard output.
+/// Does the same for a command that also writes files, one of which may be standard output.
 fn print_beside(outputs: &Outputs, flags: &Network, reports: &[Report]) -> Result<()> {
     match flags.json {
         true => print(flags, reports),

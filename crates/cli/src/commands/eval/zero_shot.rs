@@ -1,4 +1,4 @@
-//! `tessera eval zero-shot`: drawings of held-out combinations, measured kind by kind.
+//! `tessera eval zero-shot`: draws held-out combinations and evaluates the drawings of each kind.
 
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
@@ -21,14 +21,14 @@ use crate::commands::{model_file, model_name, say};
 use crate::reporter::progress_bar;
 use crate::stderr::note;
 
-/// Drawings of a kind on the sheet: the best, and as many of the worst.
+/// The number of best drawings of a kind on the sheet, and also of worst ones.
 const BEST: usize = 2;
-/// Pictures of each drawing on the sheet.
+/// The number of pictures for each drawing on the sheet.
 const PICTURES: usize = 3;
-/// Least width of a picture on the sheet, in pixels.
+/// The minimum width of a picture on the sheet, in pixels.
 const CELL: u32 = 96;
 
-/// What was measured, and by which models.
+/// The results, and the models and settings that made them.
 #[derive(Serialize)]
 struct Measured<'a> {
     model: String,
@@ -57,7 +57,7 @@ pub fn run(args: &ZeroShot) -> Result<()> {
     let chosen = chosen(args, &kinds, &scenes);
     ensure!(
         !chosen.is_empty(),
-        "the list holds out no combination of the wanted kinds; name others with --kinds"
+        "the list holds out no combination of the selected kinds; select others with --kinds"
     );
     let cases = drawn_and_measured(&zero_shot, &chosen)?;
     if let Some(path) = &args.sheet {
@@ -79,7 +79,7 @@ pub fn run(args: &ZeroShot) -> Result<()> {
     }
 }
 
-/// The results of the combinations at these places of the list, behind a bar.
+/// Draws and evaluates the combinations at these indices of the list, with a progress bar.
 fn drawn_and_measured(zero_shot: &tessera_eval::ZeroShot, chosen: &[usize]) -> Result<Vec<CaseResult>> {
     let bar = progress_bar(chosen.len() as u64);
     bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} combinations eta {eta}")?);
@@ -93,11 +93,11 @@ fn drawn_and_measured(zero_shot: &tessera_eval::ZeroShot, chosen: &[usize]) -> R
     cases
 }
 
-/// The side of the scenes for a model whose pictures have `side` pixels.
+/// Returns the side of the scenes for a model whose pictures have a side of `side` pixels.
 fn scene_size(side: usize) -> Result<u32> {
     ensure!(
         (16..=1024).contains(&side) && side.is_multiple_of(2),
-        "the model draws pictures of {side}x{side} pixels; wanted a model of scenes, which have an even number of 16 to 1024"
+        "the model draws pictures of {side}x{side} pixels; wanted a model of scenes, whose side is an even number from 16 to 1024"
     );
     Ok(side as u32)
 }
@@ -112,16 +112,17 @@ fn scenes(args: &ZeroShot, size: u32) -> Result<Scenes> {
     })
 }
 
-/// Places in the held-out list of the combinations that are drawn.
+/// Returns the indices in the held-out list of the combinations to draw.
 fn chosen(args: &ZeroShot, kinds: &[CombinationKind], scenes: &Scenes) -> Vec<usize> {
     let all = scenes.held_out_kinds().into_iter().enumerate();
-    let wanted = all.filter(|(_, kind)| kinds.is_empty() || kinds.contains(kind));
-    let wanted: Vec<usize> = wanted.map(|(index, _)| index).collect();
-    let limit = args.limit.map_or(wanted.len(), |limit| limit as usize);
-    evenly(limit, wanted.len()).map(|n| wanted[n]).collect()
+    let selected = all.filter(|(_, kind)| kinds.is_empty() || kinds.contains(kind));
+    let selected: Vec<usize> = selected.map(|(index, _)| index).collect();
+    let limit = args.limit.map_or(selected.len(), |limit| limit as usize);
+    evenly(limit, selected.len()).map(|n| selected[n]).collect()
 }
 
-/// A row for each kind: the best drawings, then the worst, each between its true picture and the wrong one nearest to it. What they are is told.
+/// Makes a sheet with a row for each kind: the best drawings, then the worst, each between its true
+/// picture and the most similar wrong picture. The captions are listed on standard error.
 fn sheet(cases: &[CaseResult]) -> Result<RgbImage> {
     let side = cases.first().map_or(1, |case| case.pictures[0].width());
     let scale = CELL.div_ceil(side);
@@ -148,7 +149,7 @@ fn sheet(cases: &[CaseResult]) -> Result<RgbImage> {
     Ok(contact_sheet(&cells, 2 * BEST * PICTURES))
 }
 
-/// The first two and the last two, nothing twice.
+/// Returns the first two and the last two items, without repeating any.
 fn best_and_worst<T: Copy>(sorted: &[T]) -> [Option<T>; 2 * BEST] {
     let n = sorted.len();
     std::array::from_fn(|slot| match slot < BEST {
@@ -180,7 +181,7 @@ fn table(measured: &Measured) -> String {
         ));
         lines.extend(figures.iter().map(row));
         lines.push(format!(
-            "  taken for another operation {operation}, another thing {thing}, unrelated scenes {unrelated}"
+            "  mistaken for another operation {operation}, another thing {thing}, unrelated scenes {unrelated}"
         ));
     }
     lines.join("\n")
@@ -195,7 +196,7 @@ fn row(figure: &ZeroShotFigure) -> String {
     row.trim_end().to_string()
 }
 
-/// "42.2 (31.0 to 54.3)"
+/// Formats an estimate with its interval, as in "42.2 (31.0 to 54.3)".
 fn interval(Estimate { value, low, high }: &Estimate) -> String {
     let decimals = if value.abs() < 10.0 { 2 } else { 1 };
     format!("{value:.decimals$} ({low:.decimals$} to {high:.decimals$})")
@@ -206,14 +207,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sheet_shows_no_drawing_twice() {
+    fn best_and_worst_contains_no_item_twice() {
         assert_eq!(best_and_worst(&[1]), [Some(1), None, None, None]);
         assert_eq!(best_and_worst(&[1, 2, 3]), [Some(1), Some(2), None, Some(3)]);
         assert_eq!(best_and_worst(&[1, 2, 3, 4, 5, 6]), [Some(1), Some(2), Some(5), Some(6)]);
     }
 
     #[test]
-    fn a_model_of_a_size_that_scenes_lack_is_refused() {
+    fn scene_size_outside_the_range_is_an_error() {
         assert_eq!((scene_size(16).unwrap(), scene_size(128).unwrap()), (16, 128));
         for side in [8, 45, 2048] {
             let error = scene_size(side).unwrap_err().to_string();
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_the_interval_and_leaves_out_what_there_is_not() {
+    fn row_shows_the_interval_and_omits_missing_values() {
         let estimate = Estimate { value: 42.19, low: 30.95, high: 54.29 };
         let figure = ZeroShotFigure {
             name: "retrieval@1".into(),

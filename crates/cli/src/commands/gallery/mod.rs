@@ -1,4 +1,5 @@
-//! `tessera gallery`: a page of drawings with how each was made, in one file that needs nothing else.
+//! `tessera gallery`: writes a web page of drawings with the settings that made each, as one file
+//! that needs no other files.
 
 use std::fmt::Write;
 use std::fs;
@@ -14,10 +15,10 @@ use tessera_model::{Parameters, Sampling};
 
 use super::output::{Content, Outputs};
 
-/// The page around the drawings: `{title}`, `{drawings}` and `{others}` are put in.
+/// The template of the page, with the placeholders `{{title}}`, `{{drawings}}` and `{{others}}`.
 const PAGE: &str = include_str!("gallery.html");
 
-/// A drawing of the folder.
+/// A drawing in the folder.
 struct Drawing {
     png: Vec<u8>,
     made: Parameters,
@@ -44,7 +45,8 @@ pub fn run(dir: &Path, out: &Path, title: &str) -> Result<()> {
     outputs.say(format_args!("{}: {} drawings{left_out}", out.display(), drawings.len()))
 }
 
-/// PNGs in the folder and below, in the order of their names. Links are not followed, so there is no way out or round.
+/// Returns the PNGs in the folder and its subfolders, sorted by name. Symbolic links are not
+/// followed, so the search stays in the folder and ends.
 fn pngs(dir: &Path) -> Result<Vec<PathBuf>> {
     let cannot = || format!("cannot read the folder {}", dir.display());
     let mut entries =
@@ -69,11 +71,11 @@ fn page(title: &str, drawings: &[Drawing], others: usize) -> String {
         String::new()
     };
     let cards: String = drawings.iter().map(card).collect();
-    // What is put in is put in once, so that no prompt can hold another place.
+    // The template is split before values are inserted, so a prompt cannot contain a placeholder.
     let mut page = String::new();
     for (at, part) in PAGE.split("{{").enumerate() {
-        let (place, rest) = if at == 0 { ("", part) } else { part.split_once("}}").unwrap_or(("", part)) };
-        page += match place {
+        let (name, rest) = if at == 0 { ("", part) } else { part.split_once("}}").unwrap_or(("", part)) };
+        page += match name {
             "title" => escaped(title),
             "drawings" => cards.clone(),
             "others" => format!("{} drawings.{others}", drawings.len()),
@@ -108,10 +110,10 @@ fn facts_of(made: &Parameters) -> Vec<(&'static str, String)> {
         ("Seed", Some(made.seed.to_string())),
         ("Number", made.index.map(|index| index.to_string())),
         ("Best of", made.of.map(|of| of.to_string())),
-        ("Fit", (!scores.is_empty()).then(|| scores.join(" "))),
-        ("Not this", (!made.negative.is_empty()).then(|| made.negative.clone())),
+        ("Score", (!scores.is_empty()).then(|| scores.join(" "))),
+        ("Negative prompt", (!made.negative.is_empty()).then(|| made.negative.clone())),
         ("Kept cells", made.kept.map(|kept| kept.to_string())),
-        ("Drawn anew", made.strength.map(|strength| format!("{:.0} %", 100.0 * strength))),
+        ("Redrawn", made.strength.map(|strength| format!("{:.0} %", 100.0 * strength))),
         ("Guidance", Some(guidance.to_string())),
         ("Top-p", top_p.map(|p| p.to_string())),
         ("Top-k", top_k.map(|k| k.to_string())),
@@ -122,7 +124,7 @@ fn facts_of(made: &Parameters) -> Vec<(&'static str, String)> {
     facts.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
-/// Text that is nothing but text, whatever a prompt holds.
+/// Escapes `text` for HTML.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
