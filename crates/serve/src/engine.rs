@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
+use tessera_base::Fault;
 use tessera_model::{Batch, Event, Request, Tessera};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -20,10 +21,20 @@ pub enum Refused {
     Busy,
     /// The server is stopping, or its worker has failed.
     Stopped,
-    /// The request is wrong.
-    Wrong(String),
-    /// The worker failed.
+    /// The request is invalid.
+    Invalid(String),
+    /// The program or the machine failed.
     Failed(String),
+}
+
+impl From<anyhow::Error> for Refused {
+    fn from(error: anyhow::Error) -> Refused {
+        let message = format!("{error:#}");
+        match Fault::of(&error) {
+            Fault::Request => Refused::Invalid(message),
+            Fault::Program | Fault::Machine => Refused::Failed(message),
+        }
+    }
 }
 
 /// What a client gets of its request: an end is the end of the channel.
@@ -241,7 +252,7 @@ fn accept<'a>(
     match tessera.job(request).and_then(|job| batch.add(job)) {
         Ok(job) => Some((job, client)),
         Err(error) => {
-            let _ = client.events.send(Err(Refused::Wrong(format!("{error:#}"))));
+            let _ = client.events.send(Err(Refused::from(error)));
             None
         }
     }

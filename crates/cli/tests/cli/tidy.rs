@@ -42,7 +42,7 @@ const RULES: [Rule; 12] = [
         may_use: &["base", "text", "container", "kernels", "data", "model", "eval"],
         forbidden: &[HTTP, COMMAND_LINE],
     },
-    Rule { folder: "serve", may_use: &["data", "model", "prompt"], forbidden: &[TENSORS, COMMAND_LINE] },
+    Rule { folder: "serve", may_use: &["base", "data", "model", "prompt"], forbidden: &[TENSORS, COMMAND_LINE] },
     Rule {
         folder: "cli",
         may_use: &[
@@ -64,15 +64,16 @@ const RULES: [Rule; 12] = [
 
 /// Modules of `model`, and those that each may name. The paper's stages do not name each other: they meet in `sample`,
 /// and in the files of `weights`.
-const MODULES: [(&str, &[&str]); 9] = [
+const MODULES: [(&str, &[&str]); 10] = [
+    ("error", &[]),
     ("nn", &[]),
     ("pil", &[]),
     ("dvae", &["nn"]),
     ("prior", &["nn"]),
     ("rerank", &["nn", "pil"]),
     ("weights", &["nn", "dvae", "prior", "rerank"]),
-    ("sample", &["nn", "dvae", "prior", "rerank"]),
-    ("tessera", &["nn", "dvae", "prior", "rerank", "weights", "sample"]),
+    ("sample", &["error", "nn", "dvae", "prior", "rerank"]),
+    ("tessera", &["error", "nn", "dvae", "prior", "rerank", "weights", "sample"]),
     ("finite_differences", &["nn"]),
 ];
 

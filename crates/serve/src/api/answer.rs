@@ -42,7 +42,7 @@ impl From<Refused> for ApiError {
             Refused::Stopped => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "The server is stopping.")
             }
-            Refused::Wrong(message) => {
+            Refused::Invalid(message) => {
                 ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", format!("{message}."))
             }
             Refused::Failed(message) => ApiError::ours(format!("Drawing failed: {message}.")),
@@ -119,6 +119,7 @@ impl Responder {
         let file = self.file(picture)?;
         let parameters = &self.image_request.style.parameters;
         let mut entry = json!({
+            "prompt": parameters.asked[0],
             "revised_prompt": parameters.prompts[0],
             "unknown_words": self.unknown_words,
             "seed": parameters.seed,
@@ -203,7 +204,7 @@ impl Responder {
         let (style, request) = (&self.image_request.style.parameters, &self.image_request.request);
         let told = json!({
             "type": "tessera.started", "n": style.n, "drawn": request.n, "seed": style.seed,
-            "revised_prompt": style.prompts[0], "model": self.app.model.id, "given": request.given,
+            "prompt": style.asked[0], "revised_prompt": style.prompts[0], "model": self.app.model.id, "given": request.given,
             "strength": request.strength, "unknown_words": self.unknown_words,
         });
         frame("tessera.started", &told)

@@ -88,7 +88,9 @@ fn page(title: &str, drawings: &[Drawing], others: usize) -> String {
 }
 
 fn card(Drawing { png, made }: &Drawing) -> String {
-    let prompt = match made.prompts.join(" · ") {
+    // Drawings of earlier versions store only the prompts that the model read.
+    let prompts = if made.asked.is_empty() { &made.prompts } else { &made.asked };
+    let prompt = match prompts.join(" · ") {
         prompt if prompt.is_empty() => "without words".to_string(),
         prompt => escaped(&prompt),
     };
@@ -106,7 +108,9 @@ fn card(Drawing { png, made }: &Drawing) -> String {
 fn facts_of(made: &Parameters) -> Vec<(&'static str, String)> {
     let Sampling { temperature, top_k, top_p, guidance } = made.sampling;
     let scores: Vec<String> = made.scores.iter().map(|score| format!("{score:.3}")).collect();
+    let read = made.prompts.join(" · ");
     let facts = [
+        ("Read as", (!made.asked.is_empty() && made.asked != made.prompts).then_some(read)),
         ("Seed", Some(made.seed.to_string())),
         ("Number", made.index.map(|index| index.to_string())),
         ("Best of", made.of.map(|of| of.to_string())),
