@@ -66,6 +66,7 @@ train rerank rerank --data data --bpe bpe/tokenizer.json --dvae dvae/dvae.tesser
 train rerank judge --data data --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors --seed 2
 
 # 8. The matrices of the prior and of the contrastive model in 8 bits, so that the model is small enough to embed.
+#    docs/releasing.md says how to embed it.
 model=emoji.tessera.safetensors
 tessera pack longer/model.tessera.safetensors --rerank rerank/rerank.tessera.safetensors --out "$model"
 

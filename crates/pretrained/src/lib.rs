@@ -3,8 +3,21 @@
 
 #![forbid(unsafe_code)]
 
+use tessera_pretrained_tail::TAIL;
+
 /// The bytes of the complete model file.
-pub static MODEL: &[u8] = include_bytes!("../emoji.tessera.safetensors");
+pub static MODEL: &[u8] = &JOINED;
+
+/// The file is split over two crates, because crates.io accepts at most 10 MB per crate.
+static JOINED: [u8; HEAD.len() + TAIL.len()] = {
+    let mut joined = [0; HEAD.len() + TAIL.len()];
+    let (head, tail) = joined.split_at_mut(HEAD.len());
+    head.copy_from_slice(HEAD);
+    tail.copy_from_slice(TAIL);
+    joined
+};
+
+static HEAD: &[u8] = include_bytes!("../emoji.tessera.safetensors.1");
 
 /// The fraction of captions that were dropped in training its prior (`data.caption_drop` of
 /// configs/emoji.toml). The file itself does not say it, because it is older than the entry for it.
@@ -23,3 +36,14 @@ pub const EXAMPLES: [&str; 6] = [
     "a rocket, flat style",
     "a pizza, twemoji style",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_make_the_complete_file() {
+        assert_eq!(MODEL.len(), 12_443_822);
+        assert_eq!(crc32fast::hash(MODEL), 0x6ae8f7d7);
+    }
+}

@@ -84,8 +84,7 @@ fn a_server_answers_while_nobody_reads_its_log() {
 #[test]
 fn a_reader_that_has_seen_enough_ends_a_command_quietly() {
     let dir = folder();
-    let pretrained = Path::new(env!("CARGO_MANIFEST_DIR")).join("../pretrained/emoji.tessera.safetensors");
-    let inspect = ["inspect", pretrained.to_str().unwrap(), "--json"];
+    let inspect = ["inspect", "embedded", "--json"];
     let mut child =
         command(dir.path(), &inspect).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());

@@ -23,13 +23,14 @@ const HTTP: &[&str] = &["axum", "hyper", "reqwest", "ureq", "hf-hub", "tokio"];
 const COMMAND_LINE: &[&str] = &["clap", "viuer"];
 const EVERYTHING: &[&str] = &[""];
 
-const RULES: [Rule; 12] = [
+const RULES: [Rule; 13] = [
     Rule { folder: "prompt", may_use: &["data", "model"], forbidden: &[TENSORS, HTTP, COMMAND_LINE] },
     Rule { folder: "base", may_use: &[], forbidden: &[TENSORS, HTTP, COMMAND_LINE] },
     Rule { folder: "container", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
     Rule { folder: "text", may_use: &[], forbidden: &[TENSORS, PICTURES, HTTP, COMMAND_LINE] },
     Rule { folder: "data", may_use: &["base", "text", "container"], forbidden: &[TENSORS, COMMAND_LINE] },
-    Rule { folder: "pretrained", may_use: &[], forbidden: &[EVERYTHING] },
+    Rule { folder: "pretrained", may_use: &["pretrained-tail"], forbidden: &[EVERYTHING] },
+    Rule { folder: "pretrained-tail", may_use: &[], forbidden: &[EVERYTHING] },
     Rule { folder: "kernels", may_use: &[], forbidden: &[PICTURES, HTTP, COMMAND_LINE] },
     Rule {
         folder: "model",
