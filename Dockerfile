@@ -8,7 +8,7 @@ RUN apk add --no-cache musl-dev gcc make
 WORKDIR /src
 COPY . .
 # Alpine's own target is musl, which is linked statically.
-RUN cargo build --release --locked --package tessera && strip target/release/tessera
+RUN cargo build --release --locked --package tessera-cli && strip target/release/tessera
 
 FROM scratch
 COPY --from=build /src/target/release/tessera /tessera

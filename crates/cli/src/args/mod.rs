@@ -44,7 +44,7 @@ fn output() -> impl TypedValueParser<Value = PathBuf> {
 
 /// Draws pictures from sentences, and trains the models that do: the original DALL·E (2021).
 #[derive(Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(name = "tessera", version, about, max_term_width = 100)]
 pub struct Args {
     /// The number of threads [default: one per processor core]. Results do not depend on it.
     #[arg(long, global = true, value_name = "N", display_order = 900, env = "TESSERA_THREADS")]
