@@ -25,12 +25,12 @@ use crate::schedule::{Schedule, cosine_decay};
 
 /// The presets that are compiled into the program.
 const PRESETS: [(&str, &str); 6] = [
-    ("tiny", include_str!("../../../configs/tiny.toml")),
-    ("emoji", include_str!("../../../configs/emoji.toml")),
-    ("embedded", include_str!("../../../configs/embedded.toml")),
-    ("paper", include_str!("../../../configs/paper.toml")),
-    ("5.6b", include_str!("../../../configs/5.6b.toml")),
-    ("2.8b", include_str!("../../../configs/2.8b.toml")),
+    ("tiny", include_str!("../configs/tiny.toml")),
+    ("emoji", include_str!("../configs/emoji.toml")),
+    ("embedded", include_str!("../configs/embedded.toml")),
+    ("paper", include_str!("../configs/paper.toml")),
+    ("5.6b", include_str!("../configs/5.6b.toml")),
+    ("2.8b", include_str!("../configs/2.8b.toml")),
 ];
 
 /// The settings of all models and their training.
