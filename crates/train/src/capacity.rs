@@ -27,6 +27,17 @@ pub enum Stage {
     Rerank,
 }
 
+impl Stage {
+    /// Returns the name of the model file that a run writes to its folder.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Stage::Dvae => "dvae.tessera.safetensors",
+            Stage::Prior => "model.tessera.safetensors",
+            Stage::Rerank => "rerank.tessera.safetensors",
+        }
+    }
+}
+
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -13,6 +13,7 @@ use tessera_container::{Contents, Kind};
 use tessera_kernels::SmallFloat;
 use tessera_model::weights::{HostTensor, import};
 
+use crate::best::Best;
 use crate::buffer::Buffer;
 use crate::capacity::Stage;
 use crate::fit::{Good, TrainState};
@@ -45,6 +46,9 @@ struct Header {
     plateau: Plateau,
     scales: Option<Scales>,
     good: Option<Good>,
+    /// [`TrainState::best`]
+    #[serde(default)]
+    best: Option<Best>,
     #[serde(default)]
     followed: bool,
     text: String,
@@ -76,6 +80,7 @@ pub(crate) fn to_bytes(state: &TrainState, text: &str) -> Result<Vec<u8>> {
         plateau: state.plateau.clone(),
         scales: state.scales.clone(),
         good: state.good,
+        best: state.best,
         followed: state.followed,
         text: text.to_string(),
     };
@@ -166,6 +171,7 @@ fn old_header(bytes: &[u8]) -> Result<Option<Header>> {
         plateau: serde_json::from_str(meta("plateau").context("the checkpoint has no plateau")?)?,
         scales: meta("scales").map(|json| serde_json::from_str(json)).transpose()?,
         good: None,
+        best: None,
         followed: false,
         text: String::new(),
     }))
@@ -197,6 +203,7 @@ fn state(header: Header, tensors: &SafeTensors) -> Result<TrainState> {
         plateau: header.plateau,
         scales: header.scales,
         good: header.good,
+        best: header.best,
         followed: header.followed,
         losses: Default::default(),
     };
@@ -264,9 +271,10 @@ pub(crate) mod tests {
         let mut scales = Scales::new(Rules::paper(Scaling::Resblock), 3, SmallFloat::F16, 1);
         (0..1000).for_each(|step| drop(scales.follow(step, &[1][..usize::from(step % 300 == 7)], true)));
         let good = Some(Good { step: step / 3, lowest: 0.1 });
+        let best = Some(Best { step: step / 2, loss: 0.3, since: 2 });
         let (weights, average, scales) = (weight(1.0), weight(2.0), Some(scales));
         let (followed, losses) = (step % 2 == 1, Default::default());
-        TrainState { step, weights, average, adam, plateau, scales, good, followed, losses }
+        TrainState { step, weights, average, adam, plateau, scales, good, best, followed, losses }
     }
 
     fn error(bytes: &[u8]) -> String {
@@ -310,7 +318,10 @@ pub(crate) mod tests {
     #[test]
     fn checkpoint_without_a_checksum_is_read() {
         let read = Checkpoint::from_bytes(&of_format("2")).unwrap();
-        assert_eq!((read.state, read.text), (TrainState { good: None, followed: false, ..state(5) }, None));
+        assert_eq!(
+            (read.state, read.text),
+            (TrainState { good: None, best: None, followed: false, ..state(5) }, None)
+        );
         assert!(error(&of_format("1")).contains("format version 1; this program reads 2 to 3"));
     }
 

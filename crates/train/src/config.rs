@@ -24,8 +24,9 @@ use crate::samples::ScenesConfig;
 use crate::schedule::{Schedule, cosine_decay};
 
 /// The presets that are compiled into the program.
-const PRESETS: [(&str, &str); 6] = [
+const PRESETS: [(&str, &str); 7] = [
     ("tiny", include_str!("../configs/tiny.toml")),
+    ("small", include_str!("../configs/small.toml")),
     ("emoji", include_str!("../configs/emoji.toml")),
     ("embedded", include_str!("../configs/embedded.toml")),
     ("paper", include_str!("../configs/paper.toml")),

@@ -1,5 +1,6 @@
 //! `train dvae`: training of the dVAE, stage 1 (paper §2.1).
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -23,10 +24,10 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::fit::{Outcome, Task, fit};
 use crate::gradient::{Gradient, Loss, differentiate};
-use crate::log::Metrics;
+use crate::log::{Metrics, metric};
 use crate::precision::{Rules, Scales, Scaling};
 use crate::run_dir::{Initial, RunDir, RunOptions};
-use crate::samples::{TrainSamples, ensure_large_enough};
+use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
 use crate::split_codes::{Halves, Usage, balance, split_codes};
 
 /// The number of columns of the sample sheet, in which originals are above their reconstructions.
@@ -35,6 +36,9 @@ const SAMPLES: usize = 16;
 /// that are encoded together.
 const SPLIT_PICTURES: usize = 256;
 const SPLIT_BATCH: usize = 32;
+
+/// If a smaller fraction of the codes is used, the codebook has collapsed.
+const COLLAPSED: f64 = 0.02;
 
 struct DvaeTask<'a> {
     config: &'a Config,
@@ -51,11 +55,13 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     let dataset = open_dataset(data, control.reporter)?;
     let seed = options.seed;
     let side = config.dvae.image_size as u32;
+    let n_held_out = dataset.val.len();
     let held_out = if dataset.val.is_empty() { &dataset.train } else { &dataset.val };
     ensure_large_enough(held_out, side)?;
     let val = held_out_pictures(held_out, &config.dvae)?;
     let fingerprint = dataset.fingerprint();
     let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
+    warn_about(train.len(), n_held_out, &BTreeSet::new(), control.reporter);
     let task = DvaeTask { config, seed, train, val, compute: config.compute(options.device)? };
     let (initial, named) = options.initial(control.reporter)?;
     let inputs: Vec<_> = [("data", fingerprint), task.train.scenes()?].into_iter().chain(named).collect();
@@ -89,7 +95,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
         origin: Some(run.origin()?),
         ..ModelFile::default()
     };
-    run.write_model(&file, "dvae.tessera.safetensors")?;
+    run.write_model(&file)?;
     Ok(outcome)
 }
 
@@ -284,6 +290,23 @@ impl Task for DvaeTask<'_> {
             ("codes_used", recon.codes_used as f64),
             ("perplexity", recon.perplexity),
         ])
+    }
+
+    fn held_out_loss(&self, metrics: &Metrics) -> Option<f64> {
+        metric(metrics, "sampled_elbo_nats_per_value").map(|elbo| -elbo)
+    }
+
+    fn warning(&self, metrics: &Metrics, step: u64) -> Option<String> {
+        let (relax, vocab) = (&self.config.relax, self.config.dvae.vocab);
+        let used = metric(metrics, "codes_used")?;
+        // While β rises, the number of codes still changes much.
+        (step >= relax.beta_steps && used < COLLAPSED * vocab as f64).then(|| {
+            format!(
+                "only {used} of {vocab} codes are used: the codebook has collapsed. A smaller relax.beta ({}), more steps for \
+                 it to rise (relax.beta_steps = {}) or a smaller dvae.vocab would help",
+                relax.beta, relax.beta_steps
+            )
+        })
     }
 
     fn picture(&self, model: &Dvae) -> Result<RgbImage> {

@@ -28,6 +28,7 @@ use tessera_kernels::Cpu;
 use tessera_model::nn::{HostTensor, Role, export, import, roles};
 
 use crate::ahead::{Ahead, whole};
+use crate::best::Best;
 use crate::config::FitConfig;
 use crate::control::Control;
 use crate::gradient::{Gradient, mean_gradient};
@@ -97,6 +98,15 @@ pub trait Task: Sync {
     }
     /// Computes metrics on held-out data.
     fn validate(&self, model: &Self::Model, step: u64) -> Result<Metrics>;
+    /// Returns the loss among the metrics of [`validate`](Task::validate), if there is one. The
+    /// checkpoint with the lowest one is the best.
+    fn held_out_loss(&self, _metrics: &Metrics) -> Option<f64> {
+        None
+    }
+    /// Returns a warning if the metrics of a validation after update `step` show a known problem.
+    fn warning(&self, _metrics: &Metrics, _step: u64) -> Option<String> {
+        None
+    }
     /// Returns a sample picture that shows how good the model is.
     fn picture(&self, model: &Self::Model) -> Result<RgbImage>;
 }
@@ -121,6 +131,8 @@ pub struct TrainState {
     pub scales: Option<Scales>,
     /// The last good checkpoint.
     pub good: Option<Good>,
+    /// The best checkpoint on held-out data.
+    pub best: Option<Best>,
     /// Whether the moving average already includes the current weights. This is true only after an
     /// update that failed.
     pub followed: bool,
@@ -133,7 +145,18 @@ impl TrainState {
     fn new(weights: Vec<HostTensor>, roles: &[Role], moments: Moments, scales: Option<Scales>) -> TrainState {
         let (average, adam) = (weights.clone(), AdamW::new(&weights, roles, moments));
         let (plateau, losses) = (Plateau::default(), Losses::default());
-        TrainState { step: 0, weights, average, adam, plateau, scales, good: None, followed: false, losses }
+        TrainState {
+            step: 0,
+            weights,
+            average,
+            adam,
+            plateau,
+            scales,
+            good: None,
+            best: None,
+            followed: false,
+            losses,
+        }
     }
 
     /// Marks this state as the last good checkpoint if the mean loss since the previous checkpoint
@@ -205,7 +228,8 @@ pub enum Outcome {
 }
 
 /// Trains `model` until `config.steps` updates are done, starting from the newest checkpoint of
-/// `run` if there is one. Returns the model with the averaged weights.
+/// `run` if there is one. Returns the model with the averaged weights or, if the run overfits, with
+/// those of its best checkpoint ([`Best`]).
 ///
 /// # Errors
 /// If a loss or gradient is not finite, or the run folder cannot be written.
@@ -228,6 +252,7 @@ pub fn fit<T: Task>(
 fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Result<(T::Model, Outcome)> {
     let (task, config) = (trainer.task, trainer.config);
     let mut log = Log::open(run.path(), trainer.state.step, config.steps, control.reporter)?;
+    log.settings(&run.settings()?);
     while trainer.state.step < config.steps {
         let metrics = trainer.step().map_err(|error| save_after_failure(error, &trainer.state, run))?;
         let step = trainer.state.step;
@@ -236,21 +261,20 @@ fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Re
             log.scales(step, scales.log2(), &trainer.entering, config);
         }
         let last = step == config.steps;
-        if last || step.is_multiple_of(config.eval_every) {
-            let averaged = trainer.averaged()?;
-            log.validation(step, &task.validate(&averaged, step)?);
-            log.note(run.write_sample(step, &task.picture(&averaged)?));
-        }
+        let is_best = match last || step.is_multiple_of(config.eval_every) {
+            true => trainer.validate(run, &mut log)?,
+            false => false,
+        };
         let stopped = control.stop.load(Ordering::Relaxed);
-        if last || stopped || step.is_multiple_of(config.checkpoint_every) {
+        if last || stopped || is_best || step.is_multiple_of(config.checkpoint_every) {
             trainer.state.mark_if_good(task.settled());
             run.write_checkpoint(&trainer.state)?;
         }
         if stopped && !last {
-            return Ok((trainer.averaged()?, Outcome::Stopped(step)));
+            return Ok((trainer.shipped(run, control)?, Outcome::Stopped(step)));
         }
     }
-    Ok((trainer.averaged()?, Outcome::Finished))
+    Ok((trainer.shipped(run, control)?, Outcome::Finished))
 }
 
 /// Saves the state after a failed step. If the run has diverged, the returned error explains how to
@@ -371,11 +395,47 @@ impl<'a, T: Task> Trainer<'a, T> {
         Ok(metrics)
     }
 
+    /// Validates the model and writes a sample sheet. Returns whether the held-out loss is the
+    /// lowest so far.
+    fn validate(&mut self, run: &RunDir, log: &mut Log) -> Result<bool> {
+        let (step, averaged) = (self.state.step, self.averaged()?);
+        let metrics = self.task.validate(&averaged, step)?;
+        log.validation(step, &metrics);
+        log.warn_once(self.task.warning(&metrics, step));
+        let picture = self.task.picture(&averaged)?;
+        log.note(run.write_sample(step, &picture));
+        log.picture(step, &picture);
+        // Losses before this update cannot be compared with later ones.
+        let Some(loss) = self.task.held_out_loss(&metrics).filter(|_| step >= self.task.settled()) else {
+            return Ok(false);
+        };
+        let best = Best::after(self.state.best, step, loss);
+        best.warning().iter().for_each(|warning| log.say(warning));
+        self.state.best = Some(best);
+        Ok(best.since == 0)
+    }
+
     /// Returns the model with the averaged weights or, if `config.ema` is 0, with the weights
     /// themselves.
     pub fn averaged(&self) -> Result<T::Model> {
-        let weights = if self.config.ema == 0.0 { &self.state.weights } else { &self.state.average };
+        self.averaged_of(&self.state)
+    }
+
+    fn averaged_of(&self, state: &TrainState) -> Result<T::Model> {
+        let weights = if self.config.ema == 0.0 { &state.weights } else { &state.average };
         import(self.model.clone(), weights)
+    }
+
+    /// Returns the model for the model file: the newest one or, if the run overfits, the best one.
+    fn shipped(&self, run: &RunDir, control: Control) -> Result<T::Model> {
+        let Some(best) = self.state.best.filter(|best| best.overfits() && !control.last) else {
+            return self.averaged();
+        };
+        control.reporter.note(&format!(
+            "the model file gets the weights of step {}, which have the lowest held-out loss; --resume --last writes the last ones",
+            best.step
+        ));
+        self.averaged_of(&run.checkpoint(best.step)?)
     }
 }
 

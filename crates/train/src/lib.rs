@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod ahead;
+mod best;
 mod bpe;
 mod buffer;
 mod capacity;

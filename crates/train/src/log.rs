@@ -6,21 +6,30 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use image::RgbImage;
 use serde_json::{Map, Value, json};
 use tessera_base::atomic;
 use tessera_base::{Progress, Reporter};
+use tessera_data::picture::encode_png;
 
 use crate::config::FitConfig;
-use crate::tensorboard::EventWriter;
+use crate::tensorboard::{EventWriter, Setting};
 
 /// Names and values of metrics.
 pub type Metrics = Vec<(&'static str, f64)>;
+
+/// Returns the metric `name`.
+pub(crate) fn metric(metrics: &Metrics, name: &str) -> Option<f64> {
+    metrics.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+}
 
 /// The outputs of one run.
 pub struct Log<'a> {
     reporter: &'a dyn Reporter,
     /// Whether something could not be written. This is reported only once.
     is_incomplete: bool,
+    /// Whether there was a warning about the metrics.
+    has_warned: bool,
     steps: u64,
     /// The last mean loss, shown with the progress.
     detail: String,
@@ -46,6 +55,7 @@ impl<'a> Log<'a> {
         Ok(Log {
             reporter,
             is_incomplete: false,
+            has_warned: false,
             steps,
             detail: String::new(),
             metrics,
@@ -122,6 +132,33 @@ impl<'a> Log<'a> {
                 "warning: {error:#}; training continues, but its metrics and samples will be incomplete"
             ));
         }
+    }
+
+    /// Reports a message.
+    pub fn say(&self, message: &str) {
+        self.reporter.note(message);
+    }
+
+    /// Reports the first warning about the metrics of the run.
+    pub fn warn_once(&mut self, warning: Option<String>) {
+        if let Some(warning) = warning
+            && !std::mem::replace(&mut self.has_warned, true)
+        {
+            self.reporter.note(&format!("warning: {warning}"));
+        }
+    }
+
+    /// Writes the settings of the run to the TensorBoard events.
+    pub fn settings(&mut self, settings: &[(String, Setting)]) {
+        let written = self.events.settings(settings).context("cannot write the events");
+        self.note(written);
+    }
+
+    /// Writes a sample sheet to the TensorBoard events.
+    pub fn picture(&mut self, step: u64, picture: &RgbImage) {
+        let written =
+            encode_png(picture).and_then(|png| self.events.picture(step, picture.dimensions(), &png));
+        self.note(written.context("cannot write the events"));
     }
 
     fn progress(&self, step: u64) {

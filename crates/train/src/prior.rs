@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use rand_chacha::ChaCha8Rng;
 use tessera_base::Reporter;
-use tessera_base::pixels::contact_sheet;
+use tessera_base::label::labelled_sheet;
 use tessera_base::random::Purpose;
 use tessera_base::random::{below, chance};
 use tessera_container::hash;
@@ -33,15 +33,17 @@ use crate::dvae::open_dataset;
 use crate::encode::DVAE_FILE;
 use crate::fit::{Outcome, Task, fit};
 use crate::gradient::{Gradient, Loss};
-use crate::log::Metrics;
+use crate::log::{Metrics, metric};
 use crate::precision::{Rules, Scales};
 use crate::rerank::read_tokenizer;
 use crate::run_dir::{Initial, RunDir, RunOptions, read_model, warn_unverified};
-use crate::samples::{TrainSamples, ensure_large_enough};
+use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
 use crate::tokens::{Draws, Example, OnlineEncoder, TokenSource};
 
 /// The number of held-out captions on the sample sheet, and the number of drawings for each.
 const SHOWN: [usize; 2] = [6, 4];
+/// The maximum number of lines of a caption on a sample sheet.
+pub(crate) const LABEL_LINES: usize = 2;
 
 struct PriorTask<'a> {
     config: &'a Config,
@@ -101,6 +103,8 @@ pub fn train_prior(
     };
     check_sizes(config, &tokens, &bpe)?;
     cut_captions(tokens.captions_mut().into_iter(), &bpe, config.prior.max_caption(), control.reporter)?;
+    let captions = tokens.captions_mut().into_iter().map(|caption| caption.clone()).collect();
+    warn_about(tokens.len(), val.len(), &captions, control.reporter);
     let dvae = dvae_file.dvae(&compute)?;
     let seed = options.seed;
     let (initial, named) = options.initial(control.reporter)?;
@@ -157,7 +161,7 @@ pub fn train_prior(
         words: Some(words),
         ..ModelFile::default()
     };
-    run.write_model(&file, "model.tessera.safetensors")?;
+    run.write_model(&file)?;
     Ok(outcome)
 }
 
@@ -344,22 +348,32 @@ impl Task for PriorTask<'_> {
         ])
     }
 
+    fn held_out_loss(&self, metrics: &Metrics) -> Option<f64> {
+        metric(metrics, "image_nats_per_token")
+    }
+
     fn picture(&self, model: &Prior) -> Result<RgbImage> {
         let [captions, drawings] = SHOWN;
         let sampler = Sampler::new(model, Weights::Full)?;
-        let mut cells = Vec::new();
+        let mut groups = Vec::new();
         for item in self.val.iter().step_by(self.val.len().div_ceil(captions).max(1)) {
             let guidance = default_guidance(Some(self.config.data.caption_drop));
             let sampling = Sampling { guidance, ..Sampling::default() };
             let request =
                 Request { n: drawings, seed: self.seed, sampling, previews: false, ..Request::default() };
+            let mut cells = Vec::new();
             for event in Drawing::new(&sampler, &self.dvae, &item.caption, request)? {
                 if let Event::Picture(picture) = event? {
                     cells.push(picture.image);
                 }
             }
+            groups.push((self.bpe.decode(&item.caption)?, cells));
         }
-        Ok(contact_sheet(&cells, drawings))
+        Ok(labelled_sheet(
+            groups.iter().map(|(caption, cells)| (caption.as_str(), &cells[..])),
+            drawings,
+            LABEL_LINES,
+        ))
     }
 }
 

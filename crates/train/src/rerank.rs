@@ -8,7 +8,8 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
 use rayon::prelude::*;
-use tessera_base::pixels::{contact_sheet, from_floats, to_floats};
+use tessera_base::label::labelled_sheet;
+use tessera_base::pixels::{from_floats, to_floats};
 use tessera_base::random::{below, chance};
 use tessera_base::{random::Purpose, random::item_rng};
 use tessera_container::hash;
@@ -31,12 +32,10 @@ use crate::control::Control;
 use crate::dvae::open_dataset;
 use crate::fit::{Outcome, Task, fit};
 use crate::gradient::{Gradient, Loss, differentiate};
-use crate::log::Metrics;
+use crate::log::{Metrics, metric};
+use crate::prior::LABEL_LINES;
 use crate::run_dir::{Initial, RunDir, RunOptions, read_model};
-use crate::samples::{TrainSamples, ensure_large_enough};
-
-/// The name of the model file that a run writes.
-const FILE: &str = "rerank.tessera.safetensors";
+use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
 
 /// The number of held-out captions on the sample sheet, and the number of pictures for each.
 const SHOWN: [usize; 2] = [12, 8];
@@ -114,7 +113,9 @@ pub fn train_rerank(
             (Some(dvae), Some(("dVAE", file.fingerprint()?)))
         }
     };
+    let captions = dataset.train.iter().flat_map(|sample| &sample.captions).cloned().collect();
     let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
+    warn_about(train.len(), val.len(), &captions, control.reporter);
     let task =
         RerankTask { config, seed: options.seed, bpe: &bpe, train, dvae, val, compute: compute.clone() };
     let (initial, named) = options.initial(control.reporter)?;
@@ -148,7 +149,7 @@ pub fn train_rerank(
         origin: Some(run.origin()?),
         ..ModelFile::default()
     };
-    run.write_model(&file, FILE)?;
+    run.write_model(&file)?;
     Ok(outcome)
 }
 
@@ -239,6 +240,16 @@ fn loss_of(loss: ContrastiveLoss) -> Loss {
     let figures =
         vec![("image_to_text_nats", loss.image_to_text), ("text_to_image_nats", loss.text_to_image)];
     Loss { total: loss.loss, figures }
+}
+
+/// Returns the contrastive loss of pairs with these embeddings.
+fn held_out_loss(model: &Clip, images: &Rows, texts: &Rows) -> f64 {
+    let tensor = |rows: &Rows| {
+        let shape = [rows.len(), model.config().embed];
+        Tensor::<2>::from_data(TensorData::new(rows.concat(), shape), &model.scale().device())
+    };
+    let loss = contrastive(tensor(images), tensor(texts), model.scale());
+    loss_of(loss).values().0
 }
 
 fn triple(values: &[f64]) -> Result<[f64; 3]> {
@@ -355,6 +366,7 @@ impl Task for RerankTask<'_> {
         let found = recall_at(&images.concat(), &texts.concat(), model.config().embed, &[1, 5, 10])?;
         let ([i1, i5, i10], [t1, t5, t10]) = (triple(&found.text_of_image)?, triple(&found.image_of_text)?);
         Ok(vec![
+            ("contrastive_nats", held_out_loss(model, &images, &texts)),
             ("image_to_text_recall_at_1", i1),
             ("image_to_text_recall_at_5", i5),
             ("image_to_text_recall_at_10", i10),
@@ -364,21 +376,30 @@ impl Task for RerankTask<'_> {
         ])
     }
 
+    fn held_out_loss(&self, metrics: &Metrics) -> Option<f64> {
+        metric(metrics, "contrastive_nats")
+    }
+
     /// Shows held-out captions, one per row, by the pictures that the model ranks highest, best
     /// first. The right picture has a red frame.
     fn picture(&self, model: &Clip) -> Result<RgbImage> {
         let [captions, pictures] = SHOWN;
         let among: Vec<&(RgbImage, String)> = self.val.iter().collect();
         let (images, texts) = self.embeddings(model, &among)?;
-        let mut cells = Vec::new();
+        let mut groups = Vec::new();
         for row in (0..among.len()).step_by(among.len().div_ceil(captions).max(1)) {
             let score = |i: usize| cosine_similarity(&images[i], &texts[row]);
             let mut order: Vec<usize> = (0..among.len()).collect();
             order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
             let best = order.iter().take(pictures);
-            cells.extend(best.map(|&i| framed(&among[i].0, i == row)));
+            let cells: Vec<RgbImage> = best.map(|&i| framed(&among[i].0, i == row)).collect();
+            groups.push((among[row].1.as_str(), cells));
         }
-        Ok(contact_sheet(&cells, pictures))
+        Ok(labelled_sheet(
+            groups.iter().map(|(caption, cells)| (*caption, &cells[..])),
+            pictures,
+            LABEL_LINES,
+        ))
     }
 }
 

@@ -2,8 +2,8 @@
 //! `checkpoints/step_NNNNNN/`.
 //!
 //! A checkpoint is written to a temporary name, synced, and then renamed. Resuming uses the newest
-//! checkpoint that can be read completely. The last two checkpoints are kept, and the last good
-//! one, from which a diverged run can continue. Only one process at a time owns the folder.
+//! checkpoint that can be read completely. The last two checkpoints are kept, the last good one, from
+//! which a diverged run can continue, and the best one on held-out data. Only one process at a time owns the folder.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -18,6 +18,7 @@ use tessera_base::atomic;
 use tessera_container::{Newer, Origin};
 use tessera_data::picture::encode_png;
 use tessera_model::weights::{ModelFile, model_bytes};
+use toml::{Table, Value};
 
 use crate::capacity::Stage;
 use crate::checkpoint::{self, Checkpoint, STATE_FILE};
@@ -26,6 +27,7 @@ use crate::device::DeviceChoice;
 use crate::fit::{Task, TrainState};
 use crate::pace::Pace;
 use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences};
+use crate::tensorboard::Setting;
 
 /// The number of newest checkpoints that are always kept.
 const KEEP: usize = 2;
@@ -177,6 +179,15 @@ impl RunDir {
         &self.path
     }
 
+    /// Returns the settings of the run: each key of its config with the value.
+    ///
+    /// # Errors
+    /// If the config is damaged.
+    pub(crate) fn settings(&self) -> Result<Vec<(String, Setting)>> {
+        let config: Table = self.text.parse().context("the config is damaged")?;
+        Ok(flat("", &config))
+    }
+
     /// Returns the origin to record in files that this run makes.
     pub(crate) fn origin(&self) -> Result<Origin> {
         same_run::origin(&self.text, self.stage)
@@ -218,6 +229,16 @@ impl RunDir {
         Ok(None)
     }
 
+    /// Returns the checkpoint of `step`.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(crate) fn checkpoint(&self, step: u64) -> Result<TrainState> {
+        let folder = self.path.join(checkpoint_name(step));
+        let read = Checkpoint::read(&folder);
+        Ok(read.with_context(|| format!("cannot read the checkpoint {}", folder.display()))?.state)
+    }
+
     /// Writes a checkpoint after a successful update, and deletes what an earlier divergence left.
     pub(crate) fn write_checkpoint(&self, state: &TrainState) -> Result<()> {
         self.save(state)?;
@@ -226,7 +247,7 @@ impl RunDir {
 
     /// Writes a checkpoint, and deletes old ones.
     pub(crate) fn save(&self, state: &TrainState) -> Result<()> {
-        let folder = self.path.join(format!("checkpoints/step_{:06}", state.step));
+        let folder = self.path.join(checkpoint_name(state.step));
         let partial = folder.with_extension("partial");
         if partial.exists() {
             fs::remove_dir_all(&partial)?; // left by a run that was killed while writing it
@@ -240,9 +261,9 @@ impl RunDir {
         fs::rename(&partial, &folder)?;
         File::open(self.path.join("checkpoints"))?.sync_all()?;
         let checkpoints = checkpoints(&self.path)?;
-        let good = state.good.map(|good| good.step);
+        let kept = [state.good.map(|good| good.step), state.best.map(|best| best.step)];
         for (step, old) in &checkpoints[..checkpoints.len().saturating_sub(KEEP)] {
-            if good != Some(*step) {
+            if !kept.contains(&Some(*step)) {
                 fs::remove_dir_all(old)?;
             }
         }
@@ -297,9 +318,26 @@ impl RunDir {
     }
 
     /// Writes the model file of the run.
-    pub(crate) fn write_model(&self, file: &ModelFile, name: &str) -> Result<()> {
-        atomic::write(&self.path.join(name), &file.to_bytes()?)
+    pub(crate) fn write_model(&self, file: &ModelFile) -> Result<()> {
+        atomic::write(&self.path.join(self.stage.file_name()), &file.to_bytes()?)
     }
+}
+
+/// Returns the values in `table`, with the path of each, such as `prior.n_layers`.
+fn flat(prefix: &str, table: &Table) -> Vec<(String, Setting)> {
+    let values = table.iter().flat_map(|(key, value)| match value {
+        Value::Table(table) => flat(&format!("{prefix}{key}."), table),
+        Value::Integer(number) => vec![(format!("{prefix}{key}"), Setting::Number(*number as f64))],
+        Value::Float(number) => vec![(format!("{prefix}{key}"), Setting::Number(*number))],
+        Value::String(text) => vec![(format!("{prefix}{key}"), Setting::Text(text.clone()))],
+        other => vec![(format!("{prefix}{key}"), Setting::Text(other.to_string()))],
+    });
+    values.collect()
+}
+
+/// Returns the name of the folder of a checkpoint within that of the run.
+fn checkpoint_name(step: u64) -> String {
+    format!("checkpoints/step_{step:06}")
 }
 
 /// Checks that the run of `text` may use the folder. Returns the settings that it changes.

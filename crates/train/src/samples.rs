@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use tessera_base::Reporter;
 use tessera_data::Sample;
 use tessera_data::sources::{Scenes, ScenesOptions, Shares};
 use tessera_text::caption_words;
@@ -18,6 +19,9 @@ use crate::same_run::{Input, NO_SCENES, SCENES};
 
 /// The number of different scenes that a run chooses from. It is more than any run reads.
 const N_SCENES: usize = 1 << 32;
+
+/// A model learns fewer pictures than this by heart.
+const FEW: usize = 50;
 
 /// Scenes that are composed in training (`data.scenes`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,6 +109,41 @@ impl TrainSamples {
     }
 }
 
+/// Reports what a user should know about a set of this size before training begins. `captions` are
+/// those of the training pictures, or empty if captions do not matter.
+pub(crate) fn warn_about(
+    n_train: usize,
+    n_held_out: usize,
+    captions: &BTreeSet<String>,
+    reporter: &dyn Reporter,
+) {
+    warnings(n_train, n_held_out, captions)
+        .iter()
+        .for_each(|warning| reporter.note(&format!("warning: {warning}")));
+}
+
+fn warnings(n_train: usize, n_held_out: usize, captions: &BTreeSet<String>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if n_train < FEW {
+        warnings.push(format!(
+            "{n_train} training pictures are few: the model will repeat them instead of drawing new ones; wanted at least {FEW}"
+        ));
+    }
+    if n_held_out == 0 {
+        warnings.push(
+            "no pictures are held out, so overfitting stays unnoticed; make the data set with --holdout 5"
+                .to_string(),
+        );
+    }
+    if captions.len() == 1 {
+        warnings.push(format!(
+            "all captions are {:?}, so the words of a prompt will not matter",
+            captions.first().map_or("", String::as_str)
+        ));
+    }
+    warnings
+}
+
 /// Checks that no picture is smaller than the model's pictures of `side` x `side` pixels.
 pub(crate) fn ensure_large_enough(samples: &[Sample], side: u32) -> Result<()> {
     let is_small = |sample: &&Sample| sample.image.width().min(sample.image.height()) < side;
@@ -148,6 +187,16 @@ mod tests {
         let scenes = ScenesConfig { packages: PathBuf::new(), size: 16, seed: 0, shares: Shares::default() };
         let error = TrainSamples::open(Some(&scenes), Vec::new(), 32).err().unwrap().to_string();
         assert!(error.starts_with("data.scenes: size = 16: wanted at least 32"), "{error}");
+    }
+
+    #[test]
+    fn small_or_uniform_sets_are_warned_about() {
+        let captions = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect();
+        assert!(warnings(FEW, 1, &captions(&["a cat", "a dog"])).is_empty());
+        assert!(warnings(FEW, 1, &BTreeSet::new()).is_empty());
+        let found = warnings(3, 0, &captions(&["a cat"]));
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].starts_with("3 training pictures are few") && found[2].contains("\"a cat\""));
     }
 
     #[test]

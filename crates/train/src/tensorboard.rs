@@ -2,7 +2,11 @@
 //!
 //! The messages are so simple that this file encodes them itself (numbers are field numbers):
 //! `Event { wall_time = 1, step = 2, file_version = 3, summary = 5 { value = 1 { tag = 1,
-//! simple_value = 2 } } }`.
+//! simple_value = 2, image = 4 { height = 1, width = 2, colorspace = 3, encoded_image_string = 4 },
+//! tensor = 8 { dtype = 1, tensor_shape = 2 { dim = 2 } },
+//! metadata = 9 { plugin_data = 1 { plugin_name = 1, content = 2 } } } } }`. The content of the plugin
+//! `hparams` is `HParamsPluginData { session_start_info = 3 { hparams = 1 (a map of `Value`s, as text
+//! in string_value = 3 or a number in number_value = 2), start_time_secs = 5 } }`.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -31,7 +35,34 @@ impl EventWriter {
         self.file.write_all(&record(&values(now_secs(), split, step, figures)))?;
         Ok(self.file.flush()?)
     }
+
+    /// Writes one event with a picture, which is given as a PNG and its width and height.
+    pub fn picture(&mut self, step: u64, size: (u32, u32), png: &[u8]) -> Result<()> {
+        self.file.write_all(&record(&picture(now_secs(), step, size, png)))?;
+        Ok(self.file.flush()?)
+    }
+
+    /// Writes the settings of the run, which TensorBoard shows as hyperparameters.
+    pub fn settings(&mut self, settings: &[(String, Setting)]) -> Result<()> {
+        self.file.write_all(&record(&hparams(now_secs(), settings)))?;
+        Ok(self.file.flush()?)
+    }
 }
+
+/// The value of a setting.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Setting {
+    /// A number.
+    Number(f64),
+    /// Any other value, as text.
+    Text(String),
+}
+
+/// The tag and the plugin of the settings of a run.
+const HPARAMS: [&str; 2] = ["_hparams_/session_start_info", "hparams"];
+/// `colorspace` of RGB, and `dtype` of f32.
+const RGB: u64 = 3;
+const DT_FLOAT: u64 = 1;
 
 /// Returns the first event of a file, with the version of the format.
 fn version(wall_time: f64) -> Vec<u8> {
@@ -46,6 +77,30 @@ fn values(wall_time: f64, split: &str, step: u64, figures: &[(&'static str, f64)
     };
     let summary: Vec<u8> = figures.iter().flat_map(value).collect();
     [double(1, wall_time), tag(2, 0), varint(step), bytes(5, &summary)].concat()
+}
+
+fn picture(wall_time: f64, step: u64, (width, height): (u32, u32), png: &[u8]) -> Vec<u8> {
+    let sizes = [integer(1, height.into()), integer(2, width.into()), integer(3, RGB)].concat();
+    let image = [sizes, bytes(4, png)].concat();
+    let value = [bytes(1, b"samples"), bytes(4, &image)].concat();
+    [double(1, wall_time), integer(2, step), bytes(5, &bytes(1, &value))].concat()
+}
+
+fn hparams(wall_time: f64, settings: &[(String, Setting)]) -> Vec<u8> {
+    let entry = |(name, setting): &(String, Setting)| {
+        let value = match setting {
+            Setting::Number(number) => double(2, *number),
+            Setting::Text(text) => bytes(3, text.as_bytes()),
+        };
+        bytes(1, &[bytes(1, name.as_bytes()), bytes(2, &value)].concat())
+    };
+    let entries: Vec<u8> = settings.iter().flat_map(entry).collect();
+    let content = bytes(3, &[entries, double(5, wall_time)].concat());
+    let plugin = [bytes(1, HPARAMS[1].as_bytes()), bytes(2, &content)].concat();
+    // The value has no number: only its metadata matters.
+    let empty = [integer(1, DT_FLOAT), bytes(2, &bytes(2, &[]))].concat();
+    let value = [bytes(1, HPARAMS[0].as_bytes()), bytes(8, &empty), bytes(9, &bytes(1, &plugin))].concat();
+    [double(1, wall_time), bytes(5, &bytes(1, &value))].concat()
 }
 
 /// Returns a TFRecord: the length, its checksum, the payload, and its checksum.
@@ -75,6 +130,10 @@ fn varint(mut value: u64) -> Vec<u8> {
     }
     out.push(value as u8);
     out
+}
+
+fn integer(field: u64, value: u64) -> Vec<u8> {
+    [tag(field, 0), varint(value)].concat()
 }
 
 fn double(field: u64, value: f64) -> Vec<u8> {
@@ -115,6 +174,32 @@ mod tests {
             hex(&record(&values(1.5, "train", 300, &[("loss", 0.25), ("lr", 0.001)]))),
             "3200000000000000241956ec09000000000000f83f10ac022a240a110a0a747261696e2f6c6f7373150000803e\
              0a0f0a08747261696e2f6c72156f12833adf45ab1f"
+        );
+    }
+
+    /// ```python
+    /// Event(wall_time=1.5, step=300, summary=Summary(value=[Summary.Value(
+    ///     tag="samples", image=Summary.Image(height=2, width=3, colorspace=3, encoded_image_string=b"png"))]))
+    /// info = plugin_data_pb2.SessionStartInfo(start_time_secs=1.5)        # tensorboard.plugins.hparams
+    /// info.hparams["prior.n_layers"].number_value = 6
+    /// info.hparams["train.schedule"].string_value = "cosine"
+    /// Event(wall_time=1.5, summary=Summary(value=[Summary.Value(
+    ///     tag=metadata.SESSION_START_INFO_TAG, tensor=metadata.NULL_TENSOR, metadata=metadata.create_summary_metadata(
+    ///         plugin_data_pb2.HParamsPluginData(session_start_info=info)))]))
+    /// ```
+    #[test]
+    fn pictures_and_settings_equal_the_bytes_that_tensorboard_writes() {
+        assert_eq!(
+            hex(&record(&picture(1.5, 300, (3, 2), b"png"))),
+            "2600000000000000734fe30009000000000000f83f10ac022a180a160a0773616d706c6573220b0802100318032203706e676c24f450"
+        );
+        let settings = [
+            ("prior.n_layers".to_string(), Setting::Number(6.0)),
+            ("train.schedule".to_string(), Setting::Text("cosine".to_string())),
+        ];
+        assert_eq!(
+            hex(&record(&hparams(1.5, &settings))),
+            "860000000000000070011d5c09000000000000f83f2a7b0a790a1c5f68706172616d735f2f73657373696f6e5f73746172745f696e666f42060801120212004a510a4f0a0768706172616d7312441a420a1b0a0e7072696f722e6e5f6c617965727312091100000000000018400a1a0a0e747261696e2e7363686564756c6512081a06636f73696e6529000000000000f83f7eb5477b"
         );
     }
 

@@ -106,6 +106,9 @@ pub struct Common {
     /// The time for the run in minutes, from which the number of updates follows by this machine's speed.
     #[arg(long, value_name = "M")]
     pub minutes: Option<f64>,
+    /// Write the last weights to the model file even if earlier ones are better on held-out data.
+    #[arg(long)]
+    pub last: bool,
     /// The seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

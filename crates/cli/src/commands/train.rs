@@ -19,53 +19,41 @@ use crate::signals;
 use crate::stderr::note;
 
 pub fn run(task: TrainTask) -> Result<()> {
-    let terminal = Terminal::default();
     match task {
         TrainTask::Bpe { settings, data, run } => {
             signals::end_as_process_1()?;
-            let (bpe, path) = tessera_train::train_bpe(&resolve(&settings)?, &data, &run, &terminal)?;
+            let (bpe, path) =
+                tessera_train::train_bpe(&resolve(&settings)?, &data, &run, &Terminal::default())?;
             say(format_args!("{} tokens in {}", bpe.vocab_size(), path.display()))
         }
-        TrainTask::Dvae(common) => {
-            let (config, stop) = (fitting(&common, Stage::Dvae)?, stop_on_signal()?);
-            let pace = |steps| scaled(&common, Stage::Dvae, Some(steps));
-            let outcome = tessera_train::train_dvae(
-                &config,
-                &common.data,
-                &options(&common, &pace),
-                control(&stop, &terminal),
-            )?;
-            report(outcome, &common.run)
-        }
+        TrainTask::Dvae(common) => train(&common, Stage::Dvae, &|config, options, control| {
+            tessera_train::train_dvae(config, &common.data, options, control)
+        }),
         TrainTask::Prior { common, bpe, dvae } => {
-            let (config, stop) = (fitting(&common, Stage::Prior)?, stop_on_signal()?);
-            let pace = |steps| scaled(&common, Stage::Prior, Some(steps));
             let inputs = PriorInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
-            let outcome = tessera_train::train_prior(
-                &config,
-                inputs,
-                &options(&common, &pace),
-                control(&stop, &terminal),
-            )?;
-            report(outcome, &common.run)
+            train(&common, Stage::Prior, &|config, options, control| {
+                tessera_train::train_prior(config, inputs, options, control)
+            })
         }
         TrainTask::Rerank { common, bpe, dvae } => {
-            let (config, stop) = (fitting(&common, Stage::Rerank)?, stop_on_signal()?);
-            let pace = |steps| scaled(&common, Stage::Rerank, Some(steps));
             let inputs = RerankInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
-            let outcome = tessera_train::train_rerank(
-                &config,
-                inputs,
-                &options(&common, &pace),
-                control(&stop, &terminal),
-            )?;
-            report(outcome, &common.run)
+            train(&common, Stage::Rerank, &|config, options, control| {
+                tessera_train::train_rerank(config, inputs, options, control)
+            })
         }
     }
 }
 
-fn control<'a>(stop: &'a AtomicBool, terminal: &'a Terminal) -> Control<'a> {
-    Control { stop, reporter: terminal }
+/// The training of one stage, as the library does it.
+type Training<'a> = &'a dyn Fn(&Config, &RunOptions, Control) -> Result<Outcome>;
+
+/// Trains `stage` and reports how the run ended.
+fn train(common: &Common, stage: Stage, training: Training) -> Result<()> {
+    let (config, stop) = (fitting(common, stage)?, stop_on_signal()?);
+    let pace = |steps| scaled(common, stage, Some(steps));
+    let control = Control { stop: &stop, last: common.last, reporter: &Terminal::default() };
+    let outcome = training(&config, &options(common, &pace), control)?;
+    report(outcome, common, stage)
 }
 
 fn options<'a>(common: &'a Common, config: &'a (dyn Fn(u64) -> Result<Config> + Sync)) -> RunOptions<'a> {
@@ -123,13 +111,28 @@ impl Display for Interrupted {
 
 impl Error for Interrupted {}
 
-fn report(outcome: Outcome, run: &Path) -> Result<()> {
-    let path = run.display();
+fn report(outcome: Outcome, common: &Common, stage: Stage) -> Result<()> {
+    let path = common.run.display();
     match outcome {
-        Outcome::Finished => say(format_args!("finished: {path}")),
+        Outcome::Finished => {
+            say(format_args!("finished: {path}"))?;
+            let model = common.run.join(stage.file_name());
+            note!("model: {}\nnext: {}", model.display(), next(stage, &model, &common.data));
+            Ok(())
+        }
         Outcome::Stopped(step) => {
             say(format_args!("stopped and saved at step {step}: {path}; continue it with --resume"))?;
             bail!(Interrupted)
         }
+    }
+}
+
+/// The command that usually follows the training of `stage`, whose result is `model`.
+fn next(stage: Stage, model: &Path, data: &Path) -> String {
+    let (model, data) = (model.display(), data.display());
+    match stage {
+        Stage::Dvae => format!("tessera encode --data {data} --dvae {model} --out codes"),
+        Stage::Prior => format!("tessera draw \"...\" --model {model}"),
+        Stage::Rerank => format!("tessera pack MODEL --rerank {model} --out model.tessera.safetensors"),
     }
 }

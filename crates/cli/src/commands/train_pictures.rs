@@ -24,8 +24,6 @@ use crate::stderr::note;
 const PRESET: &str = "emoji";
 /// The PSNR in dB from which the embedded dVAE reconstructs the pictures well enough.
 const GOOD_PSNR: f64 = 20.0;
-/// A model learns fewer pictures than this by heart.
-const FEW: usize = 50;
 /// Random crops of each picture that are encoded.
 const COPIES: usize = 4;
 /// Captions on the contact sheet, and drawings of each.
@@ -172,16 +170,6 @@ impl Plan<'_> {
     fn announce(&self, dataset: &Dataset, psnr: f64, data: &Step, steps: &[Step]) -> Result<()> {
         let (train, val) = (dataset.train.len(), dataset.val.len());
         note!("{train} pictures to train on, {val} held out");
-        if train < FEW {
-            note!(
-                "warning: {train} pictures are few; the model will repeat them instead of drawing new ones"
-            );
-        }
-        let captions: std::collections::BTreeSet<&String> =
-            dataset.train.iter().flat_map(|sample| &sample.captions).collect();
-        if captions.len() < 2 {
-            note!("warning: all captions are the same, so the words of a prompt will not matter");
-        }
         let enough = if psnr >= GOOD_PSNR { "is kept" } else { "is trained further" };
         note!("the embedded dVAE reconstructs held-out pictures with {psnr:.1} dB; it {enough}");
         let mut script =

@@ -16,10 +16,12 @@ use crate::gradient::{Loss, differentiate};
 use crate::precision::{Rules, Scaling};
 use crate::schedule::Schedule;
 
-/// A task that learns `y = x · [1, 2]ᵀ + 3` and stops the run after `stop_after` steps.
+/// A task that learns `y = x · [1, 2]ᵀ + 3` and stops the run after `stop_after` steps. Its held-out
+/// loss is lowest at step `best_at`, if there is one.
 struct Line<'a> {
     stop: &'a AtomicBool,
     stop_after: u64,
+    best_at: Option<u64>,
 }
 
 impl Task for Line<'_> {
@@ -48,8 +50,14 @@ impl Task for Line<'_> {
         })
     }
 
-    fn validate(&self, model: &Linear, _: u64) -> Result<Metrics> {
-        Ok(vec![("bias", model.bias.val().into_scalar::<f64>())])
+    fn validate(&self, model: &Linear, step: u64) -> Result<Metrics> {
+        let mut metrics = vec![("bias", model.bias.val().into_scalar::<f64>())];
+        metrics.extend(self.best_at.map(|best| ("distance", best.abs_diff(step) as f64)));
+        Ok(metrics)
+    }
+
+    fn held_out_loss(&self, metrics: &Metrics) -> Option<f64> {
+        crate::log::metric(metrics, "distance")
     }
 
     fn picture(&self, _: &Linear) -> Result<RgbImage> {
@@ -72,13 +80,13 @@ fn open(dir: &TempDir) -> RunDir {
 }
 
 fn control(stop: &AtomicBool) -> Control<'_> {
-    Control { stop, reporter: &Silent }
+    Control { stop, last: false, reporter: &Silent }
 }
 
 /// Trains in `dir`, and stops after `stop_after` steps if that is before the end.
 fn train(dir: &Path, stop_after: u64) -> (Vec<HostTensor>, Outcome) {
     let stop = AtomicBool::new(false);
-    let task = Line { stop: &stop, stop_after };
+    let task = Line { stop: &stop, stop_after, best_at: None };
     let model = Linear::new(&mut Init::new(1, &Device::flex()), [2, 1], 0.1);
     let run = RunDir::open(dir, Stage::Prior, TEXT, dir.exists(), &Silent).unwrap();
     let (model, outcome) = fit(&task, model, &config(), &run, control(&stop)).unwrap();
@@ -101,6 +109,33 @@ fn stopped_run_continues_with_the_same_bits() {
     let lines = std::fs::read_to_string(halved.join("metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().filter(|line| line.contains("\"val\"")).count(), 3);
     assert!(halved.join("samples/step_000100.png").exists());
+}
+
+/// Trains for `steps` steps with validations every 10; returns the shipped weights and the steps of
+/// the checkpoints.
+fn validated(steps: u64, best_at: Option<u64>, last: bool) -> (Vec<HostTensor>, Vec<String>) {
+    let (dir, stop) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
+    let task = Line { stop: &stop, stop_after: u64::MAX, best_at };
+    let model = Linear::new(&mut Init::new(1, &Device::flex()), [2, 1], 0.1);
+    let config = FitConfig { steps, eval_every: 10, ..config() };
+    let (model, _) = fit(&task, model, &config, &open(&dir), Control { last, ..control(&stop) }).unwrap();
+    let entries = std::fs::read_dir(dir.path().join("run/checkpoints")).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    (export(&model), names)
+}
+
+#[test]
+fn overfitting_run_ships_its_best_checkpoint() {
+    let (until_30, _) = validated(30, None, false);
+    let (until_100, checkpoints) = validated(100, None, false);
+    assert_eq!(checkpoints, ["step_000098", "step_000100"]);
+    let (shipped, checkpoints) = validated(100, Some(30), false);
+    assert!(shipped == until_30, "the weights of step 30 are shipped");
+    assert_eq!(checkpoints, ["step_000030", "step_000098", "step_000100"]);
+    assert!(validated(100, Some(30), true).0 == until_100, "--last ships the last ones");
+    assert!(validated(100, Some(80), false).0 == until_100, "two worse validations are noise");
 }
 
 /// A task with four resblocks. Two of them overflow in the updates for which the function returns
@@ -432,7 +467,7 @@ fn culprit_is_the_weight_with_a_nonfinite_gradient() {
 fn nonfinite_loss_stops_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let stop = AtomicBool::new(false);
-    let task = Line { stop: &stop, stop_after: u64::MAX };
+    let task = Line { stop: &stop, stop_after: u64::MAX, best_at: None };
     let mut model = Linear::new(&mut Init::new(1, &Device::flex()), [2, 1], 0.1);
     model.bias = Init::new(1, &Device::flex()).normal(Role::Vector, [1], f64::INFINITY);
     let run = open(&dir);

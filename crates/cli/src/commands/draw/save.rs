@@ -8,7 +8,7 @@ use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, DynamicImage, Frame, RgbImage};
 use serde_json::json;
 use tessera_base::atomic;
-use tessera_base::label::{stack, text_strip, with_text_below};
+use tessera_base::label::{labelled_sheet, with_text_below};
 use tessera_base::pixels::contact_sheet;
 use tessera_model::{Parameters, Picture, Tessera};
 
@@ -45,7 +45,10 @@ pub fn save(
         }
     } else {
         let sheet = match args.labels {
-            true => labelled_sheet(&large, columns, parameters),
+            true => {
+                let prompts = parameters.asked.iter().map(String::as_str);
+                labelled_sheet(prompts.zip(large.chunks(parameters.n)), columns, LINES)
+            }
             false => contact_sheet(&large, columns),
         };
         let alone = pictures.first().filter(|_| pictures.len() == 1);
@@ -73,15 +76,6 @@ fn with_score(picture: &Picture, args: &Draw) -> Result<RgbImage> {
         Some(score) if args.scores => with_text_below(&large, &format!("{score:.3}"), 1),
         _ => large,
     })
-}
-
-/// Returns the contact sheet of all prompts, with each prompt above its pictures.
-fn labelled_sheet(cells: &[RgbImage], columns: usize, parameters: &Parameters) -> RgbImage {
-    let rows = cells.chunks(parameters.n).zip(&parameters.asked).flat_map(|(cells, prompt)| {
-        let row = contact_sheet(cells, columns);
-        [text_strip(prompt, row.width(), LINES), row]
-    });
-    stack(&rows.collect::<Vec<_>>())
 }
 
 /// Which files were written, and the seed that makes them again.

@@ -1,4 +1,6 @@
-//! `tessera inspect`: what a drawing was made with, or what a model file holds.
+//! `tessera inspect`: how a drawing was made, or what a model file or a folder contains.
+
+mod folder;
 
 use std::collections::BTreeSet;
 use std::io::Cursor;
@@ -16,7 +18,11 @@ use crate::args::Inspect;
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 pub fn run(args: &Inspect) -> Result<()> {
-    // At once, since standard input can be read only once.
+    if args.file.is_dir() {
+        ensure!(!args.words, "--words: {} is a folder; wanted a model file", args.file.display());
+        return print(args, &folder::describe(&args.file)?);
+    }
+    // Read once, because standard input can be read only once.
     let (shown, bytes) = (args.file.display(), model_bytes(&args.file)?);
     let is_png = bytes.starts_with(PNG_SIGNATURE);
     if args.words {
@@ -30,9 +36,13 @@ pub fn run(args: &Inspect) -> Result<()> {
         },
         false => describe(&model_of(&bytes, &args.file).context("neither a PNG nor a model")?)?,
     };
+    print(args, &value)
+}
+
+fn print(args: &Inspect, value: &Value) -> Result<()> {
     match args.json {
         true => say(value),
-        false => say(table(&value)?),
+        false => say(table(value)?),
     }
 }
 
@@ -81,6 +91,10 @@ fn table(value: &Value) -> Result<String> {
                 lines.extend(inner.iter().map(|(name, value)| format!("  {name:22} {value}")));
             }
             Value::Null => {}
+            Value::Array(items) if items.iter().any(|item| item.as_str().is_some_and(|text| text.len() > 30)) => {
+                lines.push(name.clone());
+                lines.extend(items.iter().filter_map(Value::as_str).map(|item| format!("  {item}")));
+            }
             Value::String(text) => lines.push(format!("{name:24} {text}")),
             other => lines.push(format!("{name:24} {other}")),
         }
