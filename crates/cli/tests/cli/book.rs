@@ -1,4 +1,4 @@
-//! The documentation as a book: nothing is left out of it, and its links lead to what they say.
+//! Tests of the documentation: all pages are in the book, and links lead to the right files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs")
 }
 
+/// Returns the paths of all pages, sorted.
 fn pages() -> Vec<PathBuf> {
     let entries = fs::read_dir(docs()).unwrap().map(|entry| entry.unwrap().path());
     let mut pages: Vec<PathBuf> =
@@ -15,10 +16,10 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// Targets of a page's links: address, and the title behind it if there is one.
+/// Returns the targets of a page's links: the address, and the title if there is one.
 fn links(text: &str) -> Vec<(String, Option<String>)> {
     let inside = text.split("](").skip(1).filter_map(|rest| {
-        // A title may hold parentheses.
+        // A title may contain parentheses.
         let plain = rest.split_once(')')?.0;
         match plain.split_once(" \"") {
             None => Some((plain.to_string(), None)),
@@ -41,7 +42,7 @@ fn every_page_is_in_the_book_and_every_chapter_is_a_page() {
 }
 
 #[test]
-fn links_lead_to_files_and_name_what_is_in_them() {
+fn links_lead_to_files_that_contain_their_titles() {
     let (mut wrong, mut named) = (Vec::new(), 0);
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
@@ -60,12 +61,11 @@ fn links_lead_to_files_and_name_what_is_in_them() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(named > 40, "only {named} links name what they lead to");
+    assert!(named > 40, "only {named} links have titles");
 }
 
-/// Every key of a config is explained.
 #[test]
-fn every_key_of_the_configs_is_in_the_book() {
+fn every_config_key_is_explained_in_the_book() {
     let page = fs::read_to_string(docs().join("configs.md")).unwrap();
     let preset = fs::read_to_string(docs().join("../configs/emoji.toml")).unwrap();
     for (section, keys) in preset.parse::<toml::Table>().unwrap() {

@@ -1,4 +1,4 @@
-//! `tessera data folder`: anyone's own pictures, some of them bad.
+//! Tests of `tessera data folder` with good and bad files.
 
 use std::fs;
 use std::path::Path;
@@ -7,10 +7,12 @@ use tessera_data::Dataset;
 
 use super::program::{Said, command, entries, fixture, folder, mistake, succeed};
 
+/// Writes a small picture with two captions.
 fn captioned(dir: &Path, name: &str) {
     captioned_of(dir, name, [20, 16]);
 }
 
+/// Writes a picture of this size with two captions.
 fn captioned_of(dir: &Path, name: &str, [width, height]: [u32; 2]) {
     let image = image::RgbImage::from_pixel(width, height, image::Rgb([200, 30, 30]));
     image.save(dir.join(format!("{name}.png"))).unwrap();
@@ -18,7 +20,7 @@ fn captioned_of(dir: &Path, name: &str, [width, height]: [u32; 2]) {
 }
 
 #[test]
-fn bad_files_are_skipped_counted_and_named() {
+fn data_folder_skips_counts_and_names_bad_files() {
     let dir = folder();
     let pictures = dir.path().join("pictures");
     fs::create_dir(&pictures).unwrap();
@@ -29,18 +31,18 @@ fn bad_files_are_skipped_counted_and_named() {
     fs::write(pictures.join("orphan.txt"), "a caption of nothing\n").unwrap();
 
     let args = ["data", "folder", "pictures", "--out", "data", "--size", "16", "--holdout", "0"];
-    let said = succeed(dir.path(), &args);
+    let output = succeed(dir.path(), &args);
     let summary = "skipped 2: 1 damaged, 1 caption without a picture";
-    assert!(said.stdout.contains(summary), "{}", said.stdout);
-    assert!(said.stdout.contains("corrupt") && said.stdout.contains("orphan"), "{}", said.stdout);
-    let own = said.stdout.lines().find(|line| line.starts_with("own")).unwrap();
+    assert!(output.stdout.contains(summary), "{}", output.stdout);
+    assert!(output.stdout.contains("corrupt") && output.stdout.contains("orphan"), "{}", output.stdout);
+    let own = output.stdout.lines().find(|line| line.starts_with("own")).unwrap();
     assert_eq!(own.split_whitespace().nth(1), Some("8"), "{own}");
     assert!(dir.path().join("data/train/00000.tar").exists());
-    assert_eq!(succeed(dir.path(), &args).stdout, said.stdout, "asking again says the same");
+    assert_eq!(succeed(dir.path(), &args).stdout, output.stdout, "the second run prints the same");
 }
 
 #[test]
-fn pictures_are_stored_whole_as_large_as_the_stage_needs() {
+fn data_folder_stores_pictures_in_the_size_the_stage_needs() {
     let dir = folder();
     let pictures = dir.path().join("pictures");
     fs::create_dir(&pictures).unwrap();
@@ -59,7 +61,7 @@ fn pictures_are_stored_whole_as_large_as_the_stage_needs() {
 }
 
 #[test]
-fn pictures_under_the_models_size_are_left_out_unless_they_are_enlarged() {
+fn data_folder_leaves_out_small_pictures_without_enlarge() {
     let dir = folder();
     let pictures = dir.path().join("pictures");
     fs::create_dir(&pictures).unwrap();
@@ -70,26 +72,26 @@ fn pictures_under_the_models_size_are_left_out_unless_they_are_enlarged() {
     for wanted in ["no picture is left", "small: 20x16 pixels, wanted 48", "--enlarge", "--config"] {
         assert!(error.stderr.contains(wanted), "{wanted}: {}", error.stderr);
     }
-    let said = succeed(dir.path(), &[&args[..], &["--enlarge"]].concat());
-    assert!(said.stdout.contains("1 pictures enlarged"), "{}", said.stdout);
+    let output = succeed(dir.path(), &[&args[..], &["--enlarge"]].concat());
+    assert!(output.stdout.contains("1 pictures enlarged"), "{}", output.stdout);
     assert_eq!(Dataset::open(&dir.path().join("data")).unwrap().train[0].image.dimensions(), (60, 48));
 }
 
 #[test]
-fn a_small_set_holds_one_picture_out_and_says_that_it_is_few() {
+fn data_folder_warns_about_too_few_held_out_pictures() {
     let dir = folder();
     let pictures = dir.path().join("pictures");
     fs::create_dir(&pictures).unwrap();
     (201..213).for_each(|number| captioned(&pictures, &format!("IMG_{number}")));
     let args = ["data", "folder", "pictures", "--out", "data", "--size", "16"];
-    let said = succeed(dir.path(), &args);
-    assert!(said.stderr.contains("too few pictures to judge a model by"), "{}", said.stderr);
+    let output = succeed(dir.path(), &args);
+    assert!(output.stderr.contains("too few pictures to judge a model by"), "{}", output.stderr);
     let set = Dataset::open(&dir.path().join("data")).unwrap();
     assert_eq!((set.train.len(), set.val.len()), (11, 1));
 }
 
 #[test]
-fn a_folder_without_pictures_is_an_error() {
+fn data_folder_without_pictures_is_an_error() {
     let dir = folder();
     fs::create_dir(dir.path().join("empty")).unwrap();
     let error = mistake(dir.path(), &["data", "folder", "empty", "--out", "data"]);
@@ -98,7 +100,7 @@ fn a_folder_without_pictures_is_an_error() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_is_an_error() {
+fn data_folder_that_does_not_exist_is_an_error() {
     let dir = folder();
     let error = mistake(dir.path(), &["data", "folder", "none", "--out", "data"]);
     assert!(error.contains("none"), "{error}");
@@ -106,7 +108,7 @@ fn a_folder_that_is_not_there_is_an_error() {
 }
 
 #[test]
-fn a_folder_that_is_no_data_set_says_how_to_make_one() {
+fn training_without_a_data_set_says_how_to_make_one() {
     let dir = folder();
     let error = mistake(dir.path(), &["train", "bpe", "--config", "tiny", "--data", ".", "--run", "bpe"]);
     assert!(error.contains("make them with `tessera data emoji` or `tessera data folder`"), "{error}");
@@ -114,21 +116,21 @@ fn a_folder_that_is_no_data_set_says_how_to_make_one() {
 }
 
 #[test]
-fn a_data_set_of_other_settings_is_not_overwritten() {
+fn data_folder_keeps_a_data_set_with_other_settings() {
     let dir = folder();
     captioned(dir.path(), "one");
     let args = |size| ["data", "folder", ".", "--out", "data", "--holdout", "0", "--size", size];
     succeed(dir.path(), &args("16"));
     let shard = dir.path().join("data/train/00000.tar");
     let before = fs::read(&shard).unwrap();
-    let said = Said::of(command(dir.path(), &args("24")).output().unwrap());
-    assert_eq!(said.code, Some(2));
-    assert!(said.stderr.contains("delete it or choose another folder"), "{}", said.stderr);
+    let output = Said::of(command(dir.path(), &args("24")).output().unwrap());
+    assert_eq!(output.code, Some(2));
+    assert!(output.stderr.contains("delete it or choose another folder"), "{}", output.stderr);
     assert!(fs::read(&shard).unwrap() == before);
 }
 
 #[test]
-fn a_background_that_is_no_colour_is_refused() {
+fn data_emoji_refuses_an_invalid_background() {
     let dir = folder();
     let packages = fixture();
     let error = mistake(

@@ -1,4 +1,4 @@
-//! `tessera eval` of sets of pictures: what it measures, what it refuses, and that it goes on where it was stopped.
+//! Tests of `tessera eval`: results, errors, and continuing an interrupted evaluation.
 
 use std::fs;
 use std::io::Write;
@@ -10,22 +10,23 @@ use serde_json::Value;
 use super::pipeline::pipeline;
 use super::program::{Said, arg, command, entries, fixture, folder, mistake, picture, succeed};
 
-/// A split of the fixture.
+/// The path of a split of the fixture.
 fn split(name: &str) -> String {
     arg(&Path::new(&fixture()).join(name)).to_string()
 }
 
+/// Runs an evaluation with the pipeline's contrastive model, and returns its figures.
 fn measure(dir: &Path, args: &[&str]) -> Vec<Value> {
     let rerank = ["--rerank", &pipeline().reranker(), "--json"];
-    let said = succeed(dir, &[&["eval"], args, &rerank[..]].concat());
-    serde_json::from_str(&said.stdout).unwrap()
+    let output = succeed(dir, &[&["eval"], args, &rerank[..]].concat());
+    serde_json::from_str(&output.stdout).unwrap()
 }
 
 fn value(figure: &Value) -> f64 {
     figure["value"].as_f64().unwrap()
 }
 
-/// Forty pictures of three sizes as files with captions.
+/// Writes forty pictures of three sizes with captions, and returns their folder.
 fn pictures(dir: &Path) -> PathBuf {
     let out = dir.join("pictures");
     fs::create_dir(&out).unwrap();
@@ -40,7 +41,7 @@ fn pictures(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_set_is_no_distance_from_itself_and_some_from_another() {
+fn distances_are_zero_for_the_same_set_only() {
     let dir = folder();
     let (train, other) = (split("train"), arg(&pictures(dir.path())).to_string());
     let own = measure(dir.path(), &["fid", &train, &train]);
@@ -65,7 +66,7 @@ fn a_set_is_no_distance_from_itself_and_some_from_another() {
 }
 
 #[test]
-fn what_cannot_be_measured_says_why_and_what_to_do() {
+fn invalid_evaluations_are_errors() {
     let dir = folder();
     let (train, reranker) = (split("train"), pipeline().reranker());
     let few = dir.path().join("few");
@@ -112,30 +113,30 @@ fn what_cannot_be_measured_says_why_and_what_to_do() {
 }
 
 #[test]
-fn what_was_seen_is_kept_and_gives_the_same_figures() {
+fn stored_features_give_the_same_figures() {
     let dir = folder();
     let own = arg(&pictures(dir.path())).to_string();
     fs::write(dir.path().join("pictures/readme.md"), "").unwrap();
     let once = measure(dir.path(), &["kid", &split("train"), &own]);
-    let kept = ["kid", &split("train"), &own, "--work", "work"];
-    assert_eq!(measure(dir.path(), &kept), once);
+    let stored = ["kid", &split("train"), &own, "--work", "work"];
+    assert_eq!(measure(dir.path(), &stored), once);
     let files = entries(&dir.path().join("work"));
     assert_eq!(files.len(), 2, "{files:?}");
-    // As if it had been stopped halfway.
+    // A shorter file is what an interrupted measurement leaves.
     let file = dir.path().join("work").join(&files[0]);
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() * 2 / 3]).unwrap();
-    let said = succeed(
+    let output = succeed(
         dir.path(),
-        &[&["eval"], &kept[..], &["--rerank", &pipeline().reranker(), "--json"]].concat(),
+        &[&["eval"], &stored[..], &["--rerank", &pipeline().reranker(), "--json"]].concat(),
     );
-    assert_eq!(serde_json::from_str::<Vec<Value>>(&said.stdout).unwrap(), once);
-    assert!(said.stderr.contains("skipped 1: 1 .md file"), "{}", said.stderr);
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&output.stdout).unwrap(), once);
+    assert!(output.stderr.contains("skipped 1: 1 .md file"), "{}", output.stderr);
     assert_eq!(fs::read(&file).unwrap(), bytes);
 }
 
 #[test]
-fn scores_retrieval_blur_and_overlap_are_measured() {
+fn clip_score_is_retrieval_and_blur_are_measured() {
     let dir = folder();
     let (own, train) = (arg(&pictures(dir.path())).to_string(), split("train"));
     assert!(value(&measure(dir.path(), &["clip-score", &own])[0]).is_finite());
@@ -154,7 +155,8 @@ fn scores_retrieval_blur_and_overlap_are_measured() {
     assert!(fs::read_to_string(dir.path().join("blur.svg")).unwrap().ends_with("</svg>\n"));
 }
 
-/// A data set whose held-out part is the fixture's two splits, of which training has seen the held-out one.
+/// Makes a data set whose held-out part has both splits of the fixture. Its training part has the
+/// held-out split, so that one overlaps.
 fn overlapping(dir: &Path) -> String {
     let set = dir.join("set");
     for (from, to) in [("val", "train/00000"), ("val", "val/00000"), ("train", "val/00001")] {
@@ -166,7 +168,7 @@ fn overlapping(dir: &Path) -> String {
 }
 
 #[test]
-fn distances_are_measured_with_and_without_pictures_that_training_has_seen() {
+fn overlap_measures_distances_with_and_without_overlaps() {
     let dir = folder();
     let (own, set) = (arg(&pictures(dir.path())).to_string(), overlapping(dir.path()));
     let overlap = |threshold: &str| {
@@ -180,8 +182,8 @@ fn distances_are_measured_with_and_without_pictures_that_training_has_seen() {
         assert!(name.starts_with(wanted), "{names:?}");
     }
     assert!(names[2].ends_with(", all") && names[4].ends_with(", without overlaps"), "{names:?}");
-    assert!((value(&figures[0]) - 100.0 * 16.0 / 216.0).abs() < 1e-6, "16 of 216 are seen: {figures:?}");
-    // What is left is the fixture's training split, and everything is all of the held-out part.
+    assert!((value(&figures[0]) - 100.0 * 16.0 / 216.0).abs() < 1e-6, "16 of 216 overlap: {figures:?}");
+    // Without overlaps, only the fixture's training split is left of the held-out part.
     for (at, real) in [(1, format!("{set}/val")), (3, split("train"))] {
         for (at, what) in [(at, "fid"), (at + 1, "kid")] {
             let wanted = value(&measure(dir.path(), &[what, &real, &own])[0]);
@@ -200,24 +202,24 @@ fn distances_are_measured_with_and_without_pictures_that_training_has_seen() {
 }
 
 #[test]
-fn what_of_a_data_set_is_passed_over_is_said() {
+fn eval_notes_skipped_files_of_a_data_set() {
     let (pipeline, dir) = (pipeline(), folder());
     let set = overlapping(dir.path());
     image::RgbImage::new(9, 9).save(dir.path().join("set/stray.png")).unwrap();
     let (model, reranker) = (pipeline.model(), pipeline.reranker());
     let (recon, rerank) = (["--model", &model], ["--rerank", &reranker]);
-    let report = ["--drawings", "d", "--judge", "none"]; // and ends where it misses the judge
+    let report = ["--drawings", "d", "--judge", "none"]; // ends when it does not find the judge
     for (what, flags) in
         [("recon", &recon[..]), ("retrieval", &rerank), ("overlap", &rerank), ("report", &report)]
     {
         let args = [&["eval", what, "--data", &set], flags].concat();
-        let said = Said::of(command(dir.path(), &args).output().unwrap());
-        assert!(said.stderr.contains("skipped 1: 1 picture next to the tars"), "{what}: {}", said.stderr);
+        let output = Said::of(command(dir.path(), &args).output().unwrap());
+        assert!(output.stderr.contains("skipped 1: 1 picture next to the tars"), "{what}: {}", output.stderr);
     }
 }
 
 #[test]
-fn statistics_of_real_pictures_come_from_standard_input() {
+fn statistics_are_read_from_standard_input() {
     let dir = folder();
     let (train, reranker) = (split("train"), pipeline().reranker());
     let mut child = command(dir.path(), &["eval", "fid", "-", &train, "--rerank", &reranker])
@@ -228,11 +230,11 @@ fn statistics_of_real_pictures_come_from_standard_input() {
     let statistics = fs::read(Path::new(&fixture()).join("../eval/statistics.npz")).unwrap();
     child.stdin.take().unwrap().write_all(&statistics).unwrap();
     let error = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
-    // They are read, and are those of another network.
+    // The error shows that they were read; they belong to another network.
     assert!(error.contains("/dev/stdin, mu: shape [2]; wanted [32]"), "{error}");
 }
 
-/// The pipeline's model with its reranker, and another reranker to judge.
+/// Packs the pipeline's model with its reranker, and trains another contrastive model that judges.
 pub fn ranking_and_judging(dir: &Path) {
     let pipeline = pipeline();
     let pack = ["pack", &pipeline.model(), "--rerank", &pipeline.reranker(), "--out", "model.safetensors"];
@@ -245,7 +247,7 @@ pub fn ranking_and_judging(dir: &Path) {
 }
 
 #[test]
-fn a_curve_is_drawn_once_and_measured_again() {
+fn rerank_curve_keeps_existing_drawings() {
     let dir = folder();
     ranking_and_judging(dir.path());
     let judge = "judge/rerank.tessera.safetensors";
@@ -268,8 +270,8 @@ fn a_curve_is_drawn_once_and_measured_again() {
     let before = fs::metadata(&untouched).unwrap().modified().unwrap();
     fs::remove_file(&last).unwrap();
     assert_eq!(run(), first);
-    assert_eq!(fs::read(&last).unwrap(), drawn, "what was missing is drawn again");
-    assert_eq!(fs::metadata(&untouched).unwrap().modified().unwrap(), before, "and nothing else");
+    assert_eq!(fs::read(&last).unwrap(), drawn, "a missing drawing is drawn again");
+    assert_eq!(fs::metadata(&untouched).unwrap().modified().unwrap(), before, "other drawings do not change");
 
     let error = mistake(dir.path(), &[&curve[..], &["--seed", "5"]].concat());
     assert!(error.contains("drawings holds drawings by another model, seed or captions"), "{error}");
@@ -286,7 +288,7 @@ fn a_curve_is_drawn_once_and_measured_again() {
 }
 
 #[test]
-fn captions_of_coco_are_drawn_and_measured() {
+fn coco_captions_are_drawn_and_evaluated() {
     let dir = folder();
     ranking_and_judging(dir.path());
     fs::create_dir_all(dir.path().join("coco/val2014")).unwrap();
@@ -304,7 +306,7 @@ fn captions_of_coco_are_drawn_and_measured() {
     let coco = ["eval", "coco", "coco", "--captions", "2"];
     let models = ["--model", "model.safetensors", "--judge", "judge/rerank.tessera.safetensors"];
     let run = |flags: &[&str]| succeed(dir.path(), &[&coco[..], &models, flags].concat()).stdout;
-    // Unless told otherwise the best of 512, each token from the model's whole distribution.
+    // The defaults are the best of 512, and sampling from the unchanged distribution.
     let points: Vec<Value> = serde_json::from_str(&run(&["--drawings", "drawings", "--json"])).unwrap();
     assert_eq!((points.len(), &points[0]["best_of"]), (1, &512.into()));
     let paper = serde_json::json!({"temperature": 1.0, "top_k": null, "top_p": null, "guidance": 1.0});
@@ -315,23 +317,23 @@ fn captions_of_coco_are_drawn_and_measured() {
         entries(&dir.path().join("drawings/best-of-512")),
         ["00000.png", "00000.txt", "00001.png", "00001.txt"]
     );
-    let said = run(&["--drawings", "drawings"]);
+    let output = run(&["--drawings", "drawings"]);
     assert!(
-        said.starts_with("sampled as in the paper: temperature 1, all tokens, no guidance\nbest of 512\n"),
-        "{said}"
+        output.starts_with("sampled as in the paper: temperature 1, all tokens, no guidance\nbest of 512\n"),
+        "{output}"
     );
-    let said = run(&["--drawings", "others", "--of", "2", "--top-p", "0.5", "--temperature", "0.9"]);
-    assert!(said.starts_with("sampled at temperature 0.9, top-p 0.5\nbest of 2\n"), "{said}");
+    let output = run(&["--drawings", "others", "--of", "2", "--top-p", "0.5", "--temperature", "0.9"]);
+    assert!(output.starts_with("sampled at temperature 0.9, top-p 0.5\nbest of 2\n"), "{output}");
     for protocol in [&["--protocol", "dm-gan"][..], &[]] {
         let missing = ["--drawings", "x", "--inception", "none.pth"];
         let error = mistake(dir.path(), &[&coco[..], &models, &missing, protocol].concat());
         assert!(error.contains("none.pth: there is no such file; download"), "{error}");
-        assert!(!dir.path().join("x").exists(), "nothing is drawn that cannot be measured");
+        assert!(!dir.path().join("x").exists(), "drew although it cannot be evaluated");
     }
 }
 
 #[test]
-fn captions_of_cub_are_drawn_and_measured() {
+fn cub_captions_are_drawn_and_evaluated() {
     let dir = folder();
     ranking_and_judging(dir.path());
     let cub = dir.path().join("cub");
@@ -352,8 +354,8 @@ fn captions_of_cub_are_drawn_and_measured() {
     }
     let cub = ["eval", "cub", "cub", "--drawings", "drawings", "--of", "2", "--json"];
     let models = ["--model", "model.safetensors", "--judge", "judge/rerank.tessera.safetensors"];
-    let said = succeed(dir.path(), &[&cub[..], &models].concat());
-    let points: Vec<Value> = serde_json::from_str(&said.stdout).unwrap();
+    let output = succeed(dir.path(), &[&cub[..], &models].concat());
+    let points: Vec<Value> = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(
         (points.len(), &points[0]["best_of"], &points[0]["sampling"]["guidance"]),
         (1, &2.into(), &1.0.into())
@@ -363,10 +365,10 @@ fn captions_of_cub_are_drawn_and_measured() {
     let captions = (0..3)
         .map(|i| fs::read_to_string(dir.path().join(format!("drawings/best-of-002/{i:05}.txt"))).unwrap());
     assert_eq!(captions.collect::<Vec<_>>(), ["a white bird", "a small bird", "a brown bird"]);
-    // Unless told otherwise the best of 512, as in the paper.
+    // The default is the best of 512, as in the paper.
     let cub = ["eval", "cub", "cub", "--drawings", "paper", "--json"];
-    let said = succeed(dir.path(), &[&cub[..], &models].concat());
-    let points: Vec<Value> = serde_json::from_str(&said.stdout).unwrap();
+    let output = succeed(dir.path(), &[&cub[..], &models].concat());
+    let points: Vec<Value> = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!((points.len(), &points[0]["best_of"]), (1, &512.into()));
     fs::remove_file(dir.path().join("cub/images.txt")).unwrap();
     let error = mistake(dir.path(), &[&cub[..], &models].concat());
@@ -374,7 +376,7 @@ fn captions_of_cub_are_drawn_and_measured() {
 }
 
 #[test]
-fn people_compare_and_their_votes_are_counted() {
+fn human_page_is_written_and_votes_are_counted() {
     let dir = folder();
     let own = arg(&pictures(dir.path())).to_string();
     let page = ["eval", "human", "page", &own, &own, "--tasks", "3", "--out", "compare.html"];

@@ -19,8 +19,8 @@ fn gallery_page_shows_all_drawings_and_their_settings() {
     draw("{{title}} <i>", "drawings/deeper/a.png", &[]);
     image::RgbImage::new(4, 4).save(path.join("drawings/other.png")).unwrap();
     fs::write(path.join("drawings/text.png"), "no picture").unwrap();
-    let said = succeed(path, &["gallery", "drawings", "--out", "page.html", "--title", "Cats & dogs"]);
-    assert_eq!(said.stdout, "page.html: 2 drawings; 2 other PNGs are left out\n");
+    let output = succeed(path, &["gallery", "drawings", "--out", "page.html", "--title", "Cats & dogs"]);
+    assert_eq!(output.stdout, "page.html: 2 drawings; 2 other PNGs are left out\n");
     let page = fs::read_to_string(path.join("page.html")).unwrap();
     assert_eq!(page.matches("<figure>").count(), 2);
     assert!(page.contains("<title>Cats &amp; dogs</title>") && page.contains("<h2>a cat</h2>"));

@@ -1,4 +1,4 @@
-//! Signals while training: it saves, and the run continues as if nothing had happened.
+//! Tests of signals during training: the run is saved, and it continues without a difference.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -10,24 +10,25 @@ use std::time::{Duration, Instant};
 use super::pipeline::{pipeline, steps};
 use super::program::{Said, command, entries, fixture, folder, mistake, succeed};
 
-/// How long to wait for the first line of metrics.
+/// The maximum time to wait for the first line of metrics.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
-fn an_interrupted_dvae_ends_with_the_same_model() {
+fn dvae_after_sigint_and_resume_has_the_same_bytes() {
     let data = fixture();
     continues_to_the_same_bytes("dvae", "dvae.tessera.safetensors", &["--data", &data], ("-INT", 2));
 }
 
 #[test]
-fn an_interrupted_prior_ends_with_the_same_model() {
+fn prior_after_sigterm_and_resume_has_the_same_bytes() {
     let made = pipeline().dir.display();
     let (codes, bpe) = (format!("{made}/codes"), format!("{made}/bpe/tokenizer.json"));
     let inputs = ["--data", &codes, "--bpe", &bpe];
     continues_to_the_same_bytes("prior", "model.tessera.safetensors", &inputs, ("-TERM", 15));
 }
 
-/// `train dvae` in `run` below `dir`, for more steps than any test waits for; under `nohup` for as few as the config says.
+/// Starts `train dvae` in `DIR/run`. It has more steps than any test waits for. With `nohup` it has
+/// those of the config.
 fn long_training(program: &str, dir: &Path) -> Child {
     let data = fixture();
     let steps: &[&str] = if program == "nohup" { &[] } else { &["--set", "train_dvae.steps=100000"] };
@@ -38,7 +39,7 @@ fn long_training(program: &str, dir: &Path) -> Child {
 }
 
 #[test]
-fn a_terminal_that_goes_away_has_the_run_saved_and_nohup_has_it_go_on() {
+fn sighup_saves_the_run_and_is_ignored_with_nohup() {
     for (program, ends, code) in
         [(env!("CARGO_BIN_EXE_tessera"), "stopped and saved", 128 + 1), ("nohup", "finished", 0)]
     {
@@ -46,16 +47,16 @@ fn a_terminal_that_goes_away_has_the_run_saved_and_nohup_has_it_go_on() {
         let mut child = long_training(program, dir.path());
         wait_for_metrics(&dir.path().join("run"), &mut child);
         send(&child, "-HUP");
-        let said = Said::of(child.wait_with_output().unwrap());
-        assert_eq!(said.code, Some(code), "{program}: {}", said.stderr);
-        assert!(said.stdout.starts_with(ends), "{program}: {}", said.stdout);
+        let output = Said::of(child.wait_with_output().unwrap());
+        assert_eq!(output.code, Some(code), "{program}: {}", output.stderr);
+        assert!(output.stdout.starts_with(ends), "{program}: {}", output.stdout);
     }
 }
 
 #[test]
-fn a_second_signal_ends_at_once() {
+fn second_signal_ends_training_immediately() {
     let (dir, data) = (folder(), fixture());
-    // A step of seconds.
+    // A step takes seconds.
     let train = ["train", "dvae", "--config", "tiny", "--run", "run", "--data", &data];
     let large = ["--set", "train_dvae.batch=8192", "--set", "train_dvae.micro_batches=512"];
     let mut child = command(dir.path(), &[&train[..], &large].concat())
@@ -73,7 +74,7 @@ fn a_second_signal_ends_at_once() {
 }
 
 #[test]
-fn a_run_that_is_still_going_keeps_others_out_of_its_folder() {
+fn run_in_progress_locks_its_folder() {
     let (dir, data) = (folder(), fixture());
     let mut child = long_training(env!("CARGO_BIN_EXE_tessera"), dir.path());
     wait_for_metrics(&dir.path().join("run"), &mut child);
@@ -85,7 +86,8 @@ fn a_run_that_is_still_going_keeps_others_out_of_its_folder() {
     succeed(dir.path(), &[&train[..], &["--steps", "1"]].concat());
 }
 
-/// Trains `task` with a stop on the way and compares with the pipeline's uninterrupted run.
+/// Trains `task`, interrupts and resumes it, and compares the result with the pipeline's
+/// uninterrupted run.
 fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str], (signal, number): (&str, i32)) {
     let whole = pipeline().dir.join(task);
     let dir = folder();
@@ -96,28 +98,30 @@ fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str], (signal
         command(dir.path(), &train).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for_metrics(&run, &mut child);
     send(&child, signal);
-    let said = Said::of(child.wait_with_output().unwrap());
-    assert_eq!(said.code, Some(128 + number), "{}", said.stderr);
-    assert!(said.stderr.contains("saving; press Ctrl-C again"), "{}", said.stderr);
-    assert!(said.stdout.starts_with("stopped and saved at step "), "{}", said.stdout);
-    assert!(said.stdout.contains("--resume"), "{}", said.stdout);
+    let output = Said::of(child.wait_with_output().unwrap());
+    assert_eq!(output.code, Some(128 + number), "{}", output.stderr);
+    assert!(output.stderr.contains("saving; press Ctrl-C again"), "{}", output.stderr);
+    assert!(output.stdout.starts_with("stopped and saved at step "), "{}", output.stdout);
+    assert!(output.stdout.contains("--resume"), "{}", output.stdout);
 
-    let said = succeed(dir.path(), &[&train[..], &["--resume"]].concat());
-    assert_eq!(said.stdout, "finished: run\n");
+    let output = succeed(dir.path(), &[&train[..], &["--resume"]].concat());
+    assert_eq!(output.stdout, "finished: run\n");
     assert_eq!(steps(&run), steps(&whole), "the log has no gap and no repetition");
     let model = |dir: &std::path::Path| fs::read(dir.join(model)).unwrap();
     assert!(model(&run) == model(&whole), "the resumed model has other bytes");
 }
 
+/// Waits until the run has written metrics.
 fn wait_for_metrics(run: &Path, child: &mut Child) {
     let begun = Instant::now();
     while fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len()) == 0 {
-        assert!(begun.elapsed() < PATIENCE && child.try_wait().unwrap().is_none(), "training never began");
+        assert!(begun.elapsed() < PATIENCE && child.try_wait().unwrap().is_none(), "training did not begin");
         sleep(Duration::from_millis(5));
     }
 }
 
-/// Sends a signal, as a terminal does on Ctrl-C (`-INT`) or when it closes (`-HUP`), and a system before it stops (`-TERM`).
+/// Sends a signal: that of Ctrl-C (`-INT`), of a terminal that closes (`-HUP`), or of a system that
+/// shuts down (`-TERM`).
 fn send(child: &Child, signal: &str) {
     let status = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
     assert!(status.success());

@@ -1,4 +1,5 @@
-//! Training that is killed with SIGKILL, or has one thread: it comes to its end, with the same weights.
+//! Tests that training ends with the same weights after SIGKILL, and that it does not block with
+//! one thread.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::program::{command, entries, fixture, folder, succeed};
 
-/// How long to wait for a checkpoint.
+/// The maximum time to wait for a checkpoint.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Names of the complete checkpoints of a run.
+/// Returns the names of the complete checkpoints of a run.
 fn checkpoints(run: &Path) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(run.join("checkpoints")) else { return BTreeSet::new() };
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -20,7 +21,7 @@ fn checkpoints(run: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_run_that_was_killed_five_times_ends_with_the_same_model() {
+fn run_killed_five_times_ends_with_the_same_model() {
     let (dir, data) = (folder(), fixture());
     let every = ["--set", "train_dvae.checkpoint_every=4"];
     let train =
@@ -36,7 +37,7 @@ fn a_run_that_was_killed_five_times_ends_with_the_same_model() {
         while checkpoints(&run).is_subset(&before) {
             assert!(
                 begun.elapsed() < PATIENCE && child.try_wait().unwrap().is_none(),
-                "it made no checkpoint"
+                "training made no checkpoint"
             );
             sleep(Duration::from_millis(1));
         }
@@ -51,9 +52,10 @@ fn a_run_that_was_killed_five_times_ends_with_the_same_model() {
     assert!(model("run") == model("whole"), "a run that was killed has another model");
 }
 
-/// Batches are made on a thread of their own by the pool's one thread, which must not wait for them.
+/// Batches are prepared in the background, which needs the pool's only thread. That thread must not
+/// wait for them.
 #[test]
-fn training_on_one_thread_does_not_wait_for_itself() {
+fn training_with_one_thread_does_not_block() {
     let (dir, data) = (folder(), fixture());
     let args = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "run", "--threads", "1"];
     let mut training = command(dir.path(), &[&args[..], &["--steps", "3"]].concat());

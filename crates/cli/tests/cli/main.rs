@@ -1,7 +1,7 @@
-//! The program as a person meets it: every test runs the binary in a folder of its own. And `tidy`, which reads the
-//! sources.
+//! Tests of the program: each runs the binary in a separate folder. `tidy` and `book` check the
+//! sources and the documentation.
 //!
-//! Drawing needs a model; `pipeline` trains one on `fixtures/emoji`, once for all tests.
+//! Drawing needs a model. `pipeline` trains one on `fixtures/emoji`, once for all tests.
 
 #[cfg(test)]
 mod bench;

@@ -1,4 +1,5 @@
-//! What model files say of their training and of 8 bits, and what commands make of it.
+//! Tests of what model files record about their training and 8-bit weights, and of the commands
+//! that use these records.
 
 use std::path::Path;
 
@@ -12,20 +13,20 @@ fn read(path: &Path) -> ModelFile {
     ModelFile::read(path).unwrap()
 }
 
-/// The guidance that `draw` uses, and what it says on standard error.
+/// Draws, and returns the guidance that was used and the standard error.
 fn drawn(dir: &Path, model: &str, more: &[&str]) -> (f64, String) {
     let args = ["draw", "a red apple", "-n", "1", "--json", "--model", model];
     let Said { stdout, stderr, .. } = succeed(dir, &[&args[..], more].concat());
-    let said: Value = serde_json::from_str(&stdout).unwrap();
-    let parameters = said.get("parameters").unwrap_or(&said);
+    let json: Value = serde_json::from_str(&stdout).unwrap();
+    let parameters = json.get("parameters").unwrap_or(&json);
     (parameters["guidance"].as_f64().unwrap(), stderr)
 }
 
 #[test]
-fn training_keeps_weights_exact_and_packing_keeps_the_dvae() {
+fn training_stores_exact_weights_and_pack_keeps_the_dvae() {
     let (pipeline, dir) = (pipeline(), folder());
     let trained = read(&pipeline.dir.join("dvae/dvae.tessera.safetensors"));
-    // f16 has no more than the upper 11 bits of a number.
+    // A value of f16 has only the upper 11 bits of the significand.
     let is_f16 = |value: &f32| value.to_bits() & 0x1fff == 0;
     assert!(!trained.dvae.iter().flat_map(|weight| &weight.values).all(is_f16), "rounded to f16");
     succeed(dir.path(), &["pack", &pipeline.model(), "--out", "packed"]);
@@ -34,21 +35,21 @@ fn training_keeps_weights_exact_and_packing_keeps_the_dvae() {
 }
 
 #[test]
-fn weights_in_8_bits_are_measured_by_pack() {
+fn pack_measures_8_bit_weights() {
     let (pipeline, dir) = (pipeline(), folder());
     let model = pipeline.model();
     let error = mistake(dir.path(), &["draw", "a cat", "-n", "1", "--model", &model, "--weights", "int8"]);
     assert!(error.contains("--weights int8") && error.contains("`tessera pack` measures it"), "{error}");
-    let said = succeed(dir.path(), &["pack", &model, "--out", "packed"]).stdout;
-    assert!(said.contains("8-bit weights change the distribution of a token by"), "{said}");
+    let output = succeed(dir.path(), &["pack", &model, "--out", "packed"]).stdout;
+    assert!(output.contains("8-bit weights change the distribution of a token by"), "{output}");
     for weights in ["int8", "f32"] {
         drawn(dir.path(), "packed", &["--weights", weights]);
     }
 }
 
-/// Measured again, weights that are in 8 bits change nothing.
+/// A new measurement would find that weights in 8 bits change nothing.
 #[test]
-fn packing_again_keeps_what_the_file_says_of_8_bits() {
+fn packing_again_keeps_the_recorded_change_by_8_bits() {
     let (pipeline, dir) = (pipeline(), folder());
     let pack = |args: &[&str]| succeed(dir.path(), &[&["pack"], args].concat()).stdout;
     let int8 = |name: &str| read(&dir.path().join(name)).int8;
@@ -66,7 +67,7 @@ fn packing_again_keeps_what_the_file_says_of_8_bits() {
 }
 
 #[test]
-fn words_of_the_training_captions_are_listed_and_others_are_named() {
+fn inspect_lists_training_words_and_draw_names_unknown_ones() {
     let (pipeline, dir) = (pipeline(), folder());
     let model = pipeline.model();
     let words = |name: &str| succeed(dir.path(), &["inspect", name, "--words"]).stdout;
@@ -84,7 +85,7 @@ fn words_of_the_training_captions_are_listed_and_others_are_named() {
     };
     assert_eq!(draw(&model, &["red apples, 2 cats"]), "");
     assert_eq!(draw(&model, &["a red aplpe"]), "unknown word: 'aplpe'; did you mean 'apple'?\n");
-    // Nothing but unknown words is drawn all the same; one line is for all prompts.
+    // A prompt of unknown words is drawn too. There is one line for all prompts.
     let line = "unknown words: 'zorp', 'armchair', 'and' (did you mean 'an'?)\n";
     assert_eq!(draw(&model, &["zorp", "an armchair and a zorp"]), line);
 
@@ -98,16 +99,16 @@ fn words_of_the_training_captions_are_listed_and_others_are_named() {
 }
 
 #[test]
-fn packing_in_place_says_how_large_the_file_was() {
+fn packing_in_place_prints_the_previous_size() {
     let dir = folder();
     let size = std::fs::copy(pipeline().model(), dir.path().join("model")).unwrap();
-    let said = succeed(dir.path(), &["pack", "model", "--out", "model"]).stdout;
-    assert!(said.contains(&format!("{:.1} MB to ", size as f64 / 1e6)), "{said}");
+    let output = succeed(dir.path(), &["pack", "model", "--out", "model"]).stdout;
+    assert!(output.contains(&format!("{:.1} MB to ", size as f64 / 1e6)), "{output}");
     assert!(std::fs::metadata(dir.path().join("model")).unwrap().len() < size);
 }
 
 #[test]
-fn guidance_is_off_for_a_model_that_was_not_trained_for_it() {
+fn guidance_is_off_for_a_model_trained_without_caption_drop() {
     let (pipeline, dir) = (pipeline(), folder());
     let model = pipeline.model();
     assert_eq!(drawn(dir.path(), &model, &[]), (1.5, String::new()));

@@ -1,4 +1,5 @@
-//! Crops that are not the identity: pictures larger than the model and not square, stored as tokens or encoded in training.
+//! Tests of random crops with pictures that are not square and larger than those of the model.
+//! Crops are stored as tokens, or encoded during training.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +12,7 @@ use tessera_model::weights::ModelFile;
 use super::pipeline::{metrics, pipeline};
 use super::program::{arg, entries, folder, mistake, succeed};
 
-/// Writes a data set `DIR/wide` of pictures of 56x44 and 40x60 pixels, for models of 32.
+/// Writes a data set `DIR/wide` with pictures of 56x44 and 40x60 pixels, for models of 32 pixels.
 fn wide(dir: &Path) -> String {
     let data = dir.join("wide");
     for (split, numbers) in [(Split::Train, 0..20_u8), (Split::Val, 20..26)] {
@@ -32,14 +33,14 @@ fn wide(dir: &Path) -> String {
     arg(&data).to_string()
 }
 
-/// The dVAE and the tokenizer of the pipeline.
+/// Returns the paths of the pipeline's dVAE and tokenizer.
 fn trained() -> (String, String) {
     let path = |name: &str| arg(&pipeline().dir.join(name)).to_string();
     (path("dvae/dvae.tessera.safetensors"), path("bpe/tokenizer.json"))
 }
 
 #[test]
-fn encode_stores_as_many_random_crops_as_it_is_told_and_centres_of_held_out_pictures() {
+fn encode_stores_random_crops_and_centre_crops_of_held_out() {
     let dir = folder();
     let (data, (dvae, _)) = (wide(dir.path()), trained());
     let codes = |copies: &str, seed: &str, split: &str| {
@@ -51,25 +52,25 @@ fn encode_stores_as_many_random_crops_as_it_is_told_and_centres_of_held_out_pict
     };
     let [centre, one, three] = ["0", "1", "3"].map(|copies| codes(copies, "0", "train"));
     assert_eq!([centre.copies, one.copies, three.copies], [1, 1, 3]);
-    let alike = |a: &CodeSet, b: &CodeSet, [i, j]: [usize; 2]| {
+    let equal = |a: &CodeSet, b: &CodeSet, [i, j]: [usize; 2]| {
         (0..a.len()).filter(|&item| a.tokens(item, i) == b.tokens(item, j)).count()
     };
-    // The first of three is the one of one; none is the centre, no two are the same.
-    assert_eq!(alike(&one, &three, [0, 0]), 20);
+    // The first of three copies is the copy of `one`. All copies differ, also from the centre.
+    assert_eq!(equal(&one, &three, [0, 0]), 20);
     for [i, j] in [[0, 1], [0, 2], [1, 2]] {
-        assert!(alike(&three, &three, [i, j]) < 10, "copies {i} and {j} are the same");
+        assert!(equal(&three, &three, [i, j]) < 10, "copies {i} and {j} are the same");
     }
     for copy in 0..3 {
-        assert!(alike(&centre, &three, [0, copy]) < 10, "copy {copy} is the centre");
+        assert!(equal(&centre, &three, [0, copy]) < 10, "copy {copy} is the centre");
     }
-    assert!(alike(&three, &codes("3", "1", "train"), [0, 0]) < 10, "two seeds have the same crops");
+    assert!(equal(&three, &codes("3", "1", "train"), [0, 0]) < 10, "two seeds have the same crops");
     let val = codes("3", "0", "val");
     assert_eq!((val.copies, val.len()), (1, 6));
-    assert_eq!(alike(&val, &codes("0", "0", "val"), [0, 0]), 6);
+    assert_eq!(equal(&val, &codes("0", "0", "val"), [0, 0]), 6);
 }
 
 #[test]
-fn a_prior_is_trained_on_pictures_that_are_encoded_on_the_way_and_continues_to_the_same_bits() {
+fn resumed_prior_with_online_encoding_ends_with_the_same_model() {
     let dir = folder();
     let (data, (dvae, bpe)) = (wide(dir.path()), trained());
     let train = |run: &str, more: &[&str]| {
@@ -94,7 +95,7 @@ fn a_prior_is_trained_on_pictures_that_are_encoded_on_the_way_and_continues_to_t
 }
 
 #[test]
-fn what_a_prior_is_trained_on_must_fit_how_it_is_encoded() {
+fn training_data_of_another_encoding_is_an_error() {
     let dir = folder();
     let (data, (dvae, bpe)) = (wide(dir.path()), trained());
     let codes = arg(&pipeline().dir.join("codes")).to_string();
@@ -115,7 +116,7 @@ fn what_a_prior_is_trained_on_must_fit_how_it_is_encoded() {
 }
 
 #[test]
-fn crops_of_the_dvae_differ_from_step_to_step() {
+fn dvae_crop_settings_change_the_loss() {
     let dir = folder();
     let data = wide(dir.path());
     let train = |run: &str, crop: &str| {

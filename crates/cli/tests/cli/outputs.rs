@@ -1,4 +1,5 @@
-//! Files that commands write: standard output, pipes, links, endings, full disks; and files that they read from standard input.
+//! Tests of the files that commands write (standard output, pipes, links, extensions, full disks)
+//! and of reading from standard input.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -14,13 +15,13 @@ use super::program::{command, entries, folder, mistake, succeed};
 
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
-/// The arguments that draw one picture.
+/// The arguments for drawing one picture.
 fn one<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["draw", "a cat", "-n", "1", "--seed", "1", "--model", model], more].concat()
 }
 
 #[test]
-fn a_dash_is_standard_output() {
+fn dash_as_output_is_standard_output() {
     let (dir, model) = (folder(), pipeline().model());
     for out in ["-", "/dev/stdout"] {
         let output = command(dir.path(), &one(&model, &["--out", out])).output().unwrap();
@@ -36,9 +37,9 @@ fn a_dash_is_standard_output() {
     assert!(error.contains("--separate: wanted the name of a file"), "{error}");
 }
 
-/// `--out /dev/stdout >> old.txt` replaced `old.txt` with the picture.
+/// Earlier, `--out /dev/stdout >> old.txt` replaced `old.txt` with the picture.
 #[test]
-fn a_redirection_is_written_behind_what_the_file_holds() {
+fn appending_redirection_keeps_the_content_of_the_file() {
     let dir = folder();
     let path = dir.path().join("old.txt");
     fs::write(&path, "old").unwrap();
@@ -52,7 +53,7 @@ fn a_redirection_is_written_behind_what_the_file_holds() {
 }
 
 #[test]
-fn a_pipe_gets_the_picture_and_stays_a_pipe() {
+fn named_pipe_as_output_receives_the_picture() {
     let dir = folder();
     let pipe = dir.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -63,7 +64,7 @@ fn a_pipe_gets_the_picture_and_stays_a_pipe() {
 }
 
 #[test]
-fn a_dash_is_standard_input() {
+fn dash_as_input_is_standard_input() {
     let (dir, model) = (folder(), pipeline().model());
     succeed(dir.path(), &one(&model, &["--out", "cat.png"]));
     let with_input = |args: &[&str], bytes: &[u8]| {
@@ -96,7 +97,7 @@ fn a_dash_is_standard_input() {
 }
 
 #[test]
-fn the_ending_decides_the_format() {
+fn file_extension_determines_the_format() {
     let (dir, model) = (folder(), pipeline().model());
     let drawn = |out: &str| {
         succeed(dir.path(), &one(&model, &["--out", out]));
@@ -116,9 +117,9 @@ fn the_ending_decides_the_format() {
     assert_eq!(image::guess_format(&bytes).unwrap(), ImageFormat::WebP);
 }
 
-/// `reconstruct --out keep.bmp` failed after the work, and left `keep.bmp` empty.
+/// Earlier, `reconstruct --out keep.bmp` failed after the computation and left `keep.bmp` empty.
 #[test]
-fn outputs_that_make_no_sense_are_refused_and_nothing_changes() {
+fn invalid_outputs_are_errors_and_change_no_files() {
     let (dir, model) = (folder(), pipeline().model());
     let long = format!("{}.png", "x".repeat(252));
     for name in ["keep.bmp", "keep.png", "keep.part"] {
@@ -150,19 +151,19 @@ fn outputs_that_make_no_sense_are_refused_and_nothing_changes() {
     }
 }
 
-/// The name of each numbered picture is tried before the first is drawn.
+/// The names of all numbered pictures are checked before the first is drawn.
 #[test]
-fn numbered_names_that_are_too_long_are_refused() {
+fn numbered_names_that_are_too_long_are_errors() {
     let dir = folder();
-    let out = format!("{}.png", "x".repeat(249)); // with -1 it fits, with -10 not
+    let out = format!("{}.png", "x".repeat(249)); // valid with -1, too long with -10
     let args = ["draw", "a cat", "-n", "10", "--model", &pipeline().model(), "--out", &out, "--separate"];
     assert!(mistake(dir.path(), &args).contains("too long"));
     assert!(entries(dir.path()).is_empty());
 }
 
-/// `pack --out m.safetensors` used `m.part` on the way, and deleted it.
+/// Earlier, `pack --out m.safetensors` used `m.part` as a temporary file and deleted it.
 #[test]
-fn packing_touches_no_other_file_and_keeps_links() {
+fn pack_changes_no_other_file_and_keeps_links() {
     let (dir, model) = (folder(), pipeline().model());
     let at = |name: &str| dir.path().join(name);
     fs::write(at("m.part"), "important").unwrap();
@@ -173,7 +174,7 @@ fn packing_touches_no_other_file_and_keeps_links() {
     assert_eq!(fs::read(at("m.part")).unwrap(), b"important");
     assert!(fs::symlink_metadata(at("link.safetensors")).unwrap().is_symlink());
     assert_eq!(fs::read(at("real")).unwrap(), packed);
-    // Two at a time whose temporary names were one.
+    // Earlier, these commands used the same temporary name.
     let spawn = |out| command(dir.path(), &["pack", &model, "--out", out]).stdout(Stdio::null()).spawn();
     let children = ["x.one", "x.two", "x.one"].map(|out| spawn(out).unwrap());
     for mut child in children {
@@ -187,13 +188,14 @@ fn packing_touches_no_other_file_and_keeps_links() {
     );
 }
 
-/// A disk that is full: nothing is lost, nothing half is left, and the exit code says that asking differently would not help.
+/// On a full disk no file is lost and none is incomplete. The exit code is 1, since the arguments
+/// were valid.
 #[test]
-fn a_full_disk_leaves_what_was_there() {
+fn full_disk_leaves_existing_files_unchanged() {
     let (dir, model) = (folder(), pipeline().model());
-    let said = command(dir.path(), &one(&model, &["--out", "/dev/full"])).output().unwrap();
-    let error = String::from_utf8(said.stderr).unwrap();
-    assert_eq!(said.status.code(), Some(1), "{error}");
+    let output = command(dir.path(), &one(&model, &["--out", "/dev/full"])).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("cannot write /dev/full: No space left on device"), "{error}");
     for (name, args) in [
         ("cat.png", one(&model, &["--out", "cat.png"])),
@@ -202,15 +204,16 @@ fn a_full_disk_leaves_what_was_there() {
     ] {
         fs::write(dir.path().join(name), "precious").unwrap();
         fs::copy(&model, dir.path().join("model")).unwrap();
-        let said = with_file_limit(dir.path(), &args);
-        assert!(said.contains(&format!("error: cannot write {name}: File too large")), "{said}");
+        let stderr = with_file_limit(dir.path(), &args);
+        assert!(stderr.contains(&format!("error: cannot write {name}: File too large")), "{stderr}");
         assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"precious", "{args:?}");
         fs::remove_file(dir.path().join(name)).unwrap();
         assert_eq!(entries(dir.path()), ["model"], "{args:?}");
     }
 }
 
-/// Runs the program where no file may grow beyond a kilobyte, as on a disk that fills up on the way; what it said.
+/// Runs the program with a limit of one kilobyte per file, like a disk that becomes full during
+/// writing. Returns the standard error.
 fn with_file_limit(dir: &Path, args: &[&str]) -> String {
     let script = "trap '' XFSZ; ulimit -f 1; exec \"$0\" \"$@\"";
     let mut shell = Command::new("bash");

@@ -1,4 +1,5 @@
-//! `tessera draw --image` (paper §3.3): what is kept is kept exactly, and what cannot be meant is refused.
+//! Tests of `tessera draw --image` (paper §3.3): kept tokens do not change, and invalid requests
+//! are errors.
 
 use std::fs;
 use std::path::Path;
@@ -9,29 +10,30 @@ use serde_json::Value;
 use super::pipeline::pipeline;
 use super::program::{entries, folder, mistake, succeed};
 
-/// Cells along a side of the preset `tiny`, and pixels of one.
+/// The number of cells along a side of a picture in the preset `tiny`.
 const GRID: usize = 8;
 
-/// Draws and tells the tokens of each picture.
+/// Draws, and returns the tokens of each picture and the standard error.
 fn tokens(dir: &Path, args: &[&str]) -> (Vec<Vec<u64>>, String) {
     let model = pipeline().model();
-    let said = succeed(dir, &[&["draw", "--model", &model, "--json"], args].concat());
-    let told: Value = serde_json::from_str(&said.stdout).unwrap();
+    let output = succeed(dir, &[&["draw", "--model", &model, "--json"], args].concat());
+    let json: Value = serde_json::from_str(&output.stdout).unwrap();
     let picture = |picture: &Value| {
         let tokens: Vec<u64> =
             picture["tokens"].as_array().unwrap().iter().map(|token| token.as_u64().unwrap()).collect();
         assert_eq!(tokens.len(), GRID * GRID);
         tokens
     };
-    (told["pictures"].as_array().unwrap().iter().map(picture).collect(), said.stderr)
+    (json["pictures"].as_array().unwrap().iter().map(picture).collect(), output.stderr)
 }
 
-/// A drawing whose tokens are known, as `cat.png`.
+/// Draws `cat.png` and returns its tokens.
 fn cat(dir: &Path) -> Vec<u64> {
     tokens(dir, &["a cat", "-n", "1", "--seed", "4", "--out", "cat.png"]).0.remove(0)
 }
 
-fn kept(drawn: &[Vec<u64>], original: &[u64], keep: impl Fn(usize, usize) -> bool) {
+/// Checks that the cells for which `keep` is true have the original tokens, and some others differ.
+fn check_kept(drawn: &[Vec<u64>], original: &[u64], keep: impl Fn(usize, usize) -> bool) {
     let changed =
         |tokens: &Vec<u64>| (0..GRID * GRID).filter(|&at| tokens[at] != original[at]).collect::<Vec<_>>();
     for tokens in drawn {
@@ -41,22 +43,22 @@ fn kept(drawn: &[Vec<u64>], original: &[u64], keep: impl Fn(usize, usize) -> boo
 }
 
 #[test]
-fn what_is_kept_is_kept_exactly_and_the_rest_is_drawn() {
+fn draw_keeps_the_selected_cells_and_draws_the_rest() {
     let dir = folder();
     let dir = dir.path();
     let original = cat(dir);
     let go_on = |args: &[&str]| {
-        let (drawn, said) =
+        let (drawn, stderr) =
             tokens(dir, &[&["an owl", "--image", "cat.png", "-n", "4", "--seed", "1"], args].concat());
-        assert_eq!(said, "cat.png: drawn by this model; its own tokens are used\n");
+        assert_eq!(stderr, "cat.png: drawn by this model; its own tokens are used\n");
         drawn
     };
-    kept(&go_on(&["--keep-rows", "3"]), &original, |_, y| y < 3);
-    kept(&go_on(&["--keep", "2,1,4,6", "--guidance", "1"]), &original, |x, y| {
+    check_kept(&go_on(&["--keep-rows", "3"]), &original, |_, y| y < 3);
+    check_kept(&go_on(&["--keep", "2,1,4,6", "--guidance", "1"]), &original, |x, y| {
         (2..6).contains(&x) && (1..7).contains(&y)
     });
-    kept(&go_on(&["--keep-rows", "7", "--negative", "a cat"]), &original, |_, y| y < 7);
-    // White in one cell and at the edge of another.
+    check_kept(&go_on(&["--keep-rows", "7", "--negative", "a cat"]), &original, |_, y| y < 7);
+    // The mask is white in one cell and at the edge of another.
     let side =
         fs::read(dir.join("cat.png")).map(|bytes| image::load_from_memory(&bytes).unwrap().width()).unwrap();
     let cell = side / GRID as u32;
@@ -64,13 +66,13 @@ fn what_is_kept_is_kept_exactly_and_the_rest_is_drawn() {
     GrayImage::from_fn(side, side, |x, y| Luma([if white(x, y) { 255 } else { 0 }]))
         .save(dir.join("mask.png"))
         .unwrap();
-    kept(&go_on(&["--mask", "mask.png"]), &original, |x, y| (x, y) != (3, 3) && (x, y) != (5, 6));
-    // The same asked again is the same, and the first of two is the only one.
+    check_kept(&go_on(&["--mask", "mask.png"]), &original, |x, y| (x, y) != (3, 3) && (x, y) != (5, 6));
+    // The same command draws the same pictures.
     assert_eq!(go_on(&["--keep-rows", "3"]), go_on(&["--keep-rows", "3"]));
 }
 
 #[test]
-fn variations_differ_from_each_other_as_much_as_they_are_told_to() {
+fn variations_differ_more_with_more_strength() {
     let dir = folder();
     let original = cat(dir.path());
     let vary = |strength: &str| {
@@ -82,14 +84,14 @@ fn variations_differ_from_each_other_as_much_as_they_are_told_to() {
     assert_eq!(vary("0"), 0);
     let [some, more] = [vary("0.3"), vary("0.9")];
     assert!(0 < some && some < more, "{some} {more}");
-    // Without words of one's own, those of the picture.
-    let told = succeed(dir.path(), &["inspect", "drawing.png", "--json"]).stdout;
-    let told: Value = serde_json::from_str(&told).unwrap();
-    assert_eq!((&told["prompts"][0], &told["strength"]), (&"a cat".into(), &0.9.into()));
+    // Without a prompt, the prompt of the picture is used.
+    let json = succeed(dir.path(), &["inspect", "drawing.png", "--json"]).stdout;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["prompts"][0], &json["strength"]), (&"a cat".into(), &0.9.into()));
 }
 
 #[test]
-fn pictures_of_any_shape_are_fitted_and_it_is_said_how() {
+fn draw_fits_pictures_of_any_shape_and_prints_how() {
     let dir = folder();
     let dir = dir.path();
     let picture = RgbImage::from_fn(90, 60, |x, y| image::Rgb([x as u8 / 9, y as u8 / 6, 0]));
@@ -97,12 +99,12 @@ fn pictures_of_any_shape_are_fitted_and_it_is_said_how() {
     let go_on = |args: &[&str]| {
         tokens(dir, &[&["an owl", "--image", "photo.jpg", "--keep-rows", "4", "-n", "1"], args].concat())
     };
-    let (crop, said) = go_on(&[]);
-    assert_eq!(said, "photo.jpg: 90x60 pixels, its middle 60x60, scaled to 32x32\n");
-    let (pad, said) = go_on(&["--fit", "pad"]);
-    assert_eq!(said, "photo.jpg: 90x60 pixels, all of it with white borders, scaled to 32x32\n");
+    let (crop, stderr) = go_on(&[]);
+    assert_eq!(stderr, "photo.jpg: 90x60 pixels, its middle 60x60, scaled to 32x32\n");
+    let (pad, stderr) = go_on(&["--fit", "pad"]);
+    assert_eq!(stderr, "photo.jpg: 90x60 pixels, all of it with white borders, scaled to 32x32\n");
     assert_ne!(crop[0][..GRID], pad[0][..GRID]);
-    // A drawing that was painted over is no longer what its tokens say.
+    // A drawing that was painted over does not match its recorded tokens, so it is encoded again.
     cat(dir);
     let text = fs::read(dir.join("cat.png"))
         .map(|bytes| tessera_data::png_text::read(std::io::Cursor::new(bytes)).unwrap().unwrap());
@@ -112,9 +114,9 @@ fn pictures_of_any_shape_are_fitted_and_it_is_said_how() {
         tessera_data::png_text::encode(&black, text.unwrap(), tessera_data::png_text::Effort::Small).unwrap(),
     )
     .unwrap();
-    let (_, said) = tokens(dir, &["an owl", "--image", "painted.png", "--keep-rows", "4", "-n", "1"]);
-    assert_eq!(said, "painted.png: 128x128 pixels, scaled to 32x32\n");
-    // What is transparent is drawn, unless told otherwise.
+    let (_, stderr) = tokens(dir, &["an owl", "--image", "painted.png", "--keep-rows", "4", "-n", "1"]);
+    assert_eq!(stderr, "painted.png: 128x128 pixels, scaled to 32x32\n");
+    // Without a flag, transparent cells are drawn.
     let clear = RgbaImage::from_fn(32, 32, |_, y| image::Rgba([200, 0, 0, if y < 16 { 255 } else { 0 }]));
     clear.save(dir.join("clear.png")).unwrap();
     let (drawn, _) = tokens(dir, &["an owl", "--image", "clear.png", "-n", "3", "--seed", "1"]);
@@ -122,7 +124,7 @@ fn pictures_of_any_shape_are_fitted_and_it_is_said_how() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_in_a_line() {
+fn invalid_picture_prompts_are_errors_of_one_line() {
     let dir = folder();
     let dir = dir.path();
     RgbImage::new(40, 40).save(dir.join("a.png")).unwrap();

@@ -1,4 +1,4 @@
-//! Damaged pictures are refused wherever pictures come in.
+//! Tests that all commands refuse damaged pictures.
 
 use std::fs;
 use std::path::Path;
@@ -7,12 +7,12 @@ use image::RgbImage;
 
 use super::program::{Said, command, folder, mistake, succeed};
 
-/// `fixtures/jpeg/NAME`.
+/// Reads `fixtures/jpeg/NAME`.
 fn jpeg(name: &str) -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/jpeg").join(name)).unwrap()
 }
 
-/// Writes JPEGs that are cut short or have zeros for a tail, and returns their names.
+/// Writes JPEGs that are truncated or end with zeros, and returns their names.
 fn damaged(dir: &Path) -> [&'static str; 3] {
     let whole = jpeg("baseline.jpg");
     let zeros = [&whole[..whole.len() / 2], &vec![0; whole.len() / 2]].concat();
@@ -28,7 +28,7 @@ fn damaged(dir: &Path) -> [&'static str; 3] {
 }
 
 #[test]
-fn a_cut_jpeg_is_refused_by_every_command() {
+fn truncated_jpeg_is_an_error_in_every_command() {
     let dir = folder();
     let dir = dir.path();
     let names = damaged(dir);
@@ -49,19 +49,19 @@ fn a_cut_jpeg_is_refused_by_every_command() {
     fs::create_dir(dir.join("set")).unwrap();
     fs::copy(dir.join("cut.jpg"), dir.join("set/cut.jpg")).unwrap();
     RgbImage::new(9, 9).save(dir.join("set/whole.png")).unwrap();
-    // A damaged picture of a folder is passed over and named, and one picture is too few.
-    let said = Said::of(command(dir, &["eval", "kid", "set", "set"]).output().unwrap());
-    assert_eq!(said.code, Some(2), "{}", said.stdout);
-    assert!(said.stderr.contains("cut.jpg: the picture is damaged: it is cut short"), "{}", said.stderr);
+    // A damaged picture in a folder is skipped with a note. One picture is left, which is too few.
+    let output = Said::of(command(dir, &["eval", "kid", "set", "set"]).output().unwrap());
+    assert_eq!(output.code, Some(2), "{}", output.stdout);
+    assert!(output.stderr.contains("cut.jpg: the picture is damaged: it is cut short"), "{}", output.stderr);
     assert!(
-        said.stderr.ends_with("error: 1 and 1 feature vectors; wanted at least 2 of each\n"),
+        output.stderr.ends_with("error: 1 and 1 feature vectors; wanted at least 2 of each\n"),
         "{}",
-        said.stderr
+        output.stderr
     );
 }
 
 #[test]
-fn cut_jpegs_are_counted_as_damaged_in_folders() {
+fn data_folder_counts_truncated_jpegs_as_damaged() {
     let dir = folder();
     let pictures = dir.path().join("pictures");
     fs::create_dir(&pictures).unwrap();
@@ -76,6 +76,6 @@ fn cut_jpegs_are_counted_as_damaged_in_folders() {
         fs::write(pictures.join(format!("{name}.txt")), "a wave\n").unwrap();
     }
     let args = ["data", "folder", "pictures", "--out", "data", "--size", "32", "--holdout", "0"];
-    let said = succeed(dir.path(), &args).stdout;
-    assert!(said.contains("3 damaged"), "{said}");
+    let output = succeed(dir.path(), &args).stdout;
+    assert!(output.contains("3 damaged"), "{output}");
 }

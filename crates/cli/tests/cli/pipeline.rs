@@ -1,4 +1,5 @@
-//! From captioned pictures to drawings: every command on `fixtures/emoji` with the preset `tiny`.
+//! Runs every command from captioned pictures to drawings, on `fixtures/emoji` with the preset
+//! `tiny`. The trained models are also used by other tests.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,27 +10,28 @@ use tessera_model::weights::ModelFile;
 
 use super::program::{arg, entries, fixture, folder, mistake, picture, succeed};
 
-/// What the training commands leave behind.
+/// The results of the training commands.
 pub struct Pipeline {
-    /// Runs `bpe`, `dvae`, `prior` and `rerank`, and `codes`.
+    /// The folder of the runs `bpe`, `dvae`, `prior` and `rerank`, and of `codes`.
     pub dir: PathBuf,
-    /// Held while the tests run, so that a second run of them waits instead of tearing the folder down.
+    /// A lock that is held while the tests run, so that another test process waits instead of
+    /// deleting the folder.
     _lock: File,
 }
 
 impl Pipeline {
-    /// dVAE, tokenizer and prior.
+    /// The path of the model file with dVAE, tokenizer and prior.
     pub fn model(&self) -> String {
         arg(&self.dir.join("prior/model.tessera.safetensors")).to_string()
     }
 
-    /// The contrastive model.
+    /// The path of the file with the contrastive model.
     pub fn reranker(&self) -> String {
         arg(&self.dir.join("rerank/rerank.tessera.safetensors")).to_string()
     }
 }
 
-/// Trains a model, the first time it is asked for.
+/// Returns the trained models. The first call trains them.
 pub fn pipeline() -> &'static Pipeline {
     static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
     PIPELINE.get_or_init(|| {
@@ -57,13 +59,13 @@ fn train(dir: &Path) {
     run(&[&rerank[..], &["--dvae", "dvae/dvae.tessera.safetensors"]].concat());
 }
 
-/// The lines of a run's `metrics.jsonl`.
+/// Reads the lines of a run's `metrics.jsonl`.
 pub fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// (split, step) of each line.
+/// Returns the split and the step of each line of a run's `metrics.jsonl`.
 pub fn steps(run: &Path) -> Vec<(String, u64)> {
     metrics(run)
         .iter()
@@ -72,7 +74,7 @@ pub fn steps(run: &Path) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn every_command_leaves_what_it_says() {
+fn training_commands_write_the_expected_files() {
     let dir = &pipeline().dir;
     assert_eq!(entries(&dir.join("bpe")), ["tokenizer.json"]);
     let codes =
@@ -100,10 +102,10 @@ fn every_command_leaves_what_it_says() {
 }
 
 #[test]
-fn a_packed_model_is_half_the_size_and_draws() {
+fn packed_model_is_smaller_and_draws() {
     let (pipeline, dir) = (pipeline(), folder());
-    let said = succeed(dir.path(), &["pack", &pipeline.model(), "--out", "small.safetensors"]);
-    assert!(said.stdout.contains("small.safetensors"), "{}", said.stdout);
+    let output = succeed(dir.path(), &["pack", &pipeline.model(), "--out", "small.safetensors"]);
+    assert!(output.stdout.contains("small.safetensors"), "{}", output.stdout);
     let bytes = |path: &Path| fs::metadata(path).unwrap().len();
     let (small, whole) = (bytes(&dir.path().join("small.safetensors")), bytes(Path::new(&pipeline.model())));
     assert!(small * 10 < whole * 7, "{small} of {whole} bytes");
@@ -112,14 +114,14 @@ fn a_packed_model_is_half_the_size_and_draws() {
 }
 
 #[test]
-fn a_reranker_is_packed_with_the_model_that_has_its_tokenizer() {
+fn pack_adds_a_reranker_only_if_it_has_the_same_tokenizer() {
     let (pipeline, dir) = (pipeline(), folder());
     let pack = ["pack", &pipeline.model(), "--out", "whole.safetensors", "--rerank"];
     succeed(dir.path(), &[&pack[..], &[&pipeline.reranker()]].concat());
     let json = succeed(dir.path(), &["inspect", "whole.safetensors", "--json"]).stdout;
     let read: Value = serde_json::from_str(&json).unwrap();
     assert!(read["reranker_parameters"].as_u64().unwrap() > 10_000, "{json}");
-    // Best of more is then what is drawn unless told otherwise.
+    // With a reranker, the default is to draw the best of more candidates.
     succeed(dir.path(), &["draw", "a red apple", "--seed", "1", "--model", "whole.safetensors"]);
     let json = succeed(dir.path(), &["inspect", "drawing.png", "--json"]).stdout;
     let read: Value = serde_json::from_str(&json).unwrap();
@@ -137,14 +139,14 @@ fn a_reranker_is_packed_with_the_model_that_has_its_tokenizer() {
 }
 
 #[test]
-fn the_judge_refuses_styles_with_too_few_pictures() {
+fn eval_drawing_refuses_styles_with_too_few_pictures() {
     let (data, model) = (fixture(), pipeline().model());
     let error = mistake(folder().path(), &["eval", "drawing", "--data", &data, "--model", &model]);
     assert!(error.contains("wanted 8 or more"), "{error}");
 }
 
 #[test]
-fn losses_are_finite_and_fall() {
+fn training_losses_are_finite_and_fall() {
     for run in ["dvae", "prior", "rerank"] {
         let lines = metrics(&pipeline().dir.join(run));
         let train: Vec<f64> = lines
@@ -166,12 +168,12 @@ fn losses_are_finite_and_fall() {
 }
 
 #[test]
-fn evaluations_speak_json() {
+fn eval_prints_json_on_request() {
     let pipeline = pipeline();
     let (data, model) = (fixture(), pipeline.model());
     let eval = |what| -> Value {
-        let said = succeed(&pipeline.dir, &["eval", what, "--data", &data, "--model", &model, "--json"]);
-        serde_json::from_str(&said.stdout).unwrap()
+        let output = succeed(&pipeline.dir, &["eval", what, "--data", &data, "--model", &model, "--json"]);
+        serde_json::from_str(&output.stdout).unwrap()
     };
     let recon = eval("recon");
     assert_eq!(recon["pictures"], 16);
@@ -187,14 +189,19 @@ fn evaluations_speak_json() {
 }
 
 #[test]
-fn evaluations_have_a_table_for_people() {
+fn eval_recon_prints_a_table() {
     let pipeline = pipeline();
-    let said = succeed(&pipeline.dir, &["eval", "recon", "--data", &fixture(), "--model", &pipeline.model()]);
-    assert!(said.stdout.contains("16 held-out pictures") && said.stdout.contains("PSNR"), "{}", said.stdout);
+    let output =
+        succeed(&pipeline.dir, &["eval", "recon", "--data", &fixture(), "--model", &pipeline.model()]);
+    assert!(
+        output.stdout.contains("16 held-out pictures") && output.stdout.contains("PSNR"),
+        "{}",
+        output.stdout
+    );
 }
 
 #[test]
-fn curves_of_a_run_are_a_picture() {
+fn eval_curves_writes_an_svg() {
     let dir = folder();
     let run = pipeline().dir.join("prior");
     succeed(dir.path(), &["eval", "curves", arg(&run), "--out", "prior.svg"]);
@@ -205,7 +212,7 @@ fn curves_of_a_run_are_a_picture() {
 }
 
 #[test]
-fn a_model_without_a_prior_is_told_apart() {
+fn draw_without_a_prior_is_an_error() {
     let pipeline = pipeline();
     let error =
         mistake(&pipeline.dir, &["draw", "a", "--model", "dvae/dvae.tessera.safetensors", "--out", "x.png"]);
@@ -214,7 +221,7 @@ fn a_model_without_a_prior_is_told_apart() {
 }
 
 #[test]
-fn a_run_folder_is_not_overwritten() {
+fn training_does_not_overwrite_a_run() {
     let data = fixture();
     let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "dvae"];
     let error = mistake(&pipeline().dir, &train);
@@ -222,7 +229,7 @@ fn a_run_folder_is_not_overwritten() {
 }
 
 #[test]
-fn a_run_folder_of_another_config_names_the_difference() {
+fn resume_with_another_config_names_the_difference() {
     let data = fixture();
     let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "dvae", "--resume"];
     let error = mistake(&pipeline().dir, &[&train[..], &["--set", "train_dvae.lr=0.5"]].concat());
@@ -230,14 +237,14 @@ fn a_run_folder_of_another_config_names_the_difference() {
 }
 
 #[test]
-fn a_run_starts_from_the_weights_of_a_model() {
+fn init_starts_from_the_weights_of_a_model() {
     let pipeline = pipeline();
     let dir = folder();
     let path = |name: &str| arg(&pipeline.dir.join(name)).to_string();
     let (codes, bpe, model) = (path("codes"), path("bpe/tokenizer.json"), pipeline.model());
     let train = ["train", "prior", "--config", "tiny", "--data", &codes, "--bpe", &bpe, "--run", "further"];
     let once = ["--steps", "1", "--set", "train_prior.log_every=1"];
-    // It has seen one word more than the captions have.
+    // The model knows one word more than the captions contain.
     let mut file = ModelFile::read(Path::new(&model)).unwrap();
     file.words.as_mut().unwrap().insert("zebra".to_string());
     fs::write(dir.path().join("model"), file.to_bytes().unwrap()).unwrap();
@@ -245,16 +252,17 @@ fn a_run_starts_from_the_weights_of_a_model() {
     let trained = ModelFile::read(&dir.path().join("further/model.tessera.safetensors")).unwrap();
     assert_eq!(trained.words, file.words);
     let loss = |run: &Path| metrics(run)[0]["loss"].as_f64().unwrap();
-    let (further, anew) = (loss(&dir.path().join("further")), loss(&pipeline.dir.join("prior")));
+    let (continued, random) = (loss(&dir.path().join("further")), loss(&pipeline.dir.join("prior")));
     assert!(
-        further < anew,
-        "{further} at the first step, {anew} after the first of a run from random weights"
+        continued < random,
+        "{continued} at the first step, {random} after the first step from random weights"
     );
 }
 
-/// In the paper's 16 bits: f16 inside resblocks, a scale for each, moments in 1-6-9 and 0-6-10.
+/// The run uses the paper's 16 bits: f16 inside resblocks with one gradient scale each, and moments
+/// in 1-6-9 and 0-6-10.
 #[test]
-fn a_run_in_16_bits_continues_from_an_older_checkpoint_to_the_same_bits() {
+fn resumed_16_bit_run_ends_with_the_same_model() {
     let pipeline = pipeline();
     let dir = folder();
     let path = |name: &str| arg(&pipeline.dir.join(name)).to_string();
@@ -279,11 +287,11 @@ fn a_run_in_16_bits_continues_from_an_older_checkpoint_to_the_same_bits() {
     let model = || fs::read(run.join("model.tessera.safetensors")).unwrap();
     let whole = model();
     let lines = metrics(&run);
-    let of_resblocks: Vec<&Value> = lines.iter().filter(|line| line["split"] == "resblocks").collect();
-    assert_eq!(of_resblocks.len(), 6);
-    let scales = of_resblocks[5]["scale_log2"].as_array().unwrap();
+    let resblocks: Vec<&Value> = lines.iter().filter(|line| line["split"] == "resblocks").collect();
+    assert_eq!(resblocks.len(), 6);
+    let scales = resblocks[5]["scale_log2"].as_array().unwrap();
     assert!(scales.len() == 8 && scales.iter().all(|log2| *log2 == 13.006), "{scales:?}");
-    assert_eq!(of_resblocks[5]["gradient_log2"].as_array().unwrap().len(), 8);
+    assert_eq!(resblocks[5]["gradient_log2"].as_array().unwrap().len(), 8);
 
     fs::remove_dir_all(run.join("checkpoints/step_000006")).unwrap();
     train.push("--resume");
@@ -292,17 +300,17 @@ fn a_run_in_16_bits_continues_from_an_older_checkpoint_to_the_same_bits() {
 }
 
 #[test]
-fn the_dvae_is_validated_by_its_relaxed_and_its_sampled_bound() {
+fn dvae_validation_has_the_relaxed_and_the_sampled_bound() {
     let lines = metrics(&pipeline().dir.join("dvae"));
     let last = lines.iter().rfind(|line| line["split"] == "val").unwrap();
     let [relaxed, sampled] =
         ["relaxed", "sampled"].map(|bound| last[format!("{bound}_elbo_nats_per_value")].as_f64().unwrap());
-    // At the last temperature, 1/16.
+    // The final temperature is 1/16.
     assert!(relaxed != sampled && (relaxed - sampled).abs() < 0.05, "{relaxed}, {sampled}");
 }
 
 #[test]
-fn a_model_of_another_kind_is_no_start() {
+fn init_from_another_architecture_is_an_error() {
     let pipeline = pipeline();
     let (data, dir, model) = (fixture(), folder(), pipeline.model());
     let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "run", "--init"];

@@ -1,4 +1,4 @@
-//! `tessera plan`: the paper's arithmetic (§2.4, §2.5, §E).
+//! Tests of `tessera plan` against the paper's numbers (§2.4, §2.5, §E).
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ fn json(args: &[&str]) -> Value {
 }
 
 #[test]
-fn the_papers_plan_has_its_figures() {
+fn plan_of_the_paper_has_the_papers_numbers() {
     let plan = json(&PAPER);
     let parameters = plan["parameters"].as_f64().unwrap();
     assert!((12.0e9..12.4e9).contains(&parameters), "{parameters}");
@@ -34,7 +34,7 @@ fn the_papers_plan_has_its_figures() {
 }
 
 #[test]
-fn the_smaller_presets_have_the_papers_sizes() {
+fn plans_of_smaller_presets_have_the_papers_sizes() {
     for (preset, billions, rank) in [("2.8b", 2.8, 512), ("5.6b", 5.6, 640)] {
         let plan = json(&[&["plan", "--config", preset], &PAPER[3..]].concat());
         let layers = plan["matrix_parameters"].as_f64().unwrap() / 1e9;
@@ -44,7 +44,7 @@ fn the_smaller_presets_have_the_papers_sizes() {
 }
 
 #[test]
-fn a_plan_without_sense_is_a_mistake() {
+fn plan_with_invalid_flags_is_an_error() {
     let error = |more: &[&str]| mistake(folder().path(), &[&["plan", "--config", "paper"], more].concat());
     assert!(error(&["--gpus", "1020", "--gpu-mem", "16GiB"]).contains("wanted a multiple of the 8"));
     assert!(error(&["--gpus", "1024", "--gpu-mem", "16"]).contains("wanted a size such as 16GiB"));

@@ -1,47 +1,47 @@
-//! Running the binary, and what it said.
+//! Helpers that run the binary and check its output.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-/// Exit code of a mistake in what was asked.
+/// The exit code for invalid arguments or inputs.
 const USER_MISTAKE: i32 = 2;
 
-/// `fixtures/emoji`: 32-pixel pictures with captions, some held out.
+/// The path of `fixtures/emoji`, a data set of 32-pixel pictures with captions, some held out.
 pub fn fixture() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji").display().to_string()
 }
 
-/// The binary, about to run in `dir`.
+/// Returns the command that runs the binary in `dir`.
 pub fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
     command.current_dir(dir).args(args);
     command
 }
 
-/// Runs the binary in `dir`; it must succeed.
+/// Runs the binary in `dir` and checks that it succeeds.
 pub fn succeed(dir: &Path, args: &[&str]) -> Said {
-    let said = Said::of(command(dir, args).output().unwrap());
-    assert_eq!(said.code, Some(0), "{args:?} failed: {}", said.stderr);
-    said
+    let output = Said::of(command(dir, args).output().unwrap());
+    assert_eq!(output.code, Some(0), "{args:?} failed: {}", output.stderr);
+    output
 }
 
-/// Runs the binary in `dir`; it must call what was asked a mistake, in one line, which is returned.
+/// Runs the binary in `dir`, checks that it ends with a user error of one line, and returns it.
 pub fn mistake(dir: &Path, args: &[&str]) -> String {
-    let said = Said::of(command(dir, args).output().unwrap());
-    assert_eq!(said.code, Some(USER_MISTAKE), "{args:?}: {}{}", said.stdout, said.stderr);
-    let lines: Vec<&str> = said.stderr.lines().collect();
+    let output = Said::of(command(dir, args).output().unwrap());
+    assert_eq!(output.code, Some(USER_MISTAKE), "{args:?}: {}{}", output.stdout, output.stderr);
+    let lines: Vec<&str> = output.stderr.lines().collect();
     assert!(
         lines.len() == 1 && lines[0].starts_with("error: "),
-        "{args:?} said more than one line: {}",
-        said.stderr
+        "{args:?} printed other lines than one error: {}",
+        output.stderr
     );
-    assert!(said.stdout.is_empty(), "{args:?} wrote to stdout: {}", said.stdout);
+    assert!(output.stdout.is_empty(), "{args:?} wrote to stdout: {}", output.stdout);
     lines[0].to_string()
 }
 
-/// What the binary left behind.
+/// The exit code and the output of the binary.
 pub struct Said {
     pub code: Option<i32>,
     pub stdout: String,
@@ -58,12 +58,12 @@ impl Said {
     }
 }
 
-/// An empty folder that goes away with the test.
+/// Makes an empty folder that is deleted at the end of the test.
 pub fn folder() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// Names of the entries of `dir`, sorted.
+/// Returns the sorted names of the entries of `dir`.
 pub fn entries(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .unwrap()
@@ -73,12 +73,12 @@ pub fn entries(dir: &Path) -> Vec<String> {
     names
 }
 
-/// `path` as an argument.
+/// Returns `path` as an argument.
 pub fn arg(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// The picture at `dir/name`.
+/// Reads the picture at `dir/name`.
 pub fn picture(dir: &Path, name: &str) -> image::RgbImage {
     let path: PathBuf = dir.join(name);
     image::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).to_rgb8()

@@ -1,4 +1,4 @@
-//! Published weights, and pictures through any dVAE: `tessera convert`, `tessera reconstruct`.
+//! Tests of `tessera convert` and `tessera reconstruct`.
 
 use std::path::Path;
 
@@ -7,23 +7,24 @@ use serde_json::Value;
 use super::pipeline::pipeline;
 use super::program::{entries, folder, mistake, picture, succeed};
 
-/// A file that `fixtures/golden/make.py` made.
+/// The path of a file that `fixtures/golden/make.py` made.
 fn golden(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/golden").join(name).display().to_string()
 }
 
-/// A picture of `side` pixels in two colours, at `dir/name`.
+/// Writes a picture of two colours to `dir/name`.
 fn two_colours(dir: &Path, name: &str, [width, height]: [u32; 2]) {
     let colour = |x, _| if x < width / 2 { image::Rgb([200, 30, 30]) } else { image::Rgb([20, 160, 60]) };
     image::RgbImage::from_fn(width, height, colour).save(dir.join(name)).unwrap();
 }
 
 #[test]
-fn openais_files_become_a_model_that_reconstructs() {
+fn openai_dvae_converts_to_a_model_that_reconstructs() {
     let dir = folder();
     let [encoder, decoder] = ["encoder.pkl", "decoder.pkl"].map(golden);
-    let said = succeed(dir.path(), &["convert", "openai-dvae", &encoder, &decoder, "--out", "d.safetensors"]);
-    assert!(said.stdout.contains("weights in d.safetensors"));
+    let output =
+        succeed(dir.path(), &["convert", "openai-dvae", &encoder, &decoder, "--out", "d.safetensors"]);
+    assert!(output.stdout.contains("weights in d.safetensors"));
     let inspected = succeed(dir.path(), &["inspect", "d.safetensors", "--json"]).stdout;
     assert!(inspected.contains("\"vocab\":24") && inspected.contains("\"image_size\":256"), "{inspected}");
     two_colours(dir.path(), "in.png", [300, 260]);
@@ -35,27 +36,27 @@ fn openais_files_become_a_model_that_reconstructs() {
 }
 
 #[test]
-fn a_picture_is_beside_its_reconstruction_and_its_tokens_are_a_grid() {
+fn reconstruct_writes_both_pictures_and_prints_tokens() {
     let dir = folder();
     two_colours(dir.path(), "in.png", [40, 36]);
     let model = pipeline().model();
-    let said =
+    let output =
         succeed(dir.path(), &["reconstruct", "in.png", "--model", &model, "--out", "out.png", "--json"]);
-    let json: Value = serde_json::from_str(&said.stdout).unwrap();
+    let json: Value = serde_json::from_str(&output.stdout).unwrap();
     let rows: Vec<Vec<u64>> = serde_json::from_value(json["tokens"].clone()).unwrap();
     assert!(rows.len() == 8 && rows.iter().all(|row| row.len() == 8 && row.iter().all(|&code| code < 64)));
     assert!(json["psnr_db"].as_f64().unwrap() > 3.0);
     let sheet = picture(dir.path(), "out.png");
     assert!(sheet.width() >= 256 && sheet.height() == 128, "{:?}", sheet.dimensions());
     assert!(sheet.get_pixel(8, 64).0[0] > 180, "the original is on the left");
-    // Without a model, the embedded one.
+    // The default is the embedded model.
     two_colours(dir.path(), "large.png", [60, 60]);
     succeed(dir.path(), &["reconstruct", "large.png", "--out", "embedded.png"]);
     assert_eq!(picture(dir.path(), "embedded.png").height(), 192);
 }
 
 #[test]
-fn other_files_and_pictures_too_small_are_mistakes_and_leave_nothing() {
+fn convert_and_reconstruct_refuse_bad_files_and_write_nothing() {
     let dir = folder();
     std::fs::write(dir.path().join("text.pkl"), "hello").unwrap();
     two_colours(dir.path(), "small.png", [20, 90]);
@@ -73,15 +74,15 @@ fn other_files_and_pictures_too_small_are_mistakes_and_leave_nothing() {
 }
 
 #[test]
-fn a_clip_is_read_and_what_it_lacks_is_named() {
+fn convert_clip_reads_weights_and_names_missing_settings() {
     let dir = folder();
     let clip = |name: &str| {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/clip").join(name).display().to_string()
     };
     let [script, hf, vocab] = ["small-script.pt", "small-hf.safetensors", "vocabulary.txt.gz"].map(clip);
-    let said =
+    let output =
         succeed(dir.path(), &["convert", "clip", &script, "--vocab", &vocab, "--out", "clip.safetensors"]);
-    assert!(said.stdout.contains("weights in clip.safetensors"), "{}", said.stdout);
+    assert!(output.stdout.contains("weights in clip.safetensors"), "{}", output.stdout);
     let inspected = succeed(dir.path(), &["inspect", "clip.safetensors", "--json"]).stdout;
     assert!(inspected.contains("\"cleaning\":\"clip\"") && inspected.contains("\"patch\":8"), "{inspected}");
     let before = entries(dir.path());
@@ -104,9 +105,9 @@ fn a_clip_is_read_and_what_it_lacks_is_named() {
     assert_eq!(entries(dir.path()), before);
 }
 
-/// `fixtures/clip/heads` has its configuration beside the weights, which are of 32 bits.
+/// `fixtures/clip/heads` has a config file next to the weights, which have 32 bits.
 #[test]
-fn a_configuration_beside_the_weights_is_read_and_dtype_says_how_they_are_stored() {
+fn convert_clip_reads_the_config_file_and_obeys_dtype() {
     let dir = folder();
     let clip = |name: &str| {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/clip").join(name).display().to_string()
@@ -130,7 +131,7 @@ fn a_configuration_beside_the_weights_is_read_and_dtype_says_how_they_are_stored
 }
 
 #[test]
-fn what_stands_in_for_weights_is_named() {
+fn lfs_pointers_and_weight_indexes_are_errors() {
     let dir = folder();
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4f2a\nsize 605157884\n";
     std::fs::write(dir.path().join("lfs.safetensors"), pointer).unwrap();

@@ -1,11 +1,11 @@
-//! Runs that go on: with more steps, other line endings, after damage and after a divergence.
+//! Tests of `--resume` and `--init`: with more steps, other line endings, and damaged files.
 
 use std::fs;
 use std::path::Path;
 
 use super::program::{Said, command, entries, fixture, folder, mistake};
 
-/// `train dvae` for `steps` steps in `run`, with more settings.
+/// Runs `train dvae` in `run` up to step `steps`, with more flags.
 fn train(dir: &Path, run: &str, steps: u64, more: &[&str]) -> Said {
     Said::of(
         command(dir, &training(run, steps, more).iter().map(String::as_str).collect::<Vec<_>>())
@@ -14,6 +14,7 @@ fn train(dir: &Path, run: &str, steps: u64, more: &[&str]) -> Said {
     )
 }
 
+/// The arguments of [`train`].
 fn training(run: &str, steps: u64, more: &[&str]) -> Vec<String> {
     let (data, steps) = (fixture(), format!("train_dvae.steps={steps}"));
     let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", run, "--set", &steps];
@@ -24,7 +25,7 @@ fn training(run: &str, steps: u64, more: &[&str]) -> Vec<String> {
     [&train[..], &schedule, &every, more].concat().into_iter().map(str::to_string).collect()
 }
 
-/// The run `whole` of 6 steps, and its model.
+/// Trains the run `whole` for 6 steps without a stop, and returns its model.
 fn whole(dir: &Path) -> Vec<u8> {
     assert_eq!(train(dir, "whole", 6, &[]).stdout, "finished: whole\n");
     model(dir, "whole")
@@ -35,17 +36,17 @@ fn model(dir: &Path, run: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_finished_run_goes_on_for_more_steps() {
+fn finished_run_continues_with_more_steps() {
     let dir = folder();
     let whole = whole(dir.path());
     assert_eq!(train(dir.path(), "run", 3, &[]).code, Some(0));
-    // Line endings, and settings of another stage, are no other run.
+    // Line endings and settings of another stage do not make it another run.
     let config = dir.path().join("run/config.toml");
     fs::write(&config, fs::read_to_string(&config).unwrap().replace('\n', "\r\n")).unwrap();
-    let said = train(dir.path(), "run", 6, &["--resume", "--set", "train_prior.lr=0.5"]);
-    assert_eq!(said.stdout, "finished: run\n", "{}", said.stderr);
-    assert!(said.stderr.contains("train_dvae.steps was 3 so far, and is 6 from here"), "{}", said.stderr);
-    assert!(model(dir.path(), "run") == whole, "a run that went on has another model");
+    let output = train(dir.path(), "run", 6, &["--resume", "--set", "train_prior.lr=0.5"]);
+    assert_eq!(output.stdout, "finished: run\n", "{}", output.stderr);
+    assert!(output.stderr.contains("train_dvae.steps was 3 so far, and is 6 from here"), "{}", output.stderr);
+    assert!(model(dir.path(), "run") == whole, "the continued run has another model");
 
     let other = training("run", 6, &["--resume", "--set", "train_dvae.lr=0.5"]);
     let error = mistake(dir.path(), &other.iter().map(String::as_str).collect::<Vec<_>>());
@@ -53,7 +54,7 @@ fn a_finished_run_goes_on_for_more_steps() {
 }
 
 #[test]
-fn a_flipped_bit_in_a_checkpoint_costs_that_checkpoint() {
+fn resume_skips_a_checkpoint_with_a_flipped_bit() {
     let dir = folder();
     let whole = whole(dir.path());
     let newest = dir.path().join("whole/checkpoints/step_000006/state.safetensors");
@@ -61,30 +62,30 @@ fn a_flipped_bit_in_a_checkpoint_costs_that_checkpoint() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&newest, bytes).unwrap();
-    let said = train(dir.path(), "whole", 6, &["--resume"]);
+    let output = train(dir.path(), "whole", 6, &["--resume"]);
     assert!(
-        said.stderr.contains("step_000006: it is damaged: its bytes have the checksum"),
+        output.stderr.contains("step_000006: it is damaged: its bytes have the checksum"),
         "{}",
-        said.stderr
+        output.stderr
     );
-    assert!(said.code == Some(0) && model(dir.path(), "whole") == whole);
+    assert!(output.code == Some(0) && model(dir.path(), "whole") == whole);
 }
 
 #[test]
-fn a_damaged_log_does_not_keep_a_run_from_going_on() {
+fn resume_works_with_damaged_metrics() {
     let dir = folder();
     whole(dir.path());
     let path = dir.path().join("whole/metrics.jsonl");
     let mut bytes = fs::read(&path).unwrap();
     bytes[3] = 0xe5;
     fs::write(&path, bytes).unwrap();
-    let said = train(dir.path(), "whole", 7, &["--resume"]);
-    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let output = train(dir.path(), "whole", 7, &["--resume"]);
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
     assert_eq!(fs::read_to_string(&path).unwrap().lines().filter(|line| line.contains("train")).count(), 6);
 }
 
 #[test]
-fn a_run_starts_from_a_checkpoint() {
+fn init_starts_from_a_checkpoint() {
     let dir = folder();
     whole(dir.path());
     let started = |init: &str| train(dir.path(), init.rsplit('/').next().unwrap(), 1, &["--init", init]);

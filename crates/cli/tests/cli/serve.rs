@@ -1,4 +1,5 @@
-//! `tessera serve` as a program: its line, its answers, its end. What it answers is tested in the crate `serve`.
+//! Tests of `tessera serve` as a program: its output, its log and its end. The crate `serve` tests
+//! its answers.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,12 +10,12 @@ use std::process::{Child, Stdio};
 use super::pipeline::pipeline;
 use super::program::{Said, command, folder, mistake};
 
-/// A running server, its address and its standard error.
+/// Starts a server whose standard error is a pipe, and returns it with its address.
 pub fn serve(dir: &Path, args: &[&str]) -> (Child, String) {
     serve_with(dir, args, Stdio::piped())
 }
 
-/// A running server with a given standard error, and its address.
+/// Starts a server with this standard error, and returns it with its address.
 pub fn serve_with(dir: &Path, args: &[&str], stderr: Stdio) -> (Child, String) {
     let model = pipeline().model();
     let bind: &[&str] = if args.contains(&"--bind") { &[] } else { &["--bind", "127.0.0.1:0"] };
@@ -28,6 +29,7 @@ pub fn serve_with(dir: &Path, args: &[&str], stderr: Stdio) -> (Child, String) {
     (child, address)
 }
 
+/// Sends a request and returns the answer.
 pub fn ask(address: &str, head: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let length = body.len();
@@ -43,7 +45,7 @@ pub fn ask(address: &str, head: &str, body: &str) -> String {
 
 #[test]
 #[cfg(unix)]
-fn it_draws_logs_and_stops_when_it_is_asked_to() {
+fn serve_draws_logs_and_stops_on_sigterm() {
     let dir = folder();
     let (mut child, address) = serve(dir.path(), &["--log", "json"]);
     assert!(ask(&address, "GET /healthz", "").contains(r#""status":"ok""#));
@@ -58,11 +60,11 @@ fn it_draws_logs_and_stops_when_it_is_asked_to() {
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let drawn = lines.iter().find(|line| line["route"] == "/v1/images/generations").unwrap();
     assert_eq!((&drawn["status"], &drawn["method"]), (&200.into(), &"POST".into()));
-    assert!(!log.contains("secret"), "what people ask for is their own");
+    assert!(!log.contains("secret"), "prompts must not be logged");
 }
 
 #[test]
-fn what_it_cannot_start_with_is_said_in_a_line() {
+fn serve_with_invalid_flags_is_an_error_of_one_line() {
     let dir = folder();
     fs::write(dir.path().join("no-keys"), "# none\n").unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -82,13 +84,13 @@ fn what_it_cannot_start_with_is_said_in_a_line() {
         ("--public-url", "example.org", "wanted an address such as https://example.org/tessera"),
         ("--cors-origin", "https://example.org/page", "not an origin: wanted one such as"),
     ] {
-        let said = Said::of(command(dir.path(), &["serve", flag, value]).output().unwrap());
-        assert!(said.code == Some(2) && said.stderr.contains(wanted), "{flag}: {}", said.stderr);
+        let output = Said::of(command(dir.path(), &["serve", flag, value]).output().unwrap());
+        assert!(output.code == Some(2) && output.stderr.contains(wanted), "{flag}: {}", output.stderr);
     }
 }
 
 #[test]
-fn it_listens_where_a_name_leads() {
+fn serve_binds_to_a_host_name() {
     let dir = folder();
     let (mut child, address) = serve(dir.path(), &["--bind", "localhost:0"]);
     assert!(ask(&address, "GET /healthz", "").contains(r#""status":"ok""#), "{address}");

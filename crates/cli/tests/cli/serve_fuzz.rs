@@ -1,5 +1,6 @@
-//! Mutated pictures and requests, the same ones each time: the server answers or hangs up, never by a fault of its own, and its
-//! memory stays bounded.
+//! A fuzz test of `tessera serve` with mutated pictures and requests, which are the same in each
+//! run. The server must answer without an internal error or close the connection, and its memory
+//! must stay bounded.
 
 use std::io::{Cursor, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -18,7 +19,7 @@ const REQUESTS: usize = 1000;
 const CLIENTS: usize = 4;
 
 #[test]
-fn mutated_pictures_and_requests_do_no_harm() {
+fn serve_survives_mutated_pictures_and_requests() {
     let dir = folder();
     let (mut child, address) = serve(dir.path(), &["--log", "off"]);
     let (seeds, profile) = (pictures(), varied(&profile_bomb()));
@@ -40,10 +41,10 @@ fn mutated_pictures_and_requests_do_no_harm() {
         let answers: Vec<Vec<u16>> = std::thread::scope(|scope| {
             let clients: Vec<_> = (0..CLIENTS)
                 .map(|client| {
-                    let of = move |i: usize| Random::new((i * CLIENTS + client) as u64);
+                    let random = move |i: usize| Random::new((i * CLIENTS + client) as u64);
                     let address = &address;
                     scope.spawn(move || {
-                        (0..n / CLIENTS).map(|i| status(address, &make(&mut of(i)))).collect::<Vec<u16>>()
+                        (0..n / CLIENTS).map(|i| status(address, &make(&mut random(i)))).collect::<Vec<u16>>()
                     })
                 })
                 .collect();
@@ -54,25 +55,25 @@ fn mutated_pictures_and_requests_do_no_harm() {
             counts[usize::from(*status / 100)] += 1;
         }
         let peak = peak_memory(&child);
-        eprintln!("{what}: {counts:?} by hundreds of their status, {peak} MB at most so far");
+        eprintln!("{what}: {counts:?} answers by hundreds of their status, peak of {peak} MB so far");
         assert!(peak < MOST_MB, "{what}: {peak} MB");
     }
-    // Neither are all refused, nor all accepted.
+    // Some are refused and some are accepted.
     assert!(counts[2] > PICTURES / 20 && counts[4] > PICTURES / 20, "{counts:?}");
     assert!(ask(&address, "GET /healthz", "").contains(r#""status":"ok""#));
     child.kill().unwrap();
-    let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     child.wait().unwrap();
-    assert!(!said.contains("panicked"), "{said}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
 }
 
 type Make<'a> = dyn Fn(&mut Random) -> Vec<u8> + Sync + 'a;
 
-/// The status of no answer at all.
+/// The status that stands for no answer.
 const HUNG_UP: u16 = 0;
 
-/// Sends a request, and no more; the status of the answer.
+/// Sends a request and closes the sending side. Returns the status of the answer.
 fn status(address: &str, request: &[u8]) -> u16 {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -86,7 +87,7 @@ fn status(address: &str, request: &[u8]) -> u16 {
     text.split(' ').nth(1).map_or(HUNG_UP, |status| status.parse().unwrap())
 }
 
-/// A small generator: its numbers should stay the same for ever.
+/// A small random number generator, whose numbers must never change.
 struct Random(u64);
 
 impl Random {
@@ -110,7 +111,7 @@ impl Random {
     }
 }
 
-/// Small pictures of each kind that is read.
+/// Small pictures of each kind that the server reads.
 fn pictures() -> Vec<Vec<u8>> {
     let rgba = RgbaImage::from_fn(40, 30, |x, y| image::Rgba([x as u8 * 6, y as u8 * 8, 90, 255 - x as u8]));
     let rgba = DynamicImage::from(rgba);
@@ -138,12 +139,12 @@ fn pictures() -> Vec<Vec<u8>> {
     all
 }
 
-/// A PNG of less than 1 MB whose text, under the name of ours, unpacks to 256 MiB.
+/// A PNG of less than 1 MB whose text chunk, with Tessera's name, decompresses to 256 MiB.
 fn text_bomb() -> Vec<u8> {
     png_with_packed(b"zTXt", "tessera", std::io::repeat(b'a').take(256 << 20))
 }
 
-/// A JPEG of 23 MB with a million Huffman tables, each of one code.
+/// A JPEG of 23 MB with a million Huffman tables of one code each.
 fn table_flood() -> Vec<u8> {
     let mut picture = Vec::new();
     JpegEncoder::new(&mut picture).encode_image(&RgbImage::new(64, 64)).unwrap();
@@ -154,7 +155,7 @@ fn table_flood() -> Vec<u8> {
     [&picture[..2], &segment.repeat(430), &picture[2..]].concat()
 }
 
-/// Many headers of a request, or of one of its form's parts, or before its first part.
+/// A request with many headers, or with many headers in or before the first part of its form.
 fn header_flood(random: &mut Random) -> Vec<u8> {
     let lines = "X-Flood: 0123456789\r\n".repeat(1000 << random.below(8));
     let kind = "multipart/form-data; boundary=edge";
@@ -170,11 +171,11 @@ fn mutated_picture(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     for _ in 0..=random.below(4) {
         mutate(&mut picture, seeds, random);
     }
-    // Else a decoder of PNG would look no further than the sum of the first chunk.
-    if random.below(2) == 0 { with_right_sums(&picture) } else { picture }
+    // With a wrong checksum, a PNG decoder would stop after the first chunk.
+    if random.below(2) == 0 { with_valid_checksums(&picture) } else { picture }
 }
 
-/// One change of the kinds that disks, networks and people with bad intentions make.
+/// Applies one random mutation, as disks, networks and attackers make them.
 fn mutate(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
     let (at, length) = (random.below(bytes.len()), 1 + random.below(16));
     let end = (at + length).min(bytes.len());
@@ -193,8 +194,8 @@ fn mutate(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
     }
 }
 
-/// The same PNG, as far as it is one, with the sums of its chunks put right.
-fn with_right_sums(png: &[u8]) -> Vec<u8> {
+/// Corrects the checksums of the chunks of a PNG, as far as the bytes are one.
+fn with_valid_checksums(png: &[u8]) -> Vec<u8> {
     let mut bytes = png.to_vec();
     let mut at = 8;
     while let Some(length) = png.get(at..at + 4) {
@@ -247,7 +248,7 @@ const NAMES: [&str; 20] = [
     "other",
 ];
 
-/// Parameters with values that nobody would send.
+/// Parameters with unusual values.
 fn odd_json(random: &mut Random) -> Value {
     let values = [
         json!(null),
@@ -278,9 +279,9 @@ fn odd_json(random: &mut Random) -> Value {
         json!("NaN"),
         json!("1e999"),
     ];
-    let mut asked = json!({ "prompt": "a cat" });
+    let mut parameters = json!({ "prompt": "a cat" });
     for _ in 0..=random.below(4) {
-        asked[*random.of(&NAMES)] = random.of(&values).clone();
+        parameters[*random.of(&NAMES)] = random.of(&values).clone();
     }
-    asked
+    parameters
 }

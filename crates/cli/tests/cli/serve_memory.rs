@@ -1,5 +1,5 @@
-//! The memory of `tessera serve` is bounded, whatever is sent: each kind of large or many things, by as many clients at a time as it
-//! takes to go beyond what may be held at once.
+//! Tests that the memory of `tessera serve` is bounded. Enough clients at a time send large or many
+//! requests of each kind to exceed the limit if all were held in memory.
 
 use std::fs;
 use std::io::{Cursor, ErrorKind, Read, Write};
@@ -14,25 +14,26 @@ use tessera_serve::limits;
 use super::program::folder;
 use super::serve::{ask, serve};
 
-/// What the server may take beside a small model: sixteen forms of 24 MB, each twice while it grows, two pictures being looked at, and what is
-/// kept of answers and logs. 600 to 800 MB were measured.
+/// The maximum memory of a server with a small model: sixteen forms of 24 MB, each twice while it
+/// grows, two pictures that are being decoded, and the stored answers and logs. Measurements were
+/// 600 to 800 MB.
 pub const MOST_MB: u64 = 1200;
 
 #[test]
-fn memory_is_bounded_whatever_is_sent() {
+fn serve_memory_is_bounded_for_large_requests() {
     let dir = folder();
     let (mut child, address) = serve(dir.path(), &["--log", "off"]);
     let pictures = r#"{"prompt": "a cat", "n": 64, "size": "512x512", "response_format": "url"}"#;
     let logged = r#"{"prompt": "a cat", "n": 16, "size": "512x512", "partial_images": 2, "async": true}"#;
     for (what, clients, request, status) in [
-        ("a body of 100 MB", 8, asked(&" ".repeat(100_000_000)), None),
+        ("a body of 100 MB", 8, generation(&" ".repeat(100_000_000)), None),
         ("a bomb of 430 MB", 8, varied(&picture(12_000)), Some(400)),
         ("a colour profile of 1 GiB", 24, varied(&profile_bomb()), Some(200)),
         ("the largest picture", 24, varied(&picture(4000)), Some(200)),
         ("24 MB that are no picture", 64, varied(&vec![0; limits::FORM_BYTES - 1000]), Some(400)),
-        ("answers of many pictures", 32, asked(pictures), Some(200)),
-        ("logs of many pictures", limits::PENDING_LOGS, asked(logged), Some(202)),
-        ("many clients", 200, asked(r#"{"prompt": "a cat"}"#), Some(200)),
+        ("answers of many pictures", 32, generation(pictures), Some(200)),
+        ("logs of many pictures", limits::PENDING_LOGS, generation(logged), Some(202)),
+        ("many clients", 200, generation(r#"{"prompt": "a cat"}"#), Some(200)),
     ] {
         let answers: Vec<String> = std::thread::scope(|scope| {
             let clients: Vec<_> = (0..clients).map(|_| scope.spawn(|| send(&address, &request))).collect();
@@ -43,7 +44,7 @@ fn memory_is_bounded_whatever_is_sent() {
             assert!(answer.starts_with(&start), "{what}: {answer:.200}");
         }
         let peak = peak_memory(&child);
-        eprintln!("{what}: {peak} MB at most so far");
+        eprintln!("{what}: peak of {peak} MB so far");
         assert!(peak < MOST_MB, "{what}: {peak} MB");
     }
     assert!(ask(&address, "GET /healthz", "").contains(r#""status":"ok""#));
@@ -51,9 +52,9 @@ fn memory_is_bounded_whatever_is_sent() {
     child.wait().unwrap();
 }
 
-/// Each is refused before it has all come, and the parser holds little of it.
+/// Each request is refused before all of it has arrived, and the parser stores little of it.
 #[test]
-fn forms_without_fields_are_refused_before_they_take_memory() {
+fn serve_refuses_forms_without_fields_before_storing_them() {
     let dir = folder();
     let (mut child, address) = serve(dir.path(), &["--log", "off"]);
     let kind = "multipart/form-data; boundary=edge";
@@ -76,10 +77,12 @@ fn forms_without_fields_are_refused_before_they_take_memory() {
     child.wait().unwrap();
 }
 
-fn asked(body: &str) -> Vec<u8> {
+/// A request to draw.
+fn generation(body: &str) -> Vec<u8> {
     request("generations", "application/json", body.as_bytes())
 }
 
+/// A request for variations of a picture.
 pub fn varied(picture: &[u8]) -> Vec<u8> {
     let head = "--edge\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a.png\"\r\n\r\n";
     let body = [head.as_bytes(), picture, b"\r\n--edge--\r\n"].concat();
@@ -100,12 +103,13 @@ fn picture(side: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A PNG of 64x64 pixels whose colour profile of 1 MB unpacks to 1 GiB.
+/// A PNG of 64x64 pixels whose colour profile of 1 MB decompresses to 1 GiB.
 pub fn profile_bomb() -> Vec<u8> {
     png_with_packed(b"iCCP", "name", std::io::repeat(0).take(1 << 30))
 }
 
-/// A PNG of 64x64 pixels with a chunk of a name and packed data, as of colour profiles (iCCP) and texts (zTXt).
+/// A PNG of 64x64 pixels with a chunk that has a name and compressed data, like those for colour
+/// profiles (iCCP) and texts (zTXt).
 pub fn png_with_packed(kind: &[u8; 4], name: &str, mut data: impl Read) -> Vec<u8> {
     let mut packed = ZlibEncoder::new([name.as_bytes(), b"\0\0"].concat(), Compression::best());
     std::io::copy(&mut data, &mut packed).unwrap();
@@ -122,7 +126,8 @@ pub fn png_with_packed(kind: &[u8; 4], name: &str, mut data: impl Read) -> Vec<u
     bytes
 }
 
-/// Sends a request as far as it is taken; what comes back, unless the server has hung up before it was read.
+/// Sends as much of a request as the server accepts. Returns the answer, which is empty if the
+/// server closed the connection before it was read.
 fn send(address: &str, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let mut answer = Vec::new();
@@ -132,7 +137,7 @@ fn send(address: &str, request: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
-/// The most memory that the program has had so far, in MB.
+/// The peak memory of the program so far, in MB.
 pub fn peak_memory(child: &Child) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -1,6 +1,7 @@
-//! House rules that a program can check: which crate may use which, and how a file begins.
+//! Checks rules about the source code: which crate may use which, and how a file begins.
 //!
-//! The table is that of `ARCHITECTURE.md`; a new arrow is a decision, to be noted in `docs/log.md`.
+//! The table of crates is the one in `ARCHITECTURE.md`. A new dependency between crates is a design
+//! decision and needs a note in `docs/log.md`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,12 +9,12 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-/// A crate of ours and what it may see.
+/// A crate of this workspace and its allowed dependencies.
 struct Rule {
     folder: &'static str,
-    /// Crates of ours that it may use.
+    /// The crates of this workspace that it may use.
     may_use: &'static [&'static str],
-    /// Beginnings of the names of third-party crates that it must not use.
+    /// The prefixes of third-party crates that it must not use.
     forbidden: &'static [&'static [&'static str]],
 }
 
@@ -43,7 +44,11 @@ const RULES: [Rule; 13] = [
         may_use: &["base", "text", "container", "kernels", "data", "model", "eval"],
         forbidden: &[HTTP, COMMAND_LINE],
     },
-    Rule { folder: "serve", may_use: &["base", "data", "model", "prompt"], forbidden: &[TENSORS, COMMAND_LINE] },
+    Rule {
+        folder: "serve",
+        may_use: &["base", "data", "model", "prompt"],
+        forbidden: &[TENSORS, COMMAND_LINE],
+    },
     Rule {
         folder: "cli",
         may_use: &[
@@ -63,8 +68,8 @@ const RULES: [Rule; 13] = [
     },
 ];
 
-/// Modules of `model`, and those that each may name. The paper's stages do not name each other: they meet in `sample`,
-/// and in the files of `weights`.
+/// The modules of `model`, and the modules that each may use. The paper's stages do not use each
+/// other; only `sample`, `tessera` and `weights` combine them.
 const MODULES: [(&str, &[&str]); 10] = [
     ("error", &[]),
     ("nn", &[]),
@@ -78,14 +83,14 @@ const MODULES: [(&str, &[&str]); 10] = [
     ("finite_differences", &["nn"]),
 ];
 
-/// What tests of any module of `model` may use.
+/// The module that tests of all modules of `model` may use.
 const FOR_TESTS: &str = "finite_differences";
 
 fn crates() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Names in all tables of dependencies but those of tests.
+/// Returns the names in all tables of dependencies except dev-dependencies.
 fn dependencies(manifest: &Table) -> BTreeSet<String> {
     let targets = manifest.get("target").and_then(Value::as_table).into_iter().flat_map(Table::values);
     let tables = targets.filter_map(Value::as_table).chain([manifest]);
@@ -93,7 +98,7 @@ fn dependencies(manifest: &Table) -> BTreeSet<String> {
     lists.flatten().filter_map(Value::as_table).flat_map(Table::keys).cloned().collect()
 }
 
-/// All files under `dir` with the extension `rs`.
+/// Returns all files under `dir` with the extension `rs`.
 fn sources(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
@@ -118,7 +123,7 @@ fn every_crate_has_a_rule() {
 }
 
 #[test]
-fn crates_use_only_what_they_may() {
+fn crates_use_only_allowed_crates() {
     let mut broken = Vec::new();
     for rule in &RULES {
         let manifest = fs::read_to_string(crates().join(rule.folder).join("Cargo.toml")).unwrap();
@@ -135,20 +140,21 @@ fn crates_use_only_what_they_may() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
-/// The module of `model` that a path below its `src` belongs to.
+/// Returns the module of `model` that a path below its `src` belongs to.
 fn module_of(path: &Path) -> String {
     let first = path.components().next().unwrap().as_os_str().to_string_lossy();
     first.trim_end_matches(".rs").to_string()
 }
 
-/// The modules of its crate that a text names by `crate::`; a brace behind it would hide them.
+/// Returns the modules of its own crate that a file names as `crate::NAME`. Modules in braces, as
+/// in `crate::{a, b}`, are not found.
 fn named_modules(text: &str) -> BTreeSet<&str> {
     let names = text.split("crate::").skip(1);
     names.map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap()).collect()
 }
 
 #[test]
-fn modules_of_the_model_use_only_what_they_may() {
+fn model_modules_use_only_allowed_modules() {
     let model = crates().join("model/src");
     let mut broken = Vec::new();
     for path in sources(&model) {
@@ -169,51 +175,58 @@ fn modules_of_the_model_use_only_what_they_may() {
 }
 
 #[test]
-fn rules_of_modules_have_no_cycle() {
+fn module_rules_have_no_cycle() {
     for (at, (module, allowed)) in MODULES.iter().enumerate() {
         let before: Vec<&str> = MODULES[..at].iter().map(|(name, _)| *name).collect();
-        assert!(allowed.iter().all(|name| before.contains(name)), "{module} uses what comes after it");
+        assert!(
+            allowed.iter().all(|name| before.contains(name)),
+            "{module} may use a module that comes after it"
+        );
     }
 }
 
-/// A parameter's role is declared where it is made, so there is one place that makes them.
+/// Each parameter gets its role when it is created, so only `Init` creates parameters.
 #[test]
-fn only_init_makes_parameters() {
+fn only_init_creates_parameters() {
     for path in sources(&crates()) {
         let text = fs::read_to_string(&path).unwrap();
         let makes = ["from_tensor(", "initialized(", "uninitialized(", "from_data("];
         let makes = makes.iter().any(|made| text.contains(&format!("Param::{made}")));
-        assert!(!makes || path.ends_with("nn/init.rs"), "{} makes a parameter", path.display());
+        assert!(!makes || path.ends_with("nn/init.rs"), "{} creates a parameter", path.display());
     }
 }
 
 #[test]
-fn every_file_says_what_it_is() {
+fn every_file_begins_with_a_doc_comment() {
     for path in sources(&crates()) {
         let text = fs::read_to_string(&path).unwrap();
         let head = text.lines().next().unwrap_or_default();
-        assert!(head.starts_with("//! ") && head.len() > 12, "{} wants a first line of //!", path.display());
+        assert!(
+            head.starts_with("//! ") && head.len() > 12,
+            "{}: the first line must be a //! comment",
+            path.display()
+        );
     }
 }
 
 #[test]
-fn nothing_is_left_to_do() {
-    // Written in two parts, so that this file does not find itself.
+fn no_source_contains_debugging_leftovers() {
+    // Each is split into two parts, so that this file does not contain it.
     let leftovers = [concat!("to", "do!("), concat!("unimpl", "emented!("), concat!("db", "g!(")];
     for path in sources(&crates()) {
         let text = fs::read_to_string(&path).unwrap();
         for leftover in leftovers {
-            assert!(!text.contains(leftover), "{} holds {leftover})", path.display());
+            assert!(!text.contains(leftover), "{} contains {leftover})", path.display());
         }
     }
 }
 
-/// Standard error may be closed or full, and `eprintln!` then panics; libraries report to a `Reporter` instead, and the program
-/// writes through `stderr.rs` and `say`.
+/// `eprintln!` panics if standard error is closed or full. Therefore libraries report to a
+/// `Reporter`, and the program writes through `stderr.rs` and `say`.
 #[test]
-fn nothing_prints_on_its_own() {
+fn no_source_prints_directly() {
     let prints = ["println!(", "print!(", "io::stderr()"];
-    // Written for tests, which capture it.
+    // The second file prints only in tests, which capture the output.
     let exempt = ["cli/src/stderr.rs", "kernels/src/testing.rs"];
     for folder in fs::read_dir(crates()).unwrap().map(|entry| entry.unwrap().path().join("src")) {
         for path in
@@ -221,24 +234,25 @@ fn nothing_prints_on_its_own() {
         {
             let text = fs::read_to_string(&path).unwrap();
             for print in prints {
-                assert!(!text.contains(print), "{} holds {print})", path.display());
+                assert!(!text.contains(print), "{} contains {print})", path.display());
             }
         }
     }
 }
 
-/// What a thread computes with is an argument or part of a model: of a thread's own is only its working memory.
+/// Settings are arguments or parts of a model. Only working memory may be thread-local.
 #[test]
-fn no_choice_hides_in_a_thread() {
+fn settings_are_not_thread_local() {
     for folder in fs::read_dir(crates()).unwrap().map(|entry| entry.unwrap().path().join("src")) {
         for path in sources(&folder).into_iter().filter(|path| !path.ends_with("kernels/src/scratch.rs")) {
             let text = fs::read_to_string(&path).unwrap();
-            assert!(!text.contains("thread_local!"), "{} holds what belongs to a thread", path.display());
+            assert!(!text.contains("thread_local!"), "{} contains a thread-local variable", path.display());
         }
     }
 }
 
-/// The rows of `ARCHITECTURE.md`'s table of tests that begin with a number, each with the names it has in backticks.
+/// Returns the numbered rows of `ARCHITECTURE.md`'s table of tests: the number, and the names in
+/// backticks.
 fn checklist() -> Vec<(usize, Vec<String>)> {
     let page = fs::read_to_string(crates().join("../ARCHITECTURE.md")).unwrap();
     let rows = page.lines().filter_map(|line| {

@@ -1,4 +1,4 @@
-//! `tessera eval zero-shot`: every figure of a small model with placeholders for the packages, and what is refused.
+//! Tests of `tessera eval zero-shot` with a small model and placeholder packages.
 
 use std::fs;
 use std::path::Path;
@@ -12,12 +12,13 @@ use super::program::{folder, mistake, picture, succeed};
 
 const JUDGE: &str = "judge/rerank.tessera.safetensors";
 
-/// The command with a model that ranks, another that judges, and packages, all in one folder.
+/// Returns the arguments with a model that ranks, another one that judges, and the packages.
 fn zero_shot<'a>(flags: &[&'a str]) -> Vec<&'a str> {
     let common = ["eval", "zero-shot", "--packages", "packages", "--model", "model.safetensors", "--judge"];
     [&common[..], &[JUDGE], flags].concat()
 }
 
+/// Makes the models and packages in `dir`.
 fn prepare(dir: &Path) {
     ranking_and_judging(dir);
     write_placeholder_packages(&dir.join("packages")).unwrap();
@@ -29,12 +30,12 @@ fn figure<'a>(kind: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn held_out_combinations_are_drawn_and_measured_by_kind() {
+fn zero_shot_evaluates_each_kind_of_combination() {
     let dir = folder();
     prepare(dir.path());
     let flags = ["--limit", "20", "--candidates", "3", "--json", "--sheet", "sheet.png"];
-    let said = succeed(dir.path(), &zero_shot(&flags));
-    let found: Value = serde_json::from_str(&said.stdout).unwrap();
+    let output = succeed(dir.path(), &zero_shot(&flags));
+    let found: Value = serde_json::from_str(&output.stdout).unwrap();
     let kinds = found["kinds"].as_array().unwrap();
     let names: Vec<&str> = kinds.iter().map(|kind| kind["kind"].as_str().unwrap()).collect();
     assert_eq!(
@@ -55,14 +56,14 @@ fn held_out_combinations_are_drawn_and_measured_by_kind() {
     }
     assert!(found["judge"].as_str().unwrap().starts_with("rerank.tessera.safetensors ("), "{found}");
     assert_eq!(found["sampling"]["top_p"], Value::Null);
-    // A row for each kind, and a line for each drawing in it.
+    // The sheet has a row for each kind, and standard error a line for each drawing.
     let rows = names.len() as u32 - 1;
     assert_eq!(picture(dir.path(), "sheet.png").dimensions(), (12 * 98 - 2, rows * 98 - 2));
-    assert!(said.stderr.contains("panel, best: the exact same"), "{}", said.stderr);
+    assert!(output.stderr.contains("panel, best: the exact same"), "{}", output.stderr);
 }
 
 #[test]
-fn the_same_seed_gives_the_same_table() {
+fn zero_shot_table_is_the_same_for_the_same_seed() {
     let dir = folder();
     prepare(dir.path());
     let flags = ["--kinds", "panel, made-of", "--limit", "4", "--candidates", "2"];
@@ -82,7 +83,7 @@ fn the_same_seed_gives_the_same_table() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused_in_one_line() {
+fn zero_shot_with_invalid_flags_is_an_error() {
     let dir = folder();
     prepare(dir.path());
     let own = pipeline().model();
@@ -100,7 +101,7 @@ fn what_cannot_be_measured_is_refused_in_one_line() {
         (&["--top-p", "2"], "top-p 2: wanted more than 0 and at most 1"),
         (&["--sheet", "sheet.gif"], "cannot write sheet.gif"),
     ] {
-        // A flag that is given twice is a mistake of another kind.
+        // The flag is replaced, because giving it twice is a different error.
         let replaced: Vec<&str> = match zero_shot(&[]).iter().position(|arg| *arg == flags[0]) {
             Some(at) => {
                 let mut args = zero_shot(&[]);
