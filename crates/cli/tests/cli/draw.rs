@@ -136,7 +136,7 @@ fn draw_reads_prompts_from_a_file_and_prints_json() {
 
     fs::write(dir.path().join("empty.txt"), "\n \n").unwrap();
     for (file, wanted) in
-        [("empty.txt", "holds no prompt: wanted one a line"), ("none.txt", "cannot read none.txt")]
+        [("empty.txt", "holds no prompt: wanted one per line"), ("none.txt", "cannot read none.txt")]
     {
         let error = mistake(dir.path(), &["draw", "--prompts", file, "--model", &pipeline().model()]);
         assert!(error.contains(wanted), "{error}");

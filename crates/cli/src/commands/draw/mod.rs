@@ -1,4 +1,4 @@
-//! `tessera draw`: sentences in, a grid of pictures out.
+//! `tessera draw`: draws a grid of pictures for each caption.
 
 mod prompt;
 mod save;
@@ -22,7 +22,7 @@ use crate::args::{self, Draw};
 use crate::reporter::progress_bar;
 use crate::stderr::note;
 
-/// Most pictures of one call: a limit against slips of the finger.
+/// The maximum number of pictures of one command, as a protection against typing errors.
 const MAX_PICTURES: usize = 4096;
 
 /// Pictures that are shown of a prompt unless told otherwise.
@@ -30,16 +30,17 @@ const SHOWN: usize = 9;
 /// Candidates for each of them.
 const CANDIDATES: usize = 4;
 
-/// How many pictures of each prompt.
+/// The number of pictures per prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Count {
     shown: usize,
-    /// What they are the best of, if they are ranked.
+    /// The number of candidates of which these are the best, if they are ranked.
     of: Option<usize>,
 }
 
 impl Count {
-    /// What the flags mean for so many prompts if pictures can be ranked, or cannot for a reason.
+    /// Computes the numbers from the flags and the number of prompts. `unrankable` is the reason
+    /// why pictures cannot be ranked, if there is one.
     fn new(args: &Draw, prompts: usize, unrankable: Option<&str>) -> Result<Count> {
         let count = match (args.n, args.best, args.of) {
             (Some(n), _, _) => Count { shown: n, of: None },
@@ -68,6 +69,7 @@ impl Count {
         Ok(count)
     }
 
+    /// The number of pictures that are drawn, including candidates that are not kept.
     fn drawn(self) -> usize {
         self.of.unwrap_or(self.shown)
     }
@@ -123,7 +125,7 @@ pub fn run(args: &Draw) -> Result<()> {
 fn check_outputs(args: &Draw, n: usize) -> Result<Outputs> {
     ensure!(
         !args.separate || is_file(&args.out),
-        "--separate: wanted the name of a file; {} is none",
+        "--separate: wanted the name of a file; {} is not one",
         args.out.display()
     );
     let pictures = picture_files(args, n);
@@ -132,7 +134,7 @@ fn check_outputs(args: &Draw, n: usize) -> Result<Outputs> {
     Outputs::check(&pictures.chain(animation).collect::<Vec<_>>(), args.json)
 }
 
-/// The files of `n` pictures: one for each, or one for all.
+/// Returns the files for `n` pictures: one for each, or one for all.
 fn picture_files(args: &Draw, n: usize) -> Vec<PathBuf> {
     match args.separate {
         true => (1..=n).map(|number| save::numbered(&args.out, number)).collect(),
@@ -140,17 +142,17 @@ fn picture_files(args: &Draw, n: usize) -> Vec<PathBuf> {
     }
 }
 
-/// Those of the command line, then those of the file.
+/// Returns the prompts of the command line, then those of the file.
 fn prompts(args: &Draw) -> Result<Vec<String>> {
     let mut prompts = args.prompts.clone();
     if let Some(path) = &args.prompts_file {
         prompts.extend(text_lines(&read_text(path)?));
-        ensure!(!prompts.is_empty(), "{} holds no prompt: wanted one a line", path.display());
+        ensure!(!prompts.is_empty(), "{} holds no prompt: wanted one per line", path.display());
     }
     Ok(prompts)
 }
 
-/// The prompts as the model reads them, and a job for each; what is lost of them is told.
+/// Returns the prompts as the model reads them, and a job for each. Warns if a prompt is truncated.
 fn read_prompts<'a>(
     tessera: &'a Tessera,
     prompts: &[String],
@@ -171,7 +173,7 @@ fn read_prompts<'a>(
     Ok(prompts.iter().map(read).collect::<Result<Vec<_>>>()?.into_iter().unzip())
 }
 
-/// The line that names the words of the prompts which are not `known`, if there are any.
+/// Returns a note about the words of the prompts that are not `known`, if there are any.
 fn unknown_line(prompts: &[String], known: &BTreeSet<String>) -> Option<String> {
     let named = |Unknown { word, suggestion }: &Unknown| match suggestion {
         Some(near) => format!("'{word}' (did you mean '{near}'?)"),
@@ -187,10 +189,10 @@ fn unknown_line(prompts: &[String], known: &BTreeSet<String>) -> Option<String> 
     }
 }
 
-/// The sampling flags as the model takes them.
+/// Converts the sampling flags, with the model's default of guidance.
 ///
 /// # Errors
-/// If they ask for guidance that it was not trained for.
+/// If they request guidance and the model was not trained for it.
 pub fn meant(flags: &args::Sampling, tessera: &Tessera) -> Result<Sampling> {
     let args::Sampling { temperature, top_k, top_p, guidance } = *flags;
     if guidance.is_none() {
@@ -199,7 +201,8 @@ pub fn meant(flags: &args::Sampling, tessera: &Tessera) -> Result<Sampling> {
     Ok(Sampling { temperature, top_k, top_p: Some(top_p), guidance: tessera.guidance(guidance)? })
 }
 
-/// Draws all jobs together behind a bar; pictures in the order of jobs, of each in the order they come.
+/// Draws all jobs in one batch, with a progress bar. Pictures are in the order of the jobs, and
+/// those of one job in the order in which it returns them.
 fn draw(tessera: &Tessera, jobs: Vec<Job>) -> Result<Vec<Picture>> {
     let bar = progress_bar(0);
     bar.set_style(ProgressStyle::with_template("drawing {bar:30} {pos}/{len} tokens {per_sec} eta {eta}")?);
@@ -225,11 +228,12 @@ fn draw(tessera: &Tessera, jobs: Vec<Job>) -> Result<Vec<Picture>> {
     Ok(pictures.into_iter().map(|(_, picture)| picture).collect())
 }
 
-/// `picture` with sides `scale` times as long.
+/// Returns `picture` with sides `scale` times as long.
 pub fn enlarge(picture: &RgbImage, scale: u32) -> Result<RgbImage> {
     picture::enlarge(picture, [picture.width() * scale, picture.height() * scale])
 }
 
+/// Returns the last 30 characters.
 fn tail(text: &str) -> String {
     let skip = text.chars().count().saturating_sub(30);
     text.chars().skip(skip).collect()

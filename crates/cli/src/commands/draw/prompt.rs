@@ -1,4 +1,4 @@
-//! The picture prompt of `draw` (paper §3.3), from its flags.
+//! Reads the picture prompt of `draw` (paper §3.3) from its flags.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use tessera_prompt::{KeepSpec, PicturePrompt, PromptError, resolve};
 use crate::args;
 use crate::stderr::note;
 
-/// The picture prompt that the flags name, if they do; says how the picture was fitted.
+/// Reads the picture prompt, if the flags name one, and prints how the picture was fitted.
 pub fn read(args: &args::PicturePrompt, tessera: &Tessera, model_id: &str) -> Result<Option<PicturePrompt>> {
     let Some(path) = &args.image else { return Ok(None) };
     ensure!((0.0..=1.0).contains(&args.strength), "--strength {}: wanted 0 to 1", args.strength);

@@ -1,4 +1,5 @@
-//! What `draw` leaves behind: a sheet or single files, perhaps an animation, and a line or JSON.
+//! Writes the results of `draw`: a sheet or single files, an animation if requested, and a line or
+//! JSON.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -17,9 +18,11 @@ use crate::args::Draw;
 use crate::commands::output::{Outputs, write_picture};
 use crate::commands::say;
 
-/// Frames of an animation, of which the last stays longer.
+/// The number of steps in which an animation shows the tokens. It has one frame more.
 const FRAMES: usize = 36;
+/// The duration of a frame in milliseconds.
 const FRAME_MS: u32 = 80;
+/// The duration of the last frame in milliseconds.
 const LAST_MS: u32 = 2500;
 /// The maximum number of lines of a label.
 const LINES: usize = 3;
@@ -78,7 +81,7 @@ fn with_score(picture: &Picture, args: &Draw) -> Result<RgbImage> {
     })
 }
 
-/// Which files were written, and the seed that makes them again.
+/// Returns the line with the names of the files and the seed.
 fn line(files: &[PathBuf], seed: u64) -> String {
     match files {
         [first, .., last] if files.len() > 2 => {
@@ -103,12 +106,13 @@ fn described(files: &[PathBuf], pictures: &[Picture], parameters: &Parameters) -
     Ok(value)
 }
 
-/// Writes `image`, with its parameters if its format has a place for them.
+/// Writes `image`, with its parameters if the format is PNG.
 fn write(path: &Path, image: &RgbImage, parameters: &Parameters) -> Result<()> {
     write_picture(path, image, Some(serde_json::to_string(parameters)?))
 }
 
-/// The sheet as it forms, token by token; cells to come are white, unless they are given.
+/// Writes an animation in which tokens appear one after another. Cells that are not drawn yet are
+/// white, except given ones.
 fn write_gif(
     path: &Path,
     tessera: &Tessera,
@@ -126,8 +130,8 @@ fn write_gif(
     for frame in 0..=FRAMES {
         let drawn = first_drawn + (len - first_drawn) * frame / FRAMES;
         let known = |picture: &Picture| {
-            let later = |at: usize| given.get(at).copied().flatten();
-            (0..len).map(|at| if at < drawn { Some(picture.tokens[at]) } else { later(at) }).collect()
+            let given_at = |at: usize| given.get(at).copied().flatten();
+            (0..len).map(|at| if at < drawn { Some(picture.tokens[at]) } else { given_at(at) }).collect()
         };
         let images = tessera.decode(&pictures.iter().map(known).collect::<Vec<_>>())?;
         let images = images.iter().map(|image| enlarge(image, scale)).collect::<Result<Vec<RgbImage>>>()?;
@@ -144,16 +148,17 @@ fn show(sheet: RgbImage) {
     let config = viuer::Config {
         absolute_offset: false,
         width: Some(60),
-        // Asking a terminal whether it knows a picture protocol waits for an answer that may never come.
+        // To detect a picture protocol, viuer would wait for an answer of the terminal, which may
+        // never come.
         use_kitty: false,
         use_iterm: false,
         ..viuer::Config::default()
     };
-    // A terminal that cannot show pictures has its file all the same.
+    // An error is ignored, since the file is already written.
     let _ = viuer::print(&DynamicImage::ImageRgb8(sheet), &config);
 }
 
-/// `dir/name.png` → `dir/name-3.png`
+/// Adds a number to the name of a file: `dir/name.png` becomes `dir/name-3.png`.
 pub fn numbered(out: &Path, number: usize) -> PathBuf {
     let stem = out.file_stem().unwrap_or_default().to_string_lossy();
     let extension = out.extension().map_or("png".into(), |e| e.to_string_lossy());
