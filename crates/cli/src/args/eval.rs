@@ -28,6 +28,10 @@ pub enum Eval {
         /// Also write a sheet with a row for each of 20 captions: the real picture, then drawings.
         #[arg(long, value_name = "FILE.png", value_parser = output())]
         sheet: Option<PathBuf>,
+        /// Draw the captions of training pictures instead of held-out ones: how well the model draws
+        /// what it was trained on.
+        #[arg(long)]
+        trained: bool,
     },
     /// Measure how often the contrastive model retrieves the picture of a held-out caption, and the
     /// caption of a picture.
@@ -247,9 +251,10 @@ pub struct DrawnArgs {
     #[arg(long, value_enum)]
     pub weights: Option<Weights>,
     /// A model file whose contrastive model judges the drawings. It must differ from the one that
-    /// ranks, which would favour its own choices.
+    /// ranks, which would favour its own choices. Only `eval report` works without it, and then leaves
+    /// the judged sections out.
     #[arg(long, value_name = "FILE", value_parser = input())]
-    pub judge: PathBuf,
+    pub judge: Option<PathBuf>,
     /// The weights of an Inception v3 for FID, KID and IS [default: the judge's features are used].
     /// With --protocol, two files may be given.
     #[arg(long, value_name = "FILE", value_parser = input())]

@@ -83,8 +83,8 @@ fn published(
     });
     let draws = draws(args, vec![args.of.unwrap_or(PAPER)], sampling);
     let terminal = Terminal::default();
-    let measure =
-        |protocol: Protocol<'_>| models.study(args, draws, &terminal).measure(&captions, pictures, protocol);
+    let study = models.study(args, draws, &terminal)?;
+    let measure = |protocol: Protocol<'_>| study.measure(&captions, pictures, protocol);
     // The contrastive model gets no classes, so IS needs an Inception: thousands of captions are no
     // useful classes.
     let no_classes: [&str; 0] = [];
@@ -99,7 +99,7 @@ fn published(
 pub struct Models {
     pub tessera: Tessera,
     name: String,
-    pub judge: Reranker,
+    judge: Option<Reranker>,
 }
 
 impl Models {
@@ -107,9 +107,25 @@ impl Models {
     pub fn open(args: &DrawnArgs) -> Result<Models> {
         let tessera =
             measured_tessera(&model_file(args.model.as_deref())?, args.weights, PrecisionFlag::Auto)?;
-        let judge = judge(&args.judge, &tessera)?;
+        let judge = args.judge.as_ref().map(|path| judge(path, &tessera)).transpose()?;
         let name = args.model.as_ref().map_or("embedded".into(), |path| path.display().to_string());
         Ok(Models { tessera, name, judge })
+    }
+
+    /// Returns the judge.
+    ///
+    /// # Errors
+    /// If the flags name none.
+    fn needed_judge(&self) -> Result<&Reranker> {
+        self.judge.as_ref().context(
+            "wanted --judge FILE: a model file whose contrastive model judges the drawings; `tessera train rerank` with another \
+             --seed makes one",
+        )
+    }
+
+    /// Returns the judge, if the flags name one.
+    pub fn judge(&self) -> Option<&Reranker> {
+        self.judge.as_ref()
     }
 
     /// Measures the rerank curve on a data set's held-out captions.
@@ -132,7 +148,7 @@ impl Models {
         let draws = draws(args, doublings(args.of.unwrap_or(CURVE)), sampling);
         let terminal = Terminal::default();
         self.with_network(args, &classes, |network| {
-            self.study(args, draws, &terminal).measure(&captions, pictures, Protocol::One(network))
+            self.study(args, draws, &terminal)?.measure(&captions, pictures, Protocol::One(network))
         })
     }
 
@@ -145,20 +161,25 @@ impl Models {
     ) -> Result<T> {
         match inception(&args.inception, args.resize)? {
             Some(network) => measure(&network),
-            None => measure(&Embedding::new(&self.judge, classes)?),
+            None => measure(&Embedding::new(self.needed_judge()?, classes)?),
         }
     }
 
-    fn study<'a>(&'a self, args: &'a DrawnArgs, draws: Draws, reporter: &'a Terminal) -> DrawnStudy<'a> {
-        DrawnStudy {
+    fn study<'a>(
+        &'a self,
+        args: &'a DrawnArgs,
+        draws: Draws,
+        reporter: &'a Terminal,
+    ) -> Result<DrawnStudy<'a>> {
+        Ok(DrawnStudy {
             tessera: &self.tessera,
             model: &self.name,
-            judge: &self.judge,
+            judge: self.needed_judge()?,
             drawings: &args.drawings,
             draws,
             reference: args.reference.as_deref(),
             reporter,
-        }
+        })
     }
 }
 

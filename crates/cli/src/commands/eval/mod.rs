@@ -61,11 +61,11 @@ pub fn run(eval: Eval) -> Result<()> {
             let found = conditioning(&tessera.prior, Some(&tessera.sampler), &items)?;
             report(&args, &found, conditioning_table)
         }
-        Eval::Drawing { common, n, seed, sampling, sheet } => {
+        Eval::Drawing { common, n, seed, sampling, sheet, trained } => {
             let sheet = sheet.as_deref();
             let files: Vec<_> = sheet.iter().map(|&path| (path, Content::Picture)).collect();
             let outputs = Outputs::check(&files, common.json)?;
-            let found = judge(&common, n, seed, &sampling, sheet)?;
+            let found = judge(&common, n, seed, &sampling, (sheet, trained))?;
             match common.json {
                 true => report(&common, &found, drawing_table),
                 false => outputs.say(drawing_table(&found)),
@@ -125,20 +125,20 @@ fn held_out_of(data: &Path) -> Result<Vec<Sample>> {
     }
 }
 
-/// Draws every held-out caption and judges the drawings. With `sheet`, it also writes the drawings
+/// Draws every held-out caption, or every training caption, and judges the drawings. With `sheet`, it also writes the drawings
 /// of evenly chosen captions next to their real pictures, and lists the captions.
 fn judge(
     args: &EvalArgs,
     n: usize,
     seed: u64,
     sampling: &args::Sampling,
-    sheet: Option<&Path>,
+    (sheet, trained): (Option<&Path>, bool),
 ) -> Result<DrawingReport> {
     let file = model_file(args.model.as_deref())?;
     let side = file.config.dvae.as_ref().context("the file holds no dVAE")?.image_size;
     let tessera = measured_tessera(&file, args.weights, args.precision)?;
     let sampling = meant(sampling, &tessera)?;
-    let samples = held_out(args)?;
+    let samples = if trained { open(&args.data)?.train } else { held_out(args)? };
     let subjects: Vec<Subject> = held_out_subjects(&samples, side as u32, &tessera.bpe)?;
     let every = subjects.len().div_ceil(SHEET_ROWS);
     let mut cells: Vec<RgbImage> = Vec::new();
@@ -206,7 +206,7 @@ fn conditioning_table(c: &Conditioning) -> String {
 
 fn drawing_table(d: &DrawingReport) -> String {
     format!(
-        "{} drawings of each of {} held-out captions: how often the nearest of eight real pictures of the style is the right one\n\
+        "{} drawings of each of {} captions: how often the nearest of eight real pictures of the style is the right one\n\
          \x20 right            {:8.1} ± {:.1} %\n  chance           {:8.1} %",
         d.drawings_each,
         d.captions,

@@ -15,6 +15,7 @@ use tessera_eval::{
 };
 use tessera_model::Request;
 use tessera_model::dvae::DvaeConfig;
+use tessera_model::rerank::Reranker;
 
 use super::drawn::Models;
 use super::open;
@@ -47,7 +48,27 @@ pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Re
     let sampling = meant(sampling, &models.tessera)?;
     let request = Request { n: 4, seed: args.seed, sampling, previews: false, ..Request::default() };
     stages(&mut page, &models, &dataset.val, config, &request)?;
-    let curve = models.curve_of(&dataset, args, &request.sampling)?;
+    ranker(&mut page, &models, &dataset)?;
+    if let Some(judge) = models.judge() {
+        judged(&mut page, &models, judge, (data, &dataset), (args, &captions, &request.sampling))?;
+    }
+    let network = models.judge().or(models.tessera.reranker.as_ref());
+    if let Some(network) = network.map(|network| Embedding::new::<&str>(network, &[])).transpose()? {
+        overlap(&mut page, &network, &dataset)?;
+    }
+    atomic::write(out, page.to_html().as_bytes())?;
+    outputs.say(out.display())
+}
+
+/// Adds the evaluations that need a judge: of the best among candidates, and of blurred drawings.
+fn judged(
+    page: &mut Page,
+    models: &Models,
+    judge: &Reranker,
+    (data, dataset): (&Path, &Dataset),
+    (args, captions, sampling): (&DrawnArgs, &[String], &tessera_model::Sampling),
+) -> Result<()> {
+    let curve = models.curve_of(dataset, args, sampling)?;
     page.section(
         "Choosing among candidates",
         "Each held-out caption is drawn many times. The model's own contrastive model selects the best drawing, and another one, which \
@@ -57,13 +78,11 @@ pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Re
     if let Some(last) = curve.last() {
         page.figures(&last.figures);
         page.picture(
-            &sheet(&dataset, &captions, last.best_of, args)?,
+            &sheet(dataset, captions, last.best_of, args)?,
             "Real picture, first candidate, best candidate.",
         )?;
     }
-    ranker(&mut page, &models, &dataset)?;
-
-    let network = Embedding::new::<&str>(&models.judge, &[])?;
+    let network = Embedding::new::<&str>(judge, &[])?;
     page.section(
         "Blurred pictures",
         "Distances between the best drawings and real pictures when both are blurred, which removes fine details (paper, figures 9a and \
@@ -76,15 +95,20 @@ pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Re
     let (figures, plot) = blur_curve(Protocol::One(&network), [data, &best], blurs, extraction)?;
     page.plot(&plot, "Results by the radius of the blur in pixels, for pictures of 256 × 256.");
     page.figures(&figures);
+    Ok(())
+}
+
+/// Adds the overlap of the held-out pictures with the training set.
+fn overlap(page: &mut Page, network: &Embedding, dataset: &Dataset) -> Result<()> {
+    let terminal = Terminal::default();
+    let extraction = Extraction { work: None, reporter: &terminal };
     page.section(
         "Overlap with the training set",
         "The held-out pictures that are nearest to a training picture, each next to that picture (paper §3).",
     );
-    let overlaps = overlap_report(&network, &dataset, SAME, None, extraction)?;
+    let overlaps = overlap_report(network, dataset, SAME, None, extraction)?;
     page.figures(&overlaps.figures);
-    page.picture(&overlaps.sheet, "The closest pairs: the held-out picture, then the training picture.")?;
-    atomic::write(out, page.to_html().as_bytes())?;
-    outputs.say(out.display())
+    page.picture(&overlaps.sheet, "The closest pairs: the held-out picture, then the training picture.")
 }
 
 /// Adds the evaluations of the stages: reconstruction by the dVAE, the effect of captions on the
@@ -145,7 +169,7 @@ fn ranker(page: &mut Page, models: &Models, dataset: &Dataset) -> Result<()> {
         "Contrastive models",
         "How often a held-out caption retrieves its picture among others, and a picture its caption.",
     );
-    for reranker in models.tessera.reranker.iter().chain([&models.judge]) {
+    for reranker in models.tessera.reranker.iter().chain(models.judge()) {
         let pairs = Pairs::held_out(reranker, &dataset.val)?;
         page.figures(&retrieval(&pairs.images, &pairs.texts, None)?);
     }
