@@ -1,7 +1,7 @@
 //! Fingerprints (hashes) of data. Records store them to detect that the data have changed.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, Read};
 use std::path::Path;
 
 /// The prefix of this version's fingerprints. Fingerprints of version 1 have no prefix, and their
@@ -45,18 +45,19 @@ pub fn is_older_fingerprint(recorded: &str, now: &str) -> bool {
 
 /// Returns a checksum of a file's content, or 0 if the file cannot be read.
 pub(crate) fn file_sum(path: &Path) -> u32 {
-    let sum = || -> std::io::Result<u32> {
-        let mut file = BufReader::new(File::open(path)?);
-        let mut hasher = crc32fast::Hasher::new();
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(hasher.finalize()),
-                n => hasher.update(&buffer[..n]),
-            }
+    File::open(path).and_then(checksum).unwrap_or(0)
+}
+
+/// Returns a checksum of all bytes of `reader`.
+pub(crate) fn checksum(mut reader: impl Read) -> io::Result<u32> {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match reader.read(&mut buffer)? {
+            0 => return Ok(hasher.finalize()),
+            n => hasher.update(&buffer[..n]),
         }
-    };
-    sum().unwrap_or(0)
+    }
 }
 
 #[cfg(test)]
@@ -84,8 +85,6 @@ mod tests {
         assert!(!is_older_fingerprint(&fingerprint(&["b"]), &now));
         assert!(!is_older_fingerprint("1234abcd", "5678abcd"));
     }
-
-    /// The expected values are those that the algorithm's authors published.
 
     #[test]
     fn file_sum_depends_on_the_content() {

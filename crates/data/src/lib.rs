@@ -19,6 +19,7 @@ pub mod loader;
 mod permutation;
 pub mod picture;
 pub mod pictures;
+mod place;
 pub mod png_text;
 pub mod prompt;
 pub mod shard;

@@ -14,7 +14,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use tessera_text::text_lines;
 
-use crate::files::{Found, PictureFile, find_pictures};
+use crate::files::{PictureFile, find_pictures};
 use crate::fingerprint::{Fingerprint, file_sum};
 use crate::picture::decode;
 use crate::shard::{ShardReader, Split, list_shards, middle, read_shards};
@@ -44,8 +44,8 @@ enum Kind {
     Shards(Vec<PathBuf>),
 }
 
-/// A picture and, if it has one, its first caption: the first line of the `.txt` file with the same
-/// name.
+/// A picture and, if it has one, its first caption: the first line of the `.txt` or `.caption` file
+/// with the same name.
 #[derive(Debug, Clone)]
 pub struct Captioned {
     /// The pixels.
@@ -68,7 +68,7 @@ impl Pictures {
         let has_tars = |dir: &PathBuf| list_shards(dir).is_ok_and(|tars| !tars.is_empty());
         let is_set = splits.iter().any(has_tars);
         let shards: Vec<PathBuf> = [path.to_path_buf()].into_iter().chain(splits).filter(has_tars).collect();
-        let Found { pictures, mut skipped } = find_pictures(path, None)?;
+        let (pictures, mut skipped) = find_pictures(path, &[])?.only_pictures();
         let kind = match (shards.is_empty(), pictures.is_empty()) {
             (true, true) => bail!(
                 "no pictures in {shown}: {}; wanted .png, .jpg or .webp files, or a data set",

@@ -5,6 +5,7 @@
 //! one caption per line, and `KEY.json` with a [`Meta`]. The same samples are always written as the
 //! same bytes. A damaged picture is skipped and counted, but a truncated tar is an error.
 
+mod index;
 mod read;
 mod write;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::picture::Square;
 
+pub(crate) use index::list_samples;
 pub(crate) use read::list_shards;
 pub use read::{ShardReader, read_shards};
 pub use write::{Packed, ShardWriter};

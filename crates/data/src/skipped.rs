@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// The maximum number of names that are kept per kind.
 const NAMED: usize = 8;
+/// The maximum number of kinds. Files with other endings are counted together.
+const KINDS: usize = 64;
 
 /// The reason why something was skipped.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,6 +30,10 @@ pub enum SkipKind {
     SameFolder,
     /// Pictures in a folder whose tars are read instead.
     BesideTars,
+    /// Captions that a table has twice for the same picture.
+    SameCaption,
+    /// Caption files of pictures that have captions in a table.
+    TableInstead,
     /// Hard and symbolic links in tars, which contain only the name of another file.
     LinkInTar,
     /// Files with an unsupported ending. The ending is in lower case, and empty if a file has none.
@@ -82,7 +88,11 @@ impl Skipped {
 
     /// Adds the skipped items of `other`.
     pub fn absorb(&mut self, other: Skipped) {
-        for SkipGroup { kind, count, names } in other.passed {
+        for SkipGroup { mut kind, count, names } in other.passed {
+            let is_new = |kind: &SkipKind| self.passed.iter().all(|passed| passed.kind != *kind);
+            if matches!(kind, SkipKind::Ending(_)) && self.passed.len() >= KINDS && is_new(&kind) {
+                kind = SkipKind::Ending("*".to_string());
+            }
             match self.passed.binary_search_by(|passed| passed.kind.cmp(&kind)) {
                 Ok(at) => {
                     let passed = &mut self.passed[at];
@@ -111,6 +121,11 @@ impl SkipKind {
             SkipKind::SameName => plural("file with a duplicate name", "files with duplicate names"),
             SkipKind::SameFolder => plural("link to a folder already read", "links to folders already read"),
             SkipKind::BesideTars => plural("picture next to the tars", "pictures next to the tars"),
+            SkipKind::SameCaption => plural("repeated caption", "repeated captions"),
+            SkipKind::TableInstead => plural(
+                "caption file of a picture with captions in a table",
+                "caption files of pictures with captions in a table",
+            ),
             SkipKind::LinkInTar => plural("link in a tar", "links in tars"),
             SkipKind::Ending(ending) if ending.is_empty() => {
                 plural("file without an ending", "files without an ending")
@@ -132,13 +147,12 @@ impl SkipKind {
                 Some("make the tar with --dereference --hard-dereference to have the files read")
             }
             SkipKind::Ending(ending) => match ending.as_str() {
-                "caption" | "captions" | "cap" | "text" | "tags" => {
-                    Some("rename them to .txt to have them read")
-                }
+                "captions" | "cap" | "text" | "tags" => Some("rename them to .txt to have them read"),
                 "gif" | "bmp" | "tif" | "tiff" | "heic" | "avif" | "jxl" | "svg" => {
                     Some("convert them to .png, .jpg or .webp to have them read")
                 }
                 "tar" => Some("only the pictures are read; tars make a separate data set"),
+                "csv" | "tsv" | "jsonl" => Some("if one contains the captions, name it with --captions FILE"),
                 ending if ending.contains('.') => Some("names in a tar end at their first dot; rename them"),
                 _ => None,
             },
@@ -147,7 +161,9 @@ impl SkipKind {
             | SkipKind::NoCaption
             | SkipKind::NoPicture
             | SkipKind::SameName
-            | SkipKind::SameFolder => None,
+            | SkipKind::SameFolder
+            | SkipKind::SameCaption
+            | SkipKind::TableInstead => None,
         }
     }
 }
@@ -191,16 +207,16 @@ mod tests {
         }
         let mut more = Skipped::default();
         more.note(SkipKind::Damaged, "zbad: not a picture");
-        more.note(SkipKind::Ending("caption".into()), "a.caption");
+        more.note(SkipKind::Ending("tags".into()), "a.tags");
         more.note(SkipKind::NoCaption, "late.png");
         skipped.absorb(more);
         let lines: Vec<String> = skipped.to_string().lines().map(str::to_string).collect();
-        assert_eq!(lines[0], "skipped 24: 1 damaged, 22 pictures without a caption, 1 .caption file");
+        assert_eq!(lines[0], "skipped 24: 1 damaged, 22 pictures without a caption, 1 .tags file");
         assert_eq!(lines[1..3], ["  damaged", "    zbad: not a picture"]);
         assert!(lines.contains(&"    o7.png".to_string()) && lines.contains(&"    and 14 more".to_string()));
         assert!(lines.iter().any(|line| line.contains("rename them to .txt")), "{skipped}");
         let brief = "1 damaged (zbad: not a picture), 22 pictures without a caption (o0.png), \
-                     1 .caption file (a.caption; rename them to .txt to have them read)";
+                     1 .tags file (a.tags; rename them to .txt to have them read)";
         assert_eq!(skipped.brief(), brief);
         let json = serde_json::to_string(&skipped).unwrap();
         assert_eq!(serde_json::from_str::<Skipped>(&json).unwrap(), skipped);

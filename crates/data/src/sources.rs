@@ -18,7 +18,7 @@ use crate::shard::Split;
 
 pub use coco::{COCO_CAPTIONS, Described, coco_captions, cub_captions};
 pub use emoji::{EmojiOptions, Style, World, build_emoji};
-pub use folder::{FolderOptions, Small, build_folder};
+pub use folder::{CaptionOptions, FolderOptions, Small, build_folder};
 pub use scenes::{CombinationKind, HeldOutCase, Scenes, ScenesOptions, Shares, build_scenes};
 
 /// The numbers of pictures and captions that a source wrote and left out.

@@ -11,7 +11,7 @@ mod train;
 use std::path::PathBuf;
 
 use clap::builder::{PathBufValueParser, StringValueParser, TypedValueParser};
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tessera_data::Share;
 
@@ -168,10 +168,15 @@ pub enum DataSource {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
-    /// Use your own pictures: NAME.png, .jpg or .webp beside NAME.txt with one caption a line.
+    /// Use your own pictures: .png, .jpg or .webp files, or tars of them, with captions.
+    ///
+    /// The captions of a picture are in a table (--captions, or a metadata.jsonl in the folder), in
+    /// NAME.txt or NAME.caption with one caption per line, or in NAME.json of img2dataset.
     Folder {
-        /// The folder, searched recursively.
+        /// The folder of pictures. It is searched recursively.
         dir: PathBuf,
+        #[command(flatten)]
+        captions: CaptionArgs,
         /// Folder for the shards.
         #[arg(long)]
         out: PathBuf,
@@ -193,6 +198,24 @@ pub enum DataSource {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+}
+
+/// Where the captions of a folder of pictures come from, besides the files next to them.
+#[derive(ClapArgs)]
+pub struct CaptionArgs {
+    /// A table of captions: CSV or TSV with the names of the columns in the first line, or JSON
+    /// Lines. Its captions replace those in files next to the pictures.
+    #[arg(long, value_name = "FILE", value_parser = input())]
+    pub captions: Option<PathBuf>,
+    /// The column with the pictures' file names [default: file_name, filename, file, image, ...].
+    #[arg(long, value_name = "NAME")]
+    pub image_column: Option<String>,
+    /// The column with the captions [default: text, caption, captions, prompt, ...].
+    #[arg(long, value_name = "NAME")]
+    pub text_column: Option<String>,
+    /// Use the name of its folder as the caption of a picture without another caption.
+    #[arg(long)]
+    pub folder_names: bool,
 }
 
 /// The stage of training whose crops a set is for.

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use indicatif::ProgressStyle;
 use tessera_data::sources::{
-    Counts, EmojiOptions, FolderOptions, ScenesOptions, Shares, Small, World, build_emoji, build_folder,
-    build_scenes,
+    CaptionOptions, Counts, EmojiOptions, FolderOptions, ScenesOptions, Shares, Small, World, build_emoji,
+    build_folder, build_scenes,
 };
 use tessera_data::{Share, Split, read_text};
 
@@ -38,12 +38,19 @@ pub fn run(source: DataSource) -> Result<()> {
             };
             say(with_bar(|progress| build_scenes(&options, [count, val], &out, progress))?)?;
         }
-        DataSource::Folder { dir, out, settings, stage, size, enlarge, holdout, seed } => {
+        DataSource::Folder { dir, captions, out, settings, stage, size, enlarge, holdout, seed } => {
             let side = resolve(&settings)?.dvae.image_size as u32;
             let size = size.unwrap_or(side * eighths(stage) / 8);
             let small = if enlarge { Small::Enlarged } else { Small::LeftOut };
             // A set of smaller pictures than the config's is for another model, of that size.
-            let options = FolderOptions { size, least: side.min(size), small, val_share: holdout, seed };
+            let captions = CaptionOptions {
+                table: captions.captions,
+                image_column: captions.image_column,
+                text_column: captions.text_column,
+                folder_names: captions.folder_names,
+            };
+            let options =
+                FolderOptions { size, least: side.min(size), small, val_share: holdout, seed, captions };
             let (counts, skipped) = build_folder(&dir, &out, &options)?;
             let held_out = counts.in_split(Split::Val);
             say(counts)?;

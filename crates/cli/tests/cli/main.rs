@@ -8,6 +8,8 @@ mod bench;
 #[cfg(test)]
 mod book;
 #[cfg(test)]
+mod captions;
+#[cfg(test)]
 mod config;
 #[cfg(test)]
 mod data;

@@ -1,27 +1,18 @@
-//! Reads tars of samples, from this program or others (img2dataset, WebDataset).
-//!
-//! One tar at a time is read into memory. Its pictures are decoded when the caller requests them.
+//! Reads the samples of tars, from this program or others (img2dataset, WebDataset), one by one.
 
-use std::collections::{HashMap, VecDeque};
-use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{BufReader, Read};
+use std::collections::VecDeque;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use image::RgbImage;
-use tar::EntryType;
-use tessera_text::{decode_text, text_lines};
+use tessera_text::text_lines;
 
+use super::index::{TarSample, list_samples};
 use super::{Meta, Sample};
-use crate::files::FileKind;
 use crate::picture;
+use crate::place::Place;
 use crate::skipped::{SkipKind, Skipped};
-
-/// The maximum size of a tar.
-const MAX_SHARD_BYTES: u64 = 8 << 30;
-/// The maximum size of a member. A larger one is skipped as damaged.
-const MAX_MEMBER_BYTES: u64 = 64 << 20;
 
 /// Reads the samples of all tars in `dir`, with the tars sorted by name.
 ///
@@ -51,7 +42,7 @@ pub(crate) fn list_shards(dir: &Path) -> Result<Vec<PathBuf>> {
 /// An iterator over the samples of a folder of tars; see [`read_shards`].
 pub struct ShardReader {
     shards: VecDeque<PathBuf>,
-    waiting: VecDeque<Group>,
+    waiting: VecDeque<TarSample>,
     skipped: Skipped,
 }
 
@@ -64,21 +55,21 @@ impl ShardReader {
     /// Returns the next picture that can be decoded, with its captions. The captions are empty if
     /// it has none or they cannot be decoded.
     pub(crate) fn next_picture(&mut self) -> Option<Result<(RgbImage, Vec<String>)>> {
-        self.next_value(Group::into_picture)
+        self.next_value(TarSample::into_picture)
     }
 
-    /// Returns the next value that `take` returns for a group. `take` returns `None` for groups
+    /// Returns the next value that `take` returns for a sample. `take` returns `None` for samples
     /// that it records as skipped.
-    fn next_value<T>(&mut self, take: fn(Group, &mut Skipped) -> Option<T>) -> Option<Result<T>> {
+    fn next_value<T>(&mut self, take: fn(TarSample, &mut Skipped) -> Option<T>) -> Option<Result<T>> {
         loop {
-            while let Some(group) = self.waiting.pop_front() {
-                if let Some(taken) = take(group, &mut self.skipped) {
+            while let Some(sample) = self.waiting.pop_front() {
+                if let Some(taken) = take(sample, &mut self.skipped) {
                     return Some(Ok(taken));
                 }
             }
             let path = self.shards.pop_front()?;
-            match read_groups(&path, &mut self.skipped) {
-                Ok(groups) => self.waiting = groups,
+            match list_samples(&path, &mut self.skipped) {
+                Ok(samples) => self.waiting = samples.into(),
                 Err(error) => return Some(Err(error)),
             }
         }
@@ -89,21 +80,11 @@ impl Iterator for ShardReader {
     type Item = Result<Sample>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_value(Group::into_sample)
+        self.next_value(TarSample::into_sample)
     }
 }
 
-/// The members with the same key.
-struct Group {
-    /// The key and its tar, for messages.
-    name: String,
-    key: String,
-    image: Option<Vec<u8>>,
-    txt: Option<Vec<u8>>,
-    json: Option<Vec<u8>>,
-}
-
-impl Group {
+impl TarSample {
     fn into_sample(self, skipped: &mut Skipped) -> Option<Sample> {
         let orphan = match (&self.image, &self.txt) {
             (Some(_), Some(_)) => None,
@@ -111,24 +92,25 @@ impl Group {
             (None, _) => Some(SkipKind::NoPicture),
         };
         if let Some(kind) = orphan {
-            skipped.note(kind, self.name);
+            skipped.note(kind, self.name());
             return None;
         }
         let captions = self.captions(skipped)?;
         if captions.is_empty() {
-            skipped.note(SkipKind::NoCaption, format!("{}: the caption is empty", self.name));
+            skipped.note(SkipKind::NoCaption, format!("{}: the caption is empty", self.name()));
             return None;
         }
         let image = self.picture(skipped)?;
         // The JSON of other programs may have other types in these fields. The origin is then
         // unknown, but the sample is valid.
-        let meta = self.json.and_then(|json| serde_json::from_slice::<Meta>(&json).ok()).unwrap_or_default();
-        Some(Sample { key: self.key, image, captions, meta })
+        let json = self.json.as_ref().and_then(|json| json.read_text().ok());
+        let meta = json.and_then(|json| serde_json::from_str::<Meta>(&json).ok()).unwrap_or_default();
+        Some(Sample { key: String::from_utf8_lossy(&self.key).into_owned(), image, captions, meta })
     }
 
     fn into_picture(self, skipped: &mut Skipped) -> Option<(RgbImage, Vec<String>)> {
         if self.image.is_none() {
-            skipped.note(SkipKind::NoPicture, self.name);
+            skipped.note(SkipKind::NoPicture, self.name());
             return None;
         }
         let image = self.picture(skipped)?;
@@ -136,137 +118,33 @@ impl Group {
     }
 
     fn captions(&self, skipped: &mut Skipped) -> Option<Vec<String>> {
-        match decode_text(self.txt.as_deref().unwrap_or_default()) {
-            Ok(text) => Some(text_lines(&text)),
+        match self.txt.as_ref().map(Place::read_text).transpose() {
+            Ok(text) => Some(text_lines(&text.unwrap_or_default())),
             Err(error) => {
-                skipped.note(SkipKind::Damaged, format!("the caption of {}: {error:#}", self.name));
+                skipped.note(SkipKind::Damaged, format!("the caption of {}: {error:#}", self.name()));
                 None
             }
         }
     }
 
     fn picture(&self, skipped: &mut Skipped) -> Option<RgbImage> {
-        match picture::decode(self.image.as_deref().unwrap_or_default()) {
+        let (image, _) = self.image.as_ref()?;
+        match image.read_picture().and_then(|bytes| picture::decode(&bytes)) {
             Ok(image) => Some(image),
             Err(error) => {
-                skipped.note(SkipKind::Damaged, format!("{}: {error:#}", self.name));
+                skipped.note(SkipKind::Damaged, format!("{}: {error:#}", self.name()));
                 None
             }
         }
     }
 }
 
-/// Reads a complete tar and groups its members by key. Members of one key need not be adjacent.
-/// Groups are in the order of their first member.
-fn read_groups(path: &Path, skipped: &mut Skipped) -> Result<VecDeque<Group>> {
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let size = file.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
-    ensure!(
-        size <= MAX_SHARD_BYTES,
-        "{} has {size} bytes, more than the {MAX_SHARD_BYTES} allowed; split it into smaller tars",
-        path.display()
-    );
-    let broken = || format!("{} is not a complete tar file; make or download it again", path.display());
-    let mut archive = tar::Archive::new(BufReader::new(file));
-    let mut groups: VecDeque<Group> = VecDeque::new();
-    let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
-    for entry in archive.entries().with_context(broken)? {
-        let mut entry = entry.with_context(broken)?;
-        let name = entry.path_bytes().into_owned();
-        let display_name = format!("{} in {}", String::from_utf8_lossy(&name), path.display());
-        let member = member(&name);
-        match content(entry.header().entry_type()) {
-            Content::File => {}
-            Content::Skipped(kind) if !matches!(member, Member::Hidden) => {
-                skipped.note(kind, display_name);
-                continue;
-            }
-            Content::Skipped(_) | Content::Nothing => continue,
-        }
-        let (key, part) = match member {
-            Member::Part(key, part) => (key, part),
-            Member::Hidden => continue,
-            Member::Other(ending) => {
-                skipped.note(SkipKind::Ending(ending), display_name);
-                continue;
-            }
-        };
-        let mut bytes = Vec::new();
-        // A member over the limit stays empty and fails to decode.
-        if entry.size() <= MAX_MEMBER_BYTES {
-            entry.read_to_end(&mut bytes).with_context(broken)?;
-            ensure!(bytes.len() as u64 == entry.size(), broken());
-        }
-        let place = *places.entry(key.to_vec()).or_insert_with(|| {
-            let key = String::from_utf8_lossy(key).into_owned();
-            let name = format!("{key} in {}", path.display());
-            groups.push_back(Group { name, key, image: None, txt: None, json: None });
-            groups.len() - 1
-        });
-        let slot = match part {
-            Part::Image => &mut groups[place].image,
-            Part::Txt => &mut groups[place].txt,
-            Part::Json => &mut groups[place].json,
-        };
-        match slot {
-            Some(_) => skipped.note(SkipKind::SameName, display_name),
-            None => *slot = Some(bytes),
-        }
-    }
-    Ok(groups)
-}
-
-/// The content of a tar member, by its entry type.
-enum Content {
-    File,
-    /// An entry that cannot be read, with the reason.
-    Skipped(SkipKind),
-    /// A folder or a global header, which needs no report.
-    Nothing,
-}
-
-fn content(kind: EntryType) -> Content {
-    match kind {
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Content::File,
-        EntryType::Link | EntryType::Symlink => Content::Skipped(SkipKind::LinkInTar),
-        EntryType::Directory | EntryType::XGlobalHeader => Content::Nothing,
-        _ => Content::Skipped(SkipKind::Unreadable),
-    }
-}
-
-/// The kind of a tar member, by its name.
-enum Member<'a> {
-    /// A part of the sample with this key.
-    Part(&'a [u8], Part),
-    /// Another file, with its ending.
-    Other(String),
-    Hidden,
-}
-
-enum Part {
-    Image,
-    Txt,
-    Json,
-}
-
-/// Splits a member's name at the first dot of its last path component, as WebDataset does.
-fn member(name: &[u8]) -> Member<'_> {
-    let file_start = name.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-    let file = &name[file_start..];
-    let Some(dot) = file.iter().position(|&byte| byte == b'.') else { return Member::Other(String::new()) };
-    let key = &name[..file_start + dot];
-    let ending = String::from_utf8_lossy(&file[dot + 1..]).into_owned();
-    match FileKind::of_ending(OsStr::new(&ending)) {
-        _ if dot == 0 => Member::Hidden,
-        FileKind::Picture => Member::Part(key, Part::Image),
-        FileKind::Text => Member::Part(key, Part::Txt),
-        FileKind::Other(ending) if ending == "json" => Member::Part(key, Part::Json),
-        FileKind::Other(ending) => Member::Other(ending),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
+    use tar::EntryType;
+
     use super::super::{Packed, ShardWriter, Split, test_sample};
     use super::*;
 
@@ -403,16 +281,6 @@ mod tests {
             "{report}"
         );
         assert!(report.contains("--hard-dereference") && report.contains("hard.png in"), "{report}");
-    }
-
-    #[test]
-    fn keys_that_are_not_utf8_stay_distinct() {
-        let key = |name: &'static [u8]| match member(name) {
-            Member::Part(key, _) => key,
-            Member::Other(_) | Member::Hidden => panic!("no part"),
-        };
-        assert_eq!(key(b"a/K\xf6ln.png"), b"a/K\xf6ln");
-        assert_ne!(key(b"K\xf6ln.png"), key(b"K\xe4ln.txt"));
     }
 
     #[test]
