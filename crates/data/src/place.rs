@@ -75,7 +75,8 @@ impl Member {
     fn read(&self, limit: u64) -> Result<Vec<u8>> {
         let Member { tar, size, .. } = self;
         ensure!(*size <= limit, "it has {size} bytes, more than the {limit} allowed in a tar");
-        let mut bytes = Vec::new();
+        // The tar is at least as large as its members, so the claimed size is true.
+        let mut bytes = Vec::with_capacity(usize::try_from(*size)?);
         let read = self.open().and_then(|mut member| member.read_to_end(&mut bytes));
         read.with_context(|| format!("cannot read {}", tar.display()))?;
         ensure!(bytes.len() as u64 == *size, "{} has become shorter", tar.display());
