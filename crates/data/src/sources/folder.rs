@@ -99,8 +99,12 @@ pub fn build_folder(dir: &Path, out: &Path, options: &FolderOptions) -> Result<(
     let recipe = json!({ "folder": {
         "size": size, "least": least, "enlarge": *small == Small::Enlarged, "val_percent": val_share, "seed": seed
     } });
+    let files = fingerprints(&entries);
+    if let Some(complete) = output::find(out, &recipe, &files)? {
+        return Ok(complete);
+    }
     check_any(&entries, options, skipped.clone())?;
-    let mut output = match output::open(out, recipe, &fingerprints(&entries))? {
+    let mut output = match output::open(out, recipe, &files)? {
         Opened::Complete(counts, skipped) => return Ok((counts, skipped)),
         Opened::Ready(output) => output,
     };

@@ -57,29 +57,37 @@ pub(super) struct Output {
     val: ShardWriter,
 }
 
+/// Returns the record of the complete set in `dir` that `recipe` describes and that is made of
+/// `files`. Returns `None` if there is none; `dir` can then be prepared for it. Nothing is written.
+pub(super) fn find(dir: &Path, recipe: &Value, files: &Fingerprints) -> Result<Option<(Counts, Skipped)>> {
+    let Fingerprints { now, version_1 } = files;
+    let Some(found) = read_record(dir)? else { return Ok(None) };
+    match found.counts {
+        Some(_) if found.recipe == *recipe && ![now, version_1].contains(&&found.files) => bail!(
+            "the pictures or captions have changed since {} was made of them (there: {}; now: {now}); \
+             delete it or choose another folder",
+            dir.display(),
+            found.files
+        ),
+        Some(counts) if found.recipe == *recipe && dir.join(Split::Train.name()).is_dir() => {
+            Ok(Some((counts, found.skipped)))
+        }
+        Some(_) if found.recipe != *recipe => bail!(
+            "{} holds a set made with other settings:\n  there: {}\n  requested: {recipe}\ndelete it or choose another folder",
+            dir.display(),
+            found.recipe
+        ),
+        _ => Ok(None),
+    }
+}
+
 /// Checks `dir` and prepares it for the set that `recipe` describes and that is made of `files`.
 pub(super) fn open(dir: &Path, recipe: Value, files: &Fingerprints) -> Result<Opened> {
-    let Fingerprints { now, version_1 } = files;
-    if let Some(found) = read_record(dir)? {
-        match found.counts {
-            Some(_) if found.recipe == recipe && ![now, version_1].contains(&&found.files) => bail!(
-                "the pictures or captions have changed since {} was made of them (there: {}; now: {now}); \
-                 delete it or choose another folder",
-                dir.display(),
-                found.files
-            ),
-            Some(counts) if found.recipe == recipe && dir.join(Split::Train.name()).is_dir() => {
-                return Ok(Opened::Complete(counts, found.skipped));
-            }
-            Some(_) if found.recipe != recipe => bail!(
-                "{} holds a set made with other settings:\n  there: {}\n  requested: {recipe}\ndelete it or choose another folder",
-                dir.display(),
-                found.recipe
-            ),
-            _ => clear(dir)?,
-        }
+    if let Some((counts, skipped)) = find(dir, &recipe, files)? {
+        return Ok(Opened::Complete(counts, skipped));
     }
-    let files = now.clone();
+    clear(dir)?;
+    let files = files.now.clone();
     let record =
         Record { recipe: recipe.clone(), files: files.clone(), counts: None, skipped: Skipped::default() };
     write_record(dir, &record)?;
