@@ -3,15 +3,18 @@
 //!
 //! `cargo run --release -p tessera-model --example draw -- "a red apple" apple.png`
 
-use anyhow::{Context, Result};
+use std::error::Error;
+
 use tessera_model::{Event, Request, Tessera};
 
-fn main() -> Result<()> {
+fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let prompt = args.next().context("usage: draw PROMPT FILE.png")?;
-    let file = args.next().context("usage: draw PROMPT FILE.png")?;
+    let (Some(prompt), Some(file)) = (args.next(), args.next()) else {
+        return Err("usage: draw PROMPT FILE.png".into());
+    };
     let tessera = Tessera::embedded()?;
-    for event in tessera.draw(Request { prompt, ..Request::default() })? {
+    let request = Request { n: 1, best: None, previews: true, ..tessera.request(&prompt) };
+    for event in tessera.draw(request)? {
         match event? {
             Event::Tokens { .. } => {}
             Event::Preview(pictures) => println!("{} tokens so far", pictures[0].tokens.len()),

@@ -8,35 +8,38 @@ use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
-use tessera_text::{Bpe, Prompt, Unknown, unknown_words};
+use tessera_text::{Bpe, Prompt, Unknown, normalise, unknown_words};
 
 use crate::dvae::Dvae;
+use crate::error::Error;
 use crate::nn::{Compute, check_count, import};
 use crate::prior::{Prior, PriorConfig};
 use crate::rerank::{Clip, Reranker};
 use crate::sample::{
-    Batch, Drawing, Job, Parameters, Ranking, Request, Sampler, Sampling, default_guidance, mosaics,
-    trained_for_guidance,
+    Batch, CANDIDATES_EACH, DEFAULT_N, Drawing, Job, Parameters, Picture, Ranking, Request, Sampler,
+    Sampling, default_guidance, mosaics, random_seed, trained_for_guidance,
 };
 use crate::weights::ModelFile;
 
 /// A complete model: the dVAE, the tokenizer, the prior and optionally the reranker of a model
 /// file.
 ///
+/// [`Tessera::draw_all`] draws a prompt as the command `tessera draw` does. For other settings,
+/// change the request; to see the pictures form, go through its events:
+///
 /// ```
 /// use tessera_model::{Event, Request, Tessera};
 ///
 /// let tessera = Tessera::embedded()?;
-/// let request = Request { prompt: "a red apple".into(), n: 2, ..Request::default() };
+/// let request = Request { n: 2, best: None, seed: 1, ..tessera.request("a red apple") };
 /// for event in tessera.draw(request)? {
 ///     match event? {
 ///         Event::Tokens { done, total, .. } => assert!(done <= total),
-///         Event::Preview(growing) => assert_eq!(growing.len(), 2),
-///         // To save it: picture.image.save("apple.png")?
+///         Event::Preview(_) => {} // only with `previews: true`
 ///         Event::Picture(picture) => assert_eq!(picture.image.width(), 48),
 ///     }
 /// }
-/// # Ok::<(), anyhow::Error>(())
+/// # Ok::<(), tessera_model::Error>(())
 /// ```
 pub struct Tessera {
     /// Converts pictures to tokens and back.
@@ -71,14 +74,25 @@ pub struct ReadPrompt {
 
 impl Tessera {
     /// Loads the model that is embedded in this library.
-    pub fn embedded() -> Result<Tessera> {
-        let file = ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model")?;
-        Tessera::new(&file, Cpu::best())
+    ///
+    /// # Errors
+    /// Only [`Error::Internal`].
+    #[cfg(feature = "embedded")]
+    pub fn embedded() -> Result<Tessera, Error> {
+        let file = ModelFile::from_bytes(tessera_pretrained::MODEL).context("the embedded model");
+        file.and_then(|file| Tessera::new(&file, Cpu::best())).map_err(Error::internal)
     }
 
     /// Loads the model of the file at `path`.
-    pub fn open(path: &Path) -> Result<Tessera> {
-        Tessera::new(&ModelFile::read(path)?, Cpu::best()).with_context(|| path.display().to_string())
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not a model file, is damaged, is of a newer version, or has
+    /// no complete model.
+    pub fn open(path: impl AsRef<Path>) -> Result<Tessera, Error> {
+        let path = path.as_ref();
+        let file = ModelFile::read(path).map_err(|error| Error::file(path, error))?;
+        let unusable = |error| Error::UnusableModel(format!("{}: {error:#}", path.display()));
+        Tessera::new(&file, Cpu::best()).map_err(unusable)
     }
 
     /// Builds the model of a file that was already read. Sampling uses 8-bit weights if the file
@@ -246,13 +260,38 @@ impl Tessera {
         mosaics(&self.dvae, grid, tokens)
     }
 
+    /// Returns the request that the command `tessera draw` makes of a prompt: with the model's
+    /// default sampling, a random seed and no previews. It asks for the best 9 of 36 pictures, or
+    /// for 9 pictures if they cannot be ranked because the model has no reranker or the prompt has
+    /// no words.
+    pub fn request(&self, prompt: &str) -> Request {
+        let is_ranked = self.reranker.is_some() && !normalise(prompt).is_empty();
+        Request {
+            prompt: prompt.to_string(),
+            n: if is_ranked { DEFAULT_N * CANDIDATES_EACH } else { DEFAULT_N },
+            best: is_ranked.then_some(DEFAULT_N),
+            seed: random_seed(),
+            sampling: self.sampling(),
+            previews: false,
+            ..Request::default()
+        }
+    }
+
+    /// Draws [`Tessera::request`] of `prompt` and returns the pictures, best first.
+    ///
+    /// # Errors
+    /// Only [`Error::Internal`]: any text is a valid prompt.
+    pub fn draw_all(&self, prompt: &str) -> Result<Vec<Picture>, Error> {
+        self.draw(self.request(prompt))?.pictures()
+    }
+
     /// Starts drawing a request. The pictures come as events of the returned iterator. A prompt
     /// that is too long is cut, see [`Tessera::read_prompt`].
     ///
     /// # Errors
     /// If the request is invalid, or asks for the best pictures and the model has no reranker.
-    pub fn draw(&self, request: Request) -> Result<Drawing<'_>> {
-        Drawing::of(&self.sampler, &self.dvae, self.job(request)?)
+    pub fn draw(&self, request: Request) -> Result<Drawing<'_>, Error> {
+        Drawing::of(&self.sampler, &self.dvae, self.job(request).map_err(Error::request)?)
     }
 
     /// An empty batch that draws many requests together, about `rows` sequences at a time.
@@ -281,8 +320,7 @@ impl Tessera {
         let caption = prompt.tokens.clone();
         let negative = self.read_prompt(&request.negative)?.tokens;
         let rank = |best: usize| {
-            let reranker =
-                self.reranker.as_ref().context("the model has no reranker to choose the best with")?;
+            let reranker = self.reranker.as_ref().ok_or(Error::NoReranker)?;
             ensure!(best <= request.n, "the best {best} of {}: wanted no more than are drawn", request.n);
             Ranking::new(reranker, &request.prompt, best)
         };
@@ -359,7 +397,8 @@ mod tests {
 
     #[test]
     fn guidance_without_dropped_captions_is_an_error() {
-        let mut tessera = Tessera::embedded().unwrap();
+        let file = ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
+        let mut tessera = Tessera::new(&file, Cpu::best()).unwrap();
         assert_eq!((tessera.guidance(None).unwrap(), tessera.sampling().guidance), (1.5, 1.5));
         for (drop, why) in [(Some(0.0), "data.caption_drop = 0"), (None, "--caption-drop SHARE")] {
             tessera.caption_drop = drop;

@@ -19,10 +19,6 @@ static JOINED: [u8; HEAD.len() + TAIL.len()] = {
 
 static HEAD: &[u8] = include_bytes!("../emoji.tessera.safetensors.1");
 
-/// The fraction of captions that were dropped in training its prior (`data.caption_drop` of
-/// configs/emoji.toml). The file itself does not say it, because it is older than the entry for it.
-pub const CAPTION_DROP: f32 = 0.1;
-
 /// What the model can and cannot draw, for users. The card has the metrics.
 pub const ABOUT: &str = "A small world: it knows 331 everyday things, each in up to six styles of emoji. It knows no people, faces, \
     hands, flags or letters, cannot count, and draws several things in one picture less well than a single thing.";

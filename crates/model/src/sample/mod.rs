@@ -22,8 +22,8 @@ pub use mosaic::mosaics;
 pub use parameters::Parameters;
 pub use rank::Ranking;
 pub use request::{
-    DEFAULT_GUIDANCE, DEFAULT_STRENGTH, DEFAULT_TOP_P, Event, Picture, Request, Sampling, Token,
-    default_guidance, random_seed, trained_for_guidance,
+    CANDIDATES_EACH, DEFAULT_GUIDANCE, DEFAULT_N, DEFAULT_STRENGTH, DEFAULT_TOP_P, Event, Picture, Request,
+    Sampling, Token, default_guidance, random_seed, trained_for_guidance,
 };
 pub use sampler::{KvSlots, Next, PrefixCache, Sampler};
 

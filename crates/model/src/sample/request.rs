@@ -38,6 +38,12 @@ pub const DEFAULT_TOP_P: f64 = 0.7;
 /// The default of [`Request::strength`] for variations. At 0.5 the changes are hardly visible.
 pub const DEFAULT_STRENGTH: f64 = 0.7;
 
+/// The number of pictures of a prompt unless the user chooses another.
+pub const DEFAULT_N: usize = 9;
+
+/// The number of candidates from which each of these pictures is selected, if they are ranked.
+pub const CANDIDATES_EACH: usize = 4;
+
 /// Random seeds are smaller than this, so that people can read and type them easily.
 const SEEDS: u64 = 1_000_000_000;
 

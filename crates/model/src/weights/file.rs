@@ -126,6 +126,13 @@ pub struct ModelFile {
     pub words: Option<BTreeSet<String>>,
 }
 
+/// The [`model_id`] of the embedded model's file. The file is older than two entries of the header,
+/// which it therefore gets when it is read: [`EMBEDDED_CAPTION_DROP`] and [`Int8Change::InCard`].
+const EMBEDDED_ID: &str = "6ae8f7d7";
+/// The fraction of captions that were dropped in training the embedded model's prior
+/// (`data.caption_drop` of configs/emoji.toml).
+const EMBEDDED_CAPTION_DROP: f32 = 0.1;
+
 /// The name of the embedded model wherever a model file is named. A file of this name is `./embedded`.
 pub const EMBEDDED: &str = "embedded";
 
@@ -134,13 +141,17 @@ pub const EMBEDDED: &str = "embedded";
 /// # Errors
 /// If the file cannot be read.
 pub fn model_bytes(path: &Path) -> Result<Cow<'static, [u8]>> {
-    match path == Path::new(EMBEDDED) {
-        true => Ok(tessera_pretrained::MODEL.into()),
-        false => {
-            let bytes = fs::read(path);
-            Ok(bytes.with_context(|| format!("cannot read {}", path.display()))?.into())
-        }
+    #[cfg(feature = "embedded")]
+    if is_embedded(path) {
+        return Ok(tessera_pretrained::MODEL.into());
     }
+    let bytes = fs::read(path);
+    Ok(bytes.with_context(|| format!("cannot read {}", path.display()))?.into())
+}
+
+/// Whether a path names the embedded model.
+fn is_embedded(path: &Path) -> bool {
+    cfg!(feature = "embedded") && path == Path::new(EMBEDDED)
 }
 
 /// A short hash of a model file's bytes. A seed gives the same pictures only with the same file.
@@ -171,7 +182,7 @@ impl ModelFile {
             false => error.context(format!("{shown} is not a complete Tessera model")),
         })?;
         // The embedded model is part of the program, not a file that can be damaged.
-        file.unverified &= path != Path::new(EMBEDDED);
+        file.unverified &= !is_embedded(path);
         Ok(file)
     }
 
@@ -191,9 +202,8 @@ impl ModelFile {
             words: header.words,
             ..ModelFile::default()
         };
-        if bytes == tessera_pretrained::MODEL {
-            // The embedded file is older than these two entries of the header.
-            file.caption_drop = Some(tessera_pretrained::CAPTION_DROP);
+        if model_id(bytes) == EMBEDDED_ID {
+            file.caption_drop = Some(EMBEDDED_CAPTION_DROP);
             file.int8 = Int8Change::InCard;
         }
         for (full, view) in tensors.iter().filter(|(full, _)| !full.ends_with(SCALES)) {

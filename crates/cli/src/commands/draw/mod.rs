@@ -11,7 +11,7 @@ use image::RgbImage;
 use indicatif::ProgressStyle;
 use tessera_data::{picture, read_text, text_lines};
 use tessera_kernels::Isa;
-use tessera_model::sample::{Ranking, random_seed};
+use tessera_model::sample::{CANDIDATES_EACH, DEFAULT_N, Ranking, random_seed};
 use tessera_model::{Batch, Event, Job, Picture, Request, Sampling, Tessera};
 use tessera_prompt::{Model, parameters};
 use tessera_text::{Unknown, normalise, unknown_words};
@@ -24,11 +24,6 @@ use crate::stderr::note;
 
 /// The maximum number of pictures of one command, as a protection against typing errors.
 const MAX_PICTURES: usize = 4096;
-
-/// Pictures that are shown of a prompt unless told otherwise.
-const SHOWN: usize = 9;
-/// Candidates for each of them.
-const CANDIDATES: usize = 4;
 
 /// The number of pictures per prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +39,10 @@ impl Count {
     fn new(args: &Draw, prompts: usize, unrankable: Option<&str>) -> Result<Count> {
         let count = match (args.n, args.best, args.of) {
             (Some(n), _, _) => Count { shown: n, of: None },
-            (None, None, None) if unrankable.is_some() => Count { shown: SHOWN, of: None },
+            (None, None, None) if unrankable.is_some() => Count { shown: DEFAULT_N, of: None },
             (None, best, of) => {
-                let shown = best.unwrap_or(SHOWN.min(of.unwrap_or(SHOWN)));
-                Count { shown, of: Some(of.unwrap_or(shown.saturating_mul(CANDIDATES))) }
+                let shown = best.unwrap_or(DEFAULT_N.min(of.unwrap_or(DEFAULT_N)));
+                Count { shown, of: Some(of.unwrap_or(shown.saturating_mul(CANDIDATES_EACH))) }
             }
         };
         let flag = match (args.n, args.best, args.of) {
