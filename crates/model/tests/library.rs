@@ -1,5 +1,7 @@
 //! The library as other programs use it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
