@@ -1,4 +1,4 @@
-//! The program `tessera`: typed flags → what they mean → one call into a library.
+//! The program `tessera`: it parses the flags, checks them, and calls a library.
 //!
 //! Exit codes: 0 for success, 2 for an invalid request, 1 for a failure of the program or the
 //! machine, 128 plus the signal's number if a signal ended it (a training run is saved first).
@@ -17,8 +17,7 @@ use libmimalloc_sys::{mi_option_set, mi_option_t, mi_option_use_numa_nodes};
 use tessera_base::Fault;
 
 use args::{Args, Command, Train};
-use commands::ClosedOutput;
-use commands::train::Interrupted;
+use commands::{ClosedOutput, Reported};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -28,12 +27,12 @@ const INVALID_REQUEST: u8 = 2;
 /// The exit code of a failure of the program or the machine: another request would not help.
 const FAILURE: u8 = 1;
 
-/// The allocator's delay before it gives free memory back: its place among the options of mimalloc.
+/// mimalloc's option for the delay before it returns free memory to the system.
 const PURGE_DELAY: mi_option_t = mi_option_use_numa_nodes - 1;
 
 fn main() -> ExitCode {
-    // Training frees and asks for the same hundreds of megabytes at every step; given back, each page would be cleared
-    // by the system again and again.
+    // Training frees and allocates the same hundreds of megabytes at every step. If they were
+    // returned, the system would clear each page again and again.
     // SAFETY: sets a number; any option may be set at any time.
     #[allow(unsafe_code)]
     unsafe {
@@ -46,13 +45,15 @@ fn main() -> ExitCode {
     stderr::set_quiet(args.quiet);
     let code = match std::panic::catch_unwind(|| run(args)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
-        // Whoever read the output has seen enough.
+        // The reader of the output needs no more of it.
         Ok(Err(error)) if error.is::<ClosedOutput>() => ExitCode::SUCCESS,
-        Ok(Err(error)) if error.is::<Interrupted>() => ExitCode::from(signals::exit_code()),
-        Ok(Err(error)) => {
-            stderr::error(format_args!("error: {error:#}"));
-            ExitCode::from(exit_code(&error))
-        }
+        Ok(Err(error)) => match error.downcast_ref() {
+            Some(Reported(code)) => ExitCode::from(*code),
+            None => {
+                stderr::error(format_args!("error: {error:#}"));
+                ExitCode::from(exit_code(&error))
+            }
+        },
         Err(_) => ExitCode::from(FAILURE),
     };
     stderr::flush();
@@ -81,7 +82,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
     }
     match &args.command {
-        // They have something to finish first.
+        // These save or finish something first.
         Command::Train(_) | Command::Serve(_) => {}
         Command::Data(_)
         | Command::Encode(_)

@@ -19,7 +19,7 @@ use crate::fit::{Task, Trainer};
 
 /// The fraction of the time that is planned for updates. The rest is for validation, sample sheets,
 /// checkpoints and reading the data.
-const UPDATES: f64 = 0.8;
+const UPDATES: f64 = 0.9;
 /// The number of updates that are timed, after one that is not.
 const TIMED: u32 = 3;
 

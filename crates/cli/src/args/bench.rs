@@ -65,4 +65,3 @@ impl From<PrecisionFlag> for Precision {
         }
     }
 }
-

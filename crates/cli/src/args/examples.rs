@@ -31,17 +31,24 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("data folder", &["tessera data folder pictures/ --out data --holdout 10"]),
     ("data emoji", &["tessera data emoji --packages packages --out data --size 108"]),
     ("data scenes", &["tessera data scenes --packages packages --out scenes --count 16000"]),
-    ("pack", &["tessera pack prior/model.tessera.safetensors --rerank rerank/rerank.tessera.safetensors --out model.tessera.safetensors"]),
     (
-        "inspect",
-        &["tessera inspect drawing.png", "tessera inspect embedded --words", "tessera inspect run"],
+        "pack",
+        &[
+            "tessera pack prior/model.tessera.safetensors --rerank rerank/rerank.tessera.safetensors --out model.tessera.safetensors",
+        ],
     ),
+    ("inspect", &["tessera inspect drawing.png", "tessera inspect embedded --words", "tessera inspect run"]),
     ("gallery", &["tessera gallery drawings/ --out gallery.html"]),
     ("reconstruct", &["tessera reconstruct photo.jpg --out reconstruction.png"]),
-    ("convert openai-dvae", &["tessera convert openai-dvae encoder.pkl decoder.pkl --out dvae.tessera.safetensors"]),
+    (
+        "convert openai-dvae",
+        &["tessera convert openai-dvae encoder.pkl decoder.pkl --out dvae.tessera.safetensors"],
+    ),
     (
         "convert clip",
-        &["tessera convert clip ViT-B-32.pt --vocab bpe_simple_vocab_16e6.txt.gz --out clip.tessera.safetensors"],
+        &[
+            "tessera convert clip ViT-B-32.pt --vocab bpe_simple_vocab_16e6.txt.gz --out clip.tessera.safetensors",
+        ],
     ),
     ("bench", &["tessera bench", "tessera bench gemm draw-9 --rounds 7 --json"]),
     ("plan", &["tessera plan --config paper --gpus 1024 --gpu-mem 16GiB"]),
@@ -62,7 +69,10 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         "eval rerank-curve",
         &["tessera eval rerank-curve --data data --drawings drawn --judge judge.tessera.safetensors"],
     ),
-    ("eval coco", &["tessera eval coco coco/ --drawings drawn --judge clip.tessera.safetensors --captions 1000"]),
+    (
+        "eval coco",
+        &["tessera eval coco coco/ --drawings drawn --judge clip.tessera.safetensors --captions 1000"],
+    ),
     ("eval cub", &["tessera eval cub CUB_200_2011/ --drawings drawn --judge clip.tessera.safetensors"]),
     ("eval zero-shot", &["tessera eval zero-shot --packages packages --judge judge.tessera.safetensors"]),
     ("eval human page", &["tessera eval human page ours/ theirs/ --tasks 100 --out compare.html"]),

@@ -146,4 +146,3 @@ pub struct Inspect {
     #[arg(long)]
     pub json: bool,
 }
-

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Subcommand};
 use tessera_train::DeviceChoice;
 
-use super::{config, input};
+use super::{CaptionArgs, config, input};
 
 #[derive(ClapArgs)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -22,6 +22,8 @@ pub struct TrainPictures {
     /// A folder of pictures with captions, in one of the forms that `data folder` reads.
     #[arg(value_name = "PICTURES", requires = "run")]
     pub pictures: Option<PathBuf>,
+    #[command(flatten)]
+    pub captions: CaptionArgs,
     /// The folder for all results; run the same command again to continue.
     #[arg(long)]
     pub run: Option<PathBuf>,

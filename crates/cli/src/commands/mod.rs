@@ -32,19 +32,19 @@ use tessera_model::weights::{EMBEDDED, ModelFile, model_bytes, model_id};
 use crate::args::Weights;
 use crate::stderr::note;
 
-/// The model file at `path`, or the embedded one.
+/// Reads the model file at `path`, or the embedded one.
 fn model_file(path: Option<&Path>) -> Result<ModelFile> {
     identified_model(path).map(|(file, _)| file)
 }
 
-/// The model file at `path`, or the embedded one, and its fingerprint.
+/// Reads the model file at `path`, or the embedded one. Also returns its fingerprint.
 fn identified_model(path: Option<&Path>) -> Result<(ModelFile, String)> {
     let path = path.unwrap_or(Path::new(EMBEDDED));
     let bytes = model_bytes(path)?;
     Ok((model_of(&bytes, path)?, model_id(&bytes)))
 }
 
-/// The model in the bytes of the file at `path`; a warning is given if it has no checksum.
+/// Parses the bytes of the model file at `path`, and warns if it has no checksum.
 fn model_of(bytes: &[u8], path: &Path) -> Result<ModelFile> {
     let file = ModelFile::from_file(bytes, path)?;
     if file.unverified {
@@ -53,7 +53,7 @@ fn model_of(bytes: &[u8], path: &Path) -> Result<ModelFile> {
     Ok(file)
 }
 
-/// What to compute with if weights are kept so; what `absent` says if that is left open.
+/// Returns the kernels for weights that are kept as `weights` says, or of the precision `absent`.
 fn cpu(weights: Option<Weights>, absent: impl Into<Precision>) -> Result<Cpu> {
     let precision = match weights {
         Some(Weights::F32) => Precision::F32,
@@ -63,7 +63,7 @@ fn cpu(weights: Option<Weights>, absent: impl Into<Precision>) -> Result<Cpu> {
     Cpu::new(precision).map_err(anyhow::Error::msg)
 }
 
-/// The model of a file, its weights kept as `weights` says, or as the file suggests.
+/// Builds the model of a file. Its weights are kept as `weights` says, or as the file suggests.
 fn tessera_of(file: &ModelFile, weights: Option<Weights>, cpu: Cpu) -> Result<Tessera> {
     match weights {
         Some(Weights::F32 | Weights::Bf16) => Tessera::with_weights(file, cpu, Kept::Full),
@@ -72,7 +72,8 @@ fn tessera_of(file: &ModelFile, weights: Option<Weights>, cpu: Cpu) -> Result<Te
     }
 }
 
-/// The model at `path`, or the embedded one, ready to draw, and its fingerprint; its reranker is that of another file if one is named.
+/// Loads the model at `path`, or the embedded one, for drawing. Also returns its fingerprint. Its
+/// reranker comes from the file `rerank` if there is one.
 fn tessera(
     path: Option<&Path>,
     rerank: Option<&Path>,
@@ -88,12 +89,12 @@ fn tessera(
     Ok((tessera, id))
 }
 
-/// The bytes of a file.
+/// Reads a file.
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Says that a model draws without guidance because its file does not say more.
+/// Warns if a model draws without guidance because its file does not contain how it was trained.
 fn warn_without_guidance(tessera: &Tessera) {
     if tessera.caption_drop.is_none() {
         note!(
@@ -103,12 +104,13 @@ fn warn_without_guidance(tessera: &Tessera) {
     }
 }
 
-/// What a model is called: a file's name alone, since where it lies is nobody's business who gets a picture.
+/// Returns the name of a model: the file's name without its folder, which is private.
 fn model_name(path: Option<&Path>) -> String {
     path.map_or("embedded".into(), |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
-/// The error for output that nobody reads any more: a command ends there, quietly, as other Unix tools do.
+/// The error for output that nobody reads any more. The command then ends without a message, as other
+/// Unix tools do.
 #[derive(Debug)]
 pub struct ClosedOutput;
 
@@ -120,13 +122,25 @@ impl Display for ClosedOutput {
 
 impl Error for ClosedOutput {}
 
-/// The input/output error of every Unix: what a terminal that is gone answers.
+/// The error of a command whose reason is already reported. The program ends with this exit code.
+#[derive(Debug)]
+pub struct Reported(pub u8);
+
+impl Display for Reported {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        write!(f, "ended with exit code {}", self.0)
+    }
+}
+
+impl Error for Reported {}
+
+/// The input/output error of every Unix, which a terminal returns that no longer exists.
 const EIO: i32 = 5;
 
 /// Prints a line of the result.
 ///
 /// # Errors
-/// [`ClosedOutput`] if its reader has seen enough and closed the pipe, or its terminal is gone.
+/// [`ClosedOutput`] if the reader has closed the pipe, or the terminal no longer exists.
 fn say(line: impl Display) -> Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if is_gone(&error) => bail!(ClosedOutput),

@@ -1,7 +1,5 @@
 //! `tessera train` and `tessera encode`.
 
-use std::error::Error;
-use std::fmt::{Display, Formatter};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +9,7 @@ use tessera_train::{
     Config, Control, EncodeInputs, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
 };
 
-use super::say;
+use super::{Reported, say};
 use crate::args::{Common, ConfigArgs, Encode, TrainTask};
 use crate::memory::present_bytes;
 use crate::reporter::Terminal;
@@ -99,18 +97,6 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// The error for a run that a signal ended after it was saved. It needs no message.
-#[derive(Debug)]
-pub struct Interrupted;
-
-impl Display for Interrupted {
-    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
-        f.write_str("interrupted")
-    }
-}
-
-impl Error for Interrupted {}
-
 fn report(outcome: Outcome, common: &Common, stage: Stage) -> Result<()> {
     let path = common.run.display();
     match outcome {
@@ -122,7 +108,7 @@ fn report(outcome: Outcome, common: &Common, stage: Stage) -> Result<()> {
         }
         Outcome::Stopped(step) => {
             say(format_args!("stopped and saved at step {step}: {path}; continue it with --resume"))?;
-            bail!(Interrupted)
+            bail!(Reported(signals::exit_code()))
         }
     }
 }

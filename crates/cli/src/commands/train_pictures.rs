@@ -14,19 +14,20 @@ use tessera_base::atomic;
 use tessera_data::{Dataset, Sample, evenly};
 use tessera_model::weights::EMBEDDED;
 
-use super::say;
-use super::train::Interrupted;
-use crate::args::TrainPictures;
+use super::{Reported, say};
+use crate::args::{CaptionArgs, TrainPictures};
 use crate::signals;
 use crate::stderr::note;
 
 /// The preset with the sizes of the embedded model.
 const PRESET: &str = "emoji";
 /// The PSNR in dB from which the embedded dVAE reconstructs the pictures well enough.
-const GOOD_PSNR: f64 = 20.0;
-/// Random crops of each picture that are encoded.
+const GOOD_PSNR: f64 = 16.0;
+/// The minimum number of pictures.
+const FEWEST: usize = 8;
+/// The number of random crops of each picture that are encoded.
 const COPIES: usize = 4;
-/// Captions on the contact sheet, and drawings of each.
+/// The number of captions on the contact sheet, and of drawings for each.
 const SHEET: [usize; 2] = [12, 3];
 
 /// The fractions of the time for training the dVAE, the prior and the contrastive model.
@@ -37,9 +38,9 @@ struct Shares {
 }
 
 /// For pictures that the embedded dVAE reconstructs well.
-const KEEP_DVAE: Shares = Shares { dvae: 0.0, prior: 0.78, rerank: 0.1 };
+const KEEP_DVAE: Shares = Shares { dvae: 0.0, prior: 0.85, rerank: 0.1 };
 /// For pictures that it does not.
-const TRAIN_DVAE: Shares = Shares { dvae: 0.25, prior: 0.53, rerank: 0.1 };
+const TRAIN_DVAE: Shares = Shares { dvae: 0.25, prior: 0.6, rerank: 0.1 };
 
 /// One command of the plan.
 struct Step {
@@ -64,10 +65,17 @@ pub fn run(args: &TrainPictures) -> Result<()> {
     fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
     // A signal also reaches the command that runs at the time: it saves and ends, and then this one does.
     signals::on_first(|| {})?;
-    let plan = Plan { pictures, run, minutes, seed: args.seed };
+    let plan = Plan { pictures, captions: &args.captions, run, minutes, seed: args.seed };
     let data = plan.data();
-    data.execute()?;
+    // Also for an existing data set: the command checks that the pictures are still the same.
+    data.run()?;
     let dataset = Dataset::open(&run.join("data"))?;
+    let n = dataset.train.len() + dataset.val.len();
+    ensure!(
+        n >= FEWEST,
+        "{}: {n} pictures with captions; wanted at least {FEWEST}, and better a few hundred",
+        pictures.display()
+    );
     let psnr = plan.psnr()?;
     let steps = plan.steps(psnr);
     plan.announce(&dataset, psnr, &data, &steps)?;
@@ -84,6 +92,7 @@ pub fn run(args: &TrainPictures) -> Result<()> {
 /// What is trained, where, and how long.
 struct Plan<'a> {
     pictures: &'a Path,
+    captions: &'a CaptionArgs,
     run: &'a Path,
     minutes: f64,
     seed: u64,
@@ -103,8 +112,17 @@ impl Plan<'_> {
     /// The step that makes the data set.
     fn data(&self) -> Step {
         let (pictures, out) = (self.pictures.display().to_string(), self.path("data"));
-        let args = ["data", "folder", &pictures, "--out", &out, "--config", PRESET, "--holdout", "10"];
-        self.step("make a data set", &args, "data/dataset.json", None)
+        let args =
+            ["data", "folder", &pictures, "--out", &out, "--config", PRESET, "--holdout", "10", "--enlarge"];
+        let mut step = self.step("make a data set", &args, "data/dataset.json", None);
+        let CaptionArgs { captions, image_column, text_column, folder_names } = self.captions;
+        let captions = captions.as_ref().map(|path| path.display().to_string());
+        let named =
+            [("--captions", &captions), ("--image-column", image_column), ("--text-column", text_column)];
+        let given = named.into_iter().filter_map(|(flag, value)| Some([flag.to_string(), value.clone()?]));
+        step.args.extend(given.flatten());
+        step.args.extend(folder_names.then(|| "--folder-names".to_string()));
+        step
     }
 
     /// How well the embedded dVAE reconstructs held-out pictures, in dB.
@@ -149,7 +167,7 @@ impl Plan<'_> {
             None,
         ));
         let model = "prior/model.tessera.safetensors";
-        let args = extended(train("prior", &codes, &prior, shares.prior), &["--bpe", EMBEDDED]);
+        let args = extended(train("prior", &codes, &prior, shares.prior), &["--bpe", EMBEDDED, "--last"]);
         steps.push(Step { args, ..self.step("train the prior further", &[], model, Some("prior")) });
         let ranker = "rerank/rerank.tessera.safetensors";
         let args = train("rerank", &data, &rerank, shares.rerank);
@@ -160,7 +178,8 @@ impl Plan<'_> {
         let pack = ["pack", &model, "--rerank", &ranker, "--dtype", "exact", "--out", &packed];
         steps.push(self.step("join them in one file", &pack, "model.tessera.safetensors", None));
         let (prompts, sheet, n) = (self.path("prompts.txt"), self.path("sheet.png"), SHEET[1].to_string());
-        let draw = ["draw", "--prompts", &prompts, "--model", &packed, "--best", &n, "--scale", "2"];
+        let draw =
+            ["draw", "--prompts", &prompts, "--model", &packed, "--best", &n, "--scale", "2", "--labels"];
         let draw = [&draw[..], &["--seed", &seed, "--out", &sheet]].concat();
         steps.push(self.step("draw a contact sheet", &draw, "sheet.png", None));
         steps
@@ -211,16 +230,20 @@ impl Step {
 
     /// Runs the command, or resumes it, unless it is done.
     fn execute(&self) -> Result<()> {
-        if self.is_done() {
-            return Ok(());
-        }
+        if self.is_done() { Ok(()) } else { self.run() }
+    }
+
+    /// Runs the command, or resumes it. If it fails, it has reported why.
+    fn run(&self) -> Result<()> {
         let is_begun = self.run.as_ref().is_some_and(|run| run.join("config.toml").exists());
         let status = program(&self.args)?.args(is_begun.then_some("--resume")).status();
         let status = status.with_context(|| format!("cannot run `{}`", self.command_line()))?;
         if signals::received().is_some() {
-            bail!(Interrupted);
+            bail!(Reported(signals::exit_code()));
         }
-        ensure!(status.success(), "`{}` failed", self.command_line());
+        if !status.success() {
+            bail!(Reported(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
+        }
         ensure!(self.is_done(), "`{}` left no {}", self.command_line(), self.result.display());
         Ok(())
     }

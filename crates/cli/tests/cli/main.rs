@@ -18,6 +18,8 @@ mod draw;
 #[cfg(test)]
 mod eval;
 #[cfg(test)]
+mod first_hour;
+#[cfg(test)]
 mod gallery;
 #[cfg(test)]
 #[cfg(unix)]

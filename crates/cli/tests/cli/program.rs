@@ -17,6 +17,10 @@ pub fn fixture() -> String {
 pub fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tessera"));
     command.current_dir(dir).args(args);
+    // A developer's own settings must not change the tests.
+    for name in ["MODEL", "RERANK", "CONFIG", "DEVICE", "THREADS"] {
+        command.env_remove(format!("TESSERA_{name}"));
+    }
     command
 }
 

@@ -71,7 +71,7 @@ fn serve_with_invalid_flags_is_an_error_of_one_line() {
     let taken = taken.local_addr().unwrap().to_string();
     for (args, wanted) in [
         (&["--api-key-file", "none"][..], "cannot read none"),
-        (&["--api-key-file", "no-keys"], "no-keys holds no key: wanted one a line"),
+        (&["--api-key-file", "no-keys"], "no-keys contains no key: wanted one per line"),
         (&["--rows", "0"], "--rows 0: wanted 1 to 1024"),
         (&["--model", "none.safetensors"], "cannot read none.safetensors"),
         (&["--bind", &taken], "choose another --bind"),

@@ -35,9 +35,8 @@ pub fn describe(dir: &Path) -> Result<Value> {
 fn data_set(dir: &Path) -> Result<Value> {
     let record = parsed(&dir.join("dataset.json"))?;
     let styles = record["counts"]["styles"].as_array().map_or(&[][..], Vec::as_slice);
-    let count = |split: Split| -> u64 {
-        styles.iter().filter_map(|style| style[split.name()].as_u64()).sum()
-    };
+    let count =
+        |split: Split| -> u64 { styles.iter().filter_map(|style| style[split.name()].as_u64()).sum() };
     Ok(json!({
         "folder": "a data set",
         "training_pictures": count(Split::Train),

@@ -91,7 +91,9 @@ fn table(value: &Value) -> Result<String> {
                 lines.extend(inner.iter().map(|(name, value)| format!("  {name:22} {value}")));
             }
             Value::Null => {}
-            Value::Array(items) if items.iter().any(|item| item.as_str().is_some_and(|text| text.len() > 30)) => {
+            Value::Array(items)
+                if items.iter().any(|item| item.as_str().is_some_and(|text| text.len() > 30)) =>
+            {
                 lines.push(name.clone());
                 lines.extend(items.iter().filter_map(Value::as_str).map(|item| format!("  {item}")));
             }
