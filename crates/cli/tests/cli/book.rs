@@ -9,9 +9,12 @@ fn docs() -> PathBuf {
 
 /// Returns the paths of all pages, sorted.
 fn pages() -> Vec<PathBuf> {
-    let entries = fs::read_dir(docs()).unwrap().map(|entry| entry.unwrap().path());
-    let mut pages: Vec<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|end| end == "md")).collect();
+    let folders = [docs(), docs().join("log")];
+    let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap());
+    let mut pages: Vec<PathBuf> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "md"))
+        .collect();
     pages.sort();
     pages
 }
@@ -48,7 +51,8 @@ fn links_lead_to_files_that_contain_their_titles() {
         let text = fs::read_to_string(&page).unwrap();
         for (address, title) in links(&text).into_iter().filter(|(address, _)| !address.starts_with("http")) {
             let (file, _) = address.split_once('#').unwrap_or((&address, ""));
-            let path = if file.is_empty() { page.clone() } else { docs().join(file) };
+            let folder = page.parent().unwrap();
+            let path = if file.is_empty() { page.clone() } else { folder.join(file) };
             let Ok(bytes) = fs::read(&path) else {
                 wrong.push(format!("{}: there is no {file}", page.display()));
                 continue;
