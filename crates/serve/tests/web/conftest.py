@@ -25,7 +25,7 @@ def server():
         [program, "serve", "--bind", "127.0.0.1:0", "--log", "json"], stdout=subprocess.PIPE, stderr=log, text=True
     )
     line = process.stdout.readline()
-    yield re.match(r"(http://\S+) draws", line).group(1)
+    yield re.match(r"(http://\S+) is ready", line).group(1)
     process.terminate()
     assert process.wait(60) == 0, "the server did not exit with code 0"
 

@@ -125,5 +125,5 @@ def test_errors_raise_the_clients_exceptions(client, cat):
     assert error.value.param == "n" and error.value.code == "invalid_value"
     with pytest.raises(openai.NotFoundError, match="There is no model"):
         client.images.generate(prompt="a", model="sdxl")
-    with pytest.raises(openai.BadRequestError, match="What of the picture is kept"):
+    with pytest.raises(openai.BadRequestError, match="Which cells of the picture are kept"):
         client.images.edit(image=open(cat, "rb"), prompt="a cat")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-WIDTHS = {"phone": (390, 844), "tablet": (820, 1180), "desktop": (1440, 900)}
+WIDTHS = {"phone": (390, 844), "tablet": (820, 1180), "desktop": (1280, 800)}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, server):
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.wrong = []
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
@@ -52,25 +52,41 @@ def until(page, expression, seconds=10):
         time.sleep(0.02)
 
 
+# The fraction of the first mosaic's pixels that are drawn.
+SHARE = """(() => { const c = document.querySelector('#pictures.forming canvas'); if (!c) return -1;
+    const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;
+    for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n / (d.length / 4); })()"""
+
+
+def hold_half(page):
+    """Lets the next drawing halt when half of its tokens are shown, until `page.release()`."""
+    page.evaluate("""() => { window.half = false; const shown = showTokens; const gate = new Promise(go => window.release = go);
+        window.showTokens = (event) => { shown(event); window.half ||= event.done >= event.total / 2; };
+        const all = events; window.events = async function* (response) {
+            for await (const event of all(response)) { yield event; if (window.half) await gate; } }; }""")
+
+
 def finished(page, n):
     expect(page.locator("#pictures .picture img")).to_have_count(n, timeout=60_000)
 
 
 def test_prompt_draws_forming_then_finished_pictures(page, screens):
-    page.fill("#prompt", "a red apple")
+    page.fill("#prompt", "a sunflower")
+    page.evaluate("$('seed').value = 3")
     page.click("#draw")
     forming = page.locator("#pictures.forming canvas")
     expect(forming).to_have_count(36)
     # Some cells of the first picture are filled and others are not.
-    laid = """() => { const c = document.querySelector('#pictures.forming canvas'); if (!c) return -1;
-        const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;
-        for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n / (d.length / 4); }"""
-    until(page, f"() => {{ const share = ({laid})(); return share > 0.3 && share < 1 }}")
+    until(page, f"(share => share > 0.3 && share < 1)({SHARE})")
     page.screenshot(path=screens / "forming.png")
     finished(page, 9)
-    scores = [float(text) for text in page.locator(".score span:last-child").all_inner_texts()]
+    scores = [float(text) for text in page.locator(".score b").all_inner_texts()]
     assert len(scores) == 9 and scores == sorted(scores, reverse=True)
-    expect(page.locator("#status")).to_contain_text("9 pictures, the best first. Seed")
+    expect(page.locator(".score").first).to_contain_text("score")
+    expect(page.locator("#status")).to_contain_text("9 pictures, the best score first. Seed")
+    assert page.locator("#pictures").evaluate("e => getComputedStyle(e).gridTemplateColumns.split(' ').length") == 3
+    last = page.locator(".picture").last.bounding_box()
+    assert last["y"] + last["height"] <= 800, "nine pictures fit into the window"
     page.wait_for_timeout(800)
     page.screenshot(path=screens / "gallery-desktop.png")
 
@@ -94,11 +110,11 @@ def test_link_with_seed_draws_the_same_pictures(page, server, screens):
     other.goto(link)
     finished(other, 3)
     assert other.locator(".picture img").first.get_attribute("src") == first
-    assert other.locator(".picture.meant img").get_attribute("src") == second
+    assert other.locator(".picture.highlighted img").get_attribute("src") == second
     # A link of another model shows a message instead of drawing another picture.
     third = page.context.new_page()
     third.goto(link.replace("model=", "model=0"))
-    expect(third.locator("#status")).to_contain_text("another model")
+    expect(third.locator("#status")).to_contain_text("Another model")
 
 
 def test_painted_mask_changes_only_painted_cells(page, screens):
@@ -127,6 +143,62 @@ def test_painted_mask_changes_only_painted_cells(page, screens):
     for drawn in page.evaluate("drawing.pictures.map(p => p.b64_json)"):
         changed = [at for at, (a, b) in enumerate(zip(original, tokens(drawn))) if a != b]
         assert changed and set(changed) <= set(painted)
+
+
+def test_fast_stroke_paints_every_cell_on_its_way(page, tmp_path):
+    Image.new("RGB", (96, 96), "white").save(tmp_path / "white.png")
+    page.set_input_files("#file", tmp_path / "white.png")
+    page.click("[data-paint=none]")
+    box = page.locator("#mask").bounding_box()
+    at = lambda column, row: (box["x"] + box["width"] * (column + .5) / 12, box["y"] + box["height"] * (row + .5) / 12)
+    page.mouse.move(*at(1, 3))
+    page.mouse.down()
+    page.mouse.move(*at(9, 3))  # a single event
+    page.mouse.move(*at(9, 8))
+    page.mouse.up()
+    painted = page.evaluate("source.painted.flatMap((p, at) => p ? [at] : [])")
+    assert painted == [3 * 12 + x for x in range(1, 10)] + [y * 12 + 9 for y in range(4, 9)]
+
+
+def test_vary_and_finish_both_draw_at_once(page):
+    for button, mode in [("#sheet-vary", "vary"), ("#sheet-finish", "paint")]:
+        draw(page, "a red apple", n=2, tries=1)
+        until(page, "drawing?.pictures.length === 2 && running === null")
+        page.locator(".picture").first.click()
+        page.click(button)
+        until(page, "drawing.source !== null && drawing.pictures.length === 2 && running === null")
+        assert page.evaluate("[drawing.prompt, drawing.source.mode]") == ["a red apple", mode]
+        page.click("#drop-source")
+
+
+def test_long_prompt_says_what_is_read(page):
+    draw(page, "a RED apple and " * 20, n=1, tries=1)
+    finished(page, 1)
+    expect(page.locator("#notes")).to_contain_text("The prompt is too long. The model reads only up to “…")
+    page.locator(".picture").first.click()
+    expect(page.locator("#sheet-title")).to_have_text(("a RED apple and " * 20).strip())
+    expect(page.locator("#sheet-facts")).to_contain_text("Read as")
+    expect(page.locator("#sheet-facts")).to_contain_text("a red apple and a red apple")
+
+
+def test_unknown_words_are_named_and_replaced(page):
+    """The embedded model lists no words, so the test puts them into the answer."""
+    words = json.dumps([{"word": "aplpe", "suggestion": "apple"}, {"word": "zorp", "suggestion": None}])
+
+    def answer(route):
+        response = route.fetch()
+        named = "aplpe" in route.request.post_data
+        route.fulfill(response=response, body=response.text().replace('"unknown_words":null', f'"unknown_words":{words if named else "[]"}'))
+
+    page.route("**/v1/images/generations", answer)
+    draw(page, "a red aplpe, zorp", n=1, tries=1)
+    finished(page, 1)
+    expect(page.locator("#notes li").nth(0)).to_contain_text("The model does not know the word “aplpe”.")
+    expect(page.locator("#notes li").nth(1)).to_have_text("The model does not know the word “zorp”.")
+    page.click("#notes button")
+    expect(page.locator("#notes")).to_be_hidden()
+    assert page.input_value("#prompt") == "a red apple, zorp"
+    until(page, "running === null && drawing.prompt === 'a red apple, zorp'")
 
 
 def test_uploaded_picture_is_finished_and_varied(page, screens, tmp_path):
@@ -203,10 +275,10 @@ def test_elements_have_names_for_screen_readers(page):
 def test_identical_pictures_are_reported(page):
     draw(page, "a red apple", n=3, temperature=0)
     finished(page, 3)
-    expect(page.locator("#status")).to_contain_text("They are all the same: raise top-p")
+    expect(page.locator("#notes")).to_have_text("All pictures are the same. Raise top-p or temperature for more variety.")
     draw(page, "a sunflower", n=3, temperature=1, top_p=1)
     finished(page, 3)
-    expect(page.locator("#status")).not_to_contain_text("raise")
+    expect(page.locator("#notes")).to_be_hidden()
 
 
 def test_late_tiles_replace_plain_colours(page):
@@ -230,6 +302,37 @@ def test_stopping_frees_the_server(page):
     until(page, "async () => (await (await fetch('/healthz')).json()).pending === 0")
     draw(page, "a tree", n=1, tries=1)
     finished(page, 1)
+
+
+def test_history_restores_seed_and_settings(page):
+    draw(page, "A moon,  flat style", n=2, tries=3, temperature=0.9, top_p=0.85, guidance=2.1, negative="red", seed=12)
+    finished(page, 2)
+    first = page.locator(".picture img").first.get_attribute("src")
+    page.locator(".picture").first.click()
+    page.click("#sheet-finish")
+    until(page, "drawing.source !== null && running === null")
+    second = page.locator(".picture img").first.get_attribute("src")
+    page.reload()
+    until(page, "model !== null")
+    form = "Object.fromEntries([...SLIDERS, 'prompt', 'negative', 'seed'].map(id => [id, $(id).value]))"
+    fresh = page.evaluate(form)
+    page.locator(".past").last.click()
+    expect(page.locator("#status")).to_contain_text("seed 12")
+    expect(page.locator("#no-source")).to_be_visible()
+    restored = {"n": "2", "tries": "3", "temperature": "0.9", "top_p": "0.85", "guidance": "2.1", "strength": "0.7",
+                "prompt": "A moon,  flat style", "negative": "red", "seed": "12"}
+    assert fresh != restored and page.evaluate(form) == restored
+    page.locator(".past").first.click()
+    expect(page.locator("#mask")).to_be_visible()
+    assert page.evaluate("source.painted.filter(Boolean).length") == 72
+    # Both draw the same again.
+    page.click("#draw")
+    until(page, "running === null && drawing.pictures.length === 2")
+    assert page.locator(".picture img").first.get_attribute("src") == second
+    page.locator(".past").last.click()
+    page.click("#draw")
+    until(page, "running === null && drawing.pictures.length === 2")
+    assert page.locator(".picture img").first.get_attribute("src") == first
 
 
 def test_history_stays_in_the_browser(page):
@@ -263,4 +366,25 @@ def test_page_fits_every_width(browser, server, screens, width, scheme):
     page.screenshot(path=screens / f"{width}-{scheme}-sheet.png")
     overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert overflow <= 0
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_half_formed_mosaic_is_in_view(browser, server, screens, width, scheme):
+    size = dict(zip(("width", "height"), WIDTHS[width]))
+    context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=width == "phone", device_scale_factor=1)
+    page = context.new_page()
+    page.goto(server)
+    until(page, "tiles !== null")
+    hold_half(page)
+    page.fill("#prompt", "a sunflower")
+    page.evaluate("$('n').value = 4; $('seed').value = 7")
+    page.click("#draw")
+    until(page, "window.half")
+    expect(page.locator(".forming canvas").last).to_be_in_viewport()
+    page.wait_for_timeout(400)  # until the page has scrolled
+    page.screenshot(path=screens / f"{width}-{scheme}-forming.png")
+    page.evaluate("release()")
+    finished(page, 4)
     context.close()
