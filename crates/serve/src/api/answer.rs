@@ -121,6 +121,7 @@ impl Responder {
         let mut entry = json!({
             "prompt": parameters.asked[0],
             "revised_prompt": parameters.prompts[0],
+            "truncated": self.image_request.truncated,
             "unknown_words": self.unknown_words,
             "seed": parameters.seed,
             "index": picture.index,
@@ -205,7 +206,8 @@ impl Responder {
         let told = json!({
             "type": "tessera.started", "n": style.n, "drawn": request.n, "seed": style.seed,
             "prompt": style.asked[0], "revised_prompt": style.prompts[0], "model": self.app.model.id, "given": request.given,
-            "strength": request.strength, "unknown_words": self.unknown_words,
+            "strength": request.strength, "truncated": self.image_request.truncated,
+            "unknown_words": self.unknown_words,
         });
         frame("tessera.started", &told)
     }

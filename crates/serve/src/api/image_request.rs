@@ -52,6 +52,8 @@ pub struct Shown {
 pub struct ImageRequest {
     pub kind: Kind,
     pub request: Request,
+    /// Whether the prompt is longer than the model reads.
+    pub truncated: bool,
     pub style: Style,
     pub format: Format,
     pub delivery: Delivery,
@@ -116,11 +118,13 @@ impl ImageRequest {
             strength: picture.as_ref().map_or(0.0, |(_, strength)| *strength),
             ..Request::default()
         };
+        let truncated = read.truncated;
         let texts = [vec![request.prompt.clone()], vec![read.text]];
         let named = Model { name: &app.model.name, id: &app.model.fingerprint };
         let picture = picture.as_ref().map(|(picture, _)| picture);
         let parameters = parameters(&request, texts, n, named, picture, kind == Kind::Variation);
-        Ok(ImageRequest { kind, request, style: Style { size, encoding, parameters }, format, delivery })
+        let style = Style { size, encoding, parameters };
+        Ok(ImageRequest { kind, request, truncated, style, format, delivery })
     }
 }
 

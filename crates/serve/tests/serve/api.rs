@@ -83,6 +83,20 @@ fn words_that_the_model_does_not_know_are_named() {
 }
 
 #[test]
+fn truncated_prompt_is_reported_beside_the_one_that_was_read() {
+    let server = Running::new();
+    for (prompt, truncated) in [("A red  apple".to_string(), false), ("A red apple and ".repeat(20), true)] {
+        let asked = json!({ "prompt": prompt, "best_of": 1, "stream": true, "stream_tokens": true });
+        let events = server.post("/v1/images/generations", &asked).events();
+        for event in [&events[0], events.last().unwrap()] {
+            assert_eq!((&event["prompt"], &event["truncated"]), (&json!(prompt), &json!(truncated)));
+            let read = event["revised_prompt"].as_str().unwrap();
+            assert!(read.starts_with("a red apple") && (read.len() < prompt.len()), "{read}");
+        }
+    }
+}
+
+#[test]
 fn an_address_brings_its_picture() {
     let server = Running::new();
     let asked = json!({ "prompt": "a cat", "response_format": "url", "best_of": 1, "model": "dall-e-2" });
