@@ -6,6 +6,7 @@ use anyhow::Result;
 use image::{RgbImage, imageops};
 use serde::Serialize;
 use tessera_model::Tessera;
+use tessera_model::sample::tiles;
 
 /// What people are told of a model beside its sizes.
 #[derive(Debug, Clone)]
@@ -71,15 +72,11 @@ impl Model {
         openai || [self.id.as_str(), "tessera"].contains(&name)
     }
 
-    /// Pixels along a side of what a token covers.
-    pub fn cell(&self) -> usize {
-        self.side / self.grid
-    }
-
-    /// Each code as a tile, among others of its kind: as many rows and columns as hold all of them. Made when first asked for.
+    /// Returns a sheet with each code as a tile, in rows of [`Model::tile_columns`]. It is made at
+    /// the first call.
     ///
     /// # Errors
-    /// If they cannot be decoded.
+    /// If the tiles cannot be decoded.
     pub fn tiles(&self, tessera: &Tessera) -> Result<&RgbImage> {
         if let Some(tiles) = self.tiles.get() {
             return Ok(tiles);
@@ -88,30 +85,18 @@ impl Model {
         Ok(self.tiles.get_or_init(|| tiles))
     }
 
-    /// Tiles of a row.
-    pub fn tile_columns(&self) -> usize {
-        (self.codes as f64).sqrt().ceil() as usize
+    /// The number of tiles in a row of the sheet.
+    fn tile_columns(&self) -> u32 {
+        (self.codes as f64).sqrt().ceil() as u32
     }
 
     fn make_tiles(&self, tessera: &Tessera) -> Result<RgbImage> {
-        let (grid, cell, columns) = (self.grid, self.cell() as u32, self.tile_columns() as u32);
-        let side = self.side as u32;
-        // A decoder looks at neighbours: each code is laid on its own into a white picture, away from other codes.
-        let white = tessera.encode(&RgbImage::from_pixel(side, side, image::Rgb([255; 3])))?;
-        let apart = |along: usize| along % 3 == 1 || grid < 3;
-        let places: Vec<usize> = (0..grid * grid).filter(|at| apart(at % grid) && apart(at / grid)).collect();
+        let (cell, columns) = ((self.side / self.grid) as u32, self.tile_columns());
         let codes: Vec<u32> = (0..self.codes as u32).collect();
         let mut sheet = RgbImage::new(columns * cell, (self.codes as u32).div_ceil(columns) * cell);
-        for codes in codes.chunks(places.len()) {
-            let mut tokens: Vec<Option<u32>> = white.iter().copied().map(Some).collect();
-            places.iter().zip(codes).for_each(|(&at, &code)| tokens[at] = Some(code));
-            let picture = tessera.decode(&[tokens])?.remove(0);
-            for (&at, &code) in places.iter().zip(codes) {
-                let (left, top) = ((at % grid) as u32 * cell, (at / grid) as u32 * cell);
-                let tile = imageops::crop_imm(&picture, left, top, cell, cell).to_image();
-                let (x, y) = (code % columns * cell, code / columns * cell);
-                imageops::replace(&mut sheet, &tile, x.into(), y.into());
-            }
+        for (code, tile) in codes.iter().zip(tiles(&tessera.dvae, &codes)?) {
+            let (x, y) = (code % columns * cell, code / columns * cell);
+            imageops::replace(&mut sheet, &tile, x.into(), y.into());
         }
         Ok(sheet)
     }

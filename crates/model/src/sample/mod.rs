@@ -18,7 +18,7 @@ pub use batch::{Batch, Job};
 pub use generate::Drawing;
 pub use int8::int8_nats_per_token;
 pub use logits::choose;
-pub use mosaic::mosaics;
+pub use mosaic::{mosaics, tiles};
 pub use parameters::Parameters;
 pub use rank::Ranking;
 pub use request::{

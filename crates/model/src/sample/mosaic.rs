@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use burn::tensor::{Int, Tensor, TensorData};
-use image::RgbImage;
+use image::{RgbImage, imageops};
 use rayon::prelude::*;
 use tessera_base::Internal;
 
@@ -10,6 +10,9 @@ use crate::dvae::Dvae;
 
 /// The most pictures that are decoded in one batch.
 const PICTURES: usize = 16;
+/// The side, in tokens, of the picture from which a tile is cut. The decoder sees as far as about
+/// three tokens, so the middle one is hardly affected by the edges.
+const FIELD: usize = 7;
 
 /// Decodes pictures of `grid` × `grid` tokens in raster order. Cells whose token is not known are
 /// white.
@@ -23,6 +26,22 @@ pub fn mosaics(dvae: &Dvae, grid: usize, known: &[Vec<Option<u32>>]) -> Result<V
     let pictures: Result<Vec<Vec<RgbImage>>> =
         known.par_chunks(together).map(|known| decoded(dvae, grid, known)).collect();
     Ok(pictures?.into_iter().flatten().collect())
+}
+
+/// Decodes each of `codes` as a tile, a square with the side of a token: the middle of a picture
+/// that is filled with this one code. A code has this look where its neighbours do not blend with
+/// it, as in the even parts of a picture.
+///
+/// # Errors
+/// If the tensors cannot be read.
+pub fn tiles(dvae: &Dvae, codes: &[u32]) -> Result<Vec<RgbImage>> {
+    let filled: Vec<_> = codes.iter().map(|&code| vec![Some(code); FIELD * FIELD]).collect();
+    let middle = |picture: RgbImage| {
+        let side = picture.width() / FIELD as u32;
+        let start = FIELD as u32 / 2 * side;
+        imageops::crop_imm(&picture, start, start, side, side).to_image()
+    };
+    Ok(mosaics(dvae, FIELD, &filled)?.into_iter().map(middle).collect())
 }
 
 fn decoded(dvae: &Dvae, grid: usize, known: &[Vec<Option<u32>>]) -> Result<Vec<RgbImage>> {
@@ -63,6 +82,30 @@ mod tests {
 
     use super::*;
     use crate::dvae::DvaeConfig;
+
+    fn floats(image: &RgbImage) -> Vec<f64> {
+        image.as_raw().iter().map(|&byte| f64::from(byte)).collect()
+    }
+
+    /// In the middle of a picture of one code, the decoder returns the code's tile.
+    #[test]
+    fn tile_is_the_middle_of_a_picture_of_one_code() {
+        let file = crate::weights::ModelFile::from_bytes(tessera_pretrained::MODEL).unwrap();
+        let dvae = file.dvae(Cpu::best()).unwrap();
+        let codes = [0, 1, 17, 500, 999];
+        let grid = 11;
+        let filled: Vec<_> = codes.map(|code| vec![Some(code); grid * grid]).into();
+        for (tile, picture) in
+            tiles(&dvae, &codes).unwrap().iter().zip(mosaics(&dvae, grid, &filled).unwrap())
+        {
+            let side = picture.width() / grid as u32;
+            assert_eq!(tile.dimensions(), (side, side));
+            let middle = imageops::crop_imm(&picture, 5 * side, 5 * side, side, side).to_image();
+            let off =
+                floats(tile).iter().zip(floats(&middle)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(off <= 6.0, "a byte of the tile is off by {off}");
+        }
+    }
 
     /// The threads of the pool decode pictures with the precision that the dVAE was built with.
     #[test]

@@ -96,6 +96,29 @@ fn truncated_prompt_is_reported_beside_the_one_that_was_read() {
     }
 }
 
+/// The tile of a code is a cell of that colour, up to its edges.
+#[test]
+fn sheet_of_codes_has_a_tile_for_each_code() {
+    let server = Running::new();
+    let model = server.get("/v1/models").json()["data"][0]["tessera"].clone();
+    let number = |name: &str| model[name].as_u64().unwrap() as u32;
+    let (side, cell) = (number("side"), number("side") / number("grid"));
+    let answer = server.get("/v1/models/tessera/codes.png");
+    let sheet = image::load_from_memory(&answer.body).unwrap().into_rgb8();
+    let columns = sheet.width() / cell;
+    assert!(columns * (sheet.height() / cell) >= number("codes"));
+    let tessera = Tessera::embedded().unwrap();
+    for colour in [[255, 255, 255], [200, 40, 40], [40, 90, 200]].map(image::Rgb) {
+        let tokens = tessera.encode(&RgbImage::from_pixel(side, side, colour)).unwrap();
+        let code = tokens[tokens.len() / 2 + number("grid") as usize / 2];
+        for (x, y) in (0..cell * cell).map(|at| (at % cell, at / cell)) {
+            let pixel = sheet.get_pixel(code % columns * cell + x, code / columns * cell + y);
+            let off = (0..3).map(|i| pixel[i].abs_diff(colour[i])).max().unwrap();
+            assert!(off < 40, "{colour:?}: the pixel at {x}, {y} of the tile is {pixel:?}");
+        }
+    }
+}
+
 #[test]
 fn an_address_brings_its_picture() {
     let server = Running::new();
