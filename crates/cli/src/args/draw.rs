@@ -52,6 +52,10 @@ pub struct Draw {
     /// Also write an animation that shows the pictures token by token.
     #[arg(long, value_name = "FILE.gif", value_parser = output())]
     pub gif: Option<PathBuf>,
+    /// Draw each picture as a mosaic, in which each token shows the tile of its code, without
+    /// smoothing.
+    #[arg(long)]
+    pub mosaic: bool,
     /// Enlarge each picture this many times.
     #[arg(long, default_value_t = 4)]
     pub scale: u32,

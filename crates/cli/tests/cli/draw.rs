@@ -96,7 +96,7 @@ fn best_pictures_come_first_with_their_scores() {
     assert_eq!(few["reranker"], "rerank.tessera.safetensors");
     // There are two columns of pictures, and a strip with the score below each picture.
     let sheet = picture(dir.path(), "few.png");
-    assert_eq!(sheet.dimensions(), (2 * CELL + 2, 2 * (CELL + 18) + 2));
+    assert_eq!(sheet.dimensions(), (2 * CELL + 2, 2 * (CELL + 20) + 2));
 }
 
 #[test]
@@ -146,12 +146,18 @@ fn draw_reads_prompts_from_a_file_and_prints_json() {
 #[test]
 fn animation_begins_white_and_ends_with_the_pictures() {
     let dir = folder();
+    for kind in [&[][..], &["--mosaic"]] {
+        check_animation(dir.path(), kind);
+    }
+}
+
+fn check_animation(dir: &Path, kind: &[&str]) {
     let args = ["a red apple", "-n", "2", "--seed", "1", "--gif", "forming.gif"];
-    assert_eq!(draw(dir.path(), &args).stdout, "drawing.png and forming.gif (seed 1)\n");
-    let file = std::io::BufReader::new(fs::File::open(dir.path().join("forming.gif")).unwrap());
+    assert_eq!(draw(dir, &[&args, kind].concat()).stdout, "drawing.png and forming.gif (seed 1)\n");
+    let file = std::io::BufReader::new(fs::File::open(dir.join("forming.gif")).unwrap());
     let frames = image::codecs::gif::GifDecoder::new(file).unwrap().into_frames().collect_frames().unwrap();
     let gray = |frame: &image::Frame| image::DynamicImage::from(frame.buffer().clone()).to_luma8();
-    let sheet = image::DynamicImage::from(picture(dir.path(), "drawing.png")).to_luma8();
+    let sheet = image::DynamicImage::from(picture(dir, "drawing.png")).to_luma8();
     let difference = |frame| {
         let pairs = gray(frame).into_raw().into_iter().zip(sheet.as_raw());
         pairs.map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / sheet.as_raw().len() as f64
@@ -160,6 +166,27 @@ fn animation_begins_white_and_ends_with_the_pictures() {
     assert!(gray(&frames[0]).pixels().all(|pixel| pixel.0[0] > 250), "the first frame is not white");
     let last = difference(frames.last().unwrap());
     assert!(last < 3.0, "the last frame differs from the sheet by {last}");
+}
+
+#[test]
+fn mosaic_shows_the_same_tile_for_the_same_token() {
+    let dir = folder();
+    let args = ["a red apple", "-n", "1", "--seed", "1", "--mosaic", "--scale", "3", "--json"];
+    let drawn: Value = serde_json::from_str(&draw(dir.path(), &args).stdout).unwrap();
+    let tokens = drawn["pictures"][0]["tokens"].as_array().unwrap();
+    let mosaic = picture(dir.path(), "drawing.png");
+    assert_eq!(mosaic.dimensions(), (3 * CELL / 4, 3 * CELL / 4));
+    for (x, y, pixel) in mosaic.enumerate_pixels() {
+        assert_eq!(pixel, mosaic.get_pixel(x / 3 * 3, y / 3 * 3), "pixels are not smoothed");
+    }
+    let side = 3 * CELL / 4 / 8; // of a tile
+    let mut tiles = std::collections::HashMap::new();
+    for (at, token) in tokens.iter().enumerate() {
+        let (x, y) = (at as u32 % 8 * side, at as u32 / 8 * side);
+        let tile = image::imageops::crop_imm(&mosaic, x, y, side, side).to_image();
+        assert_eq!(*tiles.entry(token).or_insert(tile.clone()), tile, "token {token} at {at}");
+    }
+    assert!(tiles.len() > 1 && tiles.len() < tokens.len(), "{} tiles", tiles.len());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `tessera draw`: draws a grid of pictures for each caption.
 
 mod prompt;
+mod render;
 mod save;
 
 use std::collections::BTreeSet;
@@ -16,6 +17,7 @@ use tessera_model::{Batch, Event, Job, Picture, Request, Sampling, Tessera};
 use tessera_prompt::{Model, parameters};
 use tessera_text::{Unknown, normalise, unknown_words};
 
+use self::render::Renderer;
 use super::output::{Content, Outputs, is_file};
 use super::{model_name, tessera, warn_without_guidance};
 use crate::args::{self, Draw};
@@ -113,7 +115,8 @@ pub fn run(args: &Draw) -> Result<()> {
     parameters.reranker = args.rerank.as_deref().map(|path| model_name(Some(path)));
     let pictures = draw(&tessera, jobs)?;
     parameters.scores = pictures.iter().filter_map(|picture| picture.score).collect();
-    save::save(args, &outputs, &tessera, &request.given, &pictures, &parameters)
+    let renderer = Renderer::new(args, &tessera, &request.given, &pictures)?;
+    save::save(args, &outputs, &renderer, &request.given, &pictures, &parameters)
 }
 
 /// Checks that the files of `n` pictures can be written.

@@ -11,9 +11,10 @@ use serde_json::json;
 use tessera_base::atomic;
 use tessera_base::label::{labelled_sheet, with_text_below};
 use tessera_base::pixels::contact_sheet;
-use tessera_model::{Parameters, Picture, Tessera};
+use tessera_model::{Parameters, Picture};
 
-use super::{enlarge, picture_files};
+use super::picture_files;
+use super::render::Renderer;
 use crate::args::Draw;
 use crate::commands::output::{Outputs, write_picture};
 use crate::commands::say;
@@ -30,12 +31,13 @@ const LINES: usize = 3;
 pub fn save(
     args: &Draw,
     outputs: &Outputs,
-    tessera: &Tessera,
+    renderer: &Renderer,
     given: &[Option<u32>],
     pictures: &[Picture],
     parameters: &Parameters,
 ) -> Result<()> {
-    let large = pictures.iter().map(|picture| with_score(picture, args)).collect::<Result<Vec<_>>>()?;
+    let large =
+        pictures.iter().map(|picture| with_score(renderer, picture, args)).collect::<Result<Vec<_>>>()?;
     let square = (parameters.n as f64).sqrt().ceil() as usize;
     let columns = if parameters.prompts.len() == 1 { square } else { parameters.n };
     let mut files = picture_files(args, pictures.len());
@@ -63,7 +65,7 @@ pub fn save(
         }
     }
     if let Some(path) = &args.gif {
-        write_gif(path, tessera, given, pictures, columns, args.scale)?;
+        write_gif(path, renderer, given, pictures, columns)?;
         files.push(path.clone());
     }
     match args.json {
@@ -73,8 +75,8 @@ pub fn save(
 }
 
 /// Returns the enlarged picture, with its score below it if scores are wanted.
-fn with_score(picture: &Picture, args: &Draw) -> Result<RgbImage> {
-    let large = enlarge(&picture.image, args.scale)?;
+fn with_score(renderer: &Renderer, picture: &Picture, args: &Draw) -> Result<RgbImage> {
+    let large = renderer.finished(picture)?;
     Ok(match picture.score {
         Some(score) if args.scores => with_text_below(&large, &format!("{score:.3}"), 1),
         _ => large,
@@ -115,11 +117,10 @@ fn write(path: &Path, image: &RgbImage, parameters: &Parameters) -> Result<()> {
 /// white, except given ones.
 fn write_gif(
     path: &Path,
-    tessera: &Tessera,
+    renderer: &Renderer,
     given: &[Option<u32>],
     pictures: &[Picture],
     columns: usize,
-    scale: u32,
 ) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());
     let mut bytes = Vec::new();
@@ -133,8 +134,7 @@ fn write_gif(
             let given_at = |at: usize| given.get(at).copied().flatten();
             (0..len).map(|at| if at < drawn { Some(picture.tokens[at]) } else { given_at(at) }).collect()
         };
-        let images = tessera.decode(&pictures.iter().map(known).collect::<Vec<_>>())?;
-        let images = images.iter().map(|image| enlarge(image, scale)).collect::<Result<Vec<RgbImage>>>()?;
+        let images = renderer.unfinished(&pictures.iter().map(known).collect::<Vec<_>>())?;
         let sheet = DynamicImage::from(contact_sheet(&images, columns)).into_rgba8();
         let delay = Delay::from_numer_denom_ms(if frame == FRAMES { LAST_MS } else { FRAME_MS }, 1);
         encoder.encode_frame(Frame::from_parts(sheet, 0, 0, delay)).with_context(cannot)?;
