@@ -89,18 +89,8 @@ pub fn train_prior(
 ) -> Result<Outcome> {
     let (bpe, json) = read_tokenizer(inputs.bpe)?;
     let compute = config.compute(options.device)?;
-    let Source { mut tokens, val, dvae_file, name } = match (config.data.encode, inputs.dvae) {
-        (Encoding::Stored, None) => stored(inputs.data, &bpe, control.reporter)?,
-        (Encoding::Online, Some(dvae)) => {
-            online(config, inputs.data, dvae, &bpe, &compute, control.reporter)?
-        }
-        (Encoding::Stored, Some(_)) => bail!(
-            "--dvae: data.encode = \"stored\" reads codes that `tessera encode` wrote, with their dVAE; leave --dvae out, or encode pictures in training with --set data.encode='online'"
-        ),
-        (Encoding::Online, None) => bail!(
-            "data.encode = \"online\" encodes the pictures of a data set in training: wanted --data DATASET and --dvae FILE; to train on codes that `tessera encode` wrote, add --set data.encode='stored'"
-        ),
-    };
+    let Source { mut tokens, val, dvae_file, name } =
+        source(config, inputs, &bpe, &compute, control.reporter)?;
     check_sizes(config, &tokens, &bpe)?;
     cut_captions(tokens.captions_mut().into_iter(), &bpe, config.prior.max_caption(), control.reporter)?;
     let captions = tokens.captions_mut().into_iter().map(|caption| caption.clone()).collect();
@@ -119,25 +109,14 @@ pub fn train_prior(
             checkpoint.averaged(random(), Stage::Prior, &inputs, &["tokenizer", "dVAE"])?
         }
         Initial::Model(file) => {
-            // The precision of the logits may differ, because no weight depends on it.
-            let theirs =
-                file.config.prior.clone().map(|prior| PriorConfig { logits: config.prior.logits, ..prior });
-            ensure!(
-                theirs.as_ref() == Some(&config.prior),
-                "--init holds a prior of {theirs:?}, wanted {:?}",
-                config.prior
-            );
-            ensure!(file.tokenizer.as_ref() == Some(&json), "--init was trained with another tokenizer");
             let same_tokens = file.fingerprint()? == dvae_file.fingerprint()?;
-            let config = ModelConfig { prior: theirs, ..file.config.clone() };
-            let trained = ModelFile { config, ..*file }.prior(&compute)?;
+            let same_tokenizer = file.tokenizer.as_ref() == Some(&json);
+            let trained = trained_prior(*file, &config.prior, &compute)?;
+            ensure!(same_tokenizer, "--init was trained with another tokenizer");
             match same_tokens {
                 true => trained,
                 false => {
-                    control.reporter.note(
-                        "--init was trained on the tokens of another dVAE: the image embeddings and the image head start \
-                         with random weights, all other weights are kept",
-                    );
+                    control.reporter.note(OTHER_TOKENS);
                     with_text_side_of(&trained, random())?
                 }
             }
@@ -165,6 +144,22 @@ pub fn train_prior(
     Ok(outcome)
 }
 
+/// Says what becomes of a prior that starts from one for the tokens of another dVAE.
+const OTHER_TOKENS: &str = "--init was trained on the tokens of another dVAE: the image embeddings and the image head start \
+                            with random weights, all other weights are kept";
+
+/// Returns the prior in a model file.
+///
+/// # Errors
+/// If its architecture is not that of `config`.
+fn trained_prior(file: ModelFile, config: &PriorConfig, compute: &Compute) -> Result<Prior> {
+    // The precision of the logits may differ, because no weight depends on it.
+    let theirs = file.config.prior.clone().map(|prior| PriorConfig { logits: config.logits, ..prior });
+    ensure!(theirs.as_ref() == Some(config), "--init holds a prior of {theirs:?}, wanted {config:?}");
+    let config = ModelConfig { prior: theirs, ..file.config.clone() };
+    ModelFile { config, ..file }.prior(compute)
+}
+
 /// Returns `prior` with all weights of `trained` except those that depend on the codebook: the
 /// embeddings of image tokens and the head that predicts them.
 fn with_text_side_of(trained: &Prior, prior: Prior) -> Result<Prior> {
@@ -182,6 +177,29 @@ fn words(tokens: &TokenSource, initial: &Initial) -> BTreeSet<String> {
         words.extend(file.words.iter().flatten().cloned());
     }
     words
+}
+
+/// Opens the data that `data.encode` needs.
+///
+/// # Errors
+/// If `--dvae` is missing for it or not used by it, or the data cannot be read.
+fn source(
+    config: &Config,
+    inputs: PriorInputs,
+    bpe: &Bpe,
+    compute: &Compute,
+    reporter: &dyn Reporter,
+) -> Result<Source> {
+    match (config.data.encode, inputs.dvae) {
+        (Encoding::Stored, None) => stored(inputs.data, bpe, reporter),
+        (Encoding::Online, Some(dvae)) => online(config, inputs.data, dvae, bpe, compute, reporter),
+        (Encoding::Stored, Some(_)) => bail!(
+            "--dvae: data.encode = \"stored\" reads codes that `tessera encode` wrote, with their dVAE; leave --dvae out, or encode pictures in training with --set data.encode='online'"
+        ),
+        (Encoding::Online, None) => bail!(
+            "data.encode = \"online\" encodes the pictures of a data set in training: wanted --data DATASET and --dvae FILE; to train on codes that `tessera encode` wrote, add --set data.encode='stored'"
+        ),
+    }
 }
 
 /// Opens the codes that `encode` wrote to the folder `data`, with their dVAE.

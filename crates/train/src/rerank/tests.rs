@@ -1,0 +1,107 @@
+//! Tests of the training of the contrastive model.
+
+use tessera_data::{Augment, Dataset};
+use tessera_text::normalise;
+
+use super::*;
+
+fn config(parts: usize) -> Config {
+    let sets = ["train_rerank.batch=12".to_string(), format!("train_rerank.micro_batches={parts}")];
+    Config::resolve("tiny", &sets).unwrap()
+}
+
+fn with_task<T>(config: &Config, body: impl FnOnce(&mut RerankTask, &Clip) -> T) -> T {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
+    let train = Dataset::open(&dir).unwrap().train;
+    let captions = train.iter().flat_map(|sample| sample.captions.clone());
+    let bpe = Bpe::train(captions.collect::<Vec<_>>().iter(), 400).unwrap();
+    let train = TrainSamples::Stored(train);
+    let mut task = RerankTask {
+        config,
+        seed: 3,
+        bpe: &bpe,
+        train,
+        dvae: None,
+        val: Vec::new(),
+        compute: Cpu::best().in_f32().into(),
+    };
+    let model = Clip::new(&config.rerank, 1, &task.compute);
+    body(&mut task, &model)
+}
+
+#[test]
+fn batch_in_parts_has_the_gradient_of_one_part() {
+    let gradient = |parts| {
+        with_task(&config(parts), |task, model| {
+            let batches = (0..parts).map(|part| task.batch(5, part).unwrap()).collect();
+            task.batch_gradient(model, 5, batches, None)
+        })
+    };
+    let (single, parts) = (gradient(1).unwrap(), gradient(4).unwrap());
+    assert!((single.loss - parts.loss).abs() < 1e-5, "{} and {}", single.loss, parts.loss);
+    for (single, parts) in single.values.iter().zip(&parts.values) {
+        let largest = single.iter().fold(1e-6_f32, |most, value| most.max(value.abs()));
+        let off = single.iter().zip(parts).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(off < 1e-3 * largest, "off by {off} where the largest is {largest}");
+    }
+    // If each part were compared only with itself, the initial loss would be ln 3, not ln 12.
+    assert!(single.loss > 2.0, "{}", single.loss);
+}
+
+#[test]
+fn configured_fraction_of_pictures_is_reconstructed() {
+    let differing = |share: f32| {
+        let mut config = config(1);
+        config.data.reconstructed = share;
+        with_task(&config, |task, _| {
+            let pictures =
+                |task: &RerankTask| -> Vec<f32> { task.batch(0, 0).unwrap().patches.iter().collect() };
+            let plain = pictures(task);
+            task.dvae = Some((Dvae::new(&config.dvae, 1, &task.compute), 32));
+            let through = pictures(task);
+            let size = plain.len() / 12;
+            (0..12).filter(|i| plain[i * size..(i + 1) * size] != through[i * size..(i + 1) * size]).count()
+        })
+    };
+    assert_eq!((differing(0.0), differing(1.0)), (0, 12));
+    assert!((2..11).contains(&differing(0.5)));
+}
+
+/// The fixture's pictures are square, so that a random square is the complete picture.
+#[test]
+fn clips_settings_use_the_examples_of_evaluation() {
+    let examples = |crop: Augment, dropout: f32| {
+        let mut config = config(1);
+        config.rerank.image_size = 16; // half of the fixture's size, so that crops differ
+        (config.data.rerank_crop, config.data.rerank_bpe_dropout) = (crop, dropout);
+        with_task(&config, |task, _| {
+            let side = config.rerank.image_size as u32;
+            let (image, _) = pair(&task.train.get(0).unwrap(), side).unwrap();
+            let plain = |caption: &String| task.bpe.encode(&normalise(caption)).unwrap();
+            let sample = task.train.get(0).unwrap();
+            let captions = sample.captions.iter();
+            let plain: Vec<_> = captions.map(|caption| config.rerank.slots(&plain(caption)).0).collect();
+            let examples = (0..50).map(|step| task.example(0, step, 0).unwrap());
+            let alike = examples.map(|(crop, (slots, _))| (crop == image, plain.contains(&slots)));
+            alike.collect::<Vec<_>>()
+        })
+    };
+    let clip = Config::resolve("paper", &[]).unwrap().data;
+    let same = examples(clip.rerank_crop, clip.rerank_bpe_dropout);
+    assert!(same.iter().all(|same| *same == (true, true)));
+    let differ = examples(Augment::Stage2, 0.1);
+    assert!(differ.iter().any(|same| !same.0) && differ.iter().any(|same| !same.1));
+}
+
+#[test]
+fn temperature_is_bounded() {
+    with_task(&config(1), |task, model| {
+        let mut weights = export(model);
+        let at = weights.iter().position(|weight| weight.name == LOG_SCALE).unwrap();
+        for (set, expected) in [(9.0, MAX_LOG_SCALE), (3.0, 3.0), (-1.0, 0.0)] {
+            weights[at].values[0] = set;
+            task.after_update(0, &mut weights, &mut []).unwrap();
+            assert_eq!(weights[at].values[0], expected);
+        }
+    });
+}
