@@ -28,7 +28,7 @@ pub struct TrainPictures {
     #[arg(long)]
     pub run: Option<PathBuf>,
     /// The time for training in minutes.
-    #[arg(long, default_value_t = 15.0)]
+    #[arg(long, default_value_t = 15.0, allow_negative_numbers = true)]
     pub minutes: f64,
     /// The seed of all random numbers.
     #[arg(long, default_value_t = 0)]
@@ -106,7 +106,7 @@ pub struct Common {
     #[arg(long, value_name = "N", conflicts_with = "minutes")]
     pub steps: Option<u64>,
     /// The time for the run in minutes, from which the number of updates follows by this machine's speed.
-    #[arg(long, value_name = "M")]
+    #[arg(long, value_name = "M", allow_negative_numbers = true)]
     pub minutes: Option<f64>,
     /// Write the last weights to the model file even if earlier ones are better on held-out data.
     #[arg(long)]

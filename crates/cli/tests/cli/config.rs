@@ -31,7 +31,7 @@ fn unknown_key_in_a_file_suggests_the_nearest_key() {
 #[test]
 fn unknown_preset_is_an_error_with_all_names() {
     let error = refused(&[], &["--config", "huge"]);
-    assert!(error.contains("config huge: neither a preset (tiny, emoji"), "{error}");
+    assert!(error.contains("config huge: neither a preset (tiny, small, emoji"), "{error}");
 }
 
 #[test]
