@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::{Builder, NamedTempFile};
 
 /// The maximum length of a chain of links. A longer chain is treated as a loop.
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
 /// The start of the name of a temporary file.
 const PREFIX: &str = ".tessera-";
@@ -38,7 +38,7 @@ impl Destination {
     /// long.
     pub fn of(path: &Path) -> Result<Destination> {
         let mut next = path.to_path_buf();
-        for _ in 0..MOST_LINKS {
+        for _ in 0..MAX_LINKS {
             let (folder, at) = resolved(&next)?;
             if is_descriptors(&folder) {
                 return Ok(if at.ends_with("1") { Destination::Stdout } else { Destination::Stream(at) });

@@ -1,4 +1,4 @@
-//! Whose fault an error is. This decides exit codes and HTTP statuses.
+//! Classifies errors by whose fault they are, which decides exit codes and HTTP statuses.
 
 use std::error::Error;
 use std::fmt::{Display, Formatter};
@@ -16,8 +16,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The fault of `error`, by the errors that caused it: [`Internal`] errors are the program's, a
-    /// full disk and missing memory the machine's, and all others the request's.
+    /// Classifies `error` by its chain of causes: a full disk or missing memory is the machine's
+    /// fault, an [`Internal`] error is the program's, and any other error is the request's.
     pub fn of(error: &anyhow::Error) -> Fault {
         use io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
         let is_machine = |cause: &(dyn Error + 'static)| {
@@ -37,7 +37,7 @@ impl Fault {
 pub struct Internal(pub String);
 
 impl Internal {
-    /// An internal error with the debug text of `error`, for errors that have no other.
+    /// Returns an internal error with the debug text of `error`, for errors without another text.
     pub fn debug(error: impl std::fmt::Debug) -> Internal {
         Internal(format!("{error:?}"))
     }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_told_apart_by_their_causes() {
+    fn faults_are_classified_by_their_causes() {
         let failed = |kind: io::ErrorKind| {
             let failed: Result<(), io::Error> = Err(kind.into());
             Fault::of(&failed.context("cannot write apple.png").unwrap_err())

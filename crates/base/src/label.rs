@@ -16,9 +16,10 @@ const INK: Rgb<u8> = Rgb([60; 3]);
 /// The colour behind text.
 const PAPER: Rgb<u8> = Rgb([255; 3]);
 
-/// Returns `text` in dark letters on white, in a picture of this width. The text wraps at spaces, and
-/// inside words that are too long for a line. It is as high as its lines need, but has at most
-/// `max_lines` lines: the last one ends in `…` if text is left.
+/// Returns a picture of this width with `text` in dark letters on white.
+///
+/// The text wraps at spaces, and inside words that are too long for a line. It has at most
+/// `max_lines` lines; the last one ends in `…` if text is cut.
 pub fn text_strip(text: &str, width: u32, max_lines: usize) -> RgbImage {
     let lines = wrap(text, width.saturating_sub(2 * MARGIN), max_lines);
     let mut strip = RgbImage::from_pixel(width.max(1), lines.len() as u32 * LINE + 2 * MARGIN, PAPER);
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn text_stands_below_the_picture_and_leaves_it_unchanged() {
+    fn text_is_below_the_picture_and_leaves_it_unchanged() {
         let picture = RgbImage::from_pixel(60, 10, Rgb([9; 3]));
         let labelled = with_text_below(&picture, "cat 1", 1);
         assert_eq!(labelled.dimensions(), (60, 10 + LINE + 2 * MARGIN));

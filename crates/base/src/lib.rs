@@ -1,4 +1,4 @@
-//! Small things that several crates need and that depend on none of them.
+//! Utilities that several crates use. They depend on none of those crates.
 
 #![forbid(unsafe_code)]
 

@@ -2,18 +2,18 @@
 
 use image::{RgbImage, imageops};
 
-/// Pixels between two cells of a contact sheet.
+/// The number of pixels between two cells of a contact sheet.
 const GAP: u32 = 2;
 
-/// The PSNR of two equal pictures in dB: the error counts as at least 1e-10.
+/// The largest PSNR in dB, that of two equal pictures: their error counts as 1e-10.
 const LARGEST_PSNR: f64 = 100.0;
 
-/// The values of `image` in [0, 1], channel first: `[3, height, width]`, flat.
+/// Returns the values of `image` in [0, 1], channel first: `[3, height, width]`, flat.
 pub fn to_floats(image: &RgbImage) -> Vec<f32> {
     (0..3).flat_map(|channel| image.pixels().map(move |pixel| f32::from(pixel[channel]) / 255.0)).collect()
 }
 
-/// The square picture of side `side` whose values are `values`, `[3, side, side]` in [0, 1].
+/// Returns the picture of the given values: `[3, side, side]`, in [0, 1].
 ///
 /// # Panics
 /// If there are fewer than `3 · side²` values.
@@ -25,23 +25,23 @@ pub fn from_floats(values: &[f32], side: u32) -> RgbImage {
     })
 }
 
-/// The mean squared difference of the bytes of two pictures of equal size.
+/// Returns the mean squared difference of the bytes of two pictures of equal size.
 pub fn mean_squared_error(a: &RgbImage, b: &RgbImage) -> f64 {
     let squares = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
     squares.sum::<f64>() / a.as_raw().len().max(1) as f64
 }
 
-/// The peak signal-to-noise ratio of two pictures of equal size in dB, at most 100.
+/// Returns the peak signal-to-noise ratio (PSNR) of two pictures of equal size in dB, at most 100.
 pub fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
     psnr_of(mean_squared_error(a, b) / 255.0_f64.powi(2))
 }
 
-/// The peak signal-to-noise ratio in dB for a mean squared error of values in [0, 1], at most 100.
+/// Returns the PSNR in dB for a mean squared error of values in [0, 1], at most 100.
 pub fn psnr_of(mean_squared_error: f64) -> f64 {
     (-10.0 * mean_squared_error.log10()).min(LARGEST_PSNR)
 }
 
-/// `cells` of equal size in rows of `columns`, on white.
+/// Returns a contact sheet: `cells` of equal size in rows of `columns` cells, on white.
 pub fn contact_sheet(cells: &[RgbImage], columns: usize) -> RgbImage {
     let Some(first) = cells.first() else { return RgbImage::new(1, 1) };
     let columns = columns.clamp(1, cells.len());
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cells_lie_in_reading_order() {
+    fn cells_of_a_sheet_are_in_reading_order() {
         let cell = |v| RgbImage::from_pixel(3, 2, image::Rgb([v; 3]));
         let sheet = contact_sheet(&[cell(1), cell(2), cell(3)], 2);
         assert_eq!(sheet.dimensions(), (8, 6));

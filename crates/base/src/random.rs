@@ -63,8 +63,8 @@ pub fn item_rng(seed: u64, purpose: Purpose, step: u64, index: u64) -> ChaCha8Rn
 
 /// Draws a uniform integer in `0..n` (0 if `n` is 0).
 ///
-/// It is the high half of a 64×64-bit product. Its bias is below `n / 2⁶⁴`, and it always consumes
-/// exactly one draw.
+/// The result is the high half of a 64×64-bit product. Its bias is below `n / 2⁶⁴`. Each call takes
+/// exactly one number from the generator.
 pub fn below(rng: &mut impl Rng, n: u64) -> u64 {
     ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as u64
 }

@@ -1,20 +1,20 @@
-//! How libraries tell people what they do: they never print, they report to a [`Reporter`].
+//! How libraries report messages and progress: they never print, but call a [`Reporter`].
 
 /// How far a task has come.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
-    /// The task's name, as in `encoding`.
+    /// The task's name, for example `encoding`.
     pub task: &'a str,
-    /// Units of work that are done.
+    /// The number of units of work that are done.
     pub done: u64,
-    /// Units of work in total.
+    /// The total number of units of work.
     pub total: u64,
-    /// A figure to show next to the bar, as in `loss 1.2345`; may be empty.
+    /// A text to show next to the progress bar, for example `loss 1.2345`; may be empty.
     pub detail: &'a str,
 }
 
-/// Receives messages and progress while a task runs. A reporter never fails: nothing that happens
-/// to it may disturb the task.
+/// Receives messages and progress while a task runs. A reporter never fails, because its problems
+/// must not disturb the task.
 pub trait Reporter: Sync {
     /// Shows a text of one or more lines.
     fn note(&self, text: &str);

@@ -1,4 +1,5 @@
-//! What a user asked to draw, resolved for a model: the same for the command and the server.
+//! Resolves what a user asked to draw for a model, in the same way for the command line and the
+//! server.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,10 @@
-//! The parameters that are stored with drawings.
+//! Builds the parameters that are stored with drawings.
 
 use tessera_model::{Parameters, Request};
 
 use crate::PicturePrompt;
 
-/// The model that draws, as it is recorded with its drawings.
+/// The model that draws, as its drawings record it.
 #[derive(Debug, Clone, Copy)]
 pub struct Model<'a> {
     /// The model file's name, or `embedded`.
@@ -13,12 +13,14 @@ pub struct Model<'a> {
     pub id: &'a str,
 }
 
-/// The parameters of the drawings of `request`: of each prompt in `read`, the text that the model
-/// reads, it shows `shown` pictures. `picture` is the picture prompt if there is one; `variations`
-/// says whether its cells are redrawn at random.
+/// Returns the parameters that are stored with the drawings of `request`.
 ///
-/// Scores, a reranker of another file, and the index and tokens of a single picture are left to the
-/// caller.
+/// `asked` contains the prompts as the user wrote them, and `read` the prompts as the model reads
+/// them. `shown` is the number of pictures per prompt. `picture` is the picture prompt, if there is
+/// one; `variations` is whether its cells are redrawn at random.
+///
+/// The caller sets the scores, the reranker if it comes from another file, and the index and tokens
+/// of a single picture.
 pub fn parameters(
     request: &Request,
     [asked, read]: [Vec<String>; 2],

@@ -1,4 +1,4 @@
-//! Picture prompts (paper §3.3): from a picture and a choice of cells to the tokens that are given.
+//! Picture prompts (paper §3.3): turns a picture and a choice of cells into the given tokens.
 
 use std::io::Cursor;
 
@@ -9,31 +9,31 @@ use tessera_data::png_text;
 use tessera_data::prompt::{Fit, Keep, is_transparent};
 use tessera_model::{Parameters, Tessera};
 
-/// Which cells of a picture are kept, as the user says it.
+/// The user's choice of the cells of a picture that are kept.
 #[derive(Debug, Clone)]
 pub enum KeepSpec {
-    /// The given choice.
+    /// An explicit choice.
     Keep(Keep),
-    /// The cells under the dark or opaque parts of a mask, the bytes of a picture file.
+    /// The cells under the dark or opaque parts of a mask, which is the bytes of a picture file.
     Mask(Vec<u8>),
-    /// Nothing was said: transparent parts of the picture are drawn, if it has any.
+    /// No choice: the transparent parts of the picture are drawn, if it has any.
     Unsaid,
 }
 
 /// A picture prompt, resolved for a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PicturePrompt {
-    /// The given token of each cell in raster order; `None` for cells to draw.
+    /// The given token of each cell, in raster order; `None` for cells to draw.
     pub tokens: Vec<Option<u32>>,
-    /// The text that the picture was drawn from, if this model drew it.
+    /// The prompt that the picture was drawn from, if this model drew it.
     pub drawn_from: Option<String>,
-    /// Whether this model drew the picture, so that its recorded tokens were used.
+    /// Whether this model drew the picture. Its recorded tokens are then used.
     pub is_own: bool,
     /// Width and height of the picture before it was fitted, in pixels.
     pub size: (u32, u32),
 }
 
-/// Why a picture prompt is invalid; each variant names the part of it that is.
+/// Why a picture prompt could not be resolved. Each variant names the cause.
 #[derive(Debug)]
 pub enum PromptError {
     /// The picture cannot be read or fitted.
@@ -42,14 +42,15 @@ pub enum PromptError {
     Mask(Error),
     /// The rows or the rectangle do not fit the grid.
     Keep(Error),
-    /// Nothing says which cells are kept, and the picture has no transparent parts.
+    /// There is no choice of cells, and the picture has no transparent parts.
     Unsaid,
-    /// The model failed.
+    /// The model failed to encode the picture.
     Model(Error),
 }
 
-/// The picture prompt of the picture file `bytes`, of at most `max_pixels` pixels. `model_id` is
-/// the model file's fingerprint: a picture that this model drew keeps its exact tokens.
+/// Resolves the picture prompt of the picture file `bytes`, which may have at most `max_pixels`
+/// pixels. `model_id` is the model file's fingerprint: a picture that this model drew keeps its
+/// exact tokens.
 ///
 /// # Errors
 /// See [`PromptError`].
@@ -84,7 +85,7 @@ pub fn resolve(
     })
 }
 
-/// The tokens of a picture, and its parameters if this model drew it.
+/// Returns the tokens of a picture, and its parameters if this model drew it.
 fn tokens_of(
     tessera: &Tessera,
     model_id: &str,

@@ -1,8 +1,14 @@
-//! Many clients at once, drawn together and one after the other, in turns: `cargo run --release -p tessera-serve --example load`.
+//! Load test of the server with many simultaneous clients. It compares batched drawing with drawing
+//! one picture at a time, in alternating rounds:
 //!
-//! Prints the table of docs/performance.md: throughput and times of whole requests, of one candidate each or of as many as the first argument
-//! says, and the time to the first partial picture on an idle server. The second argument is the number of rows that step together. Clients are
-//! threads of this process and share its processors with the server.
+//! ```sh
+//! cargo run --release -p tessera-serve --example load -- [CANDIDATES [ROWS]]
+//! ```
+//!
+//! It prints the table of docs/performance.md (throughput and latency of requests), and the time to
+//! the first partial picture on an idle server. `CANDIDATES` is the number of candidates per
+//! request (default 1), and `ROWS` the maximum batch size. The clients are threads of this process,
+//! so they share its processors with the server.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -17,10 +23,10 @@ use tokio::sync::oneshot;
 const CLIENTS: usize = 64;
 const REQUESTS: usize = 4;
 const ROUNDS: usize = 5;
-/// Rows of one candidate with guidance.
+/// The number of rows of one candidate with guidance.
 const ONE: usize = 2;
 
-/// What clients ask for: each request has a prompt of its own.
+/// The parts of the prompts; each request has a different prompt.
 const COLOURS: [&str; 8] = ["red", "blue", "green", "yellow", "black", "white", "purple", "orange"];
 const THINGS: [&str; 8] = ["apple", "cat", "flower", "heart", "pizza", "rocket", "tree", "umbrella"];
 const STYLES: [&str; 4] = ["noto", "twemoji", "flat", "glossy"];
@@ -31,8 +37,8 @@ fn prompt(i: usize) -> String {
 
 fn main() -> Result<()> {
     let argument = |at: usize, default: usize| {
-        let said = std::env::args().nth(at).map_or(Ok(default), |said| said.parse());
-        said.context("wanted: load [candidates of a request [rows of a step]]")
+        let value = std::env::args().nth(at).map_or(Ok(default), |text| text.parse());
+        value.context("wanted: load [candidates per request [rows of a batch]]")
     };
     let (best_of, together) = (argument(1, 1)?, argument(2, Options::ROWS)?);
     let mut rounds = [Vec::new(), Vec::new()];
@@ -62,10 +68,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What one round of all clients came to.
+/// The measurements of one round of all clients.
 struct Round {
+    /// The throughput in requests per second.
     rate: f64,
-    /// Seconds of each request, sorted.
+    /// The seconds of each request, sorted.
     seconds: Vec<f64>,
 }
 
@@ -95,7 +102,7 @@ fn load(address: SocketAddr, best_of: usize) -> Result<Round> {
     Ok(Round { rate: seconds.len() as f64 / start.elapsed().as_secs_f64(), seconds })
 }
 
-/// Seconds of one request.
+/// Sends one request and returns its seconds.
 fn draw(address: SocketAddr, prompt: &str, seed: usize, best_of: usize) -> Result<f64> {
     let start = Instant::now();
     let mut stream =
@@ -106,7 +113,7 @@ fn draw(address: SocketAddr, prompt: &str, seed: usize, best_of: usize) -> Resul
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Seconds from a request to its first partial picture.
+/// Returns the seconds from a request to its first partial picture.
 fn first_partial(address: SocketAddr) -> Result<f64> {
     let start = Instant::now();
     let stream = post(address, &json!({ "prompt": "a red apple", "stream": true, "partial_images": 11 }))?;
@@ -117,7 +124,7 @@ fn first_partial(address: SocketAddr) -> Result<f64> {
         })
         .context("no partial picture came")??;
     let seconds = start.elapsed().as_secs_f64();
-    lines.for_each(drop); // until it is idle again
+    lines.for_each(drop); // waits until the server is idle again
     Ok(seconds)
 }
 
@@ -140,7 +147,7 @@ fn with_server<T>(rows: usize, work: impl FnOnce(SocketAddr) -> Result<T>) -> Re
     let server = runtime.block_on(Server::bind("127.0.0.1:0", options))?;
     let (address, (stop, stopped)) = (server.address()?, oneshot::channel::<()>());
     let running = runtime.spawn(server.run(async { drop(stopped.await) }));
-    // Whatever is slow only once.
+    // A warm-up: the first request is slower.
     draw(address, "a star", 0, 1)?;
     let done = work(address);
     let _ = stop.send(());

@@ -1,7 +1,8 @@
 //! The client of a connection: its socket, and whether it still waits for an answer.
 //!
-//! A client may end its half of a connection once it has asked, and still read the answer. One that has left looks the same from
-//! here, until something is written to it.
+//! A client may close its sending half of the connection after the request and still read the
+//! answer. To the server, a client that has disconnected looks the same until the server writes
+//! something.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,20 +15,20 @@ use axum::http::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// How often a connection is looked at that its client has half closed.
+/// The interval at which the server checks a connection that its client has half closed.
 pub const LOOK: Duration = Duration::from_millis(250);
-/// An answer that says nothing, which every client of HTTP/1.1 must be ready for.
+/// An answer without content, which every client of HTTP/1.1 must accept.
 const GO_ON_WAITING: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// A connection's client, shared by the connection and the requests that come on it.
+/// The client of a connection, shared by the connection and its requests.
 #[derive(Clone)]
 pub struct Client(Arc<Socket>);
 
 struct Socket {
     stream: TcpStream,
-    /// Whether a request has come.
+    /// Whether a request has arrived.
     asked: AtomicBool,
-    /// Whether something is written that the client has not taken yet.
+    /// Whether a write waits until the client reads what was sent before.
     stuck: AtomicBool,
 }
 
@@ -36,12 +37,12 @@ impl Client {
         Client(Arc::new(Socket { stream, asked: AtomicBool::new(false), stuck: AtomicBool::new(false) }))
     }
 
-    /// Notes that the head of a request has come.
+    /// Records that the head of a request has arrived.
     pub fn has_asked(&self) {
         self.0.asked.store(true, Ordering::Relaxed);
     }
 
-    /// Waits for `time`, and for ever if a request has come by then.
+    /// Returns after `time` if no request has arrived by then, and otherwise never.
     pub async fn has_not_asked_after(&self, time: Duration) {
         tokio::time::sleep(time).await;
         if self.0.asked.load(Ordering::Relaxed) {
@@ -49,18 +50,19 @@ impl Client {
         }
     }
 
-    /// Waits until the client sends no more.
+    /// Waits until the client has closed its sending half.
     pub async fn ended(&self) {
-        // Bytes that nobody has read yet hide the end.
+        // Bytes that are not read yet hide the end.
         while self.0.stream.peek(&mut [0]).await.is_ok_and(|bytes| bytes > 0) {
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    /// Waits until the client has left, while no part of an answer to its request of this `version` is written.
+    /// Waits until the client has disconnected. No part of the answer to its request of this HTTP
+    /// `version` may have been written yet. If the server cannot find out, this never returns.
     pub async fn left(&self, version: Version) {
         self.ended().await;
-        // Whatever came before it should be on its way.
+        // Answers to earlier requests should have been sent by then.
         tokio::time::sleep(LOOK).await;
         if version < Version::HTTP_11 || self.0.stuck.load(Ordering::Relaxed) {
             return std::future::pending().await;
@@ -68,13 +70,13 @@ impl Client {
         if self.0.stream.try_write(GO_ON_WAITING).is_err() {
             return;
         }
-        // Who has left refuses what was written.
+        // A client that has disconnected answers the written bytes with an error.
         while self.0.stream.take_error().is_ok_and(|error| error.is_none()) {
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    /// Writes as soon as something can be taken.
+    /// Writes as soon as the socket accepts bytes.
     fn poll_with(
         &self,
         context: &mut Context<'_>,
@@ -129,7 +131,7 @@ impl AsyncWrite for Client {
         Poll::Ready(Ok(()))
     }
 
-    /// The last owner of the socket closes it.
+    /// Does nothing: the socket is closed when its last owner is dropped.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

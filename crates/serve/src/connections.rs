@@ -1,4 +1,4 @@
-//! Connections: how many, for how long, and how they end.
+//! Accepts connections, limits their number and their time, and closes them when the server stops.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -20,7 +20,8 @@ use tokio::sync::Semaphore;
 use crate::client::Client;
 use crate::limits::{CONNECTIONS, HEAD_TIMEOUT, IDLE_TIMEOUT, STOP_TIMEOUT};
 
-/// Answers until `stop` comes; what is under way then is finished, unless it takes too long.
+/// Serves connections until `stop` completes. Current requests are then finished within
+/// [`STOP_TIMEOUT`].
 pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let open = GracefulShutdown::new();
@@ -34,7 +35,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
             (place, accepted) = accepted => match accepted {
                 Ok((stream, _)) => (place, stream),
                 Err(error) => {
-                    // Too many open files, most likely: it passes when connections close.
+                    // The likely cause is too many open files, until connections close.
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
@@ -45,7 +46,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
         let client = client(stream);
         let connection = open.watch(connection(client.clone(), router.clone()));
         tokio::spawn(async move {
-            // A client that leaves or is too slow ends its own connection and nothing else.
+            // A client that disconnects or is too slow ends only its own connection.
             tokio::select! {
                 _ = connection => {}
                 () = client.has_not_asked_after(HEAD_TIMEOUT) => {}
@@ -54,14 +55,14 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
         });
     }
     drop(listener);
-    tracing::info!("stopping; what is under way is finished");
+    tracing::info!("stopping after the current requests are finished");
     if tokio::time::timeout(STOP_TIMEOUT, open.shutdown()).await.is_err() {
-        tracing::warn!("not everything was finished in time");
+        tracing::warn!("stopped before all requests were finished");
     }
 }
 
 fn client(stream: TcpStream) -> Client {
-    // Small events should go out at once.
+    // Small events should be sent immediately.
     let _ = stream.set_nodelay(true);
     Client::new(stream)
 }
@@ -71,12 +72,12 @@ fn connection(client: Client, router: Router) -> http1::Connection<TokioIo<Clien
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)
-        // Whether a client that ends its half has left is seen by `Client::left`.
+        // `Client::left` finds out whether a client that closes its sending half has disconnected.
         .half_close(true)
         .serve_connection(TokioIo::new(client), answers)
 }
 
-/// What answers the requests of one connection, each of which knows its client.
+/// The service of one connection. It adds the client to each request.
 struct Answers {
     client: Client,
     router: TowerToHyperService<Router>,

@@ -1,4 +1,5 @@
-//! The one worker that draws: a thread with the model, a bounded queue before it, and all requests in one batch.
+//! The engine: one worker thread that owns the model and draws all requests in one batch. Its queue
+//! is bounded.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,16 +15,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use crate::limits::{PENDING_JOBS, PENDING_PICTURES};
 use crate::metrics::Metrics;
 
-/// Why a request was not taken, or not finished.
+/// Why a request was not accepted or not finished.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refused {
-    /// As much waits as may.
+    /// The queue is full.
     Busy,
     /// The server is stopping, or its worker has failed.
     Stopped,
     /// The request is invalid.
     Invalid(String),
-    /// The program or the machine failed.
+    /// The program or the machine has failed.
     Failed(String),
 }
 
@@ -37,15 +38,15 @@ impl From<anyhow::Error> for Refused {
     }
 }
 
-/// What a client gets of its request: an end is the end of the channel.
+/// Sends the events of a request to its client. The channel closes after the last event.
 type Events = UnboundedSender<Result<Event, Refused>>;
 
-/// Who waits for a request.
+/// The client that waits for a request.
 struct Client {
     id: u64,
-    /// Pictures that it will get.
+    /// The number of pictures that are still to be sent.
     awaited: usize,
-    /// Whether it is told of each token.
+    /// Whether the client gets the events of sampled tokens.
     tokens: bool,
     events: Events,
 }
@@ -56,7 +57,7 @@ enum Order {
     Stop,
 }
 
-/// The way to the worker.
+/// A handle to the worker.
 pub struct Engine {
     orders: Mutex<Sender<Order>>,
     shared: Arc<Shared>,
@@ -72,10 +73,10 @@ struct Shared {
 }
 
 impl Engine {
-    /// Starts the worker; its steps have at most `rows` rows.
+    /// Starts the worker. Its batch has at most `rows` rows.
     ///
     /// # Errors
-    /// If no thread can be made.
+    /// If no thread can be started.
     pub fn start(tessera: Arc<Tessera>, rows: usize, metrics: Arc<Metrics>) -> Result<Engine> {
         let (sender, orders) = channel();
         let shared = Arc::new(Shared {
@@ -87,7 +88,7 @@ impl Engine {
         let worker = thread::Builder::new().name("drawing".into()).spawn({
             let shared = shared.clone();
             move || {
-                // Whatever ends the worker, the server must know.
+                // The server must know when the worker ends, even by a panic.
                 let drawing = std::panic::AssertUnwindSafe(|| work(&tessera, rows, &orders, &shared));
                 if std::panic::catch_unwind(drawing).is_err() {
                     tracing::error!("the worker has failed");
@@ -99,20 +100,20 @@ impl Engine {
         Ok(Engine { orders: Mutex::new(sender), shared, worker, next: AtomicUsize::new(1) })
     }
 
-    /// Whether the worker lives.
+    /// Whether the worker is running.
     pub fn is_alive(&self) -> bool {
         self.shared.alive.load(Ordering::SeqCst)
     }
 
-    /// Requests that are drawn or wait.
+    /// The number of requests that are being drawn or waiting.
     pub fn pending(&self) -> usize {
         self.shared.jobs.load(Ordering::SeqCst)
     }
 
-    /// Hands a request to the worker; each token is told only if it is wanted.
+    /// Passes a request to the worker. Its events include sampled tokens only with `tokens`.
     ///
     /// # Errors
-    /// If too much waits already, or the worker is gone.
+    /// If the queue is full or the worker has ended.
     pub fn draw(self: &Arc<Engine>, request: Request, tokens: bool) -> Result<JobHandle, Refused> {
         let (pictures, awaited) = (request.n, awaited(&request));
         let reserved = Reserved::new(&self.shared, pictures)?;
@@ -122,7 +123,7 @@ impl Engine {
         Ok(JobHandle { engine: self.clone(), id, events: receiver, awaited, _reserved: reserved })
     }
 
-    /// Lets the worker finish nothing more, and waits until it is gone.
+    /// Stops the worker without finishing pending jobs, and joins it.
     pub fn stop(&self) {
         let _ = self.order(Order::Stop);
         if let Some(worker) = self.worker.lock().ok().and_then(|mut worker| worker.take()) {
@@ -139,7 +140,7 @@ impl Engine {
     }
 }
 
-/// Room in the queue, given back when the request is over.
+/// A place in the queue, which is free again when this is dropped.
 struct Reserved {
     shared: Arc<Shared>,
     pictures: usize,
@@ -149,7 +150,7 @@ impl Reserved {
     fn new(shared: &Arc<Shared>, pictures: usize) -> Result<Reserved, Refused> {
         let jobs = shared.jobs.fetch_add(1, Ordering::SeqCst);
         let waiting = shared.pictures.fetch_add(pictures, Ordering::SeqCst);
-        // From here on dropping it gives the room back.
+        // If the request is refused below, dropping this frees the place again.
         let reserved = Reserved { shared: shared.clone(), pictures };
         shared.metrics.pending.set(shared.jobs.load(Ordering::SeqCst) as i64);
         match jobs >= PENDING_JOBS || waiting + pictures > PENDING_PICTURES {
@@ -167,23 +168,23 @@ impl Drop for Reserved {
     }
 }
 
-/// A request under way; dropped before its end, it is cancelled.
+/// A request that is being drawn or waiting. Dropping it before its end cancels the request.
 pub struct JobHandle {
     engine: Arc<Engine>,
     id: u64,
     events: UnboundedReceiver<Result<Event, Refused>>,
-    /// Pictures that are still to come; none after an error.
+    /// The number of pictures that are still to come; 0 after an error.
     awaited: usize,
     _reserved: Reserved,
 }
 
 impl JobHandle {
-    /// What happens next; nothing if all is drawn, or after an error.
+    /// Waits for the next event. Returns `None` after the last picture or an error.
     pub async fn next(&mut self) -> Option<Result<Event, Refused>> {
         if self.awaited == 0 {
             return None;
         }
-        // A worker that ends before all is drawn leaves its clients without a word.
+        // If the worker ends before the last picture, the channel closes.
         let event = self.events.recv().await.unwrap_or(Err(Refused::Stopped));
         match &event {
             Ok(Event::Picture(_)) => self.awaited -= 1,
@@ -204,7 +205,7 @@ impl Drop for JobHandle {
 
 fn work(tessera: &Tessera, rows: usize, orders: &Receiver<Order>, shared: &Shared) {
     let mut batch = tessera.batch(rows);
-    let mut clients: BTreeMap<u64, Client> = BTreeMap::new(); // by their jobs
+    let mut clients: BTreeMap<u64, Client> = BTreeMap::new(); // by job number
     loop {
         loop {
             let order = match batch.is_empty() {
@@ -242,7 +243,8 @@ fn work(tessera: &Tessera, rows: usize, orders: &Receiver<Order>, shared: &Share
     }
 }
 
-/// Adds a request to the batch, as the job whose number comes back; what is wrong with it is told at once.
+/// Adds a request to the batch and returns its job number and its client. If the request is
+/// invalid, the client gets the error immediately.
 fn accept<'a>(
     tessera: &'a Tessera,
     batch: &mut Batch<'a>,
@@ -266,7 +268,7 @@ fn deliver(
 ) {
     for (job, event) in events {
         let Some(client) = clients.get_mut(&job) else { continue };
-        let told = match &event {
+        let is_wanted = match &event {
             Event::Tokens { new, .. } => {
                 metrics.tokens.inc_by(new.len() as u64);
                 client.tokens
@@ -278,19 +280,19 @@ fn deliver(
             }
             Event::Preview(_) => true,
         };
-        let left = told && client.events.send(Ok(event)).is_err();
+        let left = is_wanted && client.events.send(Ok(event)).is_err();
         if left {
             metrics.cancelled.inc();
             batch.remove(job);
         }
-        // Dropped, its channel ends.
+        // Dropping the client closes its channel.
         if left || client.awaited == 0 {
             clients.remove(&job);
         }
     }
 }
 
-/// Pictures that a request gets.
+/// The number of pictures that a request returns.
 fn awaited(request: &Request) -> usize {
     request.best.unwrap_or(request.n)
 }
@@ -300,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_still_waits_when_the_worker_ends_is_told_so() {
+    fn waiting_client_gets_an_error_when_the_worker_stops() {
         let metrics = Arc::new(Metrics::new().unwrap());
         let tessera = Arc::new(Tessera::embedded().unwrap());
         let engine = Arc::new(Engine::start(tessera, 4, metrics).unwrap());

@@ -1,4 +1,5 @@
-//! Events of requests that are drawn behind the scenes: kept from the first, so that whoever comes late or comes back misses none.
+//! Logs of the events of `async` requests. A log starts with the first event, so clients that
+//! connect late or reconnect miss none.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -10,21 +11,22 @@ use tokio::task::AbortHandle;
 use crate::image_store::unguessable;
 use crate::limits::{EVENT_BYTES, PENDING_LOGS};
 
-/// Logs by their names.
+/// The stored logs, oldest first.
 #[derive(Default)]
 pub struct EventLogs(Mutex<VecDeque<Arc<EventLog>>>);
 
-/// What has happened to one request.
+/// The events of one request so far.
 pub struct EventLog {
     pub id: String,
     frames: Mutex<Vec<Bytes>>,
-    /// Frames so far, and whether that is all.
+    /// The number of frames so far, and whether the log is complete.
     grown: watch::Sender<(usize, bool)>,
     drawing: Mutex<Option<AbortHandle>>,
 }
 
 impl EventLogs {
-    /// A new log, unless too many are being written; if all of them hold too much, the oldest that are finished go.
+    /// Starts a log. Returns `None` if too many logs are incomplete. If all logs together are too
+    /// large, the oldest complete logs are deleted.
     pub fn start(&self) -> Option<Arc<EventLog>> {
         let log = Arc::new(EventLog {
             id: unguessable(),
@@ -38,20 +40,20 @@ impl EventLogs {
         }
         let mut bytes: usize = logs.iter().map(|log| log.bytes()).sum();
         logs.retain(|log| {
-            let goes = bytes > EVENT_BYTES && log.is_finished();
-            bytes -= if goes { log.bytes() } else { 0 };
-            !goes
+            let is_deleted = bytes > EVENT_BYTES && log.is_finished();
+            bytes -= if is_deleted { log.bytes() } else { 0 };
+            !is_deleted
         });
         logs.push_back(log.clone());
         Some(log)
     }
 
-    /// The log of this name, if it is still there.
+    /// Returns the log with this id, if it is still stored.
     pub fn get(&self, id: &str) -> Option<Arc<EventLog>> {
         self.0.lock().ok()?.iter().find(|log| log.id == id).cloned()
     }
 
-    /// Stops a request and forgets its log; whether there was one.
+    /// Cancels a request and deletes its log. Returns whether the log existed.
     pub fn remove(&self, id: &str) -> bool {
         let Ok(mut logs) = self.0.lock() else { return false };
         let Some(at) = logs.iter().position(|log| log.id == id) else { return false };
@@ -66,7 +68,7 @@ impl EventLogs {
 }
 
 impl EventLog {
-    /// One more frame.
+    /// Appends a frame.
     pub fn push(&self, frame: Bytes) {
         if let Ok(mut frames) = self.frames.lock() {
             frames.push(frame);
@@ -74,7 +76,7 @@ impl EventLog {
         }
     }
 
-    /// No more will come.
+    /// Marks the log as complete.
     pub fn finish(&self) {
         self.grown.send_modify(|(_, all)| *all = true);
     }
@@ -83,14 +85,14 @@ impl EventLog {
         self.grown.borrow().1
     }
 
-    /// The task that writes the log.
+    /// Stores the handle of the task that writes the log.
     pub fn written_by(&self, task: AbortHandle) {
         if let Ok(mut drawing) = self.drawing.lock() {
             *drawing = Some(task);
         }
     }
 
-    /// Frame `at`, as soon as there is one; nothing if there will not be.
+    /// Waits for frame `at`. Returns `None` if the log ends before it.
     pub async fn frame(&self, at: usize) -> Option<Bytes> {
         let mut grown = self.grown.subscribe();
         grown.wait_for(|(n, all)| *n > at || *all).await.ok()?;

@@ -1,4 +1,4 @@
-//! Pictures that are kept for a while so that their address works, and names that cannot be guessed.
+//! Stores pictures for their URLs, for a limited time, under names that cannot be guessed.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -8,7 +8,7 @@ use std::sync::{LazyLock, Mutex};
 
 use crate::limits::KEPT_BYTES;
 
-/// A name that nobody can guess: the system's randomness is in the key of the hash.
+/// Returns a name that cannot be guessed: a hash whose key the operating system chose at random.
 pub fn unguessable() -> String {
     static SECRET: LazyLock<[RandomState; 2]> = LazyLock::new(|| [RandomState::new(), RandomState::new()]);
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -16,7 +16,7 @@ pub fn unguessable() -> String {
     SECRET.iter().map(|secret| format!("{:016x}", secret.hash_one(count))).collect()
 }
 
-/// Pictures by their names; the oldest go when there are too many.
+/// The stored pictures by name. The oldest are deleted when all together are too large.
 #[derive(Default)]
 pub struct ImageStore(Mutex<Kept>);
 
@@ -27,7 +27,7 @@ struct Kept {
 }
 
 impl ImageStore {
-    /// Keeps a picture's file and tells its name, which ends as that of its format.
+    /// Stores a picture file and returns its name, which ends in `.` and `ending`.
     pub fn keep(&self, file: Vec<u8>, ending: &str) -> String {
         let name = format!("{}.{ending}", unguessable());
         if let Ok(mut kept) = self.0.lock() {
@@ -41,7 +41,7 @@ impl ImageStore {
         name
     }
 
-    /// The picture of this name, if it is still there.
+    /// Returns the picture file of this name, if it is still stored.
     pub fn get(&self, name: &str) -> Option<Vec<u8>> {
         let kept = self.0.lock().ok()?;
         kept.pictures.iter().find(|(known, _)| known == name).map(|(_, file)| file.clone())
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_go_when_there_are_too_many() {
+    fn full_store_deletes_the_oldest_pictures() {
         let image_store = ImageStore::default();
         let third = || vec![7; KEPT_BYTES / 3];
         let names: Vec<String> = (0..4).map(|_| image_store.keep(third(), "png")).collect();

@@ -1,7 +1,9 @@
-//! A server for people and programs: a page to draw on, and the image API that OpenAI's clients speak.
+//! The HTTP server: a web page for people, and an API for programs that is compatible with OpenAI's
+//! image API.
 //!
-//! One worker ([`engine`]) draws all requests together; everything else only reads requests and writes answers. A request is read
-//! in [`api`], handed to the worker, and its events become one JSON answer, a stream, or a log that is watched.
+//! One worker ([`engine`]) draws all requests in one batch; all other code only reads requests and
+//! writes answers. [`api`] reads a request and passes it to the worker. The events of the request
+//! become one JSON answer, a stream, or a log that clients can read later.
 
 #![forbid(unsafe_code)]
 
@@ -39,33 +41,34 @@ use metrics::Metrics;
 use model::Model;
 use origins::Origins;
 
-/// What a server is started with.
+/// The settings of a server.
 pub struct Options {
     /// The model that draws.
     pub tessera: Tessera,
-    /// What people are told of it.
+    /// The description of the model for users.
     pub about: About,
-    /// Who may draw; anyone if absent.
+    /// The API keys that are accepted. If absent, no key is required.
     pub keys: Option<Keys>,
-    /// Rows of the decoder that step together; [`Options::ROWS`] is fastest.
+    /// The maximum batch size in rows of the sampler; [`Options::ROWS`] is fastest.
     pub rows: usize,
-    /// The address at which clients reach the server, of [`public_url`]; that of each request if absent.
+    /// The URL at which clients reach the server, checked by [`public_url`]. If absent, the host of
+    /// each request is used.
     pub public_url: Option<String>,
-    /// Other sites whose pages may have the server draw.
+    /// Other sites whose pages may use the server.
     pub origins: Vec<Origin>,
 }
 
 impl Options {
-    /// Rows of the decoder that step together unless told otherwise.
+    /// The default of [`Options::rows`].
     pub const ROWS: usize = Batch::ROWS;
 
-    /// A server for anyone who reaches it.
+    /// Returns the default settings: no key is required, and pages of other sites are refused.
     pub fn new(tessera: Tessera, about: About) -> Options {
         Options { tessera, about, keys: None, rows: Options::ROWS, public_url: None, origins: Vec::new() }
     }
 }
 
-/// What all requests share.
+/// The state that all requests share.
 struct App {
     tessera: Arc<Tessera>,
     model: Model,
@@ -79,17 +82,18 @@ struct App {
     origins: Origins,
 }
 
-/// A server that listens, but does not answer yet.
+/// A server that listens but does not answer yet.
 pub struct Server {
     listener: TcpListener,
     app: Arc<App>,
 }
 
 impl Server {
-    /// Starts the worker and listens at `address`, a host's name or number and a port; port 0 is any free one.
+    /// Starts the worker and listens at `address`: a host name or IP address, and a port. Port 0
+    /// selects any free port.
     ///
     /// # Errors
-    /// If the address is taken or not this machine's.
+    /// If the address is in use or does not belong to this machine.
     pub async fn bind(address: &str, options: Options) -> Result<Server> {
         let wanted = "wanted HOST:PORT of this machine, such as 127.0.0.1:8080";
         let listener = TcpListener::bind(address).await;
@@ -112,19 +116,20 @@ impl Server {
         Ok(Server { listener, app: Arc::new(app) })
     }
 
-    /// Where it listens.
+    /// Returns the address that the server listens at.
     ///
     /// # Errors
-    /// If the system does not say.
+    /// If the operating system does not return it.
     pub fn address(&self) -> Result<SocketAddr> {
         Ok(self.listener.local_addr()?)
     }
 
-    /// Answers until `stop` comes, then finishes what is under way, within [`limits::STOP_TIMEOUT`].
+    /// Answers requests until `stop` completes. Then it finishes the current requests, within
+    /// [`limits::STOP_TIMEOUT`].
     pub async fn run(self, stop: impl Future<Output = ()>) {
         connections::serve(self.listener, api::router(self.app.clone()), stop).await;
         let engine = self.app.engine.clone();
-        // The worker may be in the middle of a step.
+        // This blocks until the worker has finished its current step.
         let _ = tokio::task::spawn_blocking(move || engine.stop()).await;
     }
 }

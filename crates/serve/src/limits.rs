@@ -1,72 +1,81 @@
-//! What the server takes, and no more: every limit has its name here, and a clear answer where it is reached.
+//! The limits of the server. A request that exceeds one gets a clear error.
 
 use std::time::Duration;
 
-/// Bytes of a form: two pictures, and some.
+/// The maximum size of a form in bytes. Two large pictures fit.
 pub const FORM_BYTES: usize = 24 * 1024 * 1024;
-/// Bytes of a request in JSON.
+/// The maximum size of a JSON request in bytes.
 pub const JSON_BYTES: usize = 256 * 1024;
-/// Pixels of a picture that is sent: 16 million, as of a good camera.
+/// The maximum number of pixels of an uploaded picture: 16 million, like those of a good camera.
 pub const IMAGE_PIXELS: u64 = 16_000_000;
-/// Characters of a prompt. The model reads far fewer and says where it stopped.
+/// The maximum number of characters of a prompt. The model reads far fewer, and the answer contains
+/// what it read.
 pub const PROMPT_CHARS: usize = 4000;
-/// Pictures that one request gets back.
+/// The maximum number of pictures that one request returns.
 pub const N: usize = 64;
-/// Candidates that one request may have drawn to choose from: the paper's number.
+/// The maximum number of candidates of one request (512 in the paper).
 pub const BEST_OF: usize = 512;
-/// Side of a picture that is sent back, in pixels.
+/// The maximum side of a returned picture in pixels.
 pub const SIZE: u32 = 1024;
-/// Pixels of all pictures of an answer together, partial ones included.
+/// The maximum number of pixels of all pictures of an answer together, including partial pictures.
 pub const ANSWER_PIXELS: usize = 16 * 1024 * 1024;
-/// Partial pictures of a stream.
+/// The maximum number of partial pictures per candidate of a stream.
 pub const PARTIAL_IMAGES: usize = 64;
-/// Requests that are drawn or wait for it.
+/// The maximum number of requests that are being drawn or waiting.
 pub const PENDING_JOBS: usize = 256;
-/// Pictures that are drawn or wait for it, over all requests.
+/// The maximum number of candidates that are being drawn or waiting, over all requests.
 pub const PENDING_PICTURES: usize = 8192;
-/// Uploaded pictures that are decoded and encoded at once; others wait. Each may take the memory of [`IMAGE_PIXELS`].
+/// The number of uploaded pictures that are decoded and encoded at the same time; others wait. Each
+/// may need memory for [`IMAGE_PIXELS`].
 pub const UPLOADS_AT_ONCE: usize = 2;
-/// Bytes of a form that are read at once, as many as of JSON: a larger one then waits for its place.
+/// The number of bytes of a form that are read immediately. A larger form then waits for a place.
 pub const SMALL_FORM_BYTES: usize = JSON_BYTES;
-/// Bytes of a form in which a field must begin or go on: part headers, and what comes before the first part, may be no longer.
+/// The maximum number of bytes of a form in which no field begins or continues. It limits part
+/// headers and the text before the first part.
 pub const FORM_HEAD_BYTES: usize = 64 * 1024;
-/// Parts of a form: there are fewer parameters.
+/// The maximum number of parts of a form. There are fewer parameters.
 pub const FORM_PARTS: usize = 100;
-/// Larger forms in memory at once; others wait before they are read any further.
+/// The number of places: forms above [`SMALL_FORM_BYTES`] in memory at the same time. Others wait
+/// before the server reads more of them.
 pub const FORMS_AT_ONCE: usize = 16;
-/// Requests that are drawn behind the scenes, or wait for it.
+/// The maximum number of `async` requests that are being drawn or waiting.
 pub const PENDING_LOGS: usize = 32;
-/// Connections; more wait until one is closed.
+/// The maximum number of open connections. Others wait until one is closed.
 pub const CONNECTIONS: usize = 512;
-/// For the head of a connection's first request to arrive.
+/// The time in which the head of the first request on a connection must arrive.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// For the head of the next request on a connection that is kept: longer than clients and proxies keep theirs.
+/// The time in which the head of the next request on an open connection must arrive. It is longer
+/// than clients and proxies keep idle connections.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
-/// For the body of a request to arrive.
+/// The time in which the body of a request must arrive.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How fast a form must come: all of it within the time of any body and, while it has one of the places, at 13 KiB a second.
+/// How fast a form must arrive: completely within [`BODY_TIMEOUT`] and, while it has a place, at
+/// 13 KiB per second.
 pub const FORM_PACE: Pace =
     Pace { total: BODY_TIMEOUT, window: Duration::from_secs(5), window_bytes: 64 * 1024 };
-/// Bytes that are read of the body of a request that was refused early: many clients read no answer before they have sent all.
+/// The number of bytes that are read and discarded from the body of a refused request. Many clients
+/// do not read an answer before they have sent the complete body.
 pub const DRAIN_BYTES: usize = 48 * 1024 * 1024;
-/// For more of such a body.
+/// The time in which more of such a body must arrive.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// For a response to be taken by its client before it is given up.
+/// The time in which a client must read each piece of a response.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// For what is being drawn to be finished after the server was asked to stop.
+/// The time in which current requests are finished after the server was asked to stop.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes of pictures that are kept for their address to work; the oldest go first.
+/// The maximum size of the pictures that are stored for their URLs, in bytes. The oldest pictures
+/// are deleted first.
 pub const KEPT_BYTES: usize = 64 * 1024 * 1024;
-/// Bytes of events that are kept for `GET /v1/events/{id}`; those of finished requests go first, the oldest of them.
+/// The size of the events that are stored for `GET /v1/events/{id}`, in bytes. Above it, the oldest
+/// logs of finished requests are deleted.
 pub const EVENT_BYTES: usize = 64 * 1024 * 1024;
 
-/// How fast a form must come.
+/// How fast a form must arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
-    /// The time in which all of it must come.
+    /// The time in which the complete form must arrive.
     pub total: Duration,
-    /// The time in which a form that has a place must send [`Pace::window_bytes`], again and again.
+    /// The time in which each [`Pace::window_bytes`] of a form with a place must arrive.
     pub window: Duration,
-    /// The bytes of a window. When they have come, the next window begins.
+    /// The number of bytes of a window. When they have arrived, the next window begins.
     pub window_bytes: usize,
 }

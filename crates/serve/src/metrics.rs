@@ -1,4 +1,4 @@
-//! What the server counts, in Prometheus' form.
+//! The metrics of the server, in the format of Prometheus.
 
 use anyhow::Result;
 use prometheus::{
@@ -6,37 +6,37 @@ use prometheus::{
     TextEncoder,
 };
 
-/// All counters; one for each server.
+/// The metrics of one server.
 pub struct Metrics {
     registry: Registry,
-    /// Requests by route and status.
+    /// The number of requests by route and status.
     pub requests: IntCounterVec,
-    /// From the head of a request to the head of its answer, by route.
+    /// The time from the head of a request to the head of its answer, by route.
     pub seconds: HistogramVec,
-    /// Requests that are drawn or wait.
+    /// The number of requests that are being drawn or waiting.
     pub pending: IntGauge,
-    /// Requests whose client left.
+    /// The number of requests whose client disconnected.
     pub cancelled: IntCounter,
-    /// Pictures given out.
+    /// The number of finished pictures.
     pub pictures: IntCounter,
-    /// Tokens drawn.
+    /// The number of sampled image tokens.
     pub tokens: IntCounter,
-    /// Steps of the batch.
+    /// The number of steps of the batch.
     pub steps: IntCounter,
-    /// Candidates in a step.
+    /// The number of candidates per step of the batch.
     pub drawn_together: Histogram,
 }
 
 impl Metrics {
-    /// All at zero.
+    /// Creates all metrics with the value 0.
     ///
     /// # Errors
-    /// If a name is no name.
+    /// If a name of a metric is invalid.
     pub fn new() -> Result<Metrics> {
         let registry = Registry::new();
         let seconds = HistogramOpts::new("tessera_request_seconds", "Time to the head of the answer.")
             .buckets(vec![0.005, 0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]);
-        let together = HistogramOpts::new("tessera_drawn_together", "Candidates in a step of the batch.")
+        let together = HistogramOpts::new("tessera_drawn_together", "Candidates per step of the batch.")
             .buckets(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]);
         let metrics = Metrics {
             requests: IntCounterVec::new(
@@ -44,10 +44,10 @@ impl Metrics {
                 &["route", "status"],
             )?,
             seconds: HistogramVec::new(seconds, &["route"])?,
-            pending: IntGauge::new("tessera_pending_requests", "Requests that are drawn or wait for it.")?,
-            cancelled: IntCounter::new("tessera_cancelled_total", "Requests whose client left.")?,
-            pictures: IntCounter::new("tessera_pictures_total", "Pictures given out.")?,
-            tokens: IntCounter::new("tessera_tokens_total", "Picture tokens drawn.")?,
+            pending: IntGauge::new("tessera_pending_requests", "Requests that are being drawn or waiting.")?,
+            cancelled: IntCounter::new("tessera_cancelled_total", "Requests whose client disconnected.")?,
+            pictures: IntCounter::new("tessera_pictures_total", "Finished pictures.")?,
+            tokens: IntCounter::new("tessera_tokens_total", "Sampled image tokens.")?,
             steps: IntCounter::new("tessera_steps_total", "Steps of the batch.")?,
             drawn_together: Histogram::with_opts(together)?,
             registry,
@@ -67,10 +67,10 @@ impl Metrics {
         Ok(())
     }
 
-    /// The text that Prometheus reads.
+    /// Returns all metrics in the text format of Prometheus.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the metrics cannot be encoded.
     pub fn text(&self) -> Result<String> {
         let mut bytes = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut bytes)?;

@@ -1,4 +1,4 @@
-//! What clients are told of the model, and its codes as tiles.
+//! The description of the model for clients, and the sheet with a tile for each of its codes.
 
 use std::sync::OnceLock;
 
@@ -8,40 +8,40 @@ use serde::Serialize;
 use tessera_model::Tessera;
 use tessera_model::sample::tiles;
 
-/// What people are told of a model beside its sizes.
+/// The description of a model for users, except its sizes.
 #[derive(Debug, Clone)]
 pub struct About {
-    /// A short name: the file's, or `embedded`.
+    /// A short name: that of the model file, or `embedded`.
     pub name: String,
-    /// The file's fingerprint.
+    /// The model file's fingerprint.
     pub id: String,
-    /// What it can and cannot do, in a sentence or two; may be empty.
+    /// What the model can and cannot do, in one or two sentences; may be empty.
     pub text: String,
-    /// Prompts to begin with; may be empty.
+    /// Example prompts; may be empty.
     pub examples: Vec<String>,
 }
 
-/// The model as `/v1/models` shows it.
+/// The model, as `/v1/models` describes it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Model {
-    /// `tessera-` and the fingerprint: what requests may name as their `model`.
+    /// `tessera-` and the fingerprint. Requests may name it as their `model`.
     pub id: String,
-    /// The same, without `tessera-`.
+    /// The model file's fingerprint.
     pub fingerprint: String,
     pub name: String,
     pub about: String,
     pub examples: Vec<String>,
-    /// Side of a picture in pixels, as it is drawn.
+    /// The side of a picture in pixels before it is enlarged.
     pub side: usize,
-    /// Cells along a side.
+    /// The number of cells along a side.
     pub grid: usize,
-    /// Kinds of tokens.
+    /// The size of the codebook.
     pub codes: usize,
-    /// Tokens of a prompt that are read.
+    /// The maximum number of tokens of a prompt that the model reads.
     pub prompt_tokens: usize,
-    /// Whether the best of several candidates can be chosen.
+    /// Whether the model has a reranker, which chooses the best of several candidates.
     pub ranks: bool,
-    /// The guidance of a request that says none; 1 if the model was not trained for any other.
+    /// The default guidance; 1 if the model was not trained for guidance.
     pub guidance: f64,
     #[serde(skip)]
     tiles: OnceLock<RgbImage>,
@@ -66,7 +66,7 @@ impl Model {
         }
     }
 
-    /// Whether a request that names `name` means this model. Clients of OpenAI name one of its own.
+    /// Whether `name` refers to this model. OpenAI's model names do, because its clients send them.
     pub fn is_meant_by(&self, name: &str) -> bool {
         let openai = ["dall-e", "gpt-image", "chatgpt-image"].iter().any(|family| name.starts_with(family));
         openai || [self.id.as_str(), "tessera"].contains(&name)

@@ -1,19 +1,20 @@
-//! Addresses that a server is told of: its own, as clients see it, and those of other sites whose pages may ask it.
+//! The server's public URL, and the other sites whose pages may use the server (CORS).
 
 use anyhow::{Result, ensure};
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-/// The address at which clients reach the server, perhaps through a proxy and below a path; without a slash at its end.
+/// Checks the URL at which clients reach the server, and returns it without a slash at its end. The
+/// URL may be that of a proxy and contain a path.
 ///
 /// # Errors
-/// If it is no address of the web.
+/// If `text` is not an http or https URL, or contains a query or a fragment.
 pub fn public_url(text: &str) -> Result<String> {
     let wanted = "wanted an address such as https://example.org/tessera";
     let uri: Option<Uri> = text.parse().ok().filter(is_web);
     ensure!(
         uri.is_some_and(|uri| uri.query().is_none()) && !text.contains('#'),
-        "not an address of the web: {wanted}"
+        "not an http or https URL without query and fragment: {wanted}"
     );
     Ok(text.trim_end_matches('/').to_string())
 }
@@ -22,12 +23,12 @@ fn is_web(uri: &Uri) -> bool {
     matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
 }
 
-/// An origin whose pages may ask the server.
+/// An origin whose pages may use the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Any at all.
+    /// Any origin.
     Any,
-    /// A scheme, a host and perhaps a port, as browsers send them.
+    /// A scheme, a host and an optional port, in the form that browsers send.
     Site(HeaderValue),
 }
 
@@ -46,7 +47,7 @@ impl std::str::FromStr for Origin {
     }
 }
 
-/// All of them.
+/// All origins whose pages may use the server.
 #[derive(Clone)]
 pub struct Origins(Vec<Origin>);
 
@@ -55,12 +56,12 @@ impl Origins {
         Origins(origins)
     }
 
-    /// Whether no other site's pages may ask.
+    /// Whether pages of other sites are refused.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a request comes from a page of one of them.
+    /// Whether a request with these headers comes from a page of an allowed origin.
     pub fn allow(&self, headers: &HeaderMap) -> bool {
         headers.get(header::ORIGIN).is_some_and(|from| self.has(from))
     }
@@ -72,14 +73,14 @@ impl Origins {
         })
     }
 
-    /// What tells browsers so.
+    /// Returns the layer that adds the CORS headers for browsers.
     pub fn layer(&self) -> CorsLayer {
         let origins = self.clone();
         let allowed = AllowOrigin::predicate(move |from, _| origins.has(from));
         CorsLayer::new()
             .allow_origin(allowed)
             .allow_methods([Method::GET, Method::POST, Method::DELETE])
-            // Keys, types, and what clients tell of themselves.
+            // API keys, content types, and headers in which clients describe themselves.
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers([header::RETRY_AFTER])
     }
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_checked() {
+    fn public_urls_and_origins_are_validated() {
         assert_eq!(public_url("https://example.org/tessera/").unwrap(), "https://example.org/tessera");
         for text in
             ["example.org", "ftp://example.org", "https://", "/tessera", "https://a/?b", "https://a/#b", ""]

@@ -1,4 +1,4 @@
-//! A drawing as the bytes that clients get: enlarged, in the format that they ask for.
+//! Turns a drawing into the file that clients get: enlarged, and in the format that they request.
 
 use anyhow::{Context, Result};
 use image::ExtendedColorType;
@@ -8,19 +8,19 @@ use tessera_data::picture::enlarge;
 use tessera_data::png_text::{self, Effort};
 use tessera_model::{Parameters, Picture};
 
-/// How a picture is encoded.
+/// The file format of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// With a text that says how it was made.
+    /// PNG, with the parameters of the drawing in a text chunk.
     Png,
-    /// Of a quality from 1 to 100.
+    /// JPEG, with a quality from 1 to 100.
     Jpeg(u8),
-    /// Without loss.
+    /// Lossless WebP.
     WebP,
 }
 
 impl Encoding {
-    /// Its name in requests, answers, addresses and, after `image/`, types.
+    /// Returns the format's name in requests, answers, URLs and, after `image/`, content types.
     pub fn name(self) -> &'static str {
         match self {
             Encoding::Png => "png",
@@ -30,21 +30,21 @@ impl Encoding {
     }
 }
 
-/// What all pictures of a request have in common.
+/// What all picture files of a request have in common.
 #[derive(Clone)]
 pub struct Style {
-    /// Side in pixels.
+    /// The side in pixels.
     pub size: u32,
     pub encoding: Encoding,
-    /// As for a file that holds all of them.
+    /// The parameters of all pictures together.
     pub parameters: Parameters,
 }
 
 impl Style {
-    /// The file of a finished picture, or of one that is still being drawn.
+    /// Returns the file of a finished or a partial picture.
     ///
     /// # Errors
-    /// If it cannot be encoded.
+    /// If the picture cannot be encoded.
     pub fn file(&self, picture: &Picture) -> Result<Vec<u8>> {
         let image = enlarge(&picture.image, [self.size; 2])?;
         let mut bytes = Vec::new();
@@ -60,7 +60,7 @@ impl Style {
         Ok(bytes)
     }
 
-    /// How the picture was made.
+    /// Returns the parameters of one picture as JSON.
     fn made(&self, picture: &Picture) -> Result<String> {
         let parameters = self.parameters.of_picture(picture, 0);
         Ok(serde_json::to_string(&parameters)?)

@@ -1,4 +1,4 @@
-//! Answers: a request's pictures all at once, as a stream of events, or as a log.
+//! Answers a request with all pictures together, with a stream of events, or with a log of events.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -26,19 +26,20 @@ use crate::engine::{JobHandle, Refused};
 use crate::event_log::EventLog;
 use crate::limits::WRITE_TIMEOUT;
 
-/// Bytes of an answer that are handed to the connection at once; the rest is given up if they are not taken in time.
+/// The size of the pieces in which a large answer is sent. If the client does not read a piece in
+/// time, the rest is dropped.
 const PIECE_BYTES: usize = 64 * 1024;
-/// Events that wait for a client.
+/// The maximum number of events that wait for a client.
 const WAITING_EVENTS: usize = 4;
-/// What a stream says when nothing has happened for [`SILENCE`].
+/// The comment that a stream sends when nothing has happened for [`SILENCE`].
 const STILL_THERE: &[u8] = b": still there\n\n";
-/// How long a stream says nothing at most.
+/// The maximum time in which a stream sends nothing.
 const SILENCE: Duration = Duration::from_secs(10);
 
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> ApiError {
         match refused {
-            Refused::Busy => ApiError::busy("Too much waits already: try again in a moment."),
+            Refused::Busy => ApiError::busy("Too many requests are waiting: try again in a moment."),
             Refused::Stopped => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "The server is stopping.")
             }
@@ -50,7 +51,8 @@ impl From<Refused> for ApiError {
     }
 }
 
-/// Draws what is wanted and answers in the form that is wanted by the client of `asked`.
+/// Draws the pictures of a request and answers in the form that it asks for. `asked` is the head of
+/// the HTTP request.
 pub async fn answer(
     app: &Arc<App>,
     image_request: ImageRequest,
@@ -71,20 +73,21 @@ pub async fn answer(
     }
 }
 
-/// The address that the client knows the server by.
+/// Returns the URL of the server as the client knows it.
 fn host(headers: &HeaderMap) -> String {
-    let said = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let scheme = said("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
-    format!("{scheme}://{}", said("host").unwrap_or("localhost"))
+    let value_of = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let scheme = value_of("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
+    format!("{scheme}://{}", value_of("host").unwrap_or("localhost"))
 }
 
-/// Turns what happens into what the client reads.
+/// Turns the events of a request into its answer.
 struct Responder {
     app: Arc<App>,
     image_request: ImageRequest,
-    /// The address that the client knows the server by.
+    /// The URL of the server as the client knows it.
     base: String,
-    /// Words of the prompt that the model's training captions do not have; null if its file does not list those.
+    /// The words of the prompt that are not in the model's training captions; null if the model
+    /// file does not list the words of the captions.
     unknown_words: Value,
 }
 
@@ -114,7 +117,7 @@ impl Responder {
         Ok((headers, in_pieces(bytes)).into_response())
     }
 
-    /// A finished picture, as an entry of an answer.
+    /// Returns the entry of a finished picture in an answer.
     fn picture(&self, picture: &Picture) -> Result<Value, ApiError> {
         let file = self.file(picture)?;
         let parameters = &self.image_request.style.parameters;
@@ -158,11 +161,11 @@ impl Responder {
         let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
         tokio::spawn(async move {
             let listener = Listener::Client(sender.clone());
-            // If the client has left, the handle is dropped and cancels.
+            // If the client has disconnected, the handle is dropped, which cancels the request.
             tokio::select! {
-                () = self.tell(handle, shown, &listener) => {}
+                () = self.send_events(handle, shown, &listener) => {}
                 () = sender.closed() => {}
-                () = ask_if_there(client, &listener) => {}
+                () = probe(client, &listener) => {}
             }
         });
         events_response(receiver)
@@ -175,41 +178,41 @@ impl Responder {
         let task = tokio::spawn({
             let log = log.clone();
             async move {
-                self.tell(handle, shown, &Listener::Log(log.clone())).await;
+                self.send_events(handle, shown, &Listener::Log(log.clone())).await;
                 log.finish();
             }
         });
         log.written_by(task.abort_handle());
-        let told = json!({ "id": id, "status": "queued", "events": format!("{base}/v1/events/{id}") });
-        Ok((StatusCode::ACCEPTED, Json(told)).into_response())
+        let body = json!({ "id": id, "status": "queued", "events": format!("{base}/v1/events/{id}") });
+        Ok((StatusCode::ACCEPTED, Json(body)).into_response())
     }
 
-    /// Tells all that happens, frame by frame, as long as it is listened to.
-    async fn tell(&self, mut handle: JobHandle, shown: Shown, listener: &Listener) {
+    /// Sends all events, frame by frame, until the last one or until the client disconnects.
+    async fn send_events(&self, mut handle: JobHandle, shown: Shown, listener: &Listener) {
         let mut progress = Progress::new(shown, self.app.model.grid);
         let mut frames = if shown.tokens { vec![self.started()] } else { Vec::new() };
         loop {
             for frame in frames {
-                if !listener.hear(frame).await {
+                if !listener.send(frame).await {
                     return;
                 }
             }
             let Some(event) = handle.next().await else { return };
-            let told = event.map_err(ApiError::from).and_then(|event| self.frames(event, &mut progress));
-            // After an error the handle has no more to tell.
-            frames = told.unwrap_or_else(|error| vec![frame("error", &error.json())]);
+            let result = event.map_err(ApiError::from).and_then(|event| self.frames(event, &mut progress));
+            // After an error, the handle returns no more events.
+            frames = result.unwrap_or_else(|error| vec![frame("error", &error.json())]);
         }
     }
 
     fn started(&self) -> Bytes {
         let (style, request) = (&self.image_request.style.parameters, &self.image_request.request);
-        let told = json!({
+        let data = json!({
             "type": "tessera.started", "n": style.n, "drawn": request.n, "seed": style.seed,
             "prompt": style.asked[0], "revised_prompt": style.prompts[0], "model": self.app.model.id, "given": request.given,
             "strength": request.strength, "truncated": self.image_request.truncated,
             "unknown_words": self.unknown_words,
         });
-        frame("tessera.started", &told)
+        frame("tessera.started", &data)
     }
 
     fn frames(&self, event: Event, progress: &mut Progress) -> Result<Vec<Bytes>, ApiError> {
@@ -219,8 +222,8 @@ impl Responder {
                     .iter()
                     .map(|token| [token.picture as u64, token.position as u64, u64::from(token.code)])
                     .collect();
-                let told = json!({ "type": "tessera.tokens", "done": done, "total": total, "new": new });
-                Ok(vec![frame("tessera.tokens", &told)])
+                let data = json!({ "type": "tessera.tokens", "done": done, "total": total, "new": new });
+                Ok(vec![frame("tessera.tokens", &data)])
             }
             Event::Preview(pictures) => {
                 let shown = pictures.iter().filter_map(|picture| Some((progress.partial(picture)?, picture)));
@@ -230,54 +233,57 @@ impl Responder {
         }
     }
 
-    /// A frame with a picture, as OpenAI's streams have them.
+    /// Returns the event of a finished or partial picture, in OpenAI's format.
     fn image_frame(&self, what: &str, picture: &Picture, partial: Option<usize>) -> Result<Bytes, ApiError> {
         let name = match self.image_request.kind {
             Kind::Generation => format!("image_generation.{what}"),
             Kind::Edit | Kind::Variation => format!("image_edit.{what}"),
         };
         let size = self.image_request.style.size;
-        let mut told = match partial {
-            // Always whole: a partial picture is gone before its address could be asked for.
+        let mut data = match partial {
+            // Never a URL: the picture would be out of date before a client could fetch it.
             Some(at) => json!({
                 "b64_json": STANDARD.encode(self.file(picture)?), "partial_image_index": at, "index": picture.index,
             }),
             None => self.picture(picture)?,
         };
-        told["type"] = name.clone().into();
-        told["created_at"] = now().into();
-        told["size"] = format!("{size}x{size}").into();
-        told["output_format"] = self.image_request.style.encoding.name().into();
-        told["background"] = "opaque".into();
+        data["type"] = name.clone().into();
+        data["created_at"] = now().into();
+        data["size"] = format!("{size}x{size}").into();
+        data["output_format"] = self.image_request.style.encoding.name().into();
+        data["background"] = "opaque".into();
         if partial.is_none() {
-            told["usage"] = self.usage();
+            data["usage"] = self.usage();
         }
-        Ok(frame(&name, &told))
+        Ok(frame(&name, &data))
     }
 }
 
-/// Writes to a client that sends no more, since only that shows whether it has left; ends when nobody listens.
-async fn ask_if_there(client: Option<Client>, listener: &Listener) {
+/// Writes comments to a client that has closed its sending half, because only a failed write shows
+/// that it has disconnected. Returns when it has.
+async fn probe(client: Option<Client>, listener: &Listener) {
     let Some(client) = client else { return std::future::pending().await };
     client.ended().await;
-    while listener.hear(Bytes::from_static(STILL_THERE)).await {
+    while listener.send(Bytes::from_static(STILL_THERE)).await {
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// Which of the rows of a picture are shown as partial pictures, and how many were.
+/// Decides after which rows a partial picture is sent.
 struct Progress {
     shown: Shown,
     grid: usize,
-    told: BTreeMap<usize, usize>,
+    /// The number of partial pictures that were sent, by candidate.
+    n_sent: BTreeMap<usize, usize>,
 }
 
 impl Progress {
     fn new(shown: Shown, grid: usize) -> Progress {
-        Progress { shown, grid, told: BTreeMap::new() }
+        Progress { shown, grid, n_sent: BTreeMap::new() }
     }
 
-    /// The number of this partial picture if it is to be shown: they are spread evenly over the rows but the last.
+    /// Returns the number of this partial picture, from 0, if it is to be sent. Partial pictures
+    /// are spread evenly over all rows except the last.
     fn partial(&mut self, picture: &Picture) -> Option<usize> {
         let (row, rows) = (picture.tokens.len() / self.grid, self.grid - 1);
         let wanted = self.shown.partial_images.min(rows);
@@ -285,25 +291,25 @@ impl Progress {
         if due(row) == due(row - 1) {
             return None;
         }
-        let told = self.told.entry(picture.index).or_default();
-        *told += 1;
-        Some(*told - 1)
+        let n_sent = self.n_sent.entry(picture.index).or_default();
+        *n_sent += 1;
+        Some(*n_sent - 1)
     }
 }
 
-/// Who hears what happens.
+/// The receiver of events.
 enum Listener {
-    /// A client that reads it as it comes.
+    /// A connected client.
     Client(mpsc::Sender<Frame>),
-    /// Whoever asks, later.
+    /// A log that clients read later.
     Log(Arc<EventLog>),
 }
 
 type Frame = Result<Bytes, Infallible>;
 
 impl Listener {
-    /// Hands on a frame; whether anybody still listens.
-    async fn hear(&self, frame: Bytes) -> bool {
+    /// Sends a frame. Returns whether the receiver still accepts frames.
+    async fn send(&self, frame: Bytes) -> bool {
         match self {
             Listener::Client(client) => {
                 matches!(tokio::time::timeout(WRITE_TIMEOUT, client.send(Ok(frame))).await, Ok(Ok(())))
@@ -316,16 +322,16 @@ impl Listener {
     }
 }
 
-/// Watches a log from frame `from` on.
+/// Returns a stream of the events of a log, from frame `from` on.
 pub fn watch(log: Arc<EventLog>, from: usize) -> Response {
     let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
     tokio::spawn(async move {
         let client = Listener::Client(sender);
         for at in from.. {
             let Some(frame) = log.frame(at).await else { return };
-            // The number comes back as Last-Event-ID when a browser reconnects.
+            // A browser that reconnects sends the last number back as Last-Event-ID.
             let frame = Bytes::from([format!("id: {}\n", at + 1).as_bytes(), &frame].concat());
-            if !client.hear(frame).await {
+            if !client.send(frame).await {
                 return;
             }
         }
@@ -338,7 +344,7 @@ fn frame(name: &str, data: &Value) -> Bytes {
 }
 
 fn events_response(frames: mpsc::Receiver<Frame>) -> Response {
-    // Between events a stream says now and then that it is still there.
+    // Between events, comments keep the connection open.
     let silent = tokio::time::interval_at(tokio::time::Instant::now() + SILENCE, SILENCE);
     let frames = ReceiverStream::new(frames).timeout_repeating(silent);
     let body = Body::from_stream(frames.map(|frame| frame.unwrap_or(Ok(Bytes::from_static(STILL_THERE)))));
@@ -346,7 +352,8 @@ fn events_response(frames: mpsc::Receiver<Frame>) -> Response {
     (headers, body).into_response()
 }
 
-/// A body that does not stay in memory for a client that takes nothing of it.
+/// Returns a body that is sent in pieces, so that it does not stay in memory if the client reads
+/// nothing.
 fn in_pieces(bytes: Bytes) -> Body {
     if bytes.len() <= PIECE_BYTES {
         return Body::from(bytes);
@@ -355,7 +362,7 @@ fn in_pieces(bytes: Bytes) -> Body {
     tokio::spawn(async move {
         let client = Listener::Client(sender);
         for start in (0..bytes.len()).step_by(PIECE_BYTES) {
-            if !client.hear(bytes.slice(start..bytes.len().min(start + PIECE_BYTES))).await {
+            if !client.send(bytes.slice(start..bytes.len().min(start + PIECE_BYTES))).await {
                 return;
             }
         }
@@ -363,7 +370,7 @@ fn in_pieces(bytes: Bytes) -> Body {
     Body::from_stream(ReceiverStream::new(receiver))
 }
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

@@ -1,18 +1,18 @@
-//! Errors in the form that OpenAI's clients read.
+//! Errors in OpenAI's format, which its clients can read.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-/// What went wrong, for the client.
+/// The error answer to a request.
 #[derive(Debug, Clone)]
 pub struct ApiError {
     pub status: StatusCode,
     pub message: String,
-    /// Which parameter is meant, if one is.
+    /// The name of the invalid parameter, if there is one.
     pub param: Option<String>,
-    /// A word for programs.
+    /// The kind of error, as a word for programs.
     pub code: &'static str,
 }
 
@@ -21,13 +21,13 @@ impl ApiError {
         ApiError { status, message: message.into(), param: None, code }
     }
 
-    /// A mistake in one parameter.
+    /// Returns the error of an invalid parameter.
     pub fn invalid(param: &str, message: impl Into<String>) -> ApiError {
         let error = ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", message);
         ApiError { param: Some(param.to_string()), ..error }
     }
 
-    /// The same error under another parameter's name.
+    /// Returns the same error with this parameter name.
     pub fn of(self, param: &str) -> ApiError {
         ApiError { param: Some(param.to_string()), ..self }
     }
@@ -41,7 +41,7 @@ impl ApiError {
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
     }
 
-    /// Something of ours failed; asking differently would not help.
+    /// Returns the error of a failure in the server; a different request would not help.
     pub fn ours(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
@@ -50,7 +50,7 @@ impl ApiError {
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message)
     }
 
-    /// As the body of a response, or an event of a stream.
+    /// Returns the JSON for the body of an answer or an event of a stream.
     pub fn json(&self) -> serde_json::Value {
         let kind = match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",

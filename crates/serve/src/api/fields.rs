@@ -1,4 +1,5 @@
-//! The parameters of a request, from JSON or a form, read one by one; what is left over is refused.
+//! The parameters of a request, from JSON or a form. They are taken one by one, and parameters that
+//! remain are refused as unknown.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -13,19 +14,19 @@ use super::form_body::{FormBody, NoFieldData};
 use super::intake::Intake;
 use crate::limits::{FORM_BYTES, FORM_PARTS};
 
-/// Longest text of a form's field that is no file.
+/// The maximum size of a form's field that is not a file, in bytes.
 const FIELD_BYTES: usize = 64 * 1024;
-/// Parameters that are always files, whatever a form says of them.
+/// The parameters that are always files, even if a form does not declare them as such.
 const FILES: [&str; 2] = ["image", "mask"];
 
-/// Parameters by name.
+/// The parameters of a request by name.
 pub struct Fields {
     values: Map<String, Value>,
     files: BTreeMap<String, Bytes>,
 }
 
 impl Fields {
-    /// Of a JSON object.
+    /// Reads the parameters of a JSON object.
     pub fn json(headers: &HeaderMap, body: &Bytes) -> Result<Fields, ApiError> {
         expect_type(headers, "application/json")?;
         let no_json = |error: &dyn Display| {
@@ -43,12 +44,12 @@ impl Fields {
         }
     }
 
-    /// Of a form with files, read as it comes.
+    /// Reads the parameters of a form with files, while its body arrives.
     pub async fn form(headers: &HeaderMap, body: Body, intake: &mut Intake<'_>) -> Result<Fields, ApiError> {
         expect_type(headers, "multipart/form-data")?;
-        let said =
+        let kind =
             headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let boundary = multer::parse_boundary(said).map_err(broken)?;
+        let boundary = multer::parse_boundary(kind).map_err(broken)?;
         let limit = multer::SizeLimit::new().whole_stream(FORM_BYTES as u64);
         let constraints = multer::Constraints::new().size_limit(limit);
         let (body, progress) = FormBody::new(body);
@@ -70,7 +71,7 @@ impl Fields {
                 bytes.extend_from_slice(&chunk);
             }
             match is_file {
-                // A page's form sends a file that was not chosen without a name.
+                // If the user of a web form chooses no file, it sends an empty one without a name.
                 true if bytes.is_empty() && !is_named => {}
                 true => fields.put_file(name, bytes.into())?,
                 false => fields.put_text(name, &bytes)?,
@@ -81,9 +82,7 @@ impl Fields {
 
     fn put_file(&mut self, name: String, bytes: Bytes) -> Result<(), ApiError> {
         if self.files.contains_key(&name) {
-            let message =
-                format!("'{name}' comes twice: wanted one picture, since one is drawn from at a time.");
-            return Err(ApiError::invalid(&name, message));
+            return Err(ApiError::invalid(&name, format!("'{name}' comes twice: wanted one picture.")));
         }
         self.files.insert(name, bytes);
         Ok(())
@@ -105,30 +104,30 @@ impl Fields {
         }
     }
 
-    /// What was sent under this name; null and an empty text are as good as nothing.
+    /// Takes the value of this name. Null and an empty text count as absent.
     fn take(&mut self, name: &str) -> Option<Value> {
         self.values.remove(name).filter(|value| !value.is_null() && value.as_str() != Some(""))
     }
 
-    /// A text that is one of a few words.
+    /// Takes a text. An empty one counts as absent.
     pub fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         text_of(name, self.take(name))
     }
 
-    /// A text of its own, which may be empty.
+    /// Takes a text that may be empty, such as a prompt.
     pub fn prose(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         let value = self.values.remove(name).filter(|value| !value.is_null());
         text_of(name, value)
     }
 
-    /// A number that is finite in 32 bits, in which models compute.
+    /// Takes a number that is finite in f32, because models compute in f32.
     pub fn number(&mut self, name: &str) -> Result<Option<f64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let number = number_of(&value).filter(|number| (*number as f32).is_finite());
         number.map(Some).ok_or_else(|| wrong(name, &value, "a number up to 3.4e38"))
     }
 
-    /// A whole number within bounds; 4.0 is one, too.
+    /// Takes a whole number from `least` to `most`; 4.0 counts as a whole number.
     pub fn whole(&mut self, name: &str, least: u64, most: u64) -> Result<Option<u64>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(None) };
         let exact = match &value {
@@ -143,7 +142,7 @@ impl Fields {
         within.map(Some).ok_or_else(|| wrong(name, &value, &format!("a whole number from {least} to {most}")))
     }
 
-    /// Yes or no; no if absent.
+    /// Takes true or false; false if absent.
     pub fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
         match self.take(name) {
             None => Ok(false),
@@ -154,22 +153,22 @@ impl Fields {
         }
     }
 
-    /// A file.
+    /// Takes a file.
     pub fn file(&mut self, name: &str) -> Option<Bytes> {
         self.files.remove(name)
     }
 
-    /// The names of all files that have not been taken.
+    /// Returns the names of all files that were not taken.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
     }
 
-    /// Parameters of OpenAI's that mean nothing here, and may be given.
+    /// Drops parameters that are accepted but have no effect.
     pub fn ignore(&mut self, names: &[&str]) {
         names.iter().for_each(|name| drop(self.values.remove(*name)));
     }
 
-    /// Refuses what nobody asked for.
+    /// Returns an error if a parameter was not taken.
     pub fn finish(self) -> Result<(), ApiError> {
         match self.values.keys().chain(self.files.keys()).next() {
             None => Ok(()),
@@ -181,7 +180,7 @@ impl Fields {
     }
 }
 
-/// What is said of a form that cannot be read.
+/// Returns the error of a form that cannot be read.
 fn broken(error: multer::Error) -> ApiError {
     match error {
         multer::Error::StreamSizeExceeded { .. } => ApiError::too_large(FORM_BYTES),
@@ -196,7 +195,8 @@ fn invalid_form(message: String) -> ApiError {
     ApiError::new(StatusCode::BAD_REQUEST, "invalid_form", message)
 }
 
-/// A part's name: clients that may send several pictures call one of them `image[]` or `image[0]`.
+/// Returns the name of a part without brackets: clients that can send several pictures name them
+/// `image[]` or `image[0]`.
 fn plain(name: &str) -> &str {
     match name.strip_suffix(']').and_then(|name| name.split_once('[')) {
         Some((plain, index)) if index.bytes().all(|digit| digit.is_ascii_digit()) => plain,
@@ -204,13 +204,15 @@ fn plain(name: &str) -> &str {
     }
 }
 
-/// Whether a part is a file: some clients name it only in the extended way, or not at all, and say what it is by its type.
+/// Whether a part is a file. Some clients send the file's name only as `filename*`, and others send
+/// only a content type.
 fn is_file(field: &multer::Field) -> bool {
     let disposition = field.headers().get(header::CONTENT_DISPOSITION).map(|value| value.as_bytes());
     let extended = b"filename*=";
     let is_named = field.file_name().is_some()
-        || disposition
-            .is_some_and(|said| said.windows(extended.len()).any(|part| part.eq_ignore_ascii_case(extended)));
+        || disposition.is_some_and(|value| {
+            value.windows(extended.len()).any(|part| part.eq_ignore_ascii_case(extended))
+        });
     let is_typed = field
         .content_type()
         .is_some_and(|kind| kind.type_() == "image" || kind.essence_str() == "application/octet-stream");
@@ -225,7 +227,8 @@ fn text_of(name: &str, value: Option<Value>) -> Result<Option<String>, ApiError>
     }
 }
 
-/// A number, which may come as a text: a form has nothing else, and some clients write JSON like that.
+/// Returns a number, which may be sent as text: forms contain only text, and so does the JSON of
+/// some clients.
 fn number_of(value: &Value) -> Option<f64> {
     match value {
         Value::String(text) => text.trim().parse().ok().filter(|number: &f64| number.is_finite()),
@@ -234,8 +237,8 @@ fn number_of(value: &Value) -> Option<f64> {
 }
 
 fn expect_type(headers: &HeaderMap, wanted: &str) -> Result<(), ApiError> {
-    let said = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = said.split(';').next().unwrap_or_default().trim();
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = value.split(';').next().unwrap_or_default().trim();
     match kind.eq_ignore_ascii_case(wanted) {
         true => Ok(()),
         false => Err(ApiError::new(
@@ -250,7 +253,7 @@ fn wrong(name: &str, got: &Value, wanted: &str) -> ApiError {
     ApiError::invalid(name, format!("'{name}' is {}: wanted {wanted}.", shortened(&got.to_string())))
 }
 
-/// Enough of what came to recognise it.
+/// Returns the start of a text for an error message.
 pub fn shortened(text: &str) -> String {
     match text.char_indices().nth(60) {
         None => text.to_string(),

@@ -1,8 +1,10 @@
-//! The body of a form as its parser gets it: counted, and a bounded number of bytes at a time.
+//! The body of a form, as a stream for the form parser that counts bytes and limits how many the
+//! parser stores.
 //!
-//! The parser holds what it has not given back yet: part headers, and what comes before the first part. By itself it would take a
-//! body to its end while looking for the next part. [`FormBody`] therefore pauses after [`FORM_HEAD_BYTES`], so that the parser
-//! looks at what it has, and ends with [`NoFieldData`] if no field has begun or gone on by then.
+//! The parser stores the bytes that it has not returned yet: part headers, and the text before the
+//! first part. Without a limit, it would read a complete body while it searches for the next part.
+//! Therefore [`FormBody`] pauses after [`FORM_HEAD_BYTES`], so that the parser processes the bytes
+//! that it has. If no field has begun or continued by then, the stream ends with [`NoFieldData`].
 
 use std::error::Error;
 use std::fmt;
@@ -23,14 +25,14 @@ pub struct FormBody {
     has_paused: bool,
 }
 
-/// What the parser has taken of a [`FormBody`].
+/// How much of a [`FormBody`] the parser has read.
 #[derive(Clone, Default)]
 pub struct Progress {
-    /// Bytes since a field last began or went on.
+    /// The number of bytes since a field last began or continued.
     held: Arc<AtomicUsize>,
 }
 
-/// The error of a body that has too many bytes in which no field begins or goes on.
+/// The error of a body that has too many bytes in which no field begins or continues.
 #[derive(Debug)]
 pub struct NoFieldData;
 
@@ -42,7 +44,8 @@ impl FormBody {
 }
 
 impl Progress {
-    /// Notes that a field has begun or gone on; the bytes that the parser took for it.
+    /// Records that a field has begun or continued. Returns the number of bytes that the parser has
+    /// read since the last call.
     pub fn take(&self) -> usize {
         self.held.swap(0, Ordering::Relaxed)
     }
@@ -75,7 +78,7 @@ impl fmt::Display for NoFieldData {
         let most = FORM_HEAD_BYTES / 1024;
         write!(
             f,
-            "The form has more than {most} KiB in which no field begins or goes on: wanted '--' and its boundary, a part's headers, an empty line and data"
+            "The form has more than {most} KiB in which no field begins or continues: wanted '--' and its boundary, a part's headers, an empty line and data"
         )
     }
 }
@@ -95,7 +98,7 @@ mod tests {
 
     const PIECE: usize = 8 * 1024;
 
-    /// What a form of `bytes` is answered with, and how many of them were read.
+    /// Reads a form of `bytes`. Returns the result and how many of the bytes were read.
     fn read(bytes: Vec<u8>) -> (Result<(), ApiError>, usize) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let count = Arc::new(AtomicUsize::new(0));
@@ -121,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_without_fields_is_refused_after_64_kib() {
+    fn form_without_fields_is_refused_after_64_kib() {
         let long = "x".repeat(2 << 20);
         for (what, bytes) in [
             ("no boundary", vec![b'0'; 2 << 20]),
@@ -143,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_with_fields_is_read_to_its_end() {
+    fn form_with_fields_is_read_completely() {
         let image = part("image", "Content-Type: image/png\r\n", &vec![b'\r'; 2 << 20]);
         let bytes = [&image, &part("n", "X-Note: long\r\n", b"1")[..], b"--edge--\r\n"].concat();
         let length = bytes.len();
@@ -152,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_of_too_many_parts_is_refused() {
+    fn form_with_too_many_parts_is_refused() {
         let all: Vec<u8> = (0..=FORM_PARTS).flat_map(|n| part(&format!("p{n}"), "", b"1")).collect();
         let (answer, _) = read([&all[..], b"--edge--\r\n"].concat());
         let error = answer.unwrap_err();

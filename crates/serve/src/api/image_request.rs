@@ -1,4 +1,4 @@
-//! What a request wants, from its parameters: what is drawn, and in which form it comes back.
+//! Validates the parameters of a request: what to draw, and how to return it.
 
 use axum::http::StatusCode;
 use tessera_model::sample::random_seed;
@@ -11,44 +11,46 @@ use crate::App;
 use crate::limits::{ANSWER_PIXELS, BEST_OF, N, PARTIAL_IMAGES, PROMPT_CHARS, SIZE};
 use crate::picture::{Encoding, Style};
 
-/// Candidates for each picture, if they can be ranked and nothing else is asked for.
+/// The default number of candidates per picture, if they can be ranked.
 const CANDIDATES: usize = 4;
-/// How many times a picture is enlarged unless a size is asked for.
+/// The default enlargement of a picture.
 const SCALE: u32 = 4;
-/// The largest whole number that every JSON reader keeps.
+/// The largest integer that every JSON reader represents exactly.
 const LARGEST: u64 = (1 << 53) - 1;
 
-/// Parameters of OpenAI's that mean nothing here.
+/// OpenAI's parameters that are accepted but have no effect.
 const IGNORED: [&str; 6] = ["user", "quality", "style", "background", "moderation", "input_fidelity"];
 
-/// How pictures come back.
+/// How an answer contains pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
+    /// The encoded file.
     Base64,
+    /// A URL at which the server stores the file for a limited time.
     Url,
 }
 
-/// How the answer comes.
+/// How an answer is delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
-    /// All at once.
+    /// All pictures together.
     Whole,
     /// As a stream of events.
     Stream(Shown),
-    /// As a log that is watched elsewhere.
+    /// As a log that clients read at another URL.
     Log(Shown),
 }
 
 /// What a stream shows of a picture before it is finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shown {
-    /// So many pictures in between.
+    /// The number of partial pictures per candidate.
     pub partial_images: usize,
-    /// Each token.
+    /// Whether each sampled token is sent.
     pub tokens: bool,
 }
 
-/// What a request wants.
+/// A validated request.
 pub struct ImageRequest {
     pub kind: Kind,
     pub request: Request,
@@ -84,13 +86,13 @@ impl ImageRequest {
             Some(of) if of < n => {
                 return Err(ApiError::invalid(
                     "best_of",
-                    format!("The best {n} of {of}: wanted no more than are drawn."),
+                    format!("'best_of' is {of}: wanted at least 'n', which is {n}."),
                 ));
             }
             Some(of) if of > n && !ranks => {
                 return Err(ApiError::invalid(
                     "best_of",
-                    "There is no reranker, or no prompt, to choose the best by.",
+                    "'best_of' is larger than 'n': that requires a prompt and a model with a reranker.",
                 ));
             }
             Some(of) => of,
@@ -109,7 +111,7 @@ impl ImageRequest {
             prompt,
             negative,
             n: of,
-            // Of which even those that are all shown are scored.
+            // If the model can rank, pictures are also scored when all of them are returned.
             best: ranks.then_some(n),
             seed,
             sampling,
@@ -128,7 +130,7 @@ impl ImageRequest {
     }
 }
 
-/// The model that is named, if one is.
+/// Returns the model's name, if the request contains one.
 fn model(fields: &mut Fields, app: &App) -> Result<Option<String>, ApiError> {
     let named = fields.text("model")?;
     named.as_deref().map_or(Ok(()), |name| expect_model(app, name))?;
@@ -173,23 +175,24 @@ fn sampling(fields: &mut Fields, app: &App) -> Result<Sampling, ApiError> {
 
 fn size(fields: &mut Fields, app: &App) -> Result<u32, ApiError> {
     let native = app.model.side as u32;
-    let said = fields.text("size")?.filter(|said| said != "auto");
-    let size = match &said {
+    let given = fields.text("size")?.filter(|given| given != "auto");
+    let size = match &given {
         None => (SCALE * native).min(SIZE.max(native)),
-        Some(said) => {
-            let square = said.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+        Some(given) => {
+            let square = given.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
             let side = square.filter(|(w, h): &(u32, u32)| w == h).map(|(w, _)| w);
             side.filter(|side| (native..=SIZE.max(native)).contains(side)).ok_or_else(|| {
                 let most = SIZE.max(native);
                 let wanted = format!("wanted a square from {native}x{native} to {most}x{most}");
-                ApiError::invalid("size", format!("'size' is {}: {wanted}.", shortened(said)))
+                ApiError::invalid("size", format!("'size' is {}: {wanted}.", shortened(given)))
             })?
         }
     };
     Ok(size)
 }
 
-/// Refuses an answer that would fill the memory: `n` pictures, and partial ones of `of` candidates.
+/// Refuses an answer that would need too much memory: `n` pictures, and the partial pictures of
+/// `of` candidates.
 fn bounded(size: u32, n: usize, of: usize, delivery: Delivery, app: &App) -> Result<(), ApiError> {
     let partial = match delivery {
         Delivery::Whole => 0,
@@ -204,7 +207,8 @@ fn bounded(size: u32, n: usize, of: usize, delivery: Delivery, app: &App) -> Res
     }
 }
 
-/// OpenAI's `output_compression` is the quality of a JPEG; PNG and WebP have all of the picture whatever it says.
+/// Reads the file format. OpenAI's `output_compression` is the quality of a JPEG; PNG and WebP are
+/// always lossless.
 fn encoding(fields: &mut Fields) -> Result<Encoding, ApiError> {
     let quality = fields.whole("output_compression", 0, 100)?.unwrap_or(100).max(1);
     match fields.text("output_format")?.as_deref() {
@@ -218,8 +222,9 @@ fn encoding(fields: &mut Fields) -> Result<Encoding, ApiError> {
     }
 }
 
-/// What OpenAI's model of this name answers with: DALL·E with addresses, which is the only one for variations, others with the
-/// pictures, as all of their streams do.
+/// Returns the default format, which is that of OpenAI's model of this name: URLs for DALL·E and
+/// otherwise the pictures. Variations without a model name count as DALL·E, because OpenAI has no
+/// other model for them. Streams and logs always contain the pictures.
 fn usual_format(kind: Kind, model: Option<&str>, delivery: Delivery) -> Format {
     let dall_e = match model {
         Some(name) => name.starts_with("dall-e"),
@@ -247,7 +252,9 @@ fn delivery(fields: &mut Fields) -> Result<Delivery, ApiError> {
     let partial_images = fields.whole("partial_images", 0, PARTIAL_IMAGES as u64)?.unwrap_or(0) as usize;
     let shown = Shown { partial_images, tokens: fields.flag("stream_tokens")? };
     match (fields.flag("stream")?, fields.flag("async")?) {
-        (true, true) => Err(ApiError::invalid("async", "Either 'stream' or 'async': wanted one of them.")),
+        (true, true) => {
+            Err(ApiError::invalid("async", "'stream' and 'async' are both true: wanted one of them."))
+        }
         (true, false) => Ok(Delivery::Stream(shown)),
         (false, true) => Ok(Delivery::Log(shown)),
         (false, false) => Ok(Delivery::Whole),

@@ -1,7 +1,7 @@
-//! How a form comes in: what it may take of time and of memory.
+//! Limits the time and memory of forms while they arrive.
 //!
-//! A small form is read at once. A larger one waits for one of a few places and must then keep coming at a minimum rate, so that
-//! clients that send slowly, or nothing, keep no others waiting.
+//! A small form is read immediately. A larger one waits for one of a few places and must then
+//! arrive at a minimum rate, so that slow clients do not block others.
 
 use std::time::Duration;
 
@@ -12,20 +12,22 @@ use tokio::time::{Instant, timeout};
 use super::ApiError;
 use crate::limits::{Pace, SMALL_FORM_BYTES};
 
-/// The reading of one form. Its place is free again when this is dropped.
+/// The state of one form that is being read. Dropping it frees its place.
 pub struct Intake<'a> {
     places: &'a Semaphore,
     place: Option<SemaphorePermit<'a>>,
     pace: Pace,
     bytes: usize,
-    /// What is left of the time in which all of it must come.
+    /// The remaining time in which the complete form must arrive.
     left: Duration,
     window: Window,
 }
 
 /// The current window of a form that has a place.
 struct Window {
+    /// The number of bytes that have arrived in the window.
     bytes: usize,
+    /// The remaining time of the window.
     left: Duration,
 }
 
@@ -35,7 +37,7 @@ impl<'a> Intake<'a> {
         Intake { places, place: None, pace, bytes: 0, left: pace.total, window }
     }
 
-    /// What is read next, if it comes in time.
+    /// Runs `read`, with an error if it takes too long.
     pub async fn next<T>(&mut self, read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
         let is_windowed = self.place.is_some() && self.window.left < self.left;
         let start = Instant::now();
@@ -51,7 +53,8 @@ impl<'a> Intake<'a> {
         })
     }
 
-    /// Counts bytes that were read, and waits for a place once they are many. That takes nothing of the client's time.
+    /// Counts bytes that were read, and waits for a place if the form is large. The client's time
+    /// does not run meanwhile.
     pub async fn count(&mut self, bytes: usize) -> Result<(), ApiError> {
         self.bytes += bytes;
         self.window.bytes += bytes;
@@ -75,7 +78,7 @@ impl<'a> Intake<'a> {
     }
 }
 
-/// The error of a body that did not come in time.
+/// Returns the error of a body that did not arrive in time.
 pub fn too_slow(time: Duration) -> ApiError {
     late(format!("The body did not come within {} seconds.", time.as_secs_f32()))
 }
@@ -95,11 +98,12 @@ mod tests {
     use super::super::fields::Fields;
     use super::*;
 
-    /// A form whose first `at_once` bytes come at once, and then a piece of `piece` bytes every 10 ms.
-    fn read(at_once: usize, piece: usize, n_pieces: usize, pace: Pace) -> Result<(), ApiError> {
+    /// Reads a form whose first `immediate` bytes arrive immediately, and then `n_pieces` pieces of
+    /// `piece` bytes, one every 10 ms.
+    fn read(immediate: usize, piece: usize, n_pieces: usize, pace: Pace) -> Result<(), ApiError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let head = b"--edge\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\n";
-        let first = Bytes::from([&head[..], &vec![0; at_once]].concat());
+        let first = Bytes::from([&head[..], &vec![0; immediate]].concat());
         let slow = tokio_stream::iter((0..n_pieces).map(move |_| Bytes::from(vec![0; piece])));
         let slow = slow.then(async |piece| {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -121,24 +125,24 @@ mod tests {
         Pace { total: Duration::from_secs(30), window: Duration::from_millis(500), window_bytes: 64 * 1024 };
 
     #[test]
-    fn a_slow_form_with_a_place_is_given_up_after_a_window() {
+    fn slow_form_with_a_place_times_out_after_one_window() {
         let start = Instant::now();
         let error = read(SMALL_FORM_BYTES + 1, 1, 1000, PACE).unwrap_err();
         assert_eq!(error.status, StatusCode::REQUEST_TIMEOUT);
-        let said = "0 KiB of the body came within 0.5 seconds: wanted 64 KiB at least";
-        assert!(error.message.contains(said), "{}", error.message);
+        let wanted = "0 KiB of the body came within 0.5 seconds: wanted 64 KiB at least";
+        assert!(error.message.contains(wanted), "{}", error.message);
         assert!(start.elapsed() < Duration::from_secs(5), "after {:?}", start.elapsed());
     }
 
     #[test]
-    fn a_form_that_keeps_its_pace_is_read_over_many_windows() {
+    fn form_that_keeps_its_pace_is_read_over_many_windows() {
         let start = Instant::now();
         read(SMALL_FORM_BYTES + 1, 16 * 1024, 120, PACE).unwrap();
         assert!(start.elapsed() > 2 * PACE.window);
     }
 
     #[test]
-    fn a_small_form_may_be_slow_until_its_time_is_over() {
+    fn small_form_may_be_slow_until_its_total_time_is_over() {
         read(1000, 1, 80, PACE).unwrap();
         let error = read(1000, 1, 1000, Pace { total: PACE.window, ..PACE }).unwrap_err();
         assert!(error.message.contains("did not come within 0.5 seconds"), "{}", error.message);

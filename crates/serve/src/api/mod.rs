@@ -1,4 +1,4 @@
-//! Routes: who may come in, what is read of a request, and what is written in the log of it.
+//! The routes: checks access, reads requests, and logs them.
 
 mod answer;
 mod error;
@@ -34,7 +34,8 @@ use crate::client::Client;
 use crate::limits::{BODY_TIMEOUT, FORM_BYTES, FORM_PACE, FORMS_AT_ONCE, JSON_BYTES, UPLOADS_AT_ONCE};
 use crate::page::{PAGE, POLICY};
 
-/// All routes: path, methods, and whether a key is wanted where there are keys. The OpenAPI document has each of them.
+/// All routes: path, methods, and whether a key is required if the server has keys. The OpenAPI
+/// document describes each of them.
 pub const ROUTES: [(&str, &[&str], bool); 12] = [
     ("/", &["GET"], false),
     ("/healthz", &["GET"], false),
@@ -47,11 +48,11 @@ pub const ROUTES: [(&str, &[&str], bool); 12] = [
     ("/v1/images/edits", &["POST"], true),
     ("/v1/images/variations", &["POST"], true),
     ("/v1/events/{id}", &["GET", "DELETE"], true),
-    // Its name cannot be guessed, and is what pages and other programs hand on.
+    // No key: the name cannot be guessed, and web pages and other programs use the URL.
     ("/v1/pictures/{name}", &["GET"], false),
 ];
 
-/// Which of the three requests for pictures it is.
+/// The three kinds of requests for pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Generation,
@@ -59,9 +60,11 @@ pub enum Kind {
     Variation,
 }
 
-/// What only a few requests may do at once.
+/// Semaphores for what only a few requests may do at the same time.
 pub struct Limits {
+    /// Permits to decode and encode an uploaded picture.
     uploads: Semaphore,
+    /// Permits to read a large form, called places.
     forms: Semaphore,
 }
 
@@ -86,9 +89,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/images/variations", post(variations))
         .route("/v1/events/{id}", get(events).delete(stop_events))
         .route("/v1/pictures/{name}", get(picture))
-        .fallback(async || ApiError::not_found("There is nothing here; /openapi.json says what there is."))
+        .fallback(async || {
+            ApiError::not_found("There is nothing at this address; /openapi.json lists all addresses.")
+        })
         .method_not_allowed_fallback(async || {
-            let message = "This method is not for this address; /openapi.json says which are.";
+            let message = "This address does not support this method; /openapi.json lists its methods.";
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
         })
         .layer(from_fn_with_state(app.clone(), log_and_authorize))
@@ -99,7 +104,7 @@ pub fn router(app: Arc<App>) -> Router {
     }
 }
 
-/// Lets requests in, times and logs them.
+/// Authorizes, times and logs each request.
 async fn log_and_authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_string();
@@ -122,7 +127,7 @@ async fn log_and_authorize(State(app): State<Arc<App>>, request: Request, next: 
     rest.after(response)
 }
 
-/// Waits until the client has left, who then reads no answer.
+/// Waits until the client has disconnected and reads no answer any more.
 async fn left(client: Option<Client>, version: Version) {
     match client {
         Some(client) => client.left(version).await,
@@ -130,7 +135,7 @@ async fn left(client: Option<Client>, version: Version) {
     }
 }
 
-/// What the log says of an answer that nobody reads, as nginx does.
+/// Returns the answer to a client that has disconnected. Its status in the log is 499, as in nginx.
 fn unread() -> Response {
     let mut response = Response::default();
     *response.status_mut() = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
@@ -138,10 +143,12 @@ fn unread() -> Response {
 }
 
 fn authorize(app: &App, route: &str, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
-    // A form can be sent to this machine by any page that a browser shows; browsers say where it comes from. Links may lead here.
+    // Any page in a browser can send a form to this machine; browsers state whether the page is of
+    // another site. Links from other sites are allowed.
     let crossing = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
     if method != Method::GET && crossing && !app.origins.allow(headers) {
-        let message = "This request comes from another site's page.";
+        let message =
+            "This request comes from another site's page: start the server with --cors-origin to allow it.";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "cross_site", message));
     }
     let wants_key = ROUTES.iter().find(|(path, _, _)| *path == route).is_none_or(|(_, _, wants)| *wants);
@@ -162,11 +169,11 @@ async fn page() -> Response {
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
-    let (status, said) = match app.engine.is_alive() {
+    let (status, text) = match app.engine.is_alive() {
         true => (StatusCode::OK, "ok"),
         false => (StatusCode::SERVICE_UNAVAILABLE, "the worker has failed"),
     };
-    (status, Json(json!({ "status": said, "model": app.model.id, "pending": app.engine.pending() })))
+    (status, Json(json!({ "status": text, "model": app.model.id, "pending": app.engine.pending() })))
         .into_response()
 }
 
@@ -188,7 +195,7 @@ async fn model(State(app): State<Arc<App>>, Path(model): Path<String>) -> Result
     Ok(Json(entry(&app)).into_response())
 }
 
-/// The model, as OpenAI's clients read it and as it is.
+/// Returns the entry of the model: OpenAI's fields, and Tessera's own description.
 fn entry(app: &App) -> serde_json::Value {
     json!({ "id": app.model.id, "object": "model", "created": 0, "owned_by": "tessera", "tessera": app.model })
 }
@@ -203,7 +210,7 @@ fn expect_model(app: &App, name: &str) -> Result<(), ApiError> {
     }
 }
 
-/// Each code as a tile, so that a page can lay a mosaic token by token.
+/// Returns the sheet with a tile for each code. A page uses it to show a mosaic token by token.
 async fn codes(State(app): State<Arc<App>>, Path(model): Path<String>) -> Result<Response, ApiError> {
     expect_model(&app, &model)?;
     let made = tokio::task::spawn_blocking(move || -> anyhow::Result<Vec<u8>> {
@@ -221,7 +228,8 @@ async fn codes(State(app): State<Arc<App>>, Path(model): Path<String>) -> Result
 async fn generations(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     expect_length(&parts.headers, JSON_BYTES)?;
-    // Either it was longer than it said, or the client left, who does not read this.
+    // An error means that the body is too long, or that the client has disconnected and does not
+    // read the answer.
     let whole = async { to_bytes(body, JSON_BYTES).await.map_err(|_| ApiError::too_large(JSON_BYTES)) };
     let fields = Fields::json(&parts.headers, &in_time(whole).await?)?;
     let image_request = ImageRequest::read(fields, Kind::Generation, &app, None)?;
@@ -254,21 +262,21 @@ async fn events(
     let seen = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
     match app.events.get(&id) {
         Some(log) => Ok(answer::watch(log, seen)),
-        None => Err(ApiError::not_found("There are no events of this name, or no more.")),
+        None => Err(ApiError::not_found("There are no events with this id, or they are no longer stored.")),
     }
 }
 
 async fn stop_events(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
     match app.events.remove(&id) {
         true => Ok(StatusCode::NO_CONTENT),
-        false => Err(ApiError::not_found("There are no events of this name, or no more.")),
+        false => Err(ApiError::not_found("There are no events with this id, or they are no longer stored.")),
     }
 }
 
 async fn picture(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {
     let ending = name.rsplit_once('.').map_or("png", |(_, ending)| ending);
     let kept = app.image_store.get(&name).map(|file| picture_response(file, ending));
-    kept.ok_or_else(|| ApiError::not_found("There is no picture of this name, or no more."))
+    kept.ok_or_else(|| ApiError::not_found("There is no picture of this name, or it is no longer stored."))
 }
 
 fn picture_response(file: Vec<u8>, format: &str) -> Response {
@@ -277,16 +285,17 @@ fn picture_response(file: Vec<u8>, format: &str) -> Response {
     (headers, file).into_response()
 }
 
-/// Refuses a body that says itself that it is too large.
+/// Refuses a body whose `Content-Length` is too large.
 fn expect_length(headers: &HeaderMap, most: usize) -> Result<(), ApiError> {
-    let said = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    match said.is_some_and(|length| length > most as u64) {
+    let length =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    match length.is_some_and(|length| length > most as u64) {
         true => Err(ApiError::too_large(most)),
         false => Ok(()),
     }
 }
 
-/// A body that is read, if it comes in time.
+/// Reads a body, with an error if it does not arrive in time.
 async fn in_time<T>(read: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
     tokio::time::timeout(BODY_TIMEOUT, read).await.unwrap_or_else(|_| Err(too_slow(BODY_TIMEOUT)))
 }

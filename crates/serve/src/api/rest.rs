@@ -1,7 +1,7 @@
-//! What is left of a request's body when its answer is known: it is read all the same.
+//! Reads the rest of a request's body when its answer is known before all of it has arrived.
 //!
-//! Many clients send the whole body before they read anything. If the server closed the connection before, they would see a broken
-//! pipe instead of the answer.
+//! Many clients send the complete body before they read anything. If the server closed the
+//! connection earlier, they would get a broken pipe instead of the answer.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -17,18 +17,19 @@ use tokio_stream::StreamExt;
 
 use crate::limits::{BODY_TIMEOUT, DRAIN_BYTES, DRAIN_TIMEOUT};
 
-/// A request's body that its handler shares.
+/// The body of a request, shared with the request's handler.
 #[derive(Clone)]
 pub struct Rest(Arc<Mutex<Shared>>);
 
 struct Shared {
     body: Body,
-    /// Whether the client sends without being asked to, or has been asked to.
+    /// Whether the client sends the body: immediately, or because it was asked for after
+    /// `Expect: 100-continue`.
     coming: bool,
 }
 
 impl Rest {
-    /// The same request, and what will be left of its body.
+    /// Returns the same request, and a handle to the rest of its body.
     pub fn of(request: Request) -> (Request, Rest) {
         let (parts, body) = request.into_parts();
         let coming = !parts.headers.contains_key(header::EXPECT);
@@ -36,13 +37,14 @@ impl Rest {
         (Request::from_parts(parts, Body::new(rest.clone())), rest)
     }
 
-    /// The same answer, which ends when all of the request has been read, or enough.
+    /// Returns the same answer, which ends only when the rest of the request has been read, up to
+    /// [`DRAIN_BYTES`].
     pub fn after(self, response: Response) -> Response {
         if !self.0.lock().is_ok_and(|shared| shared.coming && !shared.body.is_end_stream()) {
             return response;
         }
         let (mut parts, body) = response.into_parts();
-        // A body whose length is known would be over before.
+        // With a known length, the answer would end before that.
         parts.headers.remove(header::CONTENT_LENGTH);
         let rest = tokio_stream::once(()).then(move |()| self.clone().drain());
         let all = body.into_data_stream().chain(rest.filter_map(|()| None));

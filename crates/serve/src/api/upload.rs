@@ -1,4 +1,4 @@
-//! Picture prompts that are sent: which tokens are given.
+//! Reads the picture prompts of edits and variations.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::{ApiError, ImageRequest, Kind};
 use crate::App;
 use crate::limits::IMAGE_PIXELS;
 
-/// Reads a request with a picture.
+/// Reads a request with a picture prompt.
 pub async fn read(mut fields: Fields, kind: Kind, app: &Arc<App>) -> Result<ImageRequest, ApiError> {
     let image = fields.file("image").ok_or_else(|| no_image(&fields))?;
     let fit = match fields.text("fit")?.as_deref() {
@@ -41,7 +41,7 @@ pub async fn read(mut fields: Fields, kind: Kind, app: &Arc<App>) -> Result<Imag
 
 fn no_image(fields: &Fields) -> ApiError {
     let others: Vec<String> = fields.files().map(|name| format!("'{}'", shortened(name))).collect();
-    let instead = if others.is_empty() { String::new() } else { format!(" but {}", others.join(", ")) };
+    let instead = if others.is_empty() { String::new() } else { format!(", only {}", others.join(", ")) };
     let message =
         format!("There is no file 'image'{instead}: send one picture, a PNG, JPEG or WebP, as 'image'.");
     ApiError { code: "missing_required_parameter", ..ApiError::invalid("image", message) }
@@ -65,7 +65,7 @@ fn keep_spec(fields: &mut Fields, grid: usize) -> Result<KeepSpec, ApiError> {
         (None, None, None) => Ok(KeepSpec::Unsaid),
         _ => Err(ApiError::invalid(
             "mask",
-            "What is kept is said twice: wanted one of 'mask', 'keep_rows' and 'keep'.",
+            "The cells to keep are given twice: wanted one of 'mask', 'keep_rows' and 'keep'.",
         )),
     }
 }

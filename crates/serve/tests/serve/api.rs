@@ -1,4 +1,4 @@
-//! What requests get.
+//! Tests of the answers to valid requests.
 
 use std::io::Cursor;
 
@@ -32,7 +32,7 @@ fn bytes_of(image: impl Into<DynamicImage>) -> Vec<u8> {
 }
 
 #[test]
-fn pictures_are_those_that_the_library_draws() {
+fn pictures_equal_those_of_the_library() {
     let server = Running::new();
     let asked =
         json!({ "prompt": "A red  apple", "n": 2, "best_of": 5, "seed": 7, "size": "96x96", "user": "me" });
@@ -40,20 +40,20 @@ fn pictures_are_those_that_the_library_draws() {
     let request =
         Request { prompt: "a red apple".into(), n: 5, best: Some(2), seed: 7, ..Request::default() };
     let events: Vec<_> = Tessera::embedded().unwrap().draw(request).unwrap().map(Result::unwrap).collect();
-    let wanted = events.into_iter().filter_map(|event| match event {
+    let expected = events.into_iter().filter_map(|event| match event {
         Event::Picture(picture) => Some(picture),
         _ => None,
     });
-    let wanted: Vec<_> = wanted.collect();
+    let expected: Vec<_> = expected.collect();
     let data = answer["data"].as_array().unwrap();
     assert_eq!(data.len(), 2);
-    for (entry, wanted) in data.iter().zip(&wanted) {
+    for (entry, expected) in data.iter().zip(&expected) {
         let png = png(entry);
         assert_eq!(image::load_from_memory(&png).unwrap().width(), 96);
         let made = made(&png);
-        assert_eq!((made.tokens.unwrap(), made.index), (wanted.tokens.clone(), Some(wanted.index)));
+        assert_eq!((made.tokens.unwrap(), made.index), (expected.tokens.clone(), Some(expected.index)));
         assert_eq!((made.seed, made.of, made.prompts), (7, Some(5), vec!["a red apple".to_string()]));
-        assert_eq!(entry["score"].as_f64().unwrap() as f32, wanted.score.unwrap());
+        assert_eq!(entry["score"].as_f64().unwrap() as f32, expected.score.unwrap());
         assert_eq!((&entry["seed"], &entry["revised_prompt"]), (&7.into(), &"a red apple".into()));
     }
     assert_eq!((&answer["size"], &answer["usage"]["output_tokens"]), (&"96x96".into(), &(5 * 144).into()));
@@ -61,7 +61,7 @@ fn pictures_are_those_that_the_library_draws() {
 }
 
 #[test]
-fn words_that_the_model_does_not_know_are_named() {
+fn unknown_words_are_returned_with_suggestions() {
     let known = ["a", "red", "apple"].map(str::to_string);
     let server = Running::with(|mut options| {
         options.tessera.words = Some(known.into());
@@ -73,10 +73,13 @@ fn words_that_the_model_does_not_know_are_named() {
         });
         server.post("/v1/images/generations", &asked)
     };
-    let wanted = json!([{ "word": "aplpe", "suggestion": "apple" }, { "word": "zorp", "suggestion": null }]);
-    assert_eq!(ask(false).json()["data"][0]["unknown_words"], wanted);
+    let expected =
+        json!([{ "word": "aplpe", "suggestion": "apple" }, { "word": "zorp", "suggestion": null }]);
+    assert_eq!(ask(false).json()["data"][0]["unknown_words"], expected);
     let events = ask(true).events();
-    assert_eq!((&events[0]["unknown_words"], &events.last().unwrap()["unknown_words"]), (&wanted, &wanted));
+    for event in [&events[0], events.last().unwrap()] {
+        assert_eq!(event["unknown_words"], expected);
+    }
     // The embedded model's file does not list its words.
     let answer = Running::new().post("/v1/images/generations", &json!({ "prompt": "zorp", "best_of": 1 }));
     assert_eq!(answer.json()["data"][0]["unknown_words"], Value::Null);
@@ -120,7 +123,7 @@ fn sheet_of_codes_has_a_tile_for_each_code() {
 }
 
 #[test]
-fn an_address_brings_its_picture() {
+fn url_of_a_picture_returns_the_picture() {
     let server = Running::new();
     let asked = json!({ "prompt": "a cat", "response_format": "url", "best_of": 1, "model": "dall-e-2" });
     let answer = server.post("/v1/images/generations", &asked).json();
@@ -132,7 +135,7 @@ fn an_address_brings_its_picture() {
 }
 
 #[test]
-fn a_stream_shows_tokens_partial_pictures_and_pictures() {
+fn stream_contains_tokens_partial_pictures_and_pictures() {
     let server = Running::new();
     let asked = json!({
         "prompt": "a cat", "n": 2, "best_of": 3, "seed": 1, "stream": true, "partial_images": 3, "stream_tokens": true,
@@ -156,19 +159,19 @@ fn a_stream_shows_tokens_partial_pictures_and_pictures() {
         server.post("/v1/images/generations", &json!({ "prompt": "a cat", "n": 2, "best_of": 3, "seed": 1 }));
     let streamed: Vec<Vec<u32>> = completed.iter().map(|event| made(&png(event)).tokens.unwrap()).collect();
     assert_eq!(streamed, tokens(&plain));
-    // The tokens that were told are those of the pictures.
+    // The tokens of the events equal those of the picture.
     let index = completed[0]["index"].as_u64().unwrap();
-    let mut told = vec![0; 144];
+    let mut sent = vec![0; 144];
     for token in of("tessera.tokens").iter().flat_map(|event| event["new"].as_array().unwrap()) {
         if token[0] == index {
-            told[token[1].as_u64().unwrap() as usize] = token[2].as_u64().unwrap() as u32;
+            sent[token[1].as_u64().unwrap() as usize] = token[2].as_u64().unwrap() as u32;
         }
     }
-    assert_eq!(told, streamed[0]);
+    assert_eq!(sent, streamed[0]);
 }
 
 #[test]
-fn a_request_behind_the_scenes_is_watched_from_the_first_event_on_or_stopped() {
+fn async_request_can_be_read_again_resumed_and_cancelled() {
     let server = Running::new();
     let started =
         server.post("/v1/images/generations", &json!({ "prompt": "a cat", "best_of": 2, "async": true }));
@@ -177,7 +180,7 @@ fn a_request_behind_the_scenes_is_watched_from_the_first_event_on_or_stopped() {
     let all = server.get(&path);
     let [.., last] = &all.events()[..] else { panic!("no events") };
     assert_eq!(last["type"], "image_generation.completed");
-    // Come back later, and from the middle.
+    // Read the log again from the start, and then from the middle.
     assert_eq!(server.get(&path).events(), all.events());
     let seen = all.events().len();
     let again = format!(
@@ -195,13 +198,13 @@ fn a_request_behind_the_scenes_is_watched_from_the_first_event_on_or_stopped() {
 }
 
 #[test]
-fn edits_keep_what_they_are_told_to_exactly() {
+fn edits_keep_the_chosen_cells_exactly() {
     let server = Running::new();
     let cat = server.post("/v1/images/generations", &json!({ "prompt": "a cat", "seed": 4, "best_of": 1 }));
     let original = tokens(&cat).remove(0);
     let cat = png(&cat.json()["data"][0]);
     let edit = |extra: &[(&str, Option<&str>, &[u8])]| {
-        // Without a seed a cell that is drawn again may now and then be what it was.
+        // With a random seed, a redrawn cell could by chance get the same token again.
         let all = [
             ("image", Some("cat.png"), &cat[..]),
             ("prompt", None, b"a dog"),
@@ -218,11 +221,11 @@ fn edits_keep_what_they_are_told_to_exactly() {
     };
     let rows = changed(edit(&[("keep_rows", None, b"6")]));
     assert!(!rows.is_empty() && rows.iter().all(|at| *at >= 72), "{rows:?}");
-    // White over one cell; its pixels are 16 by 16.
+    // White over one cell of 16 × 16 pixels.
     let white = GrayImage::from_fn(192, 192, |x, y| Luma([if (x / 16, y / 16) == (5, 7) { 255 } else { 0 }]));
     let mask = bytes_of(white);
     assert_eq!(changed(edit(&[("mask", Some("mask.png"), &mask)])), [7 * 12 + 5]);
-    // As OpenAI's clients call it when they may send several.
+    // OpenAI's clients use this name when they can send several pictures.
     let (kind, body) = form(&[
         ("image[]", Some("cat.png"), &cat),
         ("mask", Some("mask.png"), &mask),
@@ -234,7 +237,7 @@ fn edits_keep_what_they_are_told_to_exactly() {
 }
 
 #[test]
-fn variations_of_any_picture() {
+fn strength_decides_how_much_variations_change() {
     let server = Running::new();
     let photo = bytes_of(RgbImage::from_fn(90, 60, |x, y| image::Rgb([x as u8 * 2, y as u8 * 4, 90])));
     let vary = |strength: &[u8]| {
@@ -255,7 +258,7 @@ fn variations_of_any_picture() {
 }
 
 #[test]
-fn with_keys_only_who_has_one_may_draw() {
+fn requests_without_a_valid_key_are_refused() {
     let dir = std::env::temp_dir().join(format!("tessera-keys-{}", std::process::id()));
     std::fs::write(&dir, "# ours\n\nfirst-key\nsecond-key\n").unwrap();
     let keys = Keys::read(&dir).unwrap();
@@ -265,17 +268,17 @@ fn with_keys_only_who_has_one_may_draw() {
         let head = format!("GET /v1/models HTTP/1.1\r\nHost: here\r\nConnection: close\r\n{key}\r\n");
         server.send(&head, &[])
     };
-    for (key, said) in [
-        ("", "wants a key"),
-        ("Authorization: Bearer third-key\r\n", "not known"),
-        ("Authorization: Bearer first-ke\r\n", "not known"),
-        ("Authorization: Bearer # ours\r\n", "not known"),
-        ("Authorization: Basic Zmlyc3Qta2V5\r\n", "wants a key"),
+    for (key, wanted) in [
+        ("", "requires an API key"),
+        ("Authorization: Bearer third-key\r\n", "not valid"),
+        ("Authorization: Bearer first-ke\r\n", "not valid"),
+        ("Authorization: Bearer # ours\r\n", "not valid"),
+        ("Authorization: Basic Zmlyc3Qta2V5\r\n", "requires an API key"),
     ] {
         let (status, message) = ask(key).error();
-        assert!(status == 401 && message.contains(said), "{key}: {message}");
+        assert!(status == 401 && message.contains(wanted), "{key}: {message}");
     }
-    // The scheme is a word in any case.
+    // The scheme is case-insensitive.
     for scheme in ["Bearer", "bearer", "BEARER", " Bearer "] {
         assert_eq!(ask(&format!("Authorization: {scheme} second-key\r\n")).status, 200, "{scheme}");
     }
@@ -286,7 +289,7 @@ fn with_keys_only_who_has_one_may_draw() {
 }
 
 #[test]
-fn what_happened_is_counted() {
+fn metrics_count_requests_pictures_and_tokens() {
     let server = Running::new();
     server.post("/v1/images/generations", &json!({ "prompt": "a cat", "best_of": 2 }));
     server.post("/v1/images/generations", &json!({}));
@@ -303,7 +306,7 @@ fn what_happened_is_counted() {
 }
 
 #[test]
-fn asked_to_stop_it_finishes_what_is_under_way() {
+fn stopping_server_finishes_current_requests() {
     let mut server = Running::new();
     let address = server.address;
     let asked = json!({ "prompt": "a cat", "n": 4, "best_of": 64, "stream": true, "stream_tokens": true });
@@ -315,7 +318,7 @@ fn asked_to_stop_it_finishes_what_is_under_way() {
         drop(drawing);
         std::thread::sleep(std::time::Duration::from_millis(100));
     });
-    // The scope has waited for the answer; now one is asked for while the server stops.
+    // The scope has waited for the first answer. The next request is drawn while the server stops.
     let thread = std::thread::spawn({
         let head = super::client::head("/v1/images/generations", "application/json", asked.to_string().len());
         let mut stream = server.connect();

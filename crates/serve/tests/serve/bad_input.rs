@@ -1,4 +1,5 @@
-//! Bad input and bad manners: a clear error in the API's own form, and nobody else's picture is lost.
+//! Tests with invalid input and misbehaving clients: each gets a clear error in the API's format,
+//! and the requests of other clients are not affected.
 
 use std::io::{Cursor, Read, Write};
 use std::time::{Duration, Instant};
@@ -18,8 +19,8 @@ fn picture(width: u32, height: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A PNG whose head claims another size than it has.
-fn lying(width: u32, height: u32) -> Vec<u8> {
+/// Returns a PNG whose header states a false size.
+fn false_size(width: u32, height: u32) -> Vec<u8> {
     let mut bytes = picture(48, 48);
     bytes[16..20].copy_from_slice(&width.to_be_bytes());
     bytes[20..24].copy_from_slice(&height.to_be_bytes());
@@ -43,10 +44,10 @@ fn still_draws(server: &Running) {
 }
 
 #[test]
-fn every_wrong_parameter_is_named() {
+fn every_invalid_parameter_is_named() {
     let server = Running::new();
     let long = "a".repeat(limits::PROMPT_CHARS + 1);
-    for (asked, status, said) in [
+    for (asked, status, wanted) in [
         (json!({}), 400, "There is no 'prompt'"),
         (json!({ "prompt": 7 }), 400, "'prompt' is 7: wanted a text"),
         (json!({ "prompt": long }), 400, "4001 characters: wanted 4000 at most"),
@@ -67,7 +68,7 @@ fn every_wrong_parameter_is_named() {
         (json!({ "prompt": "a", "top_p": 1e39 }), 400, "wanted a number up to 3.4e38"),
         (json!({ "prompt": "a", "n": -1 }), 400, "'n' is -1"),
         (json!({ "prompt": "a", "best_of": 513 }), 400, "from 1 to 512"),
-        (json!({ "prompt": "a", "n": 4, "best_of": 2 }), 400, "The best 4 of 2"),
+        (json!({ "prompt": "a", "n": 4, "best_of": 2 }), 400, "'best_of' is 2: wanted at least 'n'"),
         (json!({ "prompt": "a", "size": "1024x1792" }), 400, "wanted a square from 48x48 to 1024x1024"),
         (json!({ "prompt": "a", "size": "99999999999x99999999999" }), 400, "wanted a square"),
         (json!({ "prompt": "a", "n": 64, "size": "1024x1024" }), 400, "pixels at most in all"),
@@ -91,7 +92,7 @@ fn every_wrong_parameter_is_named() {
     ] {
         let answer = server.post(GENERATIONS, &asked);
         let (got, message) = answer.error();
-        assert!(got == status && message.contains(said), "{asked}: {got} {message}");
+        assert!(got == status && message.contains(wanted), "{asked}: {got} {message}");
     }
     still_draws(&server);
 }
@@ -118,7 +119,7 @@ fn malformed_json_and_other_types_are_refused() {
 }
 
 #[test]
-fn a_body_of_100_megabytes_is_refused_before_it_is_read() {
+fn body_of_100_megabytes_is_refused_before_it_is_read() {
     let server = Running::new();
     let start = Instant::now();
     let (status, message) = Answer::read({
@@ -129,22 +130,22 @@ fn a_body_of_100_megabytes_is_refused_before_it_is_read() {
     .error();
     assert!(status == 413 && message.contains("larger than 256 KiB"), "{message}");
     assert!(start.elapsed() < Duration::from_secs(5));
-    // Without saying how long it is.
+    // The length is not stated.
     let picture = "--edge\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\n";
     for (path, kind, start) in
         [(GENERATIONS, "application/json", " "), (EDITS, "multipart/form-data; boundary=edge", picture)]
     {
         let mut stream = server.connect();
-        let unsaid = format!(
+        let request = format!(
             "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{start}\r\n",
             start.len()
         );
-        stream.write_all(unsaid.as_bytes()).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
         let chunk = [&b"100000\r\n"[..], &[b' '; 1 << 20], b"\r\n"].concat();
         let sent = (0..100).take_while(|_| stream.write_all(&chunk).is_ok()).count();
-        assert!(sent < 100, "{path}: all of it was taken");
+        assert!(sent < 100, "{path}: the complete body was read");
     }
-    // A form may hold two large pictures, and no more.
+    // A form may contain two large pictures, but not more.
     let (status, message) =
         server.send(&head(EDITS, "multipart/form-data; boundary=edge", 100_000_000), &[]).error();
     assert!(status == 413 && message.contains("larger than 24576 KiB"), "{message}");
@@ -152,31 +153,31 @@ fn a_body_of_100_megabytes_is_refused_before_it_is_read() {
 }
 
 #[test]
-fn pictures_that_are_none_or_lie_are_refused() {
+fn invalid_pictures_and_false_sizes_are_refused() {
     let server = Running::new();
     let good = picture(48, 48);
     let cut = &good[..good.len() / 2];
-    for (image, said) in [
+    for (image, wanted) in [
         (&b"not a picture"[..], "not a PNG, JPEG or WebP"),
         (b"", "not a PNG, JPEG or WebP"),
         (cut, "damaged"),
-        // Little to send, and gigabytes to unpack.
-        (&lying(60_000, 60_000), "60000x60000 pixels, more than the 16000000 allowed"),
-        (&lying(0, 48), ""),
-        (&lying(4000, 4000), "damaged"),
-        (&lying(u32::MAX, u32::MAX), ""),
+        // Few bytes that would need gigabytes when decoded.
+        (&false_size(60_000, 60_000), "60000x60000 pixels, more than the 16000000 allowed"),
+        (&false_size(0, 48), ""),
+        (&false_size(4000, 4000), "damaged"),
+        (&false_size(u32::MAX, u32::MAX), ""),
     ] {
         let (kind, body) =
             form(&[("image", Some("a.png"), image), ("prompt", None, b"a cat"), ("keep_rows", None, b"4")]);
         let (status, message) = server.post_as(EDITS, &kind, &body).error();
-        assert!(status == 400 && message.contains(said) && message.contains("image"), "{message}");
+        assert!(status == 400 && message.contains(wanted) && message.contains("image"), "{message}");
     }
     still_draws(&server);
 }
 
-/// A megabyte that unpacks to a thousand: more than is allowed, or allowed and then bounded.
+/// A small file that would need 768 MB when decoded is refused.
 #[test]
-fn a_decompression_bomb_is_not_unpacked() {
+fn decompression_bomb_is_not_decoded() {
     let server = Running::new();
     let bomb = picture(16_000, 16_000); // 768 MB of pixels in a few kilobytes
     assert!(bomb.len() < 4_000_000);
@@ -186,14 +187,15 @@ fn a_decompression_bomb_is_not_unpacked() {
     still_draws(&server);
 }
 
-/// What is missing of a JPEG would be grey, and a mask's grey part drawn anew.
+/// A decoder would fill the missing part of a JPEG with grey, and the grey part of a mask would be
+/// redrawn.
 #[test]
-fn cut_jpegs_are_refused_as_pictures_and_as_masks() {
+fn truncated_jpegs_are_refused_as_pictures_and_as_masks() {
     let server = Running::new();
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/jpeg");
     for name in ["baseline.jpg", "progressive.jpg"] {
-        let whole = std::fs::read(dir.join(name)).unwrap();
-        let (cut, image) = (&whole[..whole.len() * 3 / 5], picture(53, 43));
+        let complete = std::fs::read(dir.join(name)).unwrap();
+        let (cut, image) = (&complete[..complete.len() * 3 / 5], picture(53, 43));
         for (image, mask) in [(cut, None), (&image[..], Some(cut))] {
             let mut fields =
                 vec![("image", Some("a.jpg"), image), ("prompt", None, b"a cat"), ("best_of", None, b"1")];
@@ -207,12 +209,12 @@ fn cut_jpegs_are_refused_as_pictures_and_as_masks() {
 }
 
 #[test]
-fn forms_say_what_is_missing_or_does_not_fit() {
+fn form_errors_name_what_is_missing_or_does_not_fit() {
     let server = Running::new();
     let (image, other) = (picture(48, 48), picture(50, 48));
     let image = ("image", Some("a.png"), &image[..]);
     let prompt = ("prompt", None, &b"a cat"[..]);
-    for (fields, said) in [
+    for (fields, wanted) in [
         (vec![prompt], "There is no file 'image'"),
         (vec![image, prompt], "Which cells of the picture are kept?"),
         (vec![image, ("keep_rows", None, b"4")], "There is no 'prompt'"),
@@ -221,9 +223,9 @@ fn forms_say_what_is_missing_or_does_not_fit() {
         (vec![image, prompt, ("keep_rows", None, b"12")], "from 1 to 11"),
         (vec![image, prompt, ("keep", None, b"0,0,13,1")], "within 12x12 cells"),
         (vec![image, prompt, ("keep", None, b"1,2,3")], "wanted X,Y,WIDTH,HEIGHT"),
-        (vec![image, prompt, ("keep", None, b"0,0,1,1"), ("keep_rows", None, b"1")], "is said twice"),
+        (vec![image, prompt, ("keep", None, b"0,0,1,1"), ("keep_rows", None, b"1")], "are given twice"),
         (vec![image, image, prompt], "'image' comes twice: wanted one picture"),
-        (vec![("images", Some("a.png"), image.2), prompt], "There is no file 'image' but 'images'"),
+        (vec![("images", Some("a.png"), image.2), prompt], "There is no file 'image', only 'images'"),
         (vec![("image", None, b"aGVsbG8="), prompt, ("keep_rows", None, b"4")], "not a PNG, JPEG or WebP"),
         (
             vec![image, prompt, ("keep_rows", None, b"4"), ("size", None, b"\xff")],
@@ -238,13 +240,13 @@ fn forms_say_what_is_missing_or_does_not_fit() {
     ] {
         let (kind, body) = form(&fields);
         let (status, message) = server.post_as(EDITS, &kind, &body).error();
-        assert!(status == 400 && message.contains(said), "{message}, wanted {said}");
+        assert!(status == 400 && message.contains(wanted), "{message}, wanted {wanted}");
     }
     still_draws(&server);
 }
 
 #[test]
-fn there_is_no_way_out_of_the_folder_that_there_is_not() {
+fn paths_outside_the_routes_are_not_found() {
     let server = Running::new();
     for path in [
         "/v1/pictures/../../etc/passwd",
@@ -266,7 +268,7 @@ fn there_is_no_way_out_of_the_folder_that_there_is_not() {
 }
 
 #[test]
-fn another_sites_page_cannot_have_this_machine_draw() {
+fn pages_of_other_sites_cannot_use_the_server() {
     let server = Running::new();
     let body = br#"{"prompt":"a"}"#;
     let crossing = head(GENERATIONS, "application/json", body.len())
@@ -275,13 +277,13 @@ fn another_sites_page_cannot_have_this_machine_draw() {
     let own = head(GENERATIONS, "application/json", body.len())
         .replace("\r\n\r\n", "\r\nSec-Fetch-Site: same-origin\r\n\r\n");
     assert_eq!(server.send(&own, body).status, 200);
-    // A link may lead here from anywhere.
+    // Links from other sites are allowed.
     let link = "GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\nSec-Fetch-Site: cross-site\r\n\r\n";
     assert_eq!(server.send(link, &[]).status, 200);
 }
 
 #[test]
-fn what_is_not_http_is_hung_up_on() {
+fn connection_that_does_not_send_http_is_closed() {
     let server = Running::new();
     for bytes in [&b"\x16\x03\x01\x02\x00"[..], b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", &[b'A'; 1 << 20]] {
         let mut stream = server.connect();
@@ -297,9 +299,10 @@ fn what_is_not_http_is_hung_up_on() {
     still_draws(&server);
 }
 
-/// A client that sends its head a byte at a time holds its own connection, for so long, and nobody else.
+/// Clients that do not finish the head of their request are disconnected after a while, and do not
+/// block others.
 #[test]
-fn a_slow_client_is_hung_up_on_while_others_draw() {
+fn slow_client_is_disconnected_while_others_draw() {
     let server = Running::new();
     let mut slow: Vec<_> = (0..20).map(|_| server.connect()).collect();
     let start = Instant::now();
@@ -313,9 +316,9 @@ fn a_slow_client_is_hung_up_on_while_others_draw() {
     assert!(waited < limits::HEAD_TIMEOUT + Duration::from_secs(5), "held for {waited:?}");
 }
 
-/// One whose body never comes gets a 408.
+/// A request whose body never arrives gets a 408.
 #[test]
-fn a_body_that_does_not_come_is_given_up() {
+fn missing_body_times_out() {
     let server = Running::new();
     let mut stream = server.connect();
     stream.write_all(head(GENERATIONS, "application/json", 100).as_bytes()).unwrap();
@@ -326,7 +329,7 @@ fn a_body_that_does_not_come_is_given_up() {
 }
 
 #[test]
-fn a_client_that_leaves_is_drawn_for_no_longer_and_others_are() {
+fn disconnected_clients_are_cancelled_and_others_served() {
     let server = Running::new();
     let long =
         |stream: bool| json!({ "prompt": "a tree", "n": 16, "best_of": 512, "stream": stream }).to_string();
@@ -353,9 +356,9 @@ fn a_client_that_leaves_is_drawn_for_no_longer_and_others_are() {
     assert!(server.get("/metrics").text().contains("tessera_cancelled_total 2"));
 }
 
-/// Each of 200 clients gets its own picture, the one that its seed draws, or is told to come again.
+/// Each of 200 simultaneous clients gets the picture of its own seed.
 #[test]
-fn two_hundred_clients_at_once() {
+fn two_hundred_clients_get_their_own_pictures() {
     let server = Running::new();
     let ask =
         |seed: usize| json!({ "prompt": "a red apple", "seed": seed % 20, "best_of": 1, "size": "48x48" });
@@ -369,12 +372,12 @@ fn two_hundred_clients_at_once() {
     });
     for (seed, answer) in answers.iter().enumerate() {
         assert_eq!(answer.status, 200, "{}", answer.text());
-        assert!(pixels(answer) == alone[seed % 20], "client {seed} got another picture than its own");
+        assert!(pixels(answer) == alone[seed % 20], "client {seed} got a picture of another seed");
     }
 }
 
 #[test]
-fn when_too_much_waits_clients_are_told_to_come_again() {
+fn requests_above_the_queue_limit_get_429_and_retry_after() {
     let server = Running::new();
     let large: Value = json!({ "prompt": "a tree", "best_of": 512, "async": true });
     let mut started = Vec::new();
@@ -384,7 +387,7 @@ fn when_too_much_waits_clients_are_told_to_come_again() {
             break answer;
         }
         started.push(answer.json()["events"].as_str().unwrap().to_string());
-        assert!(started.len() <= limits::PENDING_LOGS, "nothing is refused");
+        assert!(started.len() <= limits::PENDING_LOGS, "no request was refused");
     };
     assert_eq!(refused.error().0, 429);
     assert!(refused.head.contains("retry-after: "), "{}", refused.head);

@@ -1,4 +1,4 @@
-//! A server for a test, and a client that can be as rude as it likes.
+//! A server for tests, and a client that can also send invalid requests.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,7 +11,7 @@ use tessera_model::weights::model_id;
 use tessera_serve::{About, Options, Server};
 use tokio::sync::oneshot;
 
-/// A server of the embedded model, until it is dropped.
+/// A running server with the embedded model. Dropping it stops the server.
 pub struct Running {
     pub address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
@@ -23,9 +23,9 @@ impl Running {
         Running::with(|options| options)
     }
 
-    /// One that is started with other options.
+    /// Starts a server with changed options.
     pub fn with(change: impl FnOnce(Options) -> Options + Send + 'static) -> Running {
-        let (tell, told) = channel();
+        let (sender, address) = channel();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let id = model_id(tessera_pretrained::MODEL);
@@ -35,14 +35,14 @@ impl Running {
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
                 let server = Server::bind("127.0.0.1:0", options).await.unwrap();
-                tell.send(server.address().unwrap()).unwrap();
+                sender.send(server.address().unwrap()).unwrap();
                 server.run(async { drop(stopped.await) }).await;
             });
         });
-        Running { address: told.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
+        Running { address: address.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
     }
 
-    /// Asks the server to stop; it finishes what is under way.
+    /// Asks the server to stop after the current requests, and does not wait for it.
     pub fn stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
@@ -61,11 +61,11 @@ impl Running {
         self.send(&head(path, kind, body.len()), body)
     }
 
-    /// Sends bytes as they are and reads to the end.
+    /// Sends these bytes and reads the answer.
     pub fn send(&self, head: &str, body: &[u8]) -> Answer {
         let mut stream = self.connect();
         stream.write_all(head.as_bytes()).unwrap();
-        // A server that has heard enough answers and hangs up.
+        // This fails if the server refuses the request early and closes the connection.
         let _ = stream.write_all(body);
         Answer::read(stream)
     }
@@ -76,16 +76,17 @@ impl Running {
         stream
     }
 
-    /// Waits until nothing is drawn any more: who leaves is noticed between two steps of the worker.
+    /// Waits until the server draws nothing any more. The worker cancels requests of disconnected
+    /// clients between two steps.
     pub fn comes_to_rest(&self) {
         let start = Instant::now();
         while self.pending() > 0 {
-            assert!(start.elapsed() < Duration::from_secs(2), "still drawing for who has left");
+            assert!(start.elapsed() < Duration::from_secs(2), "still drawing for a disconnected client");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Requests that the server draws or has waiting.
+    /// Returns the number of requests that are being drawn or waiting.
     pub fn pending(&self) -> u64 {
         self.get("/healthz").json()["pending"].as_u64().unwrap()
     }
@@ -100,14 +101,14 @@ impl Drop for Running {
     }
 }
 
-/// The head of a request with a body.
+/// Returns the head of a request with a body.
 pub fn head(path: &str, kind: &str, length: usize) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
     )
 }
 
-/// What came back.
+/// The answer to a request.
 pub struct Answer {
     pub status: u16,
     pub head: String,
@@ -118,7 +119,7 @@ impl Answer {
     pub fn read(mut stream: TcpStream) -> Answer {
         let mut bytes = Vec::new();
         let _ = stream.read_to_end(&mut bytes);
-        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("no whole head of an answer");
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("the head is incomplete");
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_lowercase();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let body = bytes[end + 4..].to_vec();
@@ -127,14 +128,14 @@ impl Answer {
     }
 
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
     }
 
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The error that it is, in the API's form.
+    /// Returns the status and the message of an error, and checks its format.
     pub fn error(&self) -> (u16, String) {
         let error = &self.json()["error"];
         assert!(
@@ -144,7 +145,7 @@ impl Answer {
         (self.status, error["message"].as_str().unwrap().to_string())
     }
 
-    /// Server-sent events.
+    /// Returns the data of the server-sent events.
     pub fn events(&self) -> Vec<Value> {
         let text = self.text();
         let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
@@ -152,18 +153,19 @@ impl Answer {
     }
 }
 
-/// The chunks of a body.
+/// Joins the chunks of a body.
 fn joined(mut body: &[u8]) -> Vec<u8> {
-    let mut whole = Vec::new();
+    let mut joined = Vec::new();
     while let Some(end) = body.windows(2).position(|two| two == b"\r\n") {
         let size = usize::from_str_radix(std::str::from_utf8(&body[..end]).unwrap(), 16).unwrap();
-        whole.extend(&body[end + 2..(end + 2 + size).min(body.len())]);
+        joined.extend(&body[end + 2..(end + 2 + size).min(body.len())]);
         body = body.get(end + 4 + size..).unwrap_or_default();
     }
-    whole
+    joined
 }
 
-/// A form: names, perhaps a file name, and bytes.
+/// Returns the content type and the body of a form. A field has a name, an optional file name, and
+/// bytes.
 pub fn form(fields: &[(&str, Option<&str>, &[u8])]) -> (String, Vec<u8>) {
     let mut body = Vec::new();
     for (name, file, bytes) in fields {

@@ -1,4 +1,4 @@
-//! Connections that are half closed, slow, idle, or refused while they still send.
+//! Tests with connections that are half closed, slow, idle, or refused while they still send.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -14,7 +14,7 @@ const EDITS: &str = "/v1/images/edits";
 const FORM: &str = "multipart/form-data; boundary=edge";
 
 #[test]
-fn a_client_that_sends_no_more_gets_its_answer() {
+fn half_closed_connection_still_gets_its_answer() {
     let server = Running::new();
     for (stream, version) in [(false, "1.1"), (true, "1.1"), (false, "1.0")] {
         let asked = json!({ "prompt": "a cat", "best_of": 256, "stream": stream }).to_string();
@@ -25,7 +25,7 @@ fn a_client_that_sends_no_more_gets_its_answer() {
         client.shutdown(Shutdown::Write).unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
-        // It may be told to go on waiting, as HTTP/1.1 has it.
+        // HTTP/1.1 allows this before the answer.
         let answer = answer.trim_start_matches("HTTP/1.1 100 Continue\r\n\r\n");
         assert!(
             answer.starts_with(&format!("HTTP/{version} 200 OK")) && answer.contains("b64_json"),
@@ -35,9 +35,9 @@ fn a_client_that_sends_no_more_gets_its_answer() {
     assert!(server.get("/metrics").text().contains("tessera_cancelled_total 0"));
 }
 
-/// A form's head and nothing more holds nobody up.
+/// Forms that do not arrive do not block other forms.
 #[test]
-fn slow_forms_keep_no_other_waiting() {
+fn slow_forms_do_not_block_other_forms() {
     let server = Running::new();
     let start = b"--edge\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\n";
     let slow = |bytes: usize| {
@@ -50,7 +50,7 @@ fn slow_forms_keep_no_other_waiting() {
     let begun = Instant::now();
     large_form(&server);
     assert!(begun.elapsed() < Duration::from_secs(5), "waited for {:?}", begun.elapsed());
-    // Those that have taken a place must go on.
+    // Forms that have a place must continue to arrive.
     let stalled: Vec<TcpStream> = (0..limits::FORMS_AT_ONCE).map(|_| slow(500_000)).collect();
     std::thread::sleep(Duration::from_millis(300));
     let begun = Instant::now();
@@ -73,7 +73,7 @@ fn slow_forms_keep_no_other_waiting() {
     }
 }
 
-/// One that needs a place.
+/// Sends a form that is large enough to need a place.
 fn large_form(server: &Running) {
     let large = vec![0; limits::SMALL_FORM_BYTES + 1000];
     let (kind, body) = form(&[("image", Some("a.png"), &large[..]), ("keep_rows", None, b"4")]);
@@ -81,9 +81,9 @@ fn large_form(server: &Running) {
     assert!(status == 400 && message.contains("not a PNG, JPEG or WebP"), "{message}");
 }
 
-/// Most clients read nothing before they have sent all.
+/// Most clients do not read anything before they have sent everything.
 #[test]
-fn who_is_refused_early_can_send_to_the_end_and_read_why() {
+fn refused_client_can_send_everything_and_read_the_error() {
     let keys = std::env::temp_dir().join(format!("tessera-drained-{}", std::process::id()));
     std::fs::write(&keys, "key").unwrap();
     let known = Keys::read(&keys).unwrap();
@@ -108,7 +108,7 @@ fn who_is_refused_early_can_send_to_the_end_and_read_why() {
         }
         assert_eq!(Answer::read(client).error().0, status);
     }
-    // A client that asks first is answered at once, and need not send anything.
+    // A client that sends `Expect` is answered immediately and need not send the body.
     let mut client = open.connect();
     let head = head(EDITS, FORM, 30_000_000).replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
     client.write_all(head.as_bytes()).unwrap();
@@ -117,9 +117,10 @@ fn who_is_refused_early_can_send_to_the_end_and_read_why() {
     assert!(answer.status == 413 && begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
-/// Clients keep connections, some for a minute, and send their next request on one without asking whether it is still there.
+/// Clients keep connections, some for a minute, and send their next request without checking
+/// whether the connection is still open.
 #[test]
-fn a_connection_may_be_idle_for_a_while() {
+fn idle_connection_stays_open_for_the_next_request() {
     let server = Running::new();
     let mut client = BufReader::new(server.connect());
     for pause in [limits::HEAD_TIMEOUT + Duration::from_secs(3), Duration::ZERO] {
@@ -132,7 +133,7 @@ fn a_connection_may_be_idle_for_a_while() {
             line.clear();
             client.read_line(&mut line).unwrap();
             length =
-                line.strip_prefix("content-length: ").map_or(length, |said| said.trim().parse().unwrap());
+                line.strip_prefix("content-length: ").map_or(length, |value| value.trim().parse().unwrap());
         }
         client.read_exact(&mut vec![0; length]).unwrap();
         std::thread::sleep(pause);

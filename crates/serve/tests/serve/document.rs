@@ -1,4 +1,4 @@
-//! The OpenAPI document says what is, and all of it.
+//! Tests that the OpenAPI document describes the server correctly and completely.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ fn document() -> Value {
 }
 
 #[test]
-fn every_route_is_in_the_document_and_every_entry_is_a_route() {
+fn document_lists_exactly_the_routes_of_the_server() {
     let document = document();
     let methods = |entry: &Value| -> Vec<String> {
         let names = entry.as_object().unwrap().keys().filter(|key| *key != "parameters");
@@ -20,7 +20,7 @@ fn every_route_is_in_the_document_and_every_entry_is_a_route() {
         names.sort();
         names
     };
-    let written: BTreeMap<String, Vec<String>> = document["paths"]
+    let documented: BTreeMap<String, Vec<String>> = document["paths"]
         .as_object()
         .unwrap()
         .iter()
@@ -31,20 +31,20 @@ fn every_route_is_in_the_document_and_every_entry_is_a_route() {
         methods.sort();
         methods
     };
-    let wanted = ROUTES.iter().map(|(path, methods, _)| (path.to_string(), sorted(methods))).collect();
-    assert_eq!(written, wanted);
-    // Whether a key is wanted.
-    for (path, _, wants_key) in ROUTES {
+    let expected = ROUTES.iter().map(|(path, methods, _)| (path.to_string(), sorted(methods))).collect();
+    assert_eq!(documented, expected);
+    // The document also states which routes require a key.
+    for (path, _, requires_key) in ROUTES {
         for (method, entry) in
             document["paths"][path].as_object().unwrap().iter().filter(|(key, _)| *key != "parameters")
         {
-            assert_eq!(entry.get("security").is_none(), wants_key, "{method} {path}");
+            assert_eq!(entry.get("security").is_none(), requires_key, "{method} {path}");
         }
     }
 }
 
 #[test]
-fn the_server_has_every_route_of_the_table_and_no_other_method() {
+fn routes_accept_exactly_their_methods() {
     let server = Running::new();
     for (path, methods, _) in ROUTES {
         let path = path.replace("{model}", "tessera").replace(['{', '}'], "");
@@ -60,38 +60,39 @@ fn the_server_has_every_route_of_the_table_and_no_other_method() {
 }
 
 #[test]
-fn the_limits_in_the_document_are_those_of_the_server() {
+fn document_states_the_limits_of_the_server() {
     let document = document();
     for form in ["Generation", "Edit", "Variation"] {
         let properties = &document["components"]["schemas"][form]["properties"];
-        for (name, key, wanted) in [
+        for (name, key, limit) in [
             ("n", "maximum", limits::N),
             ("best_of", "maximum", limits::BEST_OF),
             ("partial_images", "maximum", limits::PARTIAL_IMAGES),
             ("prompt", "maxLength", limits::PROMPT_CHARS),
             ("negative_prompt", "maxLength", limits::PROMPT_CHARS),
         ] {
-            assert_eq!(properties[name][key], wanted, "{form}.{name}.{key}");
+            assert_eq!(properties[name][key], limit, "{form}.{name}.{key}");
         }
         let defaults = tessera_model::Sampling::default();
         assert_eq!(properties["guidance"]["default"], defaults.guidance);
         assert_eq!(properties["top_p"]["default"], defaults.top_p.unwrap());
     }
     let text = document.to_string();
-    for said in [
+    for phrase in [
         format!("a form larger than {} MiB", limits::FORM_BYTES >> 20),
         format!("JSON larger than {} KiB", limits::JSON_BYTES >> 10),
         format!("to {0}x{0}", limits::SIZE),
         "16,777,216 pixels at most".to_string(),
     ] {
-        assert!(text.contains(&said), "{said:?} is not in the document");
+        assert!(text.contains(&phrase), "{phrase:?} is not in the document");
     }
     assert_eq!(limits::ANSWER_PIXELS, 16_777_216);
 }
 
-/// Each parameter of the document is taken, with an example of its type, and each answer has what the document promises.
+/// The server accepts each documented parameter with an example of its type, and each answer has
+/// the documented fields.
 #[test]
-fn every_parameter_is_taken_and_every_promise_kept() {
+fn documented_parameters_are_accepted_and_fields_returned() {
     let server = Running::new();
     let schemas = &document()["components"]["schemas"];
     let properties = schemas["Generation"]["properties"].as_object().unwrap().clone();
@@ -112,11 +113,11 @@ fn every_parameter_is_taken_and_every_promise_kept() {
         let answer = server.post("/v1/images/generations", &asked);
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
         let answer = answer.json();
-        for promised in schemas["Images"]["required"].as_array().unwrap() {
-            assert!(answer.get(promised.as_str().unwrap()).is_some(), "{promised} is missing");
+        for field in schemas["Images"]["required"].as_array().unwrap() {
+            assert!(answer.get(field.as_str().unwrap()).is_some(), "{field} is missing");
         }
-        for promised in schemas["Image"]["required"].as_array().unwrap() {
-            assert!(answer["data"][0].get(promised.as_str().unwrap()).is_some(), "{promised} is missing");
+        for field in schemas["Image"]["required"].as_array().unwrap() {
+            assert!(answer["data"][0].get(field.as_str().unwrap()).is_some(), "{field} is missing");
         }
     }
 }

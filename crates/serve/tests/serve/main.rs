@@ -1,6 +1,6 @@
-//! The server as its clients meet it: each test talks to one that runs in this process, over real sockets.
+//! Tests of the server. Each test starts a server in this process and connects to it over sockets.
 //!
-//! What a browser, OpenAI's client and schemathesis make of it is tested in `tests/web`.
+//! The tests with a browser, OpenAI's client and schemathesis are in `tests/web`.
 
 #[cfg(test)]
 mod api;

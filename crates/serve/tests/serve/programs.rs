@@ -1,4 +1,4 @@
-//! What OpenAI's clients, browsers and other programs send, each in its own way.
+//! Tests with requests as OpenAI's clients, browsers and other programs send them.
 
 use std::io::Cursor;
 
@@ -20,7 +20,7 @@ fn picture() -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A form of parts with any heads.
+/// Returns the body of a form of parts with the given headers.
 fn parts(parts: &[(&str, &[u8])]) -> Vec<u8> {
     let mut body = Vec::new();
     for (head, bytes) in parts {
@@ -34,7 +34,7 @@ fn edit(server: &Running, body: &[u8]) -> Answer {
 }
 
 #[test]
-fn a_model_is_found_by_its_names() {
+fn model_is_found_by_each_of_its_names() {
     let server = Running::new();
     let listed = server.get("/v1/models").json()["data"][0].clone();
     for name in ["tessera", listed["id"].as_str().unwrap(), "dall-e-3", "gpt-image-1", "chatgpt-image-latest"]
@@ -51,7 +51,7 @@ fn a_model_is_found_by_its_names() {
 }
 
 #[test]
-fn a_part_is_a_file_however_it_says_so() {
+fn file_part_is_recognised_however_it_is_declared() {
     let server = Running::new();
     let (png, disposition) = (picture(), "Content-Disposition: form-data; name=\"image");
     for head in [
@@ -71,7 +71,7 @@ fn a_part_is_a_file_however_it_says_so() {
 }
 
 #[test]
-fn what_is_empty_is_absent() {
+fn empty_parameters_count_as_absent() {
     let server = Running::new();
     let png = picture();
     let names = [
@@ -89,7 +89,7 @@ fn what_is_empty_is_absent() {
     let mut fields =
         vec![("image", Some("a.png"), &png[..]), ("prompt", None, b"a cat"), ("keep_rows", None, b"4")];
     fields.extend(names.map(|name| (name, None, &b""[..])));
-    // A page's form with no file chosen.
+    // A web form sends this if no file is chosen.
     fields.push(("mask", Some(""), b""));
     let (kind, body) = form(&fields);
     let answer = server.post_as(EDITS, &kind, &body);
@@ -100,11 +100,11 @@ fn what_is_empty_is_absent() {
         let answer = server.post(GENERATIONS, &asked);
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    // But the model can draw without words.
+    // An empty prompt is valid: the model can draw without a caption.
     assert_eq!(server.post(GENERATIONS, &json!({ "prompt": "" })).status, 200);
 }
 
-/// Editors of Windows begin a file with a mark, or write it in UTF-16.
+/// Editors on Windows begin files with a byte order mark or write them in UTF-16.
 #[test]
 fn json_and_keys_may_begin_with_a_byte_order_mark() {
     let path = std::env::temp_dir().join(format!("tessera-marked-keys-{}", std::process::id()));
@@ -129,22 +129,22 @@ fn json_and_keys_may_begin_with_a_byte_order_mark() {
 }
 
 #[test]
-fn numbers_and_flags_may_be_texts() {
+fn numbers_and_flags_may_be_sent_as_text() {
     let server = Running::new();
     let drawn = |asked: Value| {
         let answer = server.post(GENERATIONS, &asked);
         assert_eq!(answer.status, 200, "{asked}: {}", answer.text());
         answer.json()["data"].clone()
     };
-    let wanted = drawn(json!({ "prompt": "a cat", "n": 2, "best_of": 2, "seed": 5, "guidance": 3 }));
+    let expected = drawn(json!({ "prompt": "a cat", "n": 2, "best_of": 2, "seed": 5, "guidance": 3 }));
     let asked = json!({ "prompt": "a cat", "n": "2", "best_of": "2.0", "seed": " 5", "guidance": "3", "stream": "False" });
-    assert_eq!(drawn(asked), wanted);
+    assert_eq!(drawn(asked), expected);
     let asked = json!({ "prompt": "a cat", "best_of": 1, "stream": "TRUE" });
     assert!(server.post(GENERATIONS, &asked).head.contains("text/event-stream"));
 }
 
 #[test]
-fn pictures_come_as_from_the_model_that_is_named() {
+fn default_response_format_depends_on_the_model_name() {
     let server = Running::new();
     let entry = |asked: Value| server.post(GENERATIONS, &asked).json()["data"][0].clone();
     for (model, format, key) in [
@@ -160,11 +160,11 @@ fn pictures_come_as_from_the_model_that_is_named() {
         assert_eq!(entry.as_object().unwrap().contains_key("url"), key == "url");
     }
     assert!(entry(json!({ "prompt": "a", "best_of": 1 }))["b64_json"].is_string());
-    // Streams have the pictures themselves, as all of OpenAI's do.
+    // Streams contain the pictures, like those of all of OpenAI's models.
     let events = server
         .post(GENERATIONS, &json!({ "prompt": "a", "best_of": 1, "model": "dall-e-2", "stream": true }));
     assert!(events.events().last().unwrap()["b64_json"].is_string());
-    // OpenAI has but one model for variations, which gives addresses.
+    // OpenAI's only model for variations returns URLs.
     let png = picture();
     let (kind, body) = form(&[("image", Some("a.png"), &png[..])]);
     assert!(server.post_as(VARIATIONS, &kind, &body).json()["data"][0]["url"].is_string());
@@ -208,7 +208,7 @@ fn pictures_come_as_png_jpeg_or_webp() {
 }
 
 #[test]
-fn addresses_are_those_that_clients_know() {
+fn urls_in_answers_begin_with_the_public_url() {
     let url = public_url("https://example.org/tessera/").unwrap();
     let server = Running::with(|options| Options { public_url: Some(url), ..options });
     let asked = json!({ "prompt": "a cat", "best_of": 1, "response_format": "url" });
@@ -217,7 +217,7 @@ fn addresses_are_those_that_clients_know() {
     assert_eq!(server.get(url.strip_prefix("https://example.org/tessera").unwrap()).status, 200, "{url}");
     let started = server.post(GENERATIONS, &json!({ "prompt": "a", "best_of": 1, "async": true })).json();
     assert!(started["events"].as_str().unwrap().starts_with("https://example.org/tessera/v1/events/"));
-    // The page asks for nothing by a path from the root.
+    // The page uses only relative URLs.
     let page = server.get("/").text();
     for rooted in ["\"/v1", "`/v1", "href=\"/", "src=\"/"] {
         assert!(!page.contains(rooted), "{rooted}");
@@ -225,7 +225,7 @@ fn addresses_are_those_that_clients_know() {
 }
 
 #[test]
-fn pages_of_named_sites_may_ask() {
+fn pages_of_allowed_sites_may_use_the_server() {
     let server = Running::with(|options| {
         let origins: Vec<Origin> = vec!["https://example.org".parse().unwrap()];
         Options { origins, ..options }
@@ -242,12 +242,12 @@ fn pages_of_named_sites_may_ask() {
     let preflight = "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization,x-stainless-os\r\n";
     let allowed = ask("OPTIONS", "https://example.org", preflight);
     assert_eq!(allowed.status, 200);
-    for said in [
+    for header in [
         "access-control-allow-origin: https://example.org",
         "authorization,x-stainless-os",
         "get,post,delete",
     ] {
-        assert!(allowed.head.contains(said), "{said} is not in {}", allowed.head);
+        assert!(allowed.head.contains(header), "{header} is not in {}", allowed.head);
     }
     let drawn = ask("POST", "https://example.org", "");
     assert!(
