@@ -11,8 +11,8 @@
 //!
 //! [`fit`] repeats this step, and regularly validates the model and saves a checkpoint.
 //!
-//! Between steps, the weights are arrays on the host. Every random draw is a function of the seed
-//! and the step. A run that was stopped therefore continues with exactly the same bits.
+//! Between steps, the weights are arrays on the host. Every random number is a function of the seed
+//! and the step. A run that is stopped and resumed therefore ends with bit-identical weights.
 
 use std::error::Error;
 use std::fmt::{Display, Formatter};
@@ -41,7 +41,7 @@ use crate::schedule::{Plateau, learning_rate};
 /// What the loop trains: where batches come from, which loss is minimised, and how the model is
 /// validated.
 pub trait Task: Sync {
-    /// The model.
+    /// The model that is trained.
     type Model: Module + Sync;
     /// A micro-batch: one part of a batch, on the host.
     type Batch: Send;
@@ -64,10 +64,11 @@ pub trait Task: Sync {
         step: u64,
         scales: Option<&[f32]>,
     ) -> Result<Gradient>;
-    /// Computes the gradient of the batch of update `step`, given as its micro-batches.
+    /// Computes the gradient of the batch of update `step`. `parts` are the micro-batches of this
+    /// batch.
     ///
-    /// By default it is the mean of their gradients. A task overrides this if its loss compares all
-    /// samples of a batch with each other.
+    /// By default, the result is the mean of their gradients. A task overrides this if its loss
+    /// compares all samples of a batch with each other.
     fn batch_gradient(
         &self,
         model: &Self::Model,
@@ -77,14 +78,14 @@ pub trait Task: Sync {
     ) -> Result<Gradient> {
         mean_gradient(self.cpu(), parts.into_iter().map(|part| self.gradient(model, part, step, scales)))
     }
-    /// Returns the first update from which on the loss function no longer changes. Before it, the
-    /// weights of the loss's terms may still follow a schedule, so that those losses cannot be
-    /// compared with later ones.
+    /// Returns the number of the first update in which the loss function has its final form. Before
+    /// this update, the weights of its terms (β of the dVAE) still change with every step, so
+    /// losses of different steps cannot be compared.
     fn settled(&self) -> u64 {
         0
     }
     /// Changes the weights and their moving average after update `step`, for example to enforce
-    /// bounds. The change is a pure function of the step and of what it changes.
+    /// bounds. The result must depend only on the step and on these weights.
     ///
     /// # Errors
     /// If the change cannot be made.
@@ -98,8 +99,8 @@ pub trait Task: Sync {
     }
     /// Computes metrics on held-out data.
     fn validate(&self, model: &Self::Model, step: u64) -> Result<Metrics>;
-    /// Returns the loss among the metrics of [`validate`](Task::validate), if there is one. The
-    /// checkpoint with the lowest one is the best.
+    /// Returns the held-out loss, which is one of the metrics of [`validate`](Task::validate), or
+    /// `None` if the task has none. The checkpoint with the lowest held-out loss is the best.
     fn held_out_loss(&self, _metrics: &Metrics) -> Option<f64> {
         None
     }
@@ -111,7 +112,8 @@ pub trait Task: Sync {
     fn picture(&self, model: &Self::Model) -> Result<RgbImage>;
 }
 
-/// Everything that changes from step to step. A checkpoint contains all of it except `losses`.
+/// The state of a training: everything that changes from step to step. A checkpoint contains all
+/// fields except `losses`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainState {
     /// The number of updates so far, including skipped ones. It is also the number of the next
@@ -119,8 +121,8 @@ pub struct TrainState {
     pub step: u64,
     /// The weights.
     pub weights: Vec<HostTensor>,
-    /// The moving average of the weights. It is validated and saved as the model, unless its decay
-    /// is 0.
+    /// The moving average (EMA) of the weights. It is validated and saved as the model, unless its
+    /// decay is 0.
     pub average: Vec<HostTensor>,
     /// The optimizer state.
     pub adam: AdamW,
@@ -129,12 +131,12 @@ pub struct TrainState {
     pub plateau: Plateau,
     /// The gradient scales, if gradients are stored in 16 bits.
     pub scales: Option<Scales>,
-    /// The last good checkpoint.
+    /// The last checkpoint from which a diverged run can continue.
     pub good: Option<Good>,
-    /// The best checkpoint on held-out data.
+    /// The checkpoint with the lowest held-out loss.
     pub best: Option<Best>,
-    /// Whether the moving average already includes the current weights. This is true only after an
-    /// update that failed.
+    /// Whether the moving average already includes the current weights. Between steps this is true
+    /// only if the last update failed: then the next attempt must not add them a second time.
     pub followed: bool,
     /// The training losses since the last checkpoint, without those before [`Task::settled`]. They
     /// are not saved, because they only serve to find good checkpoints.
@@ -179,16 +181,17 @@ impl TrainState {
     }
 }
 
-/// A checkpoint is good if the mean loss before it is at most this fraction above the lowest one so
-/// far.
+/// A checkpoint is good if the mean training loss since the previous checkpoint is at most this
+/// fraction above the lowest such mean so far.
 const MAX_RISE: f64 = 0.1;
 
-/// A checkpoint before which the loss had not risen. A run that diverges can continue from it.
+/// A good checkpoint: when it was written, the training loss was not rising. A run that diverges
+/// later can continue from it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Good {
     /// The step of the checkpoint.
     pub step: u64,
-    /// The lowest mean loss between two checkpoints so far.
+    /// The lowest mean loss so far, where each mean is over the steps between two checkpoints.
     pub lowest: f64,
 }
 
@@ -205,8 +208,8 @@ impl Losses {
     }
 }
 
-/// The error of a run that has diverged: values are no longer finite, so that the run cannot
-/// continue with the same settings.
+/// The error of a run that has diverged: a loss or gradient is no longer usable, and the same
+/// settings would fail again.
 #[derive(Debug)]
 struct Diverged(String);
 
@@ -299,7 +302,8 @@ pub struct Trainer<'a, T: Task> {
     roles: Vec<Role>,
     /// The state after the last step.
     pub state: TrainState,
-    /// [`Gradient::entering`] of the last step.
+    /// The sizes of the gradients that entered the resblocks in the last step
+    /// ([`Gradient::entering`]).
     entering: Vec<f64>,
     /// Batches that another thread prepares. If `None`, each batch is made when its step begins.
     ahead: Option<Ahead<T::Batch>>,
@@ -348,10 +352,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         let waited = start.elapsed();
         let state = &mut self.state;
         let scales = state.scales.as_ref().map(Scales::values);
-        // The moving average takes in the weights from which this update starts. Neither it nor
-        // the gradient changes these weights, so both are computed in parallel, and the average
-        // costs no extra time (paper §B.2). If the update fails, `followed` keeps the next attempt
-        // from averaging the same weights twice.
+        // The weights as they are before this update are added to the moving average. Computing the
+        // average and computing the gradient only read these weights. Both therefore run in
+        // parallel, and the average costs no extra time (paper §B.2). If the update fails,
+        // `followed` prevents the next attempt from adding the same weights again.
         let is_due = !std::mem::replace(&mut state.followed, true);
         let (average, weights) = (&mut state.average, &state.weights);
         let (gradient, ()) = rayon::join(

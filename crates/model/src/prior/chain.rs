@@ -1,16 +1,17 @@
 //! ★ The gradient of the prior, computed one resblock at a time (paper §2.4, §D).
 //!
-//! The prior is a chain of residual blocks ("resblocks"), attention and MLP in turn. The forward
-//! pass runs them from the first to the last, the backward pass from the last to the first. Each
-//! resblock has an autodiff graph of its own, which turns the gradient of the resblock's output
-//! into the gradient of its input.
+//! The prior is a chain of residual blocks ("resblocks"), attention and MLP in turn. A resblock
+//! computes `x + branch(x)`, where `x` is the residual stream. The forward pass runs the resblocks
+//! from the first to the last, the backward pass from the last to the first. Each resblock has an
+//! autodiff graph of its own, which turns the gradient of the resblock's output into the gradient
+//! of its input.
 //!
 //! The graph is kept from the forward pass or, to save memory, rebuilt from the resblock's input
 //! during the backward pass (activation checkpointing). Both settings give the same gradients.
 //!
 //! In mixed precision the gradient of the residual stream stays in 32 bits. Only the gradient
-//! inside a resblock's branch has 16 bits; it is multiplied by the gradient scale of that resblock,
-//! so that it fits their range (paper §D.1).
+//! inside a resblock's branch has 16 bits. It is multiplied by the gradient scale of that resblock,
+//! so that it fits the range of 16-bit numbers (paper §D.1).
 
 use anyhow::{Context, Result};
 use burn::module::Module;
@@ -25,22 +26,22 @@ use crate::nn::{Collected, stored};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activations {
-    /// All activations inside the resblocks.
+    /// The forward pass keeps all activations inside the resblocks.
     Keep,
-    /// Only the input of each resblock. The backward pass recomputes the others: this needs less
-    /// memory and a third more computation.
+    /// The forward pass keeps only the input of each resblock, and the backward pass recomputes the
+    /// other activations. This needs less memory and a third more computation.
     Recompute,
 }
 
 /// Mixed precision: numbers of 16 bits inside the resblocks, with one gradient scale per resblock
 /// (paper §D.1).
 ///
-/// Before a gradient goes through a resblock's branch, it is multiplied by the resblock's scale and
-/// rounded to `storage`. The gradient that comes out of the branch is rounded as well and divided
-/// by the scale. Non-finite values are replaced by 0 before and after the branch.
+/// In the backward pass, the gradient that enters a resblock's branch is multiplied by the
+/// resblock's scale and rounded to `storage`. The gradient that leaves the branch is rounded as
+/// well and divided by the scale. Before and after the branch, non-finite values are replaced by 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MixedPrecision<'a> {
-    /// Number format of activations, weights and their gradients; `None` keeps 32 bits.
+    /// The 16-bit format of activations, weights and their gradients; `None` keeps 32 bits.
     pub storage: Option<SmallFloat>,
     /// The gradient scale of each resblock.
     pub scales: &'a [f32],
@@ -52,23 +53,23 @@ pub struct PriorGradients {
     pub loss: PriorLoss,
     /// The gradient of each parameter, in the order of [`crate::nn::export`].
     pub gradients: Vec<Vec<f32>>,
-    /// Resblocks, counted from 0, in which a value was not finite, in the order in which they were
-    /// found.
+    /// The indices of resblocks with a non-finite value, in the order in which they were found.
     ///
-    /// If the loss is non-finite: the first resblock whose output is non-finite. In mixed
-    /// precision, in addition: every resblock with a non-finite gradient, so that one may occur
-    /// twice.
+    /// If the loss is non-finite, the list begins with the first resblock whose output is
+    /// non-finite. In mixed precision it also contains every resblock with a non-finite gradient.
+    /// An index may therefore occur twice.
     pub overflowed: Vec<usize>,
-    /// In mixed precision, for each resblock: log₂ of the root mean square of the gradient of its
-    /// output, before scaling. Empty otherwise.
+    /// The size of the gradient that enters each resblock in the backward pass: log₂ of the root
+    /// mean square of the gradient of its output, before scaling. The list is empty without mixed
+    /// precision.
     pub entering: Vec<f64>,
 }
 
-/// What the forward pass keeps of one resblock.
+/// One resblock's values that the forward pass keeps for the backward pass.
 struct Link {
-    /// The resblock's input, `[B, T, D]`, which is part of no graph.
+    /// The resblock's input, `[B, T, D]`, detached from all graphs.
     input: Tensor<3>,
-    /// The resblock's graph; `None` if the backward pass rebuilds it.
+    /// The resblock's graph, or `None` if the backward pass rebuilds it.
     graph: Option<Graph>,
 }
 
@@ -76,13 +77,13 @@ struct Link {
 struct Graph {
     /// The start of the graph: a leaf with the values of the resblock's input.
     leaf: Tensor<3>,
-    /// The resblock's output; in mixed precision that of its branch.
+    /// The resblock's output or, in mixed precision, the output of its branch alone.
     output: Tensor<3>,
 }
 
 impl Prior {
-    /// The loss of a batch of streams and its gradient. Both choices of `activations` give exactly
-    /// the same values.
+    /// Computes the loss of a batch of streams and its gradient. Both choices of `activations` give
+    /// exactly the same values.
     ///
     /// # Errors
     /// If a gradient is not f32.
@@ -92,7 +93,8 @@ impl Prior {
         activations: Activations,
         mixed: Option<MixedPrecision<'_>>,
     ) -> Result<PriorGradients> {
-        // `self` runs without building graphs, `tracked` has the same weights as leaves of graphs.
+        // `self` computes without building graphs. `tracked` has the same weights, but as leaves of
+        // graphs.
         let tracked = self.clone().train();
         let mut collected = Collected::default();
 
@@ -124,8 +126,8 @@ impl Prior {
             |leaf: Tensor<3>, gradients: &mut _| leaf.grad_remove(gradients).context("no gradient");
         let mut x_gradient = gradient_of(leaf, &mut gradients)?;
 
-        // Backward pass. `dot(output, gradient).backward()` continues it from the gradient of
-        // `output`.
+        // Backward pass. Each graph has to start from a gradient of its output that is already
+        // known. PyTorch's `output.backward(gradient)` is `dot(output, gradient).backward()` here.
         for (i, link) in links.into_iter().enumerate().rev() {
             let Graph { leaf, output } = link.graph.unwrap_or_else(|| tracked.graph(i, link.input, mixed));
             let block = &tracked.blocks[i / 2];
@@ -136,13 +138,13 @@ impl Prior {
                 continue;
             };
             entering.push(log2_rms(&x_gradient));
-            // Non-finite values are removed before and after the branch (§D.1). Those removed
-            // before it count as an overflow, too.
+            // Non-finite values are replaced by 0 before and after the branch (§D.1). A non-finite
+            // value before the branch also counts as an overflow of this resblock.
             let scaled = stored(self.cpu, x_gradient.clone() * scales[i], storage);
             let is_scaled_finite = is_finite(&scaled);
             let mut gradients = dot(self.cpu, output, without_nonfinite(scaled)).backward();
             if !(collected.take_scaled(block, &mut gradients, scales[i])? && is_scaled_finite) {
-                overflowed.push(i); // for the second time if its output was non-finite, too
+                overflowed.push(i); // the second entry of `i` if its output was non-finite, too
             }
             let branch_gradient = stored(self.cpu, gradient_of(leaf, &mut gradients)?, storage);
             x_gradient = x_gradient + without_nonfinite(branch_gradient) / scales[i];
@@ -152,13 +154,13 @@ impl Prior {
         Ok(PriorGradients { loss, gradients: collected.in_order(self), overflowed, entering })
     }
 
-    /// The number of resblocks: two per layer, one attention and one MLP.
+    /// Returns the number of resblocks. Each layer has two, one attention and one MLP.
     pub fn n_resblocks(&self) -> usize {
         2 * self.blocks.len()
     }
 
     /// Runs resblock `i` (attention if `i` is even, else MLP): `[B, T, D]` → `[B, T, D]`. In mixed
-    /// precision returns only the output of its branch, which has yet to be added to `x`.
+    /// precision it returns only the output of the branch, and the caller adds it to `x`.
     fn run_resblock(&self, i: usize, x: Tensor<3>, mixed: Option<MixedPrecision<'_>>) -> Tensor<3> {
         let block = &self.blocks[i / 2];
         let [_, t, _] = x.dims();
@@ -178,13 +180,13 @@ impl Prior {
     }
 }
 
-/// log₂ of the root mean square of `x`.
+/// Returns log₂ of the root mean square of `x`.
 fn log2_rms(x: &Tensor<3>) -> f64 {
     0.5 * x.clone().powf_scalar(2.0).mean().into_scalar::<f64>().log2()
 }
 
-/// If the loss is non-finite: the first resblock whose output is non-finite. `end` is the output of
-/// the last resblock.
+/// If the loss is non-finite, returns the index of the first resblock whose output is non-finite,
+/// otherwise nothing. `end` is the output of the last resblock.
 fn first_nonfinite(loss: &PriorLoss, links: &[Link], end: &Tensor<3>) -> Vec<usize> {
     if loss.loss.clone().without_autodiff().into_scalar::<f32>().is_finite() {
         return Vec::new();
@@ -194,19 +196,19 @@ fn first_nonfinite(loss: &PriorLoss, links: &[Link], end: &Tensor<3>) -> Vec<usi
     outputs.enumerate().find(|(_, x)| !is_finite(x)).map(|(i, _)| i).into_iter().collect()
 }
 
-/// Whether all values of `x` are finite.
+/// Returns whether all values of `x` are finite.
 fn is_finite(x: &Tensor<3>) -> bool {
     x.clone().without_autodiff().is_finite().all().into_scalar::<bool>()
 }
 
-/// `x` with its non-finite values replaced by 0, so that an overflow in one resblock does not
-/// spread to all resblocks before it (§D.1).
+/// Replaces the non-finite values of `x` by 0, so that an overflow in one resblock does not spread
+/// to all resblocks before it (§D.1).
 fn without_nonfinite(x: Tensor<3>) -> Tensor<3> {
     let nonfinite = x.clone().is_finite().bool_not();
     x.mask_fill(nonfinite, 0.0)
 }
 
-/// `x` as the start of a new graph.
+/// Returns `x` as the leaf of a new graph.
 fn leaf(x: Tensor<3>) -> Tensor<3> {
     x.autodiff().require_grad()
 }

@@ -1,8 +1,10 @@
-//! Sparse attention patterns (paper §B.1): which earlier positions does each position attend to?
+//! Sparse attention patterns, which replace an attention mask (paper §B.1): which earlier positions
+//! does each position attend to?
 //!
-//! A [`Pattern`] is a small value, not a mask. [`Pattern::sees`] is the only definition of who
-//! attends to whom; the kernels' block plans ([`Pattern::plan`]) and the layout of the KV cache
-//! ([`Pattern::cache_row`]) are derived from it. [`Layout`] assigns a pattern to each layer.
+//! A [`Pattern`] is a small value; no mask is stored. [`Pattern::sees`] is the only definition of
+//! the keys that a query attends to. The kernels' block plans ([`Pattern::plan`]) are derived from
+//! it, and the layout of the KV cache ([`Pattern::cache_row`]) is tested against it. [`Layout`]
+//! assigns a pattern to each layer.
 //!
 //! Terms: the *stream* is `text_len` text positions followed by `grid²` image positions. Image
 //! positions are numbered in raster order. A *query* is the position that attends, a *key* the
@@ -14,18 +16,19 @@ use tessera_kernels::AttentionPlan;
 
 use super::PriorConfig;
 
-/// Which earlier image positions an image position attends to, itself included.
+/// Which image positions an image position attends to. It always attends to itself and never to
+/// later positions.
 ///
 /// In every pattern text is causal, and every image position attends to all of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pattern {
     /// All earlier image positions.
     Causal,
-    /// The `grid` positions before it in raster order: back to the same column of the row above.
+    /// The previous `grid` positions in raster order, back to the same column of the row above.
     Row,
-    /// The positions above it in the same column.
+    /// The positions in the same column of all rows above.
     Column,
-    /// The causal half of a `kernel` × `kernel` neighbourhood.
+    /// The causal half of the `kernel` × `kernel` neighbourhood around the position.
     Conv {
         /// Side of the neighbourhood, odd.
         kernel: usize,
@@ -40,9 +43,9 @@ pub enum Pattern {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wrap {
-    /// Offsets in raster order: past the end of a row the neighbourhood continues in the next row.
-    /// This is the default because the paper draws the row pattern the same way, so one rule
-    /// explains both, and the mask depends on `query - key` alone.
+    /// The neighbourhood consists of offsets in raster order: past the end of a row it continues in
+    /// the next row. This is the default, because the paper draws the row pattern in the same way.
+    /// The mask then depends only on `query - key`.
     #[default]
     Flat,
     /// Columns are counted modulo the grid's side: past the end of a row the neighbourhood
@@ -54,13 +57,13 @@ pub enum Wrap {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PatternName {
-    /// [`Pattern::Causal`]
+    /// The name of [`Pattern::Causal`].
     Causal,
-    /// [`Pattern::Row`]
+    /// The name of [`Pattern::Row`].
     Row,
-    /// [`Pattern::Column`]
+    /// The name of [`Pattern::Column`].
     Column,
-    /// [`Pattern::Conv`] with the config's `conv_kernel` and `conv_wrap`.
+    /// The name of [`Pattern::Conv`] with the config's `conv_kernel` and `conv_wrap`.
     Conv,
 }
 
@@ -69,9 +72,10 @@ pub enum PatternName {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// Patterns of the first layers, repeated until the last layer.
+    /// The patterns of the first layers. They are repeated for the layers after these, except for
+    /// the last layer.
     pub cycle: Vec<PatternName>,
-    /// Pattern of the last layer.
+    /// The pattern of the last layer.
     pub last: PatternName,
 }
 
@@ -86,17 +90,17 @@ impl Default for Layout {
 }
 
 impl Layout {
-    /// The most patterns that a cycle may have.
+    /// The maximum number of patterns in a cycle.
     const MOST: usize = 1 << 16;
 
-    /// Checks that there is a pattern for every layer.
+    /// Checks that the cycle is neither empty nor longer than `MOST` patterns.
     pub fn check(&self) -> Result<()> {
         let n = self.cycle.len();
         ensure!((1..=Self::MOST).contains(&n), "prior.layout.cycle has {n} patterns: wanted at least 1");
         Ok(())
     }
 
-    /// The pattern of `layer`, counted from 1, of a prior of `config`'s sizes.
+    /// Returns the pattern of layer `layer`, counted from 1, of a prior with this config.
     pub fn pattern(&self, layer: usize, config: &PriorConfig) -> Pattern {
         let name = match layer == config.n_layers {
             true => self.last,
@@ -112,7 +116,8 @@ impl Layout {
 }
 
 impl Pattern {
-    /// Whether stream position `query` attends to stream position `key`.
+    /// Returns whether stream position `query` attends to stream position `key`: the attention mask
+    /// at (`query`, `key`).
     pub fn sees(self, query: usize, key: usize, text_len: usize, grid: usize) -> bool {
         match (query < text_len, key < text_len) {
             (true, true) => key <= query,
@@ -122,7 +127,8 @@ impl Pattern {
         }
     }
 
-    /// Whether image position `query` attends to image position `key` on a `grid` × `grid` picture.
+    /// Returns whether image position `query` attends to image position `key` in a grid of
+    /// `grid` × `grid` positions.
     pub fn sees_image(self, query: usize, key: usize, grid: usize) -> bool {
         if key > query {
             return false;
@@ -143,8 +149,8 @@ impl Pattern {
         }
     }
 
-    /// The number of image positions that the KV cache of a layer must hold during sampling: no
-    /// later query attends further back.
+    /// Returns the number of image positions that the KV cache of a layer must hold during
+    /// sampling. Older positions can be overwritten, because no later query attends to them.
     pub fn cache_rows(self, grid: usize) -> usize {
         let cells = grid * grid;
         let reach = match self {
@@ -156,9 +162,9 @@ impl Pattern {
         cells.min(reach + 1)
     }
 
-    /// The row of the KV cache that holds image position `index`. The column pattern stores the
-    /// grid column by column, so that the keys of a query are contiguous; the others use the cache
-    /// as a ring buffer.
+    /// Returns the row of the KV cache that holds image position `index`. The column pattern stores
+    /// the grid column by column, so that the keys of a query are contiguous. The other patterns
+    /// use the cache as a ring buffer.
     pub fn cache_row(self, index: usize, grid: usize) -> usize {
         match self {
             Pattern::Column => index % grid * grid + index / grid,
@@ -166,9 +172,9 @@ impl Pattern {
         }
     }
 
-    /// The block plan of the attention kernel over the first `t` stream positions. Positions are
-    /// processed in an order that makes the keys of a block of queries contiguous: column by
-    /// column for the column pattern, else in stream order.
+    /// Returns the block plan of the attention kernel for the first `t` stream positions. The
+    /// kernel processes positions in an order in which the keys of a block of queries are
+    /// contiguous: column by column for the column pattern, in stream order for the others.
     pub fn plan(self, config: &PriorConfig, t: usize) -> AttentionPlan {
         let (text, grid) = (config.text_len, config.grid);
         let cell = |place: usize| match self {
@@ -206,7 +212,8 @@ mod tests {
         assert_eq!(Pattern::Row.cache_rows(32), 33);
     }
 
-    /// The image part of the mask on a 4×4 grid: one line per query, `#` at the keys that it attends to.
+    /// Draws the image part of the mask on a 4×4 grid: one line per query, with `#` at the keys
+    /// that it attends to.
     fn drawing(pattern: Pattern) -> String {
         let row =
             |q| (0..16).map(|k| if pattern.sees_image(q, k, 4) { '#' } else { '.' }).collect::<String>();
@@ -283,9 +290,13 @@ mod tests {
     fn conv_3_over_columns_reaches_around_the_ends_of_its_rows() {
         let pattern = Pattern::Conv { kernel: 3, wrap: Wrap::Columns };
         let keys = |query| (0..16).filter(|&key| pattern.sees_image(query, key, 4)).collect::<Vec<_>>();
-        assert_eq!(keys(5), [0, 1, 2, 4, 5]); // in the middle as flat offsets
-        assert_eq!(keys(8), [4, 5, 7, 8]); // the first of a row: the last of the row above
-        assert_eq!(keys(11), [4, 6, 7, 8, 10, 11]); // the last: the first of its own row and of the row above
+        // Position 5 is not at an edge: its keys are those of `Wrap::Flat`.
+        assert_eq!(keys(5), [0, 1, 2, 4, 5]);
+        // Position 8 begins a row: it also attends to 7, the end of the row above.
+        assert_eq!(keys(8), [4, 5, 7, 8]);
+        // Position 11 ends a row: it also attends to 8 and 4, the beginnings of its row and of the
+        // row above.
+        assert_eq!(keys(11), [4, 6, 7, 8, 10, 11]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! ★ The contrastive loss (CLIP, Radford et al. 2021, §2.3): which caption of a batch belongs to
-//! which picture, and the reverse.
+//! ★ The loss of the contrastive model (CLIP, Radford et al. 2021, §2.3): for each picture of a
+//! batch, the model predicts which caption belongs to it, and for each caption, which picture.
 
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 
@@ -9,10 +9,10 @@ pub fn unit_rows(x: Tensor<2>) -> Tensor<2> {
     x / length
 }
 
-/// The loss and its two parts: mean cross-entropies in nats per pair, `[1]` each.
+/// The loss and its two parts. Each is a mean cross-entropy in nats per pair, `[1]`.
 #[derive(Debug, Clone)]
 pub struct ContrastiveLoss {
-    /// The mean of the two parts: what training minimises.
+    /// The value that training minimises: the mean of the two parts.
     pub loss: Tensor<1>,
     /// The cross-entropy of choosing the caption of each picture among all captions of the batch.
     pub image_to_text: Tensor<1>,
@@ -20,11 +20,12 @@ pub struct ContrastiveLoss {
     pub text_to_image: Tensor<1>,
 }
 
-/// The symmetric cross-entropy of a batch of pairs with the logits `scale · images · textsᵀ`.
+/// Computes the symmetric cross-entropy of a batch of pairs, with the logits
+/// `scale · images · textsᵀ`.
 ///
 /// - `images`, `texts`: embeddings of unit length, `[B, E]`. Row `i` of both belongs to pair `i`,
 ///   so the correct classes are on the diagonal of the logits.
-/// - `scale`: what the cosines are multiplied by, `[1]`.
+/// - `scale`: the inverse temperature, by which the cosines are multiplied, `[1]`.
 pub fn contrastive(images: Tensor<2>, texts: Tensor<2>, scale: Tensor<1>) -> ContrastiveLoss {
     let logits = images.matmul(texts.transpose()) * scale.unsqueeze(); // [B, B]
     let image_to_text = cross_entropy_of_diagonal(logits.clone());
@@ -33,7 +34,8 @@ pub fn contrastive(images: Tensor<2>, texts: Tensor<2>, scale: Tensor<1>) -> Con
     ContrastiveLoss { loss, image_to_text, text_to_image }
 }
 
-/// The mean cross-entropy of the rows of `logits`, `[B, B]`; the correct class of row `i` is `i`.
+/// Computes the mean cross-entropy of the rows of `logits`, `[B, B]`. The correct class of row `i`
+/// is `i`.
 fn cross_entropy_of_diagonal(logits: Tensor<2>) -> Tensor<1> {
     let [b, _] = logits.dims();
     let diagonal = TensorData::new((0..b as i32).collect::<Vec<_>>(), [b, 1]);
