@@ -48,10 +48,12 @@ struct Step {
     title: &'static str,
     /// The arguments of this program.
     args: Vec<String>,
-    /// The file that the command leaves at its end: if it exists, the step is done.
+    /// The file that the command leaves at its end. A training that is stopped leaves it too.
     result: PathBuf,
     /// The folder of a training run, which can be resumed.
     run: Option<PathBuf>,
+    /// The file that lists the commands that are done, one per line.
+    done: PathBuf,
 }
 
 pub fn run(args: &TrainPictures) -> Result<()> {
@@ -106,7 +108,13 @@ impl Plan<'_> {
 
     fn step(&self, title: &'static str, args: &[&str], result: &str, run: Option<&str>) -> Step {
         let args = args.iter().map(|arg| arg.to_string()).collect();
-        Step { title, args, result: self.run.join(result), run: run.map(|run| self.run.join(run)) }
+        Step {
+            title,
+            args,
+            result: self.run.join(result),
+            run: run.map(|run| self.run.join(run)),
+            done: self.run.join("done.txt"),
+        }
     }
 
     /// The step that makes the data set.
@@ -214,7 +222,23 @@ impl Plan<'_> {
 
 impl Step {
     fn is_done(&self) -> bool {
-        self.result.exists()
+        let done = fs::read_to_string(&self.done).unwrap_or_default();
+        self.result.exists() && done.lines().any(|line| line == self.command_line())
+    }
+
+    /// Adds the command to those that are done.
+    fn mark_done(&self) -> Result<()> {
+        if self.is_done() {
+            return Ok(());
+        }
+        let done = fs::read_to_string(&self.done).unwrap_or_default();
+        atomic::write(&self.done, format!("{done}{}\n", self.command_line()).as_bytes())
+    }
+
+    /// Whether the command is a training that has saved a checkpoint.
+    fn is_begun(&self) -> bool {
+        let checkpoints = self.run.as_ref().and_then(|run| fs::read_dir(run.join("checkpoints")).ok());
+        checkpoints.is_some_and(|mut entries| entries.next().is_some())
     }
 
     /// The command as a user would type it.
@@ -235,8 +259,7 @@ impl Step {
 
     /// Runs the command, or resumes it. If it fails, it has reported why.
     fn run(&self) -> Result<()> {
-        let is_begun = self.run.as_ref().is_some_and(|run| run.join("config.toml").exists());
-        let status = program(&self.args)?.args(is_begun.then_some("--resume")).status();
+        let status = program(&self.args)?.args(self.is_begun().then_some("--resume")).status();
         let status = status.with_context(|| format!("cannot run `{}`", self.command_line()))?;
         if signals::received().is_some() {
             bail!(Reported(signals::exit_code()));
@@ -244,8 +267,8 @@ impl Step {
         if !status.success() {
             bail!(Reported(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
         }
-        ensure!(self.is_done(), "`{}` left no {}", self.command_line(), self.result.display());
-        Ok(())
+        ensure!(self.result.exists(), "`{}` left no {}", self.command_line(), self.result.display());
+        self.mark_done()
     }
 }
 

@@ -42,6 +42,15 @@ fn own_pictures_become_a_model_in_one_command() {
     succeed(dir.path(), &drawn);
     let again = succeed(dir.path(), &train);
     assert!(again.stderr.contains("- train the prior further (done)"), "{}", again.stderr);
+    // A training that was stopped has a model file, but is not done.
+    let done = dir.path().join("run/done.txt");
+    let lines = fs::read_to_string(&done).unwrap();
+    let others: Vec<&str> = lines.lines().filter(|line| !line.contains("train prior")).collect();
+    assert_eq!(others.len() + 1, lines.lines().count());
+    fs::write(&done, others.join("\n") + "\n").unwrap();
+    let again = succeed(dir.path(), &train);
+    assert!(again.stderr.contains("- train the prior further: "), "{}", again.stderr);
+    assert!(again.stdout.contains("finished: run/prior"), "{}", again.stdout);
     for (folder, kind) in [
         ("run", "a run of"),
         ("run/data", "a data set"),

@@ -118,7 +118,6 @@ impl ImageRequest {
             previews: matches!(delivery, Delivery::Stream(shown) | Delivery::Log(shown) if shown.partial_images > 0),
             given: picture.as_ref().map_or_else(Vec::new, |(picture, _)| picture.tokens.clone()),
             strength: picture.as_ref().map_or(0.0, |(_, strength)| *strength),
-            ..Request::default()
         };
         let truncated = read.truncated;
         let texts = [vec![request.prompt.clone()], vec![read.text]];
