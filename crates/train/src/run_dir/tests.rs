@@ -1,6 +1,7 @@
 //! Tests of the run folder: resuming, divergence, damaged checkpoints.
 
 use super::*;
+use crate::best::Best;
 use crate::checkpoint::tests::{TEXT, state};
 use crate::fit::Good;
 use tessera_base::Silent;
@@ -117,10 +118,23 @@ fn files_among_the_checkpoints_are_not_deleted() {
     let run = open(dir.path(), TEXT, false).unwrap();
     let at = |name: &str| dir.path().join("checkpoints").join(name);
     ["step_000001", "step_000003"].iter().for_each(|name| fs::write(at(name), "mine").unwrap());
-    (2..6).for_each(|step| run.write_checkpoint(&state(step)).unwrap());
+    for step in 2..6 {
+        run.write_checkpoint(&TrainState { best: None, ..state(step) }).unwrap();
+    }
     assert_eq!(steps(dir.path()), [4, 5]);
     assert_eq!(fs::read(at("step_000001")).unwrap(), b"mine");
     assert_eq!(fs::read(at("step_000003.aside")).unwrap(), b"mine");
+}
+
+#[test]
+fn best_checkpoint_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = open(dir.path(), TEXT, false).unwrap();
+    for step in [10, 20, 30, 40, 50] {
+        let best = Some(Best { step: step.min(20), loss: 0.3, since: 0 });
+        run.write_checkpoint(&TrainState { best, ..state(step) }).unwrap();
+    }
+    assert_eq!(steps(dir.path()), [20, 40, 50]);
 }
 
 #[test]
