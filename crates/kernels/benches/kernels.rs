@@ -271,22 +271,22 @@ fn transformer(c: &mut Criterion<Rates>) {
 struct Pattern {
     name: &'static str,
     /// Whether a cell attends to the cell this many positions before it.
-    sees: fn(usize) -> bool,
+    attends: fn(usize) -> bool,
     /// The cell at each place of the working order.
     cell: fn(usize) -> usize,
 }
 
 const PATTERNS: [Pattern; 4] = [
-    Pattern { name: "causal", sees: |_| true, cell: |place| place },
-    Pattern { name: "row", sees: |back| back <= GRID, cell: |place| place },
+    Pattern { name: "causal", attends: |_| true, cell: |place| place },
+    Pattern { name: "row", attends: |back| back <= GRID, cell: |place| place },
     Pattern {
         name: "column",
-        sees: |back| back.is_multiple_of(GRID),
+        attends: |back| back.is_multiple_of(GRID),
         cell: |place| place % GRID * GRID + place / GRID,
     },
     Pattern {
         name: "convolutional",
-        sees: |back| (0..=3).any(|rows| back.abs_diff(rows * GRID) <= 3), // 7 × 7
+        attends: |back| (0..=3).any(|rows| back.abs_diff(rows * GRID) <= 3), // 7 × 7
         cell: |place| place,
     },
 ];
@@ -294,11 +294,11 @@ const PATTERNS: [Pattern; 4] = [
 /// Counts the arithmetic of visible pairs only.
 fn attention(c: &mut Criterion<Rates>) {
     let qkv = leaf([B, T, 3 * D]);
-    for Pattern { name, sees, cell } in PATTERNS {
-        let sees = |query: usize, key: usize| key <= query && (key < TEXT || sees(query - key));
-        let pairs = (0..T).map(|query| (0..T).filter(|&key| sees(query, key)).count()).sum::<usize>();
+    for Pattern { name, attends, cell } in PATTERNS {
+        let attends = |query: usize, key: usize| key <= query && (key < TEXT || attends(query - key));
+        let pairs = (0..T).map(|query| (0..T).filter(|&key| attends(query, key)).count()).sum::<usize>();
         let order = (0..TEXT).chain((0..GRID * GRID).map(|place| TEXT + cell(place))).collect();
-        let plan = Arc::new(AttentionPlan::new(order, sees));
+        let plan = Arc::new(AttentionPlan::new(order, attends));
         let flop = 2 * 2 * B * pairs * D;
         product(c, &format!("{name} attention"), flop, |cpu| {
             pattern_attention(cpu, qkv.clone(), HEADS, &plan)

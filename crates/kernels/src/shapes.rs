@@ -141,9 +141,9 @@ fn attention_of_random_shapes_matches_reference() {
     rounds(4, |draws| {
         let ([t], [width]) = (draws.shape(), draws.nonzero_shape());
         let [batch, heads, stride] = [draws.of(&[0, 1, 2]), draws.of(&[1, 2, 5]), draws.of(&[1, 2, 3, 11])];
-        let sees = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(stride);
+        let attends = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(stride);
         let order = if stride < 3 { (0..t).collect() } else { (0..t).rev().collect() };
-        let plan = Arc::new(AttentionPlan::new(order, sees));
+        let plan = Arc::new(AttentionPlan::new(order, attends));
         hold(
             F32_AND_BF16,
             || (leaf([batch, t, 3 * heads * width], 1),),
@@ -221,8 +221,8 @@ fn decoding_attention_equals_last_query_of_full_attention() {
             |sequence: usize, cache_row: usize| noise(3 * d, (1 + 1000 * sequence + cache_row) as u64);
         let own = |sequence: usize, cache_row: usize| state(2 + sequence, cache_row);
 
-        let sees = |query: usize, key: usize| query == key || key < texts || visible(key - texts);
-        let plan = AttentionPlan::new((0..t).collect(), sees);
+        let attends = |query: usize, key: usize| query == key || key < texts || visible(key - texts);
+        let plan = AttentionPlan::new((0..t).collect(), attends);
         let stream = |sequence: usize| {
             let text =
                 (0..texts).flat_map(|cache_row| state(captions[sequence], cache_row)).collect::<Vec<f32>>();

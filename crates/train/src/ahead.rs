@@ -32,7 +32,7 @@ impl<B: Send> Ahead<B> {
         let (sender, batches) = sync_channel(0); // the thread holds one finished batch
         scope.spawn(move || {
             for step in steps {
-                if sender.send((step, whole(task, step, n_parts))).is_err() {
+                if sender.send((step, all_parts(task, step, n_parts))).is_err() {
                     return; // the receiver was dropped
                 }
             }
@@ -56,6 +56,6 @@ impl<B: Send> Ahead<B> {
 }
 
 /// Makes all parts of the batch of update `step`.
-pub(crate) fn whole<T: Task>(task: &T, step: u64, n_parts: usize) -> Result<Vec<T::Batch>> {
+pub(crate) fn all_parts<T: Task>(task: &T, step: u64, n_parts: usize) -> Result<Vec<T::Batch>> {
     (0..n_parts).map(|part| task.batch(step, part)).collect()
 }

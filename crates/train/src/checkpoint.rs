@@ -49,8 +49,9 @@ struct Header {
     /// [`TrainState::best`]
     #[serde(default)]
     best: Option<Best>,
-    #[serde(default)]
-    followed: bool,
+    /// [`TrainState::averaged`]. Earlier versions called it `followed`.
+    #[serde(default, alias = "followed")]
+    averaged: bool,
     text: String,
 }
 
@@ -81,7 +82,7 @@ pub(crate) fn to_bytes(state: &TrainState, text: &str) -> Result<Vec<u8>> {
         scales: state.scales.clone(),
         good: state.good,
         best: state.best,
-        followed: state.followed,
+        averaged: state.averaged,
         text: text.to_string(),
     };
     KIND.write(&header, views)
@@ -172,7 +173,7 @@ fn old_header(bytes: &[u8]) -> Result<Option<Header>> {
         scales: meta("scales").map(|json| serde_json::from_str(json)).transpose()?,
         good: None,
         best: None,
-        followed: false,
+        averaged: false,
         text: String::new(),
     }))
 }
@@ -204,7 +205,7 @@ fn state(header: Header, tensors: &SafeTensors) -> Result<TrainState> {
         scales: header.scales,
         good: header.good,
         best: header.best,
-        followed: header.followed,
+        averaged: header.averaged,
         losses: Default::default(),
     };
     check(&state)?;
@@ -273,8 +274,8 @@ pub(crate) mod tests {
         let good = Some(Good { step: step / 3, lowest: 0.1 });
         let best = Some(Best { step: step / 2, loss: 0.3, since: 2 });
         let (weights, average, scales) = (weight(1.0), weight(2.0), Some(scales));
-        let (followed, losses) = (step % 2 == 1, Default::default());
-        TrainState { step, weights, average, adam, plateau, scales, good, best, followed, losses }
+        let (averaged, losses) = (step % 2 == 1, Default::default());
+        TrainState { step, weights, average, adam, plateau, scales, good, best, averaged, losses }
     }
 
     fn error(bytes: &[u8]) -> String {
@@ -320,7 +321,7 @@ pub(crate) mod tests {
         let read = Checkpoint::from_bytes(&of_format("2")).unwrap();
         assert_eq!(
             (read.state, read.text),
-            (TrainState { good: None, best: None, followed: false, ..state(5) }, None)
+            (TrainState { good: None, best: None, averaged: false, ..state(5) }, None)
         );
         assert!(error(&of_format("1")).contains("format version 1; this program reads 2 to 3"));
     }

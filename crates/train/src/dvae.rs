@@ -224,7 +224,7 @@ impl Task for DvaeTask<'_> {
     }
 
     /// The loss no longer changes when β has reached its final value.
-    fn settled(&self) -> u64 {
+    fn loss_is_final_from(&self) -> u64 {
         self.config.relax.beta_steps
     }
 

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use tessera_kernels::Cpu;
 use tessera_model::nn::{HostTensor, Role, export, import, roles};
 
-use crate::ahead::{Ahead, whole};
+use crate::ahead::{Ahead, all_parts};
 use crate::best::Best;
 use crate::config::FitConfig;
 use crate::control::Control;
@@ -81,7 +81,7 @@ pub trait Task: Sync {
     /// Returns the number of the first update in which the loss function has its final form. Before
     /// this update, the weights of its terms (β of the dVAE) still change with every step, so
     /// losses of different steps cannot be compared.
-    fn settled(&self) -> u64 {
+    fn loss_is_final_from(&self) -> u64 {
         0
     }
     /// Changes the weights and their moving average after update `step`, for example to enforce
@@ -137,9 +137,10 @@ pub struct TrainState {
     pub best: Option<Best>,
     /// Whether the moving average already includes the current weights. Between steps this is true
     /// only if the last update failed: then the next attempt must not add them a second time.
-    pub followed: bool,
-    /// The training losses since the last checkpoint, without those before [`Task::settled`]. They
-    /// are not saved, because they only serve to find good checkpoints.
+    pub averaged: bool,
+    /// The training losses since the last checkpoint, without those before
+    /// [`Task::loss_is_final_from`]. They are not saved, because they only serve to find good
+    /// checkpoints.
     pub losses: Losses,
 }
 
@@ -156,16 +157,16 @@ impl TrainState {
             scales,
             good: None,
             best: None,
-            followed: false,
+            averaged: false,
             losses,
         }
     }
 
     /// Marks this state as the last good checkpoint if the mean loss since the previous checkpoint
-    /// has not risen. Only losses after the update `settled` are compared.
-    fn mark_if_good(&mut self, settled: u64) {
+    /// has not risen. Only losses after the update `final_from` are compared.
+    fn mark_if_good(&mut self, final_from: u64) {
         let Losses { sum, n } = std::mem::take(&mut self.losses);
-        if self.step <= settled {
+        if self.step <= final_from {
             // No losses can be compared yet, so the newest checkpoint counts as good.
             self.good = Some(Good { step: self.step, lowest: f64::MAX });
             return;
@@ -174,7 +175,7 @@ impl TrainState {
             return;
         }
         let mean = sum / n as f64;
-        let lowest = self.good.filter(|good| good.step > settled).map_or(mean, |good| good.lowest);
+        let lowest = self.good.filter(|good| good.step > final_from).map_or(mean, |good| good.lowest);
         if mean <= lowest + MAX_RISE * lowest.abs() {
             self.good = Some(Good { step: self.step, lowest: lowest.min(mean) });
         }
@@ -261,7 +262,7 @@ fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Re
         let step = trainer.state.step;
         log.train(step, &metrics, config);
         if let Some(scales) = &trainer.state.scales {
-            log.scales(step, scales.log2(), &trainer.entering, config);
+            log.scales(step, scales.log2(), &trainer.gradient_log2, config);
         }
         let last = step == config.steps;
         let is_best = match last || step.is_multiple_of(config.eval_every) {
@@ -270,14 +271,14 @@ fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Re
         };
         let stopped = control.stop.load(Ordering::Relaxed);
         if last || stopped || is_best || step.is_multiple_of(config.checkpoint_every) {
-            trainer.state.mark_if_good(task.settled());
+            trainer.state.mark_if_good(task.loss_is_final_from());
             run.write_checkpoint(&trainer.state)?;
         }
         if stopped && !last {
-            return Ok((trainer.shipped(run, control)?, Outcome::Stopped(step)));
+            return Ok((trainer.final_model(run, control)?, Outcome::Stopped(step)));
         }
     }
-    Ok((trainer.shipped(run, control)?, Outcome::Finished))
+    Ok((trainer.final_model(run, control)?, Outcome::Finished))
 }
 
 /// Saves the state after a failed step. If the run has diverged, the returned error explains how to
@@ -303,8 +304,8 @@ pub struct Trainer<'a, T: Task> {
     /// The state after the last step.
     pub state: TrainState,
     /// The sizes of the gradients that entered the resblocks in the last step
-    /// ([`Gradient::entering`]).
-    entering: Vec<f64>,
+    /// ([`Gradient::gradient_log2`]).
+    gradient_log2: Vec<f64>,
     /// Batches that another thread prepares. If `None`, each batch is made when its step begins.
     ahead: Option<Ahead<T::Batch>>,
 }
@@ -333,7 +334,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             count(&scales)
         );
         let model = import(model, &state.weights).context("the checkpoint is of another model")?;
-        Ok(Trainer { task, model, config, roles, state, entering: Vec::new(), ahead: None })
+        Ok(Trainer { task, model, config, roles, state, gradient_log2: Vec::new(), ahead: None })
     }
 
     /// Does one update and returns metrics to log. They are empty if the update was skipped because
@@ -347,7 +348,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let start = Instant::now();
         let parts = match &self.ahead {
             Some(ahead) => ahead.take(step)?,
-            None => whole(task, step, config.micro_batches)?,
+            None => all_parts(task, step, config.micro_batches)?,
         };
         let waited = start.elapsed();
         let state = &mut self.state;
@@ -355,8 +356,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         // The weights as they are before this update are added to the moving average. Computing the
         // average and computing the gradient only read these weights. Both therefore run in
         // parallel, and the average costs no extra time (paper §B.2). If the update fails,
-        // `followed` prevents the next attempt from adding the same weights again.
-        let is_due = !std::mem::replace(&mut state.followed, true);
+        // `averaged` prevents the next attempt from adding the same weights again.
+        let is_due = !std::mem::replace(&mut state.averaged, true);
         let (average, weights) = (&mut state.average, &state.weights);
         let (gradient, ()) = rayon::join(
             || task.batch_gradient(&self.model, step, parts, scales.as_deref()),
@@ -367,31 +368,31 @@ impl<'a, T: Task> Trainer<'a, T> {
             },
         );
         let gradient = checked(gradient?, step, scales.as_ref().map_or(0, Vec::len))?;
-        self.entering.clone_from(&gradient.entering);
+        self.gradient_log2.clone_from(&gradient.gradient_log2);
         // After an overflow, gradient scales change, but weights and optimizer state do not.
         if let Some(scales) = &mut state.scales
             && !scales
                 .follow(step, &gradient.overflowed, gradient.is_finite(cpu))
                 .map_err(|error| Diverged(error.to_string()))?
         {
-            (state.step, state.followed) = (step + 1, false);
+            (state.step, state.averaged) = (step + 1, false);
             return Ok(Metrics::new());
         }
         let lr = learning_rate(config, step, &state.plateau);
         let norm = state.adam.update(cpu, &mut state.weights, &self.roles, &gradient.values, config, lr);
         if !optim::is_applied(norm, config) {
-            let why = match gradient.culprit(&state.weights) {
+            let why = match gradient.nonfinite_weight(&state.weights) {
                 Some(weight) => format!("is not finite, first at {weight}"),
                 None => format!("has the norm {norm:e}, too large to be squared in 32 bits"),
             };
             bail!(Diverged(format!("step {step}: the gradient {why}; lr was {lr:e}")));
         }
         self.task.after_update(step, &mut state.weights, &mut state.average)?;
-        if step >= task.settled() {
+        if step >= task.loss_is_final_from() {
             state.losses.add(gradient.loss);
         }
         state.plateau.follow(gradient.loss, config.eval_every, config.lr_end / config.lr);
-        (state.step, state.followed) = (step + 1, false);
+        (state.step, state.averaged) = (step + 1, false);
         self.model = import(self.model.clone(), &state.weights)?;
         let mut metrics = gradient.figures;
         let waited_ms = waited.as_secs_f64() * 1e3;
@@ -410,7 +411,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         log.note(run.write_sample(step, &picture));
         log.picture(step, &picture);
         // Losses before this update cannot be compared with later ones.
-        let Some(loss) = self.task.held_out_loss(&metrics).filter(|_| step >= self.task.settled()) else {
+        let Some(loss) = self.task.held_out_loss(&metrics).filter(|_| step >= self.task.loss_is_final_from())
+        else {
             return Ok(false);
         };
         let best = Best::after(self.state.best, step, loss);
@@ -431,7 +433,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 
     /// Returns the model for the model file: the newest one or, if the run overfits, the best one.
-    fn shipped(&self, run: &RunDir, control: Control) -> Result<T::Model> {
+    fn final_model(&self, run: &RunDir, control: Control) -> Result<T::Model> {
         let Some(best) = self.state.best.filter(|best| best.overfits() && !control.last) else {
             return self.averaged();
         };

@@ -37,13 +37,13 @@ pub struct Gradient {
     /// For each resblock: log₂ of the root mean square of the gradient of its output, before
     /// scaling. For a batch in parts, it is that of the first micro-batch. Empty if the
     /// backward pass does not compute it.
-    pub entering: Vec<f64>,
+    pub gradient_log2: Vec<f64>,
 }
 
 impl Gradient {
     /// Makes a gradient without overflows.
     pub fn new(values: Vec<Vec<f32>>, loss: f64, figures: Metrics) -> Gradient {
-        Gradient { values, loss, figures, overflowed: Vec::new(), entering: Vec::new() }
+        Gradient { values, loss, figures, overflowed: Vec::new(), gradient_log2: Vec::new() }
     }
 
     /// Returns whether all values are finite.
@@ -53,7 +53,7 @@ impl Gradient {
 
     /// Returns the name of the last weight whose gradient is not finite. The backward pass computes
     /// the gradients from last to first, so this is where the problem began.
-    pub(crate) fn culprit<'a>(&self, weights: &'a [HostTensor]) -> Option<&'a str> {
+    pub(crate) fn nonfinite_weight<'a>(&self, weights: &'a [HostTensor]) -> Option<&'a str> {
         let broken = |gradient: &[f32]| !gradient.iter().all(|value| value.is_finite());
         let mut pairs = weights.iter().zip(&self.values).rev();
         pairs.find(|(_, gradient)| broken(gradient)).map(|(weight, _)| weight.name.as_str())

@@ -98,15 +98,15 @@ impl<'a> Log<'a> {
 
     /// Every `log_every` steps, writes the gradient scales and the sizes of the gradients that
     /// enter the resblocks, both as base-2 logarithms in the order of the resblocks.
-    pub fn scales(&mut self, step: u64, scales: &[f64], entering: &[f64], config: &FitConfig) {
+    pub fn scales(&mut self, step: u64, scales: &[f64], gradient_log2: &[f64], config: &FitConfig) {
         if step.is_multiple_of(config.log_every) {
-            let [scales, entering] =
-                [scales, entering].map(|all| all.iter().map(|x| (x * 1e3).round() / 1e3));
+            let [scales, gradient_log2] =
+                [scales, gradient_log2].map(|all| all.iter().map(|x| (x * 1e3).round() / 1e3));
             let line = json!({
                 "split": "resblocks",
                 "step": step,
                 "scale_log2": scales.collect::<Vec<_>>(),
-                "gradient_log2": entering.collect::<Vec<_>>(),
+                "gradient_log2": gradient_log2.collect::<Vec<_>>(),
             });
             let written = self.write_line(&line);
             self.note(written);

@@ -342,7 +342,7 @@ impl Task for PriorTask<'_> {
     ) -> Result<Gradient> {
         let storage = self.config.train_prior.storage.format();
         let mixed = scales.map(|scales| MixedPrecision { storage, scales });
-        let PriorGradients { loss, gradients, overflowed, entering } =
+        let PriorGradients { loss, gradients, overflowed, gradient_log2 } =
             model.gradients(&batch, self.config.chain.activations, mixed)?;
         let figures = vec![
             ("text_nats_per_token", loss.text_per_token),
@@ -350,7 +350,7 @@ impl Task for PriorTask<'_> {
         ];
         let (loss, mut figures) = Loss { total: loss.loss, figures }.values();
         figures.push(unread_figure(unread, batch.batch));
-        Ok(Gradient { values: gradients, loss, figures, overflowed, entering })
+        Ok(Gradient { values: gradients, loss, figures, overflowed, gradient_log2 })
     }
 
     fn validate(&self, model: &Prior, _step: u64) -> Result<Metrics> {

@@ -112,7 +112,7 @@ impl Block {
 }
 
 impl AttentionPlan {
-    /// Builds the plan for positions `0 .. order.len()`, where `sees(query, key)` says whether the
+    /// Builds the plan for positions `0 .. order.len()`, where `attends(query, key)` says whether the
     /// query may attend to the key.
     ///
     /// `order` is the working order and lists every position once. Each group of 64 neighbours in
@@ -121,16 +121,16 @@ impl AttentionPlan {
     ///
     /// # Panics
     /// If `order` is not a permutation, or a position may not attend to itself.
-    pub fn new(order: Vec<usize>, sees: impl Fn(usize, usize) -> bool) -> AttentionPlan {
+    pub fn new(order: Vec<usize>, attends: impl Fn(usize, usize) -> bool) -> AttentionPlan {
         let len = order.len();
         let mut sorted = order.clone();
         sorted.sort_unstable();
         assert!(sorted.into_iter().eq(0..len), "an order of {len} positions must name each of them once");
-        assert!((0..len).all(|position| sees(position, position)), "every position must see itself");
+        assert!((0..len).all(|position| attends(position, position)), "every position must attend to itself");
         let mask = |query: usize, panel: usize| {
             let keys = panel * LANES..len.min((panel + 1) * LANES);
             keys.fold(0, |mask, key| {
-                mask | u16::from(sees(order[query], order[key])) << (key - panel * LANES)
+                mask | u16::from(attends(order[query], order[key])) << (key - panel * LANES)
             })
         };
         let block = |first: usize| {
@@ -231,14 +231,14 @@ mod tests {
 
     #[test]
     fn mask_in_any_order_equals_the_predicate() {
-        let sees = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(3);
+        let attends = |query: usize, key: usize| key <= query && (query - key).is_multiple_of(3);
         let shuffled: Vec<usize> = (0..100).map(|place| place * 37 % 100).collect();
         for order in [(0..100).collect(), shuffled] {
-            let plan = AttentionPlan::new(order, sees);
+            let plan = AttentionPlan::new(order, attends);
             let mask = plan.mask(&Device::flex()).into_data().try_to_vec::<f32>().unwrap();
             for query in 0..100 {
                 for key in 0..100 {
-                    assert_eq!(mask[query * 100 + key] == 0.0, sees(query, key), "{query} {key}");
+                    assert_eq!(mask[query * 100 + key] == 0.0, attends(query, key), "{query} {key}");
                 }
             }
         }

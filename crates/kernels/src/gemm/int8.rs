@@ -23,7 +23,7 @@ const OFFSET: u8 = 128;
 /// The number of integers in a unit.
 const QUAD: usize = 4;
 /// The maximum K for which sums of integers fit into 32 bits.
-const MOST: usize = (i32::MAX / (255 * 127)) as usize;
+const MAX_K: usize = (i32::MAX / (255 * 127)) as usize;
 /// The number of units of K that are widened at a time, so that a group of panels stays in a core's
 /// L2 cache.
 const STRETCH: usize = 512;
@@ -61,7 +61,7 @@ impl Int8Panels {
     /// If `k` is so large that sums of integers could overflow.
     pub(crate) fn new(cpu: Cpu, weight: &[f32], n: usize) -> Int8Panels {
         let k = weight.len() / n;
-        assert!(k <= MOST, "8-bit weights of {k} rows: wanted at most {MOST}");
+        assert!(k <= MAX_K, "8-bit weights of {k} rows: wanted at most {MAX_K}");
         let values = if cpu.bf16() { QUAD } else { 1 };
         let (plain, steps) = quantize(weight, n);
         let units = k.div_ceil(values);

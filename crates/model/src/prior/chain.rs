@@ -62,11 +62,11 @@ pub struct PriorGradients {
     /// The size of the gradient that enters each resblock in the backward pass: log₂ of the root
     /// mean square of the gradient of its output, before scaling. The list is empty without mixed
     /// precision.
-    pub entering: Vec<f64>,
+    pub gradient_log2: Vec<f64>,
 }
 
 /// One resblock's values that the forward pass keeps for the backward pass.
-struct Link {
+struct SavedForward {
     /// The resblock's input, `[B, T, D]`, detached from all graphs.
     input: Tensor<3>,
     /// The resblock's graph, or `None` if the backward pass rebuilds it.
@@ -101,7 +101,7 @@ impl Prior {
         // Forward pass. `x` is the residual stream, detached from the graphs of all resblocks.
         let embedded = tracked.embed.forward(stream);
         let mut x = embedded.clone().without_autodiff();
-        let mut links = Vec::new();
+        let mut saved = Vec::new();
         for i in 0..self.n_resblocks() {
             let input = x.clone();
             let graph = (activations == Activations::Keep).then(|| tracked.graph(i, input.clone(), mixed));
@@ -110,14 +110,14 @@ impl Prior {
                 None => self.run_resblock(i, x.clone(), mixed),
             };
             x = if mixed.is_some() { x + output } else { output };
-            links.push(Link { input, graph });
+            saved.push(SavedForward { input, graph });
         }
 
         // Loss, and its gradient with respect to the output of the last resblock.
         let leaf = leaf(x);
         let loss = tracked.loss_of_states(leaf.clone(), stream);
-        let mut overflowed = first_nonfinite(&loss, &links, &leaf);
-        let mut entering = Vec::new();
+        let mut overflowed = first_nonfinite(&loss, &saved, &leaf);
+        let mut gradient_log2 = Vec::new();
         let mut gradients = loss.loss.backward();
         collected.take(&tracked.norm, &mut gradients)?;
         collected.take(&tracked.text_head, &mut gradients)?;
@@ -128,8 +128,8 @@ impl Prior {
 
         // Backward pass. Each graph has to start from a gradient of its output that is already
         // known. PyTorch's `output.backward(gradient)` is `dot(output, gradient).backward()` here.
-        for (i, link) in links.into_iter().enumerate().rev() {
-            let Graph { leaf, output } = link.graph.unwrap_or_else(|| tracked.graph(i, link.input, mixed));
+        for (i, SavedForward { input, graph }) in saved.into_iter().enumerate().rev() {
+            let Graph { leaf, output } = graph.unwrap_or_else(|| tracked.graph(i, input, mixed));
             let block = &tracked.blocks[i / 2];
             let Some(MixedPrecision { storage, scales }) = mixed else {
                 let mut gradients = dot(self.cpu, output, x_gradient).backward();
@@ -137,7 +137,7 @@ impl Prior {
                 x_gradient = gradient_of(leaf, &mut gradients)?;
                 continue;
             };
-            entering.push(log2_rms(&x_gradient));
+            gradient_log2.push(log2_rms(&x_gradient));
             // Non-finite values are replaced by 0 before and after the branch (§D.1). A non-finite
             // value before the branch also counts as an overflow of this resblock.
             let scaled = stored(self.cpu, x_gradient.clone() * scales[i], storage);
@@ -150,8 +150,8 @@ impl Prior {
             x_gradient = x_gradient + without_nonfinite(branch_gradient) / scales[i];
         }
         collected.take(&tracked.embed, &mut dot(self.cpu, embedded, x_gradient).backward())?;
-        entering.reverse();
-        Ok(PriorGradients { loss, gradients: collected.in_order(self), overflowed, entering })
+        gradient_log2.reverse();
+        Ok(PriorGradients { loss, gradients: collected.in_order(self), overflowed, gradient_log2 })
     }
 
     /// Returns the number of resblocks. Each layer has two, one attention and one MLP.
@@ -187,12 +187,12 @@ fn log2_rms(x: &Tensor<3>) -> f64 {
 
 /// If the loss is non-finite, returns the index of the first resblock whose output is non-finite,
 /// otherwise nothing. `end` is the output of the last resblock.
-fn first_nonfinite(loss: &PriorLoss, links: &[Link], end: &Tensor<3>) -> Vec<usize> {
+fn first_nonfinite(loss: &PriorLoss, saved: &[SavedForward], end: &Tensor<3>) -> Vec<usize> {
     if loss.loss.clone().without_autodiff().into_scalar::<f32>().is_finite() {
         return Vec::new();
     }
     // The output of each resblock is the input of the next.
-    let outputs = links.iter().skip(1).map(|link| &link.input).chain([end]);
+    let outputs = saved.iter().skip(1).map(|block| &block.input).chain([end]);
     outputs.enumerate().find(|(_, x)| !is_finite(x)).map(|(i, _)| i).into_iter().collect()
 }
 

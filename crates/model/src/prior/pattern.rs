@@ -1,7 +1,7 @@
 //! Sparse attention patterns, which replace an attention mask (paper §B.1): which earlier positions
 //! does each position attend to?
 //!
-//! A [`Pattern`] is a small value; no mask is stored. [`Pattern::sees`] is the only definition of
+//! A [`Pattern`] is a small value; no mask is stored. [`Pattern::attends`] is the only definition of
 //! the keys that a query attends to. The kernels' block plans ([`Pattern::plan`]) are derived from
 //! it, and the layout of the KV cache ([`Pattern::cache_row`]) is tested against it. [`Layout`]
 //! assigns a pattern to each layer.
@@ -91,12 +91,13 @@ impl Default for Layout {
 
 impl Layout {
     /// The maximum number of patterns in a cycle.
-    const MOST: usize = 1 << 16;
+    const MAX_CYCLE: usize = 1 << 16;
 
-    /// Checks that the cycle is neither empty nor longer than `MOST` patterns.
+    /// Checks that the cycle is neither empty nor longer than `MAX_CYCLE` patterns.
     pub fn check(&self) -> Result<()> {
         let n = self.cycle.len();
-        ensure!((1..=Self::MOST).contains(&n), "prior.layout.cycle has {n} patterns: wanted at least 1");
+        let most = Self::MAX_CYCLE;
+        ensure!((1..=most).contains(&n), "prior.layout.cycle has {n} patterns: wanted 1 to {most}");
         Ok(())
     }
 
@@ -118,18 +119,18 @@ impl Layout {
 impl Pattern {
     /// Returns whether stream position `query` attends to stream position `key`: the attention mask
     /// at (`query`, `key`).
-    pub fn sees(self, query: usize, key: usize, text_len: usize, grid: usize) -> bool {
+    pub fn attends(self, query: usize, key: usize, text_len: usize, grid: usize) -> bool {
         match (query < text_len, key < text_len) {
             (true, true) => key <= query,
             (true, false) => false,
             (false, true) => true,
-            (false, false) => self.sees_image(query - text_len, key - text_len, grid),
+            (false, false) => self.attends_in_image(query - text_len, key - text_len, grid),
         }
     }
 
     /// Returns whether image position `query` attends to image position `key` in a grid of
     /// `grid` × `grid` positions.
-    pub fn sees_image(self, query: usize, key: usize, grid: usize) -> bool {
+    pub fn attends_in_image(self, query: usize, key: usize, grid: usize) -> bool {
         if key > query {
             return false;
         }
@@ -183,7 +184,7 @@ impl Pattern {
         };
         let image = (0..grid * grid).map(|place| text + cell(place));
         let order = (0..text).chain(image).filter(|&position| position < t).collect();
-        AttentionPlan::new(order, |query, key| self.sees(query, key, text, grid))
+        AttentionPlan::new(order, |query, key| self.attends(query, key, text, grid))
     }
 }
 
@@ -200,7 +201,7 @@ mod tests {
             let mut kept = vec![usize::MAX; pattern.cache_rows(grid)];
             for query in 0..grid * grid {
                 kept[pattern.cache_row(query, grid)] = query;
-                for key in (0..=query).filter(|&key| pattern.sees_image(query, key, grid)) {
+                for key in (0..=query).filter(|&key| pattern.attends_in_image(query, key, grid)) {
                     assert_eq!(
                         kept[pattern.cache_row(key, grid)],
                         key,
@@ -215,8 +216,9 @@ mod tests {
     /// Draws the image part of the mask on a 4×4 grid: one line per query, with `#` at the keys
     /// that it attends to.
     fn drawing(pattern: Pattern) -> String {
-        let row =
-            |q| (0..16).map(|k| if pattern.sees_image(q, k, 4) { '#' } else { '.' }).collect::<String>();
+        let row = |q| {
+            (0..16).map(|k| if pattern.attends_in_image(q, k, 4) { '#' } else { '.' }).collect::<String>()
+        };
         (0..16).map(row).collect::<Vec<_>>().join("\n")
     }
 
@@ -289,7 +291,7 @@ mod tests {
     #[test]
     fn conv_3_over_columns_reaches_around_the_ends_of_its_rows() {
         let pattern = Pattern::Conv { kernel: 3, wrap: Wrap::Columns };
-        let keys = |query| (0..16).filter(|&key| pattern.sees_image(query, key, 4)).collect::<Vec<_>>();
+        let keys = |query| (0..16).filter(|&key| pattern.attends_in_image(query, key, 4)).collect::<Vec<_>>();
         // Position 5 is not at an edge: its keys are those of `Wrap::Flat`.
         assert_eq!(keys(5), [0, 1, 2, 4, 5]);
         // Position 8 begins a row: it also attends to 7, the end of the row above.
@@ -301,8 +303,9 @@ mod tests {
 
     #[test]
     fn text_is_causal_and_every_image_state_sees_all_text() {
-        let row =
-            |q| (0..6).map(|k| if Pattern::Column.sees(q, k, 3, 2) { '#' } else { '.' }).collect::<String>();
+        let row = |q| {
+            (0..6).map(|k| if Pattern::Column.attends(q, k, 3, 2) { '#' } else { '.' }).collect::<String>()
+        };
         let drawn: Vec<String> = (0..6).map(row).collect();
         assert_eq!(drawn, ["#.....", "##....", "###...", "####..", "###.#.", "####.#"]);
     }
@@ -327,7 +330,7 @@ mod tests {
         assert_eq!(layers[..4], [Pattern::Row, Pattern::Column, Pattern::Row, Pattern::Row]);
         let conv = Pattern::Conv { kernel: 11, wrap: Wrap::Flat };
         assert_eq!([count(Pattern::Row), count(Pattern::Column), count(conv)], [47, 16, 1]);
-        let keys = (0..1024).filter(|&k| layers[63].sees_image(1000, k, 32)).count();
+        let keys = (0..1024).filter(|&k| layers[63].attends_in_image(1000, k, 32)).count();
         assert_eq!(keys, 61);
     }
 

@@ -228,7 +228,7 @@ impl Sampler {
 fn all_visible(pattern: Pattern, config: &PriorConfig) -> Arc<[Visible]> {
     let grid = config.grid;
     let visible = |at: usize| {
-        let keys = (0..=at).filter(|&key| pattern.sees_image(at, key, grid));
+        let keys = (0..=at).filter(|&key| pattern.attends_in_image(at, key, grid));
         Visible::new(keys.map(|key| pattern.cache_row(key, grid)))
     };
     (0..config.image_len()).map(visible).collect()

@@ -6,7 +6,7 @@ mod fields;
 mod form_body;
 mod image_request;
 mod intake;
-mod rest;
+mod unread_body;
 mod upload;
 
 use std::io::Cursor;
@@ -27,7 +27,7 @@ pub use error::ApiError;
 use fields::{Fields, shortened};
 use image_request::ImageRequest;
 use intake::{Intake, too_slow};
-use rest::Rest;
+use unread_body::UnreadBody;
 
 use crate::App;
 use crate::client::Client;
@@ -109,7 +109,7 @@ async fn log_and_authorize(State(app): State<Arc<App>>, request: Request, next: 
     let start = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_string();
     let method = request.method().clone();
-    let (request, rest) = Rest::of(request);
+    let (request, unread) = UnreadBody::of(request);
     let response = match authorize(&app, &route, &method, request.headers()) {
         Ok(()) => {
             let left = left(request.extensions().get().cloned(), request.version());
@@ -124,7 +124,7 @@ async fn log_and_authorize(State(app): State<Arc<App>>, request: Request, next: 
     app.metrics.requests.with_label_values(&[route.as_str(), &status.to_string()]).inc();
     app.metrics.seconds.with_label_values(&[route.as_str()]).observe(seconds);
     tracing::info!(%method, route, status, ms = (seconds * 1e3).round() as u64, "request");
-    rest.after(response)
+    unread.after(response)
 }
 
 /// Waits until the client has disconnected and reads no answer any more.

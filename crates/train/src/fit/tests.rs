@@ -111,7 +111,7 @@ fn stopped_run_continues_with_the_same_bits() {
     assert!(halved.join("samples/step_000100.png").exists());
 }
 
-/// Trains for `steps` steps with validations every 10; returns the shipped weights and the steps of
+/// Trains for `steps` steps with validations every 10; returns the final weights and the steps of
 /// the checkpoints.
 fn validated(steps: u64, best_at: Option<u64>, last: bool) -> (Vec<HostTensor>, Vec<String>) {
     let (dir, stop) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
@@ -131,8 +131,8 @@ fn overfitting_run_ships_its_best_checkpoint() {
     let (until_30, _) = validated(30, None, false);
     let (until_100, checkpoints) = validated(100, None, false);
     assert_eq!(checkpoints, ["step_000098", "step_000100"]);
-    let (shipped, checkpoints) = validated(100, Some(30), false);
-    assert!(shipped == until_30, "the weights of step 30 are shipped");
+    let (final_weights, checkpoints) = validated(100, Some(30), false);
+    assert!(final_weights == until_30, "the model has the weights of step 30");
     assert_eq!(checkpoints, ["step_000030", "step_000098", "step_000100"]);
     assert!(validated(100, Some(30), true).0 == until_100, "--last ships the last ones");
     assert!(validated(100, Some(80), false).0 == until_100, "two worse validations are noise");
@@ -404,7 +404,7 @@ impl Task for Spoilt {
     }
 
     /// Losses of earlier updates are not compared.
-    fn settled(&self) -> u64 {
+    fn loss_is_final_from(&self) -> u64 {
         3
     }
 }
@@ -430,9 +430,9 @@ fn losses_are_recorded_only_after_the_objective_settles() {
 #[test]
 fn good_checkpoint_ignores_losses_before_the_objective_settles() {
     let mut state = Trainer::new(&Diverging, linear(), &config(), None).unwrap().state;
-    let mut good = |step, loss, settled| {
+    let mut good = |step, loss, final_from| {
         (state.step, state.losses) = (step, Losses { sum: loss, n: 1 });
-        state.mark_if_good(settled);
+        state.mark_if_good(final_from);
         state.good.unwrap().step
     };
     let rising = [(10, 1.0), (20, 2.0), (30, 3.0), (40, 2.9), (50, 4.0)];
@@ -455,12 +455,16 @@ fn checkpoint_of_another_shape_or_kind_is_refused() {
 }
 
 #[test]
-fn culprit_is_the_weight_with_a_nonfinite_gradient() {
+fn nonfinite_gradient_is_found_by_the_name_of_its_weight() {
     let weights = export(&linear());
-    let culprit = |values| Gradient::new(values, 0.0, Vec::new()).culprit(&weights).map(str::to_string);
-    assert_eq!(culprit(vec![vec![1.0, f32::NAN], vec![0.0]]).as_ref(), Some(&weights[0].name));
-    assert_eq!(culprit(vec![vec![f32::NAN, 1.0], vec![f32::INFINITY]]).as_ref(), Some(&weights[1].name));
-    assert_eq!(culprit(vec![vec![f32::MAX, 1.0], vec![0.0]]), None);
+    let nonfinite_weight =
+        |values| Gradient::new(values, 0.0, Vec::new()).nonfinite_weight(&weights).map(str::to_string);
+    assert_eq!(nonfinite_weight(vec![vec![1.0, f32::NAN], vec![0.0]]).as_ref(), Some(&weights[0].name));
+    assert_eq!(
+        nonfinite_weight(vec![vec![f32::NAN, 1.0], vec![f32::INFINITY]]).as_ref(),
+        Some(&weights[1].name)
+    );
+    assert_eq!(nonfinite_weight(vec![vec![f32::MAX, 1.0], vec![0.0]]), None);
 }
 
 #[test]

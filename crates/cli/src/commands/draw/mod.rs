@@ -99,7 +99,7 @@ pub fn run(args: &Draw) -> Result<()> {
         n: count.drawn(),
         best: count.of.map(|_| count.shown),
         seed,
-        sampling: meant(&args.sampling, &tessera)?,
+        sampling: checked_sampling(&args.sampling, &tessera)?,
         given: picture.as_ref().map_or_else(Vec::new, |picture| picture.tokens.clone()),
         strength: if args.picture.variations { args.picture.strength } else { 0.0 },
         previews: false,
@@ -191,7 +191,7 @@ fn unknown_line(prompts: &[String], known: &BTreeSet<String>) -> Option<String> 
 ///
 /// # Errors
 /// If they request guidance and the model was not trained for it.
-pub fn meant(flags: &args::Sampling, tessera: &Tessera) -> Result<Sampling> {
+pub fn checked_sampling(flags: &args::Sampling, tessera: &Tessera) -> Result<Sampling> {
     let args::Sampling { temperature, top_k, top_p, guidance } = *flags;
     if guidance.is_none() {
         warn_without_guidance(tessera);

@@ -18,7 +18,7 @@ use tessera_model::{Sampling, Tessera};
 use super::protocol::{dm_gan, inception, reranker};
 use super::{measured_tessera, open};
 use crate::args::{self, DrawnArgs, PrecisionFlag};
-use crate::commands::draw::meant;
+use crate::commands::draw::checked_sampling;
 use crate::commands::output::{Content, Outputs};
 use crate::commands::{model_file, say};
 use crate::reporter::Terminal;
@@ -31,7 +31,7 @@ const CURVE: usize = 32;
 pub fn curve(data: &Path, args: &DrawnArgs, sampling: &args::Sampling, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Plot)], args.json)?;
     let models = Models::open(args)?;
-    let sampling = meant(sampling, &models.tessera)?;
+    let sampling = checked_sampling(sampling, &models.tessera)?;
     let curve = models.curve_of(&open(data)?, args, &sampling)?;
     atomic::write(out, plot_curve(&curve)?.as_bytes())?;
     print(args, &sampling, &curve, &outputs)

@@ -19,7 +19,7 @@ use crate::limits::{BODY_TIMEOUT, DRAIN_BYTES, DRAIN_TIMEOUT};
 
 /// The body of a request, shared with the request's handler.
 #[derive(Clone)]
-pub struct Rest(Arc<Mutex<Shared>>);
+pub struct UnreadBody(Arc<Mutex<Shared>>);
 
 struct Shared {
     body: Body,
@@ -28,12 +28,12 @@ struct Shared {
     coming: bool,
 }
 
-impl Rest {
+impl UnreadBody {
     /// Returns the same request, and a handle to the rest of its body.
-    pub fn of(request: Request) -> (Request, Rest) {
+    pub fn of(request: Request) -> (Request, UnreadBody) {
         let (parts, body) = request.into_parts();
         let coming = !parts.headers.contains_key(header::EXPECT);
-        let rest = Rest(Arc::new(Mutex::new(Shared { body, coming })));
+        let rest = UnreadBody(Arc::new(Mutex::new(Shared { body, coming })));
         (Request::from_parts(parts, Body::new(rest.clone())), rest)
     }
 
@@ -66,7 +66,7 @@ impl Rest {
     }
 }
 
-impl HttpBody for Rest {
+impl HttpBody for UnreadBody {
     type Data = Bytes;
     type Error = axum::Error;
 
