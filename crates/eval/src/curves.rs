@@ -44,6 +44,7 @@ pub fn curves(runs: &[PathBuf], requested: &[String]) -> Result<String> {
             std::fs::read_to_string(&path).with_context(|| format!("no metrics at {}", path.display()))?;
         read(&text, &name_of(run, runs), requested, &mut panels);
     }
+    ensure!(!panels.is_empty() || !requested.is_empty(), "the runs have logged no metrics yet");
     ensure!(!panels.is_empty(), "the runs hold none of the metrics {}", requested.join(", "));
     draw(&panels).map_err(|error| anyhow!("cannot draw the curves: {error}"))
 }

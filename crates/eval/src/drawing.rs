@@ -32,8 +32,11 @@ pub struct Subject {
 /// How often the right picture is the nearest.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DrawingReport {
-    /// The number of captions.
+    /// The number of captions that were drawn.
     pub captions: usize,
+    /// The number of captions that were not drawn, because fewer than eight pictures have their
+    /// style.
+    pub left_out: usize,
     /// The number of drawings per caption.
     pub drawings_each: usize,
     /// The fraction of drawings for which the right picture is the nearest of eight.
@@ -46,10 +49,10 @@ pub struct DrawingReport {
 
 /// Draws the caption of every subject with the settings of `request` (its prompt is ignored),
 /// compares the drawings with the real pictures, and passes each subject's index and drawings to
-/// `show`.
+/// `show`. Subjects whose style has fewer than eight pictures are left out.
 ///
 /// # Errors
-/// If a style has fewer than eight subjects, or a caption cannot be drawn.
+/// If all subjects are left out, or a caption cannot be drawn.
 pub fn drawing(
     sampler: &Sampler,
     dvae: &Dvae,
@@ -59,7 +62,7 @@ pub fn drawing(
 ) -> Result<DrawingReport> {
     let mut shares = Vec::new();
     for (index, subject) in subjects.iter().enumerate() {
-        let choices = choices(subjects, index)?;
+        let Some(choices) = choices(subjects, index) else { continue };
         let mut images = Vec::new();
         for event in Drawing::new(sampler, dvae, &subject.caption, request.clone())? {
             if let Event::Picture(picture) = event? {
@@ -70,22 +73,28 @@ pub fn drawing(
         shares.push(images.iter().filter(is_right).count() as f64 / images.len() as f64);
         show(index, images);
     }
+    ensure!(
+        !shares.is_empty(),
+        "no style has {CHOICES} of these {} pictures; a drawing is compared with {CHOICES} pictures of one style",
+        subjects.len()
+    );
     let (right, right_se) = mean_se(&shares);
-    let (captions, drawings_each) = (subjects.len(), request.n);
-    Ok(DrawingReport { captions, drawings_each, right, right_se, chance: 1.0 / CHOICES as f64 })
+    Ok(DrawingReport {
+        captions: shares.len(),
+        left_out: subjects.len() - shares.len(),
+        drawings_each: request.n,
+        right,
+        right_se,
+        chance: 1.0 / CHOICES as f64,
+    })
 }
 
-/// Returns the subject's own picture and the next seven of its style.
-fn choices(subjects: &[Subject], index: usize) -> Result<Vec<&RgbImage>> {
+/// Returns the subject's own picture and the next seven of its style. `None` if there are fewer.
+fn choices(subjects: &[Subject], index: usize) -> Option<Vec<&RgbImage>> {
     let style = &subjects[index].style;
     let from_here = (0..subjects.len()).map(|i| &subjects[(index + i) % subjects.len()]);
     let choices: Vec<_> = from_here.filter(|s| s.style == *style).map(|s| &s.image).take(CHOICES).collect();
-    ensure!(
-        choices.len() == CHOICES,
-        "{style}: {} held-out pictures; wanted {CHOICES} or more",
-        choices.len()
-    );
-    Ok(choices)
+    (choices.len() == CHOICES).then_some(choices)
 }
 
 /// Returns the index of the choice that is nearer than every other. `None` if there is a tie.
@@ -98,15 +107,18 @@ fn nearest(image: &RgbImage, choices: &[&RgbImage]) -> Option<usize> {
     (distances.iter().filter(|&&distance| distance <= distances[best]).count() == 1).then_some(best)
 }
 
-/// The mean colour of each cell.
+/// The mean colour of each cell. The cells at the right and the bottom may be smaller.
 fn cells(image: &RgbImage) -> Vec<f64> {
-    let (columns, rows) = (image.width().div_ceil(CELL), image.height().div_ceil(CELL));
-    let mut sums = vec![0.0; (columns * rows * 3) as usize];
+    let (width, height) = image.dimensions();
+    let columns = width.div_ceil(CELL);
+    let mut means = vec![0.0; (columns * height.div_ceil(CELL) * 3) as usize];
+    let side = |at: u32, end: u32| CELL.min(end - at / CELL * CELL);
     for (x, y, pixel) in image.enumerate_pixels() {
         let cell = ((y / CELL * columns + x / CELL) * 3) as usize;
-        (0..3).for_each(|channel| sums[cell + channel] += f64::from(pixel[channel]) / f64::from(CELL * CELL));
+        let area = f64::from(side(x, width) * side(y, height));
+        (0..3).for_each(|channel| means[cell + channel] += f64::from(pixel[channel]) / area);
     }
-    sums
+    means
 }
 
 #[cfg(test)]
@@ -132,8 +144,15 @@ mod tests {
     }
 
     #[test]
-    fn style_with_too_few_pictures_is_refused() {
-        let subjects: Vec<_> = (0..7).map(|i| subject("a", i)).collect();
-        assert!(choices(&subjects, 0).unwrap_err().to_string().contains("wanted 8"));
+    fn style_with_fewer_than_eight_pictures_has_no_choices() {
+        let subjects: Vec<_> = (0..15).map(|i| subject(["a", "b"][i % 2], i as u8)).collect();
+        assert!(choices(&subjects, 0).is_some()); // 8 of style "a"
+        assert!(choices(&subjects, 1).is_none()); // 7 of style "b"
+    }
+
+    #[test]
+    fn cells_at_the_edge_have_their_own_mean_colour() {
+        let image = RgbImage::from_pixel(6, 5, image::Rgb([10, 20, 30]));
+        assert_eq!(cells(&image), [10.0, 20.0, 30.0].repeat(4));
     }
 }

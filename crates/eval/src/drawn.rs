@@ -64,7 +64,7 @@ pub fn draw_each(
                 prompt: caption.clone(),
                 n: last,
                 best: (last > 1).then_some(last),
-                seed: draws.seed.wrapping_add(index as u64 * SEEDS_APART),
+                seed: draws.seed.wrapping_add((index as u64).wrapping_mul(SEEDS_APART)),
                 sampling: draws.sampling.clone(),
                 previews: false,
                 ..Request::default()

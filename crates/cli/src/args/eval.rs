@@ -378,7 +378,7 @@ pub enum Human {
 
 #[derive(ClapArgs)]
 pub struct EvalArgs {
-    /// The data set. Only its held-out part is used.
+    /// The data set. Its held-out part is used.
     #[arg(long)]
     pub data: PathBuf,
     /// The model file [default: the embedded model]

@@ -23,7 +23,7 @@ use tessera_kernels::decode::Weights as Kept;
 use tessera_model::weights::ModelFile;
 use tessera_model::{Request, Sampling, Tessera};
 
-use super::draw::{enlarge, meant};
+use super::draw::{checked_sampling, enlarge};
 use super::output::{Content, Outputs, write_picture};
 use super::{cpu, model_file, say, tessera_of};
 use crate::args::{self, Eval, EvalArgs, PaperSampling, PrecisionFlag, Weights};
@@ -137,7 +137,7 @@ fn judge(
     let file = model_file(args.model.as_deref())?;
     let side = file.config.dvae.as_ref().context("the file holds no dVAE")?.image_size;
     let tessera = measured_tessera(&file, args.weights, args.precision)?;
-    let sampling = meant(sampling, &tessera)?;
+    let sampling = checked_sampling(sampling, &tessera)?;
     let samples = if trained { open(&args.data)?.train } else { held_out(args)? };
     let subjects: Vec<Subject> = held_out_subjects(&samples, side as u32, &tessera.bpe)?;
     let every = subjects.len().div_ceil(SHEET_ROWS);
@@ -205,7 +205,7 @@ fn conditioning_table(c: &Conditioning) -> String {
 }
 
 fn drawing_table(d: &DrawingReport) -> String {
-    format!(
+    let mut table = format!(
         "{} drawings of each of {} captions: how often the nearest of eight real pictures of the style is the right one\n\
          \x20 right            {:8.1} ± {:.1} %\n  chance           {:8.1} %",
         d.drawings_each,
@@ -213,5 +213,12 @@ fn drawing_table(d: &DrawingReport) -> String {
         100.0 * d.right,
         100.0 * d.right_se,
         100.0 * d.chance
-    )
+    );
+    if d.left_out > 0 {
+        table += &format!(
+            "\n  left out         {:8} captions: fewer than eight pictures have their style",
+            d.left_out
+        );
+    }
+    table
 }

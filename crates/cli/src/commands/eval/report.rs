@@ -20,7 +20,7 @@ use tessera_model::rerank::Reranker;
 use super::drawn::Models;
 use super::open;
 use crate::args::{DrawnArgs, Sampling};
-use crate::commands::draw::{enlarge, meant};
+use crate::commands::draw::{checked_sampling, enlarge};
 use crate::commands::model_file;
 use crate::commands::output::{Content, Outputs};
 use crate::reporter::Terminal;
@@ -45,7 +45,7 @@ pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Re
     let name = name.map_or("the embedded model".into(), |name| name.to_string_lossy());
     let mut page = Page::new(&format!("Evaluation of {name}"));
 
-    let sampling = meant(sampling, &models.tessera)?;
+    let sampling = checked_sampling(sampling, &models.tessera)?;
     let request = Request { n: 4, seed: args.seed, sampling, previews: false, ..Request::default() };
     stages(&mut page, &models, &dataset.val, config, &request)?;
     ranker(&mut page, &models, &dataset)?;
@@ -159,7 +159,8 @@ fn stages(
         "How often the nearest of eight real pictures of the style, by layout and colour, is the one that the caption describes; chance \
          is 12.5 %.",
     );
-    page.figures(&[figure("right", 100.0 * judged.right, "%", Some(100.0 * judged.right_se))]);
+    let right = figure("right", 100.0 * judged.right, "%", Some(100.0 * judged.right_se));
+    page.figures(&[Report { n: judged.captions, ..right }]);
     Ok(())
 }
 
