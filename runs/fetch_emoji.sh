@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Fetches the emoji packages that `tessera data emoji` renders, at pinned versions, and checks their integrity.
+# Fetches the emoji packages that `tessera data emoji` renders, at pinned versions, and checks their
+# integrity.
 #
-#   runs/fetch_emoji.sh DIR        writes about 225 MB to DIR; running it again fetches only what is missing
+#   runs/fetch_emoji.sh DIR        writes about 225 MB to DIR; running it again fetches only the
+#                                  packages that are missing
 #
-# It needs npm (only `npm pack`: nothing is installed, and no script of a package runs), tar and openssl.
+# It needs npm, tar and openssl. It uses only `npm pack`, which installs nothing and runs no script
+# of a package.
 set -euo pipefail
 
 die() { echo "fetch_emoji: $*" >&2; exit 2; }

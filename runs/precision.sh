@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# The runs of docs/precision.md: the effect of 16-bit storage on a deep prior, and of a gradient scale for each resblock
-# (paper §2.4, figure 4).
+# Makes the runs of docs/precision.md. They measure the effect of 16-bit storage on a deep prior,
+# and of a gradient scale for each resblock (paper §2.4, figure 4).
 #
 #   runs/precision.sh WORK
 #
-# WORK is the folder in which runs/emoji.sh has made `data`, `codes` and `bpe`. The runs take about an hour and a half on two
-# cores. If the script is stopped, the same command continues.
+# WORK is the folder in which runs/emoji.sh has made `data`, `codes` and `bpe`. The runs take about
+# an hour and a half on two cores. If the script is stopped, the same command continues.
 set -euo pipefail
 tessera=$(cd "$(dirname "$0")/.." && pwd)/target/release/tessera
 [ -x "$tessera" ] || { echo "precision: no $tessera; cargo build --release first" >&2; exit 1; }
 cd "${1:?usage: runs/precision.sh WORK}/"
 
-# 64 attention and 64 MLP resblocks, as deep as the paper's prior, and 64 wide instead of 3,968. All runs see the same pictures
-# in the same order; only the number format differs.
+# The prior has 64 attention and 64 MLP resblocks, like the paper's, and is 64 wide instead of
+# 3,968. All runs are trained on the same pictures in the same order; only the number format
+# differs.
 deep=(--config emoji --data codes --bpe bpe/tokenizer.json
   --set prior.n_layers=64 --set prior.d_model=64 --set prior.n_heads=1 --set 'cpu.precision="f32"'
   --set train_prior.steps=800 --set train_prior.lr_steps=1600 --set train_prior.lr=6e-4
@@ -35,7 +36,8 @@ run f32
 run f16-resblock --set 'train_prior.storage="f16"'
 run f16-global   --set 'train_prior.storage="f16"' --set 'chain.scaling="global"'
 
-# f32 compared with itself: a batch in two halves is the same arithmetic, summed in another order.
+# A second run in f32, to compare f32 with itself: with each batch in two halves, the arithmetic is
+# the same, but sums are computed in another order.
 run f32-halves --set train_prior.micro_batches=2
 
 # Two more seeds, with shorter runs, to measure the variation between runs.
@@ -46,9 +48,9 @@ for seed in 1 2; do
   run "f16-resblock-s$seed" "${short[@]}" --set 'train_prior.storage="f16"'
 done
 
-# 3. Three bits of exponent. Scales start near the largest that the first gradients allow, and may fall every 5 updates:
-#    gradients grow by 2^10 within the first hundreds of updates, for which the paper's 125 would be too slow in such a short
-#    run.
+# 3. A format with three bits of exponent. Scales start near the largest value that the first
+#    gradients allow. They may fall every 5 updates, because gradients grow by 2^10 within the first
+#    hundreds of updates; the paper's 125 updates would be too slow in such a short run.
 three=(--set 'train_prior.storage="1-3-12"' --set chain.scale_first=22.0 --set chain.scale_rest=5)
 run three-resblock "${three[@]}"
 run three-global   "${three[@]}" --set 'chain.scaling="global"'
@@ -58,8 +60,8 @@ run three-global   "${three[@]}" --set 'chain.scaling="global"'
   --set train_dvae.steps=2600 --set train_dvae.lr_steps=5000 --set train_dvae.eval_every=100
 
 # 5. The figures and the plots.
-# beside RUN OTHER: prints how far the loss of RUN is above that of OTHER, in percent, as means of 100 updates, and both means
-# at the end.
+# beside RUN OTHER: prints by how many percent the loss of RUN is above that of OTHER, as means of
+# 100 updates, and the last mean of both.
 beside() {
   for run in "$1" "$2"; do
     sed -n 's/.*"loss":\([0-9.]*\),.*"split":"train","step":\([0-9]*\),.*/\2 \1/p' "deep/$run/metrics.jsonl"
@@ -87,5 +89,5 @@ curves precision-scales.svg deep/three-resblock deep/three-global --metric scale
 curves relaxation.svg deep/dvae --metric relaxation_gap_nats_per_value --metric relaxed_elbo_nats_per_value \
   --metric sampled_elbo_nats_per_value --metric psnr_db
 
-# 6. The memory that kept activations take, by depth.
+# 6. The memory that training needs by depth, with activations kept and recomputed.
 "$tessera" bench depth-{8,16,32,64}-{keep,recompute} --rounds 3
