@@ -35,9 +35,9 @@ impl Best {
     pub fn warning(&self) -> Option<String> {
         (self.since == PATIENCE).then(|| {
             format!(
-                "warning: the held-out loss has been higher than at step {} for {PATIENCE} validations: the model is learning \
-                 its training data by heart. More data, fewer steps or a smaller model would help. The checkpoint of step {} \
-                 becomes the model file, unless --last is given",
+                "warning: the held-out loss has been higher than at step {} for {PATIENCE} validations: the model is \
+                 overfitting. More data, fewer steps or a smaller model would help. The checkpoint of step {} becomes the \
+                 model file, unless --last is given",
                 self.step, self.step
             )
         })

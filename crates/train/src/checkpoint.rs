@@ -16,7 +16,7 @@ use tessera_model::weights::{HostTensor, import};
 use crate::best::Best;
 use crate::buffer::Buffer;
 use crate::capacity::Stage;
-use crate::fit::{Good, TrainState};
+use crate::fit::{GoodCheckpoint, TrainState};
 use crate::optim::AdamW;
 use crate::precision::Scales;
 use crate::same_run::{self, Input};
@@ -45,13 +45,13 @@ struct Header {
     updates: u64,
     plateau: Plateau,
     scales: Option<Scales>,
-    good: Option<Good>,
+    good: Option<GoodCheckpoint>,
     /// [`TrainState::best`]
     #[serde(default)]
     best: Option<Best>,
     /// [`TrainState::averaged`]. Earlier versions called it `followed`.
     #[serde(default, alias = "followed")]
-    averaged: bool,
+    average_is_current: bool,
     text: String,
 }
 
@@ -82,7 +82,7 @@ pub(crate) fn to_bytes(state: &TrainState, text: &str) -> Result<Vec<u8>> {
         scales: state.scales.clone(),
         good: state.good,
         best: state.best,
-        averaged: state.averaged,
+        average_is_current: state.average_is_current,
         text: text.to_string(),
     };
     KIND.write(&header, views)
@@ -173,7 +173,7 @@ fn old_header(bytes: &[u8]) -> Result<Option<Header>> {
         scales: meta("scales").map(|json| serde_json::from_str(json)).transpose()?,
         good: None,
         best: None,
-        averaged: false,
+        average_is_current: false,
         text: String::new(),
     }))
 }
@@ -205,7 +205,7 @@ fn state(header: Header, tensors: &SafeTensors) -> Result<TrainState> {
         scales: header.scales,
         good: header.good,
         best: header.best,
-        averaged: header.averaged,
+        average_is_current: header.average_is_current,
         losses: Default::default(),
     };
     check(&state)?;
@@ -268,14 +268,14 @@ pub(crate) mod tests {
             updates: step / 2,
         };
         let mut plateau = Plateau::default();
-        (0..7).for_each(|i| plateau.follow(2.0 + 1e-9 * f64::from(i), 2, 0.1));
+        (0..7).for_each(|i| plateau.update(2.0 + 1e-9 * f64::from(i), 2, 0.1));
         let mut scales = Scales::new(Rules::paper(Scaling::Resblock), 3, SmallFloat::F16, 1);
-        (0..1000).for_each(|step| drop(scales.follow(step, &[1][..usize::from(step % 300 == 7)], true)));
-        let good = Some(Good { step: step / 3, lowest: 0.1 });
+        (0..1000).for_each(|step| drop(scales.update(step, &[1][..usize::from(step % 300 == 7)], true)));
+        let good = Some(GoodCheckpoint { step: step / 3, lowest: 0.1 });
         let best = Some(Best { step: step / 2, loss: 0.3, since: 2 });
         let (weights, average, scales) = (weight(1.0), weight(2.0), Some(scales));
-        let (averaged, losses) = (step % 2 == 1, Default::default());
-        TrainState { step, weights, average, adam, plateau, scales, good, best, averaged, losses }
+        let (average_is_current, losses) = (step % 2 == 1, Default::default());
+        TrainState { step, weights, average, adam, plateau, scales, good, best, average_is_current, losses }
     }
 
     fn error(bytes: &[u8]) -> String {
@@ -321,7 +321,7 @@ pub(crate) mod tests {
         let read = Checkpoint::from_bytes(&of_format("2")).unwrap();
         assert_eq!(
             (read.state, read.text),
-            (TrainState { good: None, best: None, averaged: false, ..state(5) }, None)
+            (TrainState { good: None, best: None, average_is_current: false, ..state(5) }, None)
         );
         assert!(error(&of_format("1")).contains("format version 1; this program reads 2 to 3"));
     }

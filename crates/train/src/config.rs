@@ -376,13 +376,13 @@ impl Config {
         in_range("data.reconstructed", self.data.reconstructed.into(), 0.0..=1.0)?;
         in_range("relax.beta", self.relax.beta, 0.0..=1e6)?;
         in_range("relax.tau_end", self.relax.tau_end, 1e-4..=1.0)?;
+        let fits = (self.prior.grid, self.prior.image_vocab) == (self.dvae.grid(), self.dvae.vocab);
         ensure!(
-            (self.prior.grid, self.prior.image_vocab) == (self.dvae.grid(), self.dvae.vocab),
-            "prior.grid = {}, prior.image_vocab = {}: the dVAE makes a grid of {} with {} codes",
-            self.prior.grid,
-            self.prior.image_vocab,
-            self.dvae.grid(),
-            self.dvae.vocab
+            fits,
+            "the dVAE makes a grid of {grid} tokens per side, of {vocab} codes, which the prior's settings do not fit; \
+             add --set prior.grid={grid} --set prior.image_vocab={vocab}",
+            grid = self.dvae.grid(),
+            vocab = self.dvae.vocab
         );
         Ok(())
     }

@@ -9,8 +9,8 @@ use tessera_base::Reporter;
 pub struct Control<'a> {
     /// When this becomes `true`, the run saves a checkpoint and ends.
     pub stop: &'a AtomicBool,
-    /// Whether the model file gets the last weights even if earlier ones are better on held-out data
-    /// ([`Best`](crate::best::Best)).
+    /// Whether the model file gets the last weights even if earlier ones are better on held-out
+    /// data ([`Best`](crate::best::Best)).
     pub last: bool,
     /// Receives messages and progress.
     pub reporter: &'a dyn Reporter,

@@ -51,8 +51,11 @@ pub fn encode(
 ) -> Result<(usize, usize)> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let file = read_model(dvae, reporter)?;
+    let config = file.config.dvae.clone();
+    let config = config.with_context(|| {
+        format!("{} has no dVAE; use a file of `train dvae` or `train prior`", dvae.display())
+    })?;
     let dvae = file.dvae(cpu)?;
-    let config = file.config.dvae.clone().context("the file holds no dVAE")?;
     ensure!(config.vocab <= 1 << 16, "code shards hold 16-bit codes; this dVAE has {}", config.vocab);
     let dataset = open_dataset(data, reporter)?;
     Split::ALL

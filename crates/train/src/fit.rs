@@ -1,7 +1,7 @@
 //! ★ The training loop. All tasks share it: the dVAE, the prior and the contrastive model.
 //!
 //! [`Trainer::step`] does one update:
-//! 1. It takes the micro-batches of the step, which another thread has prepared ([`Ahead`]).
+//! 1. It takes the micro-batches of the step, which another thread has prepared ([`Prefetcher`]).
 //! 2. It computes their gradients one after another and averages them. In parallel, it updates the
 //!    moving average of the weights.
 //! 3. With 16-bit storage, it adjusts the gradient scales. If a value was not finite, it skips the
@@ -27,7 +27,6 @@ use serde::{Deserialize, Serialize};
 use tessera_kernels::Cpu;
 use tessera_model::nn::{HostTensor, Role, export, import, roles};
 
-use crate::ahead::{Ahead, all_parts};
 use crate::best::Best;
 use crate::config::FitConfig;
 use crate::control::Control;
@@ -35,6 +34,7 @@ use crate::gradient::{Gradient, mean_gradient};
 use crate::log::{Log, Metrics};
 use crate::optim::{self, AdamW, Moments};
 use crate::precision::Scales;
+use crate::prefetch::{Prefetcher, make_parts};
 use crate::run_dir::RunDir;
 use crate::schedule::{Plateau, learning_rate};
 
@@ -132,22 +132,22 @@ pub struct TrainState {
     /// The gradient scales, if gradients are stored in 16 bits.
     pub scales: Option<Scales>,
     /// The last checkpoint from which a diverged run can continue.
-    pub good: Option<Good>,
+    pub good: Option<GoodCheckpoint>,
     /// The checkpoint with the lowest held-out loss.
     pub best: Option<Best>,
     /// Whether the moving average already includes the current weights. Between steps this is true
     /// only if the last update failed: then the next attempt must not add them a second time.
-    pub averaged: bool,
+    pub average_is_current: bool,
     /// The training losses since the last checkpoint, without those before
     /// [`Task::loss_is_final_from`]. They are not saved, because they only serve to find good
     /// checkpoints.
-    pub losses: Losses,
+    pub losses: LossSum,
 }
 
 impl TrainState {
     fn new(weights: Vec<HostTensor>, roles: &[Role], moments: Moments, scales: Option<Scales>) -> TrainState {
         let (average, adam) = (weights.clone(), AdamW::new(&weights, roles, moments));
-        let (plateau, losses) = (Plateau::default(), Losses::default());
+        let (plateau, losses) = (Plateau::default(), LossSum::default());
         TrainState {
             step: 0,
             weights,
@@ -157,7 +157,7 @@ impl TrainState {
             scales,
             good: None,
             best: None,
-            averaged: false,
+            average_is_current: false,
             losses,
         }
     }
@@ -165,10 +165,10 @@ impl TrainState {
     /// Marks this state as the last good checkpoint if the mean loss since the previous checkpoint
     /// has not risen. Only losses after the update `final_from` are compared.
     fn mark_if_good(&mut self, final_from: u64) {
-        let Losses { sum, n } = std::mem::take(&mut self.losses);
+        let LossSum { sum, n } = std::mem::take(&mut self.losses);
         if self.step <= final_from {
             // No losses can be compared yet, so the newest checkpoint counts as good.
-            self.good = Some(Good { step: self.step, lowest: f64::MAX });
+            self.good = Some(GoodCheckpoint { step: self.step, lowest: f64::MAX });
             return;
         }
         if n == 0 {
@@ -177,7 +177,7 @@ impl TrainState {
         let mean = sum / n as f64;
         let lowest = self.good.filter(|good| good.step > final_from).map_or(mean, |good| good.lowest);
         if mean <= lowest + MAX_RISE * lowest.abs() {
-            self.good = Some(Good { step: self.step, lowest: lowest.min(mean) });
+            self.good = Some(GoodCheckpoint { step: self.step, lowest: lowest.min(mean) });
         }
     }
 }
@@ -189,7 +189,7 @@ const MAX_RISE: f64 = 0.1;
 /// A good checkpoint: when it was written, the training loss was not rising. A run that diverges
 /// later can continue from it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Good {
+pub struct GoodCheckpoint {
     /// The step of the checkpoint.
     pub step: u64,
     /// The lowest mean loss so far, where each mean is over the steps between two checkpoints.
@@ -198,12 +198,12 @@ pub struct Good {
 
 /// A sum of losses, and their number.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Losses {
+pub struct LossSum {
     sum: f64,
     n: u64,
 }
 
-impl Losses {
+impl LossSum {
     fn add(&mut self, loss: f64) {
         (self.sum, self.n) = (self.sum + loss, self.n + 1);
     }
@@ -247,8 +247,8 @@ pub fn fit<T: Task>(
     let trainer = Trainer::new(task, model, config, run.newest_checkpoint(control.reporter)?)?;
     thread::scope(|scope| {
         let steps = trainer.state.step..config.steps;
-        let ahead = Ahead::start(scope, task, steps, config.micro_batches);
-        train(Trainer { ahead: Some(ahead), ..trainer }, run, control)
+        let prefetcher = Prefetcher::start(scope, task, steps, config.micro_batches);
+        train(Trainer { prefetcher: Some(prefetcher), ..trainer }, run, control)
     })
 }
 
@@ -307,7 +307,7 @@ pub struct Trainer<'a, T: Task> {
     /// ([`Gradient::gradient_log2`]).
     gradient_log2: Vec<f64>,
     /// Batches that another thread prepares. If `None`, each batch is made when its step begins.
-    ahead: Option<Ahead<T::Batch>>,
+    prefetcher: Option<Prefetcher<T::Batch>>,
 }
 
 impl<'a, T: Task> Trainer<'a, T> {
@@ -334,7 +334,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             count(&scales)
         );
         let model = import(model, &state.weights).context("the checkpoint is of another model")?;
-        Ok(Trainer { task, model, config, roles, state, gradient_log2: Vec::new(), ahead: None })
+        Ok(Trainer { task, model, config, roles, state, gradient_log2: Vec::new(), prefetcher: None })
     }
 
     /// Does one update and returns metrics to log. They are empty if the update was skipped because
@@ -346,9 +346,9 @@ impl<'a, T: Task> Trainer<'a, T> {
         let (step, config, task) = (self.state.step, self.config, self.task);
         let cpu = task.cpu();
         let start = Instant::now();
-        let parts = match &self.ahead {
-            Some(ahead) => ahead.take(step)?,
-            None => all_parts(task, step, config.micro_batches)?,
+        let parts = match &self.prefetcher {
+            Some(prefetcher) => prefetcher.take(step)?,
+            None => make_parts(task, step, config.micro_batches)?,
         };
         let waited = start.elapsed();
         let state = &mut self.state;
@@ -356,8 +356,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         // The weights as they are before this update are added to the moving average. Computing the
         // average and computing the gradient only read these weights. Both therefore run in
         // parallel, and the average costs no extra time (paper §B.2). If the update fails,
-        // `averaged` prevents the next attempt from adding the same weights again.
-        let is_due = !std::mem::replace(&mut state.averaged, true);
+        // `average_is_current` prevents the next attempt from adding the same weights again.
+        let is_due = !std::mem::replace(&mut state.average_is_current, true);
         let (average, weights) = (&mut state.average, &state.weights);
         let (gradient, ()) = rayon::join(
             || task.batch_gradient(&self.model, step, parts, scales.as_deref()),
@@ -367,15 +367,15 @@ impl<'a, T: Task> Trainer<'a, T> {
                 }
             },
         );
-        let gradient = checked(gradient?, step, scales.as_ref().map_or(0, Vec::len))?;
+        let gradient = check_loss(gradient?, step, scales.as_ref().map_or(0, Vec::len))?;
         self.gradient_log2.clone_from(&gradient.gradient_log2);
         // After an overflow, gradient scales change, but weights and optimizer state do not.
         if let Some(scales) = &mut state.scales
             && !scales
-                .follow(step, &gradient.overflowed, gradient.is_finite(cpu))
+                .update(step, &gradient.overflowed, gradient.is_finite(cpu))
                 .map_err(|error| Diverged(error.to_string()))?
         {
-            (state.step, state.averaged) = (step + 1, false);
+            (state.step, state.average_is_current) = (step + 1, false);
             return Ok(Metrics::new());
         }
         let lr = learning_rate(config, step, &state.plateau);
@@ -391,8 +391,8 @@ impl<'a, T: Task> Trainer<'a, T> {
         if step >= task.loss_is_final_from() {
             state.losses.add(gradient.loss);
         }
-        state.plateau.follow(gradient.loss, config.eval_every, config.lr_end / config.lr);
-        (state.step, state.averaged) = (step + 1, false);
+        state.plateau.update(gradient.loss, config.eval_every, config.lr_end / config.lr);
+        (state.step, state.average_is_current) = (step + 1, false);
         self.model = import(self.model.clone(), &state.weights)?;
         let mut metrics = gradient.figures;
         let waited_ms = waited.as_secs_f64() * 1e3;
@@ -410,7 +410,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let picture = self.task.picture(&averaged)?;
         log.note(run.write_sample(step, &picture));
         log.picture(step, &picture);
-        // Losses before this update cannot be compared with later ones.
+        // Losses before `loss_is_final_from` cannot be compared with later ones.
         let Some(loss) = self.task.held_out_loss(&metrics).filter(|_| step >= self.task.loss_is_final_from())
         else {
             return Ok(false);
@@ -462,7 +462,7 @@ fn update_average(
 ///
 /// A non-finite loss is an error. With 16-bit storage, where `n_scales` is the number of resblocks
 /// with a gradient scale, it counts as an overflow in every resblock instead.
-fn checked(mut gradient: Gradient, step: u64, n_scales: usize) -> Result<Gradient> {
+fn check_loss(mut gradient: Gradient, step: u64, n_scales: usize) -> Result<Gradient> {
     if !gradient.loss.is_finite() {
         // With 16-bit storage, an overflow in the forward pass is handled like one in the backward
         // pass.

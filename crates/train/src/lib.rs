@@ -5,7 +5,6 @@
 
 #![forbid(unsafe_code)]
 
-mod ahead;
 mod best;
 mod bpe;
 mod buffer;
@@ -28,6 +27,7 @@ mod pace;
 #[cfg(test)]
 mod paper;
 mod precision;
+mod prefetch;
 mod prior;
 mod rerank;
 mod run_dir;

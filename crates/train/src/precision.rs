@@ -106,7 +106,7 @@ impl Scales {
     /// # Errors
     /// If so many updates in a row were skipped that smaller scales do not help. The message names
     /// the resblock in which the first of them overflowed.
-    pub fn follow(&mut self, step: u64, overflowed: &[usize], finite: bool) -> Result<bool> {
+    pub fn update(&mut self, step: u64, overflowed: &[usize], finite: bool) -> Result<bool> {
         let Rules { scaling, doubling, rest, .. } = self.rules;
         for i in 0..self.log2.len() {
             let over = match scaling {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     fn follow(scales: &mut Scales, step: u64, overflowed: &[usize]) -> Result<bool> {
-        scales.follow(step, overflowed, overflowed.is_empty())
+        scales.update(step, overflowed, overflowed.is_empty())
     }
 
     fn log2(scales: &Scales) -> Vec<f64> {
@@ -228,9 +228,9 @@ mod tests {
     #[test]
     fn nonfinite_gradient_outside_of_resblocks_lowers_no_scale() {
         let mut scales = new(2, 1);
-        assert!(!scales.follow(0, &[], false).unwrap());
+        assert!(!scales.update(0, &[], false).unwrap());
         assert!(log2(&scales).iter().all(|log2| *log2 > 13.0));
-        (1..999).for_each(|step| assert!(!scales.follow(step, &[], false).unwrap()));
-        assert!(scales.follow(999, &[], false).unwrap_err().to_string().contains("1000 updates in a row"));
+        (1..999).for_each(|step| assert!(!scales.update(step, &[], false).unwrap()));
+        assert!(scales.update(999, &[], false).unwrap_err().to_string().contains("1000 updates in a row"));
     }
 }

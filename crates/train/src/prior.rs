@@ -232,7 +232,9 @@ fn online(
 ) -> Result<Source> {
     let scenes = config.data.scenes.as_ref();
     let dvae_file = read_model(dvae, reporter)?;
-    let config = dvae_file.config.dvae.clone().context("the file of --dvae holds no dVAE")?;
+    let config = dvae_file.config.dvae.clone().with_context(|| {
+        format!("--dvae {} has no dVAE; use a file of `train dvae` or `train prior`", dvae.display())
+    })?;
     let dvae = dvae_file.dvae(compute)?;
     let dataset = open_dataset(data, reporter)?;
     let name = ("data", dataset.fingerprint());

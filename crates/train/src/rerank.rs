@@ -155,7 +155,9 @@ fn trained_clip(file: &ModelFile, config: &ClipConfig, json: &str, compute: &Com
 /// fingerprint.
 fn read_dvae(path: &Path, compute: &Compute, reporter: &dyn Reporter) -> Result<((Dvae, u32), String)> {
     let file = read_model(path, reporter)?;
-    let sizes = file.config.dvae.as_ref().context("the file of --dvae holds no dVAE")?;
+    let sizes = file.config.dvae.as_ref().with_context(|| {
+        format!("--dvae {} has no dVAE; use a file of `train dvae` or `train prior`", path.display())
+    })?;
     let side = sizes.image_size as u32;
     Ok(((file.dvae(compute)?, side), file.fingerprint()?))
 }

@@ -2,8 +2,9 @@
 //! `checkpoints/step_NNNNNN/`.
 //!
 //! A checkpoint is written to a temporary name, synced, and then renamed. Resuming uses the newest
-//! checkpoint that can be read completely. The last two checkpoints are kept, the last good one, from
-//! which a diverged run can continue, and the best one on held-out data. Only one process at a time owns the folder.
+//! checkpoint that can be read completely. The last two checkpoints are kept. So are the last good
+//! one, from which a diverged run can continue, and the best one on held-out data. Only one process
+//! at a time owns the folder.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};

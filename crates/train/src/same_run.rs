@@ -30,7 +30,7 @@ pub(crate) const NO_SCENES: &str = "none";
 /// Keys of a stage's training section that may change whenever a run is resumed.
 const FREE: [&str; 4] = ["steps", "eval_every", "checkpoint_every", "log_every"];
 /// Keys that may also change when a run continues after it has diverged.
-const OPTIMISER: [&str; 11] = [
+const OPTIMIZER: [&str; 11] = [
     "schedule",
     "lr",
     "lr_end",
@@ -90,7 +90,7 @@ impl Stage {
     fn may_change(self, section: &str, key: &str) -> MayChange {
         match section == self.training() {
             true if FREE.contains(&key) => MayChange::Always,
-            true if OPTIMISER.contains(&key) => MayChange::AfterDivergence,
+            true if OPTIMIZER.contains(&key) => MayChange::AfterDivergence,
             _ => MayChange::Never,
         }
     }

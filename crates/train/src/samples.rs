@@ -20,8 +20,8 @@ use crate::same_run::{Input, NO_SCENES, SCENES};
 /// The number of different scenes that a run chooses from. It is more than any run reads.
 const N_SCENES: usize = 1 << 32;
 
-/// A model learns fewer pictures than this by heart.
-const FEW: usize = 50;
+/// The minimum number of training pictures without a warning. A model overfits to fewer.
+const MIN_PICTURES: usize = 50;
 
 /// Scenes that are composed in training (`data.scenes`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,9 +124,9 @@ pub(crate) fn warn_about(
 
 fn warnings(n_train: usize, n_held_out: usize, captions: &BTreeSet<String>) -> Vec<String> {
     let mut warnings = Vec::new();
-    if n_train < FEW {
+    if n_train < MIN_PICTURES {
         warnings.push(format!(
-            "{n_train} training pictures are few: the model will repeat them instead of drawing new ones; wanted at least {FEW}"
+            "{n_train} training pictures are few: the model will repeat them instead of drawing new ones; wanted at least {MIN_PICTURES}"
         ));
     }
     if n_held_out == 0 {
@@ -192,8 +192,8 @@ mod tests {
     #[test]
     fn small_or_uniform_sets_are_warned_about() {
         let captions = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect();
-        assert!(warnings(FEW, 1, &captions(&["a cat", "a dog"])).is_empty());
-        assert!(warnings(FEW, 1, &BTreeSet::new()).is_empty());
+        assert!(warnings(MIN_PICTURES, 1, &captions(&["a cat", "a dog"])).is_empty());
+        assert!(warnings(MIN_PICTURES, 1, &BTreeSet::new()).is_empty());
         let found = warnings(3, 0, &captions(&["a cat"]));
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(found[0].starts_with("3 training pictures are few") && found[2].contains("\"a cat\""));

@@ -69,7 +69,7 @@ impl Plateau {
 
     /// Adds the loss of an update. After every `window` losses it decides whether to halve. The
     /// factor never falls below `lowest`.
-    pub fn follow(&mut self, loss: f64, window: u64, lowest: f64) {
+    pub fn update(&mut self, loss: f64, window: u64, lowest: f64) {
         (self.sum, self.n) = (self.sum + loss, self.n + 1);
         if self.n < window {
             return;
@@ -118,7 +118,7 @@ mod tests {
     fn learning_rate_is_halved_only_when_the_loss_stops_falling() {
         let mut plateau = Plateau::default();
         let mut follow = |losses: &mut dyn Iterator<Item = f64>| {
-            losses.for_each(|loss| plateau.follow(loss, 10, 1.0 / 32.0));
+            losses.for_each(|loss| plateau.update(loss, 10, 1.0 / 32.0));
             plateau.factor()
         };
         close(follow(&mut (0..1000).map(|step| 5.0 * 0.999_f64.powi(step))), 1.0);

@@ -18,7 +18,7 @@ use tessera_model::nn::HostTensor;
 const DIFFERENCE: f32 = 0.1;
 
 /// A code is split only if it is the likeliest at more positions than this.
-const FEW: u64 = 8;
+const SPLIT_ABOVE: u64 = 8;
 
 /// How often each code is used on some pictures, and with which error.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,7 +36,8 @@ impl Usage {
     /// Returns the codes to split, those with the largest errors first. Each is split at most once,
     /// and there are at most as many as unused codes.
     pub fn splits(&self) -> Vec<Halves> {
-        let mut large: Vec<usize> = (0..self.counts.len()).filter(|&code| self.counts[code] > FEW).collect();
+        let mut large: Vec<usize> =
+            (0..self.counts.len()).filter(|&code| self.counts[code] > SPLIT_ABOVE).collect();
         large.sort_by(|&a, &b| self.errors[b].total_cmp(&self.errors[a]));
         let unused = (0..self.counts.len()).filter(|&code| self.counts[code] == 0);
         large.into_iter().zip(unused).collect()

@@ -3,10 +3,10 @@
 //! The messages are so simple that this file encodes them itself (numbers are field numbers):
 //! `Event { wall_time = 1, step = 2, file_version = 3, summary = 5 { value = 1 { tag = 1,
 //! simple_value = 2, image = 4 { height = 1, width = 2, colorspace = 3, encoded_image_string = 4 },
-//! tensor = 8 { dtype = 1, tensor_shape = 2 { dim = 2 } },
-//! metadata = 9 { plugin_data = 1 { plugin_name = 1, content = 2 } } } } }`. The content of the plugin
-//! `hparams` is `HParamsPluginData { session_start_info = 3 { hparams = 1 (a map of `Value`s, as text
-//! in string_value = 3 or a number in number_value = 2), start_time_secs = 5 } }`.
+//! tensor = 8 { dtype = 1, tensor_shape = 2 { dim = 2 } }, metadata = 9 { plugin_data = 1 {
+//! plugin_name = 1, content = 2 } } } } }`. The content of the plugin `hparams` is
+//! `HParamsPluginData { session_start_info = 3 { hparams = 1 (a map of `Value`s, as text in
+//! string_value = 3 or a number in number_value = 2), start_time_secs = 5 } }`.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -159,10 +159,12 @@ mod tests {
     /// ```python
     /// from tensorboard.compat.proto.event_pb2 import Event                 # tensorboard 2.21
     /// from tensorboard.compat.proto.summary_pb2 import Summary
-    /// from tensorboard.summary.writer.record_writer import RecordWriter   # RecordWriter(file).write(event.SerializeToString())
+    /// # Records are written by RecordWriter(file).write(event.SerializeToString()).
+    /// from tensorboard.summary.writer.record_writer import RecordWriter
     /// Event(wall_time=1.5, file_version="brain.Event:2")
     /// Event(wall_time=1.5, step=300, summary=Summary(value=[
-    ///     Summary.Value(tag="train/loss", simple_value=0.25), Summary.Value(tag="train/lr", simple_value=0.001)]))
+    ///     Summary.Value(tag="train/loss", simple_value=0.25),
+    ///     Summary.Value(tag="train/lr", simple_value=0.001)]))
     /// ```
     #[test]
     fn records_equal_the_bytes_that_tensorboard_writes() {
@@ -179,12 +181,15 @@ mod tests {
 
     /// ```python
     /// Event(wall_time=1.5, step=300, summary=Summary(value=[Summary.Value(
-    ///     tag="samples", image=Summary.Image(height=2, width=3, colorspace=3, encoded_image_string=b"png"))]))
-    /// info = plugin_data_pb2.SessionStartInfo(start_time_secs=1.5)        # tensorboard.plugins.hparams
+    ///     tag="samples", image=Summary.Image(
+    ///         height=2, width=3, colorspace=3, encoded_image_string=b"png"))]))
+    /// # From tensorboard.plugins.hparams:
+    /// info = plugin_data_pb2.SessionStartInfo(start_time_secs=1.5)
     /// info.hparams["prior.n_layers"].number_value = 6
     /// info.hparams["train.schedule"].string_value = "cosine"
     /// Event(wall_time=1.5, summary=Summary(value=[Summary.Value(
-    ///     tag=metadata.SESSION_START_INFO_TAG, tensor=metadata.NULL_TENSOR, metadata=metadata.create_summary_metadata(
+    ///     tag=metadata.SESSION_START_INFO_TAG, tensor=metadata.NULL_TENSOR,
+    ///     metadata=metadata.create_summary_metadata(
     ///         plugin_data_pb2.HParamsPluginData(session_start_info=info)))]))
     /// ```
     #[test]

@@ -82,8 +82,11 @@ pub(crate) struct Example<'a> {
 /// its batch on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Draws {
+    /// The seed of the run.
     pub seed: u64,
+    /// The training step.
     pub step: u64,
+    /// The position in the batch of the first sample of the micro-batch.
     pub first_slot: usize,
 }
 

@@ -57,5 +57,5 @@ fn invalid_values_are_refused() {
     assert!(error("relax.tau_end=0").contains("relax.tau_end = 0"));
     assert!(error("train_prior.storage='f16'").contains("wanted cpu.precision"));
     assert!(error("train_prior.steps=0").contains("wanted at least 1"));
-    assert!(error("dvae.vocab=32").contains("prior.image_vocab = 64: the dVAE makes"));
+    assert!(error("dvae.vocab=32").contains("--set prior.image_vocab=32"));
 }

@@ -170,7 +170,7 @@ fn check(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Result
     let Cluster { gpus, per_machine, .. } = *cluster;
     ensure!(
         per_machine > 0 && gpus > 0 && gpus.is_multiple_of(per_machine),
-        "{gpus} GPUs: wanted a multiple of the {per_machine} of a machine"
+        "--gpus {gpus}: must be a positive multiple of --gpus-per-machine ({per_machine})"
     );
     ensure!(
         config.d_model.is_multiple_of(per_machine),
@@ -184,7 +184,7 @@ fn check(config: &PriorConfig, training: &Training, cluster: &Cluster) -> Result
     );
     ensure!(
         training.rank > 0 && training.rank <= config.d_model && training.rank.is_multiple_of(per_machine),
-        "rank {}: wanted a multiple of the {per_machine} GPUs of a machine, at most the width, {}",
+        "--rank {}: must be a positive multiple of --gpus-per-machine ({per_machine}), at most the width, {}",
         training.rank,
         config.d_model
     );
@@ -307,8 +307,11 @@ mod tests {
         let error = |training: Training, cluster: Cluster| {
             plan(&paper(&[]), &training, &cluster).unwrap_err().to_string()
         };
-        assert!(error(training(896), Cluster { gpus: 1020, ..CLUSTER }).contains("a multiple of the 8"));
-        assert!(error(training(4000), CLUSTER).contains("rank 4000: wanted a multiple of the 8"));
+        assert!(
+            error(training(896), Cluster { gpus: 1020, ..CLUSTER })
+                .contains("--gpus 1020: must be a positive multiple")
+        );
+        assert!(error(training(4000), CLUSTER).contains("--rank 4000: must be a positive multiple"));
         assert!(error(Training { batch: 512, ..training(896) }, CLUSTER).contains("a batch of 512"));
     }
 }

@@ -423,7 +423,7 @@ fn losses_are_recorded_only_after_the_objective_settles() {
     let config = config();
     let mut trainer = Trainer::new(&Spoilt, linear(), &config, None).unwrap();
     (0..5).for_each(|_| drop(trainer.step().unwrap()));
-    assert_eq!(trainer.state.losses, Losses { sum: 2.0, n: 2 });
+    assert_eq!(trainer.state.losses, LossSum { sum: 2.0, n: 2 });
 }
 
 /// The loss rises over the first 20 updates, as it does while β rises.
@@ -431,7 +431,7 @@ fn losses_are_recorded_only_after_the_objective_settles() {
 fn good_checkpoint_ignores_losses_before_the_objective_settles() {
     let mut state = Trainer::new(&Diverging, linear(), &config(), None).unwrap().state;
     let mut good = |step, loss, final_from| {
-        (state.step, state.losses) = (step, Losses { sum: loss, n: 1 });
+        (state.step, state.losses) = (step, LossSum { sum: loss, n: 1 });
         state.mark_if_good(final_from);
         state.good.unwrap().step
     };

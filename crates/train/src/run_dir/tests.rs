@@ -3,7 +3,7 @@
 use super::*;
 use crate::best::Best;
 use crate::checkpoint::tests::{TEXT, state};
-use crate::fit::Good;
+use crate::fit::GoodCheckpoint;
 use tessera_base::Silent;
 
 fn open(path: &Path, text: &str, resume: bool) -> Result<RunDir> {
@@ -16,7 +16,7 @@ fn error(path: &Path, text: &str, resume: bool) -> String {
 
 /// The state of `step`, whose last good checkpoint is that of step `good`.
 fn good(step: u64, good: u64) -> TrainState {
-    TrainState { good: Some(Good { step: good, lowest: 1.0 }), ..state(step) }
+    TrainState { good: Some(GoodCheckpoint { step: good, lowest: 1.0 }), ..state(step) }
 }
 
 fn steps(path: &Path) -> Vec<u64> {

@@ -13,11 +13,11 @@ use anyhow::{Context, Result, ensure};
 use crate::fit::Task;
 
 /// The batches of a run, in the order of its steps.
-pub(crate) struct Ahead<B> {
+pub(crate) struct Prefetcher<B> {
     batches: Receiver<(u64, Result<Vec<B>>)>,
 }
 
-impl<B: Send> Ahead<B> {
+impl<B: Send> Prefetcher<B> {
     /// Starts a thread that makes the batches of `steps`, each in `n_parts` parts. The thread ends
     /// when this value is dropped.
     pub fn start<'scope, T: Task<Batch = B>>(
@@ -25,19 +25,19 @@ impl<B: Send> Ahead<B> {
         task: &'scope T,
         steps: Range<u64>,
         n_parts: usize,
-    ) -> Ahead<B>
+    ) -> Prefetcher<B>
     where
         B: 'scope,
     {
         let (sender, batches) = sync_channel(0); // the thread holds one finished batch
         scope.spawn(move || {
             for step in steps {
-                if sender.send((step, all_parts(task, step, n_parts))).is_err() {
+                if sender.send((step, make_parts(task, step, n_parts))).is_err() {
                     return; // the receiver was dropped
                 }
             }
         });
-        Ahead { batches }
+        Prefetcher { batches }
     }
 
     /// Waits for the batch of update `step` and returns it. Each batch can be taken once, in the
@@ -56,6 +56,6 @@ impl<B: Send> Ahead<B> {
 }
 
 /// Makes all parts of the batch of update `step`.
-pub(crate) fn all_parts<T: Task>(task: &T, step: u64, n_parts: usize) -> Result<Vec<T::Batch>> {
+pub(crate) fn make_parts<T: Task>(task: &T, step: u64, n_parts: usize) -> Result<Vec<T::Batch>> {
     (0..n_parts).map(|part| task.batch(step, part)).collect()
 }
