@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
+use super::pair_metric::MeasurePair;
 use super::{PrecisionFlag, Sampling, Weights, input, output};
 
+/// The evaluations, with their flags.
 #[derive(Subcommand)]
 pub enum Eval {
     /// Measure reconstructions of held-out pictures: PSNR, likelihood and codebook usage.
@@ -28,8 +30,8 @@ pub enum Eval {
         /// Also write a sheet with a row for each of 20 captions: the real picture, then drawings.
         #[arg(long, value_name = "FILE.png", value_parser = output())]
         sheet: Option<PathBuf>,
-        /// Draw the captions of training pictures instead of held-out ones: how well the model draws
-        /// what it was trained on.
+        /// Draw the captions of training pictures instead of held-out ones. This measures how well
+        /// the model draws what it was trained on.
         #[arg(long)]
         trained: bool,
     },
@@ -44,13 +46,8 @@ pub enum Eval {
     },
     /// Compute FID, the Fréchet distance between two sets of pictures.
     Fid(Pair),
-    /// Compute KID, a distance between two sets of pictures that is unbiased for small sets.
-    Kid(Pair),
-    /// Compute CMMD, a distance between the embeddings of two sets, scaled to unit length.
-    Cmmd(Pair),
-    /// Compute precision and recall: the fraction of each set that lies among the pictures of the
-    /// other set.
-    PrecisionRecall(Pair),
+    #[command(flatten)]
+    Pair(MeasurePair),
     /// Compute the Inception score (IS): how certain a network is of each picture's class, and how
     /// many classes occur.
     Is {
@@ -218,6 +215,7 @@ pub struct Network {
     pub json: bool,
 }
 
+/// The flags of evaluations that compare two sets of pictures.
 #[derive(ClapArgs)]
 pub struct Pair {
     /// The real pictures: a folder, a data set or, for `fid`, a .npz file of statistics.
@@ -251,8 +249,8 @@ pub struct DrawnArgs {
     #[arg(long, value_enum)]
     pub weights: Option<Weights>,
     /// A model file whose contrastive model judges the drawings. It must differ from the one that
-    /// ranks, which would favour its own choices. Only `eval report` works without it, and then leaves
-    /// the judged sections out.
+    /// ranks, which would favour its own choices. Only `eval report` works without it, and then
+    /// leaves the judged sections out.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub judge: Option<PathBuf>,
     /// The weights of an Inception v3 for FID, KID and IS [default: the judge's features are used].
@@ -341,6 +339,7 @@ pub struct PaperSampling {
     pub guidance: f64,
 }
 
+/// The commands of `eval human`, with their flags.
 #[derive(Subcommand)]
 pub enum Human {
     /// Write a web page that shows people two pictures of each caption and saves their votes.
@@ -376,6 +375,7 @@ pub enum Human {
     },
 }
 
+/// The flags of evaluations on the held-out part of a data set.
 #[derive(ClapArgs)]
 pub struct EvalArgs {
     /// The data set. Its held-out part is used.

@@ -5,6 +5,7 @@ mod draw;
 mod eval;
 mod examples;
 mod model;
+mod pair_metric;
 mod serve;
 mod train;
 
@@ -21,6 +22,7 @@ pub use eval::{
     DrawnArgs, Eval, EvalArgs, Human, Network, Pair, PaperSampling, Protocol, Resizing, ZeroShot,
 };
 pub use model::{Convert, Dtype, Inspect, Pack, Packing, Reconstruct, Weights, WhichGelu};
+pub use pair_metric::MeasurePair;
 pub use serve::{Log, Serve};
 pub use train::{Common, ConfigArgs, Encode, Train, TrainPictures, TrainTask};
 
@@ -56,6 +58,7 @@ pub struct Args {
     pub command: Command,
 }
 
+/// The commands, with their flags.
 #[derive(Subcommand)]
 pub enum Command {
     /// Make a data set of captioned pictures.
@@ -114,87 +117,98 @@ pub fn command() -> clap::Command {
     examples::with_examples(Args::command())
 }
 
+/// The sources of data sets, with their flags.
 #[derive(Subcommand)]
 pub enum DataSource {
     /// Render the emoji sets that `runs/fetch_emoji.sh` fetches.
     Emoji {
-        /// Folder of fetched packages.
+        /// The folder of the packages that `runs/fetch_emoji.sh` fetches.
         #[arg(long)]
         packages: PathBuf,
-        /// Folder for the shards.
+        /// The folder for the data set.
         #[arg(long)]
         out: PathBuf,
-        /// Side of the pictures in pixels.
+        /// The height and width of the pictures in pixels.
         #[arg(long, default_value_t = 72)]
         size: u32,
-        /// Which emoji.
+        /// The set of emoji to render.
         #[arg(long, value_enum, default_value_t = World::Small)]
         world: World,
-        /// Background colour, `RRGGBB`.
+        /// The background colour, as `RRGGBB`.
         #[arg(long, default_value = "ffffff")]
         background: String,
-        /// Combinations of thing and style to hold out: a percentage, or parts per million as in 2424ppm.
+        /// The fraction of combinations of thing and style to hold out: a percentage, or parts per
+        /// million as in 2424ppm.
         #[arg(long, default_value = "8")]
         holdout: Share,
-        /// At most this many things.
+        /// The maximum number of different things [default: no limit]
         #[arg(long)]
         max_concepts: Option<usize>,
+        /// The seed of all random numbers.
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
     /// Compose captioned scenes from the emoji sets that `runs/fetch_emoji.sh` fetches.
     Scenes {
-        /// Folder of fetched packages.
+        /// The folder of the packages that `runs/fetch_emoji.sh` fetches.
         #[arg(long)]
         packages: PathBuf,
-        /// Folder for the shards.
+        /// The folder for the data set.
         #[arg(long)]
         out: PathBuf,
-        /// Side of the pictures in pixels.
+        /// The height and width of the pictures in pixels.
         #[arg(long, default_value_t = 128)]
         size: u32,
-        /// Scenes to train on.
+        /// The number of training scenes.
         #[arg(long, default_value_t = 20_000)]
         count: u64,
-        /// Scenes to validate on; they show the held-out combinations in turn.
+        /// The number of validation scenes. They show the held-out combinations in turn.
         #[arg(long, default_value_t = 500)]
         val: u64,
-        /// Combinations to hold out, one a line, `KIND: THING | WITH`; the embedded model's list if absent.
+        /// A list of combinations to hold out, one per line, as `KIND: THING | WITH` [default: the
+        /// embedded model's list]
         #[arg(long, value_name = "FILE", value_parser = input())]
         held_out: Option<PathBuf>,
-        /// How often each kind of scene is drawn: plain, attributes, renditions, relations, blends, dressed, panels.
+        /// The relative frequencies of kinds of scenes: plain, attributes, renditions, relations,
+        /// blends, dressed, panels. Kinds that are not named keep their default.
         #[arg(long, value_name = "KIND=WEIGHT", value_delimiter = ',')]
         shares: Vec<String>,
+        /// The seed of all random numbers.
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
     /// Use your own pictures: .png, .jpg or .webp files, or tars of them, with captions.
     ///
-    /// The captions of a picture are in a table (--captions, or a metadata.jsonl in the folder), in
-    /// NAME.txt or NAME.caption with one caption per line, or in NAME.json of img2dataset.
+    /// The captions of a picture are in a table (--captions, or a metadata.jsonl, metadata.csv or
+    /// metadata.tsv in the folder), in NAME.txt or NAME.caption with one caption per line, or in
+    /// NAME.json of img2dataset.
     Folder {
         /// The folder of pictures. It is searched recursively.
         dir: PathBuf,
         #[command(flatten)]
         captions: CaptionArgs,
-        /// Folder for the shards.
+        /// The folder for the data set.
         #[arg(long)]
         out: PathBuf,
         #[command(flatten)]
         settings: ConfigArgs,
-        /// What the set is for.
+        /// The stage of training for which pictures are stored in a sufficient size.
         #[arg(long, value_enum, default_value_t = Stage::First)]
         stage: Stage,
-        /// Longest short side that is stored, in pixels; pictures stay whole. By default what the stage's crops need of the
-        /// config: 72 for emoji, 384 (or 288 for stage 2) for paper.
+        /// The maximum length of a picture's shorter side, in pixels. Larger pictures are scaled
+        /// down and not cropped [default: what the crops of the stage need under the config: 72 for
+        /// emoji, 384 (or 288 for stage 2) for paper]
         #[arg(long)]
         size: Option<u32>,
-        /// Enlarge pictures whose short side is under the config's dvae.image_size instead of leaving them out.
+        /// Enlarge pictures whose shorter side is smaller than the config's dvae.image_size,
+        /// instead of leaving them out.
         #[arg(long)]
         enlarge: bool,
-        /// Pictures to hold out: a percentage, or parts per million as in 2424ppm, the paper's; of two or more at least one.
+        /// The fraction of pictures to hold out: a percentage, or parts per million as in 2424ppm
+        /// (the paper's). Of two or more pictures, at least one is held out.
         #[arg(long, default_value = "5")]
         holdout: Share,
+        /// The seed of all random numbers.
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
@@ -221,19 +235,20 @@ pub struct CaptionArgs {
 /// The stage of training whose crops a set is for.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Stage {
-    /// Both stages: listing 1 scales pictures to 12/8 of the model's at most.
+    /// Both stages. Listing 1 of the paper scales pictures to at most 12/8 of the model's size.
     #[value(name = "1")]
     First,
-    /// Codes for the prior alone: listing 2 scales them to 9/8 at most.
+    /// Only codes for the prior. Listing 2 scales pictures to at most 9/8 of the model's size.
     #[value(name = "2")]
     Second,
 }
 
+/// The emoji that `data emoji` renders.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum World {
     /// A few hundred everyday things.
     Small,
-    /// Everything, with skin tones and genders.
+    /// All emoji, with skin tones and genders.
     Full,
 }
 

@@ -28,6 +28,7 @@ const PAPER: usize = 512;
 /// The default of the largest number of candidates in a rerank curve.
 const CURVE: usize = 32;
 
+/// Runs `tessera eval rerank-curve`.
 pub fn curve(data: &Path, args: &DrawnArgs, sampling: &args::Sampling, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Plot)], args.json)?;
     let models = Models::open(args)?;
@@ -37,6 +38,7 @@ pub fn curve(data: &Path, args: &DrawnArgs, sampling: &args::Sampling, out: &Pat
     print(args, &sampling, &curve, &outputs)
 }
 
+/// Runs `tessera eval coco`.
 pub fn coco(dir: &Path, args: &DrawnArgs, sampling: Sampling) -> Result<()> {
     // The seed is constant: all models draw the same captions.
     let described = coco_captions(dir, args.captions.unwrap_or(COCO_CAPTIONS), 0)?;
@@ -50,6 +52,7 @@ pub fn coco(dir: &Path, args: &DrawnArgs, sampling: Sampling) -> Result<()> {
     }
 }
 
+/// Runs `tessera eval cub`.
 pub fn cub(dir: &Path, args: &DrawnArgs, sampling: Sampling) -> Result<()> {
     let all = cub_captions(dir)?;
     let described = evenly(args.captions.unwrap_or(all.len()), all.len()).map(|i| all[i].clone()).collect();
@@ -97,6 +100,7 @@ fn published(
 
 /// The model that draws, and the contrastive model that judges its drawings.
 pub struct Models {
+    /// The model that draws and ranks.
     pub tessera: Tessera,
     name: String,
     judge: Option<Reranker>,

@@ -12,6 +12,7 @@ use crate::commands::output::{Content, Outputs};
 use crate::commands::say;
 use crate::stderr::note;
 
+/// Runs `tessera eval human`.
 pub fn run(human: &Human) -> Result<()> {
     match human {
         Human::Page { a, b, tasks, out } => {
@@ -24,7 +25,7 @@ pub fn run(human: &Human) -> Result<()> {
             let read = |path: &std::path::PathBuf| Ok((path.display().to_string(), read_text(path)?));
             let files = files.iter().map(read).collect::<Result<Vec<_>>>()?;
             let hasty = if *drop_hasty { Hasty::Dropped } else { Hasty::Kept };
-            let [a, b] = names.as_slice() else { anyhow::bail!("--names: wanted two") };
+            let [a, b] = names.as_slice() else { anyhow::bail!("--names A B: expected two names") };
             let found = votes(&files, [a, b], hasty)?;
             found.dropped.iter().for_each(|why| note!("left out {why}"));
             atomic::write(out, found.plot([a, b])?.as_bytes())?;
@@ -60,7 +61,13 @@ fn comparisons(a: &Path, b: &Path, n: Option<usize>) -> Result<Vec<Comparison>> 
         let (first, second) = (first?, second?);
         let caption = first.caption.context("a picture has no caption; wanted NAME.txt beside NAME.png")?;
         let other = second.caption.unwrap_or_else(|| caption.clone());
-        ensure!(other == caption, "{caption:?} in {} is {other:?} in {}", a.display(), b.display());
+        ensure!(
+            other == caption,
+            "caption {} differs: {caption:?} in {}, {other:?} in {}; both folders need the same captions",
+            i + 1,
+            a.display(),
+            b.display()
+        );
         tasks.push(Comparison { caption, pictures: [first.image, second.image] });
     }
     for (dir, reader) in [(a, &ones), (b, &others)] {

@@ -9,7 +9,7 @@ mod zero_shot;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use image::RgbImage;
 use tessera_base::atomic;
 use tessera_base::pixels::contact_sheet;
@@ -25,7 +25,7 @@ use tessera_model::{Request, Sampling, Tessera};
 
 use super::draw::{checked_sampling, enlarge};
 use super::output::{Content, Outputs, write_picture};
-use super::{cpu, model_file, say, tessera_of};
+use super::{cpu, dvae_config, model_file, say, tessera_of};
 use crate::args::{self, Eval, EvalArgs, PaperSampling, PrecisionFlag, Weights};
 use crate::reporter::Terminal;
 use crate::stderr::note;
@@ -44,18 +44,19 @@ fn measured_tessera(file: &ModelFile, weights: Option<Weights>, precision: Preci
     }
 }
 
+/// Runs an evaluation.
 pub fn run(eval: Eval) -> Result<()> {
     match eval {
         Eval::Recon(args) => {
             let file = model_file(args.model.as_deref())?;
-            let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
+            let config = dvae_config(&file, args.model.as_deref())?;
             let dvae = file.dvae(cpu(args.weights, args.precision)?)?;
             let pictures = held_out_pictures(&held_out(&args)?, config)?;
             report(&args, &recon(&dvae, config, &pictures), recon_table)
         }
         Eval::Conditioning(args) => {
             let file = model_file(args.model.as_deref())?;
-            let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
+            let config = dvae_config(&file, args.model.as_deref())?;
             let tessera = measured_tessera(&file, args.weights, args.precision)?;
             let items = held_out_codes(&held_out(&args)?, &tessera.dvae, config, &tessera.bpe)?;
             let found = conditioning(&tessera.prior, Some(&tessera.sampler), &items)?;
@@ -73,9 +74,7 @@ pub fn run(eval: Eval) -> Result<()> {
         }
         Eval::Retrieval { data, network } => sets::measure_retrieval(&data, &network),
         Eval::Fid(pair) => sets::measure_fid(&pair),
-        Eval::Kid(pair) => sets::measure_pair(&pair, sets::KID),
-        Eval::Cmmd(pair) => sets::measure_pair(&pair, sets::CMMD),
-        Eval::PrecisionRecall(pair) => sets::measure_pair(&pair, sets::PRECISION_RECALL),
+        Eval::Pair(measure) => sets::measure_pair(&measure),
         Eval::Is { dir, network } => sets::measure_is(&dir, &network),
         Eval::ClipScore { dir, network } => sets::measure_clip_score(&dir, &network),
         Eval::Blur { pair, radii, size, out } => {
@@ -125,8 +124,9 @@ fn held_out_of(data: &Path) -> Result<Vec<Sample>> {
     }
 }
 
-/// Draws every held-out caption, or every training caption, and judges the drawings. With `sheet`, it also writes the drawings
-/// of evenly chosen captions next to their real pictures, and lists the captions.
+/// Draws every held-out caption, or every training caption, and judges the drawings. With `sheet`,
+/// it also writes the drawings of evenly chosen captions next to their real pictures, and lists the
+/// captions.
 fn judge(
     args: &EvalArgs,
     n: usize,
@@ -135,7 +135,7 @@ fn judge(
     (sheet, trained): (Option<&Path>, bool),
 ) -> Result<DrawingReport> {
     let file = model_file(args.model.as_deref())?;
-    let side = file.config.dvae.as_ref().context("the file holds no dVAE")?.image_size;
+    let side = dvae_config(&file, args.model.as_deref())?.image_size;
     let tessera = measured_tessera(&file, args.weights, args.precision)?;
     let sampling = checked_sampling(sampling, &tessera)?;
     let samples = if trained { open(&args.data)?.train } else { held_out(args)? };

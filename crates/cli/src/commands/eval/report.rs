@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use image::RgbImage;
 use tessera_base::atomic;
 use tessera_base::pixels::contact_sheet;
@@ -21,8 +21,8 @@ use super::drawn::Models;
 use super::open;
 use crate::args::{DrawnArgs, Sampling};
 use crate::commands::draw::{checked_sampling, enlarge};
-use crate::commands::model_file;
 use crate::commands::output::{Content, Outputs};
+use crate::commands::{dvae_config, model_file};
 use crate::reporter::Terminal;
 
 /// The number of captions whose drawings are shown.
@@ -34,13 +34,14 @@ const SIZE: u32 = 256;
 /// The cosine from which a held-out picture counts as equal to a training picture.
 const SAME: f32 = 0.95;
 
+/// Runs `tessera eval report`.
 pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Page)], false)?;
     let dataset = open(data)?;
     let captions = held_out_captions(&dataset, args.captions)?;
     let models = Models::open(args)?;
     let file = model_file(args.model.as_deref())?;
-    let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
+    let config = dvae_config(&file, args.model.as_deref())?;
     let name = args.model.as_ref().and_then(|path| path.file_name());
     let name = name.map_or("the embedded model".into(), |name| name.to_string_lossy());
     let mut page = Page::new(&format!("Evaluation of {name}"));

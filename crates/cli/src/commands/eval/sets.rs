@@ -3,39 +3,30 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tessera_base::{atomic, random::Purpose, random::item_rng};
+use tessera_base::atomic;
 use tessera_eval::{
-    Blurs, Change, Extraction, FeatureExtractor, InceptionScore, Pairs, Protocol, Report, Vectors,
-    blur_curve, clip_score, cmmd, fid, kid, overlap_report, precision_recall, retrieval,
+    Blurs, Change, Extraction, FeatureExtractor, InceptionScore, Pairs, Protocol, Report, blur_curve,
+    clip_score, fid, overlap_report, retrieval,
 };
 
 use super::protocol::{gaussian, is_statistics, network_of, with_network, with_protocol};
 use super::{held_out_of, open};
-use crate::args::{Network, Pair};
+use crate::args::{MeasurePair, Network, Pair};
 use crate::commands::output::{Content, Outputs, write_picture};
 use crate::commands::say;
 use crate::reporter::Terminal;
 
-/// A metric of the features of two sets: real pictures, then generated pictures.
-pub type PairMetric = fn(&Vectors, &Vectors) -> Result<Vec<Report>>;
-
-/// The metric of `eval kid`.
-pub const KID: PairMetric = |real, fake| Ok(vec![kid(real, fake, &mut item_rng(0, Purpose::Subset, 0, 0))?]);
-/// The metric of `eval cmmd`.
-pub const CMMD: PairMetric = |real, fake| Ok(vec![cmmd(real, fake)?]);
-/// The metrics of `eval precision-recall`.
-pub const PRECISION_RECALL: PairMetric = |real, fake| Ok(precision_recall(real, fake)?.into());
-
 /// Computes a metric of a pair of sets.
-pub fn measure_pair(pair: &Pair, metric: PairMetric) -> Result<()> {
+pub fn measure_pair(MeasurePair { metric, pair }: &MeasurePair) -> Result<()> {
     let terminal = Terminal::default();
     with_network(&pair.network, |network| {
         let sets = [pair.real.as_path(), &pair.fake];
         let [real, fake] = extraction(&pair.network, &terminal).pair(sets, network)?;
-        print(&pair.network, &metric(&real, &fake)?)
+        print(&pair.network, &(metric.measure)(&real, &fake)?)
     })
 }
 
+/// Computes FID.
 pub fn measure_fid(pair: &Pair) -> Result<()> {
     let terminal = Terminal::default();
     with_protocol(&pair.network, |protocol| {
@@ -47,6 +38,7 @@ pub fn measure_fid(pair: &Pair) -> Result<()> {
     })
 }
 
+/// Computes the Inception score of the pictures in `dir`.
 pub fn measure_is(dir: &Path, flags: &Network) -> Result<()> {
     let terminal = Terminal::default();
     let measure = |network: &dyn FeatureExtractor| {
@@ -65,6 +57,7 @@ pub fn measure_is(dir: &Path, flags: &Network) -> Result<()> {
     })
 }
 
+/// Plots FID and IS against the radius of a blur.
 pub fn measure_blur(pair: &Pair, blurs: Blurs, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Plot)], pair.network.json)?;
     for set in [&pair.real, &pair.fake] {
@@ -83,6 +76,7 @@ pub fn measure_blur(pair: &Pair, blurs: Blurs, out: &Path) -> Result<()> {
     })
 }
 
+/// Looks for training pictures among the held-out ones, and writes a sheet of the closest pairs.
 pub fn measure_overlap(
     data: &Path,
     flags: &Network,
@@ -100,12 +94,14 @@ pub fn measure_overlap(
     })
 }
 
+/// Computes the CLIP score of the captioned pictures in `dir`.
 pub fn measure_clip_score(dir: &Path, flags: &Network) -> Result<()> {
     ensure_contrastive(flags)?;
     let pairs = Pairs::of_folder(&network_of(flags)?, dir, &Terminal::default())?;
     print(flags, &[clip_score(&pairs.images, &pairs.texts)?])
 }
 
+/// Measures retrieval among the held-out pictures of a data set.
 pub fn measure_retrieval(data: &Path, flags: &Network) -> Result<()> {
     ensure_contrastive(flags)?;
     let pairs = Pairs::held_out(&network_of(flags)?, &held_out_of(data)?)?;

@@ -41,6 +41,7 @@ struct Measured<'a> {
     cases: &'a [CaseResult],
 }
 
+/// Runs `tessera eval zero-shot`.
 pub fn run(args: &ZeroShot) -> Result<()> {
     let files: Vec<_> = args.sheet.iter().map(|path| (path.as_path(), Content::Picture)).collect();
     let outputs = Outputs::check(&files, args.json)?;
