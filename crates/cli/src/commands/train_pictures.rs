@@ -24,7 +24,7 @@ const PRESET: &str = "emoji";
 /// The PSNR in dB from which the embedded dVAE reconstructs the pictures well enough.
 const GOOD_PSNR: f64 = 16.0;
 /// The minimum number of pictures.
-const FEWEST: usize = 8;
+const MIN_PICTURES: usize = 8;
 /// The number of random crops of each picture that are encoded.
 const COPIES: usize = 4;
 /// The number of captions on the contact sheet, and of drawings for each.
@@ -56,6 +56,7 @@ struct Step {
     done: PathBuf,
 }
 
+/// Trains a model on a folder of pictures, or continues where an earlier call stopped.
 pub fn run(args: &TrainPictures) -> Result<()> {
     let (Some(pictures), Some(run)) = (&args.pictures, &args.run) else {
         bail!(
@@ -65,7 +66,8 @@ pub fn run(args: &TrainPictures) -> Result<()> {
     let minutes = args.minutes;
     ensure!(minutes > 0.0 && minutes.is_finite(), "--minutes {minutes}: wanted a positive number of minutes");
     fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
-    // A signal also reaches the command that runs at the time: it saves and ends, and then this one does.
+    // A signal also reaches the command that runs at the time: it saves and ends, and then this one
+    // does.
     signals::on_first(|| {})?;
     let plan = Plan { pictures, captions: &args.captions, run, minutes, seed: args.seed };
     let data = plan.data();
@@ -74,8 +76,8 @@ pub fn run(args: &TrainPictures) -> Result<()> {
     let dataset = Dataset::open(&run.join("data"))?;
     let n = dataset.train.len() + dataset.val.len();
     ensure!(
-        n >= FEWEST,
-        "{}: {n} pictures with captions; wanted at least {FEWEST}, and better a few hundred",
+        n >= MIN_PICTURES,
+        "{}: {n} pictures with captions; wanted at least {MIN_PICTURES}, and better a few hundred",
         pictures.display()
     );
     let psnr = plan.psnr()?;
@@ -199,12 +201,16 @@ impl Plan<'_> {
         note!("{train} pictures to train on, {val} held out");
         let enough = if psnr >= GOOD_PSNR { "is kept" } else { "is trained further" };
         note!("the embedded dVAE reconstructs held-out pictures with {psnr:.1} dB; it {enough}");
-        let mut script =
-            "#!/bin/sh\n# Made by `tessera train`. Run from the same folder.\nset -e\n".to_string();
+        let mut script = format!(
+            "#!/bin/sh\n# The commands of `tessera train`. To run them again, change to the folder in which that was run, and\n\
+             # give a new folder for the results: sh commands.sh NEW\nset -e\nrun=${{1:?give a new folder for the results}}\n\
+             mkdir \"$run\"\ncp {} \"$run\"\n",
+            quoted(&self.path("prompts.txt"))
+        );
         for step in [data].into_iter().chain(steps) {
             let state = if step.is_done() { " (done)" } else { "" };
             note!("- {}{state}: {}", step.title, step.command_line());
-            writeln!(script, "{}", step.command_line())?;
+            writeln!(script, "{}", step.script_line(self.run))?;
         }
         atomic::write(&self.run.join("commands.sh"), script.as_bytes())
     }
@@ -243,13 +249,17 @@ impl Step {
 
     /// The command as a user would type it.
     fn command_line(&self) -> String {
-        let plain = |arg: &String| arg.chars().all(|c| c.is_alphanumeric() || "-_./=:,".contains(c));
-        let quoted =
-            |arg: &String| if plain(arg) { arg.clone() } else { format!("'{}'", arg.replace('\'', "'\\''")) };
-        std::iter::once("tessera".to_string())
-            .chain(self.args.iter().map(quoted))
-            .collect::<Vec<_>>()
-            .join(" ")
+        let args = self.args.iter().map(|arg| format!(" {}", quoted(arg)));
+        format!("tessera{}", args.collect::<String>())
+    }
+
+    /// The command in a script, in which the variable `run` contains the path of the folder `run`.
+    fn script_line(&self, run: &Path) -> String {
+        let args = self.args.iter().map(|arg| match Path::new(arg).strip_prefix(run) {
+            Ok(name) => format!(" \"$run\"/{}", name.display()),
+            Err(_) => format!(" {}", quoted(arg)),
+        });
+        format!("tessera{}", args.collect::<String>())
     }
 
     /// Runs the command, or resumes it, unless it is done.
@@ -269,6 +279,14 @@ impl Step {
         }
         ensure!(self.result.exists(), "`{}` left no {}", self.command_line(), self.result.display());
         self.mark_done()
+    }
+}
+
+/// Quotes an argument for a shell if it needs to be quoted.
+fn quoted(arg: &str) -> String {
+    match arg.chars().all(|c| c.is_alphanumeric() || "-_./=:,".contains(c)) {
+        true => arg.to_string(),
+        false => format!("'{}'", arg.replace('\'', "'\\''")),
     }
 }
 

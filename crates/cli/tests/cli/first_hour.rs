@@ -6,7 +6,7 @@ use std::path::Path;
 use image::RgbImage;
 
 use super::pipeline::pipeline;
-use super::program::{Said, command, entries, fixture, folder, mistake, succeed};
+use super::program::{Finished, command, entries, fixture, folder, mistake, succeed};
 
 /// Writes `n` pictures of `side` pixels in different colours to `dir/pictures`, with captions.
 fn pictures(dir: &Path, n: u32, side: u32) {
@@ -21,6 +21,24 @@ fn pictures(dir: &Path, n: u32, side: u32) {
         picture.save(pictures.join(format!("{i:02}.png"))).unwrap();
         fs::write(pictures.join(format!("{i:02}.txt")), format!("a red apple number {i}\n")).unwrap();
     }
+}
+
+/// Runs the script that `tessera train` leaves, with another folder for the results.
+fn commands_can_be_run_again(dir: &Path) {
+    let bin = dir.join("bin");
+    fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_tessera"), bin.join("tessera")).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let sh = |args: &[&str]| {
+        let mut command = std::process::Command::new("sh");
+        command.arg("run/commands.sh").args(args).current_dir(dir).env("PATH", &path).output().unwrap()
+    };
+    let again = sh(&["again"]);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert!(dir.join("again/sheet.png").exists());
+    let refused = sh(&[]);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("give a new folder for the results"));
 }
 
 #[test]
@@ -40,6 +58,7 @@ fn own_pictures_become_a_model_in_one_command() {
     }
     let drawn = ["draw", "a red apple", "--model", "run/model.tessera.safetensors", "-n", "1"];
     succeed(dir.path(), &drawn);
+    commands_can_be_run_again(dir.path());
     let again = succeed(dir.path(), &train);
     assert!(again.stderr.contains("- train the prior further (done)"), "{}", again.stderr);
     // A training that was stopped has a model file, but is not done.
@@ -62,7 +81,7 @@ fn own_pictures_become_a_model_in_one_command() {
     }
     fs::write(dir.path().join("pictures/new.txt"), "one more").unwrap();
     RgbImage::new(60, 60).save(dir.path().join("pictures/new.png")).unwrap();
-    let said = Said::of(command(dir.path(), &train).output().unwrap());
+    let said = Finished::of(command(dir.path(), &train).output().unwrap());
     assert_eq!(said.code, Some(2), "{}", said.stderr);
     assert_eq!(said.stderr.matches("error:").count(), 1, "{}", said.stderr);
 }
@@ -82,7 +101,7 @@ fn pictures_that_cannot_be_trained_on_are_a_clear_error() {
         (&["train", "bare", "--run", "r2"], "caption"),
         (&["train", "nowhere", "--run", "r3"], "nowhere"),
     ] {
-        let said = Said::of(command(dir.path(), args).output().unwrap());
+        let said = Finished::of(command(dir.path(), args).output().unwrap());
         assert_eq!(said.code, Some(2), "{args:?}: {}", said.stderr);
         assert_eq!(said.stderr.matches("error:").count(), 1, "{args:?}: {}", said.stderr);
         assert!(said.stderr.contains(expected), "{args:?}: {}", said.stderr);
@@ -109,7 +128,7 @@ fn completions_and_man_pages_are_written_for_every_command() {
         let script = succeed(dir.path(), &["completions", shell]).stdout;
         assert!(script.contains("tessera") && script.contains("guidance"), "{shell}");
     }
-    let said = Said::of(command(dir.path(), &["completions", "csh"]).output().unwrap());
+    let said = Finished::of(command(dir.path(), &["completions", "csh"]).output().unwrap());
     assert!(said.code == Some(2) && said.stderr.contains("csh"), "{}", said.stderr);
     succeed(dir.path(), &["man", "man"]);
     let pages = entries(&dir.path().join("man"));
@@ -142,7 +161,7 @@ fn quiet_command_writes_only_errors_to_standard_error() {
 fn environment_variables_set_the_model() {
     let dir = folder();
     let inspect = ["reconstruct", "none.png"];
-    let said = Said::of(command(dir.path(), &inspect).env("TESSERA_MODEL", "no-model").output().unwrap());
+    let said = Finished::of(command(dir.path(), &inspect).env("TESSERA_MODEL", "no-model").output().unwrap());
     assert_eq!(said.code, Some(2));
     assert!(said.stderr.contains("no-model"), "{}", said.stderr);
 }
@@ -171,5 +190,5 @@ fn folder_of_another_program_is_named() {
     let dir = folder();
     fs::create_dir(dir.path().join("other")).unwrap();
     let error = mistake(dir.path(), &["inspect", "other"]);
-    assert!(error.contains("other is no data set, codes, training run or checkpoint"), "{error}");
+    assert!(error.contains("other is not a data set, codes, a training run or a checkpoint"), "{error}");
 }

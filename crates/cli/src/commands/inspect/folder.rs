@@ -25,7 +25,7 @@ pub fn describe(dir: &Path) -> Result<Value> {
         pictures_run(dir)
     } else {
         bail!(
-            "{} is no data set, codes, training run or checkpoint; wanted a folder that `tessera data`, `encode` or `train` wrote",
+            "{} is not a data set, codes, a training run or a checkpoint; wanted a folder that `tessera data`, `encode` or `train` wrote",
             dir.display()
         )
     }

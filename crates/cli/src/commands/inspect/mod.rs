@@ -17,6 +17,7 @@ use crate::args::Inspect;
 /// The first bytes of every PNG.
 const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
+/// Prints what a file or a folder contains.
 pub fn run(args: &Inspect) -> Result<()> {
     if args.file.is_dir() {
         ensure!(!args.words, "--words: {} is a folder; wanted a model file", args.file.display());
@@ -32,7 +33,7 @@ pub fn run(args: &Inspect) -> Result<()> {
     let value = match is_png {
         true => match drawn_with(&bytes).with_context(|| shown.to_string())? {
             Some(parameters) => serde_json::to_value(parameters)?,
-            None => bail!("{shown} carries no drawing parameters; was it made by `tessera draw`?"),
+            None => bail!("{shown} has no stored drawing parameters: only PNGs of `tessera draw` have them"),
         },
         false => describe(&model_of(&bytes, &args.file).context("neither a PNG nor a model")?)?,
     };
@@ -72,7 +73,7 @@ fn describe(file: &ModelFile) -> Result<Value> {
         "prior_parameters": count(&file.prior),
         "reranker_parameters": count(&file.rerank),
         "tokenizer": file.tokenizer.is_some(),
-        "caption_drop": file.caption_drop,
+        "caption_drop": file.caption_drop.map(shortest),
         "int8_nats_per_token": file.int8.nats_per_token(),
         "words": file.words.as_ref().map(BTreeSet::len),
         "notes": file.notes,
@@ -82,15 +83,20 @@ fn describe(file: &ModelFile) -> Result<Value> {
     Ok(value)
 }
 
+/// Returns the number in f64 whose decimal form is the shortest one of `value`.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
 fn table(value: &Value) -> Result<String> {
     let mut lines = Vec::new();
     for (name, value) in value.as_object().context("nothing to show")? {
         match value {
             Value::Object(inner) if !inner.is_empty() => {
                 lines.push(name.clone());
-                lines.extend(inner.iter().map(|(name, value)| format!("  {name:22} {value}")));
+                lines.extend(inner.iter().map(|(name, value)| format!("  {name:22} {}", on_a_line(value))));
             }
-            Value::Null => {}
+            Value::Null | Value::Object(_) => {}
             Value::Array(items)
                 if items.iter().any(|item| item.as_str().is_some_and(|text| text.len() > 30)) =>
             {
@@ -102,4 +108,17 @@ fn table(value: &Value) -> Result<String> {
         }
     }
     Ok(lines.join("\n"))
+}
+
+/// Shows a value on one line: objects as `name value` pairs, without braces and quotes.
+fn on_a_line(value: &Value) -> String {
+    match value {
+        Value::Object(inner) => {
+            let pairs = inner.iter().map(|(name, value)| format!("{name} {}", on_a_line(value)));
+            pairs.collect::<Vec<_>>().join(", ")
+        }
+        Value::Array(items) => format!("[{}]", items.iter().map(on_a_line).collect::<Vec<_>>().join(" ")),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
