@@ -1,4 +1,5 @@
-//! What libraries report, for people: notes as lines on standard error, progress as a bar on terminals.
+//! Shows what libraries report: notes as lines on standard error, and progress as a bar on
+//! terminals.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -134,10 +134,12 @@ mod other {
     pub struct Signals;
 
     impl Signals {
+        /// Does nothing: the signal needs no preparation on this system.
         pub fn listen() -> io::Result<Signals> {
             Ok(Signals)
         }
 
+        /// Waits for Ctrl-C and returns its number.
         pub async fn next(&mut self) -> i32 {
             let _ = tokio::signal::ctrl_c().await;
             super::SIGINT

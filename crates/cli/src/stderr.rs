@@ -1,5 +1,5 @@
-//! Lines on standard error. It may be full, closed, or a pipe without a reader: none of this may end
-//! or delay the work.
+//! Writes lines to standard error. If it is full, closed, or a pipe without a reader, this neither
+//! ends nor delays the work.
 //!
 //! All lines go through one bounded queue to a thread that writes them and ignores write errors.
 //! Lines that do not fit in the queue are dropped. Nothing else in the program writes to standard
@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 /// The maximum number of messages that wait for a slow reader; later ones are dropped.
-const MOST_WAITING: usize = 1024;
+const MAX_WAITING: usize = 1024;
 /// The maximum time that a flush waits for a slow reader.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -84,9 +84,9 @@ impl Write for Stderr {
 fn send(message: Message) {
     static QUEUE: OnceLock<SyncSender<Message>> = OnceLock::new();
     let queue = QUEUE.get_or_init(|| {
-        let (queue, messages) = sync_channel(MOST_WAITING);
-        // If the thread cannot start, the receiver is gone and all messages are dropped: there is no
-        // place left to report that.
+        let (queue, messages) = sync_channel(MAX_WAITING);
+        // If the thread cannot start, the receiver is dropped and all messages are lost. This
+        // cannot be reported anywhere.
         let _ = std::thread::Builder::new().name("stderr".into()).spawn(move || write_all(&messages));
         queue
     });

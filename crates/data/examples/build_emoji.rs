@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! runs/fetch_emoji.sh packages
-//! cargo run --release -p tessera-data --example build_emoji -- packages out 72 small [MAX_CONCEPTS]
+//! cargo run --release -p tessera-data --example build_emoji -- \
+//!     packages out 72 small [MAX_CONCEPTS]
 //! ```
 
 use std::path::Path;

@@ -89,8 +89,23 @@ impl StyleCount {
     }
 }
 
+impl Counts {
+    /// Writes the number of enlarged pictures, if there are any.
+    fn write_enlarged(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.enlarged > 0 { write!(f, ", {} enlarged", self.enlarged) } else { Ok(()) }
+    }
+}
+
 impl fmt::Display for Counts {
+    /// Writes a table with a row per style, or one line if there is nothing to compare.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [StyleCount { train, val, unmatched: 0, blank: 0, .. }] = self.styles.as_slice() {
+            let plural = |n: u64| if n == 1 { "" } else { "s" };
+            let (pictures, captions) = (self.pictures(), self.captions);
+            write!(f, "{pictures} picture{}: {train} to train on, {val} held out; ", plural(pictures))?;
+            write!(f, "{captions} caption{}", plural(captions))?;
+            return self.write_enlarged(f);
+        }
         let width = self.styles.iter().map(|row| row.style.len()).max().unwrap_or(0).max(5);
         writeln!(f, "{:width$}  {:>7}  {:>7}  {:>9}  {:>5}", "style", "train", "val", "unmatched", "blank")?;
         let sum = |field: fn(&StyleCount) -> u64| self.styles.iter().map(field).sum();
@@ -105,7 +120,7 @@ impl fmt::Display for Counts {
             writeln!(f, "{style:width$}  {train:>7}  {val:>7}  {unmatched:>9}  {blank:>5}")?;
         }
         write!(f, "{} concepts, {} captions", self.concepts, self.captions)?;
-        if self.enlarged > 0 { write!(f, ", {} pictures enlarged", self.enlarged) } else { Ok(()) }
+        self.write_enlarged(f)
     }
 }
 
@@ -123,5 +138,14 @@ mod tests {
         assert_eq!(lines[3], "all             1        1          0      0");
         assert_eq!(lines[4], "2 concepts, 11 captions");
         assert_eq!((counts.pictures(), counts.in_split(Split::Val)), (2, 1));
+    }
+
+    #[test]
+    fn counts_of_one_style_are_one_line() {
+        let mut counts = Counts { concepts: 2, enlarged: 2, ..Counts::default() };
+        counts.add_picture("own", Split::Train, 1);
+        counts.add_picture("own", Split::Val, 1);
+        let line = "2 pictures: 1 to train on, 1 held out; 2 captions, 2 enlarged";
+        assert_eq!(counts.to_string(), line);
     }
 }

@@ -83,7 +83,11 @@ pub fn conditioning(
     sampler: Option<&Sampler>,
     items: &[LabelledCodes],
 ) -> Result<Conditioning> {
-    ensure!(items.len() >= 2, "{} pictures: wanted at least 2 to exchange captions", items.len());
+    ensure!(
+        items.len() >= 2,
+        "exchanging captions needs at least 2 held-out pictures, found {}; raise --holdout of `tessera data`",
+        items.len()
+    );
     let identity: Vec<usize> = (0..items.len()).collect();
     let caption = |index: usize| items[index].caption.as_slice();
     let with_captions = |order: Vec<usize>| losses(prior, items, |i| caption(order[i]));

@@ -343,7 +343,7 @@ fn codes(c: &mut Criterion<Rates>) {
     });
 }
 
-fn optimiser(c: &mut Criterion<Rates>) {
+fn optimizer(c: &mut Criterion<Rates>) {
     const N: usize = 1 << 24;
     let [mut w, g, mut m, mut v] = [1.0, 0.1, 0.0, 0.0].map(|value| vec![value; N]);
     let adam = AdamWStep {
@@ -384,15 +384,15 @@ fn decoding(c: &mut Criterion<Rates>) {
         (0..TEXT).for_each(|cache_row| text.put_rows(&[(0, cache_row)], &qkv[..3 * D]));
         let places = |cache_row: usize| (0..LANES).map(|sequence| (sequence, cache_row)).collect::<Vec<_>>();
         (0..GRID * GRID).for_each(|cache_row| own.put_rows(&places(cache_row), &qkv));
-        let [text_sees, own_sees] = [TEXT, GRID * GRID].map(|cache_rows| Visible::new(0..cache_rows));
+        let [text_visible, own_visible] = [TEXT, GRID * GRID].map(|cache_rows| Visible::new(0..cache_rows));
         let mut out = vec![0.0; LANES * D];
         // The text's keys and values stay in a CPU cache.
         let bytes = 2 * LANES * GRID * GRID * D * if cpu.bf16() { 2 } else { 4 };
         let sequences: Vec<Sequence> =
-            (0..LANES).map(|own| Sequence { caption: 0, own, visible: &own_sees }).collect();
+            (0..LANES).map(|own| Sequence { caption: 0, own, visible: &own_visible }).collect();
         let names = [&format!("attention of one query, {cpu}"), "64 sequences"];
         time(c, cpu, names, Work::Bytes(bytes), |_| {
-            attend(&qkv, 3 * D, &sequences, (&text, &text_sees), &own, &mut out)
+            attend(&qkv, 3 * D, &sequences, (&text, &text_visible), &own, &mut out)
         });
     }
 }
@@ -400,6 +400,6 @@ fn decoding(c: &mut Criterion<Rates>) {
 criterion_group! {
     name = benches;
     config = Criterion::default().with_measurement(Rates);
-    targets = limits, transformer, attention, dvae, codes, optimiser, decoding
+    targets = limits, transformer, attention, dvae, codes, optimizer, decoding
 }
 criterion_main!(benches);

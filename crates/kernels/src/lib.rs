@@ -3,7 +3,7 @@
 //! Every differentiable operation takes and returns Burn tensors and has two implementations:
 //! kernels for tensors in CPU memory, and a composition of Burn's own operations for any other
 //! device. The composition is also the reference: tests compare each kernel with it, forward and
-//! backward. Generation ([`decode`]), the optimiser and noise work on plain arrays.
+//! backward. Generation ([`decode`]), the optimizer and noise work on plain arrays.
 
 mod adamw;
 mod attention;

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Tensor, TensorData};
 use image::RgbImage;
+use tessera_base::pixels::to_floats;
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
 use tessera_text::{Bpe, Prompt, Unknown, normalise, unknown_words};
@@ -213,10 +214,8 @@ impl Tessera {
             (width as usize, height as usize) == (side, side),
             "a picture of {width}x{height} pixels: wanted {side}x{side}"
         );
-        let values: Vec<f32> = picture.as_raw().iter().map(|&value| f32::from(value) / 255.0).collect();
-        let x: Tensor<4> =
-            Tensor::from_data(TensorData::new(values, [1, side, side, 3]), &self.dvae.device());
-        let codes = self.dvae.encode(x.permute([0, 3, 1, 2])).into_data();
+        let values = TensorData::new(to_floats(picture), [1, 3, side, side]);
+        let codes = self.dvae.encode(Tensor::from_data(values, &self.dvae.device())).into_data();
         Ok(codes.iter::<i64>().map(|code| code as u32).collect())
     }
 
@@ -321,7 +320,7 @@ impl Tessera {
         let negative = self.read_prompt(&request.negative)?.tokens;
         let rank = |best: usize| {
             let reranker = self.reranker.as_ref().ok_or(Error::NoReranker)?;
-            ensure!(best <= request.n, "the best {best} of {}: wanted no more than are drawn", request.n);
+            ensure!(best <= request.n, "the best {best} of {}: best must not exceed n", request.n);
             Ranking::new(reranker, &request.prompt, best)
         };
         let ranking = request.best.map(rank).transpose()?;
@@ -352,7 +351,11 @@ fn looks_like(a: &RgbImage, b: &RgbImage, grid: usize) -> bool {
 impl ModelFile {
     /// Builds the dVAE of the file.
     pub fn dvae(&self, compute: impl Into<Compute>) -> Result<Dvae> {
-        let config = self.config.dvae.as_ref().context("the file holds no dVAE")?;
+        let config = self
+            .config
+            .dvae
+            .as_ref()
+            .context("the file has no dVAE; use a file of `train dvae` or `train prior`")?;
         config.check()?;
         check_count("dVAE", config.n_parameters().iter().sum(), &self.dvae)?;
         import(Dvae::blank(config, compute), &self.dvae).context("dVAE")

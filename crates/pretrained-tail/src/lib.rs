@@ -1,5 +1,5 @@
-//! The second part of the embedded model, in a crate of its own because crates.io accepts at most 10
-//! MB per crate. Use `tessera-pretrained`, which has the complete file.
+//! The second part of the embedded model, in a crate of its own because crates.io accepts at most
+//! 10 MB per crate. Use `tessera-pretrained`, which has the complete file.
 
 #![forbid(unsafe_code)]
 

@@ -17,7 +17,7 @@ pub enum KeepSpec {
     /// The cells under the dark or opaque parts of a mask, which is the bytes of a picture file.
     Mask(Vec<u8>),
     /// No choice: the transparent parts of the picture are drawn, if it has any.
-    Unsaid,
+    Unspecified,
 }
 
 /// A picture prompt, resolved for a model.
@@ -43,7 +43,7 @@ pub enum PromptError {
     /// The rows or the rectangle do not fit the grid.
     Keep(Error),
     /// There is no choice of cells, and the picture has no transparent parts.
-    Unsaid,
+    Unspecified,
     /// The model failed to encode the picture.
     Model(Error),
 }
@@ -70,10 +70,10 @@ pub fn resolve(
             let mask = decode_any(&mask, max_pixels).map_err(PromptError::Mask)?;
             Keep::Mask(mask).of(&picture, grid, fit).map_err(PromptError::Mask)
         }
-        KeepSpec::Unsaid if is_transparent(&picture) => {
+        KeepSpec::Unspecified if is_transparent(&picture) => {
             Keep::Opaque.of(&picture, grid, fit).map_err(PromptError::Picture)
         }
-        KeepSpec::Unsaid => Err(PromptError::Unsaid),
+        KeepSpec::Unspecified => Err(PromptError::Unspecified),
     }?;
     let size = (picture.width(), picture.height());
     let (tokens, own) = tokens_of(tessera, model_id, bytes, picture, fit)?;

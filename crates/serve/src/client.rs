@@ -33,6 +33,7 @@ struct Socket {
 }
 
 impl Client {
+    /// Creates the client at the other end of `stream`.
     pub fn new(stream: TcpStream) -> Client {
         Client(Arc::new(Socket { stream, asked: AtomicBool::new(false), stuck: AtomicBool::new(false) }))
     }

@@ -17,6 +17,7 @@ pub struct EventLogs(Mutex<VecDeque<Arc<EventLog>>>);
 
 /// The events of one request so far.
 pub struct EventLog {
+    /// The unguessable identifier in the URL of the log.
     pub id: String,
     frames: Mutex<Vec<Bytes>>,
     /// The number of frames so far, and whether the log is complete.

@@ -28,8 +28,11 @@ pub struct Model {
     pub id: String,
     /// The model file's fingerprint.
     pub fingerprint: String,
+    /// The short name of the model.
     pub name: String,
+    /// What the model can and cannot do; may be empty.
     pub about: String,
+    /// Example prompts; may be empty.
     pub examples: Vec<String>,
     /// The side of a picture in pixels before it is enlarged.
     pub side: usize,
@@ -48,6 +51,7 @@ pub struct Model {
 }
 
 impl Model {
+    /// Describes a loaded model.
     pub fn new(tessera: &Tessera, about: About) -> Model {
         let config = tessera.prior.config();
         Model {

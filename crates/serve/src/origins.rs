@@ -52,6 +52,7 @@ impl std::str::FromStr for Origin {
 pub struct Origins(Vec<Origin>);
 
 impl Origins {
+    /// Allows the pages of these origins.
     pub fn new(origins: Vec<Origin>) -> Origins {
         Origins(origins)
     }

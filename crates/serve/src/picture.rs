@@ -35,6 +35,7 @@ impl Encoding {
 pub struct Style {
     /// The side in pixels.
     pub size: u32,
+    /// The file format.
     pub encoding: Encoding,
     /// The parameters of all pictures together.
     pub parameters: Parameters,

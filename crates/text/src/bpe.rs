@@ -1,5 +1,5 @@
-//! Byte-level BPE (paper §2.2): training, encoding, decoding, and BPE-dropout (Provilkov et al.,
-//! 10% on training captions).
+//! Byte-level BPE (paper §2.2): training, encoding, decoding, and BPE dropout (also written
+//! BPE-dropout; Provilkov et al., 10% on training captions).
 //!
 //! The `tokenizers` crate trains the merges and encodes without dropout. Its own dropout uses a
 //! hidden thread-local random generator, so a resumed run could not reproduce it. The dropout in

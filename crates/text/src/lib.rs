@@ -15,4 +15,4 @@ pub use bpe::{Bpe, Readable};
 pub use clip::{clean_for_clip, clip_tokenizer};
 pub use decode::{decode_text, text_lines};
 pub use normalise::{MAX_PROMPT_CHARS, Prompt, normalise};
-pub use words::{Unknown, caption_words, unknown_words};
+pub use words::{Unknown, caption_words, suggestion, unknown_words};

@@ -14,10 +14,10 @@ use crate::normalise;
 
 /// The maximum number of caption words that are kept, the most frequent ones. They are stored in
 /// the model file.
-const MOST_WORDS: usize = 32_768;
+const MAX_WORDS: usize = 32_768;
 /// The maximum number of unknown words that are reported per prompt. Each one is compared with all
 /// known words.
-const MOST_UNKNOWN: usize = 16;
+const MAX_UNKNOWN: usize = 16;
 
 /// Plural endings, each with the ending of the singular.
 const PLURALS: [(&str, &str); 3] = [("s", ""), ("es", ""), ("ies", "y")];
@@ -44,7 +44,7 @@ pub fn caption_words(captions: impl Iterator<Item = impl AsRef<str>>) -> BTreeSe
     }
     let mut counted: Vec<(String, u64)> = counts.into_iter().collect();
     counted.sort_by_key(|(_, count)| Reverse(*count));
-    counted.into_iter().take(MOST_WORDS).map(|(word, _)| word).collect()
+    counted.into_iter().take(MAX_WORDS).map(|(word, _)| word).collect()
 }
 
 /// Returns the distinct words of `prompt` that are not in `known`, in order of appearance and at
@@ -53,7 +53,7 @@ pub fn unknown_words(prompt: &str, known: &BTreeSet<String>) -> Vec<Unknown> {
     let text = clean(prompt);
     let mut seen = BTreeSet::new();
     let unknown = words(&text).filter(|word| !is_known(word, known) && seen.insert(*word));
-    let unknown = unknown.take(MOST_UNKNOWN);
+    let unknown = unknown.take(MAX_UNKNOWN);
     unknown.map(|word| Unknown { word: word.to_string(), suggestion: suggestion(word, known) }).collect()
 }
 
@@ -84,9 +84,10 @@ fn is_known(word: &str, known: &BTreeSet<String>) -> bool {
     known.contains(word) || PLURALS.iter().filter_map(singular).any(|singular| known.contains(&singular))
 }
 
-/// Returns the known word at the smallest Damerau-Levenshtein distance. The distance may be at most
-/// 1 for words of two to four letters and at most 2 for longer ones.
-fn suggestion(word: &str, known: &BTreeSet<String>) -> Option<String> {
+/// Returns the known word that was probably meant: the one at the smallest Damerau-Levenshtein
+/// distance from `word`. The distance may be at most 1 for words of two to four letters and at most
+/// 2 for longer ones.
+pub fn suggestion(word: &str, known: &BTreeSet<String>) -> Option<String> {
     let letters = word.chars().count();
     let most = match letters {
         0..=1 => 0,
@@ -167,14 +168,14 @@ mod tests {
         assert!(unknown("", "cat").is_empty() && unknown(" \u{200b} ", "cat").is_empty());
         assert_eq!(unknown_words("cat", &BTreeSet::new())[0].suggestion, None);
         let letters = ('a'..='z').map(|letter| letter.to_string().repeat(9)).collect::<Vec<_>>();
-        assert_eq!(unknown(&letters.join(" "), "cat"), letters[..MOST_UNKNOWN]);
+        assert_eq!(unknown(&letters.join(" "), "cat"), letters[..MAX_UNKNOWN]);
         // Numbers in base 26, written in letters. Only the last word occurs twice, so it is kept.
         let digit = |n: usize| char::from(b'a' + (n % 26) as u8);
         let word = |n: usize| [n / 17_576, n / 676, n / 26, n].map(digit).iter().collect::<String>();
-        let many: Vec<String> = (0..MOST_WORDS + 2).map(word).chain([word(MOST_WORDS + 1)]).collect();
+        let many: Vec<String> = (0..MAX_WORDS + 2).map(word).chain([word(MAX_WORDS + 1)]).collect();
         let kept = caption_words(many.iter());
-        assert_eq!(kept.len(), MOST_WORDS);
-        assert!(kept.contains(&many[MOST_WORDS + 1]) && !kept.contains(&many[MOST_WORDS]));
+        assert_eq!(kept.len(), MAX_WORDS);
+        assert!(kept.contains(&many[MAX_WORDS + 1]) && !kept.contains(&many[MAX_WORDS]));
     }
 
     #[test]

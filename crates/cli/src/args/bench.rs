@@ -5,6 +5,7 @@ use tessera_kernels::Precision;
 
 use super::ConfigArgs;
 
+/// The flags of `plan`.
 #[derive(ClapArgs)]
 pub struct PlanArgs {
     #[command(flatten)]
@@ -32,6 +33,7 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
+/// The flags of `bench`.
 #[derive(ClapArgs)]
 pub struct Bench {
     /// The benchmarks to run [default: all except the long ones]
@@ -48,6 +50,7 @@ pub struct Bench {
     pub rounds: usize,
 }
 
+/// The precision of matrix products.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum PrecisionFlag {
     /// bf16 if the processor has instructions for it, otherwise f32.

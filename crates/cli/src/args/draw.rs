@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 
 use super::{Weights, input, output};
 
+/// The flags of `draw`.
 #[derive(ClapArgs)]
 pub struct Draw {
     /// The captions to draw. With several, each gets its own row.
@@ -104,6 +105,7 @@ pub struct PicturePrompt {
     pub fit: Fit,
 }
 
+/// How a picture is made square.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Fit {
     /// Use the middle square.

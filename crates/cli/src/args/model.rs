@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::{input, output};
 
+/// The flags of `pack`.
 #[derive(ClapArgs)]
 pub struct Pack {
     /// The model file, or `embedded`.
@@ -17,8 +18,8 @@ pub struct Pack {
     /// How weights are stored. Those of the dVAE are never stored in 8 bits.
     #[arg(long, value_enum, default_value_t = Packing::Int8)]
     pub dtype: Packing,
-    /// The fraction of captions that were dropped when the prior was trained (`data.caption_drop` of its
-    /// config), for a file that does not contain it.
+    /// The fraction of captions that were dropped when the prior was trained (`data.caption_drop`
+    /// of its config), for a file that does not contain it.
     #[arg(long, value_name = "SHARE")]
     pub caption_drop: Option<f32>,
     /// The new model file.
@@ -26,6 +27,7 @@ pub struct Pack {
     pub out: PathBuf,
 }
 
+/// The published models that can be converted, with their flags.
 #[derive(Subcommand)]
 pub enum Convert {
     /// Convert OpenAI's released dVAE.
@@ -42,20 +44,22 @@ pub enum Convert {
         #[arg(long, value_parser = output())]
         out: PathBuf,
     },
-    /// Convert a contrastive model for ranking: CLIP with a vision transformer, from OpenAI, Hugging Face or open_clip.
+    /// Convert a contrastive model for ranking: CLIP with a vision transformer, from OpenAI,
+    /// Hugging Face or open_clip.
     Clip {
         /// The weights as published: .pt or .safetensors. They are only read; no code in them runs.
         #[arg(value_parser = input())]
         weights: PathBuf,
-        /// CLIP's vocabulary: OpenAI's bpe_simple_vocab_16e6.txt.gz, or Hugging Face's tokenizer.json.
+        /// CLIP's vocabulary: OpenAI's bpe_simple_vocab_16e6.txt.gz, or Hugging Face's
+        /// tokenizer.json.
         #[arg(long, value_name = "FILE", value_parser = input())]
         vocab: PathBuf,
-        /// The GELU that the weights were trained with. It is read from config.json or open_clip_config.json in
-        /// the folder of the weights, and known for OpenAI's own archives.
+        /// The GELU that the weights were trained with. It is read from config.json or
+        /// open_clip_config.json in the folder of the weights, and known for OpenAI's own archives.
         #[arg(long, value_enum)]
         gelu: Option<WhichGelu>,
-        /// The number of attention heads of the image tower, if no config file in the folder of the weights
-        /// contains it and no published model has weights of this shape.
+        /// The number of attention heads of the image tower, if no config file in the folder of the
+        /// weights contains it and no published model has weights of this shape.
         #[arg(long, value_name = "N", requires = "text_heads")]
         image_heads: Option<usize>,
         /// The number of attention heads of the text tower.
@@ -77,6 +81,7 @@ pub struct Stored {
     pub dtype: Dtype,
 }
 
+/// The dtype of the weights in a converted file.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Dtype {
     /// Without loss: in f32, or in f16 where the values are the same.
@@ -86,6 +91,7 @@ pub enum Dtype {
     F16,
 }
 
+/// The dtype of the weights in a packed file.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Packing {
     /// Without loss: in f32, or in f16 where the values are the same.
@@ -107,6 +113,7 @@ pub enum Weights {
     Int8,
 }
 
+/// The variants of the GELU in CLIP models.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum WhichGelu {
     /// QuickGELU, of OpenAI's models.
@@ -115,6 +122,7 @@ pub enum WhichGelu {
     Exact,
 }
 
+/// The flags of `reconstruct`.
 #[derive(ClapArgs)]
 pub struct Reconstruct {
     /// A PNG, JPEG or WebP picture. Its middle square is used.
@@ -134,9 +142,11 @@ pub struct Reconstruct {
     pub json: bool,
 }
 
+/// The flags of `inspect`.
 #[derive(ClapArgs)]
 pub struct Inspect {
-    /// A PNG that `draw` wrote, a model file, `embedded`, or a folder: a data set, codes, or a training run.
+    /// A PNG that `draw` wrote, a model file, `embedded`, or a folder: a data set, codes, or a
+    /// training run.
     #[arg(value_parser = input())]
     pub file: PathBuf,
     /// List the words of the captions that a model was trained on, one per line.

@@ -7,6 +7,7 @@ use tessera_serve::Origin;
 
 use super::{Weights, input};
 
+/// The flags of `serve`.
 #[derive(ClapArgs)]
 pub struct Serve {
     /// The address to listen on. Use API keys if it is not a local address like 127.0.0.1, since
@@ -43,6 +44,7 @@ pub struct Serve {
     pub log: Log,
 }
 
+/// The format of the request log.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Log {
     /// Text if standard error is a terminal, otherwise JSON.

@@ -7,6 +7,7 @@ use tessera_train::DeviceChoice;
 
 use super::{CaptionArgs, config, input};
 
+/// The flags of `train`, or one of its subcommands.
 #[derive(ClapArgs)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Train {
@@ -35,6 +36,7 @@ pub struct TrainPictures {
     pub seed: u64,
 }
 
+/// The parts of a model that can be trained, with their flags.
 #[derive(Subcommand)]
 pub enum TrainTask {
     /// Train the caption tokenizer on a data set.
@@ -50,7 +52,8 @@ pub enum TrainTask {
     },
     /// Stage 1: train the discrete VAE on a data set.
     Dvae(Common),
-    /// Stage 2: train the transformer on a folder of codes or, with `data.encode = "online"`, on a data set.
+    /// Stage 2: train the transformer on a folder of codes or, with `data.encode = "online"`, on a
+    /// data set.
     Prior {
         #[command(flatten)]
         common: Common,
@@ -68,7 +71,8 @@ pub enum TrainTask {
         /// The tokenizer: a file that `train bpe` wrote, a model file, or `embedded`.
         #[arg(long, value_parser = input())]
         bpe: PathBuf,
-        /// A model file with the dVAE that reconstructs a fraction of the pictures (`data.reconstructed`).
+        /// A model file with the dVAE that reconstructs a fraction of the pictures
+        /// (`data.reconstructed`).
         #[arg(long, value_parser = input())]
         dvae: Option<PathBuf>,
     },
@@ -77,7 +81,8 @@ pub enum TrainTask {
 /// The config.
 #[derive(ClapArgs)]
 pub struct ConfigArgs {
-    /// A preset (tiny, small, emoji, embedded, 2.8b, 5.6b, paper), or a TOML file with changes to one.
+    /// A preset (tiny, small, emoji, embedded, 2.8b, 5.6b, paper), or a TOML file with changes to
+    /// one.
     #[arg(long, default_value = "emoji", value_parser = config(), env = "TESSERA_CONFIG")]
     pub config: String,
     /// Change one value, as in `--set prior.n_layers=12`; may be repeated.
@@ -105,7 +110,8 @@ pub struct Common {
     /// The number of updates; warm-up, decay and all other schedules are scaled to it.
     #[arg(long, value_name = "N", conflicts_with = "minutes")]
     pub steps: Option<u64>,
-    /// The time for the run in minutes, from which the number of updates follows by this machine's speed.
+    /// The time for the run in minutes. The number of updates is computed from it and the speed of
+    /// this machine.
     #[arg(long, value_name = "M", allow_negative_numbers = true)]
     pub minutes: Option<f64>,
     /// Write the last weights to the model file even if earlier ones are better on held-out data.
@@ -114,12 +120,13 @@ pub struct Common {
     /// The seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Where to compute: `cpu`, `gpu` or `gpu:N` (a CUDA device, in a build with `--features libtorch`), or `libtorch` (the same on the
-    /// processor).
+    /// Where to compute: `cpu`, `gpu` or `gpu:N` (a CUDA device, in a build with `--features
+    /// libtorch`), or `libtorch` (the same on the processor).
     #[arg(long, default_value_t = DeviceChoice::Cpu, env = "TESSERA_DEVICE")]
     pub device: DeviceChoice,
 }
 
+/// The flags of `encode`.
 #[derive(ClapArgs)]
 pub struct Encode {
     #[command(flatten)]

@@ -13,6 +13,7 @@ use super::output::{Content, Outputs};
 use super::read;
 use crate::args::{Convert, Dtype, WhichGelu};
 
+/// Runs `tessera convert`.
 pub fn run(convert: Convert) -> Result<()> {
     match convert {
         Convert::OpenaiDvae { encoder, decoder, stored, out } => {

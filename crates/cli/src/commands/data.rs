@@ -14,6 +14,7 @@ use crate::args::{self, DataSource};
 use crate::reporter::progress_bar;
 use crate::stderr::note;
 
+/// Runs `tessera data`.
 pub fn run(source: DataSource) -> Result<()> {
     match source {
         DataSource::Emoji { packages, out, size, world, background, holdout, max_concepts, seed } => {
@@ -57,9 +58,13 @@ pub fn run(source: DataSource) -> Result<()> {
             if skipped.total() > 0 {
                 say(skipped)?;
             }
-            if holdout > Share::percent(0) && held_out < FEW {
+            if holdout > Share::percent(0) && held_out < MIN_HELD_OUT {
+                let held_out = match held_out {
+                    1 => "1 picture is".to_string(),
+                    n => format!("{n} pictures are"),
+                };
                 note!(
-                    "warning: {held_out} held out: too few pictures to judge a model by; wanted {FEW}: more pictures, or a higher --holdout"
+                    "warning: only {held_out} held out; evaluation needs {MIN_HELD_OUT}: add pictures or raise --holdout"
                 );
             }
         }
@@ -67,10 +72,11 @@ pub fn run(source: DataSource) -> Result<()> {
     Ok(())
 }
 
-/// Held-out pictures of which figures say something.
-const FEW: u64 = 20;
+/// The minimum number of held-out pictures for meaningful evaluation results.
+const MIN_HELD_OUT: u64 = 20;
 
-/// What a stage's crops are scaled to at most, in eighths of the model's picture (listings 1 and 2 of the paper).
+/// Returns the maximum size to which a stage's crops are scaled, in eighths of the model's pictures
+/// (listings 1 and 2 of the paper).
 fn eighths(stage: args::Stage) -> u32 {
     match stage {
         args::Stage::First => 12,
@@ -78,7 +84,7 @@ fn eighths(stage: args::Stage) -> u32 {
     }
 }
 
-/// Runs `build` with a bar that shows its progress.
+/// Runs `build` with a progress bar.
 fn with_bar(build: impl FnOnce(&dyn Fn(u64, u64)) -> Result<Counts>) -> Result<Counts> {
     let style = ProgressStyle::with_template("rendering {bar:30} {pos}/{len} {per_sec} eta {eta}")?;
     let bar = progress_bar(0).with_style(style);
@@ -90,7 +96,7 @@ fn with_bar(build: impl FnOnce(&dyn Fn(u64, u64)) -> Result<Counts>) -> Result<C
     Ok(counts)
 }
 
-/// `plain=0.3`, `panels=0.2` …: what isn't named keeps its default.
+/// Parses `plain=0.3`, `panels=0.2` and so on. Kinds that are not named keep their default.
 fn shares_of(pairs: &[String]) -> Result<Shares> {
     let mut shares = Shares::default();
     for pair in pairs {
@@ -103,11 +109,11 @@ fn shares_of(pairs: &[String]) -> Result<Shares> {
     Ok(shares)
 }
 
-/// `RRGGBB`, with or without `#`.
+/// Parses `RRGGBB`, with or without `#`.
 fn colour(text: &str) -> Result<[u8; 3]> {
     let hex = text.trim_start_matches('#');
     let number = (hex.len() == 6).then(|| u32::from_str_radix(hex, 16).ok()).flatten();
     let number =
-        number.with_context(|| format!("background {text:?}: wanted six hex digits, as in ffffff"))?;
+        number.with_context(|| format!("--background {text:?}: wanted six hex digits, as in ffffff"))?;
     Ok([(number >> 16) as u8, (number >> 8) as u8, number as u8])
 }

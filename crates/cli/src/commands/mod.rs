@@ -1,4 +1,4 @@
-//! What each command means.
+//! Runs each command: one module per command.
 
 pub mod bench;
 pub mod convert;
@@ -27,6 +27,7 @@ use tessera_container::unverified;
 use tessera_kernels::decode::Weights as Kept;
 use tessera_kernels::{Cpu, Precision};
 use tessera_model::Tessera;
+use tessera_model::dvae::DvaeConfig;
 use tessera_model::weights::{EMBEDDED, ModelFile, model_bytes, model_id};
 
 use crate::args::Weights;
@@ -51,6 +52,14 @@ fn model_of(bytes: &[u8], path: &Path) -> Result<ModelFile> {
         note!("{}", unverified(path.display()));
     }
     Ok(file)
+}
+
+/// Returns the config of the dVAE in `file`, which was read from `path` or is the embedded model.
+fn dvae_config<'a>(file: &'a ModelFile, path: Option<&Path>) -> Result<&'a DvaeConfig> {
+    file.config.dvae.as_ref().with_context(|| {
+        let path = path.unwrap_or(Path::new(EMBEDDED)).display();
+        format!("{path} has no dVAE; use a file of `train dvae` or `train prior`")
+    })
 }
 
 /// Returns the kernels for weights that are kept as `weights` says, or of the precision `absent`.
@@ -109,7 +118,7 @@ fn model_name(path: Option<&Path>) -> String {
     path.map_or("embedded".into(), |path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
-/// The error for output that nobody reads any more. The command then ends without a message, as other
+/// The error for standard output that is closed. The command then ends without a message, as other
 /// Unix tools do.
 #[derive(Debug)]
 pub struct ClosedOutput;
@@ -148,7 +157,8 @@ fn say(line: impl Display) -> Result<()> {
     }
 }
 
-/// Whether an error says that nobody reads standard output any more: a closed pipe, or a terminal that is gone.
+/// Whether an error means that standard output is closed: the reader closed the pipe, or the
+/// terminal no longer exists.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == ErrorKind::BrokenPipe || cfg!(unix) && error.raw_os_error() == Some(EIO)
 }

@@ -46,15 +46,27 @@ impl Content {
         let endings = self.endings();
         ensure!(
             ending.is_empty() || endings.is_empty() || endings.contains(&ending.as_str()),
-            "cannot write {}: a file of this kind is called .{}{}",
+            "cannot write {}: unsupported extension .{ending}; use {}{}",
             path.display(),
-            endings.join(", ."),
+            alternatives(endings),
             if self == Content::Picture && ending == "gif" { "; --gif writes an animation" } else { "" }
         );
         Ok(())
     }
 }
 
+/// Returns a list of extensions for a message, as in `.png, .jpg or .webp`.
+fn alternatives(endings: &[&str]) -> String {
+    match endings {
+        [first @ .., second_last, last] => {
+            let before: String = first.iter().map(|ending| format!(".{ending}, ")).collect();
+            format!("{before}.{second_last} or .{last}")
+        }
+        _ => endings.iter().map(|ending| format!(".{ending}")).collect(),
+    }
+}
+
+/// Returns the file extension in lower case; empty if there is none.
 fn ending(path: &Path) -> String {
     path.extension().unwrap_or_default().to_string_lossy().to_lowercase()
 }

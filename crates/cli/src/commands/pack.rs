@@ -12,6 +12,7 @@ use super::output::{Content, Outputs};
 use super::{model_file, model_of};
 use crate::args::{Pack, Packing};
 
+/// Runs `tessera pack`.
 pub fn run(args: &Pack) -> Result<()> {
     let outputs = Outputs::check(&[(&args.out, Content::Model)], false)?;
     let storage = match args.dtype {

@@ -8,6 +8,7 @@ use tessera_train::dist::plan::{CapacityPlan, Cluster, Memory, Training, plan, u
 use super::say;
 use crate::args::PlanArgs;
 
+/// Runs `tessera plan`.
 pub fn run(args: &PlanArgs) -> Result<()> {
     let config = Config::resolve(&args.settings.config, &args.settings.sets)?;
     let cluster = Cluster {

@@ -10,13 +10,14 @@ use tessera_kernels::Cpu;
 
 use super::draw::enlarge;
 use super::output::{Content, Outputs, write_picture};
-use super::{model_file, say};
+use super::{dvae_config, model_file, say};
 use crate::args::Reconstruct;
 
+/// Runs `tessera reconstruct`.
 pub fn run(args: &Reconstruct) -> Result<()> {
     let outputs = Outputs::check(&[(&args.out, Content::Picture)], args.json)?;
     let file = model_file(args.model.as_deref())?;
-    let config = file.config.dvae.as_ref().context("the file holds no dVAE")?;
+    let config = dvae_config(&file, args.model.as_deref())?;
     let dvae = file.dvae(Cpu::best())?;
     let shown = args.image.display();
     let bytes = std::fs::read(&args.image).with_context(|| format!("cannot read {shown}"))?;

@@ -13,6 +13,7 @@ use crate::stderr::{self, Stderr, note};
 /// The maximum of `--rows`. More rows use more memory without being faster.
 const MAX_ROWS: usize = 1024;
 
+/// Runs `tessera serve` until a signal stops it.
 pub fn run(args: &Serve) -> Result<()> {
     ensure!((1..=MAX_ROWS).contains(&args.rows), "--rows {}: wanted 1 to {MAX_ROWS}", args.rows);
     log(args.log);

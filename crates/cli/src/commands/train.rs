@@ -16,6 +16,7 @@ use crate::reporter::Terminal;
 use crate::signals;
 use crate::stderr::note;
 
+/// Trains what the subcommand names.
 pub fn run(task: TrainTask) -> Result<()> {
     match task {
         TrainTask::Bpe { settings, data, run } => {
@@ -60,6 +61,7 @@ fn options<'a>(common: &'a Common, config: &'a (dyn Fn(u64) -> Result<Config> + 
     RunOptions { dir: run, resume: *resume, init: init.as_deref(), seed: *seed, device: *device, pace }
 }
 
+/// Encodes the pictures of a data set.
 pub fn encode(args: &Encode) -> Result<()> {
     let config = resolve(&args.settings)?;
     let inputs = EncodeInputs { data: &args.data, dvae: &args.dvae, seed: args.seed, cpu: config.cpu()? };
@@ -92,7 +94,7 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>> {
     let raised = stop.clone();
     signals::on_first(move || {
         raised.store(true, Ordering::Relaxed);
-        note!("\nsaving; press Ctrl-C again to quit without");
+        note!("\nsaving a checkpoint; press Ctrl-C again to quit without saving");
     })?;
     Ok(stop)
 }
@@ -103,7 +105,7 @@ fn report(outcome: Outcome, common: &Common, stage: Stage) -> Result<()> {
         Outcome::Finished => {
             say(format_args!("finished: {path}"))?;
             let model = common.run.join(stage.file_name());
-            note!("model: {}\nnext: {}", model.display(), next(stage, &model, &common.data));
+            note!("model: {}\nnext: {}", model.display(), next(stage, &model, common));
             Ok(())
         }
         Outcome::Stopped(step) => {
@@ -114,10 +116,10 @@ fn report(outcome: Outcome, common: &Common, stage: Stage) -> Result<()> {
 }
 
 /// The command that usually follows the training of `stage`, whose result is `model`.
-fn next(stage: Stage, model: &Path, data: &Path) -> String {
-    let (model, data) = (model.display(), data.display());
+fn next(stage: Stage, model: &Path, common: &Common) -> String {
+    let (model, data, config) = (model.display(), common.data.display(), &common.settings.config);
     match stage {
-        Stage::Dvae => format!("tessera encode --data {data} --dvae {model} --out codes"),
+        Stage::Dvae => format!("tessera encode --data {data} --dvae {model} --config {config} --out codes"),
         Stage::Prior => format!("tessera draw \"...\" --model {model}"),
         Stage::Rerank => format!("tessera pack MODEL --rerank {model} --out model.tessera.safetensors"),
     }

@@ -7,12 +7,12 @@ use image::AnimationDecoder;
 use serde_json::Value;
 
 use super::pipeline::pipeline;
-use super::program::{Said, entries, folder, mistake, picture, succeed};
+use super::program::{Finished, entries, folder, mistake, picture, succeed};
 
 /// The side of a picture in the preset `tiny`, which `draw` enlarges four times.
 const CELL: u32 = 4 * 32;
 
-fn draw(dir: &Path, args: &[&str]) -> Said {
+fn draw(dir: &Path, args: &[&str]) -> Finished {
     succeed(dir, &[&["draw", "--model", &pipeline().model()], args].concat())
 }
 
@@ -103,9 +103,12 @@ fn best_pictures_come_first_with_their_scores() {
 fn invalid_ranking_flags_are_errors() {
     let reranker = pipeline().reranker();
     for (args, wanted) in [
-        (&["--best", "2"][..], "the model has no reranker; name one with --rerank, or draw with -n"),
+        (
+            &["--best", "2"][..],
+            "the model has no reranker; name one with --rerank, or use -n N to draw without ranking",
+        ),
         (&["--scores"], "only ranked pictures have scores"),
-        (&["--rerank", &reranker, "--best", "9", "--of", "4"], "wanted no more than are drawn"),
+        (&["--rerank", &reranker, "--best", "9", "--of", "4"], "--best must not exceed --of"),
         (&["--rerank", &reranker, "--best", "0"], "wanted 1 to"),
         (&["--rerank", "none.safetensors"], "cannot read none.safetensors"),
         (&["--rerank", &pipeline().model()], "holds no contrastive model"),
@@ -269,7 +272,7 @@ fn inspect_describes_models_and_refuses_other_files() {
     for (file, wanted) in [
         ("none.png", "cannot read none.png"),
         ("text.png", "neither a PNG nor a model: text.png is not a complete Tessera model"),
-        ("other.png", "carries no drawing parameters"),
+        ("other.png", "has no stored drawing parameters"),
     ] {
         let error = mistake(dir.path(), &["inspect", file]);
         assert!(error.contains(wanted), "{file}: {error}");

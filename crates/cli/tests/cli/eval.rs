@@ -8,7 +8,7 @@ use std::process::Stdio;
 use serde_json::Value;
 
 use super::pipeline::pipeline;
-use super::program::{Said, arg, command, entries, fixture, folder, mistake, picture, succeed};
+use super::program::{Finished, arg, command, entries, fixture, folder, mistake, picture, succeed};
 
 /// The path of a split of the fixture.
 fn split(name: &str) -> String {
@@ -213,7 +213,7 @@ fn eval_notes_skipped_files_of_a_data_set() {
         [("recon", &recon[..]), ("retrieval", &rerank), ("overlap", &rerank), ("report", &report)]
     {
         let args = [&["eval", what, "--data", &set], flags].concat();
-        let output = Said::of(command(dir.path(), &args).output().unwrap());
+        let output = Finished::of(command(dir.path(), &args).output().unwrap());
         assert!(output.stderr.contains("skipped 1: 1 picture next to the tars"), "{what}: {}", output.stderr);
     }
 }

@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::pipeline::{pipeline, steps};
-use super::program::{Said, command, entries, fixture, folder, mistake, succeed};
+use super::program::{Finished, command, entries, fixture, folder, mistake, succeed};
 
 /// The maximum time to wait for the first line of metrics.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -47,7 +47,7 @@ fn sighup_saves_the_run_and_is_ignored_with_nohup() {
         let mut child = long_training(program, dir.path());
         wait_for_metrics(&dir.path().join("run"), &mut child);
         send(&child, "-HUP");
-        let output = Said::of(child.wait_with_output().unwrap());
+        let output = Finished::of(child.wait_with_output().unwrap());
         assert_eq!(output.code, Some(code), "{program}: {}", output.stderr);
         assert!(output.stdout.starts_with(ends), "{program}: {}", output.stdout);
     }
@@ -98,7 +98,7 @@ fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str], (signal
         command(dir.path(), &train).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for_metrics(&run, &mut child);
     send(&child, signal);
-    let output = Said::of(child.wait_with_output().unwrap());
+    let output = Finished::of(child.wait_with_output().unwrap());
     assert_eq!(output.code, Some(128 + number), "{}", output.stderr);
     assert!(output.stderr.contains("saving; press Ctrl-C again"), "{}", output.stderr);
     assert!(output.stdout.starts_with("stopped and saved at step "), "{}", output.stdout);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tessera_model::weights::{Int8Change, ModelFile};
 
 use super::pipeline::pipeline;
-use super::program::{Said, folder, mistake, succeed};
+use super::program::{Finished, folder, mistake, succeed};
 
 fn read(path: &Path) -> ModelFile {
     ModelFile::read(path).unwrap()
@@ -16,7 +16,7 @@ fn read(path: &Path) -> ModelFile {
 /// Draws, and returns the guidance that was used and the standard error.
 fn drawn(dir: &Path, model: &str, more: &[&str]) -> (f64, String) {
     let args = ["draw", "a red apple", "-n", "1", "--json", "--model", model];
-    let Said { stdout, stderr, .. } = succeed(dir, &[&args[..], more].concat());
+    let Finished { stdout, stderr, .. } = succeed(dir, &[&args[..], more].concat());
     let json: Value = serde_json::from_str(&stdout).unwrap();
     let parameters = json.get("parameters").unwrap_or(&json);
     (parameters["guidance"].as_f64().unwrap(), stderr)

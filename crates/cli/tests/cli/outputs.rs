@@ -129,15 +129,15 @@ fn invalid_outputs_are_errors_and_change_no_files() {
     let before = entries(dir.path());
     let model = model.as_str();
     let refused: [(Vec<&str>, &str); 11] = [
-        (one(model, &["--out", "keep.bmp"]), "a file of this kind is called .png, .jpg, .jpeg, .webp"),
+        (one(model, &["--out", "keep.bmp"]), "unsupported extension .bmp; use .png, .jpg, .jpeg or .webp"),
         (one(model, &["--out", "x.gif"]), ".webp; --gif writes an animation"),
-        (one(model, &["--gif", "x.png"]), "a file of this kind is called .gif"),
+        (one(model, &["--gif", "x.png"]), "unsupported extension .png; use .gif"),
         (one(model, &["--out", &long]), "too long"),
         (one(model, &["--out", "."]), "names no file"),
         (one(model, &["--out", "keep.png", "--gif", "link.gif"]), "are the same file"),
-        (vec!["reconstruct", "keep.png", "--out", "keep.bmp"], "a file of this kind"),
-        (vec!["eval", "curves", ".", "--out", "x.png"], "a file of this kind is called .svg"),
-        (vec!["gallery", ".", "--out", "x.pdf"], "a file of this kind is called .html"),
+        (vec!["reconstruct", "keep.png", "--out", "keep.bmp"], "unsupported extension .bmp"),
+        (vec!["eval", "curves", ".", "--out", "x.png"], "unsupported extension .png; use .svg"),
+        (vec!["gallery", ".", "--out", "x.pdf"], "unsupported extension .pdf; use .html or .htm"),
         (vec!["pack", model, "--out", "no/such/m"], "no folder no/such"),
         (vec!["convert", "openai-dvae", "none", "none", "--out", "no/such/m"], "no folder no/such"),
     ];

@@ -132,7 +132,7 @@ fn invalid_picture_prompts_are_errors_of_one_line() {
     fs::write(dir.join("text.png"), "not a picture").unwrap();
     let before = entries(dir);
     for (args, wanted) in [
-        (&["--image", "a.png"][..], "which cells are kept? Use --keep-rows, --keep, --mask or --variations"),
+        (&["--image", "a.png"][..], "--image needs one of --keep-rows, --keep, --mask, --variations"),
         (&["--image", "none.png", "--keep-rows", "1"], "cannot read none.png"),
         (&["--image", "text.png", "--keep-rows", "1"], "text.png: not a PNG, JPEG or WebP picture"),
         (&["--image", "a.png", "--keep-rows", "8"], "keep 8 rows: wanted 1 to 7, of 8"),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use image::RgbImage;
 
-use super::program::{Said, command, folder, mistake, succeed};
+use super::program::{Finished, command, folder, mistake, succeed};
 
 /// Reads `fixtures/jpeg/NAME`.
 fn jpeg(name: &str) -> Vec<u8> {
@@ -50,7 +50,7 @@ fn truncated_jpeg_is_an_error_in_every_command() {
     fs::copy(dir.join("cut.jpg"), dir.join("set/cut.jpg")).unwrap();
     RgbImage::new(9, 9).save(dir.join("set/whole.png")).unwrap();
     // A damaged picture in a folder is skipped with a note. One picture is left, which is too few.
-    let output = Said::of(command(dir, &["eval", "kid", "set", "set"]).output().unwrap());
+    let output = Finished::of(command(dir, &["eval", "kid", "set", "set"]).output().unwrap());
     assert_eq!(output.code, Some(2), "{}", output.stdout);
     assert!(output.stderr.contains("cut.jpg: the picture is damaged: it is cut short"), "{}", output.stderr);
     assert!(

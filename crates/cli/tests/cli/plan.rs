@@ -46,10 +46,13 @@ fn plans_of_smaller_presets_have_the_papers_sizes() {
 #[test]
 fn plan_with_invalid_flags_is_an_error() {
     let error = |more: &[&str]| mistake(folder().path(), &[&["plan", "--config", "paper"], more].concat());
-    assert!(error(&["--gpus", "1020", "--gpu-mem", "16GiB"]).contains("wanted a multiple of the 8"));
+    assert!(
+        error(&["--gpus", "1020", "--gpu-mem", "16GiB"])
+            .contains("must be a positive multiple of --gpus-per-machine (8)")
+    );
     assert!(error(&["--gpus", "1024", "--gpu-mem", "16"]).contains("wanted a size such as 16GiB"));
-    assert!(error(&["--gpus", "0", "--gpu-mem", "16GiB"]).contains("0 GPUs"));
-    assert!(error(&["--gpus", "1024", "--gpu-mem", "16GiB", "--rank", "5000"]).contains("rank 5000"));
+    assert!(error(&["--gpus", "0", "--gpu-mem", "16GiB"]).contains("--gpus 0"));
+    assert!(error(&["--gpus", "1024", "--gpu-mem", "16GiB", "--rank", "5000"]).contains("--rank 5000"));
     assert!(error(&["--gpus", "1024", "--gpu-mem", "16GiB", "--mfu", "0"]).contains("--mfu 0"));
     assert!(
         error(&["--gpus", "1024", "--gpu-mem", "16GiB", "--peak-tflops", "nan"])

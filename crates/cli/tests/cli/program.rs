@@ -25,15 +25,15 @@ pub fn command(dir: &Path, args: &[&str]) -> Command {
 }
 
 /// Runs the binary in `dir` and checks that it succeeds.
-pub fn succeed(dir: &Path, args: &[&str]) -> Said {
-    let output = Said::of(command(dir, args).output().unwrap());
+pub fn succeed(dir: &Path, args: &[&str]) -> Finished {
+    let output = Finished::of(command(dir, args).output().unwrap());
     assert_eq!(output.code, Some(0), "{args:?} failed: {}", output.stderr);
     output
 }
 
 /// Runs the binary in `dir`, checks that it ends with a user error of one line, and returns it.
 pub fn mistake(dir: &Path, args: &[&str]) -> String {
-    let output = Said::of(command(dir, args).output().unwrap());
+    let output = Finished::of(command(dir, args).output().unwrap());
     assert_eq!(output.code, Some(USER_MISTAKE), "{args:?}: {}{}", output.stdout, output.stderr);
     let lines: Vec<&str> = output.stderr.lines().collect();
     assert!(
@@ -46,15 +46,19 @@ pub fn mistake(dir: &Path, args: &[&str]) -> String {
 }
 
 /// The exit code and the output of the binary.
-pub struct Said {
+pub struct Finished {
+    /// The exit code; absent if a signal ended the binary.
     pub code: Option<i32>,
+    /// The text on standard output.
     pub stdout: String,
+    /// The text on standard error.
     pub stderr: String,
 }
 
-impl Said {
-    pub fn of(output: Output) -> Said {
-        Said {
+impl Finished {
+    /// Converts the output of a finished process.
+    pub fn of(output: Output) -> Finished {
+        Finished {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),

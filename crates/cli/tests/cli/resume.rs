@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use super::program::{Said, command, entries, fixture, folder, mistake};
+use super::program::{Finished, command, entries, fixture, folder, mistake};
 
 /// Runs `train dvae` in `run` up to step `steps`, with more flags.
-fn train(dir: &Path, run: &str, steps: u64, more: &[&str]) -> Said {
-    Said::of(
+fn train(dir: &Path, run: &str, steps: u64, more: &[&str]) -> Finished {
+    Finished::of(
         command(dir, &training(run, steps, more).iter().map(String::as_str).collect::<Vec<_>>())
             .output()
             .unwrap(),

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use super::pipeline::pipeline;
-use super::program::{Said, command, folder, mistake};
+use super::program::{Finished, command, folder, mistake};
 
 /// Starts a server whose standard error is a pipe, and returns it with its address.
 pub fn serve(dir: &Path, args: &[&str]) -> (Child, String) {
@@ -84,7 +84,7 @@ fn serve_with_invalid_flags_is_an_error_of_one_line() {
         ("--public-url", "example.org", "wanted an address such as https://example.org/tessera"),
         ("--cors-origin", "https://example.org/page", "not an origin: wanted one such as"),
     ] {
-        let output = Said::of(command(dir.path(), &["serve", flag, value]).output().unwrap());
+        let output = Finished::of(command(dir.path(), &["serve", flag, value]).output().unwrap());
         assert!(output.code == Some(2) && output.stderr.contains(wanted), "{flag}: {}", output.stderr);
     }
 }

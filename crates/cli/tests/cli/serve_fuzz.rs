@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::program::folder;
 use super::serve::{ask, serve};
-use super::serve_memory::{MOST_MB, peak_memory, png_with_packed, profile_bomb, request, varied};
+use super::serve_memory::{MAX_MB, peak_memory, png_with_packed, profile_bomb, request, varied};
 
 const PICTURES: usize = 2000;
 const REQUESTS: usize = 1000;
@@ -56,7 +56,7 @@ fn serve_survives_mutated_pictures_and_requests() {
         }
         let peak = peak_memory(&child);
         eprintln!("{what}: {counts:?} answers by hundreds of their status, peak of {peak} MB so far");
-        assert!(peak < MOST_MB, "{what}: {peak} MB");
+        assert!(peak < MAX_MB, "{what}: {peak} MB");
     }
     // Some are refused and some are accepted.
     assert!(counts[2] > PICTURES / 20 && counts[4] > PICTURES / 20, "{counts:?}");

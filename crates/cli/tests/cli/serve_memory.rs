@@ -17,7 +17,7 @@ use super::serve::{ask, serve};
 /// The maximum memory of a server with a small model: sixteen forms of 24 MB, each twice while it
 /// grows, two pictures that are being decoded, and the stored answers and logs. Measurements were
 /// 600 to 800 MB.
-pub const MOST_MB: u64 = 1200;
+pub const MAX_MB: u64 = 1200;
 
 #[test]
 fn serve_memory_is_bounded_for_large_requests() {
@@ -45,7 +45,7 @@ fn serve_memory_is_bounded_for_large_requests() {
         }
         let peak = peak_memory(&child);
         eprintln!("{what}: peak of {peak} MB so far");
-        assert!(peak < MOST_MB, "{what}: {peak} MB");
+        assert!(peak < MAX_MB, "{what}: {peak} MB");
     }
     assert!(ask(&address, "GET /healthz", "").contains(r#""status":"ok""#));
     child.kill().unwrap();
@@ -89,6 +89,7 @@ pub fn varied(picture: &[u8]) -> Vec<u8> {
     request("variations", "multipart/form-data; boundary=edge", &body)
 }
 
+/// Returns the bytes of a request to `/v1/images/{what}` with a body of the content type `kind`.
 pub fn request(what: &str, kind: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head = format!(

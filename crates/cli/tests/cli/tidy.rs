@@ -209,6 +209,36 @@ fn every_file_begins_with_a_doc_comment() {
     }
 }
 
+/// Whether a line declares a public item that needs a doc comment.
+fn is_public_item(line: &str) -> bool {
+    let kinds =
+        ["fn ", "async fn ", "unsafe fn ", "const ", "static ", "struct ", "enum ", "trait ", "type "];
+    line.strip_prefix("pub ").is_some_and(|item| kinds.iter().any(|kind| item.starts_with(kind)))
+}
+
+/// The lint `missing_docs` checks only what other crates can use. This test checks all public
+/// items.
+#[test]
+fn every_public_item_has_a_doc_comment() {
+    let mut undocumented = Vec::new();
+    for path in sources(&crates()) {
+        let text = fs::read_to_string(&path).unwrap();
+        let (mut has_doc, mut is_in_attribute) = (false, false);
+        for (index, line) in text.lines().map(str::trim).enumerate() {
+            // An attribute between the comment and the item may have several lines.
+            if is_in_attribute || line.starts_with("#[") {
+                is_in_attribute = !line.ends_with(']');
+                continue;
+            }
+            if is_public_item(line) && !has_doc {
+                undocumented.push(format!("{}:{}: {line}", path.display(), index + 1));
+            }
+            has_doc = line.starts_with("///");
+        }
+    }
+    assert!(undocumented.is_empty(), "no doc comment:\n{}", undocumented.join("\n"));
+}
+
 #[test]
 fn no_source_contains_debugging_leftovers() {
     // Each is split into two parts, so that this file does not contain it.

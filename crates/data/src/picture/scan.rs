@@ -17,6 +17,7 @@ pub(super) type Tables = [[Option<Table>; 4]; 2];
 
 /// A colour channel.
 pub(super) struct Component {
+    /// The identifier by which scans name the channel.
     pub id: u8,
     /// The number of blocks per MCU along the horizontal axis.
     pub across: usize,
@@ -32,6 +33,7 @@ pub(super) struct Component {
 }
 
 impl Component {
+    /// Creates a channel with `across` × `down` blocks per MCU.
     pub fn new(id: u8, across: usize, down: usize) -> Component {
         Component { id, across, down, is_seen: false, blocks: [0; 2], nonzero: Vec::new() }
     }
@@ -39,7 +41,9 @@ impl Component {
 
 /// The size of a picture and its channels.
 pub(super) struct Frame {
+    /// The channels, in the order of the frame header.
     pub components: Vec<Component>,
+    /// Whether the picture is coded in progressive scans.
     pub is_progressive: bool,
     /// The number of MCUs along each axis.
     mcus: [usize; 2],

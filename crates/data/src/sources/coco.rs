@@ -38,7 +38,12 @@ pub fn coco_captions(dir: &Path, n: usize, seed: u64) -> Result<Vec<Described>> 
     let has_words = |caption: &&CocoCaption| !normalise(&caption.caption).is_empty();
     let mut captions: Vec<&CocoCaption> = set.annotations.iter().filter(has_words).collect();
     captions.sort_by_key(|caption| caption.id);
-    ensure!(n >= 1 && n <= captions.len(), "{n} captions of {}: it has {}", file.display(), captions.len());
+    let most = captions.len();
+    ensure!(
+        (1..=most).contains(&n),
+        "--captions {n}: wanted 1 to {most}, since {} has only {most}",
+        file.display()
+    );
     let mut rng = item_rng(seed, Purpose::Subset, 0, 0);
     for i in 0..n {
         let left = (captions.len() - i) as u64;
@@ -185,7 +190,7 @@ mod tests {
         assert_ne!(few, draw(&rising, 4, 2));
         assert!(few.iter().collect::<BTreeSet<_>>().len() == 4 && few[0].1.starts_with("a thing"));
         let error = coco_captions(coco(&rising).path(), 11, 0).unwrap_err().to_string();
-        assert!(error.contains("11 captions") && error.contains("it has 10"), "{error}");
+        assert!(error.contains("--captions 11: wanted 1 to 10") && error.contains("has only 10"), "{error}");
     }
 
     #[test]

@@ -85,8 +85,8 @@ impl EmojiOptions {
 /// A folder that already contains the same set is not changed. A folder with other content is an
 /// error.
 pub fn build_emoji(options: &EmojiOptions, out: &Path, progress: &dyn Fn(u64, u64)) -> Result<Counts> {
-    ensure!((8..=4096).contains(&options.size), "size is {}, wanted 8 to 4096 pixels", options.size);
-    ensure!(options.holdout <= Share::percent(50), "{} is held out, wanted at most 50%", options.holdout);
+    ensure!((8..=4096).contains(&options.size), "--size {}: wanted 8 to 4096 pixels", options.size);
+    ensure!(options.holdout <= Share::percent(50), "--holdout {}: wanted at most 50%", options.holdout);
     let recipe = json!({ "emoji": options, "packages": catalog::versions(&options.packages)? });
     let mut output = match output::open(out, recipe, &Fingerprints::default())? {
         Opened::Complete(counts, _) => return Ok(counts),

@@ -1,9 +1,10 @@
-//! Builds a set from the user's pictures (png, jpg, jpeg or webp) at any depth of folders, or in tars
-//! as img2dataset and WebDataset write them.
+//! Builds a set from the user's pictures (png, jpg, jpeg or webp) at any depth of folders, or in
+//! tars as img2dataset and WebDataset write them.
 //!
 //! The captions of a picture come from the first of these places that has any: a table
-//! (`--captions`, or a `metadata.jsonl` in the folder), `NAME.txt` or `NAME.caption` with one caption
-//! per line, `NAME.json` of img2dataset, or, if requested, the name of its folder.
+//! (`--captions`, or a `metadata.jsonl`, `metadata.csv` or `metadata.tsv` in the folder),
+//! `NAME.txt` or `NAME.caption` with one caption per line, `NAME.json` of img2dataset, or, if
+//! requested, the name of its folder.
 //!
 //! Pictures are stored uncropped, so that the random crops of training (listings 1 and 2 of the
 //! paper) can use the complete picture.
@@ -92,9 +93,9 @@ pub enum Small {
 /// picture and caption, or `out` cannot be written.
 pub fn build_folder(dir: &Path, out: &Path, options: &FolderOptions) -> Result<(Counts, Skipped)> {
     let FolderOptions { size, least, small, val_share, seed, captions } = options;
-    ensure!((8..=4096).contains(size), "size is {size}, wanted 8 to 4096 pixels");
+    ensure!((8..=4096).contains(size), "--size {size}: wanted 8 to 4096 pixels");
     ensure!((1..=*size).contains(least), "the least size is {least}, wanted 1 to {size} pixels");
-    ensure!(*val_share < Share::percent(100), "{val_share} is held out, wanted less than 100%");
+    ensure!(*val_share < Share::percent(100), "--holdout {val_share}: wanted less than 100%");
     let (entries, mut skipped) = find_entries(dir, out, captions)?;
     let recipe = json!({ "folder": {
         "size": size, "least": least, "enlarge": *small == Small::Enlarged, "val_percent": val_share, "seed": seed

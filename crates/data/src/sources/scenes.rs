@@ -53,7 +53,7 @@ pub use placeholder::write_placeholder_packages;
 /// The number of pictures that are painted in parallel between two progress reports.
 const BATCH: usize = 64;
 /// The maximum number of attempts to sample a scene without a blank drawing.
-const MOST_BLANK: u64 = 20;
+const MAX_BLANK: u64 = 20;
 
 /// The options of [`Scenes`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,7 +136,10 @@ impl Scenes {
     pub fn held_out(&self, index: u64) -> Result<Sample> {
         let lot = Lot::new(&self.world, &self.options.shares);
         let list = &self.held_out.list;
-        ensure!(!list.is_empty(), "nothing is held out");
+        ensure!(
+            !list.is_empty(),
+            "the list of held-out combinations is empty; add lines to the file of --held-out, or use --val 0"
+        );
         let combination = list[(index % list.len() as u64) as usize];
         self.sample(Split::Val, index, |rng| Ok(lot.showing(combination, rng)))
     }
@@ -147,7 +150,7 @@ impl Scenes {
         index: u64,
         draw: impl Fn(&mut ChaCha8Rng) -> Result<Scene>,
     ) -> Result<Sample> {
-        for attempt in 0..MOST_BLANK {
+        for attempt in 0..MAX_BLANK {
             let step = 2 * attempt + u64::from(split == Split::Val);
             let mut rng = item_rng(self.options.seed, Purpose::Scene, step, index);
             let scene = draw(&mut rng)?;
@@ -164,7 +167,7 @@ impl Scenes {
             };
             return Ok(Sample { key: format!("{index:09}"), image, captions, meta });
         }
-        None.with_context(|| format!("scene {index} was blank {MOST_BLANK} times"))
+        None.with_context(|| format!("scene {index} was blank {MAX_BLANK} times"))
     }
 
     /// Returns the scene's concept for its metadata: the kind of its last combination and its first

@@ -107,7 +107,7 @@ pub fn votes(files: &[(String, String)], models: [&str; 2], hasty: Hasty) -> Res
             dropped.extend(reason.clone());
             reason.is_none()
         });
-        ensure!(!raters.is_empty(), "everyone answered in a hurry: nothing is left to count");
+        ensure!(!raters.is_empty(), "all answers were dropped as hasty; run without --drop-hasty");
     }
     let tallies = [0, 1].map(|question| tally(&raters, question));
     let reports =

@@ -112,8 +112,8 @@ impl Block {
 }
 
 impl AttentionPlan {
-    /// Builds the plan for positions `0 .. order.len()`, where `attends(query, key)` says whether the
-    /// query may attend to the key.
+    /// Builds the plan for positions `0 .. order.len()`, where `attends(query, key)` says whether
+    /// the query may attend to the key.
     ///
     /// `order` is the working order and lists every position once. Each group of 64 neighbours in
     /// it becomes a block, so the plan is cheapest when neighbours attend to the same keys. For

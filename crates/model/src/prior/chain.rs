@@ -98,7 +98,7 @@ impl Prior {
         let tracked = self.clone().train();
         let mut collected = Collected::default();
 
-        // Forward pass. `x` is the residual stream, detached from the graphs of all resblocks.
+        // Forward pass. `x` is the residual stream. It is detached: no gradient flows through it.
         let embedded = tracked.embed.forward(stream);
         let mut x = embedded.clone().without_autodiff();
         let mut saved = Vec::new();
@@ -144,7 +144,8 @@ impl Prior {
             let is_scaled_finite = is_finite(&scaled);
             let mut gradients = dot(self.cpu, output, without_nonfinite(scaled)).backward();
             if !(collected.take_scaled(block, &mut gradients, scales[i])? && is_scaled_finite) {
-                overflowed.push(i); // the second entry of `i` if its output was non-finite, too
+                // `first_nonfinite` may have added `i`, too. An index may therefore occur twice.
+                overflowed.push(i);
             }
             let branch_gradient = stored(self.cpu, gradient_of(leaf, &mut gradients)?, storage);
             x_gradient = x_gradient + without_nonfinite(branch_gradient) / scales[i];

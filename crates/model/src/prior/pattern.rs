@@ -1,10 +1,9 @@
-//! Sparse attention patterns, which replace an attention mask (paper §B.1): which earlier positions
-//! does each position attend to?
+//! Sparse attention patterns: which earlier positions each position attends to (§B.1). They take
+//! the place of a stored attention mask.
 //!
-//! A [`Pattern`] is a small value; no mask is stored. [`Pattern::attends`] is the only definition of
-//! the keys that a query attends to. The kernels' block plans ([`Pattern::plan`]) are derived from
-//! it, and the layout of the KV cache ([`Pattern::cache_row`]) is tested against it. [`Layout`]
-//! assigns a pattern to each layer.
+//! [`Pattern::attends`] is the only definition of the keys that a query attends to. The kernels'
+//! block plans ([`Pattern::plan`]) are derived from it, and the layout of the KV cache
+//! ([`Pattern::cache_row`]) is tested against it. [`Layout`] assigns a pattern to each layer.
 //!
 //! Terms: the *stream* is `text_len` text positions followed by `grid²` image positions. Image
 //! positions are numbered in raster order. A *query* is the position that attends, a *key* the
@@ -22,15 +21,16 @@ use super::PriorConfig;
 /// In every pattern text is causal, and every image position attends to all of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pattern {
-    /// All earlier image positions.
+    /// Attends to all earlier image positions.
     Causal,
-    /// The previous `grid` positions in raster order, back to the same column of the row above.
+    /// Attends to the previous `grid` positions in raster order, back to the same column of the row
+    /// above.
     Row,
-    /// The positions in the same column of all rows above.
+    /// Attends to the positions in the same column of all rows above.
     Column,
-    /// The causal half of the `kernel` × `kernel` neighbourhood around the position.
+    /// Attends to the causal half of the `kernel` × `kernel` neighbourhood around the position.
     Conv {
-        /// Side of the neighbourhood, odd.
+        /// The side of the neighbourhood; it must be odd.
         kernel: usize,
         /// What the neighbourhood contains beyond the left and right edge of the grid.
         wrap: Wrap,
@@ -178,11 +178,12 @@ impl Pattern {
     /// contiguous: column by column for the column pattern, in stream order for the others.
     pub fn plan(self, config: &PriorConfig, t: usize) -> AttentionPlan {
         let (text, grid) = (config.text_len, config.grid);
-        let cell = |place: usize| match self {
-            Pattern::Column => place % grid * grid + place / grid,
-            Pattern::Causal | Pattern::Row | Pattern::Conv { .. } => place,
+        // Maps an index in kernel order to an image position.
+        let cell = |index: usize| match self {
+            Pattern::Column => index % grid * grid + index / grid,
+            Pattern::Causal | Pattern::Row | Pattern::Conv { .. } => index,
         };
-        let image = (0..grid * grid).map(|place| text + cell(place));
+        let image = (0..grid * grid).map(|index| text + cell(index));
         let order = (0..text).chain(image).filter(|&position| position < t).collect();
         AttentionPlan::new(order, |query, key| self.attends(query, key, text, grid))
     }
@@ -194,7 +195,7 @@ mod tests {
     use crate::prior::Logits;
 
     #[test]
-    fn keys_of_a_query_are_in_the_cache_in_rows_of_their_own() {
+    fn keys_of_a_query_have_distinct_cache_rows() {
         let grid = 6;
         let conv = [Wrap::Flat, Wrap::Columns].map(|wrap| Pattern::Conv { kernel: 5, wrap });
         for pattern in [Pattern::Causal, Pattern::Row, Pattern::Column].into_iter().chain(conv) {
@@ -205,7 +206,7 @@ mod tests {
                     assert_eq!(
                         kept[pattern.cache_row(key, grid)],
                         key,
-                        "{pattern:?}: {query} looks at {key}"
+                        "{pattern:?}: {query} attends to {key}"
                     );
                 }
             }
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn row_sees_back_to_the_same_column_of_the_previous_row() {
+    fn row_attends_back_to_the_same_column_of_the_row_above() {
         let drawn = "\
 #...............
 ##..............
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn column_sees_straight_up() {
+    fn column_attends_straight_up() {
         let drawn = "\
 #...............
 .#..............
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn conv_3_sees_offsets_0_1_3_4_5() {
+    fn conv_3_attends_to_offsets_0_1_3_4_5() {
         let drawn = "\
 #...............
 ##..............
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_causal_and_every_image_state_sees_all_text() {
+    fn text_is_causal_and_image_positions_attend_to_all_text() {
         let row = |q| {
             (0..6).map(|k| if Pattern::Column.attends(q, k, 3, 2) { '#' } else { '.' }).collect::<String>()
         };

@@ -5,6 +5,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use image::{RgbImage, imageops};
 use rayon::prelude::*;
 use tessera_base::Internal;
+use tessera_base::pixels::from_floats;
 
 use crate::dvae::Dvae;
 
@@ -55,14 +56,9 @@ fn decoded(dvae: &Dvae, grid: usize, known: &[Vec<Option<u32>>]) -> Result<Vec<R
 
 /// Converts `[B, 3, S, S]` in [0, 1] to pictures.
 fn to_images(x: Tensor<4>) -> Result<Vec<RgbImage>> {
-    let [_, _, height, width] = x.dims();
-    let values = x.permute([0, 2, 3, 1]).into_data().try_to_vec::<f32>().map_err(Internal::debug)?;
-    let image = |values: &[f32]| {
-        let bytes = values.iter().map(|v| (v * 255.0).round() as u8).collect();
-        RgbImage::from_raw(width as u32, height as u32, bytes)
-    };
-    let images: Option<Vec<RgbImage>> = values.chunks_exact(height * width * 3).map(image).collect();
-    images.ok_or_else(|| anyhow::anyhow!("a picture has the wrong number of values"))
+    let [_, channels, side, _] = x.dims();
+    let values = x.into_data().try_to_vec::<f32>().map_err(Internal::debug)?;
+    Ok(values.chunks_exact(channels * side * side).map(|image| from_floats(image, side as u32)).collect())
 }
 
 /// Fills the cells whose token is not known with white.

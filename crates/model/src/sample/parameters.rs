@@ -19,7 +19,8 @@ pub struct Parameters {
     pub negative: String,
     /// The number of pictures of each prompt.
     pub n: usize,
-    /// The number of candidates of which these pictures are the best, best first, if they were ranked.
+    /// The number of candidates of which these pictures are the best, if they were ranked. The best
+    /// picture is first.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub of: Option<usize>,
     /// The score of each picture, prompt by prompt: cosine similarities.

@@ -428,8 +428,8 @@ fn gelu(described: Option<&Described>, hints: &ClipHints, is_openais: bool) -> R
         ),
         (Some(gelu), _) | (None, Some(gelu)) => Ok(gelu),
         (None, None) => bail!(
-            "weights do not say which GELU they want: put the model's config.json or open_clip_config.json beside them, or give --gelu quick \
-             for OpenAI's, here or at Hugging Face, --gelu exact for most of open_clip's"
+            "the weights do not record their GELU: pass --gelu quick (OpenAI) or exact (most of open_clip), or put the model's config.json \
+             or open_clip_config.json in their folder"
         ),
     }
 }

@@ -133,7 +133,8 @@ const EMBEDDED_ID: &str = "6ae8f7d7";
 /// (`data.caption_drop` of configs/emoji.toml).
 const EMBEDDED_CAPTION_DROP: f32 = 0.1;
 
-/// The name of the embedded model wherever a model file is named. A file of this name is `./embedded`.
+/// The name of the embedded model, in place of the path of a model file. A file of this name can be
+/// written as `./embedded`.
 pub const EMBEDDED: &str = "embedded";
 
 /// The bytes of the model file at `path`, or of the embedded model if `path` is [`EMBEDDED`].

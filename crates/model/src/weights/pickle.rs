@@ -104,10 +104,10 @@ impl Value {
 
 /// The limit on containers and calls in a pickle, and so on their nesting: ten times what a model
 /// has, and few enough that freeing a nested chain of them does not overflow the stack.
-const MOST_CONTAINERS: usize = 1 << 14;
+const MAX_CONTAINERS: usize = 1 << 14;
 /// The limit on values on the stack or in the memo: far more than any model has, but they easily
 /// fit into memory.
-const MOST_VALUES: usize = 1 << 22;
+const MAX_VALUES: usize = 1 << 22;
 
 /// The result of reading a pickle.
 #[derive(Debug)]
@@ -144,7 +144,7 @@ pub fn read(bytes: &[u8]) -> Result<Pickle> {
         machine.run(opcode).with_context(|| format!("the pickle's opcode 0x{opcode:02x} at byte {at}"))?;
         let values = machine.stack.len().max(machine.memo.len()).max(machine.marks.len());
         ensure!(
-            values < MOST_VALUES && machine.containers < MOST_CONTAINERS,
+            values < MAX_VALUES && machine.containers < MAX_CONTAINERS,
             "the pickle has more values than any model"
         );
     }
@@ -415,9 +415,9 @@ mod tests {
     #[test]
     fn too_deeply_nested_pickle_is_an_error() {
         let deep = |levels: usize| [b"\x80\x02N".to_vec(), vec![0x85; levels], b".".to_vec()].concat();
-        assert!(read(&deep(MOST_CONTAINERS - 1)).is_ok());
+        assert!(read(&deep(MAX_CONTAINERS - 1)).is_ok());
         assert!(read(&deep(1 << 20)).unwrap_err().to_string().contains("more values than any model"));
-        let marks = [b"\x80\x02".to_vec(), vec![b'('; MOST_VALUES], b".".to_vec()].concat();
+        let marks = [b"\x80\x02".to_vec(), vec![b'('; MAX_VALUES], b".".to_vec()].concat();
         assert!(read(&marks).unwrap_err().to_string().contains("more values than any model"));
     }
 }

@@ -70,7 +70,7 @@ impl TorchFile {
         views.retain(|view| is_needed(&view.name, view.dtype.is_float()));
         // Tensors may share a storage, and those of some models do, but only to a limited extent.
         let n_values = views.iter().map(View::len).try_fold(0_usize, |sum, len| sum.checked_add(len?));
-        let most = len.saturating_mul(MOST_SHARING);
+        let most = len.saturating_mul(MAX_SHARING);
         ensure!(
             n_values.is_some_and(|n_values| n_values <= most),
             "the tensors are many times larger than the file"
@@ -89,7 +89,7 @@ pub fn is_script(bytes: &[u8]) -> bool {
 }
 
 /// The limit on the number of tensor values per byte of the file.
-const MOST_SHARING: usize = 2;
+const MAX_SHARING: usize = 2;
 
 /// The bytes of the storages by their keys.
 type Storages = HashMap<String, Vec<u8>>;
@@ -335,9 +335,9 @@ fn views(root: &Value) -> Result<Vec<View>> {
 }
 
 /// The limit on the nesting of modules.
-const DEEPEST: usize = 64;
+const MAX_DEPTH: usize = 64;
 /// The limit on the number of values that are visited in the search for tensors.
-const MOST_VISITS: usize = 1 << 20;
+const MAX_VISITS: usize = 1 << 20;
 
 /// The search for tensors in an object.
 struct Collector {
@@ -349,7 +349,7 @@ impl Collector {
     fn collect(&mut self, value: &Value, path: &str, depth: usize) -> Result<()> {
         self.visits += 1;
         ensure!(
-            depth < DEEPEST && self.visits < MOST_VISITS,
+            depth < MAX_DEPTH && self.visits < MAX_VISITS,
             "the modules are nested more deeply than in any model"
         );
         match value {

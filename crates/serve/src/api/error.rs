@@ -8,7 +8,9 @@ use serde_json::json;
 /// The error answer to a request.
 #[derive(Debug, Clone)]
 pub struct ApiError {
+    /// The HTTP status code of the answer.
     pub status: StatusCode,
+    /// The explanation for people.
     pub message: String,
     /// The name of the invalid parameter, if there is one.
     pub param: Option<String>,
@@ -17,6 +19,7 @@ pub struct ApiError {
 }
 
 impl ApiError {
+    /// Returns an error without the name of a parameter.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> ApiError {
         ApiError { status, message: message.into(), param: None, code }
     }
@@ -32,10 +35,12 @@ impl ApiError {
         ApiError { param: Some(param.to_string()), ..self }
     }
 
+    /// Returns the error of a URL that does not exist.
     pub fn not_found(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
+    /// Returns the error of a request body of more than `most` bytes.
     pub fn too_large(most: usize) -> ApiError {
         let message = format!("The body is larger than {} KiB.", most / 1024);
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
@@ -46,6 +51,7 @@ impl ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
+    /// Returns the error of a server that has too much to do; the client can try again later.
     pub fn busy(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message)
     }

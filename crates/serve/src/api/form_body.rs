@@ -37,6 +37,7 @@ pub struct Progress {
 pub struct NoFieldData;
 
 impl FormBody {
+    /// Wraps a request body. Also returns the progress of its parser.
     pub fn new(body: Body) -> (FormBody, Progress) {
         let progress = Progress::default();
         (FormBody { body: body.into_data_stream(), progress: progress.clone(), has_paused: false }, progress)

@@ -52,12 +52,17 @@ pub struct Shown {
 
 /// A validated request.
 pub struct ImageRequest {
+    /// The kind of the request.
     pub kind: Kind,
+    /// The request to the model.
     pub request: Request,
     /// Whether the prompt is longer than the model reads.
     pub truncated: bool,
+    /// How the pictures are rendered from tokens.
     pub style: Style,
+    /// The format of the pictures in the answer.
     pub format: Format,
+    /// How the pictures are sent.
     pub delivery: Delivery,
 }
 

@@ -32,6 +32,8 @@ struct Window {
 }
 
 impl<'a> Intake<'a> {
+    /// Starts to read a form at the rate and in the time that `pace` demands. A large form needs
+    /// one of `places`.
     pub fn new(places: &'a Semaphore, pace: Pace) -> Intake<'a> {
         let window = Window { bytes: 0, left: pace.window };
         Intake { places, place: None, pace, bytes: 0, left: pace.total, window }

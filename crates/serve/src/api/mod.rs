@@ -74,6 +74,7 @@ impl Default for Limits {
     }
 }
 
+/// Returns the routes of the page and of the API.
 pub fn router(app: Arc<App>) -> Router {
     let origins = app.origins.clone();
     let router = Router::new()
@@ -109,7 +110,7 @@ async fn log_and_authorize(State(app): State<Arc<App>>, request: Request, next: 
     let start = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_string();
     let method = request.method().clone();
-    let (request, unread) = UnreadBody::of(request);
+    let (request, unread_body) = UnreadBody::of(request);
     let response = match authorize(&app, &route, &method, request.headers()) {
         Ok(()) => {
             let left = left(request.extensions().get().cloned(), request.version());
@@ -124,7 +125,7 @@ async fn log_and_authorize(State(app): State<Arc<App>>, request: Request, next: 
     app.metrics.requests.with_label_values(&[route.as_str(), &status.to_string()]).inc();
     app.metrics.seconds.with_label_values(&[route.as_str()]).observe(seconds);
     tracing::info!(%method, route, status, ms = (seconds * 1e3).round() as u64, "request");
-    unread.after(response)
+    unread_body.after(response)
 }
 
 /// Waits until the client has disconnected and reads no answer any more.

@@ -62,7 +62,7 @@ fn keep_spec(fields: &mut Fields, grid: usize) -> Result<KeepSpec, ApiError> {
         (Some(mask), None, None) => Ok(KeepSpec::Mask(mask.to_vec())),
         (None, Some(rows), None) => Ok(KeepSpec::Keep(Keep::Rows(rows as usize))),
         (None, None, Some(rectangle)) => Ok(KeepSpec::Keep(Keep::Rectangle(rectangle))),
-        (None, None, None) => Ok(KeepSpec::Unsaid),
+        (None, None, None) => Ok(KeepSpec::Unspecified),
         _ => Err(ApiError::invalid(
             "mask",
             "The cells to keep are given twice: wanted one of 'mask', 'keep_rows' and 'keep'.",
@@ -80,7 +80,7 @@ fn rectangle(text: &str) -> Result<[usize; 4], ApiError> {
 fn picture_prompt(app: &App, image: &Bytes, keep: KeepSpec, fit: Fit) -> Result<PicturePrompt, ApiError> {
     let keep_param = match &keep {
         KeepSpec::Keep(Keep::Rows(_)) => "keep_rows",
-        KeepSpec::Keep(_) | KeepSpec::Mask(_) | KeepSpec::Unsaid => "keep",
+        KeepSpec::Keep(_) | KeepSpec::Mask(_) | KeepSpec::Unspecified => "keep",
     };
     let invalid = |param: &str, error| ApiError::invalid(param, format!("'{param}': {error:#}."));
     let invalid_image = |param, error| ApiError { code: "invalid_image", ..invalid(param, error) };
@@ -88,7 +88,7 @@ fn picture_prompt(app: &App, image: &Bytes, keep: KeepSpec, fit: Fit) -> Result<
         PromptError::Picture(error) => invalid_image("image", error),
         PromptError::Mask(error) => invalid_image("mask", error),
         PromptError::Keep(error) => invalid(keep_param, error),
-        PromptError::Unsaid => {
+        PromptError::Unspecified => {
             let message = "Which cells of the picture are kept? Send a 'mask' (its transparent or white parts are \
                 drawn), a picture with transparent parts, 'keep_rows' or 'keep'.";
             ApiError { code: "missing_required_parameter", ..ApiError::invalid("mask", message) }

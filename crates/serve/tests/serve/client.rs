@@ -13,12 +13,14 @@ use tokio::sync::oneshot;
 
 /// A running server with the embedded model. Dropping it stops the server.
 pub struct Running {
+    /// The address on which the server listens.
     pub address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Running {
+    /// Starts a server with the default options.
     pub fn new() -> Running {
         Running::with(|options| options)
     }
@@ -49,14 +51,17 @@ impl Running {
         }
     }
 
+    /// Sends a GET request and reads the answer.
     pub fn get(&self, path: &str) -> Answer {
         self.send(&format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"), &[])
     }
 
+    /// Sends a POST request with a JSON body and reads the answer.
     pub fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_as(path, "application/json", body.to_string().as_bytes())
     }
 
+    /// Sends a POST request with a body of the content type `kind` and reads the answer.
     pub fn post_as(&self, path: &str, kind: &str, body: &[u8]) -> Answer {
         self.send(&head(path, kind, body.len()), body)
     }
@@ -70,6 +75,7 @@ impl Running {
         Answer::read(stream)
     }
 
+    /// Opens a connection to the server.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
@@ -110,12 +116,16 @@ pub fn head(path: &str, kind: &str, length: usize) -> String {
 
 /// The answer to a request.
 pub struct Answer {
+    /// The HTTP status code.
     pub status: u16,
+    /// The status line and the headers, in lower case.
     pub head: String,
+    /// The body, joined if it was sent in chunks.
     pub body: Vec<u8>,
 }
 
 impl Answer {
+    /// Reads the answer up to the end of the connection.
     pub fn read(mut stream: TcpStream) -> Answer {
         let mut bytes = Vec::new();
         let _ = stream.read_to_end(&mut bytes);
@@ -127,10 +137,12 @@ impl Answer {
         Answer { status, body: if chunked { joined(&body) } else { body }, head }
     }
 
+    /// Parses the body as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
     }
 
+    /// Returns the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }

@@ -15,6 +15,7 @@ use serde::Serialize;
 use tessera_kernels::decode::Weights;
 use tessera_kernels::{Cpu, peak_gflops};
 use tessera_model::prior::{Activations, Logits};
+use tessera_text::suggestion;
 
 use super::say;
 use crate::args::{Bench, PrecisionFlag};
@@ -85,6 +86,7 @@ struct Figures {
     peak_rss_mib: Option<f64>,
 }
 
+/// Runs `tessera bench`.
 pub fn run(args: &Bench) -> Result<()> {
     ensure!(args.rounds > 0, "--rounds 0: wanted at least 1");
     for name in &args.benchmarks {
@@ -110,12 +112,19 @@ pub fn run(args: &Bench) -> Result<()> {
     }
 }
 
+/// Returns the function that sets up the benchmark `name`.
 fn find(name: &str) -> Result<fn(Cpu) -> Result<Benchmark>> {
     match BENCHMARKS.iter().find(|(known, _)| *known == name) {
         Some((_, benchmark)) => Ok(*benchmark),
         None => {
             let names: Vec<&str> = BENCHMARKS.iter().map(|(name, _)| *name).collect();
-            bail!("unknown benchmark {name:?}; the benchmarks are {}", names.join(", "))
+            let all = names.join(", ");
+            match suggestion(name, &names.iter().map(|name| name.to_string()).collect()) {
+                Some(near) => {
+                    bail!("unknown benchmark {name:?}; did you mean {near:?}? The benchmarks are {all}")
+                }
+                None => bail!("unknown benchmark {name:?}; the benchmarks are {all}"),
+            }
         }
     }
 }

@@ -55,9 +55,9 @@ impl Count {
             count.shown > 0 && count.drawn().saturating_mul(prompts) <= MAX_PICTURES,
             "{flag}: wanted 1 to {MAX_PICTURES} pictures in all"
         );
-        ensure!(count.shown <= count.drawn(), "{flag}: wanted no more than are drawn");
+        ensure!(count.shown <= count.drawn(), "{flag}: --best must not exceed --of");
         if let (Some(_), Some(reason)) = (count.of, unrankable) {
-            bail!("{flag}: {reason}, or draw with -n");
+            bail!("{flag}: {reason}, or use -n N to draw without ranking");
         }
         ensure!(
             count.of.is_some() || !args.scores,
@@ -72,6 +72,7 @@ impl Count {
     }
 }
 
+/// Runs `tessera draw`.
 pub fn run(args: &Draw) -> Result<()> {
     ensure!((1..=64).contains(&args.scale), "--scale {}: wanted 1 to 64", args.scale);
     check_outputs(args, 1)?;

@@ -24,8 +24,8 @@ pub fn read(args: &args::PicturePrompt, tessera: &Tessera, model_id: &str) -> Re
             None => error,
         },
         PromptError::Keep(error) | PromptError::Model(error) => error,
-        PromptError::Unsaid => {
-            anyhow!("--image: which cells are kept? Use --keep-rows, --keep, --mask or --variations")
+        PromptError::Unspecified => {
+            anyhow!("--image needs one of --keep-rows, --keep, --mask, --variations")
         }
     })?;
     match fit.rule(prompt.size, tessera.image_size as u32) {
@@ -46,6 +46,6 @@ fn keep(args: &args::PicturePrompt) -> Result<KeepSpec> {
         (_, Some(rectangle), _) => KeepSpec::Keep(Keep::Rectangle(rectangle)),
         (_, _, Some(path)) => KeepSpec::Mask(bytes(path)?),
         _ if args.variations => KeepSpec::Keep(Keep::All),
-        _ => KeepSpec::Unsaid,
+        _ => KeepSpec::Unspecified,
     })
 }

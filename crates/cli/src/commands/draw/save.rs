@@ -28,6 +28,8 @@ const LAST_MS: u32 = 2500;
 /// The maximum number of lines of a label.
 const LINES: usize = 3;
 
+/// Writes the pictures to the files that the flags name, and prints the names or JSON. `given` is
+/// the tokens of the picture prompt.
 pub fn save(
     args: &Draw,
     outputs: &Outputs,

@@ -24,6 +24,7 @@ struct Drawing {
     made: Parameters,
 }
 
+/// Runs `tessera gallery`.
 pub fn run(dir: &Path, out: &Path, title: &str) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Page)], false)?;
     let (mut drawings, mut others) = (Vec::new(), 0);

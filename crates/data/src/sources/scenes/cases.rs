@@ -14,7 +14,7 @@ use super::effects::backdrop;
 use super::held_out::{Combination, CombinationKind};
 use super::lot::{Lot, shuffled};
 use super::scene::{Background, Colour, Content, Extra, Look, Operation, Relation, Rendition, Scene};
-use super::{MOST_BLANK, Scenes, captions};
+use super::{MAX_BLANK, Scenes, captions};
 use tessera_base::random::{Purpose, item_rng};
 
 /// The number of wrong pictures of a case.
@@ -24,7 +24,7 @@ pub const WRONG: usize = 49;
 const HARD: usize = 12;
 
 /// The maximum number of attempts to sample a scene that shows exactly one held-out combination.
-const MOST_TRIES: u64 = 200;
+const MAX_TRIES: u64 = 200;
 
 /// The first random stream for the choice of the scene.
 const SCENE: u64 = 0;
@@ -153,7 +153,7 @@ impl Case<'_> {
     /// Samples a scene that shows this held-out combination and no other one, and that is not
     /// blank.
     fn scene(&self) -> Result<Scene> {
-        for attempt in 0..MOST_TRIES {
+        for attempt in 0..MAX_TRIES {
             let scene = self.lot.showing(self.combination, &mut self.rng(SCENE + attempt));
             let others = scene.combinations().into_iter().filter(|one| *one != self.combination);
             let is_only = others.into_iter().all(|one| !self.scenes.held_out.contains(&one));
@@ -191,14 +191,14 @@ impl Case<'_> {
     }
 
     fn unrelated(&self, n: u64) -> Result<RgbImage> {
-        for attempt in 0..MOST_BLANK {
-            let mut rng = self.rng(UNRELATED + n * MOST_BLANK + attempt);
+        for attempt in 0..MAX_BLANK {
+            let mut rng = self.rng(UNRELATED + n * MAX_BLANK + attempt);
             let scene = self.lot.draw(&self.scenes.held_out, &mut rng)?;
             if let Some(picture) = self.scenes.painter.paint(&self.scenes.world, &scene, &mut rng)? {
                 return Ok(picture);
             }
         }
-        None.with_context(|| format!("an unrelated scene was blank {MOST_BLANK} times"))
+        None.with_context(|| format!("an unrelated scene was blank {MAX_BLANK} times"))
     }
 
     /// Returns scenes of the same things on the same background with another operation, in random

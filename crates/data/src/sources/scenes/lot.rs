@@ -95,7 +95,7 @@ pub(super) struct Lot<'a> {
 
 /// The maximum number of attempts to sample a scene without a held-out combination. More attempts
 /// mean that the list is too long.
-const MOST_TRIES: usize = 1000;
+const MAX_TRIES: usize = 1000;
 
 impl<'a> Lot<'a> {
     pub(super) fn new(world: &'a World, shares: &'a Shares) -> Self {
@@ -113,7 +113,7 @@ impl<'a> Lot<'a> {
 
     /// Samples a scene without any combination of `held_out`.
     pub(super) fn draw(&self, held_out: &HeldOut, rng: &mut ChaCha8Rng) -> Result<Scene> {
-        (0..MOST_TRIES)
+        (0..MAX_TRIES)
             .map(|_| self.any(rng))
             .find(|scene| scene.combinations().iter().all(|one| !held_out.contains(one)))
             .context("nearly every scene is held out; shorten the list of held-out combinations")

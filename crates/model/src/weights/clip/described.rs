@@ -26,14 +26,19 @@ pub(super) struct Described {
 /// The sizes that both the weights and their configuration show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sizes {
+    /// The height and width of the pictures in pixels.
     pub image_size: usize,
+    /// The height and width of a patch in pixels.
     pub patch: usize,
     /// The width and the number of layers of the image tower.
     pub image: [usize; 2],
+    /// The maximum number of tokens of a text.
     pub context: usize,
+    /// The number of tokens of the vocabulary.
     pub vocab: usize,
     /// The width and the number of layers of the text tower.
     pub text: [usize; 2],
+    /// The dimension of the embeddings that the towers share.
     pub embed: usize,
 }
 
@@ -253,7 +258,7 @@ impl ClipSettings {
             }
             match neutral.iter().find(|(name, _)| name == key) {
                 Some((_, wanted)) => self.expect(key, std::slice::from_ref(wanted))?,
-                None => bail!("{} = {value}: this program cannot run that", self.key(key)),
+                None => bail!("{} = {value}: not supported", self.key(key)),
             }
         }
         Ok(())

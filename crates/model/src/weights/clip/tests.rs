@@ -140,7 +140,7 @@ fn error_names_the_key_of_an_unsupported_feature() {
         ("text_cfg", "pool_type", json!("last"), "text_cfg.pool_type = \"last\""),
         ("text_cfg", "norm_kwargs", json!({"eps": 1e-6}), "text_cfg.norm_kwargs"),
         ("text_cfg", "heads", json!(0), "text_cfg.heads = 0; wanted a size above 0"),
-        ("text_cfg", "something_new", json!(1), "text_cfg.something_new = 1: this program cannot run that"),
+        ("text_cfg", "something_new", json!(1), "text_cfg.something_new = 1: not supported"),
     ] {
         let error = format!("{:#}", heads_with(part, key, value).unwrap_err());
         assert!(error.contains(wanted), "{error}");
@@ -289,7 +289,7 @@ fn errors_name_what_cannot_be_read() {
     let error = |bytes: &[u8], gelu| format!("{:#}", read(bytes, gelu).unwrap_err());
     let (hf, quick) = (fixture("small-hf.safetensors"), Some(Gelu::Quick));
     assert!(
-        error(&hf, None).contains("weights do not say which GELU they want")
+        error(&hf, None).contains("the weights do not record their GELU")
             && error(&hf, None).contains("--gelu quick")
     );
     assert!(
