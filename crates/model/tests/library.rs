@@ -100,14 +100,14 @@ fn invalid_requests_and_a_missing_reranker_have_different_errors() {
     let mut tessera = Tessera::embedded().unwrap();
     let fine = single(&tessera);
     let invalid = [
-        Request { n: 0, ..fine.clone() },
-        Request { best: Some(2), ..fine.clone() },
-        Request { given: vec![None], ..fine.clone() },
+        (Request { n: 0, ..fine.clone() }, "wanted"),
+        (Request { best: Some(2), ..fine.clone() }, "the best 2 of 1: best must not exceed n"),
+        (Request { given: vec![None], ..fine.clone() }, "wanted"),
     ];
-    for request in invalid {
+    for (request, expected) in invalid {
         let error = tessera.draw(request).err().unwrap();
         assert!(matches!(error, Error::InvalidRequest(_)), "{error:?}");
-        assert!(error.to_string().contains("wanted"), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
     }
     tessera.reranker = None;
     let error = tessera.draw(Request { best: Some(1), ..fine }).err().unwrap();

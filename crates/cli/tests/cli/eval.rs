@@ -284,7 +284,10 @@ fn rerank_curve_keeps_existing_drawings() {
         ["eval", "report", "--data", &fixture(), "--drawings", "drawings", "--captions", "4", "--of", "3"];
     let models = ["--model", "model.safetensors", "--judge", judge];
     let error = mistake(dir.path(), &[&report[..], &models].concat());
-    assert!(error.contains("wanted 8 or more"), "the fixture has too few pictures of a style: {error}");
+    assert!(
+        error.contains("no style has 8 of these"),
+        "the fixture has too few pictures of a style: {error}"
+    );
 }
 
 #[test]

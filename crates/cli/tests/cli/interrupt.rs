@@ -67,7 +67,7 @@ fn second_signal_ends_training_immediately() {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line.starts_with("computing with")));
     send(&child, "-TERM");
-    assert!(lines.any(|line| line.starts_with("saving; press Ctrl-C again")));
+    assert!(lines.any(|line| line.starts_with("saving a checkpoint; press Ctrl-C again")));
     send(&child, "-TERM");
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
     assert!(entries(&dir.path().join("run/checkpoints")).is_empty());
@@ -100,7 +100,7 @@ fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str], (signal
     send(&child, signal);
     let output = Finished::of(child.wait_with_output().unwrap());
     assert_eq!(output.code, Some(128 + number), "{}", output.stderr);
-    assert!(output.stderr.contains("saving; press Ctrl-C again"), "{}", output.stderr);
+    assert!(output.stderr.contains("saving a checkpoint; press Ctrl-C again"), "{}", output.stderr);
     assert!(output.stdout.starts_with("stopped and saved at step "), "{}", output.stdout);
     assert!(output.stdout.contains("--resume"), "{}", output.stdout);
 

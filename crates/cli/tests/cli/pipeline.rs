@@ -139,10 +139,10 @@ fn pack_adds_a_reranker_only_if_it_has_the_same_tokenizer() {
 }
 
 #[test]
-fn eval_drawing_refuses_styles_with_too_few_pictures() {
+fn eval_drawing_refuses_data_without_eight_pictures_of_a_style() {
     let (data, model) = (fixture(), pipeline().model());
     let error = mistake(folder().path(), &["eval", "drawing", "--data", &data, "--model", &model]);
-    assert!(error.contains("wanted 8 or more"), "{error}");
+    assert!(error.contains("no style has 8 of these 16 pictures"), "{error}");
 }
 
 #[test]

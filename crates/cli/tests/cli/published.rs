@@ -91,7 +91,7 @@ fn convert_clip_reads_weights_and_names_missing_settings() {
     };
     let heads = ["--image-heads", "1", "--text-heads", "1"];
     let error = refused(&[&[&hf, "--vocab", &vocab], &heads[..]].concat());
-    assert!(error.contains("--gelu quick for OpenAI's"), "{error}");
+    assert!(error.contains("pass --gelu quick (OpenAI)"), "{error}");
     let error = refused(&[&hf, "--vocab", &vocab, "--gelu", "quick"]);
     assert!(error.contains("put its config.json or open_clip_config.json beside them"), "{error}");
     assert!(refused(&[&hf, "--vocab", "none.gz"]).contains("cannot read none.gz"));
