@@ -12,6 +12,9 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt::{Display, Formatter};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::{SafeTensors, View};
@@ -108,14 +111,52 @@ impl Kind {
     /// # Errors
     /// If safetensors rejects the tensors or the header cannot be serialized as JSON.
     pub fn write<V: View>(&self, header: &impl Serialize, tensors: Vec<(String, V)>) -> Result<Vec<u8>> {
-        let blank = std::str::from_utf8(BLANK)?;
-        let header = serde_json::to_string(&Envelope { format: self.format, checksum: blank, header })?;
-        let metadata = HashMap::from([(self.key.to_string(), header)]);
-        let mut bytes = safetensors::serialize(tensors, Some(metadata))?;
+        let mut bytes = safetensors::serialize(tensors, Some(self.metadata(header)?))?;
         let at = checksum_at(&bytes).context("the header has no place for a checksum")?;
         let checksum = format!("{:08x}", checksum(&bytes, at));
         bytes[at..at + BLANK.len()].copy_from_slice(checksum.as_bytes());
         Ok(bytes)
+    }
+
+    /// Writes a file with `header` and `tensors`, one tensor after another, and syncs it. The file is
+    /// not complete if this fails.
+    ///
+    /// # Errors
+    /// If the header cannot be serialized as JSON, or the file cannot be written.
+    pub fn write_file<V: View>(
+        &self,
+        path: &Path,
+        header: &impl Serialize,
+        tensors: Vec<(String, V)>,
+    ) -> Result<()> {
+        let written = || -> Result<()> {
+            safetensors::serialize_to_file(tensors, Some(self.metadata(header)?), path)?;
+            let mut file = File::options().read(true).write(true).open(path)?;
+            let mut length = [0; 8];
+            file.read_exact(&mut length)?;
+            let mut start = length.to_vec();
+            Read::by_ref(&mut file).take(u64::from_le_bytes(length)).read_to_end(&mut start)?;
+            let at = checksum_at(&start).context("the header has no place for a checksum")?;
+            // The digits are still those of `BLANK`.
+            let mut checksum = crc32c::crc32c(&start);
+            let mut rest = BufReader::with_capacity(1 << 20, &file);
+            while let bytes @ [_, ..] = rest.fill_buf()? {
+                checksum = crc32c::crc32c_append(checksum, bytes);
+                let n = bytes.len();
+                rest.consume(n);
+            }
+            file.seek(SeekFrom::Start(at as u64))?;
+            write!(file, "{checksum:08x}")?;
+            Ok(file.sync_all()?)
+        };
+        written().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Returns the metadata with `header` and the place of the checksum.
+    fn metadata(&self, header: &impl Serialize) -> Result<HashMap<String, String>> {
+        let blank = std::str::from_utf8(BLANK)?;
+        let header = serde_json::to_string(&Envelope { format: self.format, checksum: blank, header })?;
+        Ok(HashMap::from([(self.key.to_string(), header)]))
     }
 
     /// Reads the bytes of a file and verifies its checksum.
@@ -208,6 +249,22 @@ mod tests {
         assert!(read.verified && read.header == header());
         assert_eq!(read.tensors.tensor("x").unwrap().data(), b"012345678");
         assert_eq!(bytes, file_bytes(KIND));
+    }
+
+    #[test]
+    fn file_written_tensor_by_tensor_has_the_same_bytes() {
+        let big: Vec<u8> = (0..3_000_000_u32).map(|i| i as u8).collect();
+        let tensors = || {
+            let view = |bytes| TensorView::new(Dtype::U8, vec![3_000_000], bytes).unwrap();
+            vec![("a".to_string(), view(&big)), ("b".to_string(), view(&big))]
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        KIND.write_file(file.path(), &header(), tensors()).unwrap();
+        let bytes = std::fs::read(file.path()).unwrap();
+        assert!(bytes == KIND.write(&header(), tensors()).unwrap());
+        let missing = file.path().join("x");
+        let error = KIND.write_file(&missing, &header(), tensors()).unwrap_err();
+        assert!(error.to_string().starts_with("cannot write "), "{error}");
     }
 
     #[test]

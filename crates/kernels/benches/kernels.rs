@@ -19,9 +19,10 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 use tessera_kernels::decode::{Epilogue, KvCache, PackedLinear, Sequence, Visible, Weights, attend};
 use tessera_kernels::{
-    Activation, AdamWStep, AttentionPlan, Cpu, GumbelNoise, OutputDtype, PreActivation, Precision, approach,
-    conv2d, conv2d_add, cross_entropy, dot, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform, layer_norm,
-    linear, linear_add, linear_f32, max_pool2, pattern_attention, peak_gflops, sum_of_squares, upsample2,
+    Activation, AdamWStep, AttentionPlan, Cpu, GumbelNoise, OutputDtype, PreActivation, Precision, adamw_,
+    conv2d, conv2d_add, cross_entropy, dot, ema_, gumbel_softmax, gumbel_softmax_drawn, kl_to_uniform,
+    layer_norm, linear, linear_add, linear_f32, max_pool2, pattern_attention, peak_gflops, sum_of_squares,
+    upsample2,
 };
 
 /// Text positions.
@@ -345,7 +346,8 @@ fn codes(c: &mut Criterion<Rates>) {
 
 fn optimizer(c: &mut Criterion<Rates>) {
     const N: usize = 1 << 24;
-    let [mut w, g, mut m, mut v] = [1.0, 0.1, 0.0, 0.0].map(|value| vec![value; N]);
+    let [w, g, m, v] = [1.0, 0.1, 0.0, 0.0].map(|value| Tensor::<1>::full([N], value, &Device::flex()));
+    let (mut state, mut average) = (Some([w.clone(), m, v]), Some(w));
     let adam = AdamWStep {
         gradient_scale: 1.0,
         beta1: 0.9,
@@ -357,9 +359,9 @@ fn optimizer(c: &mut Criterion<Rates>) {
         variance_clip: 5.0,
     };
     // Reads four arrays, writes three.
-    pass(c, "AdamW", 7 * 4 * N, |cpu| adam.update(cpu, &mut w, &g, &mut m, &mut v));
-    pass(c, "sum of squares", 4 * N, |cpu| sum_of_squares(cpu, &g));
-    pass(c, "moving average", 3 * 4 * N, |cpu| approach(cpu, &mut w, &g, 1e-3));
+    pass(c, "AdamW", 7 * 4 * N, |cpu| state = state.take().map(|state| adamw_(cpu, &adam, state, &g)));
+    pass(c, "sum of squares", 4 * N, |cpu| sum_of_squares(cpu, [&g]));
+    pass(c, "moving average", 3 * 4 * N, |cpu| average = average.take().map(|w| ema_(cpu, w, &g, 1e-3)));
 }
 
 /// Times one token of each of several sequences: a linear map of their rows, and attention of one

@@ -1,5 +1,5 @@
-//! The arithmetic of AdamW on host arrays (paper §A.2, §B.2), in one pass over weights, gradients
-//! and moments.
+//! The arithmetic of a parameter update on host arrays (paper §A.2, §B.2). AdamW takes one pass over
+//! weights, gradients and moments.
 
 use rayon::prelude::*;
 
@@ -96,6 +96,34 @@ pub fn approach(cpu: Cpu, a: &mut [f32], b: &[f32], share: f32) {
 vectorized! {
     fn approach_part(a: &mut [f32], b: &[f32], share: f32) {
         a.iter_mut().zip(b).for_each(|(a, b)| *a += share * (b - *a));
+    }
+}
+
+/// Adds `b` to `a`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add(cpu: Cpu, a: &mut [f32], b: &[f32]) {
+    assert!(a.len() == b.len(), "add: {} values and {}", a.len(), b.len());
+    let isa = cpu.supported();
+    a.par_chunks_mut(PART).zip(b.par_chunks(PART)).for_each(|(a, b)| add_part(isa, a, b));
+}
+
+vectorized! {
+    fn add_part(a: &mut [f32], b: &[f32]) {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+    }
+}
+
+/// Divides `a` by `divisor`.
+pub fn divide(cpu: Cpu, a: &mut [f32], divisor: f32) {
+    let isa = cpu.supported();
+    a.par_chunks_mut(PART).for_each(|a| divide_part(isa, a, divisor));
+}
+
+vectorized! {
+    fn divide_part(a: &mut [f32], divisor: f32) {
+        a.iter_mut().for_each(|a| *a /= divisor);
     }
 }
 

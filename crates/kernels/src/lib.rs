@@ -3,7 +3,7 @@
 //! Every differentiable operation takes and returns Burn tensors and has two implementations:
 //! kernels for tensors in CPU memory, and a composition of Burn's own operations for any other
 //! device. The composition is also the reference: tests compare each kernel with it, forward and
-//! backward. Generation ([`decode`]), the optimizer and noise work on plain arrays.
+//! backward. Generation ([`decode`]) and noise work on plain arrays.
 
 mod adamw;
 mod attention;
@@ -30,8 +30,9 @@ mod small_float;
 mod stored;
 #[cfg(test)]
 mod testing;
+mod update;
 
-pub use adamw::{AdamWStep, approach, sum_of_squares};
+pub use adamw::AdamWStep;
 pub use attention::{AttentionPlan, pattern_attention, pattern_attention_reference};
 pub use conv::{OutputDtype, PreActivation, conv2d, conv2d_add, conv2d_reference};
 pub use cpu::{Cpu, Isa, Precision, Supported};
@@ -47,3 +48,6 @@ pub use peak::peak_gflops;
 pub use pool::{max_pool2, max_pool2_reference, upsample2, upsample2_reference};
 pub use small_float::SmallFloat;
 pub use stored::{stored, stored_reference};
+pub use update::{
+    adamw_, adamw_reference, add_, all_finite, changed, divide_, ema_, ema_reference, read, sum_of_squares,
+};

@@ -41,20 +41,6 @@ impl Buffer {
         }
     }
 
-    /// Lets `change` modify the values. Results too large for the format become its largest value.
-    pub fn change<T>(&mut self, change: impl FnOnce(&mut [f32]) -> T) -> T {
-        let mut values = match self {
-            Buffer::Full(values) => return change(values),
-            Buffer::Small(..) => self.values(),
-        };
-        let result = change(&mut values);
-        if let Buffer::Small(format, codes) = self {
-            let new = values.par_iter().map(|&value| format.encode(format.clamp(value)));
-            codes.par_iter_mut().zip(new).for_each(|(code, new)| *code = new);
-        }
-        result
-    }
-
     /// Adds `factor · values`, element by element. Sums too large for the format become infinite.
     ///
     /// # Panics

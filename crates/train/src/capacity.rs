@@ -55,7 +55,7 @@ const SMALL: f64 = 2.0;
 /// The minimum memory, in bytes, that one process needs to train a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Need {
-    /// Two copies of the weights: one is updated, with the other the model computes.
+    /// The weights.
     pub weights: f64,
     /// The moving average of the weights.
     pub average: f64,
@@ -94,7 +94,7 @@ impl Need {
             Moments::Small => SMALL,
         };
         Need {
-            weights: 2.0 * FULL * parameters,
+            weights: FULL * parameters,
             average: FULL * parameters,
             moments: 2.0 * moment * parameters,
             gradients: FULL * parameters,
@@ -102,11 +102,12 @@ impl Need {
         }
     }
 
-    /// Returns the part that host memory must hold if `device` computes. The activations are in the
-    /// memory of a GPU.
+    /// Returns the part that host memory must hold if `device` computes: nothing if that is a GPU.
     pub fn of_host(self, device: DeviceChoice) -> Need {
         match device {
-            DeviceChoice::Gpu(_) => Need { activations: 0.0, ..self },
+            DeviceChoice::Gpu(_) => {
+                Need { weights: 0.0, average: 0.0, moments: 0.0, gradients: 0.0, activations: 0.0 }
+            }
             DeviceChoice::Cpu | DeviceChoice::LibTorch => self,
         }
     }
@@ -187,10 +188,10 @@ mod tests {
     #[test]
     fn parts_of_the_papers_prior_match_its_sizes() {
         let need = need("paper", Stage::Prior);
-        // 12.29 · 10⁹ weights (`tessera plan`): in 32 bits two copies of the weights, the average
-        // and the gradients; in 16 bits two moments.
-        assert!((need.weights / GB - 98.3).abs() < 0.1, "{need:?}");
-        assert_eq!([need.average, need.moments, need.gradients], [need.weights / 2.0; 3]);
+        // 12.29 · 10⁹ weights (`tessera plan`): in 32 bits the weights, their average and the
+        // gradients; in 16 bits two moments.
+        assert!((need.weights / GB - 49.2).abs() < 0.1, "{need:?}");
+        assert_eq!([need.average, need.moments, need.gradients], [need.weights; 3]);
         // 1,024 sequences of 1,280 positions with 3,968 channels: the inputs of 128 resblocks and
         // 16 arrays of the same size inside a layer, with 4 bytes per value.
         let expected = 1024.0 * 1280.0 * 3968.0 * 144.0 * 4.0;

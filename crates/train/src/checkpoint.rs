@@ -2,22 +2,24 @@
 //!
 //! A checkpoint also contains the text of the run's `config.toml`, which identifies the run.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use burn::module::Module;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use burn::module::{Module, ParamId};
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 use tessera_container::{Contents, Kind};
-use tessera_kernels::SmallFloat;
-use tessera_model::weights::{HostTensor, import};
+use tessera_kernels::{SmallFloat, read};
+use tessera_model::nn::Role;
 
 use crate::best::Best;
-use crate::buffer::Buffer;
 use crate::capacity::Stage;
 use crate::fit::{GoodCheckpoint, TrainState};
-use crate::optim::AdamW;
+use crate::optim::Moment;
+use crate::params::{Param, ParamStore, Which};
 use crate::precision::Scales;
 use crate::same_run::{self, Input};
 use crate::schedule::Plateau;
@@ -55,29 +57,52 @@ struct Header {
     text: String,
 }
 
-/// The dtype and the bytes of a tensor.
-type Bytes<'a> = (Dtype, &'a [u8]);
+/// A tensor to write. Its bytes are read when it is written, so that only one tensor at a time is
+/// copied.
+enum Stored<'a> {
+    Full(&'a [usize], &'a Tensor<1>),
+    Small(&'a [usize], &'a [u16]),
+}
 
-/// Returns the bytes of a checkpoint file. `text` is that of the run's `config.toml`.
-pub(crate) fn to_bytes(state: &TrainState, text: &str) -> Result<Vec<u8>> {
-    let weights = state.weights.iter().map(|w| (&w.name, &w.shape));
-    let weights: Vec<(&String, &Vec<usize>)> = weights.collect();
-    let groups: [(&str, Vec<Bytes>); 4] = [
-        ("weight", state.weights.iter().map(weight_bytes).collect()),
-        ("average", state.average.iter().map(weight_bytes).collect()),
-        ("mean", state.adam.mean.iter().map(moment_bytes).collect()),
-        ("variance", state.adam.variance.iter().map(moment_bytes).collect()),
-    ];
-    let mut views = Vec::new();
-    for (group, values) in &groups {
-        for ((index, (name, shape)), (dtype, bytes)) in weights.iter().enumerate().zip(values) {
-            let view = TensorView::new(*dtype, (*shape).clone(), bytes)?;
-            views.push((format!("{group}/{index:04}/{name}"), view));
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Stored::Full(..) => Dtype::F32,
+            Stored::Small(..) => Dtype::U16,
         }
     }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Stored::Full(shape, _) | Stored::Small(shape, _) => shape,
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Stored::Full(_, values) => {
+                Cow::Owned(read(values, |values| bytemuck::cast_slice(values).to_vec()))
+            }
+            Stored::Small(_, codes) => Cow::Borrowed(bytemuck::cast_slice(codes)),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self {
+            Stored::Full(_, values) => 4 * values.dims()[0],
+            Stored::Small(_, codes) => 2 * codes.len(),
+        }
+    }
+}
+
+/// Writes a checkpoint to the file `path`. `text` is that of the run's `config.toml`.
+///
+/// # Errors
+/// If the file cannot be written.
+pub(crate) fn write(state: &TrainState, text: &str, path: &Path) -> Result<()> {
     let header = Header {
         step: state.step,
-        updates: state.adam.updates,
+        updates: state.params.updates,
         plateau: state.plateau.clone(),
         scales: state.scales.clone(),
         good: state.good,
@@ -85,17 +110,29 @@ pub(crate) fn to_bytes(state: &TrainState, text: &str) -> Result<Vec<u8>> {
         average_is_current: state.average_is_current,
         text: text.to_string(),
     };
-    KIND.write(&header, views)
+    KIND.write_file(path, &header, tensors(&state.params))
 }
 
-fn weight_bytes(weight: &HostTensor) -> Bytes<'_> {
-    (Dtype::F32, bytemuck::cast_slice(&weight.values))
+/// Returns the tensors of a checkpoint, with their names `GROUP/INDEX/NAME`.
+fn tensors(params: &ParamStore) -> Vec<(String, Stored<'_>)> {
+    let mut all = Vec::new();
+    for (index, param) in params.params.iter().enumerate() {
+        for (group, tensor) in [
+            ("weight", Stored::Full(&param.shape, &param.value)),
+            ("average", Stored::Full(&param.shape, &param.average)),
+            ("mean", stored(param, &param.mean)),
+            ("variance", stored(param, &param.variance)),
+        ] {
+            all.push((format!("{group}/{index:04}/{}", param.name), tensor));
+        }
+    }
+    all
 }
 
-fn moment_bytes(moment: &Buffer) -> Bytes<'_> {
+fn stored<'a>(param: &'a Param, moment: &'a Moment) -> Stored<'a> {
     match moment {
-        Buffer::Full(values) => (Dtype::F32, bytemuck::cast_slice(values)),
-        Buffer::Small(_, codes) => (Dtype::U16, bytemuck::cast_slice(codes)),
+        Moment::Full(values) => Stored::Full(&param.shape, values),
+        Moment::Small(_, codes) => Stored::Small(&param.shape, codes),
     }
 }
 
@@ -145,8 +182,9 @@ impl Checkpoint {
             ensure!(*theirs == ours, "--init was trained with {name} {theirs}, this run has {ours}");
         }
         let decay = self.text.as_deref().map(|text| same_run::ema(text, stage)).transpose()?.flatten();
-        let weights = if decay == Some(0.0) { &self.state.weights } else { &self.state.average };
-        import(model, weights).context("--init is a checkpoint of another model")
+        let which = if decay == Some(0.0) { Which::Value } else { Which::Average };
+        let params = self.state.params.clone().of_model(&model);
+        params.and_then(|params| params.load(model, which)).context("--init is a checkpoint of another model")
     }
 }
 
@@ -179,49 +217,40 @@ fn old_header(bytes: &[u8]) -> Result<Option<Header>> {
 }
 
 fn state(header: Header, tensors: &SafeTensors) -> Result<TrainState> {
-    let weights = |group| -> Result<Vec<HostTensor>> {
-        let tensor = |(name, view): (String, TensorView)| {
-            Ok(HostTensor { name, shape: view.shape().to_vec(), values: floats(&view)? })
-        };
-        of_group(tensors, group)?.into_iter().map(tensor).collect()
-    };
-    let moments = |group, format| -> Result<Vec<Buffer>> {
-        let moment = |(_, view): (String, TensorView)| match view.dtype() {
-            Dtype::U16 => Ok(Buffer::Small(format, words(&view))),
-            _ => Ok(Buffer::Full(floats(&view)?)),
-        };
-        of_group(tensors, group)?.into_iter().map(moment).collect()
-    };
-    let state = TrainState {
-        step: header.step,
-        weights: weights("weight")?,
-        average: weights("average")?,
-        adam: AdamW {
-            mean: moments("mean", SmallFloat::OneSixNine)?,
-            variance: moments("variance", SmallFloat::ZeroSixTen)?,
-            updates: header.updates,
+    let [weights, averages, means, variances] =
+        ["weight", "average", "mean", "variance"].map(|group| of_group(tensors, group));
+    let (weights, averages, means, variances) = (weights?, averages?, means?, variances?);
+    let mismatch = "the checkpoint's weights, averages and moments do not fit each other";
+    ensure!([averages.len(), means.len(), variances.len()] == [weights.len(); 3], mismatch);
+    let others = averages.into_iter().zip(means).zip(variances);
+    let params = weights.into_iter().zip(others).map(
+        |((name, weight), (((_, average), (_, mean)), (_, variance)))| {
+            let param = Param {
+                name,
+                shape: weight.shape().to_vec(),
+                // The model knows both ([`ParamStore::of_model`]).
+                role: Role::Vector,
+                id: ParamId::new(),
+                value: floats(&weight)?,
+                average: floats(&average)?,
+                mean: moment(&mean, SmallFloat::OneSixNine)?,
+                variance: moment(&variance, SmallFloat::ZeroSixTen)?,
+            };
+            let sizes = [param.average.dims()[0], param.mean.size(), param.variance.size()];
+            ensure!(sizes == [param.value.dims()[0]; 3], mismatch);
+            Ok(param)
         },
+    );
+    Ok(TrainState {
+        step: header.step,
+        params: ParamStore { params: params.collect::<Result<_>>()?, updates: header.updates },
         plateau: header.plateau,
         scales: header.scales,
         good: header.good,
         best: header.best,
         average_is_current: header.average_is_current,
         losses: Default::default(),
-    };
-    check(&state)?;
-    Ok(state)
-}
-
-/// Checks that each weight has an average and moments of the same size.
-fn check(state: &TrainState) -> Result<()> {
-    let lens = |moments: &[Buffer]| moments.iter().map(Buffer::size).collect::<Vec<_>>();
-    let weights: Vec<usize> = state.weights.iter().map(|weight| weight.values.len()).collect();
-    let average: Vec<usize> = state.average.iter().map(|weight| weight.values.len()).collect();
-    ensure!(
-        [average, lens(&state.adam.mean), lens(&state.adam.variance)].iter().all(|lens| *lens == weights),
-        "the checkpoint's weights, averages and moments do not fit each other"
-    );
-    Ok(())
+    })
 }
 
 /// Returns the tensors named `GROUP/INDEX/NAME`, in the order of their index, with their NAME.
@@ -237,45 +266,72 @@ fn of_group<'a>(tensors: &'a SafeTensors, group: &str) -> Result<Vec<(String, Te
     names.into_iter().map(named).collect()
 }
 
-fn floats(view: &TensorView) -> Result<Vec<f32>> {
+fn floats(view: &TensorView) -> Result<Tensor<1>> {
     ensure!(view.dtype() == Dtype::F32, "a tensor of {:?}: wanted F32", view.dtype());
-    Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    let values: Vec<f32> =
+        view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let n = values.len();
+    Ok(Tensor::from_data(TensorData::new(values, [n]), &Device::flex()))
 }
 
-fn words(view: &TensorView) -> Vec<u16> {
-    view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect()
+fn moment(view: &TensorView, format: SmallFloat) -> Result<Moment> {
+    match view.dtype() {
+        Dtype::U16 => {
+            let codes = view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+            Ok(Moment::Small(format, codes))
+        }
+        _ => Ok(Moment::Full(Box::new(floats(view)?))),
+    }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::HashMap;
 
-    use burn::tensor::Device;
     use tessera_model::nn::{Init, Linear, export};
 
     use super::*;
+    use crate::optim::Moments;
     use crate::precision::{Rules, Scaling};
 
     pub(crate) const TEXT: &str =
         "# tessera train dvae, seed 0, data 12ab\n\n[train_dvae]\nlr = 0.5\nsteps = 9\n";
 
+    fn flat(values: [f32; 2]) -> Tensor<1> {
+        Tensor::from_data(TensorData::from(values), &Device::flex())
+    }
+
     pub(crate) fn state(step: u64) -> TrainState {
-        let weight =
-            |v: f32| vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![v, 1.0 / 3.0] }];
-        let adam = AdamW {
-            mean: vec![Buffer::Small(SmallFloat::OneSixNine, vec![1, 2])],
-            variance: vec![Buffer::Full(vec![0.3, 0.4])],
-            updates: step / 2,
+        let param = Param {
+            name: "w.x".into(),
+            shape: vec![2],
+            role: Role::Matrix,
+            id: ParamId::new(),
+            value: flat([1.0, 1.0 / 3.0]),
+            average: flat([2.0, 1.0 / 3.0]),
+            mean: Moment::Small(SmallFloat::OneSixNine, vec![1, 2]),
+            variance: Moment::Full(Box::new(flat([0.3, 0.4]))),
         };
         let mut plateau = Plateau::default();
         (0..7).for_each(|i| plateau.update(2.0 + 1e-9 * f64::from(i), 2, 0.1));
         let mut scales = Scales::new(Rules::paper(Scaling::Resblock), 3, SmallFloat::F16, 1);
         (0..1000).for_each(|step| drop(scales.update(step, &[1][..usize::from(step % 300 == 7)], true)));
-        let good = Some(GoodCheckpoint { step: step / 3, lowest: 0.1 });
-        let best = Some(Best { step: step / 2, loss: 0.3, since: 2 });
-        let (weights, average, scales) = (weight(1.0), weight(2.0), Some(scales));
-        let (average_is_current, losses) = (step % 2 == 1, Default::default());
-        TrainState { step, weights, average, adam, plateau, scales, good, best, average_is_current, losses }
+        TrainState {
+            step,
+            params: ParamStore { params: vec![param], updates: step / 2 },
+            plateau,
+            scales: Some(scales),
+            good: Some(GoodCheckpoint { step: step / 3, lowest: 0.1 }),
+            best: Some(Best { step: step / 2, loss: 0.3, since: 2 }),
+            average_is_current: step % 2 == 1,
+            losses: Default::default(),
+        }
+    }
+
+    fn to_bytes(state: &TrainState, text: &str) -> Vec<u8> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write(state, text, file.path()).unwrap();
+        fs::read(file.path()).unwrap()
     }
 
     fn error(bytes: &[u8]) -> String {
@@ -284,15 +340,15 @@ pub(crate) mod tests {
 
     #[test]
     fn checkpoint_round_trips_with_the_text_of_its_run() {
-        let bytes = to_bytes(&state(5), TEXT).unwrap();
+        let bytes = to_bytes(&state(5), TEXT);
         let read = Checkpoint::from_bytes(&bytes).unwrap();
         assert_eq!((read.state, read.text.as_deref()), (state(5), Some(TEXT)));
-        assert_eq!(bytes, to_bytes(&state(5), TEXT).unwrap());
+        assert_eq!(bytes, to_bytes(&state(5), TEXT));
     }
 
     #[test]
     fn every_flipped_bit_is_detected() {
-        let bytes = to_bytes(&state(5), TEXT).unwrap();
+        let bytes = to_bytes(&state(5), TEXT);
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -303,12 +359,12 @@ pub(crate) mod tests {
     /// Returns a checkpoint as format version 2 wrote it: with one metadata entry per field.
     fn of_format(format: &str) -> Vec<u8> {
         let state = state(5);
-        let bytes = to_bytes(&state, TEXT).unwrap();
+        let bytes = to_bytes(&state, TEXT);
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let meta = [
             ("format", format.to_string()),
             ("step", state.step.to_string()),
-            ("updates", state.adam.updates.to_string()),
+            ("updates", state.params.updates.to_string()),
             ("plateau", serde_json::to_string(&state.plateau).unwrap()),
             ("scales", serde_json::to_string(&state.scales).unwrap()),
         ];
@@ -332,20 +388,31 @@ pub(crate) mod tests {
             Kind { format: 4, ..KIND }.write(&HashMap::from([("step", 1)]), Vec::<(_, TensorView)>::new());
         assert!(error(&newer.unwrap()).contains("format version 4, written by a newer version"));
         let mut other = state(5);
-        other.adam.mean = vec![Buffer::Full(vec![0.1])];
-        assert!(check(&other).unwrap_err().to_string().contains("do not fit each other"));
+        other.params.params[0].mean = Moment::Full(Box::new(flat([0.1, 0.2]).narrow(0, 0, 1)));
+        let tensors = tensors(&other.params).into_iter().map(|(name, stored)| {
+            let shape = vec![stored.data_len() / if stored.dtype() == Dtype::F32 { 4 } else { 2 }];
+            (name, (shape, stored.dtype(), stored.data().into_owned()))
+        });
+        let tensors: Vec<_> = tensors.collect();
+        let views = tensors.iter().map(|(name, (shape, dtype, bytes))| {
+            (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        let header: Header = serde_json::from_value(serde_json::json!({
+            "step": 1, "updates": 1, "plateau": other.plateau, "scales": null, "good": null, "text": TEXT
+        }))
+        .unwrap();
+        assert!(error(&KIND.write(&header, views.collect()).unwrap()).contains("do not fit each other"));
     }
 
     /// In a run whose decay is 0, the average lags one update behind the weights.
     #[test]
     fn weights_of_a_run_without_an_average_are_used() {
         let model = Linear::new(&mut Init::new(1, &Device::flex()), [1, 1], 0.1);
-        let filled = |value: f32| {
-            let mut weights = export(&model);
-            weights.iter_mut().for_each(|weight| weight.values.fill(value));
-            weights
-        };
-        let state = TrainState { weights: filled(1.0), average: filled(2.0), ..state(5) };
+        let mut params = ParamStore::new(&model, Moments::Full);
+        for param in &mut params.params {
+            (param.value, param.average) = (param.value.ones_like(), param.value.ones_like() * 2.0);
+        }
+        let state = TrainState { params, ..state(5) };
         let first = |text: Option<String>| {
             let checkpoint = Checkpoint { state: state.clone(), text };
             let model = checkpoint.averaged(model.clone(), Stage::Dvae, &[], &[]).unwrap();
@@ -359,9 +426,7 @@ pub(crate) mod tests {
 
     #[test]
     fn checkpoints_are_distinguished_from_other_files() {
-        assert!(
-            Checkpoint::is_one(&to_bytes(&state(5), TEXT).unwrap()) && Checkpoint::is_one(&of_format("2"))
-        );
+        assert!(Checkpoint::is_one(&to_bytes(&state(5), TEXT)) && Checkpoint::is_one(&of_format("2")));
         let model = tessera_model::weights::ModelFile::default().to_bytes().unwrap();
         assert!(!Checkpoint::is_one(&model) && !Checkpoint::is_one(b"text"));
     }

@@ -258,6 +258,15 @@ impl RelaxConfig {
 }
 
 impl Config {
+    /// Returns the lengths and the optimizer settings of a stage.
+    pub fn fit(&self, stage: Stage) -> &FitConfig {
+        match stage {
+            Stage::Dvae => &self.train_dvae,
+            Stage::Prior => &self.train_prior,
+            Stage::Rerank => &self.train_rerank,
+        }
+    }
+
     /// Resolves `name` (a preset, or a TOML file with a `preset` key) and then applies each
     /// `key=value` of `sets`.
     ///

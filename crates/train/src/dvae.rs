@@ -16,19 +16,20 @@ use tessera_data::{Dataset, augment, batch_indices};
 use tessera_eval::{centre_crop, held_out_pictures, recon, relaxation_gap};
 use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
-use tessera_model::nn::Compute;
+use tessera_model::nn::{Compute, GradientSink};
 use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, import};
 
 use crate::capacity::Stage;
 use crate::config::Config;
 use crate::control::Control;
-use crate::fit::{Outcome, Task, fit};
-use crate::gradient::{Gradient, Loss, differentiate};
-use crate::log::{Metrics, metric};
+use crate::fit::{Outcome, Task, Validation};
+use crate::gradient::{Loss, Sums, differentiate};
+use crate::params::{ParamStore, Which};
 use crate::precision::{Rules, Scales, Scaling};
-use crate::run_dir::{Initial, RunDir, RunOptions};
+use crate::run_dir::RunOptions;
 use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
 use crate::split_codes::{Halves, Usage, balance, split_codes};
+use crate::stage::{StageTask, train};
 
 /// The number of columns of the sample sheet, in which originals are above their reconstructions.
 const SAMPLES: usize = 16;
@@ -40,8 +41,8 @@ const SPLIT_BATCH: usize = 32;
 /// If a smaller fraction of the codes is used, the codebook has collapsed.
 const COLLAPSED: f64 = 0.02;
 
-struct DvaeTask<'a> {
-    config: &'a Config,
+struct DvaeTask {
+    config: Config,
     seed: u64,
     train: TrainSamples,
     /// Held-out pictures, each `[3·S·S]` with values in [0, 1].
@@ -60,43 +61,12 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     ensure_large_enough(held_out, side)?;
     let val = held_out_pictures(held_out, &config.dvae)?;
     let fingerprint = dataset.fingerprint();
-    let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
-    warn_about(train.len(), n_held_out, &BTreeSet::new(), control.reporter);
-    let task = DvaeTask { config, seed, train, val, compute: config.compute(options.device)? };
-    let (initial, named) = options.initial(control.reporter)?;
-    let inputs: Vec<_> = [("data", fingerprint), task.train.scenes()?].into_iter().chain(named).collect();
-    let random = || Dvae::new(&config.dvae, seed, &task.compute);
-    let model = match initial {
-        Initial::Random => random(),
-        Initial::Checkpoint(checkpoint) => checkpoint.averaged(random(), Stage::Dvae, &inputs, &[])?,
-        Initial::Model(file) => {
-            // The picture size may differ, because no weight depends on it.
-            let theirs = file
-                .config
-                .dvae
-                .as_ref()
-                .map(|dvae| DvaeConfig { image_size: side as usize, ..dvae.clone() });
-            ensure!(
-                theirs.as_ref() == Some(&config.dvae),
-                "--init holds a dVAE of {theirs:?}, wanted {:?}",
-                config.dvae
-            );
-            file.dvae(&task.compute)?
-        }
-    };
-    let model = model.stored(config.train_dvae.storage.format());
-    let paced = options.paced(config, (&task, &model, &config.train_dvae), Stage::Dvae)?;
-    let (config, task) = (&paced, DvaeTask { config: &paced, ..task });
-    let run = RunDir::start(options, Stage::Dvae, &inputs, config, control.reporter)?;
-    let (model, outcome) = fit(&task, model, &config.train_dvae, &run, control)?;
-    let file = ModelFile {
-        config: ModelConfig { dvae: Some(config.dvae.clone()), ..ModelConfig::default() },
-        dvae: export(&model),
-        origin: Some(run.origin()?),
-        ..ModelFile::default()
-    };
-    run.write_model(&file)?;
-    Ok(outcome)
+    let samples = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
+    warn_about(samples.len(), n_held_out, &BTreeSet::new(), control.reporter);
+    let compute = config.compute(options.device)?;
+    let task = DvaeTask { config: config.clone(), seed, train: samples, val, compute };
+    let inputs = vec![("data", fingerprint), task.train.scenes()?];
+    train(task, inputs, options, control)
 }
 
 /// Opens a data set, and reports the items that had to be skipped.
@@ -108,7 +78,7 @@ pub(crate) fn open_dataset(data: &Path, reporter: &dyn Reporter) -> Result<Datas
     Ok(dataset)
 }
 
-impl DvaeTask<'_> {
+impl DvaeTask {
     /// Returns the number of tokens of a picture.
     fn cells(&self) -> usize {
         self.config.dvae.grid() * self.config.dvae.grid()
@@ -192,16 +162,36 @@ impl DvaeTask<'_> {
         balance(weights, &splits.iter().map(mean).collect::<Vec<_>>())
     }
 
+    /// Returns a warning if few codes are used after update `step`.
+    fn collapse(&self, used: usize, step: u64) -> Option<String> {
+        let (relax, vocab) = (&self.config.relax, self.config.dvae.vocab);
+        // While β rises, the number of codes still changes much.
+        (step >= relax.beta_steps && (used as f64) < COLLAPSED * vocab as f64).then(|| {
+            format!(
+                "only {used} of {vocab} codes are used: the codebook has collapsed. A smaller relax.beta ({}), more steps for \
+                 it to rise (relax.beta_steps = {}) or a smaller dvae.vocab would help",
+                relax.beta, relax.beta_steps
+            )
+        })
+    }
+
     fn pictures(&self, values: Vec<f32>, n: usize) -> Tensor<4> {
         let side = self.config.dvae.image_size;
         Tensor::from_data(TensorData::new(values, [n, 3, side, side]), &self.compute.device)
     }
 }
 
-impl Task for DvaeTask<'_> {
-    type Model = Dvae;
-    /// Pictures `[n, 3, S, S]`, flattened, and the noise for their tokens.
-    type Batch = (Vec<f32>, GumbelNoise);
+impl StageTask for DvaeTask {
+    const STAGE: Stage = Stage::Dvae;
+    const SAME_INPUTS: &'static [&'static str] = &[];
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn with_config(self, config: Config) -> DvaeTask {
+        DvaeTask { config, ..self }
+    }
 
     fn cpu(&self) -> Cpu {
         self.compute.cpu
@@ -223,61 +213,100 @@ impl Task for DvaeTask<'_> {
         Ok((pictures, self.noise(Purpose::Gumbel, step).skip_rows(part * share * self.cells())))
     }
 
-    /// The loss no longer changes when β has reached its final value.
-    fn loss_is_final_from(&self) -> u64 {
-        self.config.relax.beta_steps
-    }
-
     /// One scale for the complete graph (paper §A.2).
     fn scales(&self, _: &Dvae) -> Option<Scales> {
         let format = self.config.train_dvae.storage.format()?;
         Some(Scales::new(Rules::paper(Scaling::Global), 1, format, 1))
     }
 
+    /// The loss no longer changes when β has reached its final value.
+    fn loss_is_final_from(&self) -> u64 {
+        self.config.relax.beta_steps
+    }
+
+    fn random(&self) -> Dvae {
+        let model = Dvae::new(&self.config.dvae, self.seed, &self.compute);
+        model.stored(self.config.train_dvae.storage.format())
+    }
+
+    fn of_file(&mut self, file: ModelFile, _: Control) -> Result<Dvae> {
+        let ours = &self.config.dvae;
+        // The picture size may differ, because no weight depends on it.
+        let theirs = file.config.dvae.clone();
+        let theirs = theirs.map(|dvae| DvaeConfig { image_size: ours.image_size, ..dvae });
+        ensure!(theirs.as_ref() == Some(ours), "--init holds a dVAE of {theirs:?}, wanted {ours:?}");
+        Ok(file.dvae(&self.compute)?.stored(self.config.train_dvae.storage.format()))
+    }
+
+    fn file(&self, model: &Dvae) -> ModelFile {
+        ModelFile {
+            config: ModelConfig { dvae: Some(self.config.dvae.clone()), ..ModelConfig::default() },
+            dvae: export(model),
+            ..ModelFile::default()
+        }
+    }
+}
+
+impl Task for DvaeTask {
+    type Model = Dvae;
+    /// Pictures `[n, 3, S, S]`, flattened, and the noise for their tokens.
+    type Batch = (Vec<f32>, GumbelNoise);
+
+    fn accumulate(
+        &self,
+        model: &Dvae,
+        parts: Vec<Self::Batch>,
+        step: u64,
+        scales: Option<&[f32]>,
+        sink: &mut dyn GradientSink,
+    ) -> Result<Sums> {
+        let (relax, min_log_b) = (&self.config.relax, self.config.dvae.min_log_b);
+        let share = self.config.train_dvae.batch / self.config.train_dvae.micro_batches;
+        let scale = scales.and_then(|scales| scales.first().copied());
+        let mut sums = Sums::default();
+        for (pictures, noise) in parts {
+            let x = map_pixels(self.pictures(pictures, share)).autodiff();
+            sums.add(differentiate(model, scale, sink, |model| {
+                let logits = model.encoder.forward(x.clone());
+                let codes = gumbel_softmax_drawn(self.cpu(), logits.clone(), noise, relax.tau_at(step));
+                let stats = model.decoder.forward(codes);
+                let elbo = elbo(self.cpu(), x, stats, logits, relax.beta_at(step), min_log_b);
+                let figures = vec![
+                    ("nll_nats_per_value", elbo.nll_per_value),
+                    ("kl_nats_per_token", elbo.kl_per_token),
+                ];
+                Loss { total: elbo.loss, figures }
+            })?);
+        }
+        Ok(sums)
+    }
+
     /// Splits codes every `relax.split_every` updates, up to update `relax.split_until`
     /// ([`split_codes`]).
-    fn after_update(&self, step: u64, weights: &mut [HostTensor], average: &mut [HostTensor]) -> Result<()> {
+    fn after_update(&self, step: u64, params: &mut ParamStore) -> Result<()> {
         let (relax, done) = (&self.config.relax, step + 1);
         if relax.split_every == 0 || !done.is_multiple_of(relax.split_every) || done > relax.split_until {
             return Ok(());
         }
         let batches = self.split_pictures(step)?;
-        let (usage, positions) = self.usage(weights, &batches)?;
+        let (usage, positions) = self.usage(&params.to_host(Which::Value), &batches)?;
         let splits = usage.splits();
-        self.split(weights, &splits, (&batches, &positions), step)?;
-        self.split(average, &splits, (&batches, &positions), step)
+        for which in [Which::Value, Which::Average] {
+            let mut weights = params.to_host(which);
+            self.split(&mut weights, &splits, (&batches, &positions), step)?;
+            params.set(which, &weights);
+        }
+        Ok(())
     }
 
-    fn gradient(
-        &self,
-        model: &Dvae,
-        (pictures, noise): Self::Batch,
-        step: u64,
-        scales: Option<&[f32]>,
-    ) -> Result<Gradient> {
-        let relax = &self.config.relax;
-        let share = self.config.train_dvae.batch / self.config.train_dvae.micro_batches;
-        let x = map_pixels(self.pictures(pictures, share)).autodiff();
-        differentiate(self.cpu(), model, scales, |model| {
-            let logits = model.encoder.forward(x.clone());
-            let codes = gumbel_softmax_drawn(self.cpu(), logits.clone(), noise, relax.tau_at(step));
-            let stats = model.decoder.forward(codes);
-            let (beta, min_log_b) = (relax.beta_at(step), self.config.dvae.min_log_b);
-            let elbo = elbo(self.cpu(), x, stats, logits, beta, min_log_b);
-            let figures =
-                vec![("nll_nats_per_value", elbo.nll_per_value), ("kl_nats_per_token", elbo.kl_per_token)];
-            Loss { total: elbo.loss, figures }
-        })
-    }
-
-    fn validate(&self, model: &Dvae, step: u64) -> Result<Metrics> {
+    fn validate(&self, model: &Dvae, step: u64) -> Result<Validation> {
         ensure!(!self.val.is_empty(), "no pictures to validate on");
         let model = &model.clone().stored(None);
         let config = &self.config.dvae;
         let recon = recon(model, config, &self.val);
         let noise = self.noise(Purpose::ValidationGumbel, 0);
         let gap = relaxation_gap(model, config, &self.val, noise, self.config.relax.tau_at(step));
-        Ok(vec![
+        let metrics = vec![
             ("relaxed_elbo_nats_per_value", gap.relaxed_elbo_nats_per_value),
             ("sampled_elbo_nats_per_value", gap.sampled_elbo_nats_per_value),
             (
@@ -289,27 +318,12 @@ impl Task for DvaeTask<'_> {
             ("kl_nats_per_token", recon.kl_nats_per_token),
             ("codes_used", recon.codes_used as f64),
             ("perplexity", recon.perplexity),
-        ])
+        ];
+        let loss = Some(-gap.sampled_elbo_nats_per_value);
+        Ok(Validation { metrics, loss, warning: self.collapse(recon.codes_used, step) })
     }
 
-    fn held_out_loss(&self, metrics: &Metrics) -> Option<f64> {
-        metric(metrics, "sampled_elbo_nats_per_value").map(|elbo| -elbo)
-    }
-
-    fn warning(&self, metrics: &Metrics, step: u64) -> Option<String> {
-        let (relax, vocab) = (&self.config.relax, self.config.dvae.vocab);
-        let used = metric(metrics, "codes_used")?;
-        // While β rises, the number of codes still changes much.
-        (step >= relax.beta_steps && used < COLLAPSED * vocab as f64).then(|| {
-            format!(
-                "only {used} of {vocab} codes are used: the codebook has collapsed. A smaller relax.beta ({}), more steps for \
-                 it to rise (relax.beta_steps = {}) or a smaller dvae.vocab would help",
-                relax.beta, relax.beta_steps
-            )
-        })
-    }
-
-    fn picture(&self, model: &Dvae) -> Result<RgbImage> {
+    fn sample(&self, model: &Dvae) -> Result<Option<RgbImage>> {
         let side = self.config.dvae.image_size as u32;
         let every = self.val.len().div_ceil(SAMPLES);
         let shown: Vec<&Vec<f32>> = self.val.iter().step_by(every.max(1)).collect();
@@ -318,12 +332,14 @@ impl Task for DvaeTask<'_> {
         let restored = restored.try_to_vec::<f32>().map_err(Internal::debug)?;
         let originals = shown.iter().map(|v| from_floats(v, side));
         let restored = restored.chunks(shown[0].len()).map(|v| from_floats(v, side));
-        Ok(contact_sheet(&originals.chain(restored).collect::<Vec<_>>(), shown.len()))
+        Ok(Some(contact_sheet(&originals.chain(restored).collect::<Vec<_>>(), shown.len())))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tessera_model::nn::GradientSums;
+
     use super::*;
 
     fn with_task<T>(sets: &[&str], body: impl FnOnce(&DvaeTask) -> T) -> T {
@@ -332,7 +348,7 @@ mod tests {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
         let train = Dataset::open(&dir).unwrap().train;
         body(&DvaeTask {
-            config: &config,
+            config,
             seed: 3,
             train: TrainSamples::Stored(train),
             val: Vec::new(),
@@ -355,7 +371,8 @@ mod tests {
                     model.decoder.forward(gumbel_softmax_drawn(task.cpu(), logits.clone(), noise, tau));
                 let expected = elbo(task.cpu(), x, stats, logits, beta, task.config.dvae.min_log_b);
                 let expected = expected.loss.into_scalar::<f64>();
-                let got = task.gradient(&model, (pictures, noise), step, None).unwrap().loss;
+                let sums = &mut GradientSums::new(task.cpu());
+                let got = task.accumulate(&model, vec![(pictures, noise)], step, None, sums).unwrap().loss;
                 assert!((got - expected).abs() < 1e-6, "step {step}: {got}, wanted {expected}");
             }
         });

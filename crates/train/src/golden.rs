@@ -8,12 +8,13 @@ use burn::tensor::{Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_softmax, map_pixels};
-use tessera_model::nn::{HostTensor, export, import, roles};
-use tessera_model::prior::{Activations, Layout, Logits, Prior, PriorConfig, Stream, Wrap};
+use tessera_model::nn::{GradientSink, GradientSums, HostTensor, export, import};
+use tessera_model::prior::{Activations, ChainOptions, Layout, Logits, Prior, PriorConfig, Stream, Wrap};
 
 use crate::config::{Config, FitConfig};
-use crate::gradient::{Gradient, Loss, differentiate};
-use crate::optim::{AdamW, Moments};
+use crate::gradient::{Loss, differentiate};
+use crate::optim::Moments;
+use crate::params::{ParamStore, Which};
 
 /// The maximum differences from PyTorch: of the loss of each step, and of each final weight.
 const LOSS: f64 = 1e-4;
@@ -55,27 +56,23 @@ impl Golden {
     }
 }
 
-/// Trains with `gradient`, and compares the losses and the final weights with PyTorch's.
+/// Trains with `loss`, which passes the gradients of a step to a sink, and compares the losses and
+/// the final weights with PyTorch's.
 fn compare<M: burn::module::Module>(
     golden: &Golden,
     model: M,
     config: &FitConfig,
-    gradient: impl Fn(&M, usize) -> Gradient,
+    loss: impl Fn(&M, usize, &mut dyn GradientSink) -> f64,
 ) {
-    let mut weights = golden.weights("before", &export(&model));
-    let mut model = import(model, &weights).unwrap();
-    let roles = roles(&model);
-    let mut adam = AdamW::new(&weights, &roles, Moments::Full);
+    let model = import(model.clone(), &golden.weights("before", &export(&model))).unwrap();
+    let mut params = ParamStore::new(&model, Moments::Full);
     for (step, expected) in golden.floats("losses").into_iter().enumerate() {
-        let found = gradient(&model, step);
-        assert!(
-            (found.loss - f64::from(expected)).abs() < LOSS,
-            "step {step}: loss {}, wanted {expected}",
-            found.loss
-        );
-        adam.update(exact(), &mut weights, &roles, &found.values, config, config.lr);
-        model = import(model, &weights).unwrap();
+        let mut sums = GradientSums::new(exact());
+        let found = loss(&params.load(model.clone(), Which::Value).unwrap(), step, &mut sums);
+        assert!((found - f64::from(expected)).abs() < LOSS, "step {step}: loss {found}, wanted {expected}");
+        params.adamw_(exact(), (&sums, 1.0), config, config.lr);
     }
+    let weights = params.to_host(Which::Value);
     for (got, expected) in weights.iter().zip(golden.weights("after", &weights)) {
         let off = got.values.iter().zip(&expected.values).map(|(got, expected)| (got - expected).abs());
         let off = off.enumerate().filter(|(i, _)| !is_bias_of_keys(got, *i)).map(|(_, off)| off);
@@ -119,14 +116,14 @@ fn ten_steps_of_a_prior_match_pytorch() {
     };
     let ids = |name: &str| golden.words(name, u32::from_le_bytes);
     let (text, image) = (ids("text"), ids("image"));
-    let gradient = |prior: &Prior, step: usize| {
+    let loss = |prior: &Prior, step: usize, sink: &mut dyn GradientSink| {
         let stream = Stream::new(3, golden.step(&text, step), golden.step(&image, step), &config).unwrap();
-        let found = prior.gradients(&stream, Activations::Recompute, None).unwrap();
-        let (loss, figures) = Loss { total: found.loss.loss, figures: Vec::new() }.values();
-        Gradient::new(found.gradients, loss, figures)
+        let options = ChainOptions { activations: Activations::Recompute, mixed: None };
+        let found = prior.backward(&stream, &prior.blocks(), sink, options).unwrap();
+        found.loss.loss.without_autodiff().into_scalar::<f64>()
     };
     let prior = Prior::new(&config, 0, exact());
-    compare(&golden, prior, &settings(0.96, 4.5e-2, 4.0, 5.0), gradient);
+    compare(&golden, prior, &settings(0.96, 4.5e-2, 4.0, 5.0), loss);
 }
 
 #[test]
@@ -144,16 +141,16 @@ fn ten_steps_of_a_dvae_match_pytorch() {
     let (pictures, noise) = (golden.floats("pictures"), golden.floats("gumbel"));
     let device = Device::flex();
     let tensor = |values, shape| -> Tensor<4> { Tensor::from_data(TensorData::new(values, shape), &device) };
-    let gradient = |dvae: &Dvae, step: usize| {
+    let loss = |dvae: &Dvae, step: usize, sink: &mut dyn GradientSink| {
         let x = map_pixels(tensor(golden.step(&pictures, step), [2, 3, 8, 8])).autodiff();
         let noise = tensor(golden.step(&noise, step), [2, 4, 4, 7]).autodiff();
-        differentiate(exact(), dvae, None, |dvae| {
+        let sums = differentiate(dvae, None, sink, |dvae| {
             let logits = dvae.encoder.forward(x.clone());
             let stats = dvae.decoder.forward(gumbel_softmax(exact(), logits.clone(), noise, 0.7));
             Loss { total: elbo(exact(), x, stats, logits, 1.5, config.min_log_b).loss, figures: Vec::new() }
-        })
-        .unwrap()
+        });
+        sums.unwrap().loss
     };
     let dvae = Dvae::new(&config, 0, exact());
-    compare(&golden, dvae, &settings(0.999, 1e-4, f64::INFINITY, f64::INFINITY), gradient);
+    compare(&golden, dvae, &settings(0.999, 1e-4, f64::INFINITY, f64::INFINITY), loss);
 }

@@ -1,10 +1,9 @@
-//! Gradients: one backward pass, with or without a gradient scale, and the mean over micro-batches.
+//! Losses, and one backward pass over the graph of a complete model.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use tessera_kernels::{Cpu, approach, sum_of_squares};
-use tessera_model::weights::{HostTensor, gradients};
+use tessera_model::nn::{GradientSink, Part, take_gradients};
 
 use crate::log::Metrics;
 
@@ -24,84 +23,71 @@ impl Loss {
     }
 }
 
-/// The gradient of a loss, with the loss and its metrics.
-pub struct Gradient {
-    /// The gradient of each parameter, in the order of `export`.
-    pub values: Vec<Vec<f32>>,
-    /// The loss.
+/// Sums over micro-batches of equal size: of their losses and metrics and, in a [`GradientSink`], of
+/// their gradients.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sums {
+    /// The number of micro-batches.
+    pub parts: usize,
+    /// The sum of their losses.
     pub loss: f64,
-    /// Metrics to log.
-    pub figures: Metrics,
+    /// The sum of each metric.
+    pub metrics: Metrics,
     /// The resblocks in which a value is not finite, in the order in which they were found.
     pub overflowed: Vec<usize>,
-    /// For each resblock: log₂ of the root mean square of the gradient of its output, before
-    /// scaling. For a batch in parts, it is that of the first micro-batch. Empty if the
-    /// backward pass does not compute it.
+    /// For each resblock of the first micro-batch: log₂ of the root mean square of the gradient of
+    /// its output, before scaling. Empty if the backward pass does not compute it.
     pub gradient_log2: Vec<f64>,
 }
 
-impl Gradient {
-    /// Makes a gradient without overflows.
-    pub fn new(values: Vec<Vec<f32>>, loss: f64, figures: Metrics) -> Gradient {
-        Gradient { values, loss, figures, overflowed: Vec::new(), gradient_log2: Vec::new() }
+impl Sums {
+    /// The loss and the metrics of one micro-batch.
+    pub fn of_part(loss: f64, metrics: Metrics) -> Sums {
+        Sums { parts: 1, loss, metrics, ..Sums::default() }
     }
 
-    /// Returns whether all values are finite.
-    pub(crate) fn is_finite(&self, cpu: Cpu) -> bool {
-        self.values.iter().all(|values| sum_of_squares(cpu, values).is_finite())
+    /// Adds the sums of more micro-batches.
+    pub fn add(&mut self, more: Sums) {
+        if self.parts == 0 {
+            *self = more;
+            return;
+        }
+        self.parts += more.parts;
+        self.loss += more.loss;
+        self.metrics.iter_mut().zip(more.metrics).for_each(|(sum, (_, value))| sum.1 += value);
+        self.overflowed.extend(more.overflowed);
     }
 
-    /// Returns the name of the last weight whose gradient is not finite. The backward pass computes
-    /// the gradients from last to first, so this is where the problem began.
-    pub(crate) fn nonfinite_weight<'a>(&self, weights: &'a [HostTensor]) -> Option<&'a str> {
-        let broken = |gradient: &[f32]| !gradient.iter().all(|value| value.is_finite());
-        let mut pairs = weights.iter().zip(&self.values).rev();
-        pairs.find(|(_, gradient)| broken(gradient)).map(|(weight, _)| weight.name.as_str())
+    /// The factor that turns the sums into means.
+    pub fn share(&self) -> f64 {
+        1.0 / self.parts.max(1) as f64
     }
 }
 
-/// Computes the gradient of `loss` with one backward pass over the complete graph.
+/// Computes the loss of a micro-batch, and passes its gradient to `sink`, with one backward pass over
+/// the complete graph.
 ///
 /// If there is a gradient scale, the loss is multiplied by it before the backward pass, and the
 /// gradient is divided by it afterwards. The complete graph then counts as one resblock (paper
 /// §A.2: ordinary loss scaling).
 ///
 /// # Errors
-/// If a gradient is not f32.
+/// If `sink` fails.
 pub fn differentiate<M: Module>(
-    cpu: Cpu,
     model: &M,
-    scales: Option<&[f32]>,
+    scale: Option<f32>,
+    sink: &mut dyn GradientSink,
     loss: impl FnOnce(&M) -> Loss,
-) -> Result<Gradient> {
+) -> Result<Sums> {
     let model = model.clone().train();
     let loss = loss(&model);
-    let (value, figures) = loss.values();
-    let Some(&scale) = scales.and_then(<[f32]>::first) else {
-        return Ok(Gradient::new(gradients(&model, loss.total.backward())?, value, figures));
+    let (value, metrics) = loss.values();
+    let total = match scale {
+        Some(scale) => loss.total * scale,
+        None => loss.total,
     };
-    let mut gradient = Gradient::new(gradients(&model, (loss.total * scale).backward())?, value, figures);
-    if !gradient.is_finite(cpu) {
-        gradient.overflowed.push(0);
-    }
-    gradient.values.iter_mut().flatten().for_each(|value| *value /= scale);
-    Ok(gradient)
-}
-
-/// Returns the mean of the gradients of all micro-batches in `parts`, with the mean loss and
-/// metrics.
-pub(crate) fn mean_gradient(cpu: Cpu, parts: impl IntoIterator<Item = Result<Gradient>>) -> Result<Gradient> {
-    let mut parts = parts.into_iter();
-    let mut mean = parts.next().context("a batch without parts")??;
-    for (i, next) in parts.enumerate() {
-        let next = next?;
-        let share = 1.0 / (i + 2) as f32;
-        mean.values.iter_mut().zip(next.values).for_each(|(mean, next)| approach(cpu, mean, &next, share));
-        for (mean, next) in mean.figures.iter_mut().zip(next.figures) {
-            mean.1 += f64::from(share) * (next.1 - mean.1);
-        }
-        mean.loss += f64::from(share) * (next.loss - mean.loss);
-        mean.overflowed.extend(next.overflowed);
-    }
-    Ok(mean)
+    let gradients = take_gradients(&model, &mut total.backward());
+    let is_finite = sink.take(Part::Model, gradients, scale)?;
+    let overflowed = if is_finite { Vec::new() } else { vec![0] };
+    Ok(Sums { overflowed, ..Sums::of_part(value, metrics) })
 }

@@ -18,11 +18,6 @@ use crate::tensorboard::{EventWriter, Setting};
 /// Names and values of metrics.
 pub type Metrics = Vec<(&'static str, f64)>;
 
-/// Returns the metric `name`.
-pub(crate) fn metric(metrics: &Metrics, name: &str) -> Option<f64> {
-    metrics.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
-}
-
 /// The outputs of one run.
 pub struct Log<'a> {
     reporter: &'a dyn Reporter,

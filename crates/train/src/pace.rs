@@ -14,8 +14,9 @@ use anyhow::{Context, Result, ensure};
 use toml::{Table, Value};
 
 use crate::capacity::Stage;
-use crate::config::{Config, FitConfig};
-use crate::fit::{Task, Trainer};
+use crate::config::Config;
+use crate::fit::Trainer;
+use crate::stage::{StageTask, training};
 
 /// The fraction of the time that is planned for updates. The rest is for validation, sample sheets,
 /// checkpoints and reading the data.
@@ -77,11 +78,7 @@ pub(crate) fn ensure_fits(config: &Config, stage: Stage, sets: &[String]) -> Res
     if !is_set(&format!("{section}.steps")) {
         return Ok(());
     }
-    let fit = match stage {
-        Stage::Dvae => &config.train_dvae,
-        Stage::Prior => &config.train_prior,
-        Stage::Rerank => &config.train_rerank,
-    };
+    let fit = config.fit(stage);
     let mut lengths = vec![(format!("{section}.warmup"), fit.warmup)];
     if fit.schedule == crate::schedule::Schedule::Cosine {
         lengths.push((format!("{section}.lr_steps"), fit.lr_steps));
@@ -124,22 +121,21 @@ impl Pace<'_> {
     ///
     /// # Errors
     /// If the minutes are not positive, an update fails, or the run's config cannot be read.
-    pub(crate) fn config<T: Task>(
+    pub(crate) fn config<T: StageTask>(
         &self,
         task: &T,
-        model: T::Model,
-        fit: &FitConfig,
-        (stage, resumed): (Stage, Option<&Path>),
+        model: &T::Model,
+        resumed: Option<&Path>,
     ) -> Result<Config> {
         let Pace { minutes, .. } = *self;
         ensure!(
             minutes > 0.0 && minutes.is_finite(),
             "--minutes {minutes}: wanted a positive number of minutes"
         );
-        if let Some(steps) = resumed.map(|run| steps_of(run, stage)).transpose()?.flatten() {
+        if let Some(steps) = resumed.map(|run| steps_of(run, T::STAGE)).transpose()?.flatten() {
             return (self.config)(steps);
         }
-        let seconds = seconds_per_step(task, model, fit)?;
+        let seconds = seconds_per_step(task, model)?;
         (self.config)((60.0 * minutes * UPDATES / seconds).max(1.0) as u64)
     }
 }
@@ -155,8 +151,10 @@ fn steps_of(run: &Path, stage: Stage) -> Result<Option<u64>> {
 }
 
 /// Measures the time of an update in seconds, on a copy of the model.
-fn seconds_per_step<T: Task>(task: &T, model: T::Model, fit: &FitConfig) -> Result<f64> {
-    let mut trainer = Trainer::new(task, model, fit, None)?;
+fn seconds_per_step<T: StageTask>(task: &T, model: &T::Model) -> Result<f64> {
+    let batch = |step, part| task.batch(step, part);
+    let training = training(task, &batch, model);
+    let mut trainer = Trainer::new(&training, model.clone(), None)?;
     trainer.step()?; // the first update allocates memory
     let start = Instant::now();
     for _ in 0..TIMED {

@@ -10,7 +10,8 @@ use std::thread::Scope;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::fit::Task;
+/// Makes a micro-batch, given the update and the number of the micro-batch.
+type MakeBatch<'a, B> = &'a (dyn Fn(u64, usize) -> Result<B> + Sync);
 
 /// The batches of a run, in the order of its steps.
 pub(crate) struct Prefetcher<B> {
@@ -20,9 +21,9 @@ pub(crate) struct Prefetcher<B> {
 impl<B: Send> Prefetcher<B> {
     /// Starts a thread that makes the batches of `steps`, each in `n_parts` parts. The thread ends
     /// when this value is dropped.
-    pub fn start<'scope, T: Task<Batch = B>>(
+    pub fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
-        task: &'scope T,
+        batch: MakeBatch<'scope, B>,
         steps: Range<u64>,
         n_parts: usize,
     ) -> Prefetcher<B>
@@ -32,7 +33,7 @@ impl<B: Send> Prefetcher<B> {
         let (sender, batches) = sync_channel(0); // the thread holds one finished batch
         scope.spawn(move || {
             for step in steps {
-                if sender.send((step, make_parts(task, step, n_parts))).is_err() {
+                if sender.send((step, make_parts(batch, step, n_parts))).is_err() {
                     return; // the receiver was dropped
                 }
             }
@@ -56,6 +57,6 @@ impl<B: Send> Prefetcher<B> {
 }
 
 /// Makes all parts of the batch of update `step`.
-pub(crate) fn make_parts<T: Task>(task: &T, step: u64, n_parts: usize) -> Result<Vec<T::Batch>> {
-    (0..n_parts).map(|part| task.batch(step, part)).collect()
+pub(crate) fn make_parts<B>(batch: MakeBatch<B>, step: u64, n_parts: usize) -> Result<Vec<B>> {
+    (0..n_parts).map(|part| batch(step, part)).collect()
 }

@@ -18,8 +18,10 @@ use tessera_eval::{LabelledCodes, conditioning, held_out_codes, labelled_codes};
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::Dvae;
-use tessera_model::nn::Compute;
-use tessera_model::prior::{MixedPrecision, Prior, PriorConfig, PriorGradients, Stream, caption_slots};
+use tessera_model::nn::{Compute, GradientSink};
+use tessera_model::prior::{
+    ChainOptions, MixedPrecision, Prior, PriorBackward, PriorConfig, Stream, caption_slots,
+};
 use tessera_model::sample::default_guidance;
 use tessera_model::weights::{ModelConfig, ModelFile, export, import};
 use tessera_model::{Drawing, Event, Request, Sampler, Sampling};
@@ -31,13 +33,13 @@ use crate::config::{Config, Encoding};
 use crate::control::Control;
 use crate::dvae::open_dataset;
 use crate::encode::DVAE_FILE;
-use crate::fit::{Outcome, Task, fit};
-use crate::gradient::{Gradient, Loss};
-use crate::log::{Metrics, metric};
+use crate::fit::{Outcome, Task, Validation};
+use crate::gradient::{Loss, Sums};
 use crate::precision::{Rules, Scales};
 use crate::rerank::read_tokenizer;
-use crate::run_dir::{Initial, RunDir, RunOptions, read_model, warn_unverified};
+use crate::run_dir::{RunOptions, read_model, warn_unverified};
 use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
+use crate::stage::{StageTask, train};
 use crate::tokens::{Draws, Example, OnlineEncoder, TokenSource};
 
 /// The number of held-out captions on the sample sheet, and the number of drawings for each.
@@ -45,14 +47,20 @@ const SHOWN: [usize; 2] = [6, 4];
 /// The maximum number of lines of a caption on a sample sheet.
 pub(crate) const LABEL_LINES: usize = 2;
 
-struct PriorTask<'a> {
-    config: &'a Config,
+struct PriorTask {
+    config: Config,
     seed: u64,
-    bpe: &'a Bpe,
+    bpe: Bpe,
+    /// The tokenizer file.
+    tokenizer: String,
     tokens: TokenSource,
     val: Vec<LabelledCodes>,
     dvae: Dvae,
-    cpu: Cpu,
+    /// The file of the dVAE.
+    dvae_file: ModelFile,
+    /// The words of the training captions, and those that the initial model lists already.
+    words: BTreeSet<String>,
+    compute: Compute,
 }
 
 /// The inputs of the training of a prior.
@@ -96,52 +104,20 @@ pub fn train_prior(
     let captions = tokens.captions_mut().into_iter().map(|caption| caption.clone()).collect();
     warn_about(tokens.len(), val.len(), &captions, control.reporter);
     let dvae = dvae_file.dvae(&compute)?;
-    let seed = options.seed;
-    let (initial, named) = options.initial(control.reporter)?;
-    let inputs = [name, tokens.scenes()?, ("tokenizer", hash(&json)), ("dVAE", dvae_file.fingerprint()?)];
-    let inputs: Vec<_> = inputs.into_iter().chain(named).collect();
-    let words = words(&tokens, &initial);
-    let task = PriorTask { config, seed, bpe: &bpe, tokens, val, dvae, cpu: compute.cpu };
-    let random = || Prior::new(&config.prior, seed, &compute);
-    let model = match initial {
-        Initial::Random => random(),
-        Initial::Checkpoint(checkpoint) => {
-            checkpoint.averaged(random(), Stage::Prior, &inputs, &["tokenizer", "dVAE"])?
-        }
-        Initial::Model(file) => {
-            let same_tokens = file.fingerprint()? == dvae_file.fingerprint()?;
-            let same_tokenizer = file.tokenizer.as_ref() == Some(&json);
-            let trained = trained_prior(*file, &config.prior, &compute)?;
-            ensure!(same_tokenizer, "--init was trained with another tokenizer");
-            match same_tokens {
-                true => trained,
-                false => {
-                    control.reporter.note(OTHER_TOKENS);
-                    with_text_side_of(&trained, random())?
-                }
-            }
-        }
+    let inputs = vec![name, tokens.scenes()?, ("tokenizer", hash(&json)), ("dVAE", dvae_file.fingerprint()?)];
+    let task = PriorTask {
+        config: config.clone(),
+        seed: options.seed,
+        bpe,
+        tokenizer: json,
+        words: tokens.words(),
+        tokens,
+        val,
+        dvae,
+        dvae_file,
+        compute,
     };
-    let paced = options.paced(config, (&task, &model, &config.train_prior), Stage::Prior)?;
-    let (config, task) = (&paced, PriorTask { config: &paced, ..task });
-    let run = RunDir::start(options, Stage::Prior, &inputs, config, control.reporter)?;
-    let (model, outcome) = fit(&task, model, &config.train_prior, &run, control)?;
-    let file = ModelFile {
-        config: ModelConfig {
-            dvae: dvae_file.config.dvae.clone(),
-            prior: Some(config.prior.clone()),
-            ..ModelConfig::default()
-        },
-        tokenizer: Some(json),
-        dvae: dvae_file.dvae,
-        prior: export(&model),
-        origin: Some(run.origin()?),
-        caption_drop: Some(config.data.caption_drop),
-        words: Some(words),
-        ..ModelFile::default()
-    };
-    run.write_model(&file)?;
-    Ok(outcome)
+    train(task, inputs, options, control)
 }
 
 /// Says what becomes of a prior that starts from one for the tokens of another dVAE.
@@ -168,15 +144,6 @@ fn with_text_side_of(trained: &Prior, prior: Prior) -> Result<Prior> {
     let weights = export(trained).into_iter().zip(own);
     let chosen = weights.map(|(trained, own)| if of_codebook(&own.name) { own } else { trained });
     import(prior, &chosen.collect::<Vec<_>>())
-}
-
-/// Returns the words of the training captions, and those that the initial model lists already.
-fn words(tokens: &TokenSource, initial: &Initial) -> BTreeSet<String> {
-    let mut words = tokens.words();
-    if let Initial::Model(file) = initial {
-        words.extend(file.words.iter().flatten().cloned());
-    }
-    words
 }
 
 /// Opens the data that `data.encode` needs.
@@ -270,7 +237,7 @@ fn check_sizes(config: &Config, tokens: &TokenSource, bpe: &Bpe) -> Result<()> {
     Ok(())
 }
 
-impl PriorTask<'_> {
+impl PriorTask {
     /// Chooses one of a picture's captions and returns its text slots, and the number of its tokens
     /// for which there is no slot. With probability `data.caption_drop`, the caption is empty
     /// instead.
@@ -281,20 +248,27 @@ impl PriorTask<'_> {
             true => (Vec::new(), 0),
             false => {
                 let (most, dropout) = (self.config.prior.max_caption(), self.config.data.bpe_dropout);
-                training_tokens(caption, self.bpe, most, dropout, &mut rng(Purpose::BpeDropout))?
+                training_tokens(caption, &self.bpe, most, dropout, &mut rng(Purpose::BpeDropout))?
             }
         };
         Ok((caption_slots(&tokens, &self.config.prior).0, unread))
     }
 }
 
-impl Task for PriorTask<'_> {
-    type Model = Prior;
-    /// Token sequences, and the number of caption tokens for which there was no slot.
-    type Batch = (Stream, usize);
+impl StageTask for PriorTask {
+    const STAGE: Stage = Stage::Prior;
+    const SAME_INPUTS: &'static [&'static str] = &["tokenizer", "dVAE"];
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn with_config(self, config: Config) -> PriorTask {
+        PriorTask { config, ..self }
+    }
 
     fn cpu(&self) -> Cpu {
-        self.cpu
+        self.compute.cpu
     }
 
     fn batch(&self, step: u64, part: usize) -> Result<Self::Batch> {
@@ -335,44 +309,86 @@ impl Task for PriorTask<'_> {
         Some(Scales::new(rules, model.n_resblocks(), format, 1))
     }
 
-    fn gradient(
-        &self,
-        model: &Prior,
-        (batch, unread): Self::Batch,
-        _: u64,
-        scales: Option<&[f32]>,
-    ) -> Result<Gradient> {
-        let storage = self.config.train_prior.storage.format();
-        let mixed = scales.map(|scales| MixedPrecision { storage, scales });
-        let PriorGradients { loss, gradients, overflowed, gradient_log2 } =
-            model.gradients(&batch, self.config.chain.activations, mixed)?;
-        let figures = vec![
-            ("text_nats_per_token", loss.text_per_token),
-            ("image_nats_per_token", loss.image_per_token),
-        ];
-        let (loss, mut figures) = Loss { total: loss.loss, figures }.values();
-        figures.push(unread_figure(unread, batch.batch));
-        Ok(Gradient { values: gradients, loss, figures, overflowed, gradient_log2 })
+    fn random(&self) -> Prior {
+        Prior::new(&self.config.prior, self.seed, &self.compute)
     }
 
-    fn validate(&self, model: &Prior, _step: u64) -> Result<Metrics> {
+    fn of_file(&mut self, file: ModelFile, control: Control) -> Result<Prior> {
+        self.words.extend(file.words.iter().flatten().cloned());
+        let same_tokens = file.fingerprint()? == self.dvae_file.fingerprint()?;
+        let same_tokenizer = file.tokenizer.as_ref() == Some(&self.tokenizer);
+        let trained = trained_prior(file, &self.config.prior, &self.compute)?;
+        ensure!(same_tokenizer, "--init was trained with another tokenizer");
+        if same_tokens {
+            return Ok(trained);
+        }
+        control.reporter.note(OTHER_TOKENS);
+        with_text_side_of(&trained, self.random())
+    }
+
+    fn file(&self, model: &Prior) -> ModelFile {
+        ModelFile {
+            config: ModelConfig {
+                dvae: self.dvae_file.config.dvae.clone(),
+                prior: Some(self.config.prior.clone()),
+                ..ModelConfig::default()
+            },
+            tokenizer: Some(self.tokenizer.clone()),
+            dvae: self.dvae_file.dvae.clone(),
+            prior: export(model),
+            caption_drop: Some(self.config.data.caption_drop),
+            words: Some(self.words.clone()),
+            ..ModelFile::default()
+        }
+    }
+}
+
+impl Task for PriorTask {
+    type Model = Prior;
+    /// Token sequences, and the number of caption tokens for which there was no slot.
+    type Batch = (Stream, usize);
+
+    fn accumulate(
+        &self,
+        model: &Prior,
+        parts: Vec<Self::Batch>,
+        _: u64,
+        scales: Option<&[f32]>,
+        sink: &mut dyn GradientSink,
+    ) -> Result<Sums> {
+        let storage = self.config.train_prior.storage.format();
+        let mixed = scales.map(|scales| MixedPrecision { storage, scales });
+        let options = ChainOptions { activations: self.config.chain.activations, mixed };
+        let mut sums = Sums::default();
+        for (stream, unread) in parts {
+            let PriorBackward { loss, overflowed, gradient_log2 } =
+                model.backward(&stream, &model.blocks(), sink, options)?;
+            let figures = vec![
+                ("text_nats_per_token", loss.text_per_token),
+                ("image_nats_per_token", loss.image_per_token),
+            ];
+            let (loss, mut metrics) = Loss { total: loss.loss, figures }.values();
+            metrics.push(unread_figure(unread, stream.batch));
+            sums.add(Sums { overflowed, gradient_log2, ..Sums::of_part(loss, metrics) });
+        }
+        Ok(sums)
+    }
+
+    fn validate(&self, model: &Prior, _step: u64) -> Result<Validation> {
         if self.val.len() < 2 {
-            return Ok(Vec::new());
+            return Ok(Validation::default());
         }
         let figures = conditioning(model, None, &self.val)?;
-        Ok(vec![
+        let metrics = vec![
             ("image_nats_per_token", figures.true_caption.mean),
             ("same_style_gap_nats", figures.gap.same_style.mean),
             ("shuffled_gap_nats", figures.gap.shuffled.mean),
             ("no_caption_gap_nats", figures.gap.none.mean),
-        ])
+        ];
+        Ok(Validation { metrics, loss: Some(figures.true_caption.mean), warning: None })
     }
 
-    fn held_out_loss(&self, metrics: &Metrics) -> Option<f64> {
-        metric(metrics, "image_nats_per_token")
-    }
-
-    fn picture(&self, model: &Prior) -> Result<RgbImage> {
+    fn sample(&self, model: &Prior) -> Result<Option<RgbImage>> {
         let [captions, drawings] = SHOWN;
         let sampler = Sampler::new(model, Weights::Full)?;
         let mut groups = Vec::new();
@@ -389,11 +405,11 @@ impl Task for PriorTask<'_> {
             }
             groups.push((self.bpe.decode(&item.caption)?, cells));
         }
-        Ok(labelled_sheet(
+        Ok(Some(labelled_sheet(
             groups.iter().map(|(caption, cells)| (caption.as_str(), &cells[..])),
             drawings,
             LABEL_LINES,
-        ))
+        )))
     }
 }
 
@@ -431,13 +447,16 @@ mod tests {
             config.data.bpe_dropout = dropout;
             let (tokens, val) = (TokenSource::Stored(codes.clone()), Vec::new());
             let task = PriorTask {
-                config: &config,
+                config: config.clone(),
                 seed: 0,
-                bpe: &bpe,
+                bpe: bpe.clone(),
+                tokenizer: String::new(),
                 tokens,
                 val,
                 dvae: dvae.clone(),
-                cpu: Cpu::best(),
+                dvae_file: ModelFile::default(),
+                words: BTreeSet::new(),
+                compute: Cpu::best().into(),
             };
             let is_split = |step: &u64| {
                 let rng = |purpose| item_rng(0, purpose, *step, 0);

@@ -18,12 +18,12 @@ use tessera_data::{Sample, augment, batch_indices, decode_text, evenly};
 use tessera_eval::{centre_crop, recall_at};
 use tessera_kernels::{Cpu, dot};
 use tessera_model::dvae::Dvae;
-use tessera_model::nn::Compute;
+use tessera_model::nn::{Compute, GradientSink, Part, take_gradients};
 use tessera_model::rerank::{
     Cleaning, Clip, ClipConfig, ContrastiveLoss, LOG_SCALE, MAX_LOG_SCALE, Reranker, contrastive,
     cosine_similarity, patches, square,
 };
-use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, gradients, model_bytes};
+use tessera_model::weights::{ModelConfig, ModelFile, export, model_bytes};
 use tessera_text::Bpe;
 
 use crate::capacity::Stage;
@@ -31,12 +31,13 @@ use crate::captions::{cut_captions, training_tokens, unread_figure};
 use crate::config::Config;
 use crate::control::Control;
 use crate::dvae::open_dataset;
-use crate::fit::{Outcome, Task, fit};
-use crate::gradient::{Gradient, Loss, differentiate};
-use crate::log::{Metrics, metric};
+use crate::fit::{Outcome, Task, Validation};
+use crate::gradient::{Loss, Sums, differentiate};
+use crate::params::{ParamStore, Which};
 use crate::prior::LABEL_LINES;
-use crate::run_dir::{Initial, RunDir, RunOptions, read_model};
+use crate::run_dir::{RunOptions, read_model};
 use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
+use crate::stage::{StageTask, train};
 
 /// The number of held-out captions on the sample sheet, and the number of pictures for each.
 const SHOWN: [usize; 2] = [12, 8];
@@ -45,10 +46,12 @@ const SHOWN: [usize; 2] = [12, 8];
 /// data sets of different sizes can be compared.
 const AMONG: usize = 100;
 
-struct RerankTask<'a> {
-    config: &'a Config,
+struct RerankTask {
+    config: Config,
     seed: u64,
-    bpe: &'a Bpe,
+    bpe: Bpe,
+    /// The tokenizer file.
+    tokenizer: String,
     train: TrainSamples,
     /// The dVAE that reconstructs some of the pictures, and the side of its pictures in pixels.
     dvae: Option<(Dvae, u32)>,
@@ -110,34 +113,21 @@ pub fn train_rerank(
         None => (None, None),
     };
     let captions = dataset.train.iter().flat_map(|sample| &sample.captions).cloned().collect();
-    let train = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
-    warn_about(train.len(), val.len(), &captions, control.reporter);
-    let task =
-        RerankTask { config, seed: options.seed, bpe: &bpe, train, dvae, val, compute: compute.clone() };
-    let (initial, named) = options.initial(control.reporter)?;
-    let inputs = [("data", fingerprint), task.train.scenes()?, ("tokenizer", hash(&json))];
-    let inputs: Vec<_> = inputs.into_iter().chain(through).chain(named).collect();
-    let random = || Clip::new(&config.rerank, options.seed, &compute);
-    let model = match initial {
-        Initial::Random => random(),
-        Initial::Checkpoint(checkpoint) => {
-            checkpoint.averaged(random(), Stage::Rerank, &inputs, &["tokenizer"])?
-        }
-        Initial::Model(file) => trained_clip(&file, &config.rerank, &json, &compute)?,
+    let samples = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
+    warn_about(samples.len(), val.len(), &captions, control.reporter);
+    let mut inputs = vec![("data", fingerprint), samples.scenes()?, ("tokenizer", hash(&json))];
+    inputs.extend(through);
+    let task = RerankTask {
+        config: config.clone(),
+        seed: options.seed,
+        bpe,
+        tokenizer: json,
+        train: samples,
+        dvae,
+        val,
+        compute,
     };
-    let paced = options.paced(config, (&task, &model, &config.train_rerank), Stage::Rerank)?;
-    let (config, task) = (&paced, RerankTask { config: &paced, ..task });
-    let run = RunDir::start(options, Stage::Rerank, &inputs, config, control.reporter)?;
-    let (model, outcome) = fit(&task, model, &config.train_rerank, &run, control)?;
-    let file = ModelFile {
-        config: ModelConfig { rerank: Some(config.rerank.clone()), ..ModelConfig::default() },
-        tokenizer: Some(json),
-        rerank: export(&model),
-        origin: Some(run.origin()?),
-        ..ModelFile::default()
-    };
-    run.write_model(&file)?;
-    Ok(outcome)
+    train(task, inputs, options, control)
 }
 
 /// Returns the contrastive model in a model file.
@@ -193,7 +183,7 @@ struct Pairs {
     unread: usize,
 }
 
-impl RerankTask<'_> {
+impl RerankTask {
     fn on_device(&self, patches: TensorData) -> Tensor<3> {
         Tensor::from_data(patches, &self.compute.device)
     }
@@ -210,8 +200,39 @@ impl RerankTask<'_> {
         let caption = sample.captions.get(caption).context("a picture has no caption")?;
         let (most, dropout) = (clip.max_caption(), self.config.data.rerank_bpe_dropout);
         let (tokens, unread) =
-            training_tokens(caption, self.bpe, most, dropout, &mut rng(Purpose::BpeDropout))?;
+            training_tokens(caption, &self.bpe, most, dropout, &mut rng(Purpose::BpeDropout))?;
         Ok((image, (clip.slots(&tokens).0, unread)))
+    }
+
+    /// Computes the gradient of a batch in parts by gradient caching (Gao et al. 2021). First, all
+    /// parts are embedded. Then the loss is differentiated with respect to the embeddings. Finally,
+    /// each part is embedded again, and the gradient of its embeddings is propagated to the weights.
+    fn over_parts(&self, model: &Clip, parts: Vec<Pairs>, sink: &mut dyn GradientSink) -> Result<Sums> {
+        let (mut images, mut texts) = (Vec::new(), Vec::new());
+        for pairs in &parts {
+            images.push(model.embed_images(self.on_device(pairs.patches.clone())));
+            texts.push(model.embed_texts(&pairs.captions));
+        }
+        let share = self.config.train_rerank.batch / parts.len();
+        let [images, texts] = [images, texts].map(|all| Tensor::cat(all, 0).autodiff().require_grad());
+        let tracked = model.clone().train();
+        let loss = loss_of(contrastive(images.clone(), texts.clone(), tracked.scale()));
+        let (value, metrics) = loss.values();
+        let mut backward = loss.total.backward();
+        let mut gradient_of = |leaf: Tensor<2>| leaf.grad_remove(&mut backward).context("no gradient");
+        let (images, texts) = (gradient_of(images)?, gradient_of(texts)?);
+        // So far only that of the temperature.
+        sink.take(Part::Model, take_gradients(&tracked, &mut backward), None)?;
+        for (part, pairs) in parts.into_iter().enumerate() {
+            let rows = |all: &Tensor<2>| all.clone().narrow(0, part * share, share);
+            let through = dot(
+                self.cpu(),
+                tracked.embed_images(self.on_device(pairs.patches).autodiff()),
+                rows(&images),
+            ) + dot(self.cpu(), tracked.embed_texts(&pairs.captions), rows(&texts));
+            sink.take(Part::Model, take_gradients(&tracked, &mut through.backward()), None)?;
+        }
+        Ok(Sums::of_part(value, metrics))
     }
 
     /// Computes the embeddings of pictures and of their captions, with unit length.
@@ -273,9 +294,17 @@ fn framed(picture: &RgbImage, marked: bool) -> RgbImage {
     frame
 }
 
-impl Task for RerankTask<'_> {
-    type Model = Clip;
-    type Batch = Pairs;
+impl StageTask for RerankTask {
+    const STAGE: Stage = Stage::Rerank;
+    const SAME_INPUTS: &'static [&'static str] = &["tokenizer"];
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn with_config(self, config: Config) -> RerankTask {
+        RerankTask { config, ..self }
+    }
 
     fn cpu(&self) -> Cpu {
         self.compute.cpu
@@ -304,94 +333,82 @@ impl Task for RerankTask<'_> {
         Ok(Pairs { patches: data, captions: captions.concat(), unread: unread.iter().sum() })
     }
 
-    /// Computes the gradient of one part, whose pairs are compared only with each other.
-    fn gradient(&self, model: &Clip, pairs: Pairs, _: u64, _: Option<&[f32]>) -> Result<Gradient> {
-        let n = pairs.patches.shape()[0];
-        let mut gradient = differentiate(self.cpu(), model, None, |model| {
-            let images = model.embed_images(self.on_device(pairs.patches).autodiff());
-            loss_of(contrastive(images, model.embed_texts(&pairs.captions), model.scale()))
-        })?;
-        gradient.figures.push(unread_figure(pairs.unread, n));
-        Ok(gradient)
+    fn random(&self) -> Clip {
+        Clip::new(&self.config.rerank, self.seed, &self.compute)
     }
 
+    fn of_file(&mut self, file: ModelFile, _: Control) -> Result<Clip> {
+        trained_clip(&file, &self.config.rerank, &self.tokenizer, &self.compute)
+    }
+
+    fn file(&self, model: &Clip) -> ModelFile {
+        ModelFile {
+            config: ModelConfig { rerank: Some(self.config.rerank.clone()), ..ModelConfig::default() },
+            tokenizer: Some(self.tokenizer.clone()),
+            rerank: export(model),
+            ..ModelFile::default()
+        }
+    }
+}
+
+impl Task for RerankTask {
+    type Model = Clip;
+    type Batch = Pairs;
+
     /// Compares every picture with every caption of the complete batch, also if the batch has
-    /// several parts. First, all parts are embedded. Then the loss is differentiated with respect
-    /// to the embeddings. Finally, each part is embedded again, and the gradient of its embeddings
-    /// is propagated to the weights.
-    fn batch_gradient(
+    /// several parts.
+    fn accumulate(
         &self,
         model: &Clip,
-        step: u64,
-        mut parts: Vec<Pairs>,
+        parts: Vec<Pairs>,
+        _: u64,
         _: Option<&[f32]>,
-    ) -> Result<Gradient> {
-        if parts.len() == 1 {
-            return self.gradient(model, parts.remove(0), step, None);
-        }
-        let (mut images, mut texts, mut unread) = (Vec::new(), Vec::new(), 0);
-        for pairs in &parts {
-            unread += pairs.unread;
-            images.push(model.embed_images(self.on_device(pairs.patches.clone())));
-            texts.push(model.embed_texts(&pairs.captions));
-        }
-        let share = self.config.train_rerank.batch / parts.len();
-        let [images, texts] = [images, texts].map(|all| Tensor::cat(all, 0).autodiff().require_grad());
-        let tracked = model.clone().train();
-        let loss = loss_of(contrastive(images.clone(), texts.clone(), tracked.scale()));
-        let (value, mut figures) = loss.values();
-        figures.push(unread_figure(unread, self.config.train_rerank.batch));
-        let mut backward = loss.total.backward();
-        let mut toward = |leaf: Tensor<2>| leaf.grad_remove(&mut backward).context("no gradient");
-        let (images, texts) = (toward(images)?, toward(texts)?);
-        let mut sum = gradients(&tracked, backward)?; // so far only that of the temperature
-        for (part, pairs) in parts.into_iter().enumerate() {
-            let rows = |all: &Tensor<2>| all.clone().narrow(0, part * share, share);
-            let through = dot(
-                self.cpu(),
-                tracked.embed_images(self.on_device(pairs.patches).autodiff()),
-                rows(&images),
-            ) + dot(self.cpu(), tracked.embed_texts(&pairs.captions), rows(&texts));
-            let values = gradients(&tracked, through.backward())?;
-            sum.iter_mut().flatten().zip(values.iter().flatten()).for_each(|(sum, value)| *sum += value);
-        }
-        Ok(Gradient::new(sum, value, figures))
+        sink: &mut dyn GradientSink,
+    ) -> Result<Sums> {
+        let unread = parts.iter().map(|pairs| pairs.unread).sum();
+        let mut sums = match <[Pairs; 1]>::try_from(parts) {
+            Ok([pairs]) => differentiate(model, None, sink, |model| {
+                let images = model.embed_images(self.on_device(pairs.patches).autodiff());
+                loss_of(contrastive(images, model.embed_texts(&pairs.captions), model.scale()))
+            })?,
+            Err(parts) => self.over_parts(model, parts, sink)?,
+        };
+        sums.metrics.push(unread_figure(unread, self.config.train_rerank.batch));
+        Ok(sums)
     }
 
     /// Enforces CLIP's bounds on the temperature.
-    fn after_update(&self, _: u64, weights: &mut [HostTensor], _: &mut [HostTensor]) -> Result<()> {
-        for weight in weights.iter_mut().filter(|weight| weight.name == LOG_SCALE) {
-            weight.values.iter_mut().for_each(|value| *value = value.clamp(0.0, MAX_LOG_SCALE));
-        }
+    fn after_update(&self, _: u64, params: &mut ParamStore) -> Result<()> {
+        params.change(LOG_SCALE, Which::Value, |values| {
+            values.iter_mut().for_each(|value| *value = value.clamp(0.0, MAX_LOG_SCALE));
+        });
         Ok(())
     }
 
-    fn validate(&self, model: &Clip, _: u64) -> Result<Metrics> {
+    fn validate(&self, model: &Clip, _: u64) -> Result<Validation> {
         if self.val.len() < 2 {
-            return Ok(Vec::new());
+            return Ok(Validation::default());
         }
         let among: Vec<&(RgbImage, String)> = evenly(AMONG, self.val.len()).map(|i| &self.val[i]).collect();
         let (images, texts) = self.embeddings(model, &among)?;
         let found = recall_at(&images.concat(), &texts.concat(), model.config().embed, &[1, 5, 10])?;
         let ([i1, i5, i10], [t1, t5, t10]) = (triple(&found.text_of_image)?, triple(&found.image_of_text)?);
-        Ok(vec![
-            ("contrastive_nats", held_out_loss(model, &images, &texts)),
+        let loss = held_out_loss(model, &images, &texts);
+        let metrics = vec![
+            ("contrastive_nats", loss),
             ("image_to_text_recall_at_1", i1),
             ("image_to_text_recall_at_5", i5),
             ("image_to_text_recall_at_10", i10),
             ("text_to_image_recall_at_1", t1),
             ("text_to_image_recall_at_5", t5),
             ("text_to_image_recall_at_10", t10),
-        ])
-    }
-
-    fn held_out_loss(&self, metrics: &Metrics) -> Option<f64> {
-        metric(metrics, "contrastive_nats")
+        ];
+        Ok(Validation { metrics, loss: Some(loss), warning: None })
     }
 
     /// Shows held-out captions, one per row, by the pictures that the model ranks highest, best
     /// first. The right picture has a red frame.
-    fn picture(&self, model: &Clip) -> Result<RgbImage> {
+    fn sample(&self, model: &Clip) -> Result<Option<RgbImage>> {
         let [captions, pictures] = SHOWN;
         let among: Vec<&(RgbImage, String)> = self.val.iter().collect();
         let (images, texts) = self.embeddings(model, &among)?;
@@ -404,11 +421,11 @@ impl Task for RerankTask<'_> {
             let cells: Vec<RgbImage> = best.map(|&i| framed(&among[i].0, i == row)).collect();
             groups.push((among[row].1.as_str(), cells));
         }
-        Ok(labelled_sheet(
+        Ok(Some(labelled_sheet(
             groups.iter().map(|(caption, cells)| (*caption, &cells[..])),
             pictures,
             LABEL_LINES,
-        ))
+        )))
     }
 }
 

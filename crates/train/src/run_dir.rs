@@ -23,9 +23,9 @@ use toml::{Table, Value};
 
 use crate::capacity::Stage;
 use crate::checkpoint::{self, Checkpoint, STATE_FILE};
-use crate::config::{Config, FitConfig};
+use crate::config::Config;
 use crate::device::DeviceChoice;
-use crate::fit::{Task, TrainState};
+use crate::fit::TrainState;
 use crate::pace::Pace;
 use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences};
 use crate::tensorboard::Setting;
@@ -65,19 +65,6 @@ pub(crate) enum Initial {
 }
 
 impl RunOptions<'_> {
-    /// Returns the config for the run's pace ([`Pace::config`]), or `config` if there is no pace.
-    pub(crate) fn paced<T: Task>(
-        &self,
-        config: &Config,
-        (task, model, fit): (&T, &T::Model, &FitConfig),
-        stage: Stage,
-    ) -> Result<Config> {
-        match self.pace {
-            Some(pace) => pace.config(task, model.clone(), fit, (stage, self.resume.then_some(self.dir))),
-            None => Ok(config.clone()),
-        }
-    }
-
     /// Returns the initial weights. If they come from a file, also returns the file as an input of
     /// the run.
     ///
@@ -253,7 +240,8 @@ impl RunDir {
         if partial.exists() {
             fs::remove_dir_all(&partial)?; // left by a run that was killed while writing it
         }
-        atomic::write(&partial.join(STATE_FILE), &checkpoint::to_bytes(state, &self.text)?)?;
+        fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+        checkpoint::write(state, &self.text, &partial.join(STATE_FILE))?;
         if folder.is_dir() {
             fs::remove_dir_all(&folder)?; // left by a run that was stopped at the same step and resumed
         } else if folder.exists() {

@@ -5,6 +5,7 @@
 
 mod compute;
 mod conv;
+mod gradients;
 mod init;
 mod linear;
 mod norm;
@@ -14,10 +15,13 @@ mod stored;
 
 pub use compute::Compute;
 pub use conv::Conv2d;
+#[cfg(test)]
+pub(crate) use gradients::host_gradients;
+pub use gradients::{GradientSink, GradientSums, ParamGradient, Part, take_gradients};
 pub use init::Init;
 pub use linear::Linear;
 pub use norm::LayerNorm;
 pub(crate) use params::check_count;
-pub use params::{Collected, HostTensor, export, gradients, import};
-pub use role::{Role, roles};
+pub use params::{HostTensor, Parameter, export, import, parameters, with_values, without_values};
+pub use role::Role;
 pub use stored::stored;

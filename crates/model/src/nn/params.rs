@@ -1,5 +1,5 @@
-//! The parameters of a module as named host arrays, and back. Files, optimizers and weight averages
-//! work on such arrays.
+//! The parameters of a module: as flat tensors on their device, for training, and as named arrays
+//! on the host, for files.
 //!
 //! The names are the field paths of the module (`decoder.groups.0.1.conv_2.weight`); the order is
 //! that of the fields.
@@ -8,9 +8,26 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Gradients, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
-use tessera_base::Internal;
+use tessera_kernels::read;
+
+use super::Role;
+
+/// One parameter of a module.
+#[derive(Debug, Clone)]
+pub struct Parameter {
+    /// The field path in the module.
+    pub name: String,
+    /// The id, which copies of the module share.
+    pub id: ParamId,
+    /// The role.
+    pub role: Role,
+    /// The shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// The values, flat, in row-major order.
+    pub values: Tensor<1>,
+}
 
 /// One parameter as an array on the host.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,11 +40,41 @@ pub struct HostTensor {
     pub values: Vec<f32>,
 }
 
-/// Returns all parameters of `module`.
+/// Returns all parameters of `module`. On the CPU they share the memory of the module's values.
+pub fn parameters(module: &impl Module) -> Vec<Parameter> {
+    let mut collect = Collect::default();
+    module.visit(&mut collect);
+    collect.parameters
+}
+
+/// Returns `module` with other values: for each parameter, `values` gets its name and returns the
+/// shape and the flat values.
+///
+/// # Errors
+/// If `values` fails, or a shape has another number of dimensions than the parameter.
+pub fn with_values<M: Module>(
+    module: M,
+    values: impl FnMut(&str, ParamId) -> Result<(Vec<usize>, Tensor<1>)>,
+) -> Result<M> {
+    let mut replace = Replace { path: Vec::new(), values, error: None };
+    let module = module.map(&mut replace);
+    replace.error.map_or(Ok(module), Err)
+}
+
+/// Returns `module` with parameters that need no memory: their shapes are kept, and all their
+/// values are one shared zero.
+pub fn without_values<M: Module>(module: M) -> M {
+    module.map(&mut Empty)
+}
+
+/// Returns all parameters of `module` on the host.
 pub fn export(module: &impl Module) -> Vec<HostTensor> {
-    let mut export = Export::default();
-    module.visit(&mut export);
-    export.tensors
+    let on_host = |Parameter { name, shape, values, .. }: Parameter| HostTensor {
+        name,
+        shape,
+        values: read(&values, <[f32]>::to_vec),
+    };
+    parameters(module).into_iter().map(on_host).collect()
 }
 
 /// Returns `module` with the values of `tensors`, which must be exactly its parameters, in any
@@ -37,17 +84,23 @@ pub fn export(module: &impl Module) -> Vec<HostTensor> {
 /// If a parameter is missing or has another shape (the error names the first such), or if there are
 /// parameters that do not belong to the module.
 pub fn import<M: Module>(module: M, tensors: &[HostTensor]) -> Result<M> {
-    let by_name = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-    let mut import = Import { path: Vec::new(), by_name, used: 0, error: None };
-    let module = module.map(&mut import);
-    if let Some(error) = import.error {
-        return Err(error);
-    }
-    ensure!(
-        import.used == tensors.len(),
-        "{} of the weights do not belong to this model",
-        tensors.len() - import.used
-    );
+    let by_name: HashMap<&str, &HostTensor> =
+        tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let mut used = 0;
+    let own: HashMap<ParamId, Parameter> =
+        parameters(&module).into_iter().map(|parameter| (parameter.id, parameter)).collect();
+    let module = with_values(module, |name, id| {
+        let (tensor, own) =
+            (by_name.get(name).with_context(|| format!("weight {name} is missing"))?, &own[&id]);
+        if tensor.shape != own.shape {
+            bail!("weight {name} has shape {:?}; this model wants {:?}", tensor.shape, own.shape);
+        }
+        used += 1;
+        let values: Vec<f32> = tensor.values.par_iter().map(|&value| value).collect();
+        let n = values.len();
+        Ok((own.shape.clone(), Tensor::from_data(TensorData::new(values, [n]), &own.values.device())))
+    })?;
+    ensure!(used == tensors.len(), "{} of the weights do not belong to this model", tensors.len() - used);
     Ok(module)
 }
 
@@ -59,64 +112,13 @@ pub(crate) fn check_count(part: &str, required: u128, tensors: &[HostTensor]) ->
     Ok(())
 }
 
-/// Takes the gradients of all parameters of `module` out of `gradients`, in the order of
-/// [`export`]. A parameter without a gradient gets zeros.
-///
-/// # Errors
-/// If a gradient is not f32.
-pub fn gradients(module: &impl Module, mut gradients: Gradients) -> Result<Vec<Vec<f32>>> {
-    let mut collected = Collected::default();
-    collected.take(module, &mut gradients)?;
-    Ok(collected.in_order(module))
-}
-
-/// Collects the gradients of a model that is differentiated in parts.
 #[derive(Default)]
-pub struct Collected {
-    by_id: HashMap<ParamId, Vec<f32>>,
-}
-
-impl Collected {
-    /// Takes the gradients of the parameters of `part` out of `gradients`.
-    ///
-    /// # Errors
-    /// If a gradient is not f32.
-    pub fn take(&mut self, part: &impl Module, gradients: &mut Gradients) -> Result<()> {
-        self.visit(part, gradients, None).map(drop)
-    }
-
-    /// Like [`Collected::take`], but divides the gradients by `scale`. Returns whether all of them
-    /// are finite.
-    ///
-    /// # Errors
-    /// If a gradient is not f32.
-    pub fn take_scaled(&mut self, part: &impl Module, gradients: &mut Gradients, scale: f32) -> Result<bool> {
-        self.visit(part, gradients, Some(scale))
-    }
-
-    fn visit(&mut self, part: &impl Module, gradients: &mut Gradients, scale: Option<f32>) -> Result<bool> {
-        let mut take = TakeGradients { gradients, scale, taken: &mut self.by_id, finite: true, error: None };
-        part.visit(&mut take);
-        let finite = take.finite;
-        take.error.map_or(Ok(finite), Err)
-    }
-
-    /// Returns the gradients in the order of [`export`] of the complete model. A parameter without
-    /// a gradient gets zeros.
-    pub fn in_order(self, model: &impl Module) -> Vec<Vec<f32>> {
-        let mut order = InOrder { by_id: self.by_id, ordered: Vec::new() };
-        model.visit(&mut order);
-        order.ordered
-    }
-}
-
-#[derive(Default)]
-struct Export {
+struct Collect {
     path: Vec<String>,
-    tensors: Vec<HostTensor>,
+    parameters: Vec<Parameter>,
 }
 
-impl ModuleVisitor for Export {
+impl ModuleVisitor for Collect {
     fn enter_module(&mut self, name: &str, _: &str) {
         self.path.push(name.to_string());
     }
@@ -126,34 +128,20 @@ impl ModuleVisitor for Export {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let data = param.val().without_autodiff().into_data();
-        let shape = param.dims().to_vec();
-        let values = data.iter::<f32>().collect();
-        self.tensors.push(HostTensor { name: self.path.join("."), shape, values });
+        let (id, shape) = (param.id, param.dims().to_vec());
+        let values = param.val().without_autodiff().reshape([shape.iter().product::<usize>()]);
+        let (name, role) = (self.path.join("."), Role::from_id(id));
+        self.parameters.push(Parameter { name, id, role, shape, values });
     }
 }
 
-struct Import<'a> {
+struct Replace<F> {
     path: Vec<String>,
-    by_name: HashMap<&'a str, &'a HostTensor>,
-    used: usize,
+    values: F,
     error: Option<anyhow::Error>,
 }
 
-impl Import<'_> {
-    fn find(&mut self, name: &str, shape: &[usize]) -> Result<TensorData> {
-        let tensor = self.by_name.get(name).with_context(|| format!("weight {name} is missing"))?;
-        if tensor.shape != shape {
-            bail!("weight {name} has shape {:?}; this model wants {shape:?}", tensor.shape);
-        }
-        self.used += 1;
-        // Training imports all weights at each step, so all threads copy them.
-        let values: Vec<f32> = tensor.values.par_iter().map(|&value| value).collect();
-        Ok(TensorData::new(values, shape.to_vec()))
-    }
-}
-
-impl ModuleMapper for Import<'_> {
+impl<F: FnMut(&str, ParamId) -> Result<(Vec<usize>, Tensor<1>)>> ModuleMapper for Replace<F> {
     fn enter_module(&mut self, name: &str, _: &str) {
         self.path.push(name.to_string());
     }
@@ -163,8 +151,15 @@ impl ModuleMapper for Import<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        match self.find(&self.path.join("."), &param.dims()) {
-            Ok(data) => param.map(|old| Tensor::from_data(data, &old.device())),
+        let name = self.path.join(".");
+        let shaped = (self.values)(&name, param.id).and_then(|(shape, values)| {
+            let shape: [usize; D] = shape.try_into().map_err(|shape| {
+                anyhow::anyhow!("weight {name} has shape {shape:?}; this model wants {D} dimensions")
+            })?;
+            Ok(values.reshape(shape))
+        });
+        match shaped {
+            Ok(values) => param.map(|_| values),
             Err(error) => {
                 self.error.get_or_insert(error);
                 param
@@ -173,41 +168,10 @@ impl ModuleMapper for Import<'_> {
     }
 }
 
-struct TakeGradients<'a> {
-    gradients: &'a mut Gradients,
-    /// If present, the gradients are divided by it and checked for non-finite values.
-    scale: Option<f32>,
-    finite: bool,
-    taken: &'a mut HashMap<ParamId, Vec<f32>>,
-    error: Option<anyhow::Error>,
-}
+struct Empty;
 
-impl ModuleVisitor for TakeGradients<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(gradient) = param.val().grad_remove(self.gradients) else {
-            return;
-        };
-        match gradient.into_data().try_to_vec::<f32>() {
-            Ok(mut values) => {
-                if let Some(scale) = self.scale {
-                    values.par_iter_mut().for_each(|value| *value /= scale);
-                    self.finite &= values.par_iter().all(|value| value.is_finite());
-                }
-                self.taken.insert(param.id, values);
-            }
-            Err(error) => self.error = Some(Internal(format!("gradient is not f32: {error:?}")).into()),
-        }
-    }
-}
-
-struct InOrder {
-    by_id: HashMap<ParamId, Vec<f32>>,
-    ordered: Vec<Vec<f32>>,
-}
-
-impl ModuleVisitor for InOrder {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let gradient = self.by_id.remove(&param.id);
-        self.ordered.push(gradient.unwrap_or_else(|| vec![0.0; param.dims().iter().product()]));
+impl ModuleMapper for Empty {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|old| Tensor::<D>::zeros([1; D], &old.device()).expand::<D, _>(old.shape()))
     }
 }

@@ -1,8 +1,7 @@
 //! The role of a parameter, declared where the parameter is created. Weight decay and 16-bit
 //! storage depend on the role, never on a name.
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::Tensor;
+use burn::module::ParamId;
 
 /// The role of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +31,7 @@ impl Role {
     }
 
     /// The role of a parameter that [`Init`](super::Init) created.
-    fn from_id(id: ParamId) -> Role {
+    pub(super) fn from_id(id: ParamId) -> Role {
         Role::ALL[id.val() as usize % Role::ALL.len()]
     }
 
@@ -53,27 +52,17 @@ impl Role {
     }
 }
 
-/// The roles of all parameters of `module`, in the order of [`export`](super::export).
-pub fn roles(module: &impl Module) -> Vec<Role> {
-    let mut roles = Roles(Vec::new());
-    module.visit(&mut roles);
-    roles.0
-}
-
-struct Roles(Vec<Role>);
-
-impl ModuleVisitor for Roles {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0.push(Role::from_id(param.id));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use burn::module::Module;
     use burn::tensor::Device;
 
     use super::*;
-    use crate::nn::{Conv2d, Init, LayerNorm, Linear, export, import};
+    use crate::nn::{Conv2d, Init, LayerNorm, Linear, export, import, parameters};
+
+    fn roles(module: &impl Module) -> Vec<Role> {
+        parameters(module).iter().map(|parameter| parameter.role).collect()
+    }
 
     #[test]
     fn roles_survive_copies_imports_and_training() {

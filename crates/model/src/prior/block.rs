@@ -70,44 +70,58 @@ impl Block {
         x: Tensor<3>,
         plan: &Arc<AttentionPlan>,
     ) -> (Tensor<3>, Tensor<3>) {
-        let (x, qkv) = self.attention_with_states(x, plan);
-        (self.mlp(x), qkv)
+        let (x, qkv) = self.attention(x, plan, Output::Sum);
+        (self.mlp(x, Output::Sum), qkv)
     }
 
-    /// The attention resblock, `x + attention(norm(x))`.
-    pub(super) fn attention(&self, x: Tensor<3>, plan: &Arc<AttentionPlan>) -> Tensor<3> {
-        self.attention_with_states(x, plan).0
-    }
-
-    fn attention_with_states(&self, x: Tensor<3>, plan: &Arc<AttentionPlan>) -> (Tensor<3>, Tensor<3>) {
-        let qkv = self.qkv.activated(self.attn_norm.forward(x.clone()), Activation::None);
-        let attended = pattern_attention(self.cpu, qkv.clone(), self.n_heads, plan);
-        (self.attn_out.add_to(x, attended), qkv)
-    }
-
-    /// What the attention resblock adds to `x`. Weights and activations are rounded to `storage`.
-    pub(super) fn attention_branch(
+    /// Runs the attention resblock on `x`, `[B, T, D]`. Also returns the queries, keys and values,
+    /// `[B, T, 3D]`.
+    pub(super) fn attention(
         &self,
         x: Tensor<3>,
         plan: &Arc<AttentionPlan>,
-        storage: Option<SmallFloat>,
-    ) -> Tensor<3> {
-        let h = stored(self.cpu, self.attn_norm.forward(x), storage);
+        output: Output,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let storage = output.storage();
+        let h = stored(self.cpu, self.attn_norm.forward(x.clone()), storage);
         let qkv = stored(self.cpu, self.qkv.stored(h, Activation::None, storage), storage);
-        let attended = stored(self.cpu, pattern_attention(self.cpu, qkv, self.n_heads, plan), storage);
-        stored(self.cpu, self.attn_out.stored(attended, Activation::None, storage), storage)
+        let attended = pattern_attention(self.cpu, qkv.clone(), self.n_heads, plan);
+        (self.output(x, &self.attn_out, stored(self.cpu, attended, storage), output), qkv)
     }
 
-    /// What the MLP resblock adds to `x`. Weights and activations are rounded to `storage`.
-    pub(super) fn mlp_branch(&self, x: Tensor<3>, storage: Option<SmallFloat>) -> Tensor<3> {
-        let h = stored(self.cpu, self.mlp_norm.forward(x), storage);
+    /// Runs the MLP resblock on `x`, `[B, T, D]`.
+    pub(super) fn mlp(&self, x: Tensor<3>, output: Output) -> Tensor<3> {
+        let storage = output.storage();
+        let h = stored(self.cpu, self.mlp_norm.forward(x.clone()), storage);
         let h = stored(self.cpu, self.mlp_in.stored(h, Activation::Gelu, storage), storage);
-        stored(self.cpu, self.mlp_out.stored(h, Activation::None, storage), storage)
+        self.output(x, &self.mlp_out, h, output)
     }
 
-    /// The MLP resblock, `x + mlp(norm(x))`.
-    pub(super) fn mlp(&self, x: Tensor<3>) -> Tensor<3> {
-        let h = self.mlp_in.activated(self.mlp_norm.forward(x.clone()), Activation::Gelu);
-        self.mlp_out.add_to(x, h)
+    /// Applies the last linear layer of a branch, and adds the residual stream `x` if `output` says
+    /// so.
+    fn output(&self, x: Tensor<3>, last: &Linear, h: Tensor<3>, output: Output) -> Tensor<3> {
+        match output {
+            Output::Sum => last.add_to(x, h),
+            Output::Branch(storage) => stored(self.cpu, last.stored(h, Activation::None, storage), storage),
+        }
+    }
+}
+
+/// What a resblock returns for the residual stream `x`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Output {
+    /// `x + branch(x)`. The product at the end of the branch adds `x` without another pass.
+    Sum,
+    /// `branch(x)`, whose weights and activations are rounded to a 16-bit format (`None` keeps 32
+    /// bits). In mixed precision the caller adds `x` in 32 bits (paper §D).
+    Branch(Option<SmallFloat>),
+}
+
+impl Output {
+    fn storage(self) -> Option<SmallFloat> {
+        match self {
+            Output::Sum => None,
+            Output::Branch(storage) => storage,
+        }
     }
 }

@@ -9,6 +9,10 @@
 //! The graph is kept from the forward pass or, to save memory, rebuilt from the resblock's input
 //! during the backward pass (activation checkpointing). Both settings give the same gradients.
 //!
+//! Both ends of the chain are open. A [`BlockSource`] provides each layer when it is needed, from
+//! memory or from elsewhere. A [`GradientSink`] takes the gradients of each part of the prior as
+//! soon as they are known.
+//!
 //! In mixed precision the gradient of the residual stream stays in 32 bits. Only the gradient
 //! inside a resblock's branch has 16 bits. It is multiplied by the gradient scale of that resblock,
 //! so that it fits the range of 16-bit numbers (paper §D.1).
@@ -19,8 +23,9 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use tessera_kernels::{SmallFloat, dot};
 
-use super::{Prior, PriorLoss, Stream};
-use crate::nn::{Collected, stored};
+use super::block::Output;
+use super::{Block, Prior, PriorLoss, Stream};
+use crate::nn::{GradientSink, Part, stored, take_gradients};
 
 /// Which activations the forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,12 +52,39 @@ pub struct MixedPrecision<'a> {
     pub scales: &'a [f32],
 }
 
-/// The loss of a batch and its gradient.
-pub struct PriorGradients {
+/// Provides the layers of a prior to the chain: those of a prior in memory, or layers that are
+/// fetched before they are used and dropped afterwards.
+pub trait BlockSource: Sync {
+    /// Returns layer `layer`, counted from 0.
+    ///
+    /// # Errors
+    /// If it cannot be fetched.
+    fn get(&self, layer: usize) -> Result<Block>;
+    /// Announces that layer `layer` will be needed next.
+    fn prefetch(&self, _layer: usize) {}
+    /// Says that layer `layer` is not needed until it is announced again.
+    fn release(&self, _layer: usize) {}
+}
+
+impl BlockSource for &[Block] {
+    fn get(&self, layer: usize) -> Result<Block> {
+        <[Block]>::get(self, layer).cloned().with_context(|| format!("there is no layer {layer}"))
+    }
+}
+
+/// How the chain computes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ChainOptions<'a> {
+    /// Which activations are kept.
+    pub activations: Activations,
+    /// Mixed precision; `None` computes in the dtypes of the kernels.
+    pub mixed: Option<MixedPrecision<'a>>,
+}
+
+/// The loss of a batch, and what the backward pass found.
+pub struct PriorBackward {
     /// The loss and its parts.
     pub loss: PriorLoss,
-    /// The gradient of each parameter, in the order of [`crate::nn::export`].
-    pub gradients: Vec<Vec<f32>>,
     /// The indices of resblocks with a non-finite value, in the order in which they were found.
     ///
     /// If the loss is non-finite, the list begins with the first resblock whose output is
@@ -75,6 +107,8 @@ struct SavedForward {
 
 /// The autodiff graph of one resblock.
 struct Graph {
+    /// The layer, whose parameters are leaves of the graph.
+    block: Block,
     /// The start of the graph: a leaf with the values of the resblock's input.
     leaf: Tensor<3>,
     /// The resblock's output or, in mixed precision, the output of its branch alone.
@@ -82,46 +116,56 @@ struct Graph {
 }
 
 impl Prior {
-    /// Computes the loss of a batch of streams and its gradient. Both choices of `activations` give
-    /// exactly the same values.
+    /// Computes the loss of a batch of streams, and passes its gradient to `sink`, part by part:
+    /// first that of the heads, then those of the resblocks from the last to the first, then that
+    /// of the embeddings. `blocks` provides the layers; [`Prior::blocks`] are those of this prior.
+    /// All choices of `options.activations` give exactly the same values.
     ///
     /// # Errors
-    /// If a gradient is not f32.
-    pub fn gradients(
+    /// If a layer cannot be fetched, or `sink` fails.
+    pub fn backward(
         &self,
         stream: &Stream,
-        activations: Activations,
-        mixed: Option<MixedPrecision<'_>>,
-    ) -> Result<PriorGradients> {
-        // `self` computes without building graphs. `tracked` has the same weights, but as leaves of
-        // graphs.
-        let tracked = self.clone().train();
-        let mut collected = Collected::default();
-
-        // Forward pass. `x` is the residual stream. It is detached: no gradient flows through it.
-        let embedded = tracked.embed.forward(stream);
+        blocks: &dyn BlockSource,
+        sink: &mut dyn GradientSink,
+        options: ChainOptions,
+    ) -> Result<PriorBackward> {
+        let ChainOptions { activations, mixed } = options;
+        let (n, output) =
+            (self.n_resblocks(), mixed.map_or(Output::Sum, |mixed| Output::Branch(mixed.storage)));
+        // Forward pass. `x` is the residual stream, detached: no gradient flows through it.
+        let ends = Prior { blocks: Vec::new(), ..self.clone() }.train();
+        let embedded = ends.embed.forward(stream);
         let mut x = embedded.clone().without_autodiff();
         let mut saved = Vec::new();
-        for i in 0..self.n_resblocks() {
+        for i in 0..n {
             let input = x.clone();
-            let graph = (activations == Activations::Keep).then(|| tracked.graph(i, input.clone(), mixed));
-            let output = match &graph {
-                Some(graph) => graph.output.clone().without_autodiff(),
-                None => self.run_resblock(i, x.clone(), mixed),
+            let block = fetched(blocks, i, (i + 2 < n).then_some(i / 2 + 1))?;
+            let (graph, out) = match activations {
+                Activations::Keep => {
+                    let graph = self.graph(i, block, input.clone(), output);
+                    let out = graph.output.clone().without_autodiff();
+                    (Some(graph), out)
+                }
+                Activations::Recompute => (None, self.run_resblock(i, &block, input.clone(), output)),
             };
-            x = if mixed.is_some() { x + output } else { output };
+            x = if mixed.is_some() { x + out } else { out };
             saved.push(SavedForward { input, graph });
+            if !i.is_multiple_of(2) {
+                blocks.release(i / 2);
+            }
         }
 
         // Loss, and its gradient with respect to the output of the last resblock.
         let leaf = leaf(x);
-        let loss = tracked.loss_of_states(leaf.clone(), stream);
+        let loss = ends.loss_of_states(leaf.clone(), stream);
         let mut overflowed = first_nonfinite(&loss, &saved, &leaf);
         let mut gradient_log2 = Vec::new();
         let mut gradients = loss.loss.backward();
-        collected.take(&tracked.norm, &mut gradients)?;
-        collected.take(&tracked.text_head, &mut gradients)?;
-        collected.take(&tracked.image_head, &mut gradients)?;
+        let mut of_heads = take_gradients(&ends.norm, &mut gradients);
+        of_heads.extend(take_gradients(&ends.text_head, &mut gradients));
+        of_heads.extend(take_gradients(&ends.image_head, &mut gradients));
+        sink.take(Part::Heads, of_heads, None)?;
         let gradient_of =
             |leaf: Tensor<3>, gradients: &mut _| leaf.grad_remove(gradients).context("no gradient");
         let mut x_gradient = gradient_of(leaf, &mut gradients)?;
@@ -129,11 +173,16 @@ impl Prior {
         // Backward pass. Each graph has to start from a gradient of its output that is already
         // known. PyTorch's `output.backward(gradient)` is `dot(output, gradient).backward()` here.
         for (i, SavedForward { input, graph }) in saved.into_iter().enumerate().rev() {
-            let Graph { leaf, output } = graph.unwrap_or_else(|| tracked.graph(i, input, mixed));
-            let block = &tracked.blocks[i / 2];
+            let Graph { block, leaf, output } = match graph {
+                Some(graph) => graph,
+                None => self.graph(i, fetched(blocks, i, (i / 2).checked_sub(1))?, input, output),
+            };
+            if i.is_multiple_of(2) {
+                blocks.release(i / 2);
+            }
             let Some(MixedPrecision { storage, scales }) = mixed else {
                 let mut gradients = dot(self.cpu, output, x_gradient).backward();
-                collected.take(block, &mut gradients)?;
+                sink.take(Part::Resblock(i), take_gradients(&block, &mut gradients), None)?;
                 x_gradient = gradient_of(leaf, &mut gradients)?;
                 continue;
             };
@@ -143,42 +192,51 @@ impl Prior {
             let scaled = stored(self.cpu, x_gradient.clone() * scales[i], storage);
             let is_scaled_finite = is_finite(&scaled);
             let mut gradients = dot(self.cpu, output, without_nonfinite(scaled)).backward();
-            if !(collected.take_scaled(block, &mut gradients, scales[i])? && is_scaled_finite) {
-                // `first_nonfinite` may have added `i`, too. An index may therefore occur twice.
-                overflowed.push(i);
+            let of_block = take_gradients(&block, &mut gradients);
+            if !(sink.take(Part::Resblock(i), of_block, Some(scales[i]))? && is_scaled_finite) {
+                overflowed.push(i); // the second entry of `i` if its output was non-finite, too
             }
             let branch_gradient = stored(self.cpu, gradient_of(leaf, &mut gradients)?, storage);
             x_gradient = x_gradient + without_nonfinite(branch_gradient) / scales[i];
         }
-        collected.take(&tracked.embed, &mut dot(self.cpu, embedded, x_gradient).backward())?;
+        let mut gradients = dot(self.cpu, embedded, x_gradient).backward();
+        sink.take(Part::Embed, take_gradients(&ends.embed, &mut gradients), None)?;
         gradient_log2.reverse();
-        Ok(PriorGradients { loss, gradients: collected.in_order(self), overflowed, gradient_log2 })
+        Ok(PriorBackward { loss, overflowed, gradient_log2 })
+    }
+
+    /// Returns the layers.
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
     }
 
     /// Returns the number of resblocks. Each layer has two, one attention and one MLP.
     pub fn n_resblocks(&self) -> usize {
-        2 * self.blocks.len()
+        2 * self.config.n_layers
     }
 
-    /// Runs resblock `i` (attention if `i` is even, else MLP): `[B, T, D]` → `[B, T, D]`. In mixed
-    /// precision it returns only the output of the branch, and the caller adds it to `x`.
-    fn run_resblock(&self, i: usize, x: Tensor<3>, mixed: Option<MixedPrecision<'_>>) -> Tensor<3> {
-        let block = &self.blocks[i / 2];
+    /// Runs resblock `i`, the attention of layer `block` if `i` is even, else its MLP: `[B, T, D]` →
+    /// `[B, T, D]`.
+    fn run_resblock(&self, i: usize, block: &Block, x: Tensor<3>, output: Output) -> Tensor<3> {
         let [_, t, _] = x.dims();
-        let plan = || self.plan(block.pattern, t);
-        match (i % 2, mixed) {
-            (0, None) => block.attention(x, &plan()),
-            (_, None) => block.mlp(x),
-            (0, Some(mixed)) => block.attention_branch(x, &plan(), mixed.storage),
-            (_, Some(mixed)) => block.mlp_branch(x, mixed.storage),
+        match i % 2 {
+            0 => block.attention(x, &self.plan(block.pattern, t), output).0,
+            _ => block.mlp(x, output),
         }
     }
 
     /// Runs resblock `i` and records its graph.
-    fn graph(&self, i: usize, input: Tensor<3>, mixed: Option<MixedPrecision<'_>>) -> Graph {
-        let leaf = leaf(input);
-        Graph { output: self.run_resblock(i, leaf.clone(), mixed), leaf }
+    fn graph(&self, i: usize, block: Block, input: Tensor<3>, output: Output) -> Graph {
+        let (block, leaf) = (block.train(), leaf(input));
+        Graph { output: self.run_resblock(i, &block, leaf.clone(), output), block, leaf }
     }
+}
+
+/// Fetches the layer of resblock `i`, and announces layer `next`.
+fn fetched(blocks: &dyn BlockSource, i: usize, next: Option<usize>) -> Result<Block> {
+    let block = blocks.get(i / 2)?;
+    next.iter().for_each(|&layer| blocks.prefetch(layer));
+    Ok(block)
 }
 
 /// Returns log₂ of the root mean square of `x`.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tessera_kernels::{AttentionPlan, Cpu, cross_entropy};
 
 pub use block::Block;
-pub use chain::{Activations, MixedPrecision, PriorGradients};
+pub use chain::{Activations, BlockSource, ChainOptions, MixedPrecision, PriorBackward};
 pub use embed::Embedding;
 pub use loss::{PriorLoss, image_nats, weighted_cross_entropy};
 pub use pattern::{Layout, Pattern, PatternName, Wrap};

@@ -1,11 +1,15 @@
 //! Tests of the prior: parameter count, initialisation, causality, gradients, mixed precision.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use tessera_kernels::{Cpu, SmallFloat};
 
 use super::*;
 use crate::finite_differences::{Tolerance, check, exact, stirred};
+use crate::nn::{GradientSink, GradientSums, ParamGradient, Part, host_gradients};
 
 pub(super) fn config() -> PriorConfig {
     PriorConfig {
@@ -199,19 +203,85 @@ fn chain_gradients_equal_those_of_a_single_graph() {
         let prior = prior_on(cpu);
         let train = prior.clone().train();
         let loss = train.loss(&stream).loss;
-        let wanted = crate::nn::gradients(&train, loss.clone().backward()).unwrap();
+        let expected = host_gradients(&train, loss.clone().backward());
         for activations in [Activations::Keep, Activations::Recompute] {
-            let got = prior.gradients(&stream, activations, None).unwrap();
-            assert_eq!(floats(got.loss.loss), floats(loss.clone()));
-            assert_eq!(got.gradients, wanted, "{cpu}, {activations:?}");
+            let got = backward(&prior, &stream, activations, None);
+            assert_eq!(floats(got.found.loss.loss), floats(loss.clone()));
+            assert_eq!(got.gradients, expected, "{cpu}, {activations:?}");
         }
     }
 }
 
+/// What a backward pass returns, and the gradients in the order of the parameters.
+struct Differentiated {
+    found: PriorBackward,
+    gradients: Vec<Vec<f32>>,
+}
+
+fn backward(
+    prior: &Prior,
+    stream: &Stream,
+    activations: Activations,
+    mixed: Option<MixedPrecision>,
+) -> Differentiated {
+    let mut sums = GradientSums::new(prior.cpu());
+    let options = ChainOptions { activations, mixed };
+    let found = prior.backward(stream, &prior.blocks(), &mut sums, options).unwrap();
+    Differentiated { found, gradients: sums.to_host(prior) }
+}
+
+/// A source that holds at most the layers that were announced, and a sink that only remembers the
+/// order of the parts.
+struct Fetched<'a> {
+    layers: &'a [Block],
+    held: Mutex<BTreeSet<usize>>,
+    most: AtomicUsize,
+}
+
+impl BlockSource for Fetched<'_> {
+    fn get(&self, layer: usize) -> anyhow::Result<Block> {
+        self.prefetch(layer);
+        BlockSource::get(&self.layers, layer)
+    }
+
+    fn prefetch(&self, layer: usize) {
+        let mut held = self.held.lock().unwrap();
+        held.insert(layer);
+        self.most.fetch_max(held.len(), Ordering::Relaxed);
+    }
+
+    fn release(&self, layer: usize) {
+        self.held.lock().unwrap().remove(&layer);
+    }
+}
+
+struct Order(Vec<Part>);
+
+impl GradientSink for Order {
+    fn take(&mut self, part: Part, gradients: Vec<ParamGradient>, _: Option<f32>) -> anyhow::Result<bool> {
+        assert!(!gradients.is_empty());
+        self.0.push(part);
+        Ok(true)
+    }
+}
+
+#[test]
+fn layers_are_fetched_one_ahead_and_gradients_leave_part_by_part() {
+    let prior = prior_on(exact());
+    let source = Fetched { layers: prior.blocks(), held: Mutex::default(), most: AtomicUsize::new(0) };
+    let mut order = Order(Vec::new());
+    let options = ChainOptions { activations: Activations::Recompute, mixed: None };
+    prior.backward(&stream(), &source, &mut order, options).unwrap();
+    assert_eq!((source.most.into_inner(), source.held.into_inner().unwrap().len()), (2, 0));
+    let resblocks = (0..prior.n_resblocks()).rev().map(Part::Resblock);
+    let expected: Vec<Part> = [Part::Heads].into_iter().chain(resblocks).chain([Part::Embed]).collect();
+    assert_eq!(order.0, expected);
+}
+
 /// Gradients of the small prior with f32 products: in mixed precision with `scales`, and without.
-fn mixed_and_plain(storage: Option<SmallFloat>, scales: &[f32]) -> [PriorGradients; 2] {
+fn mixed_and_plain(storage: Option<SmallFloat>, scales: &[f32]) -> [Differentiated; 2] {
     let (prior, stream) = (prior_on(exact()), stream());
-    let gradients = |mixed| prior.gradients(&stream, Activations::Keep, mixed).unwrap();
+    let gradients = |mixed| backward(&prior, &stream, Activations::Keep, mixed);
     [gradients(Some(MixedPrecision { storage, scales })), gradients(None)]
 }
 
@@ -219,7 +289,7 @@ fn mixed_and_plain(storage: Option<SmallFloat>, scales: &[f32]) -> [PriorGradien
 fn in_32_bits_no_scale_changes_a_gradient() {
     let scales: Vec<f32> = (0..prior().n_resblocks()).map(|i| (i as f32 * 3.0 - 4.0).exp2()).collect();
     let [scaled, plain] = mixed_and_plain(None, &scales);
-    assert!(scaled.overflowed.is_empty());
+    assert!(scaled.found.overflowed.is_empty());
     for (scaled, plain) in scaled.gradients.iter().zip(&plain.gradients) {
         let size = plain.iter().fold(0.0_f32, |size, value| size.max(value.abs()));
         assert!(scaled.iter().zip(plain).all(|(a, b)| (a - b).abs() <= 1e-4 * size), "{scaled:?}\n{plain:?}");
@@ -233,8 +303,8 @@ fn the_first_resblock_whose_output_is_not_finite_is_named() {
         let bias = weights.iter_mut().find(|weight| weight.name == name).unwrap();
         bias.values[0] = f32::NAN;
         let prior = crate::nn::import(prior_on(exact()), &weights).unwrap();
-        let found = prior.gradients(&stream(), Activations::Recompute, mixed).unwrap();
-        found.overflowed.first().copied()
+        let got = backward(&prior, &stream(), Activations::Recompute, mixed);
+        got.found.overflowed.first().copied()
     };
     for mixed in [None, Some(MixedPrecision { storage: None, scales: &[1.0; 8] })] {
         assert_eq!(first("blocks.0.mlp_out.bias", mixed), Some(1), "{mixed:?}");
@@ -272,9 +342,9 @@ fn an_overflow_in_16_bits_stays_in_its_resblock() {
     for over in 0..n {
         let scales: Vec<f32> = (0..n).map(|i| if i == over { 1e30 } else { 256.0 }).collect();
         let [scaled, plain] = mixed_and_plain(Some(SmallFloat::F16), &scales);
-        assert_eq!(scaled.overflowed, [over]);
+        assert_eq!(scaled.found.overflowed, [over]);
         // The gradient of the embeddings has passed through all resblocks.
-        let size = |all: &PriorGradients| all.gradients[0].iter().map(|value| value * value).sum::<f32>();
+        let size = |all: &Differentiated| all.gradients[0].iter().map(|value| value * value).sum::<f32>();
         assert!(
             size(&scaled).is_finite() && size(&scaled) > 0.0,
             "{} without, {} with",

@@ -15,4 +15,4 @@ pub use file::{EMBEDDED, Int8Change, ModelConfig, ModelFile, model_bytes, model_
 pub use openai_dvae::read_openai_dvae;
 pub use torch_file::read as read_torch_file;
 
-pub use crate::nn::{HostTensor, export, gradients, import};
+pub use crate::nn::{HostTensor, export, import};

@@ -7,12 +7,13 @@ use burn::tensor::{Device, Tensor, TensorData};
 use tempfile::TempDir;
 use tessera_base::Silent;
 use tessera_kernels::{Cpu, SmallFloat};
-use tessera_model::nn::{Init, Linear};
+use tessera_model::nn::{HostTensor, Init, Linear, ParamGradient, Part, Role, export, parameters};
 
 use super::*;
 use crate::capacity::Stage;
 use crate::config::Config;
 use crate::gradient::{Loss, differentiate};
+use crate::params::Param;
 use crate::precision::{Rules, Scaling};
 use crate::schedule::Schedule;
 
@@ -28,41 +29,72 @@ impl Task for Line<'_> {
     type Model = Linear;
     type Batch = Vec<f32>;
 
-    fn cpu(&self) -> Cpu {
-        Cpu::best()
-    }
-
-    fn batch(&self, step: u64, part: usize) -> Result<Vec<f32>> {
-        Ok((0..8).map(|i| ((step * 16 + part as u64 * 8 + i) as f32 * 0.7).sin()).collect())
-    }
-
-    fn gradient(&self, model: &Linear, x: Vec<f32>, step: u64, _: Option<&[f32]>) -> Result<Gradient> {
+    fn accumulate(
+        &self,
+        model: &Linear,
+        parts: Vec<Vec<f32>>,
+        step: u64,
+        _: Option<&[f32]>,
+        sink: &mut dyn GradientSink,
+    ) -> Result<Sums> {
         if step + 1 >= self.stop_after {
             self.stop.store(true, Ordering::Relaxed);
         }
-        let y: Vec<f32> = x.chunks(2).map(|x| x[0] + 2.0 * x[1] + 3.0).collect();
         let device = Device::flex();
-        let x: Tensor<2> = Tensor::from_data(TensorData::new(x, [4, 2]), &device).autodiff();
-        let y: Tensor<2> = Tensor::from_data(TensorData::new(y, [4, 1]), &device).autodiff();
-        differentiate(self.cpu(), model, None, |model| {
-            let total = (model.forward(x) - y).powf_scalar(2.0).mean();
-            Loss { figures: vec![("twice", total.clone() * 2.0)], total }
-        })
+        let mut sums = Sums::default();
+        for x in parts {
+            let y: Vec<f32> = x.chunks(2).map(|x| x[0] + 2.0 * x[1] + 3.0).collect();
+            let x: Tensor<2> = Tensor::from_data(TensorData::new(x, [4, 2]), &device).autodiff();
+            let y: Tensor<2> = Tensor::from_data(TensorData::new(y, [4, 1]), &device).autodiff();
+            sums.add(differentiate(model, None, sink, |model| {
+                let total = (model.forward(x) - y).powf_scalar(2.0).mean();
+                Loss { figures: vec![("twice", total.clone() * 2.0)], total }
+            })?);
+        }
+        Ok(sums)
     }
 
-    fn validate(&self, model: &Linear, step: u64) -> Result<Metrics> {
-        let mut metrics = vec![("bias", model.bias.val().into_scalar::<f64>())];
-        metrics.extend(self.best_at.map(|best| ("distance", best.abs_diff(step) as f64)));
-        Ok(metrics)
+    fn validate(&self, model: &Linear, step: u64) -> Result<Validation> {
+        let loss = self.best_at.map(|best| best.abs_diff(step) as f64);
+        let metrics = vec![("bias", model.bias.val().into_scalar::<f64>())];
+        Ok(Validation { metrics, loss, warning: None })
     }
 
-    fn held_out_loss(&self, metrics: &Metrics) -> Option<f64> {
-        crate::log::metric(metrics, "distance")
+    fn sample(&self, _: &Linear) -> Result<Option<RgbImage>> {
+        Ok(Some(RgbImage::new(2, 2)))
     }
+}
 
-    fn picture(&self, _: &Linear) -> Result<RgbImage> {
-        Ok(RgbImage::new(2, 2))
-    }
+fn batch_of_line(step: u64, part: usize) -> Result<Vec<f32>> {
+    Ok((0..8).map(|i| ((step * 16 + part as u64 * 8 + i) as f32 * 0.7).sin()).collect())
+}
+
+/// What the loop needs for a task whose batches are `batch`.
+fn training<'a, T: Task>(
+    task: &'a T,
+    batch: &'a (dyn Fn(u64, usize) -> Result<T::Batch> + Sync),
+    config: &'a FitConfig,
+) -> Training<'a, T> {
+    Training { task, batch, config, cpu: Cpu::best(), scales: None, loss_is_final_from: 0 }
+}
+
+/// What the loop needs for a task without batches.
+fn bare<'a, T: Task<Batch = ()>>(task: &'a T, config: &'a FitConfig) -> Training<'a, T> {
+    training(task, &|_, _| Ok(()), config)
+}
+
+/// Passes a gradient with the same `value` everywhere to `sink`.
+fn constant(model: &Linear, value: f32, sink: &mut dyn GradientSink) {
+    let gradient = |parameter: tessera_model::nn::Parameter| ParamGradient {
+        id: parameter.id,
+        values: parameter.values.ones_like() * value,
+    };
+    let gradients = parameters(model).into_iter().map(gradient).collect();
+    sink.take(Part::Model, gradients, None).unwrap();
+}
+
+fn weights(state: &TrainState, which: Which) -> Vec<HostTensor> {
+    state.params.to_host(which)
 }
 
 fn config() -> FitConfig {
@@ -89,7 +121,9 @@ fn train(dir: &Path, stop_after: u64) -> (Vec<HostTensor>, Outcome) {
     let task = Line { stop: &stop, stop_after, best_at: None };
     let model = Linear::new(&mut Init::new(1, &Device::flex()), [2, 1], 0.1);
     let run = RunDir::open(dir, Stage::Prior, TEXT, dir.exists(), &Silent).unwrap();
-    let (model, outcome) = fit(&task, model, &config(), &run, control(&stop)).unwrap();
+    let config = config();
+    let training = training(&task, &batch_of_line, &config);
+    let (model, outcome) = fit(&training, model, &run, control(&stop)).unwrap();
     (export(&model), outcome)
 }
 
@@ -118,7 +152,8 @@ fn validated(steps: u64, best_at: Option<u64>, last: bool) -> (Vec<HostTensor>, 
     let task = Line { stop: &stop, stop_after: u64::MAX, best_at };
     let model = Linear::new(&mut Init::new(1, &Device::flex()), [2, 1], 0.1);
     let config = FitConfig { steps, eval_every: 10, ..config() };
-    let (model, _) = fit(&task, model, &config, &open(&dir), Control { last, ..control(&stop) }).unwrap();
+    let training = training(&task, &batch_of_line, &config);
+    let (model, _) = fit(&training, model, &open(&dir), Control { last, ..control(&stop) }).unwrap();
     let entries = std::fs::read_dir(dir.path().join("run/checkpoints")).unwrap();
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -146,34 +181,25 @@ impl Task for Overflowing {
     type Model = Linear;
     type Batch = ();
 
-    fn cpu(&self) -> Cpu {
-        Cpu::best()
-    }
-
-    fn batch(&self, _: u64, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn scales(&self, _: &Linear) -> Option<Scales> {
-        let rules = Rules { rest: 2, ..Rules::paper(Scaling::Resblock) };
-        Some(Scales::new(rules, 4, SmallFloat::F16, 1))
-    }
-
-    fn gradient(&self, model: &Linear, (): (), step: u64, _: Option<&[f32]>) -> Result<Gradient> {
+    fn accumulate(
+        &self,
+        model: &Linear,
+        _: Vec<()>,
+        step: u64,
+        _: Option<&[f32]>,
+        sink: &mut dyn GradientSink,
+    ) -> Result<Sums> {
         let over = (self.0)(step);
-        let value = if over { f32::INFINITY } else { 1.0 };
-        let values = export(model).iter().map(|weight| vec![value; weight.values.len()]).collect();
+        constant(model, if over { f32::INFINITY } else { 1.0 }, sink);
         let overflowed = if over { vec![2, 0] } else { Vec::new() };
-        Ok(Gradient { overflowed, ..Gradient::new(values, 1.0, Vec::new()) })
+        Ok(Sums { overflowed, ..Sums::of_part(1.0, Vec::new()) })
     }
+}
 
-    fn validate(&self, _: &Linear, _: u64) -> Result<Metrics> {
-        Ok(Metrics::new())
-    }
-
-    fn picture(&self, _: &Linear) -> Result<RgbImage> {
-        Ok(RgbImage::new(2, 2))
-    }
+/// The training of `task` with gradient scales.
+fn scaled<'a>(task: &'a Overflowing, config: &'a FitConfig) -> Training<'a, Overflowing> {
+    let rules = Rules { rest: 2, ..Rules::paper(Scaling::Resblock) };
+    Training { scales: Some(Scales::new(rules, 4, SmallFloat::F16, 1)), ..bare(task, config) }
 }
 
 fn linear() -> Linear {
@@ -183,17 +209,23 @@ fn linear() -> Linear {
 #[test]
 fn update_with_an_overflow_is_skipped_completely() {
     let (task, config) = (Overflowing(|step| step == 3), config());
-    let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
+    let training = scaled(&task, &config);
+    let mut trainer = Trainer::new(&training, linear(), None).unwrap();
     (0..3).for_each(|_| assert!(!trainer.step().unwrap().is_empty()));
     let before = trainer.state.clone();
     assert!(trainer.step().unwrap().is_empty());
     let after = trainer.state.clone();
-    assert_eq!((after.step, after.adam.updates), (4, 3));
-    assert_eq!((&after.weights, &after.adam), (&before.weights, &before.adam));
+    assert_eq!((after.step, after.params.updates), (4, 3));
+    // The average was updated at the same time as the failed gradient was computed.
+    let same = |a: &Param, b: &Param| {
+        (&a.mean, &a.variance) == (&b.mean, &b.variance)
+            && weights(&after, Which::Value) == weights(&before, Which::Value)
+    };
+    assert!(after.params.params.iter().zip(&before.params.params).all(|(a, b)| same(a, b)));
     let [now, then] = [&after, &before].map(|state| state.scales.as_ref().unwrap().log2().to_vec());
     assert!(now[0] < then[0] && now[1] > then[1] && now[2] < then[2] && now[3] > then[3], "{now:?}");
     trainer.step().unwrap();
-    assert_ne!(trainer.state.weights, before.weights);
+    assert_ne!(weights(&trainer.state, Which::Value), weights(&before, Which::Value));
 }
 
 #[test]
@@ -201,11 +233,12 @@ fn run_of_skipped_updates_fails_and_names_the_first_resblock() {
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
     let task = Overflowing(|step| step >= 5);
-    let error =
-        fit(&task, linear(), &config(), &run, control(&AtomicBool::new(false))).err().unwrap().to_string();
+    let config = config();
+    let stop = AtomicBool::new(false);
+    let error = fit(&scaled(&task, &config), linear(), &run, control(&stop)).err().unwrap().to_string();
     assert!(error.contains("16 updates in a row") && error.contains("resblock 2 of 4"), "{error}");
     let saved = run.newest_checkpoint(&Silent).unwrap().unwrap();
-    assert_eq!((saved.step, saved.adam.updates), (20, 5));
+    assert_eq!((saved.step, saved.params.updates), (20, 5));
 }
 
 /// A task whose loss falls until update 30, then rises, and is NaN from update 60 on.
@@ -215,26 +248,17 @@ impl Task for Diverging {
     type Model = Linear;
     type Batch = ();
 
-    fn cpu(&self) -> Cpu {
-        Cpu::best()
-    }
-
-    fn batch(&self, _: u64, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn gradient(&self, model: &Linear, (): (), step: u64, _: Option<&[f32]>) -> Result<Gradient> {
+    fn accumulate(
+        &self,
+        model: &Linear,
+        _: Vec<()>,
+        step: u64,
+        _: Option<&[f32]>,
+        sink: &mut dyn GradientSink,
+    ) -> Result<Sums> {
+        constant(model, 1.0, sink);
         let loss = if step < 60 { (step as f64 - 30.0).abs() + 5.0 } else { f64::NAN };
-        let values = export(model).iter().map(|weight| vec![1.0; weight.values.len()]).collect();
-        Ok(Gradient::new(values, loss, Vec::new()))
-    }
-
-    fn validate(&self, _: &Linear, _: u64) -> Result<Metrics> {
-        Ok(Metrics::new())
-    }
-
-    fn picture(&self, _: &Linear) -> Result<RgbImage> {
-        Ok(RgbImage::new(2, 2))
+        Ok(Sums::of_part(loss, Vec::new()))
     }
 }
 
@@ -243,7 +267,8 @@ fn diverged_run_keeps_the_checkpoint_before_its_loss_rose() {
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
     let stop = AtomicBool::new(false);
-    let error = fit(&Diverging, linear(), &config(), &run, control(&stop)).err().unwrap().to_string();
+    let config = config();
+    let error = fit(&bare(&Diverging, &config), linear(), &run, control(&stop)).err().unwrap().to_string();
     // Checkpoints are 7 updates apart. The mean loss before that of step 35 is about 7, before the
     // next one about 13.
     assert!(
@@ -260,14 +285,16 @@ fn diverged_run_keeps_the_checkpoint_before_its_loss_rose() {
 fn average_is_updated_every_25_updates() {
     let config = FitConfig { ema: 0.9, ema_every: 25, ema_rise: false, ..config() };
     let task = Overflowing(|_| false);
-    let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
-    let first = trainer.state.average[0].values[0];
+    let training = bare(&task, &config);
+    let mut trainer = Trainer::new(&training, linear(), None).unwrap();
+    let value = |trainer: &Trainer<_>, which| weights(&trainer.state, which)[0].values[0];
+    let first = value(&trainer, Which::Average);
     (0..25).for_each(|_| drop(trainer.step().unwrap()));
-    assert_eq!(trainer.state.average[0].values[0], first);
-    let weight = trainer.state.weights[0].values[0]; // update 25 starts from it
+    assert_eq!(value(&trainer, Which::Average), first);
+    let weight = value(&trainer, Which::Value); // update 25 starts from it
     (0..20).for_each(|_| drop(trainer.step().unwrap()));
     let expected = 0.9 * first + 0.1 * weight;
-    assert!((trainer.state.average[0].values[0] - expected).abs() < 1e-6 && first != weight);
+    assert!((value(&trainer, Which::Average) - expected).abs() < 1e-6 && first != weight);
 }
 
 /// An average with a decay of 0 would still lag one update behind the weights.
@@ -276,9 +303,11 @@ fn run_without_an_average_returns_the_newest_weights() {
     let task = Overflowing(|_| false);
     for (ema, is_newest) in [(0.0, true), (0.5, false)] {
         let config = FitConfig { ema, ema_every: 1, ema_rise: false, ..config() };
-        let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
+        let training = bare(&task, &config);
+        let mut trainer = Trainer::new(&training, linear(), None).unwrap();
         (0..5).for_each(|_| drop(trainer.step().unwrap()));
-        assert_eq!(export(&trainer.averaged().unwrap()) == trainer.state.weights, is_newest);
+        let newest = weights(&trainer.state, Which::Value);
+        assert_eq!(export(&trainer.averaged().unwrap()) == newest, is_newest);
     }
 }
 
@@ -294,11 +323,11 @@ fn plateau_halves_the_learning_rate_also_in_a_resumed_run() {
     };
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
-    let mut trainer = Trainer::new(&task, linear(), &config, None).unwrap();
+    let training = bare(&task, &config);
+    let mut trainer = Trainer::new(&training, linear(), None).unwrap();
     let mut lrs = steps(&mut trainer, 65);
     run.write_checkpoint(&trainer.state).unwrap();
-    let mut resumed =
-        Trainer::new(&task, linear(), &config, run.newest_checkpoint(&Silent).unwrap()).unwrap();
+    let mut resumed = Trainer::new(&training, linear(), run.newest_checkpoint(&Silent).unwrap()).unwrap();
     lrs.extend(steps(&mut resumed, 85));
     let expected = |update: usize| [0.4, 0.2, 0.1, 0.1, 0.1][update.saturating_sub(10) / 30];
     (0..150).for_each(|update| assert!((lrs[update] - expected(update)).abs() < 1e-12, "{update}: {lrs:?}"));
@@ -314,28 +343,19 @@ impl Task for Broken {
     type Model = Linear;
     type Batch = ();
 
-    fn cpu(&self) -> Cpu {
-        Cpu::best()
-    }
-
-    fn batch(&self, _: u64, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn gradient(&self, model: &Linear, (): (), step: u64, _: Option<&[f32]>) -> Result<Gradient> {
+    fn accumulate(
+        &self,
+        model: &Linear,
+        _: Vec<()>,
+        step: u64,
+        _: Option<&[f32]>,
+        sink: &mut dyn GradientSink,
+    ) -> Result<Sums> {
         if self.fails && step == self.at {
-            return Ok(Gradient { overflowed: vec![3], ..Gradient::new(Vec::new(), f64::NAN, Vec::new()) });
+            return Ok(Sums { overflowed: vec![3], ..Sums::of_part(f64::NAN, Vec::new()) });
         }
-        let values = export(model).iter().map(|weight| vec![1.0; weight.values.len()]).collect();
-        Ok(Gradient::new(values, 1.0, Vec::new()))
-    }
-
-    fn validate(&self, _: &Linear, _: u64) -> Result<Metrics> {
-        Ok(Metrics::new())
-    }
-
-    fn picture(&self, _: &Linear) -> Result<RgbImage> {
-        Ok(RgbImage::new(2, 2))
+        constant(model, 1.0, sink);
+        Ok(Sums::of_part(1.0, Vec::new()))
     }
 }
 
@@ -346,7 +366,8 @@ fn nan_loss_names_the_first_resblock_and_saves_a_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let run = open(&dir);
         let task = Broken { at, fails: true };
-        let error = fit(&task, linear(), &config(), &run, control(&AtomicBool::new(false))).err().unwrap();
+        let (config, stop) = (config(), AtomicBool::new(false));
+        let error = fit(&bare(&task, &config), linear(), &run, control(&stop)).err().unwrap();
         assert!(error.to_string().contains("the loss is NaN; resblock 3"), "{error}");
         assert_eq!(run.newest_checkpoint(&Silent).unwrap().unwrap().step, at);
     }
@@ -359,69 +380,40 @@ fn run_continues_from_a_failed_update_with_the_same_bits() {
     let steps = |trainer: &mut Trainer<Broken>, n| (0..n).for_each(|_| drop(trainer.step().unwrap()));
     let (config, at) = (config(), 5);
     let [sound, failing] = [false, true].map(|fails| Broken { at, fails });
-    let mut expected = Trainer::new(&sound, linear(), &config, None).unwrap();
+    let [sound, failing] = [&sound, &failing].map(|task| bare(task, &config));
+    let mut expected = Trainer::new(&sound, linear(), None).unwrap();
     steps(&mut expected, 9);
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
-    let mut trainer = Trainer::new(&failing, linear(), &config, None).unwrap();
+    let mut trainer = Trainer::new(&failing, linear(), None).unwrap();
     steps(&mut trainer, at);
     assert!(trainer.step().is_err());
     run.write_checkpoint(&trainer.state).unwrap();
     let saved = run.newest_checkpoint(&Silent).unwrap();
-    let mut resumed = Trainer::new(&sound, linear(), &config, saved).unwrap();
+    let mut resumed = Trainer::new(&sound, linear(), saved).unwrap();
     steps(&mut resumed, 9 - at);
-    assert_eq!(resumed.state.weights, expected.state.weights);
-    assert_eq!(resumed.state.average, expected.state.average);
-}
-
-/// A task whose batches fail from step 5 on.
-struct Spoilt;
-
-impl Task for Spoilt {
-    type Model = Linear;
-    type Batch = ();
-
-    fn cpu(&self) -> Cpu {
-        Cpu::best()
-    }
-
-    fn batch(&self, step: u64, _: usize) -> Result<()> {
-        ensure!(step < 5, "picture 7 is damaged");
-        Ok(())
-    }
-
-    fn gradient(&self, model: &Linear, (): (), _: u64, _: Option<&[f32]>) -> Result<Gradient> {
-        let values = export(model).iter().map(|weight| vec![1.0; weight.values.len()]).collect();
-        Ok(Gradient::new(values, 1.0, Vec::new()))
-    }
-
-    fn validate(&self, _: &Linear, _: u64) -> Result<Metrics> {
-        Ok(Metrics::new())
-    }
-
-    fn picture(&self, _: &Linear) -> Result<RgbImage> {
-        Ok(RgbImage::new(2, 2))
-    }
-
-    /// Losses of earlier updates are not compared.
-    fn loss_is_final_from(&self) -> u64 {
-        3
-    }
+    assert!(resumed.state.params == expected.state.params);
 }
 
 #[test]
 fn failed_batch_ends_the_run_and_saves_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
-    let run = open(&dir);
-    let error = fit(&Spoilt, linear(), &config(), &run, control(&AtomicBool::new(false))).err().unwrap();
+    let (run, config, stop) = (open(&dir), config(), AtomicBool::new(false));
+    let batch = |step, _| {
+        ensure!(step < 5, "picture 7 is damaged");
+        Ok(())
+    };
+    let task = Overflowing(|_| false);
+    let error = fit(&training(&task, &batch, &config), linear(), &run, control(&stop)).err().unwrap();
     assert_eq!(error.to_string(), "picture 7 is damaged");
     assert_eq!(run.newest_checkpoint(&Silent).unwrap().unwrap().step, 5);
 }
 
 #[test]
 fn losses_are_recorded_only_after_the_objective_settles() {
-    let config = config();
-    let mut trainer = Trainer::new(&Spoilt, linear(), &config, None).unwrap();
+    let (task, config) = (Overflowing(|_| false), config());
+    let training = Training { loss_is_final_from: 3, ..bare(&task, &config) };
+    let mut trainer = Trainer::new(&training, linear(), None).unwrap();
     (0..5).for_each(|_| drop(trainer.step().unwrap()));
     assert_eq!(trainer.state.losses, LossSum { sum: 2.0, n: 2 });
 }
@@ -429,7 +421,8 @@ fn losses_are_recorded_only_after_the_objective_settles() {
 /// The loss rises over the first 20 updates, as it does while β rises.
 #[test]
 fn good_checkpoint_ignores_losses_before_the_objective_settles() {
-    let mut state = Trainer::new(&Diverging, linear(), &config(), None).unwrap().state;
+    let config = config();
+    let mut state = Trainer::new(&bare(&Diverging, &config), linear(), None).unwrap().state;
     let mut good = |step, loss, final_from| {
         (state.step, state.losses) = (step, LossSum { sum: loss, n: 1 });
         state.mark_if_good(final_from);
@@ -442,29 +435,34 @@ fn good_checkpoint_ignores_losses_before_the_objective_settles() {
 #[test]
 fn checkpoint_of_another_shape_or_kind_is_refused() {
     let config = config();
-    let of_scaled = Trainer::new(&Overflowing(|_| false), linear(), &config, None).unwrap().state;
-    let error = Trainer::new(&Broken { at: 0, fails: true }, linear(), &config, Some(of_scaled))
-        .err()
-        .unwrap()
-        .to_string();
+    let (overflowing, broken) = (Overflowing(|_| false), Broken { at: 0, fails: true });
+    let (with_scales, plain) = (scaled(&overflowing, &config), bare(&broken, &config));
+    let of_scaled = Trainer::new(&with_scales, linear(), None).unwrap().state;
+    let error = Trainer::new(&plain, linear(), Some(of_scaled)).err().unwrap().to_string();
     assert!(error.contains("gradient scales of Some(4) resblocks, wanted None"), "{error}");
     let wide = Linear::new(&mut Init::new(1, &Device::flex()), [3, 1], 0.1);
-    let of_wide = Trainer::new(&Broken { at: 0, fails: true }, wide, &config, None).unwrap().state;
-    let error = Trainer::new(&Broken { at: 0, fails: true }, linear(), &config, Some(of_wide)).err().unwrap();
+    let of_wide = Trainer::new(&plain, wide, None).unwrap().state;
+    let error = Trainer::new(&plain, linear(), Some(of_wide)).err().unwrap();
     assert!(format!("{error:#}").contains("the checkpoint is of another model"), "{error:#}");
 }
 
 #[test]
 fn nonfinite_gradient_is_found_by_the_name_of_its_weight() {
-    let weights = export(&linear());
-    let nonfinite_weight =
-        |values| Gradient::new(values, 0.0, Vec::new()).nonfinite_weight(&weights).map(str::to_string);
-    assert_eq!(nonfinite_weight(vec![vec![1.0, f32::NAN], vec![0.0]]).as_ref(), Some(&weights[0].name));
-    assert_eq!(
-        nonfinite_weight(vec![vec![f32::NAN, 1.0], vec![f32::INFINITY]]).as_ref(),
-        Some(&weights[1].name)
-    );
-    assert_eq!(nonfinite_weight(vec![vec![f32::MAX, 1.0], vec![0.0]]), None);
+    let model = linear();
+    let store = ParamStore::new(&model, optim::Moments::Full);
+    let name_of_nonfinite = |values: [[f32; 2]; 2]| {
+        let mut sums = GradientSums::new(Cpu::best());
+        let gradient = |(param, values): (&Param, [f32; 2])| ParamGradient {
+            id: param.id,
+            values: Tensor::from_data(TensorData::from(values), &Device::flex()),
+        };
+        sums.take(Part::Model, store.params.iter().zip(values).map(gradient).collect(), None).unwrap();
+        store.nonfinite(Cpu::best(), &sums).map(str::to_string)
+    };
+    let name = |i: usize| Some(store.params[i].name.clone());
+    assert_eq!(name_of_nonfinite([[1.0, f32::NAN], [0.0, 0.0]]), name(0));
+    assert_eq!(name_of_nonfinite([[f32::NAN, 1.0], [f32::INFINITY, 0.0]]), name(1));
+    assert_eq!(name_of_nonfinite([[f32::MAX, 1.0], [0.0, 0.0]]), None);
 }
 
 #[test]
@@ -475,6 +473,7 @@ fn nonfinite_loss_stops_the_run() {
     let mut model = Linear::new(&mut Init::new(1, &Device::flex()), [2, 1], 0.1);
     model.bias = Init::new(1, &Device::flex()).normal(Role::Vector, [1], f64::INFINITY);
     let run = open(&dir);
-    let error = fit(&task, model, &config(), &run, control(&stop)).err().unwrap();
+    let config = config();
+    let error = fit(&training(&task, &batch_of_line, &config), model, &run, control(&stop)).err().unwrap();
     assert!(error.to_string().contains("step 0: the loss is"), "{error}");
 }

@@ -5,47 +5,36 @@ use std::sync::Arc;
 use anyhow::Result;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use image::RgbImage;
 use tessera_kernels::decode::Weights;
 use tessera_kernels::{AttentionPlan, Cpu, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
-use tessera_model::nn::{Init, LayerNorm, Role};
+use tessera_model::nn::{GradientSink, Init, LayerNorm, Role};
 use tessera_model::prior::{
-    Activations, Block, Layout, Logits, Prior, PriorConfig, PriorGradients, Stream, Wrap,
+    Activations, Block, ChainOptions, Layout, Logits, Prior, PriorConfig, Stream, Wrap,
 };
-use tessera_train::{Config, FitConfig, Gradient, Loss, Metrics, Task, Trainer, differentiate};
+use tessera_train::{Config, FitConfig, Loss, Sums, Task, Trainer, Training, differentiate};
 
 use super::{Benchmark, count};
 
 /// A training task that always has the same batch.
 struct Fixed<M, F> {
     gradient: F,
-    cpu: Cpu,
     model: std::marker::PhantomData<fn(M)>,
 }
 
-impl<M: Module + Sync, F: Fn(&M) -> Result<Gradient> + Sync> Task for Fixed<M, F> {
+impl<M: Module + Sync, F: Fn(&M, &mut dyn GradientSink) -> Result<Sums> + Sync> Task for Fixed<M, F> {
     type Model = M;
     type Batch = ();
 
-    fn cpu(&self) -> Cpu {
-        self.cpu
-    }
-
-    fn batch(&self, _: u64, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn gradient(&self, model: &M, (): (), _: u64, _: Option<&[f32]>) -> Result<Gradient> {
-        (self.gradient)(model)
-    }
-
-    fn validate(&self, _: &M, _: u64) -> Result<Metrics> {
-        Ok(Metrics::new())
-    }
-
-    fn picture(&self, _: &M) -> Result<RgbImage> {
-        Ok(RgbImage::new(1, 1))
+    fn accumulate(
+        &self,
+        model: &M,
+        _: Vec<()>,
+        _: u64,
+        _: Option<&[f32]>,
+        sink: &mut dyn GradientSink,
+    ) -> Result<Sums> {
+        (self.gradient)(model, sink)
     }
 }
 
@@ -53,15 +42,17 @@ impl<M: Module + Sync, F: Fn(&M) -> Result<Gradient> + Sync> Task for Fixed<M, F
 fn step<M: Module + Sync + 'static>(
     cpu: Cpu,
     model: M,
-    gradient: impl Fn(&M) -> Result<Gradient> + Sync + 'static,
+    gradient: impl Fn(&M, &mut dyn GradientSink) -> Result<Sums> + Sync + 'static,
     amount: usize,
     unit: &'static str,
     gflop: f64,
 ) -> Result<Benchmark> {
-    // Both are leaked: the process runs only this benchmark.
-    let task = Box::leak(Box::new(Fixed { gradient, cpu, model: std::marker::PhantomData }));
+    // All are leaked: the process runs only this benchmark.
+    let task = Box::leak(Box::new(Fixed { gradient, model: std::marker::PhantomData }));
     let config: &'static FitConfig = Box::leak(Box::new(settings()?));
-    let mut trainer = Trainer::new(task, model, config, None)?;
+    let (batch, scales): (&'static (dyn Fn(u64, usize) -> Result<()> + Sync), _) = (&|_, _| Ok(()), None);
+    let training = Training { task, batch, config, cpu, scales, loss_is_final_from: 0 };
+    let mut trainer = Trainer::new(Box::leak(Box::new(training)), model, None)?;
     let run = move || trainer.step().map(drop);
     let (amount, gflop, weights) = (amount as f64, Some(gflop), Weights::Full);
     Ok(Benchmark { run: Box::new(run), amount, unit, gflop, weights })
@@ -89,8 +80,9 @@ pub fn gpt_step(cpu: Cpu) -> Result<Benchmark> {
     // Each weight is multiplied once forward and twice backward. Attention is not counted.
     let products = count::layers(Gpt::LAYERS, Gpt::D) + Gpt::D * Gpt::VOCAB;
     let gflop = 6e-9 * (BATCH * Gpt::LEN * products) as f64;
-    let gradient =
-        move |model: &Gpt| differentiate(cpu, model, None, |model| only_loss(model.loss(&tokens, &plan)));
+    let gradient = move |model: &Gpt, sink: &mut dyn GradientSink| {
+        differentiate(model, None, sink, |model| only_loss(model.loss(&tokens, &plan)))
+    };
     step(cpu, model, gradient, BATCH * Gpt::LEN, "tokens/s", gflop)
 }
 
@@ -169,10 +161,11 @@ fn stream_step(cpu: Cpu, config: PriorConfig, batch: usize, activations: Activat
         * (config.text_len * (config.text_vocab + config.text_len) + config.image_len() * config.image_vocab);
     let products = amount * count::layers(config.n_layers, config.d_model) + heads * config.d_model;
     let gflop = 6e-9 * products as f64;
-    let gradient = move |model: &Prior| {
-        let PriorGradients { loss, gradients, .. } = model.gradients(&stream, activations, None)?;
-        let (loss, figures) = only_loss(loss.loss).values();
-        Ok(Gradient::new(gradients, loss, figures))
+    let options = ChainOptions { activations, mixed: None };
+    let gradient = move |model: &Prior, sink: &mut dyn GradientSink| {
+        let found = model.backward(&stream, &model.blocks(), sink, options)?;
+        let (loss, metrics) = only_loss(found.loss.loss).values();
+        Ok(Sums::of_part(loss, metrics))
     };
     step(cpu, Prior::new(&config, 1, cpu), gradient, amount, "tokens/s", gflop)
 }
@@ -206,7 +199,8 @@ pub fn dvae_step(cpu: Cpu) -> Result<Benchmark> {
     let ([first, encoder], decoder) = (count::encoder(&config), count::decoder(&config));
     let products = 4 * first + 6 * (encoder + decoder[0] + decoder[1]);
     let gflop = 1e-9 * (BATCH * products) as f64;
-    step(cpu, model, move |model: &Dvae| differentiate(cpu, model, None, &loss), BATCH, "pictures/s", gflop)
+    let gradient = move |model: &Dvae, sink: &mut dyn GradientSink| differentiate(model, None, sink, &loss);
+    step(cpu, model, gradient, BATCH, "pictures/s", gflop)
 }
 
 /// The paper's sequence and vocabularies with a small transformer.

@@ -1,0 +1,207 @@
+//! The parameters of a model in training, and everything that an update changes: values, moving
+//! average and the optimizer's moments, as flat tensors on one device.
+//!
+//! A model in training has no values of its own. [`ParamStore::load`] lends it those of the store,
+//! on the CPU without copying them; when the model is dropped, an update changes them in place.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, ensure};
+use burn::module::{Module, ParamId};
+use burn::tensor::Tensor;
+use tessera_kernels::{Cpu, all_finite, changed, ema_, read};
+use tessera_model::nn::{GradientSums, HostTensor, Parameter, Role, parameters, with_values};
+
+use crate::config::FitConfig;
+use crate::optim::{self, Moment, Moments};
+
+/// One parameter with everything that an update changes.
+#[derive(Debug, Clone)]
+pub struct Param {
+    /// The field path in the model.
+    pub name: String,
+    /// The shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// The role, which decides weight decay and 16-bit storage.
+    pub role: Role,
+    /// The id of the parameter in the model.
+    pub id: ParamId,
+    /// The values.
+    pub value: Tensor<1>,
+    /// The moving average of the values.
+    pub average: Tensor<1>,
+    /// The optimizer's first moment: the running mean of the gradient.
+    pub mean: Moment,
+    /// The optimizer's second moment: the running mean of the squared gradient.
+    pub variance: Moment,
+}
+
+impl PartialEq for Param {
+    fn eq(&self, other: &Param) -> bool {
+        let equal = |a: &Tensor<1>, b: &Tensor<1>| read(a, |a| read(b, |b| a == b));
+        (&self.name, &self.shape, &self.mean, &self.variance)
+            == (&other.name, &other.shape, &other.mean, &other.variance)
+            && equal(&self.value, &other.value)
+            && equal(&self.average, &other.average)
+    }
+}
+
+/// Which values of the parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The newest ones.
+    Value,
+    /// Their moving average.
+    Average,
+}
+
+/// All parameters of a model, in its order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamStore {
+    /// The parameters.
+    pub params: Vec<Param>,
+    /// The number of updates, without skipped ones.
+    pub updates: u64,
+}
+
+impl ParamStore {
+    /// Makes a store with the values of `model`, its average, and moments that are zero.
+    pub fn new(model: &impl Module, moments: Moments) -> ParamStore {
+        let param = |Parameter { name, id, role, shape, values }: Parameter| {
+            let [mean, variance] = Moment::pair(&values, role, moments);
+            Param { name, shape, role, id, average: values.clone(), value: values, mean, variance }
+        };
+        ParamStore { params: parameters(model).into_iter().map(param).collect(), updates: 0 }
+    }
+
+    /// Returns a store that was read from a file as the store of `model`: with the ids and roles of
+    /// its parameters, on its device.
+    ///
+    /// # Errors
+    /// If the store has other parameters.
+    pub fn of_model(self, model: &impl Module) -> Result<ParamStore> {
+        let own = parameters(model);
+        ensure!(
+            own.len() == self.params.len(),
+            "there are {} weights, wanted {}",
+            self.params.len(),
+            own.len()
+        );
+        let mut by_name: HashMap<String, Param> =
+            self.params.into_iter().map(|param| (param.name.clone(), param)).collect();
+        let bound = |Parameter { name, id, role, shape, values }: Parameter| -> Result<Param> {
+            let param = by_name.remove(&name).with_context(|| format!("weight {name} is missing"))?;
+            ensure!(
+                param.shape == shape,
+                "weight {name} has shape {:?}; this model wants {shape:?}",
+                param.shape
+            );
+            let device = values.device();
+            let [value, average] = [param.value, param.average].map(|tensor| tensor.to_device(&device));
+            let [mean, variance] = [param.mean, param.variance].map(|moment| moment.moved_to(&device));
+            Ok(Param { name, shape, role, id, value, average, mean, variance })
+        };
+        let params = own.into_iter().map(bound).collect::<Result<_>>()?;
+        Ok(ParamStore { params, updates: self.updates })
+    }
+
+    /// Returns `model` with these values.
+    ///
+    /// # Errors
+    /// If the store has no values for a parameter of the model.
+    pub fn load<M: Module>(&self, model: M, which: Which) -> Result<M> {
+        let by_id: HashMap<ParamId, &Param> = self.params.iter().map(|param| (param.id, param)).collect();
+        with_values(model, |name, id| {
+            let param = by_id.get(&id).with_context(|| format!("weight {name} is missing"))?;
+            Ok((param.shape.clone(), param.tensor(which).clone()))
+        })
+    }
+
+    /// Updates all values with AdamW and learning rate `lr` ([`optim::adamw`]). Returns the norm of
+    /// the gradient, before it is clipped.
+    ///
+    /// The gradient is `share` times `sums`. Parameters without gradients have a gradient of 0.
+    pub fn adamw_(
+        &mut self,
+        cpu: Cpu,
+        (sums, share): (&GradientSums, f64),
+        config: &FitConfig,
+        lr: f64,
+    ) -> f64 {
+        let ids: Vec<ParamId> = self.params.iter().map(|param| param.id).collect();
+        let norm = share * sums.sum_of_squares(&ids).sqrt();
+        if !optim::is_applied(norm, config) {
+            return norm;
+        }
+        self.updates += 1;
+        let (params, updates) = (std::mem::take(&mut self.params), self.updates);
+        let update = |param: Param| {
+            let step = optim::adamw(config, lr, (norm, share), updates, param.role);
+            let gradient = sums.get(param.id).cloned().unwrap_or_else(|| param.value.zeros_like());
+            let moments = [param.mean, param.variance];
+            let (value, [mean, variance]) = optim::apply(cpu, &step, param.value, moments, &gradient);
+            Param { value, mean, variance, ..param }
+        };
+        self.params = params.into_iter().map(update).collect();
+        norm
+    }
+
+    /// Moves the average towards the values: `average += share · (value - average)`.
+    pub fn ema_(&mut self, cpu: Cpu, share: f32) {
+        let moved = |param: Param| Param { average: ema_(cpu, param.average, &param.value, share), ..param };
+        self.params = std::mem::take(&mut self.params).into_iter().map(moved).collect();
+    }
+
+    /// Changes the values of the parameter `name` on the host, if there is one.
+    pub fn change(&mut self, name: &str, which: Which, change: impl FnOnce(&mut [f32])) {
+        if let Some(param) = self.params.iter_mut().find(|param| param.name == name) {
+            let tensor = param.tensor_mut(which);
+            *tensor = changed(tensor.clone(), change);
+        }
+    }
+
+    /// Replaces the values by those of `weights`, which are in the order of the parameters.
+    ///
+    /// # Panics
+    /// If a size differs.
+    pub fn set(&mut self, which: Which, weights: &[HostTensor]) {
+        for (param, weight) in self.params.iter_mut().zip(weights) {
+            let tensor = param.tensor_mut(which);
+            *tensor = changed(tensor.clone(), |values| values.copy_from_slice(&weight.values));
+        }
+    }
+
+    /// Returns the values on the host.
+    pub fn to_host(&self, which: Which) -> Vec<HostTensor> {
+        let host = |param: &Param| HostTensor {
+            name: param.name.clone(),
+            shape: param.shape.clone(),
+            values: read(param.tensor(which), <[f32]>::to_vec),
+        };
+        self.params.iter().map(host).collect()
+    }
+
+    /// Returns the name of the last parameter whose gradient is not finite. The backward pass
+    /// computes the gradients from last to first, so this is where the problem began.
+    pub(crate) fn nonfinite(&self, cpu: Cpu, sums: &GradientSums) -> Option<&str> {
+        let broken = |param: &&Param| sums.get(param.id).is_some_and(|sum| !all_finite(cpu, sum));
+        self.params.iter().rev().find(broken).map(|param| param.name.as_str())
+    }
+}
+
+impl Param {
+    /// Returns the values.
+    pub fn tensor(&self, which: Which) -> &Tensor<1> {
+        match which {
+            Which::Value => &self.value,
+            Which::Average => &self.average,
+        }
+    }
+
+    fn tensor_mut(&mut self, which: Which) -> &mut Tensor<1> {
+        match which {
+            Which::Value => &mut self.value,
+            Which::Average => &mut self.average,
+        }
+    }
+}
