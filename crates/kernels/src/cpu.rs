@@ -84,6 +84,11 @@ impl Cpu {
         self.bf16_elsewhere
     }
 
+    /// Returns the same choice for this CPU, with products of bf16 on other devices or without.
+    pub fn with_bf16_elsewhere(self, bf16_elsewhere: bool) -> Cpu {
+        Cpu { bf16_elsewhere, ..self }
+    }
+
     /// Returns the same instruction set with products of f32.
     pub fn in_f32(self) -> Cpu {
         Cpu::with(self.isa, false)

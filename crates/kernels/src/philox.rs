@@ -38,31 +38,33 @@ fn product(word: &Word, multiplier: u32) -> [Word; 2] {
     [std::array::from_fn(|lane| (wide(lane) >> 32) as u32), std::array::from_fn(|lane| wide(lane) as u32)]
 }
 
-/// Computes [`philox`] with Burn's operations, for other devices. Words are the low halves of
-/// 64-bit integers.
+/// Computes [`philox`] with Burn's operations, for other devices. Many of them have no integers of
+/// 64 bits, so words are of the dtype U32.
 pub(crate) fn philox_composed(mut counter: [Words; 4], mut key: [u32; 2]) -> [Words; 4] {
     for _ in 0..ROUNDS {
         let [a, b, c, d] = counter;
         let [high_a, low_a] = product_composed(a, MULTIPLIERS[0]);
         let [high_c, low_c] = product_composed(c, MULTIPLIERS[1]);
-        let mix =
-            |high: Words, word: Words, key: u32| high.bitwise_xor(word).bitwise_xor_scalar(i64::from(key));
+        let mix = |high: Words, word: Words, key: u32| high.bitwise_xor(word).bitwise_xor_scalar(key);
         counter = [mix(high_c, b, key[0]), low_c, mix(high_a, d, key[1]), low_a];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter
 }
 
-/// 32-bit words in 64-bit integers.
+/// Words, of the dtype U32.
 pub(crate) type Words = Tensor<1, Int>;
 
-/// Computes [`product`] with halves of the multiplier, so that nothing exceeds 64 bits.
+/// Computes [`product`] with the products of 16-bit halves, so that nothing exceeds 32 bits.
 fn product_composed(word: Words, multiplier: u32) -> [Words; 2] {
-    let upper = word.clone() * i64::from(multiplier >> 16);
-    let lower = word * i64::from(multiplier & 0xffff);
-    let low = upper.clone().bitwise_and_scalar(0xffff_i64).bitwise_left_shift_scalar(16_i64) + lower.clone();
-    let high = (upper + lower.bitwise_right_shift_scalar(16_i64)).bitwise_right_shift_scalar(16_i64);
-    [high, low.bitwise_and_scalar(i64::from(u32::MAX))]
+    let halves =
+        |word: Words| [word.clone().bitwise_right_shift_scalar(16_u32), word.bitwise_and_scalar(0xffff_u32)];
+    let [high_factor, low_factor] = [multiplier >> 16, multiplier & 0xffff];
+    let [high, low] = halves(word);
+    let [carry, low_word] = halves(low.clone() * low_factor);
+    let [middle, rest] = halves(high.clone() * low_factor + carry);
+    let [carry, middle_word] = halves(low * high_factor + rest);
+    [high * high_factor + middle + carry, middle_word.bitwise_left_shift_scalar(16_u32).bitwise_or(low_word)]
 }
 
 #[cfg(test)]
@@ -86,10 +88,10 @@ mod tests {
         ] {
             let bits = philox(counter.map(|word| [word; LANES]), key);
             assert_eq!(bits, expected.map(|word: u32| [word; LANES]));
-            let options = (&Device::flex(), DType::I64);
-            let words = counter.map(|word| Tensor::<1, Int>::zeros([3], options) + i64::from(word));
+            let options = (&Device::flex(), DType::U32);
+            let words = counter.map(|word| Tensor::<1, Int>::full([3], word, options));
             for (word, expected) in philox_composed(words, key).into_iter().zip(expected) {
-                assert!(word.into_data().iter::<i64>().all(|bits| bits == i64::from(expected)));
+                assert!(word.into_data().iter::<u32>().all(|bits| bits == expected));
             }
         }
     }

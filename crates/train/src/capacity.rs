@@ -108,7 +108,7 @@ impl Need {
             DeviceChoice::Gpu(_) => {
                 Need { weights: 0.0, average: 0.0, moments: 0.0, gradients: 0.0, activations: 0.0 }
             }
-            DeviceChoice::Cpu | DeviceChoice::LibTorch => self,
+            DeviceChoice::Cpu => self,
         }
     }
 

@@ -16,9 +16,9 @@ use tessera_model::rerank::ClipConfig;
 use toml::{Table, Value};
 
 use crate::capacity::Stage;
-use crate::device::DeviceChoice;
+use crate::device::{DeviceChoice, DeviceDtype};
 use crate::optim::Moments;
-use crate::pace::{ensure_fits, scale};
+use crate::pace::{Length, ensure_fits, set_length};
 use crate::precision::Scaling;
 use crate::samples::ScenesConfig;
 use crate::schedule::{Schedule, cosine_decay};
@@ -58,6 +58,9 @@ pub struct Config {
     pub train_rerank: FitConfig,
     /// Precision of the kernels on the CPU.
     pub cpu: CpuConfig,
+    /// Precision on other devices.
+    #[serde(default)]
+    pub device: DeviceConfig,
 }
 
 /// Memory and gradient scales of the prior's resblocks in training (paper §2.4, §D.1).
@@ -114,6 +117,15 @@ pub struct CpuConfig {
     /// Precision of matrix products: `bf16` multiplies bf16 values and sums in f32; `f32` computes
     /// everything in f32; `auto` is `bf16` on a CPU with bf16 instructions, otherwise `f32`.
     pub precision: Precision,
+}
+
+/// Precision on devices other than the CPU.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// What matrix products multiply. The residual stream, layer norms, softmax, logits, the loss
+    /// and the weights are f32 in any case (paper §D.2).
+    pub dtype: DeviceDtype,
 }
 
 /// Augmentation and sources of training pictures and captions.
@@ -277,25 +289,27 @@ impl Config {
         Config::scaled(name, sets, None)
     }
 
-    /// Resolves a config for training `stage`, as [`Config::resolve`] does. If `steps` is present,
-    /// the schedule of the stage is scaled to that number of updates before `sets` are applied.
+    /// Resolves a config for training `stage`, as [`Config::resolve`] does. The schedule of the
+    /// stage is changed to `length` before `sets` are applied.
     ///
     /// # Errors
-    /// As for [`Config::resolve`], and if `sets` change only the number of updates, so that the
-    /// schedule would be longer than the run.
-    pub fn resolve_for(name: &str, sets: &[String], stage: Stage, steps: Option<u64>) -> Result<Config> {
-        let config = Config::scaled(name, sets, steps.map(|steps| (stage, steps)))?;
-        ensure_fits(&config, stage, sets)?;
+    /// As for [`Config::resolve`], and if `sets` change only the number of updates of a new run, so
+    /// that the schedule would be longer than the run.
+    pub fn resolve_for(name: &str, sets: &[String], stage: Stage, length: Length) -> Result<Config> {
+        let config = Config::scaled(name, sets, Some((stage, length)))?;
+        if length.resumed.is_none() {
+            ensure_fits(&config, stage, sets)?;
+        }
         Ok(config)
     }
 
-    fn scaled(name: &str, sets: &[String], steps: Option<(Stage, u64)>) -> Result<Config> {
+    fn scaled(name: &str, sets: &[String], length: Option<(Stage, Length)>) -> Result<Config> {
         let mut table = match preset(name, 0) {
             Some(table) => table?,
             None => read_file(Path::new(name))?,
         };
-        if let Some((stage, steps)) = steps {
-            scale(&mut table, stage, steps)?;
+        if let Some((stage, length)) = length {
+            set_length(&mut table, stage, length)?;
         }
         for set in sets {
             apply_set(&mut table, set)?;
@@ -323,9 +337,9 @@ impl Config {
     /// Returns the device and the kernels for models on `device`.
     ///
     /// # Errors
-    /// As for [`Config::cpu`], and if there is no such device.
+    /// As for [`Config::cpu`], and if there is no such device or it lacks the configured dtype.
     pub fn compute(&self, device: DeviceChoice) -> Result<Compute> {
-        Ok(Compute { device: device.open()?, cpu: self.cpu()? })
+        device.compute(self.cpu()?, self.device.dtype)
     }
 
     fn check(&self) -> Result<()> {

@@ -1,10 +1,16 @@
-//! The device that training computes on: the CPU, or a GPU through LibTorch.
+//! The device that a command computes on: the CPU, or a GPU.
+//!
+//! A GPU needs a build with one of the features `vulkan` (NVIDIA, AMD and Intel), `metal` (Apple),
+//! `webgpu` (any graphics driver, without 16-bit matrix units) or `cuda` (docs/devices.md).
 
 use std::fmt::{Display, Formatter};
 use std::str::FromStr;
 
-use anyhow::Result;
-use burn::tensor::Device;
+use anyhow::{Result, ensure};
+use burn::tensor::{Device, FloatDType};
+use serde::{Deserialize, Serialize};
+use tessera_kernels::Cpu;
+use tessera_model::nn::Compute;
 
 /// The device of tensors and operations (`--device`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,44 +18,222 @@ pub enum DeviceChoice {
     /// The CPU, with this program's own kernels.
     #[default]
     Cpu,
-    /// The CUDA device with this index.
+    /// The GPU with this index in the list of adapters.
     Gpu(usize),
-    /// The CPU, with LibTorch. This tests the code for GPUs on a machine without one.
-    LibTorch,
 }
 
 impl DeviceChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// If this program was built without support for it, or this machine has no such device.
+    /// If this program was built without support for GPUs, or this machine has no such device.
     pub fn open(self) -> Result<Device> {
         match self {
             DeviceChoice::Cpu => Ok(Device::flex()),
-            DeviceChoice::Gpu(_) | DeviceChoice::LibTorch => self.libtorch(),
+            DeviceChoice::Gpu(index) => gpu::open(index),
         }
     }
 
-    // Burn deprecates LibTorch in favour of its own CUDA backend. That backend cannot be built from
-    // a package registry alone.
-    #[cfg(feature = "libtorch")]
-    #[allow(deprecated)]
-    fn libtorch(self) -> Result<Device> {
-        let DeviceChoice::Gpu(index) = self else { return Ok(Device::libtorch()) };
-        let found = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
-        anyhow::ensure!(
-            index < found,
-            "--device {self}: LibTorch finds {found} CUDA devices; install NVIDIA's driver and a LibTorch with CUDA (docs/devices.md), or leave --device out to use the processor"
-        );
-        tch::Cuda::cudnn_set_benchmark(true);
-        Ok(Device::libtorch_cuda(index))
+    /// Opens the device, for models whose products on it are of `dtype`. On the CPU, `cpu` decides.
+    ///
+    /// # Errors
+    /// If the device cannot be opened, or does not compute with `dtype`.
+    pub fn compute(self, cpu: Cpu, dtype: DeviceDtype) -> Result<Compute> {
+        let device = self.open()?;
+        let has_bf16 = self == DeviceChoice::Cpu || device.supports_dtype(FloatDType::BF16);
+        let bf16 = match dtype {
+            DeviceDtype::Auto => has_bf16 && cpu.bf16_elsewhere(),
+            DeviceDtype::F32 => false,
+            DeviceDtype::Bf16 => {
+                ensure!(
+                    has_bf16,
+                    "device.dtype = \"bf16\": {self} does not compute with bf16; use auto or f32"
+                );
+                true
+            }
+        };
+        Ok(Compute { device, cpu: cpu.with_bf16_elsewhere(bf16) })
+    }
+}
+
+/// What matrix products on a device multiply (`device.dtype`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceDtype {
+    /// bf16 if the device computes with it and `cpu.precision` is not `f32`, otherwise f32.
+    #[default]
+    Auto,
+    /// f32.
+    F32,
+    /// bf16.
+    Bf16,
+}
+
+/// An adapter of this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Adapter {
+    /// The name that the driver reports.
+    pub name: String,
+    /// Discrete, integrated or virtual GPU, or a driver that computes on the processor.
+    pub kind: String,
+    /// The driver, with its version.
+    pub driver: String,
+    /// What it can do that matters here.
+    pub features: String,
+}
+
+/// Returns the adapters of this machine, in the order of `--device gpu:N`.
+///
+/// # Errors
+/// If this program was built without support for GPUs.
+pub fn adapters() -> Result<Vec<Adapter>> {
+    gpu::adapters()
+}
+
+/// A machine's adapters through a graphics API.
+#[cfg(any(feature = "vulkan", feature = "metal", feature = "webgpu"))]
+mod gpu {
+    use std::collections::HashMap;
+    use std::pin::pin;
+    use std::sync::{Mutex, PoisonError};
+    use std::task::{Context as TaskContext, Poll, Waker};
+
+    use anyhow::{Context, Result, ensure};
+    use burn::tensor::wgpu::{WgpuBackend, wgpu};
+    use burn::tensor::{Device, DeviceKind};
+    use wgpu::{DeviceType, Features};
+
+    use super::{Adapter, DeviceChoice};
+
+    /// The devices that were opened. A device can be initialized only once in a process.
+    static OPEN: Mutex<Option<HashMap<usize, Device>>> = Mutex::new(None);
+
+    /// The kinds of adapters, in the order in which they are numbered.
+    const KINDS: [(DeviceType, &str); 4] = [
+        (DeviceType::DiscreteGpu, "discrete GPU"),
+        (DeviceType::IntegratedGpu, "integrated GPU"),
+        (DeviceType::VirtualGpu, "virtual GPU"),
+        (DeviceType::Cpu, "software driver"),
+    ];
+
+    /// The graphics API of this build. An adapter that several APIs offer is listed once.
+    fn api() -> (WgpuBackend, wgpu::Backends) {
+        if cfg!(feature = "vulkan") {
+            (WgpuBackend::Vulkan, wgpu::Backends::VULKAN)
+        } else if cfg!(feature = "metal") {
+            (WgpuBackend::Metal, wgpu::Backends::METAL)
+        } else if cfg!(target_os = "macos") {
+            (WgpuBackend::Auto, wgpu::Backends::METAL)
+        } else {
+            (WgpuBackend::Auto, wgpu::Backends::VULKAN)
+        }
     }
 
-    #[cfg(not(feature = "libtorch"))]
-    fn libtorch(self) -> Result<Device> {
-        anyhow::bail!(
-            "--device {self}: this program was built without LibTorch; build it with `--features libtorch` (docs/devices.md), or leave --device out to use the processor"
-        )
+    /// Returns all adapters, each with its kind for the tensor library.
+    fn found() -> Result<Vec<(wgpu::Adapter, DeviceKind)>> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+        let search = pin!(instance.enumerate_adapters(api().1));
+        let Poll::Ready(all) = search.poll(&mut TaskContext::from_waker(Waker::noop())) else {
+            anyhow::bail!("the search for adapters did not end");
+        };
+        let mut sorted = Vec::new();
+        for (kind, _) in KINDS {
+            let of_kind = all.iter().filter(|adapter| adapter.get_info().device_type == kind);
+            for (index, adapter) in of_kind.enumerate() {
+                let kind = match kind {
+                    DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu(index),
+                    DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu(index),
+                    DeviceType::VirtualGpu => DeviceKind::VirtualGpu(index),
+                    DeviceType::Cpu | DeviceType::Other => DeviceKind::Cpu,
+                };
+                sorted.push((adapter.clone(), kind));
+            }
+        }
+        Ok(sorted)
+    }
+
+    /// See [`super::adapters`].
+    pub fn adapters() -> Result<Vec<Adapter>> {
+        let described = |(adapter, _): (wgpu::Adapter, DeviceKind)| {
+            let info = adapter.get_info();
+            let kind = KINDS.iter().find(|(kind, _)| *kind == info.device_type);
+            let has = |feature, name| adapter.features().contains(feature).then_some(name);
+            let features = [
+                has(Features::SHADER_F16, "f16"),
+                has(Features::SUBGROUP, "subgroups"),
+                has(Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrices"),
+            ];
+            Adapter {
+                name: info.name,
+                kind: kind.map_or("other", |(_, name)| name).to_string(),
+                driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+                features: features.into_iter().flatten().collect::<Vec<_>>().join(", "),
+            }
+        };
+        Ok(found()?.into_iter().map(described).collect())
+    }
+
+    /// Opens the adapter with this index.
+    pub fn open(index: usize) -> Result<Device> {
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = open.get_or_insert_default();
+        if let Some(device) = open.get(&index) {
+            return Ok(device.clone());
+        }
+        let choice = DeviceChoice::Gpu(index);
+        let mut adapters = found()?;
+        ensure!(
+            index < adapters.len(),
+            "--device {choice}: the graphics driver offers {} adapters; install the driver of your card \
+             (Debian: libvulkan1 and, without a card, mesa-vulkan-drivers), or leave --device out to use the processor",
+            adapters.len()
+        );
+        let (adapter, kind) = adapters.swap_remove(index);
+        let options = Device::wgpu_options().device_kind(kind).graphics_api(api().0);
+        let device = options
+            .init()
+            .with_context(|| format!("--device {choice}: {} cannot be used", adapter.get_info().name))?;
+        Ok(open.entry(index).or_insert(device).clone())
+    }
+}
+
+/// NVIDIA's cards through CUDA.
+#[cfg(all(feature = "cuda", not(any(feature = "vulkan", feature = "metal", feature = "webgpu"))))]
+mod gpu {
+    use anyhow::Result;
+    use burn::tensor::Device;
+
+    use super::Adapter;
+
+    /// See [`super::adapters`].
+    pub fn adapters() -> Result<Vec<Adapter>> {
+        anyhow::bail!("a build with the feature cuda cannot list adapters; use nvidia-smi")
+    }
+
+    /// Opens the adapter with this index.
+    pub fn open(index: usize) -> Result<Device> {
+        Ok(Device::cuda(index))
+    }
+}
+
+#[cfg(not(any(feature = "vulkan", feature = "metal", feature = "webgpu", feature = "cuda")))]
+mod gpu {
+    use anyhow::Result;
+    use burn::tensor::Device;
+
+    use super::{Adapter, DeviceChoice};
+
+    const HOW: &str = "this program was built without support for GPUs; build it with `--features vulkan` (docs/devices.md)";
+
+    /// See [`super::adapters`].
+    pub fn adapters() -> Result<Vec<Adapter>> {
+        anyhow::bail!(HOW)
+    }
+
+    /// Opens the adapter with this index.
+    pub fn open(index: usize) -> Result<Device> {
+        let choice = DeviceChoice::Gpu(index);
+        anyhow::bail!("--device {choice}: {HOW}, or leave --device out to use the processor")
     }
 }
 
@@ -58,7 +242,6 @@ impl Display for DeviceChoice {
         match self {
             DeviceChoice::Cpu => f.write_str("cpu"),
             DeviceChoice::Gpu(index) => write!(f, "gpu:{index}"),
-            DeviceChoice::LibTorch => f.write_str("libtorch"),
         }
     }
 }
@@ -71,10 +254,9 @@ impl FromStr for DeviceChoice {
         let choice = match text {
             "cpu" => Some(DeviceChoice::Cpu),
             "gpu" => Some(DeviceChoice::Gpu(0)),
-            "libtorch" => Some(DeviceChoice::LibTorch),
             other => other.strip_prefix("gpu:").and_then(number),
         };
-        choice.ok_or_else(|| format!("got {text:?}, wanted cpu, gpu, gpu:N (from 0) or libtorch"))
+        choice.ok_or_else(|| format!("got {text:?}, wanted cpu, gpu or gpu:N (from 0)"))
     }
 }
 
@@ -84,24 +266,20 @@ mod tests {
 
     #[test]
     fn device_names_round_trip() {
-        for (text, choice) in [
-            ("cpu", DeviceChoice::Cpu),
-            ("gpu:3", DeviceChoice::Gpu(3)),
-            ("libtorch", DeviceChoice::LibTorch),
-        ] {
+        for (text, choice) in [("cpu", DeviceChoice::Cpu), ("gpu:3", DeviceChoice::Gpu(3))] {
             assert_eq!(text.parse(), Ok(choice));
             assert_eq!(choice.to_string(), text);
         }
         assert_eq!("gpu".parse(), Ok(DeviceChoice::Gpu(0)));
-        for wrong in ["", "cuda", "gpu:", "gpu:-1", "gpu:x", "GPU"] {
+        for wrong in ["", "cuda", "gpu:", "gpu:-1", "gpu:x", "GPU", "libtorch"] {
             assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong}");
         }
     }
 
-    #[cfg(not(feature = "libtorch"))]
+    #[cfg(not(any(feature = "vulkan", feature = "metal", feature = "webgpu", feature = "cuda")))]
     #[test]
-    fn error_without_libtorch_says_how_to_get_it() {
+    fn error_without_support_for_gpus_says_how_to_get_it() {
         let error = DeviceChoice::Gpu(1).open().unwrap_err().to_string();
-        assert!(error.starts_with("--device gpu:1: ") && error.contains("--features libtorch"), "{error}");
+        assert!(error.starts_with("--device gpu:1: ") && error.contains("--features vulkan"), "{error}");
     }
 }

@@ -4,14 +4,15 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use safetensors::SafeTensors;
 use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_softmax, map_pixels};
-use tessera_model::nn::{GradientSink, GradientSums, HostTensor, export, import};
+use tessera_model::nn::{Compute, GradientSink, GradientSums, HostTensor, export, import};
 use tessera_model::prior::{Activations, ChainOptions, Layout, Logits, Prior, PriorConfig, Stream, Wrap};
 
 use crate::config::{Config, FitConfig};
+use crate::device::DeviceChoice;
 use crate::gradient::{Loss, differentiate};
 use crate::optim::Moments;
 use crate::params::{ParamStore, Which};
@@ -98,6 +99,16 @@ fn exact() -> Cpu {
     Cpu::best().in_f32()
 }
 
+/// The processor and, in a build for GPUs, the first adapter.
+fn devices() -> Vec<Compute> {
+    let mut all = vec![Compute::from(exact())];
+    match DeviceChoice::Gpu(0).open() {
+        Ok(device) => all.push(Compute { device, cpu: exact() }),
+        Err(error) => eprintln!("compared on the processor only: {error}"),
+    }
+    all
+}
+
 #[test]
 fn ten_steps_of_a_prior_match_pytorch() {
     let golden = Golden::read("prior.safetensors");
@@ -122,8 +133,10 @@ fn ten_steps_of_a_prior_match_pytorch() {
         let found = prior.backward(&stream, &prior.blocks(), sink, options).unwrap();
         found.loss.loss.without_autodiff().into_scalar::<f64>()
     };
-    let prior = Prior::new(&config, 0, exact());
-    compare(&golden, prior, &settings(0.96, 4.5e-2, 4.0, 5.0), loss);
+    for compute in devices() {
+        let prior = Prior::new(&config, 0, &compute);
+        compare(&golden, prior, &settings(0.96, 4.5e-2, 4.0, 5.0), loss);
+    }
 }
 
 #[test]
@@ -139,9 +152,10 @@ fn ten_steps_of_a_dvae_match_pytorch() {
         min_log_b: -20.0,
     };
     let (pictures, noise) = (golden.floats("pictures"), golden.floats("gumbel"));
-    let device = Device::flex();
-    let tensor = |values, shape| -> Tensor<4> { Tensor::from_data(TensorData::new(values, shape), &device) };
     let loss = |dvae: &Dvae, step: usize, sink: &mut dyn GradientSink| {
+        let device = dvae.device();
+        let tensor =
+            |values, shape| -> Tensor<4> { Tensor::from_data(TensorData::new(values, shape), &device) };
         let x = map_pixels(tensor(golden.step(&pictures, step), [2, 3, 8, 8])).autodiff();
         let noise = tensor(golden.step(&noise, step), [2, 4, 4, 7]).autodiff();
         let sums = differentiate(dvae, None, sink, |dvae| {
@@ -151,6 +165,8 @@ fn ten_steps_of_a_dvae_match_pytorch() {
         });
         sums.unwrap().loss
     };
-    let dvae = Dvae::new(&config, 0, exact());
-    compare(&golden, dvae, &settings(0.999, 1e-4, f64::INFINITY, f64::INFINITY), loss);
+    for compute in devices() {
+        let dvae = Dvae::new(&config, 0, &compute);
+        compare(&golden, dvae, &settings(0.999, 1e-4, f64::INFINITY, f64::INFINITY), loss);
+    }
 }

@@ -147,8 +147,11 @@ pub struct Reconstruct {
 pub struct Inspect {
     /// A PNG that `draw` wrote, a model file, `embedded`, or a folder: a data set, codes, or a
     /// training run.
-    #[arg(value_parser = input())]
-    pub file: PathBuf,
+    #[arg(value_parser = input(), required_unless_present = "devices")]
+    pub file: Option<PathBuf>,
+    /// List the GPUs that `--device gpu:N` can name, and what they can do.
+    #[arg(long, conflicts_with_all = ["file", "words"])]
+    pub devices: bool,
     /// List the words of the captions that a model was trained on, one per line.
     #[arg(long)]
     pub words: bool,

@@ -8,12 +8,12 @@ use tessera_base::{random::Purpose, random::item_rng, random::uniform};
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::Weights;
 use tessera_model::dvae::{Decoder as DvaeDecoder, Dvae, DvaeConfig};
-use tessera_model::nn::{Init, Role};
+use tessera_model::nn::{Compute, Init, Role};
 use tessera_model::prior::{Layout, Logits, Pattern, Prior, PriorConfig, Wrap};
 use tessera_model::sample::{Next, choose};
 use tessera_model::{Event, Request, Sampler, Sampling, Tessera};
 
-use super::{Benchmark, count};
+use super::{Benchmark, count, on_cpu};
 use crate::commands::model_file;
 
 /// Samples all tokens of `slots` pictures of `grid` × `grid` tokens after `text_len` positions of
@@ -21,7 +21,8 @@ use crate::commands::model_file;
 ///
 /// As in `draw`, all slots are one batch, and weights are kept in 8 bits. Tokens are sampled from
 /// the unchanged distribution. The text is processed once for all slots.
-pub fn decode(cpu: Cpu, slots: usize, text_len: usize, grid: usize) -> Result<Benchmark> {
+pub fn decode(compute: &Compute, slots: usize, text_len: usize, grid: usize) -> Result<Benchmark> {
+    let cpu = on_cpu(compute)?;
     let config = PriorConfig {
         text_len,
         text_vocab: 4096,
@@ -81,7 +82,8 @@ fn sample(cpu: Cpu, logits: &[f32], at: usize, slot: usize) -> u32 {
 }
 
 /// Decodes 32 × 32 tokens to 256 × 256 pixels with a decoder of the released size.
-pub fn released_decoder(cpu: Cpu) -> Result<Benchmark> {
+pub fn released_decoder(compute: &Compute) -> Result<Benchmark> {
+    let cpu = on_cpu(compute)?;
     let config = DvaeConfig {
         image_size: 256,
         groups: 4,
@@ -104,7 +106,8 @@ pub fn released_decoder(cpu: Cpu) -> Result<Benchmark> {
 }
 
 /// Draws nine pictures with the embedded model, including loading it.
-pub fn draw_9(cpu: Cpu) -> Result<Benchmark> {
+pub fn draw_9(compute: &Compute) -> Result<Benchmark> {
+    let cpu = on_cpu(compute)?;
     let run = move || {
         let tessera = Tessera::new(&model_file(None)?, cpu)?;
         let request =

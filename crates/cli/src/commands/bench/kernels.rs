@@ -1,14 +1,18 @@
 //! Benchmarks of single kernels.
 
+use std::time::Instant;
+
 use anyhow::Result;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use tessera_kernels::decode::Weights;
-use tessera_kernels::{Activation, Cpu, OutputDtype, PreActivation, conv2d, dot, linear};
+use tessera_kernels::{Activation, OutputDtype, PreActivation, conv2d, dot, linear};
+use tessera_model::nn::Compute;
 
-use super::Benchmark;
+use super::{Benchmark, on_cpu};
 
 /// A matrix product of size 1024 × 1024 × 1024.
-pub fn gemm(cpu: Cpu) -> Result<Benchmark> {
+pub fn gemm(compute: &Compute) -> Result<Benchmark> {
+    let cpu = on_cpu(compute)?;
     const N: usize = 1024;
     let (x, w, b) = (noise([N, N], 1), noise([N, N], 2), noise([N], 3));
     let run = move || {
@@ -21,7 +25,8 @@ pub fn gemm(cpu: Cpu) -> Result<Benchmark> {
 /// A 3×3 convolution from 128 to 128 channels on 8 pictures of 32 × 32 pixels, forward and backward
 /// to both inputs. Pictures have the dtype that is multiplied, as between the convolutions of a
 /// block.
-pub fn conv(cpu: Cpu) -> Result<Benchmark> {
+pub fn conv(compute: &Compute) -> Result<Benchmark> {
+    let cpu = on_cpu(compute)?;
     const BATCH: usize = 8;
     const SIDE: usize = 32;
     const CHANNELS: usize = 128;
@@ -37,6 +42,31 @@ pub fn conv(cpu: Cpu) -> Result<Benchmark> {
     };
     let products = 9 * CHANNELS * CHANNELS * BATCH * SIDE * SIDE;
     Ok(arithmetic(run, 6e-9 * products as f64))
+}
+
+/// Returns the speed of matrix products on a GPU in 10⁹ operations per second, the best of three.
+pub fn device_gflops(compute: &Compute) -> f64 {
+    /// The side of the matrices: large for cards, small for software drivers.
+    const SIDES: [usize; 2] = [512, 4096];
+    /// A device that multiplies the small matrices within this time gets the large ones.
+    const FAST: f64 = 2e-3;
+    let dtype = if compute.cpu.bf16_elsewhere() { FloatDType::BF16 } else { FloatDType::F32 };
+    let measured = |side: usize| {
+        let matrix = Tensor::<2>::ones([side, side], &compute.device).cast(dtype);
+        let product = || matrix.clone().matmul(matrix.clone()).slice([0..1, 0..1]).into_data();
+        product(); // compiles the shader
+        let seconds = (0..3).map(|_| {
+            let start = Instant::now();
+            product();
+            start.elapsed().as_secs_f64()
+        });
+        let seconds = seconds.fold(f64::INFINITY, f64::min);
+        (seconds, 2e-9 * (side as f64).powi(3) / seconds)
+    };
+    match measured(SIDES[0]) {
+        (seconds, _) if seconds < FAST => measured(SIDES[1]).1,
+        (_, gflops) => gflops,
+    }
 }
 
 /// A benchmark whose throughput is counted in operations.

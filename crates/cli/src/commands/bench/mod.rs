@@ -10,12 +10,15 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::Device;
 use rayon::current_num_threads;
 use serde::Serialize;
 use tessera_kernels::decode::Weights;
 use tessera_kernels::{Cpu, peak_gflops};
+use tessera_model::nn::Compute;
 use tessera_model::prior::{Activations, Logits};
 use tessera_text::suggestion;
+use tessera_train::{DeviceChoice, DeviceDtype};
 
 use super::say;
 use crate::args::{Bench, PrecisionFlag};
@@ -35,7 +38,9 @@ struct Benchmark {
 }
 
 /// The name of a benchmark, and the function that sets it up.
-type Entry = (&'static str, fn(Cpu) -> Result<Benchmark>);
+type Entry = (&'static str, Setup);
+/// Sets up a benchmark on a device.
+type Setup = fn(&Compute) -> Result<Benchmark>;
 
 const BENCHMARKS: [Entry; 24] = [
     ("gemm", kernels::gemm),
@@ -43,23 +48,23 @@ const BENCHMARKS: [Entry; 24] = [
     ("gpt-step", training::gpt_step),
     ("paper-step", training::paper_step),
     ("dvae-step", training::dvae_step),
-    ("decode-1", |cpu| drawing::decode(cpu, 1, 64, 16)),
-    ("decode-16", |cpu| drawing::decode(cpu, 16, 64, 16)),
-    ("decode-64", |cpu| drawing::decode(cpu, 64, 64, 16)),
-    ("grow-320", |cpu| drawing::decode(cpu, 16, 64, 16)),
-    ("grow-640", |cpu| drawing::decode(cpu, 16, 64, 24)),
-    ("grow-1280", |cpu| drawing::decode(cpu, 16, 256, 32)),
-    ("grow-2560", |cpu| drawing::decode(cpu, 16, 60, 50)),
-    ("depth-8-keep", |cpu| training::depth(cpu, 8, Activations::Keep)),
-    ("depth-16-keep", |cpu| training::depth(cpu, 16, Activations::Keep)),
-    ("depth-32-keep", |cpu| training::depth(cpu, 32, Activations::Keep)),
-    ("depth-64-keep", |cpu| training::depth(cpu, 64, Activations::Keep)),
-    ("depth-8-recompute", |cpu| training::depth(cpu, 8, Activations::Recompute)),
-    ("depth-16-recompute", |cpu| training::depth(cpu, 16, Activations::Recompute)),
-    ("depth-32-recompute", |cpu| training::depth(cpu, 32, Activations::Recompute)),
-    ("depth-64-recompute", |cpu| training::depth(cpu, 64, Activations::Recompute)),
-    ("logits-auto", |cpu| training::emoji_step(cpu, Logits::Auto)),
-    ("logits-f32", |cpu| training::emoji_step(cpu, Logits::F32)),
+    ("decode-1", |compute| drawing::decode(compute, 1, 64, 16)),
+    ("decode-16", |compute| drawing::decode(compute, 16, 64, 16)),
+    ("decode-64", |compute| drawing::decode(compute, 64, 64, 16)),
+    ("grow-320", |compute| drawing::decode(compute, 16, 64, 16)),
+    ("grow-640", |compute| drawing::decode(compute, 16, 64, 24)),
+    ("grow-1280", |compute| drawing::decode(compute, 16, 256, 32)),
+    ("grow-2560", |compute| drawing::decode(compute, 16, 60, 50)),
+    ("depth-8-keep", |compute| training::depth(compute, 8, Activations::Keep)),
+    ("depth-16-keep", |compute| training::depth(compute, 16, Activations::Keep)),
+    ("depth-32-keep", |compute| training::depth(compute, 32, Activations::Keep)),
+    ("depth-64-keep", |compute| training::depth(compute, 64, Activations::Keep)),
+    ("depth-8-recompute", |compute| training::depth(compute, 8, Activations::Recompute)),
+    ("depth-16-recompute", |compute| training::depth(compute, 16, Activations::Recompute)),
+    ("depth-32-recompute", |compute| training::depth(compute, 32, Activations::Recompute)),
+    ("depth-64-recompute", |compute| training::depth(compute, 64, Activations::Recompute)),
+    ("logits-auto", |compute| training::emoji_step(compute, Logits::Auto)),
+    ("logits-f32", |compute| training::emoji_step(compute, Logits::F32)),
     ("released-decoder", drawing::released_decoder),
     ("draw-9", drawing::draw_9),
 ];
@@ -94,15 +99,13 @@ pub fn run(args: &Bench) -> Result<()> {
     }
     let cpu = Cpu::new(args.precision.into());
     let cpu = cpu.map_err(anyhow::Error::msg)?;
+    let compute = args.device.compute(cpu, DeviceDtype::Auto)?;
     match args.benchmarks.as_slice() {
-        [one] => time(one, find(one)?, args, cpu),
+        [one] => time(one, find(one)?, args, &compute),
         [] => {
             if !args.json {
-                say(format_args!(
-                    "{cpu}, {} threads, peak {:.0} GFLOP/s",
-                    current_num_threads(),
-                    peak_gflops(cpu)
-                ))?;
+                let (threads, peak) = (current_num_threads(), peak(&compute));
+                say(format_args!("{}, {threads} threads, peak {peak:.0} GFLOP/s", shown(args, &compute)))?;
             }
             let names = BENCHMARKS.iter().map(|(name, _)| *name);
             let on_demand = |name: &str| ON_DEMAND.iter().any(|prefix| name.starts_with(prefix));
@@ -113,7 +116,7 @@ pub fn run(args: &Bench) -> Result<()> {
 }
 
 /// Returns the function that sets up the benchmark `name`.
-fn find(name: &str) -> Result<fn(Cpu) -> Result<Benchmark>> {
+fn find(name: &str) -> Result<Setup> {
     match BENCHMARKS.iter().find(|(known, _)| *known == name) {
         Some((_, benchmark)) => Ok(*benchmark),
         None => {
@@ -140,7 +143,7 @@ fn each<'a>(benchmarks: impl Iterator<Item = &'a str>, args: &Bench) -> Result<(
         };
         let mut command = Command::new(&program);
         command.args(["bench", benchmark, "--precision", precision, "--rounds", &args.rounds.to_string()]);
-        command.args(["--threads", &current_num_threads().to_string()]);
+        command.args(["--threads", &current_num_threads().to_string(), "--device", &args.device.to_string()]);
         command.args(args.json.then_some("--json"));
         let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
         ensure!(status.success(), "the benchmark {benchmark} failed");
@@ -148,8 +151,8 @@ fn each<'a>(benchmarks: impl Iterator<Item = &'a str>, args: &Bench) -> Result<(
     Ok(())
 }
 
-fn time(name: &str, benchmark: fn(Cpu) -> Result<Benchmark>, args: &Bench, cpu: Cpu) -> Result<()> {
-    let mut benchmark = benchmark(cpu)?;
+fn time(name: &str, setup: Setup, args: &Bench, compute: &Compute) -> Result<()> {
+    let mut benchmark = setup(compute)?;
     (benchmark.run)()?; // a warm-up, which allocates memory
     let mut seconds = Vec::new();
     for _ in 0..args.rounds {
@@ -167,8 +170,8 @@ fn time(name: &str, benchmark: fn(Cpu) -> Result<Benchmark>, args: &Bench, cpu: 
         rate: benchmark.amount / median,
         unit: benchmark.unit,
         gflops: benchmark.gflop.map(|gflop| gflop / median),
-        peak_gflops: peak_gflops(cpu),
-        precision: precision(cpu, benchmark.weights),
+        peak_gflops: peak(compute),
+        precision: precision(args, compute, benchmark.weights),
         threads: current_num_threads(),
         peak_rss_mib: peak_rss_mib(),
     };
@@ -180,12 +183,42 @@ fn time(name: &str, benchmark: fn(Cpu) -> Result<Benchmark>, args: &Bench, cpu: 
 
 /// Describes the precision of products. On processors with bf16, 8-bit weights are multiplied by
 /// activations that are also rounded to 8 bits. On others, the weights are converted to f32.
-fn precision(cpu: Cpu, weights: Weights) -> String {
+fn precision(args: &Bench, compute: &Compute, weights: Weights) -> String {
+    let cpu = compute.cpu;
     match (weights, cpu.bf16()) {
-        (Weights::Full, _) => cpu.to_string(),
+        (Weights::Full, _) => shown(args, compute),
         (Weights::Int8, true) => format!("int8 weights and activations, {cpu}"),
         (Weights::Int8, false) => format!("int8 weights, {cpu}"),
     }
+}
+
+/// Describes the device, and the dtype that it multiplies.
+fn shown(args: &Bench, compute: &Compute) -> String {
+    match args.device {
+        DeviceChoice::Cpu => compute.cpu.to_string(),
+        gpu => format!("{} {gpu}", if compute.cpu.bf16_elsewhere() { "bf16" } else { "f32" }),
+    }
+}
+
+/// Returns the measured peak speed of the device, in 10⁹ operations per second.
+fn peak(compute: &Compute) -> f64 {
+    match is_on_cpu(compute) {
+        true => peak_gflops(compute.cpu),
+        false => kernels::device_gflops(compute),
+    }
+}
+
+fn is_on_cpu(compute: &Compute) -> bool {
+    compute.device == Device::flex()
+}
+
+/// Returns the kernels of the processor.
+///
+/// # Errors
+/// If the device is another one: drawing and single kernels are measured on the processor only.
+fn on_cpu(compute: &Compute) -> Result<Cpu> {
+    ensure!(is_on_cpu(compute), "this benchmark runs on the processor only; leave --device out");
+    Ok(compute.cpu)
 }
 
 fn line(figures: &Figures) -> String {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use tessera_kernels::decode::Weights;
 use tessera_kernels::{AttentionPlan, Cpu, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
-use tessera_model::nn::{GradientSink, Init, LayerNorm, Role};
+use tessera_model::nn::{Compute, GradientSink, Init, LayerNorm, Role};
 use tessera_model::prior::{
     Activations, Block, ChainOptions, Layout, Logits, Prior, PriorConfig, Stream, Wrap,
 };
@@ -71,9 +71,9 @@ fn settings() -> Result<FitConfig> {
 }
 
 /// Benchmark C: a GPT of 13,916,160 weights on 8 × 320 tokens.
-pub fn gpt_step(cpu: Cpu) -> Result<Benchmark> {
+pub fn gpt_step(compute: &Compute) -> Result<Benchmark> {
     const BATCH: usize = 8;
-    let model = Gpt::new(cpu);
+    let model = Gpt::new(compute);
     anyhow::ensure!(model.num_params() == 13_916_160, "the GPT has {} weights", model.num_params());
     let plan = Arc::new(AttentionPlan::new((0..Gpt::LEN).collect(), |query, key| key <= query));
     let tokens: Vec<u32> = (0..BATCH * Gpt::LEN).map(|i| (i * 7919 % Gpt::VOCAB) as u32).collect();
@@ -83,7 +83,7 @@ pub fn gpt_step(cpu: Cpu) -> Result<Benchmark> {
     let gradient = move |model: &Gpt, sink: &mut dyn GradientSink| {
         differentiate(model, None, sink, |model| only_loss(model.loss(&tokens, &plan)))
     };
-    step(cpu, model, gradient, BATCH * Gpt::LEN, "tokens/s", gflop)
+    step(compute.cpu, model, gradient, BATCH * Gpt::LEN, "tokens/s", gflop)
 }
 
 /// A causal language model with learned position embeddings and an untied output head without bias.
@@ -104,17 +104,17 @@ impl Gpt {
     const D: usize = 384;
     const LAYERS: usize = 6;
 
-    fn new(cpu: Cpu) -> Gpt {
+    fn new(compute: &Compute) -> Gpt {
         let mut config = sizes();
         (config.d_model, config.n_layers, config.n_heads) = (Self::D, Self::LAYERS, 6);
-        let mut init = Init::new(1, cpu);
+        let mut init = Init::new(1, compute);
         Gpt {
             tokens: init.normal(Role::Embedding, [Self::VOCAB, Self::D], 0.02),
             positions: init.normal(Role::Embedding, [Self::LEN, Self::D], 0.02),
             blocks: (1..=config.n_layers).map(|layer| Block::new(&config, layer, &mut init)).collect(),
             norm: LayerNorm::new(&mut init, Self::D),
             head: init.normal(Role::Head, [Self::D, Self::VOCAB], 0.02),
-            cpu,
+            cpu: compute.cpu,
         }
     }
 
@@ -134,23 +134,28 @@ impl Gpt {
 }
 
 /// Trains on one sequence of the paper's length: 256 text and 1024 picture tokens.
-pub fn paper_step(cpu: Cpu) -> Result<Benchmark> {
-    stream_step(cpu, sizes(), 1, Activations::Keep)
+pub fn paper_step(compute: &Compute) -> Result<Benchmark> {
+    stream_step(compute, sizes(), 1, Activations::Keep)
 }
 
 /// Does the same with a deep and narrow prior, to measure the memory for activations inside
 /// resblocks if they are kept or recomputed.
-pub fn depth(cpu: Cpu, n_layers: usize, activations: Activations) -> Result<Benchmark> {
-    stream_step(cpu, PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, 1, activations)
+pub fn depth(compute: &Compute, n_layers: usize, activations: Activations) -> Result<Benchmark> {
+    stream_step(compute, PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, 1, activations)
 }
 
 /// Trains the emoji prior on one batch, with logits in the layers' dtype or in 32 bits.
-pub fn emoji_step(cpu: Cpu, logits: Logits) -> Result<Benchmark> {
+pub fn emoji_step(compute: &Compute, logits: Logits) -> Result<Benchmark> {
     let Config { prior, train_prior, .. } = Config::resolve("emoji", &[])?;
-    stream_step(cpu, PriorConfig { logits, ..prior }, train_prior.batch, Activations::Keep)
+    stream_step(compute, PriorConfig { logits, ..prior }, train_prior.batch, Activations::Keep)
 }
 
-fn stream_step(cpu: Cpu, config: PriorConfig, batch: usize, activations: Activations) -> Result<Benchmark> {
+fn stream_step(
+    compute: &Compute,
+    config: PriorConfig,
+    batch: usize,
+    activations: Activations,
+) -> Result<Benchmark> {
     let ids = |n: usize, vocab: usize| (0..batch * n).map(|i| (i * 7919 % vocab) as u32).collect();
     let text = ids(config.text_len, config.text_vocab);
     let image = ids(config.image_len(), config.image_vocab);
@@ -167,11 +172,11 @@ fn stream_step(cpu: Cpu, config: PriorConfig, batch: usize, activations: Activat
         let (loss, metrics) = only_loss(found.loss.loss).values();
         Ok(Sums::of_part(loss, metrics))
     };
-    step(cpu, Prior::new(&config, 1, cpu), gradient, amount, "tokens/s", gflop)
+    step(compute.cpu, Prior::new(&config, 1, compute), gradient, amount, "tokens/s", gflop)
 }
 
 /// Trains a dVAE of the released architecture, a quarter as wide, on 4 pictures of 128 × 128.
-pub fn dvae_step(cpu: Cpu) -> Result<Benchmark> {
+pub fn dvae_step(compute: &Compute) -> Result<Benchmark> {
     const BATCH: usize = 4;
     let config = DvaeConfig {
         image_size: 128,
@@ -183,11 +188,11 @@ pub fn dvae_step(cpu: Cpu) -> Result<Benchmark> {
         min_log_b: -3.0,
     };
     let (side, min_log_b) = (config.image_size, config.min_log_b);
-    let device = Device::flex();
+    let (device, cpu) = (&compute.device, compute.cpu);
     let values = (0..BATCH * 3 * side * side).map(|i| (i * 7919 % 256) as f32 / 255.0);
     let pictures = TensorData::new(values.collect::<Vec<f32>>(), [BATCH, 3, side, side]);
-    let x: Tensor<4> = map_pixels(Tensor::from_data(pictures, &device));
-    let model = Dvae::new(&config, 1, cpu);
+    let x: Tensor<4> = map_pixels(Tensor::from_data(pictures, device));
+    let model = Dvae::new(&config, 1, compute);
     let loss = move |model: &Dvae| {
         let x = x.clone().autodiff();
         let logits = model.encoder.forward(x.clone());

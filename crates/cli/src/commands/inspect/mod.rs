@@ -4,12 +4,14 @@ mod folder;
 
 use std::collections::BTreeSet;
 use std::io::Cursor;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tessera_data::png_text;
 use tessera_model::Parameters;
 use tessera_model::weights::{HostTensor, ModelFile, model_bytes};
+use tessera_train::{Adapter, adapters};
 
 use super::{model_of, say};
 use crate::args::Inspect;
@@ -19,25 +21,40 @@ const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 /// Prints what a file or a folder contains.
 pub fn run(args: &Inspect) -> Result<()> {
-    if args.file.is_dir() {
-        ensure!(!args.words, "--words: {} is a folder; wanted a model file", args.file.display());
-        return print(args, &folder::describe(&args.file)?);
+    let Some(file) = &args.file else { return list_devices(args) };
+    if file.is_dir() {
+        ensure!(!args.words, "--words: {} is a folder; wanted a model file", file.display());
+        return print(args, &folder::describe(file)?);
     }
     // Read once, because standard input can be read only once.
-    let (shown, bytes) = (args.file.display(), model_bytes(&args.file)?);
+    let (shown, bytes) = (file.display(), model_bytes(file)?);
     let is_png = bytes.starts_with(PNG_SIGNATURE);
     if args.words {
         ensure!(!is_png, "--words: {shown} is a picture; wanted a model file");
-        return list_words(&model_of(&bytes, &args.file)?, args);
+        return list_words(&model_of(&bytes, file)?, file, args);
     }
     let value = match is_png {
         true => match drawn_with(&bytes).with_context(|| shown.to_string())? {
             Some(parameters) => serde_json::to_value(parameters)?,
             None => bail!("{shown} has no stored drawing parameters: only PNGs of `tessera draw` have them"),
         },
-        false => describe(&model_of(&bytes, &args.file).context("neither a PNG nor a model")?)?,
+        false => describe(&model_of(&bytes, file).context("neither a PNG nor a model")?)?,
     };
     print(args, &value)
+}
+
+/// Prints the adapters of this machine.
+fn list_devices(args: &Inspect) -> Result<()> {
+    let adapters = adapters()?;
+    if args.json {
+        return say(json!(adapters));
+    }
+    if adapters.is_empty() {
+        return say("no adapters: the graphics driver is missing (docs/devices.md)");
+    }
+    adapters.iter().enumerate().try_for_each(|(index, Adapter { name, kind, driver, features })| {
+        say(format_args!("gpu:{index}  {name} ({kind}; {driver}; {features})"))
+    })
 }
 
 fn print(args: &Inspect, value: &Value) -> Result<()> {
@@ -48,9 +65,9 @@ fn print(args: &Inspect, value: &Value) -> Result<()> {
 }
 
 /// Prints the words of the captions that a model was trained on.
-fn list_words(file: &ModelFile, args: &Inspect) -> Result<()> {
+fn list_words(file: &ModelFile, path: &Path, args: &Inspect) -> Result<()> {
     let words = file.words.as_ref().with_context(|| {
-        let shown = args.file.display();
+        let shown = path.display();
         format!("--words: {shown} has no list of the words of its training captions; files that `train prior` writes have one")
     })?;
     match args.json {
