@@ -2,20 +2,32 @@
 //! works if the program is process 1.
 //!
 //! SIGHUP stays ignored if it was ignored when the program started, which is what `nohup` does.
+//!
+//! The program may get the same signal twice: a terminal sends it to a program and to the program's
+//! parent, and the parent passes it on. Signals shortly after the first one are therefore ignored.
 
-use std::process::exit;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::io;
+use std::process::{Child, ExitStatus, exit};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::runtime::Builder;
+use tokio::time::timeout;
 
 /// The number that a shell adds to a signal's number to report it as an exit code.
 const BY_SIGNAL: i32 = 128;
 /// The number of Ctrl-C's signal on every system.
 const SIGINT: i32 = 2;
+/// The time after the first signal in which further ones count as the same.
+const SAME: Duration = Duration::from_millis(500);
+/// The time between two looks at a child process.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The number of the first signal that arrived; 0 if there was none.
 static FIRST: AtomicI32 = AtomicI32::new(0);
+/// Whether a second signal has arrived.
+static SECOND: AtomicBool = AtomicBool::new(false);
 
 /// Returns the number of the first signal that arrived while the program listened.
 pub fn received() -> Option<i32> {
@@ -32,7 +44,38 @@ pub fn exit_code() -> u8 {
 /// # Errors
 /// If the system does not let the program listen.
 pub fn on_first(first: impl FnOnce() + Send + 'static) -> Result<()> {
-    watch(move |_| first())
+    watch(move |_| first(), |signal| exit(BY_SIGNAL + signal))
+}
+
+/// Listens for signals, which [`wait`] passes on to a child process.
+///
+/// # Errors
+/// If the system does not let the program listen.
+pub fn pass_on() -> Result<()> {
+    watch(|_| {}, |_| SECOND.store(true, Ordering::Relaxed))
+}
+
+/// Waits for `child`, and passes the first signal on to it. The second signal kills it.
+///
+/// # Errors
+/// If the system cannot tell whether the child has ended, or cannot kill it.
+pub fn wait(child: &mut Child) -> io::Result<ExitStatus> {
+    let mut is_passed_on = false;
+    loop {
+        // A child that has not ended keeps its process number.
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        match received() {
+            Some(_) if SECOND.load(Ordering::Relaxed) => child.kill()?,
+            Some(signal) if !is_passed_on => {
+                send(child, signal);
+                is_passed_on = true;
+            }
+            _ => {}
+        }
+        thread::sleep(LOOK_EVERY);
+    }
 }
 
 /// Ends the program at the first signal if it is process 1. For other processes the system does
@@ -44,11 +87,13 @@ pub fn end_as_process_1() -> Result<()> {
     if std::process::id() != 1 {
         return Ok(());
     }
-    watch(|signal| exit(BY_SIGNAL + signal))
+    let end = |signal| exit(BY_SIGNAL + signal);
+    watch(end, end)
 }
 
-/// Starts to listen in a separate thread.
-fn watch(first: impl FnOnce(i32) + Send + 'static) -> Result<()> {
+/// Starts to listen in a separate thread, which calls `first` at the first signal and `second` at
+/// the second one.
+fn watch(first: impl FnOnce(i32) + Send + 'static, second: impl FnOnce(i32) + Send + 'static) -> Result<()> {
     let cannot = "cannot listen for signals";
     let runtime = Builder::new_current_thread().enable_all().build().context(cannot)?;
     let mut signals = {
@@ -60,21 +105,28 @@ fn watch(first: impl FnOnce(i32) + Send + 'static) -> Result<()> {
             let signal = signals.next().await;
             FIRST.store(signal, Ordering::Relaxed);
             first(signal);
-            exit(BY_SIGNAL + signals.next().await)
-        })
+            let repeated = async {
+                loop {
+                    signals.next().await;
+                }
+            };
+            let _: Result<(), _> = timeout(SAME, repeated).await;
+            second(signals.next().await);
+        });
     };
     thread::Builder::new().name("signals".into()).spawn(wait).context(cannot)?;
     Ok(())
 }
 
 #[cfg(not(unix))]
-use other::Signals;
+use other::{Signals, send};
 #[cfg(unix)]
-use unix::Signals;
+use unix::{Signals, send};
 
 #[cfg(unix)]
 mod unix {
     use std::io;
+    use std::process::Child;
 
     use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -113,6 +165,17 @@ mod unix {
         }
     }
 
+    /// Sends `signal` to a child process that has not been waited for.
+    pub fn send(child: &Child, signal: libc::c_int) {
+        let Ok(id) = libc::pid_t::try_from(child.id()) else { return };
+        // SAFETY: the call only sends a signal. The process number is that of the child, because the
+        // system does not reuse it before the child has been waited for.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::kill(id, signal);
+        }
+    }
+
     /// Whether `signal` was ignored when the program started.
     fn is_ignored(signal: libc::c_int) -> bool {
         // SAFETY: a `sigaction` of zeros is valid; without a new action the call only fills in the
@@ -129,6 +192,7 @@ mod unix {
 #[cfg(not(unix))]
 mod other {
     use std::io;
+    use std::process::Child;
 
     /// Listens to Ctrl-C, the only signal on this system.
     pub struct Signals;
@@ -145,4 +209,7 @@ mod other {
             super::SIGINT
         }
     }
+
+    /// Does nothing: on this system, Ctrl-C reaches the child too.
+    pub fn send(_: &Child, _: i32) {}
 }

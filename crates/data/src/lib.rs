@@ -37,5 +37,6 @@ pub use pictures::{Captioned, PictureReader, Pictures};
 pub use shard::{Meta, Sample, Split};
 pub use share::Share;
 pub use skipped::{SkipKind, Skipped};
+pub use sources::counted;
 pub use tessera_text::{decode_text, text_lines};
 pub use text_file::read_text;

@@ -51,6 +51,11 @@ pub struct StyleCount {
     pub blank: u64,
 }
 
+/// Returns a number with a noun, which gets an s unless the number is 1.
+pub fn counted(n: u64, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
 impl Counts {
     /// Returns the number of pictures in both splits.
     pub fn pictures(&self) -> u64 {
@@ -100,10 +105,9 @@ impl fmt::Display for Counts {
     /// Writes a table with a row per style, or one line if there is nothing to compare.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let [StyleCount { train, val, unmatched: 0, blank: 0, .. }] = self.styles.as_slice() {
-            let plural = |n: u64| if n == 1 { "" } else { "s" };
-            let (pictures, captions) = (self.pictures(), self.captions);
-            write!(f, "{pictures} picture{}: {train} to train on, {val} held out; ", plural(pictures))?;
-            write!(f, "{captions} caption{}", plural(captions))?;
+            let (pictures, captions) =
+                (counted(self.pictures(), "picture"), counted(self.captions, "caption"));
+            write!(f, "{pictures}: {train} to train on, {val} held out; {captions}")?;
             return self.write_enlarged(f);
         }
         let width = self.styles.iter().map(|row| row.style.len()).max().unwrap_or(0).max(5);
@@ -119,7 +123,7 @@ impl fmt::Display for Counts {
         for StyleCount { style, train, val, unmatched, blank } in self.styles.iter().chain([&total]) {
             writeln!(f, "{style:width$}  {train:>7}  {val:>7}  {unmatched:>9}  {blank:>5}")?;
         }
-        write!(f, "{} concepts, {} captions", self.concepts, self.captions)?;
+        write!(f, "{}, {}", counted(self.concepts, "concept"), counted(self.captions, "caption"))?;
         self.write_enlarged(f)
     }
 }

@@ -36,8 +36,8 @@ impl Best {
         (self.since == PATIENCE).then(|| {
             format!(
                 "warning: the held-out loss has been higher than at step {} for {PATIENCE} validations: the model is \
-                 overfitting. More data, fewer steps or a smaller model would help. The checkpoint of step {} becomes the \
-                 model file, unless --last is given",
+                 overfitting. More data, fewer steps or a smaller model would help. Without --last, the model file gets the \
+                 weights of step {}; with --last, the last ones",
                 self.step, self.step
             )
         })

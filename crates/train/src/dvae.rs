@@ -29,7 +29,7 @@ use crate::precision::{Rules, Scales, Scaling};
 use crate::run_dir::RunOptions;
 use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
 use crate::split_codes::{Halves, Usage, balance, split_codes};
-use crate::stage::{StageTask, train};
+use crate::stage::{StageTask, ensure_same_architecture, train};
 
 /// The number of columns of the sample sheet, in which originals are above their reconstructions.
 const SAMPLES: usize = 16;
@@ -234,7 +234,7 @@ impl StageTask for DvaeTask {
         // The picture size may differ, because no weight depends on it.
         let theirs = file.config.dvae.clone();
         let theirs = theirs.map(|dvae| DvaeConfig { image_size: ours.image_size, ..dvae });
-        ensure!(theirs.as_ref() == Some(ours), "--init holds a dVAE of {theirs:?}, wanted {ours:?}");
+        ensure_same_architecture("dVAE", "dvae", theirs.as_ref(), ours)?;
         Ok(file.dvae(&self.compute)?.stored(self.config.train_dvae.storage.format()))
     }
 

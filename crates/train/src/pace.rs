@@ -4,6 +4,8 @@
 //! A preset's schedules are made for its own number of updates. `--steps` and `--minutes` scale
 //! them together: warm-up and decay of the learning rate, β and temperature of the dVAE, and the
 //! intervals of validation and checkpoints. Values that `--set` names explicitly are not scaled.
+//!
+//! A resumed run keeps its schedules. `--steps` then changes only the number of updates.
 
 use std::fmt::{Debug, Formatter};
 use std::fs;
@@ -37,33 +39,83 @@ fn scaled_keys(stage: Stage) -> (&'static str, &'static [&'static str]) {
 /// Keys of the dVAE's relaxation that are scaled with the number of updates.
 const RELAX: [&str; 4] = ["beta_steps", "tau_steps", "split_every", "split_until"];
 
-/// Scales the schedule of `stage` in a config to `steps` updates.
+/// The length of a run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Length<'a> {
+    /// The number of updates, if it is not that of the config or of the resumed run.
+    pub steps: Option<u64>,
+    /// The folder of the run that is resumed, if there is one.
+    pub resumed: Option<&'a Path>,
+}
+
+/// Sets the length of `stage` in a config. The schedule is that of the resumed run. Without one, it
+/// is scaled to the number of updates.
 ///
 /// # Errors
-/// If `steps` is 0, or the config has no such schedule.
-pub(crate) fn scale(config: &mut Table, stage: Stage, steps: u64) -> Result<()> {
-    ensure!(steps > 0, "--steps 0: wanted at least 1");
-    let (section, keys) = scaled_keys(stage);
-    let integer = |config: &Table, section: &str, key: &str| {
-        config.get(section).and_then(|section| section.get(key)).and_then(Value::as_integer)
-    };
-    let before =
-        integer(config, section, "steps").with_context(|| format!("the config has no {section}.steps"))?;
-    let relax: &[&str] = if stage == Stage::Dvae { &RELAX } else { &[] };
-    let keys = keys.iter().map(|key| (section, *key)).chain(relax.iter().map(|key| ("relax", *key)));
-    let mut changes = vec![(section, "steps", steps as i64)];
-    for (section, key) in keys {
-        if let Some(value) = integer(config, section, key).filter(|&value| value > 0) {
-            let scaled = (value as f64 * steps as f64 / before as f64).round();
-            changes.push((section, key, (scaled as i64).max(1)));
-        }
-    }
-    for (section, key, value) in changes {
-        if let Some(Value::Table(section)) = config.get_mut(section) {
-            section.insert(key.to_string(), Value::Integer(value));
-        }
+/// If the number of updates is 0, the config has no such schedule, or that of the run is damaged.
+pub(crate) fn set_length(config: &mut Table, stage: Stage, length: Length) -> Result<()> {
+    let Length { steps, resumed } = length;
+    ensure!(steps != Some(0), "--steps 0: wanted at least 1");
+    let saved = resumed.map(saved_config).transpose()?.flatten();
+    match (saved, steps) {
+        (Some(saved), steps) => resume(config, &saved, stage, steps),
+        (None, Some(steps)) => scale(config, stage, steps)?,
+        (None, None) => {}
     }
     Ok(())
+}
+
+/// Returns the config of the run in a folder, or `None` if there is no run.
+fn saved_config(run: &Path) -> Result<Option<Table>> {
+    let file = run.join("config.toml");
+    let Ok(text) = fs::read_to_string(&file) else { return Ok(None) };
+    text.parse().map(Some).with_context(|| format!("{} is damaged", file.display()))
+}
+
+/// Copies the schedule of `stage` from the config of a run, and changes its number of updates to
+/// `steps` if that is present.
+fn resume(config: &mut Table, saved: &Table, stage: Stage, steps: Option<u64>) {
+    let (training, _) = scaled_keys(stage);
+    for (section, key) in schedule(stage).chain([(training, "steps")]) {
+        if let Some(value) = integer(saved, section, key) {
+            set(config, section, key, value);
+        }
+    }
+    if let Some(steps) = steps {
+        set(config, training, "steps", steps as i64);
+    }
+}
+
+/// Scales the schedule of `stage` to `steps` updates.
+fn scale(config: &mut Table, stage: Stage, steps: u64) -> Result<()> {
+    let (training, _) = scaled_keys(stage);
+    let before =
+        integer(config, training, "steps").with_context(|| format!("the config has no {training}.steps"))?;
+    for (section, key) in schedule(stage) {
+        if let Some(value) = integer(config, section, key).filter(|&value| value > 0) {
+            let scaled = (value as f64 * steps as f64 / before as f64).round();
+            set(config, section, key, (scaled as i64).max(1));
+        }
+    }
+    set(config, training, "steps", steps as i64);
+    Ok(())
+}
+
+/// Returns the section and the name of each key that is scaled with the number of updates.
+fn schedule(stage: Stage) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let (training, keys) = scaled_keys(stage);
+    let relax: &[&str] = if stage == Stage::Dvae { &RELAX } else { &[] };
+    keys.iter().map(move |key| (training, *key)).chain(relax.iter().map(|key| ("relax", *key)))
+}
+
+fn integer(config: &Table, section: &str, key: &str) -> Option<i64> {
+    config.get(section)?.get(key)?.as_integer()
+}
+
+fn set(config: &mut Table, section: &str, key: &str, value: i64) {
+    if let Some(Value::Table(section)) = config.get_mut(section) {
+        section.insert(key.to_string(), Value::Integer(value));
+    }
 }
 
 /// Rejects a schedule that is longer than the run because only the number of updates was changed.
@@ -114,40 +166,28 @@ impl Debug for Pace<'_> {
 }
 
 impl Pace<'_> {
-    /// Returns the config with the number of updates for this time.
-    ///
-    /// If `resumed` is the folder of a run, the number of updates is that of this run. Otherwise it
-    /// follows from the measured time of updates of `task`.
+    /// Returns the config with the number of updates for this time, which follows from the measured
+    /// time of updates of `task`. A resumed run keeps its config.
     ///
     /// # Errors
-    /// If the minutes are not positive, an update fails, or the run's config cannot be read.
+    /// If the minutes are not positive, or an update fails.
     pub(crate) fn config<T: StageTask>(
         &self,
         task: &T,
         model: &T::Model,
-        resumed: Option<&Path>,
+        is_resumed: bool,
     ) -> Result<Config> {
         let Pace { minutes, .. } = *self;
         ensure!(
             minutes > 0.0 && minutes.is_finite(),
             "--minutes {minutes}: wanted a positive number of minutes"
         );
-        if let Some(steps) = resumed.map(|run| steps_of(run, T::STAGE)).transpose()?.flatten() {
-            return (self.config)(steps);
+        if is_resumed {
+            return Ok(task.config().clone());
         }
         let seconds = seconds_per_step(task, model)?;
         (self.config)((60.0 * minutes * UPDATES / seconds).max(1.0) as u64)
     }
-}
-
-/// Returns the number of updates of the run in a folder, or `None` if there is no run.
-fn steps_of(run: &Path, stage: Stage) -> Result<Option<u64>> {
-    let file = run.join("config.toml");
-    let Ok(text) = fs::read_to_string(&file) else { return Ok(None) };
-    let table: Table = text.parse().with_context(|| format!("{} is damaged", file.display()))?;
-    let (section, _) = scaled_keys(stage);
-    let steps = table.get(section).and_then(|section| section.get("steps")).and_then(Value::as_integer);
-    Ok(steps.and_then(|steps| u64::try_from(steps).ok()))
 }
 
 /// Measures the time of an update in seconds, on a copy of the model.
@@ -168,8 +208,12 @@ mod tests {
     use super::*;
 
     fn resolved(steps: Option<u64>, sets: &[&str]) -> Result<Config> {
+        resumed(None, steps, sets)
+    }
+
+    fn resumed(run: Option<&Path>, steps: Option<u64>, sets: &[&str]) -> Result<Config> {
         let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
-        Config::resolve_for("tiny", &sets, Stage::Dvae, steps)
+        Config::resolve_for("tiny", &sets, Stage::Dvae, Length { steps, resumed: run })
     }
 
     #[test]
@@ -196,5 +240,23 @@ mod tests {
         assert!(resolved(None, &sets).is_ok());
         assert!(resolved(None, &["train_dvae.steps=6000"]).is_ok());
         assert!(resolved(Some(0), &[]).unwrap_err().to_string().contains("--steps 0"));
+    }
+    #[test]
+    fn resumed_run_keeps_its_schedule() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Some(dir.path());
+        assert_eq!(resumed(run, Some(20), &[]).unwrap(), resolved(Some(20), &[]).unwrap(), "no run yet");
+        let began = resolved(Some(20), &["train_dvae.log_every=1"]).unwrap();
+        fs::write(dir.path().join("config.toml"), began.to_toml().unwrap()).unwrap();
+        let same = resolved(Some(20), &[]).unwrap();
+        assert_eq!(resumed(run, None, &[]).unwrap(), same);
+        assert_eq!(resumed(run, Some(20), &[]).unwrap(), same);
+        let longer = resumed(run, Some(40), &[]).unwrap();
+        assert_eq!(longer, resumed(run, None, &["train_dvae.steps=40"]).unwrap());
+        assert_eq!((longer.train_dvae.steps, &longer.relax), (40, &same.relax));
+        assert_eq!(longer.train_dvae.lr_steps, same.train_dvae.lr_steps);
+        assert!(resumed(run, Some(10), &[]).is_ok() && resumed(run, Some(0), &[]).is_err());
+        fs::write(dir.path().join("config.toml"), "[").unwrap();
+        assert!(resumed(run, None, &[]).unwrap_err().to_string().contains("config.toml is damaged"));
     }
 }

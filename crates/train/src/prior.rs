@@ -39,7 +39,7 @@ use crate::precision::{Rules, Scales};
 use crate::rerank::read_tokenizer;
 use crate::run_dir::{RunOptions, read_model, warn_unverified};
 use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
-use crate::stage::{StageTask, train};
+use crate::stage::{StageTask, ensure_same_architecture, train};
 use crate::tokens::{Draws, Example, OnlineEncoder, TokenSource};
 
 /// The number of held-out captions on the sample sheet, and the number of drawings for each.
@@ -131,7 +131,7 @@ const OTHER_TOKENS: &str = "--init was trained on the tokens of another dVAE: th
 fn trained_prior(file: ModelFile, config: &PriorConfig, compute: &Compute) -> Result<Prior> {
     // The precision of the logits may differ, because no weight depends on it.
     let theirs = file.config.prior.clone().map(|prior| PriorConfig { logits: config.logits, ..prior });
-    ensure!(theirs.as_ref() == Some(config), "--init holds a prior of {theirs:?}, wanted {config:?}");
+    ensure_same_architecture("prior", "prior", theirs.as_ref(), config)?;
     let config = ModelConfig { prior: theirs, ..file.config.clone() };
     ModelFile { config, ..file }.prior(compute)
 }
@@ -318,7 +318,7 @@ impl StageTask for PriorTask {
         let same_tokens = file.fingerprint()? == self.dvae_file.fingerprint()?;
         let same_tokenizer = file.tokenizer.as_ref() == Some(&self.tokenizer);
         let trained = trained_prior(file, &self.config.prior, &self.compute)?;
-        ensure!(same_tokenizer, "--init was trained with another tokenizer");
+        ensure!(same_tokenizer, "--init was trained with another tokenizer; give its file to --bpe too");
         if same_tokens {
             return Ok(trained);
         }

@@ -37,7 +37,7 @@ use crate::params::{ParamStore, Which};
 use crate::prior::LABEL_LINES;
 use crate::run_dir::{RunOptions, read_model};
 use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
-use crate::stage::{StageTask, train};
+use crate::stage::{StageTask, ensure_same_architecture, train};
 
 /// The number of held-out captions on the sample sheet, and the number of pictures for each.
 const SHOWN: [usize; 2] = [12, 8];
@@ -135,9 +135,11 @@ pub fn train_rerank(
 /// # Errors
 /// If its architecture is not that of `config`, or its tokenizer is not the one in `json`.
 fn trained_clip(file: &ModelFile, config: &ClipConfig, json: &str, compute: &Compute) -> Result<Clip> {
-    let theirs = file.config.rerank.as_ref();
-    ensure!(theirs == Some(config), "--init holds a contrastive model of {theirs:?}, wanted {config:?}");
-    ensure!(file.tokenizer.as_deref() == Some(json), "--init was trained with another tokenizer");
+    ensure_same_architecture("contrastive model", "rerank", file.config.rerank.as_ref(), config)?;
+    ensure!(
+        file.tokenizer.as_deref() == Some(json),
+        "--init was trained with another tokenizer; give its file to --bpe too"
+    );
     file.clip(compute)
 }
 
@@ -160,7 +162,12 @@ pub(crate) fn read_tokenizer(path: &Path) -> Result<(Bpe, String)> {
     let json = match ModelFile::is_one(&bytes) {
         true => {
             let file = ModelFile::from_file(&bytes, path)?;
-            file.tokenizer.with_context(|| format!("the model file {shown} holds no tokenizer"))?
+            file.tokenizer.with_context(|| {
+                format!(
+                    "the model file {shown} has no tokenizer; use a file of `train bpe`, `train prior` or `train rerank`, or \
+                     `embedded`"
+                )
+            })?
         }
         false => decode_text(&bytes).with_context(|| shown.to_string())?,
     };

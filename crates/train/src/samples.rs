@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tessera_base::Reporter;
-use tessera_data::Sample;
 use tessera_data::sources::{Scenes, ScenesOptions, Shares};
+use tessera_data::{Sample, counted};
 use tessera_text::caption_words;
 
 use crate::same_run::{Input, NO_SCENES, SCENES};
@@ -22,6 +22,9 @@ const N_SCENES: usize = 1 << 32;
 
 /// The minimum number of training pictures without a warning. A model overfits to fewer.
 const MIN_PICTURES: usize = 50;
+
+/// The maximum number of characters of a caption in a warning.
+const SHOWN_CHARS: usize = 60;
 
 /// Scenes that are composed in training (`data.scenes`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,22 +129,32 @@ fn warnings(n_train: usize, n_held_out: usize, captions: &BTreeSet<String>) -> V
     let mut warnings = Vec::new();
     if n_train < MIN_PICTURES {
         warnings.push(format!(
-            "{n_train} training pictures are few: the model will repeat them instead of drawing new ones; wanted at least {MIN_PICTURES}"
+            "{} for training: too few, so the model will repeat them instead of drawing new ones; wanted at least {MIN_PICTURES}",
+            counted(n_train as u64, "picture")
         ));
     }
     if n_held_out == 0 {
         warnings.push(
-            "no pictures are held out, so overfitting stays unnoticed; make the data set with --holdout 5"
+            "no pictures are held out, so overfitting stays unnoticed; a data set of `tessera data folder --holdout 5` \
+             holds some out"
                 .to_string(),
         );
     }
     if captions.len() == 1 {
         warnings.push(format!(
             "all captions are {:?}, so the words of a prompt will not matter",
-            captions.first().map_or("", String::as_str)
+            captions.first().map_or(String::new(), |caption| shortened(caption))
         ));
     }
     warnings
+}
+
+/// Returns the beginning of a caption.
+fn shortened(caption: &str) -> String {
+    match caption.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}...", &caption[..end]),
+        None => caption.to_string(),
+    }
 }
 
 /// Checks that no picture is smaller than the model's pictures of `side` x `side` pixels.
@@ -194,9 +207,11 @@ mod tests {
         let captions = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect();
         assert!(warnings(MIN_PICTURES, 1, &captions(&["a cat", "a dog"])).is_empty());
         assert!(warnings(MIN_PICTURES, 1, &BTreeSet::new()).is_empty());
-        let found = warnings(3, 0, &captions(&["a cat"]));
+        let found = warnings(1, 0, &captions(&["a cat"]));
         assert_eq!(found.len(), 3, "{found:?}");
-        assert!(found[0].starts_with("3 training pictures are few") && found[2].contains("\"a cat\""));
+        assert!(found[0].starts_with("1 picture for training: too few") && found[2].contains("\"a cat\""));
+        let long = &warnings(MIN_PICTURES, 1, &captions(&["ä".repeat(2000).as_str()]))[0];
+        assert!(long.starts_with(&format!("all captions are \"{}...\", so", "ä".repeat(60))), "{long}");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The steps that `train dvae`, `train prior` and `train rerank` have in common: initial weights,
 //! pace, run folder, training, and the model file.
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use serde_json::{Map, Value};
 use tessera_kernels::Cpu;
 use tessera_model::weights::ModelFile;
 
@@ -68,7 +70,7 @@ pub(crate) fn train<T: StageTask>(
         Initial::Model(file) => task.of_file(*file, control)?,
     };
     let paced = match options.pace {
-        Some(pace) => pace.config(&task, &model, options.resume.then_some(options.dir))?,
+        Some(pace) => pace.config(&task, &model, options.resume)?,
         None => task.config().clone(),
     };
     let task = task.with_config(paced);
@@ -92,5 +94,64 @@ pub(crate) fn training<'a, T: StageTask>(
         cpu: task.cpu(),
         scales: task.scales(model),
         loss_is_final_from: task.loss_is_final_from(),
+    }
+}
+
+/// Checks that the `part` of a model in the file of `--init` has the architecture `ours` of the
+/// config's section `section`.
+///
+/// # Errors
+/// If the file has no such part, or another architecture. The message names the keys that differ.
+pub(crate) fn ensure_same_architecture<C: Serialize>(
+    part: &str,
+    section: &str,
+    theirs: Option<&C>,
+    ours: &C,
+) -> Result<()> {
+    let theirs =
+        theirs.with_context(|| format!("--init: the file has no {part}; choose a file that has one"))?;
+    let differing = differing(section, &serde_json::to_value(theirs)?, &serde_json::to_value(ours)?);
+    ensure!(
+        differing.is_empty(),
+        "--init: the {part} in the file has another architecture: {}; choose the --config of the file, or change these keys \
+         with --set",
+        differing.join(", ")
+    );
+    Ok(())
+}
+
+/// Returns the keys with different values in the section `path` of two configs, with both values.
+fn differing(path: &str, theirs: &Value, ours: &Value) -> Vec<String> {
+    match (theirs, ours) {
+        (Value::Object(theirs), Value::Object(ours)) => {
+            let more = theirs.keys().filter(|key| !ours.contains_key(*key));
+            let value = |values: &Map<String, Value>, key: &str| values.get(key).cloned().unwrap_or_default();
+            let keys = ours.keys().chain(more);
+            keys.flat_map(|key| differing(&format!("{path}.{key}"), &value(theirs, key), &value(ours, key)))
+                .collect()
+        }
+        (theirs, ours) if theirs == ours => Vec::new(),
+        (theirs, ours) => vec![format!("{path} is {theirs} there and {ours} in the config")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_names_the_keys_of_another_architecture() {
+        let config = Config::resolve("tiny", &[]).unwrap().rerank;
+        let check = |theirs| ensure_same_architecture("contrastive model", "rerank", theirs, &config);
+        assert!(check(Some(&config)).is_ok());
+        let mut other = config.clone();
+        (other.embed, other.image.width) = (7, 9);
+        let error = check(Some(&other)).unwrap_err().to_string();
+        for (key, theirs, ours) in [("embed", 7, config.embed), ("image.width", 9, config.image.width)] {
+            let wanted = format!("rerank.{key} is {theirs} there and {ours} in the config");
+            assert!(error.contains(&wanted), "{error}");
+        }
+        assert_eq!(error.matches(" there and ").count(), 2, "{error}");
+        assert!(check(None).unwrap_err().to_string().contains("the file has no contrastive model"));
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use super::{Weights, input, output};
+use super::{Weights, input, output, seed};
 
 /// The flags of `draw`.
 #[derive(ClapArgs)]
@@ -40,7 +40,7 @@ pub struct Draw {
     #[arg(long, value_name = "FILE", value_parser = input(), env = "TESSERA_RERANK")]
     pub rerank: Option<PathBuf>,
     /// The seed of all random numbers; the same seed gives the same pictures [default: random]
-    #[arg(long)]
+    #[arg(long, value_parser = seed)]
     pub seed: Option<u64>,
     #[command(flatten)]
     pub sampling: Sampling,

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use clap::{Arg, Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::pair_metric::MeasurePair;
-use super::{PrecisionFlag, Sampling, Weights, input, output};
+use super::{PrecisionFlag, Sampling, Weights, input, output, seed};
 
 /// The evaluations, with their flags.
 #[derive(Subcommand)]
@@ -23,7 +23,7 @@ pub enum Eval {
         #[arg(short, long = "number", default_value_t = 4)]
         n: usize,
         /// The seed of all random numbers.
-        #[arg(long, default_value_t = 0)]
+        #[arg(long, default_value_t = 0, value_parser = seed)]
         seed: u64,
         #[command(flatten)]
         sampling: Sampling,
@@ -37,6 +37,7 @@ pub enum Eval {
     },
     /// Measure how often the contrastive model retrieves the picture of a held-out caption, and the
     /// caption of a picture.
+    #[command(mut_args(hide_if_only_for_fid_and_is))]
     Retrieval {
         /// The data set. Only its held-out part is used.
         #[arg(long)]
@@ -45,6 +46,7 @@ pub enum Eval {
         network: Network,
     },
     /// Compute FID, the Fréchet distance between two sets of pictures.
+    #[command(mut_args(with_statistics))]
     Fid(Pair),
     #[command(flatten)]
     Pair(MeasurePair),
@@ -57,6 +59,7 @@ pub enum Eval {
         network: Network,
     },
     /// Compute the CLIP score: how well pictures fit their captions.
+    #[command(mut_args(hide_if_only_for_fid_and_is))]
     ClipScore {
         /// A data set, or a folder in which each NAME.png has its caption in the first line of
         /// NAME.txt.
@@ -80,6 +83,7 @@ pub enum Eval {
     },
     /// Find the training picture nearest to each held-out picture, and write a sheet of the closest
     /// pairs.
+    #[command(mut_args(hide_if_only_for_fid_and_is))]
     Overlap {
         /// The data set.
         #[arg(long)]
@@ -215,10 +219,24 @@ pub struct Network {
     pub json: bool,
 }
 
+/// Hides a flag of [`Network`] that only FID and IS use.
+pub fn hide_if_only_for_fid_and_is(arg: Arg) -> Arg {
+    if ["protocol", "classes"].iter().any(|id| arg.get_id() == id) { arg.hide(true) } else { arg }
+}
+
+/// Says in the help of [`Pair::real`] that it may be statistics, which only FID reads. `mut_arg` would
+/// move the argument behind [`Pair::fake`].
+fn with_statistics(arg: Arg) -> Arg {
+    match arg.get_id() == "real" {
+        true => arg.help("The real pictures: a folder, a data set or a .npz file of statistics"),
+        false => arg,
+    }
+}
+
 /// The flags of evaluations that compare two sets of pictures.
 #[derive(ClapArgs)]
 pub struct Pair {
-    /// The real pictures: a folder, a data set or, for `fid`, a .npz file of statistics.
+    /// The real pictures: a folder or a data set.
     #[arg(value_parser = input())]
     pub real: PathBuf,
     /// The generated pictures: a folder or a data set.
@@ -268,7 +286,7 @@ pub struct DrawnArgs {
     #[arg(long, value_name = "FILE.npz", requires = "inception", value_parser = input())]
     pub reference: Option<PathBuf>,
     /// The seed of all random numbers.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed)]
     pub seed: u64,
     /// Print JSON.
     #[arg(long)]
@@ -308,7 +326,7 @@ pub struct ZeroShot {
     pub candidates: u32,
     /// The seed of the captions' styles and backgrounds, of the pictures that drawings are compared
     /// with, and of the drawings.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed)]
     pub seed: u64,
     #[command(flatten)]
     pub sampling: PaperSampling,

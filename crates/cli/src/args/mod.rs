@@ -9,10 +9,11 @@ mod pair_metric;
 mod serve;
 mod train;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::builder::{PathBufValueParser, StringValueParser, TypedValueParser};
-use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tessera_data::Share;
 
@@ -44,13 +45,23 @@ fn output() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().map(|path| if path.as_os_str() == "-" { "/dev/stdout".into() } else { path })
 }
 
+/// Parses a seed.
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("wanted a whole number from 0 to {}", u64::MAX))
+}
+
+/// Parses a number of threads.
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "wanted a whole number of at least 1".to_string())
+}
+
 /// Draws pictures from sentences, and trains the models that do: the original DALL·E (2021).
 #[derive(Parser)]
 #[command(name = "tessera", version, about, max_term_width = 100)]
 pub struct Args {
     /// The number of threads [default: one per processor core]. Results do not depend on it.
-    #[arg(long, global = true, value_name = "N", display_order = 900, env = "TESSERA_THREADS")]
-    pub threads: Option<std::num::NonZeroUsize>,
+    #[arg(long, global = true, value_name = "N", display_order = 900, value_parser = threads, env = "TESSERA_THREADS")]
+    pub threads: Option<NonZeroUsize>,
     /// Write nothing to standard error except errors: no notes, warnings or progress bars.
     #[arg(short, long, global = true, display_order = 901)]
     pub quiet: bool,
@@ -114,7 +125,19 @@ pub enum Command {
 
 /// The command line, with examples in the help of each command.
 pub fn command() -> clap::Command {
-    examples::with_examples(Args::command())
+    examples::with_examples(with_lenient_flags(Args::command()))
+}
+
+/// Changes all flags of a command and its subcommands: they accept negative numbers, so that the
+/// error is about the number, and ignore environment variables that are empty.
+fn with_lenient_flags(command: clap::Command) -> clap::Command {
+    let lenient = |arg: Arg| {
+        let is_number = arg.get_action().takes_values() && !arg.is_positional();
+        let arg = arg.allow_negative_numbers(is_number);
+        let value = arg.get_env().and_then(std::env::var_os);
+        if value.is_some_and(|value| value.is_empty()) { arg.env(None::<&str>) } else { arg }
+    };
+    command.mut_args(lenient).mut_subcommands(with_lenient_flags)
 }
 
 /// The sources of data sets, with their flags.
@@ -145,7 +168,7 @@ pub enum DataSource {
         #[arg(long)]
         max_concepts: Option<usize>,
         /// The seed of all random numbers.
-        #[arg(long, default_value_t = 0)]
+        #[arg(long, default_value_t = 0, value_parser = seed)]
         seed: u64,
     },
     /// Compose captioned scenes from the emoji sets that `runs/fetch_emoji.sh` fetches.
@@ -174,7 +197,7 @@ pub enum DataSource {
         #[arg(long, value_name = "KIND=WEIGHT", value_delimiter = ',')]
         shares: Vec<String>,
         /// The seed of all random numbers.
-        #[arg(long, default_value_t = 0)]
+        #[arg(long, default_value_t = 0, value_parser = seed)]
         seed: u64,
     },
     /// Use your own pictures: .png, .jpg or .webp files, or tars of them, with captions.
@@ -209,7 +232,7 @@ pub enum DataSource {
         #[arg(long, default_value = "5")]
         holdout: Share,
         /// The seed of all random numbers.
-        #[arg(long, default_value_t = 0)]
+        #[arg(long, default_value_t = 0, value_parser = seed)]
         seed: u64,
     },
 }
@@ -270,5 +293,18 @@ mod tests {
         let fid = parsed("tessera eval fid - drawn");
         let Command::Eval(Eval::Fid(pair)) = fid else { panic!("another command") };
         assert_eq!(pair.real, PathBuf::from(STDIN));
+    }
+    #[test]
+    fn negative_numbers_are_values() {
+        let parse = |args: &str| command().try_get_matches_from(args.split(' '));
+        assert!(parse("tessera draw cat --temperature -1").is_ok());
+        assert!(parse("tessera eval drawing --data d --top-p -0.5").is_ok());
+        for (args, wanted) in [
+            ("tessera draw cat --seed -1", "'-1' for '--seed <SEED>': wanted a whole number from 0"),
+            ("tessera draw cat --threads 0", "'0' for '--threads <N>': wanted a whole number of at least 1"),
+        ] {
+            let error = parse(args).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{args}: {error}");
+        }
     }
 }

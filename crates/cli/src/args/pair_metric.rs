@@ -8,6 +8,7 @@ use tessera_base::{random::Purpose, random::item_rng};
 use tessera_eval::{Report, Vectors, cmmd, kid, precision_recall};
 
 use super::Pair;
+use super::eval::hide_if_only_for_fid_and_is;
 
 /// A metric of two sets of pictures.
 pub struct PairMetric {
@@ -63,7 +64,9 @@ impl FromArgMatches for MeasurePair {
 impl Subcommand for MeasurePair {
     fn augment_subcommands(command: Command) -> Command {
         PAIR_METRICS.iter().fold(command, |command, metric| {
-            command.subcommand(Pair::augment_args(Command::new(metric.name).about(metric.about)))
+            // `augment_args` also sets the texts of `Pair`, so those of the metric come after it.
+            let subcommand = Pair::augment_args(Command::new(metric.name)).about(metric.about);
+            command.subcommand(subcommand.mut_args(hide_if_only_for_fid_and_is))
         })
     }
 
@@ -73,5 +76,27 @@ impl Subcommand for MeasurePair {
 
     fn has_subcommand(name: &str) -> bool {
         PAIR_METRICS.iter().any(|metric| metric.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args;
+
+    /// Returns the texts at the top of the help of a command and its subcommands.
+    fn headings(command: &Command) -> Vec<String> {
+        let own = command.get_about().map(ToString::to_string);
+        own.into_iter().chain(command.get_subcommands().flat_map(headings)).collect()
+    }
+
+    #[test]
+    fn no_command_has_the_heading_of_its_flags() {
+        let wrong = ["The flags of", "The commands of", "How "];
+        let headings = headings(&args::command());
+        assert!(headings.iter().any(|heading| heading.starts_with("Compute KID")), "{headings:?}");
+        for heading in headings {
+            assert!(!wrong.iter().any(|start| heading.starts_with(start)), "{heading}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Subcommand};
 use tessera_train::DeviceChoice;
 
-use super::{CaptionArgs, config, input};
+use super::{CaptionArgs, config, input, seed};
 
 /// The flags of `train`, or one of its subcommands.
 #[derive(ClapArgs)]
@@ -29,10 +29,10 @@ pub struct TrainPictures {
     #[arg(long)]
     pub run: Option<PathBuf>,
     /// The time for training in minutes.
-    #[arg(long, default_value_t = 15.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 15.0)]
     pub minutes: f64,
     /// The seed of all random numbers.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed)]
     pub seed: u64,
 }
 
@@ -107,21 +107,22 @@ pub struct Common {
     /// Start from the weights in this model file (or `embedded`) instead of random ones.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub init: Option<PathBuf>,
-    /// The number of updates; warm-up, decay and all other schedules are scaled to it.
+    /// The number of updates; warm-up, decay and all other schedules are scaled to it. With --resume,
+    /// the schedules stay as they are.
     #[arg(long, value_name = "N", conflicts_with = "minutes")]
     pub steps: Option<u64>,
     /// The time for the run in minutes. The number of updates is computed from it and the speed of
     /// this machine.
-    #[arg(long, value_name = "M", allow_negative_numbers = true)]
+    #[arg(long, value_name = "M")]
     pub minutes: Option<f64>,
     /// Write the last weights to the model file even if earlier ones are better on held-out data.
     #[arg(long)]
     pub last: bool,
     /// The seed of all random numbers.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed)]
     pub seed: u64,
-    /// Where to compute: `cpu`, `gpu` or `gpu:N` (a CUDA device, in a build with `--features
-    /// libtorch`), or `libtorch` (the same on the processor).
+    /// Where to compute: `cpu`, `gpu`, or `gpu:N` for the adapter with that number (`inspect
+    /// --devices` lists them). GPUs need a build with `--features vulkan` (docs/devices.md).
     #[arg(long, default_value_t = DeviceChoice::Cpu, env = "TESSERA_DEVICE")]
     pub device: DeviceChoice,
 }
@@ -141,6 +142,6 @@ pub struct Encode {
     #[arg(long)]
     pub out: PathBuf,
     /// The seed of the random crops.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed)]
     pub seed: u64,
 }

@@ -60,11 +60,13 @@ pub fn run(source: DataSource) -> Result<()> {
             }
             if holdout > Share::percent(0) && held_out < MIN_HELD_OUT {
                 let held_out = match held_out {
-                    1 => "1 picture is".to_string(),
-                    n => format!("{n} pictures are"),
+                    0 => "no picture is".to_string(),
+                    1 => "only 1 picture is".to_string(),
+                    n => format!("only {n} pictures are"),
                 };
                 note!(
-                    "warning: only {held_out} held out; evaluation needs {MIN_HELD_OUT}: add pictures or raise --holdout"
+                    "warning: {held_out} held out; evaluation needs {MIN_HELD_OUT}. More pictures, or a larger --holdout of \
+                     `tessera data folder`, would help"
                 );
             }
         }

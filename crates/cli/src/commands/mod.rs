@@ -22,7 +22,7 @@ use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tessera_container::unverified;
 use tessera_kernels::decode::Weights as Kept;
 use tessera_kernels::{Cpu, Precision};
@@ -52,6 +52,25 @@ fn model_of(bytes: &[u8], path: &Path) -> Result<ModelFile> {
         note!("{}", unverified(path.display()));
     }
     Ok(file)
+}
+
+/// Checks that `file`, which was read from `path` or is the embedded model, has all parts that draw.
+fn ensure_draws(file: &ModelFile, path: Option<&Path>) -> Result<()> {
+    let config = &file.config;
+    let parts = [
+        ("dVAE", config.dvae.is_some()),
+        ("prior", config.prior.is_some()),
+        ("tokenizer", file.tokenizer.is_some()),
+    ];
+    let missing: Vec<&str> =
+        parts.into_iter().filter(|(_, is_there)| !is_there).map(|(part, _)| part).collect();
+    ensure!(
+        missing.is_empty(),
+        "{} has no {}, so it cannot draw; use a file of `train prior`, or leave --model out for the embedded model",
+        path.unwrap_or(Path::new(EMBEDDED)).display(),
+        missing.join(" and no ")
+    );
+    Ok(())
 }
 
 /// Returns the config of the dVAE in `file`, which was read from `path` or is the embedded model.
@@ -90,6 +109,7 @@ fn tessera(
 ) -> Result<(Tessera, String)> {
     let cpu = cpu(weights, Precision::Auto)?;
     let (file, id) = identified_model(path)?;
+    ensure_draws(&file, path)?;
     let mut tessera = tessera_of(&file, weights, cpu)?;
     if let Some(path) = rerank {
         let reranker = model_file(Some(path))?.reranker(cpu);

@@ -1,7 +1,8 @@
 //! The output files of commands. They are checked before the computation and written after it.
 
 use std::fmt::Display;
-use std::io::Cursor;
+use std::fs;
+use std::io::{Cursor, ErrorKind};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -116,6 +117,19 @@ impl Outputs {
     pub fn stdout_is_free(&self) -> bool {
         !self.to_stdout
     }
+}
+
+/// Checks that the folder `path` can get results: it does not exist, is empty, or contains one of the
+/// files `ours` of earlier results. `wanted` names these results, and says what to do.
+pub fn check_folder(path: &Path, ours: &[&str], wanted: &str) -> Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("cannot read the folder {}", path.display()))?,
+    };
+    let is_empty = entries.flatten().all(|entry| atomic::is_leftover(&entry.path()));
+    let is_ours = ours.iter().any(|name| path.join(name).exists());
+    ensure!(is_empty || is_ours, "{} is not empty and holds no {wanted}", path.display());
+    Ok(())
 }
 
 /// Whether `path` is a regular file, not a pipe, a device or standard output.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
+use tessera_data::counted;
 use tessera_train::{
-    Config, Control, EncodeInputs, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
+    Config, Control, EncodeInputs, Length, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
 };
 
+use super::output::check_folder;
 use super::{Reported, say};
 use crate::args::{Common, ConfigArgs, Encode, TrainTask};
 use crate::memory::present_bytes;
@@ -49,7 +51,13 @@ type Training<'a> = &'a dyn Fn(&Config, &RunOptions, Control) -> Result<Outcome>
 /// Trains `stage` and reports how the run ended.
 fn train(common: &Common, stage: Stage, training: Training) -> Result<()> {
     let (config, stop) = (fitting(common, stage)?, stop_on_signal()?);
-    let pace = |steps| scaled(common, stage, Some(steps));
+    if common.resume && common.minutes.is_some() {
+        let steps = config.fit(stage).steps;
+        note!(
+            "with --resume, --minutes changes nothing: the run keeps its {steps} updates; --steps N changes them"
+        );
+    }
+    let pace = |steps| resolve_for(common, stage, Length { steps: Some(steps), resumed: None });
     let control = Control { stop: &stop, last: common.last, reporter: &Terminal::default() };
     let outcome = training(&config, &options(common, &pace), control)?;
     report(outcome, common, stage)
@@ -64,9 +72,10 @@ fn options<'a>(common: &'a Common, config: &'a (dyn Fn(u64) -> Result<Config> + 
 /// Encodes the pictures of a data set.
 pub fn encode(args: &Encode) -> Result<()> {
     let config = resolve(&args.settings)?;
+    check_folder(&args.out, &["train.safetensors"], "codes; choose another --out")?;
     let inputs = EncodeInputs { data: &args.data, dvae: &args.dvae, seed: args.seed, cpu: config.cpu()? };
     let (pictures, tokens) = tessera_train::encode(&config.data, inputs, &args.out, &Terminal::default())?;
-    say(format_args!("{pictures} pictures, {tokens} tokens in {}", args.out.display()))
+    say(format_args!("{}, {tokens} tokens in {}", counted(pictures as u64, "picture"), args.out.display()))
 }
 
 /// The config that the flags name.
@@ -74,14 +83,15 @@ pub fn resolve(settings: &ConfigArgs) -> Result<Config> {
     Config::resolve(&settings.config, &settings.sets)
 }
 
-/// The config for training `stage`, its schedule scaled to `steps` updates.
-fn scaled(common: &Common, stage: Stage, steps: Option<u64>) -> Result<Config> {
-    Config::resolve_for(&common.settings.config, &common.settings.sets, stage, steps)
+/// The config for training `stage` with this length.
+fn resolve_for(common: &Common, stage: Stage, length: Length) -> Result<Config> {
+    Config::resolve_for(&common.settings.config, &common.settings.sets, stage, length)
 }
 
 /// The config for training `stage`, if this machine has enough memory for it.
 fn fitting(common: &Common, stage: Stage) -> Result<Config> {
-    let config = scaled(common, stage, common.steps)?;
+    let resumed = common.resume.then_some(common.run.as_path());
+    let config = resolve_for(common, stage, Length { steps: common.steps, resumed })?;
     if let Some(present) = present_bytes() {
         Need::new(&config, stage).of_host(common.device).ensure_fits(stage, present)?;
     }

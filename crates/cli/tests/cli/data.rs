@@ -85,7 +85,8 @@ fn data_folder_warns_about_too_few_held_out_pictures() {
     (201..213).for_each(|number| captioned(&pictures, &format!("IMG_{number}")));
     let args = ["data", "folder", "pictures", "--out", "data", "--size", "16"];
     let output = succeed(dir.path(), &args);
-    let warning = "only 1 picture is held out; evaluation needs 20: add pictures or raise --holdout";
+    let warning =
+        "warning: only 1 picture is held out; evaluation needs 20. More pictures, or a larger --holdout";
     assert!(output.stderr.contains(warning), "{}", output.stderr);
     let set = Dataset::open(&dir.path().join("data")).unwrap();
     assert_eq!((set.train.len(), set.val.len()), (11, 1));

@@ -9,7 +9,7 @@ use super::pipeline::pipeline;
 use super::program::{Finished, command, entries, fixture, folder, mistake, succeed};
 
 /// Writes `n` pictures of `side` pixels in different colours to `dir/pictures`, with captions.
-fn pictures(dir: &Path, n: u32, side: u32) {
+pub fn pictures(dir: &Path, n: u32, side: u32) {
     let pictures = dir.join("pictures");
     fs::create_dir(&pictures).unwrap();
     for i in 0..n {
@@ -46,9 +46,13 @@ fn own_pictures_become_a_model_in_one_command() {
     let dir = folder();
     pictures(dir.path(), 12, 60);
     let train = ["train", "pictures", "--run", "run", "--minutes", "0.05"];
-    let said = succeed(dir.path(), &train);
+    // The commands are run without these variables.
+    let mut first = command(dir.path(), &train);
+    let said = first.env("TESSERA_MODEL", "nope").env("TESSERA_RERANK", "nope").env("TESSERA_CONFIG", "nope");
+    let said = Finished::of(said.output().unwrap());
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
     assert!(said.stderr.contains("- train the prior further: tessera train prior"), "{}", said.stderr);
-    assert!(said.stderr.contains("training pictures are few"), "{}", said.stderr);
+    assert!(said.stderr.contains("pictures for training: too few"), "{}", said.stderr);
     for file in ["model.tessera.safetensors", "sheet.png", "commands.sh", "prompts.txt"] {
         assert!(dir.path().join("run").join(file).exists(), "{file}");
     }
@@ -61,6 +65,13 @@ fn own_pictures_become_a_model_in_one_command() {
     commands_can_be_run_again(dir.path());
     let again = succeed(dir.path(), &train);
     assert!(again.stderr.contains("- train the prior further (done)"), "{}", again.stderr);
+    assert_eq!(succeed(dir.path(), &[&train[..], &["-q"]].concat()).stderr, "");
+    for (flag, value) in [("--minutes", "0.1"), ("--seed", "7")] {
+        let other = ["train", "pictures", "--run", "run", flag, value];
+        let error = mistake(dir.path(), &other);
+        assert!(error.contains("run is finished; it was planned with --minutes 0.05 --seed 0."), "{error}");
+    }
+    assert_eq!(fs::read_to_string(dir.path().join("run/commands.sh")).unwrap(), commands);
     // A training that was stopped has a model file, but is not done.
     let done = dir.path().join("run/done.txt");
     let lines = fs::read_to_string(&done).unwrap();
@@ -92,11 +103,22 @@ fn pictures_that_cannot_be_trained_on_are_a_clear_error() {
     pictures(dir.path(), 3, 60);
     fs::create_dir(dir.path().join("bare")).unwrap();
     RgbImage::new(60, 60).save(dir.path().join("bare/a.png")).unwrap();
+    fs::create_dir(dir.path().join("full")).unwrap();
+    fs::write(dir.path().join("full/thesis.txt"), "important").unwrap();
+    let before = entries(&dir.path().join("pictures"));
     for (args, expected) in [
         (&["train", "pictures"][..], "--run"),
         (&["train"], "wanted a folder of pictures and --run DIR"),
-        (&["train", "pictures", "--run", "r", "--minutes", "0"], "--minutes 0: wanted a positive number"),
-        (&["train", "pictures", "--run", "r", "--minutes", "-1"], "--minutes -1: wanted a positive number"),
+        (&["train", "pictures", "--run", "r", "--minutes", "0"], "--minutes 0: wanted a number of minutes"),
+        (&["train", "pictures", "--run", "r", "--minutes", "0.001"], "--minutes 0.001: wanted a number"),
+        (&["train", "pictures", "--run", "r", "--minutes", "-1"], "--minutes -1: wanted a number of minutes"),
+        (&["train", "pictures", "--run", "pictures"], "is in the folder of pictures"),
+        (&["train", "pictures", "--run", "pictures/../pictures/new/run"], "is in the folder of pictures"),
+        (&["train", "pictures", "--run", "full"], "full is not empty and holds no run of `train PICTURES`"),
+        (
+            &["encode", "--data", "d", "--dvae", "embedded", "--out", "full"],
+            "full is not empty and holds no codes",
+        ),
         (&["train", "pictures", "--run", "r"], "3 pictures with captions; wanted at least 8"),
         (&["train", "bare", "--run", "r2"], "caption"),
         (&["train", "nowhere", "--run", "r3"], "nowhere"),
@@ -106,6 +128,11 @@ fn pictures_that_cannot_be_trained_on_are_a_clear_error() {
         assert_eq!(said.stderr.matches("error:").count(), 1, "{args:?}: {}", said.stderr);
         assert!(said.stderr.contains(expected), "{args:?}: {}", said.stderr);
     }
+    // Nothing is left, so the same commands work with other pictures.
+    assert_eq!(entries(&dir.path().join("pictures")), before);
+    assert_eq!(entries(&dir.path().join("full")), ["thesis.txt"]);
+    assert!(!dir.path().join("r/data").exists());
+    assert!(!dir.path().join("r2").exists() && !dir.path().join("r3").exists());
 }
 
 #[test]
@@ -117,7 +144,7 @@ fn embedded_model_of_another_size_is_no_start() {
     assert!(error.contains("text_vocab"), "{error}");
     let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "run", "--init", "embedded"];
     let error = mistake(dir.path(), &train);
-    assert!(error.contains("--init holds a dVAE of"), "{error}");
+    assert!(error.contains("--init: the dVAE in the file has another architecture: dvae."), "{error}");
     assert!(entries(dir.path()).is_empty());
 }
 
@@ -164,6 +191,9 @@ fn environment_variables_set_the_model() {
     let said = Finished::of(command(dir.path(), &inspect).env("TESSERA_MODEL", "no-model").output().unwrap());
     assert_eq!(said.code, Some(2));
     assert!(said.stderr.contains("no-model"), "{}", said.stderr);
+    // An empty one counts as absent.
+    let said = Finished::of(command(dir.path(), &inspect).env("TESSERA_MODEL", "").output().unwrap());
+    assert!(said.stderr.contains("cannot read none.png"), "{}", said.stderr);
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn gallery_page_shows_all_drawings_and_their_settings() {
     image::RgbImage::new(4, 4).save(path.join("drawings/other.png")).unwrap();
     fs::write(path.join("drawings/text.png"), "no picture").unwrap();
     let output = succeed(path, &["gallery", "drawings", "--out", "page.html", "--title", "Cats & dogs"]);
-    assert_eq!(output.stdout, "page.html: 2 drawings; 2 other PNGs are left out\n");
+    assert_eq!(output.stdout, "page.html: 2 drawings; left out: 2 other PNGs\n");
     let page = fs::read_to_string(path.join("page.html")).unwrap();
     assert_eq!(page.matches("<figure>").count(), 2);
     assert!(page.contains("<title>Cats &amp; dogs</title>") && page.contains("<h2>a cat</h2>"));
@@ -38,7 +38,7 @@ fn gallery_of_a_folder_without_drawings_is_an_error() {
     fs::create_dir(dir.path().join("empty")).unwrap();
     image::RgbImage::new(4, 4).save(dir.path().join("empty/other.png")).unwrap();
     for (args, wanted) in [
-        (["gallery", "empty"], "holds no drawing: wanted PNGs that `tessera draw` wrote, found 1 others"),
+        (["gallery", "empty"], "holds no drawing: wanted PNGs that `tessera draw` wrote, found 1 other PNG"),
         (["gallery", "none"], "cannot read the folder none"),
     ] {
         let error = mistake(dir.path(), &args);

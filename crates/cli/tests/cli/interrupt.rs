@@ -7,11 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use super::first_hour::pictures;
 use super::pipeline::{pipeline, steps};
 use super::program::{Finished, command, entries, fixture, folder, mistake, succeed};
 
-/// The maximum time to wait for the first line of metrics.
+/// The maximum time to wait for a file of a run.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// More than the time after the first signal in which a second one counts as the same.
+const LATER: Duration = Duration::from_millis(700);
 
 #[test]
 fn dvae_after_sigint_and_resume_has_the_same_bytes() {
@@ -68,9 +71,46 @@ fn second_signal_ends_training_immediately() {
     assert!(lines.any(|line| line.starts_with("computing with")));
     send(&child, "-TERM");
     assert!(lines.any(|line| line.starts_with("saving a checkpoint; press Ctrl-C again")));
+    sleep(LATER);
     send(&child, "-TERM");
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
     assert!(entries(&dir.path().join("run/checkpoints")).is_empty());
+}
+
+/// Starts `train PICTURES` in `dir`, and waits until it trains the prior.
+fn training_on_pictures(dir: &Path) -> Child {
+    pictures(dir, 12, 60);
+    let train = ["train", "pictures", "--run", "run", "--minutes", "60"];
+    let mut child = command(dir, &train).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for(&dir.join("run/prior/config.toml"), &mut child);
+    child
+}
+
+/// `kill` sends a signal to the parent alone.
+#[test]
+fn signal_to_train_pictures_is_passed_on() {
+    let dir = folder();
+    let child = training_on_pictures(dir.path());
+    send(&child, "-TERM");
+    let output = Finished::of(child.wait_with_output().unwrap());
+    assert_eq!(output.code, Some(128 + 15), "{}", output.stdout);
+    let last = output.stdout.lines().last().unwrap();
+    assert!(last.starts_with("stopped and saved at step ") && last.contains(": run/prior;"), "{last}");
+    assert!(!fs::read_to_string(dir.path().join("run/done.txt")).unwrap().contains("train prior"));
+}
+
+#[test]
+fn second_signal_to_train_pictures_ends_both_processes() {
+    let dir = folder();
+    let mut child = training_on_pictures(dir.path());
+    let owner = fs::read_to_string(dir.path().join("run/prior/owner.lock")).unwrap();
+    send(&child, "-TERM");
+    sleep(LATER);
+    send(&child, "-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+    let owner = owner.strip_prefix("process ").unwrap();
+    let is_there = Command::new("kill").args(["-0", owner]).stderr(Stdio::null()).status().unwrap();
+    assert!(!is_there.success(), "process {owner} still trains");
 }
 
 #[test]
@@ -113,8 +153,13 @@ fn continues_to_the_same_bytes(task: &str, model: &str, inputs: &[&str], (signal
 
 /// Waits until the run has written metrics.
 fn wait_for_metrics(run: &Path, child: &mut Child) {
+    wait_for(&run.join("metrics.jsonl"), child);
+}
+
+/// Waits until a file is not empty.
+fn wait_for(file: &Path, child: &mut Child) {
     let begun = Instant::now();
-    while fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len()) == 0 {
+    while fs::metadata(file).map_or(0, |file| file.len()) == 0 {
         assert!(begun.elapsed() < PATIENCE && child.try_wait().unwrap().is_none(), "training did not begin");
         sleep(Duration::from_millis(5));
     }

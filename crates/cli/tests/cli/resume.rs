@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::program::{Finished, command, entries, fixture, folder, mistake};
+use super::program::{Finished, command, entries, fixture, folder, mistake, succeed};
 
 /// Runs `train dvae` in `run` up to step `steps`, with more flags.
 fn train(dir: &Path, run: &str, steps: u64, more: &[&str]) -> Finished {
@@ -51,6 +51,24 @@ fn finished_run_continues_with_more_steps() {
     let other = training("run", 6, &["--resume", "--set", "train_dvae.lr=0.5"]);
     let error = mistake(dir.path(), &other.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(error.contains("it has train_dvae.lr = 0.001, this run 0.5"), "{error}");
+}
+
+#[test]
+fn resumed_run_keeps_the_schedule_it_began_with() {
+    let (dir, data) = (folder(), fixture());
+    let train = ["train", "dvae", "--config", "tiny", "--data", &data, "--run", "run"];
+    let schedule = |more: &[&str]| {
+        succeed(dir.path(), &[&train[..], more].concat());
+        let config = fs::read_to_string(dir.path().join("run/config.toml")).unwrap();
+        let config: toml::Table = config.parse().unwrap();
+        let number = |section: &str, key: &str| config[section][key].as_integer().unwrap();
+        (number("train_dvae", "steps"), number("train_dvae", "lr_steps"), number("relax", "beta_steps"))
+    };
+    let (steps, lr_steps, beta_steps) = schedule(&["--steps", "4"]);
+    assert_eq!(steps, 4);
+    assert_eq!(schedule(&["--resume"]), (4, lr_steps, beta_steps));
+    assert_eq!(schedule(&["--resume", "--steps", "6"]), (6, lr_steps, beta_steps));
+    assert_eq!(schedule(&["--resume", "--set", "train_dvae.steps=8"]), (8, lr_steps, beta_steps));
 }
 
 #[test]

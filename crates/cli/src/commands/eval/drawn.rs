@@ -109,8 +109,8 @@ pub struct Models {
 impl Models {
     /// Loads both models, and checks that the judge is not the model that ranks.
     pub fn open(args: &DrawnArgs) -> Result<Models> {
-        let tessera =
-            measured_tessera(&model_file(args.model.as_deref())?, args.weights, PrecisionFlag::Auto)?;
+        let path = args.model.as_deref();
+        let tessera = measured_tessera((&model_file(path)?, path), args.weights, PrecisionFlag::Auto)?;
         let judge = args.judge.as_ref().map(|path| judge(path, &tessera)).transpose()?;
         let name = args.model.as_ref().map_or("embedded".into(), |path| path.display().to_string());
         Ok(Models { tessera, name, judge })

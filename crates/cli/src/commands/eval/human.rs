@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use tessera_base::atomic;
-use tessera_data::{Pictures, SkipKind, evenly, read_text};
+use tessera_data::{Pictures, SkipKind, counted, evenly, read_text};
 use tessera_eval::{Comparison, Hasty, comparison_page, votes};
 
 use crate::args::Human;
@@ -45,7 +45,8 @@ fn comparisons(a: &Path, b: &Path, n: Option<usize>) -> Result<Vec<Comparison>> 
     let (ours, theirs) = (count(&first), count(&second));
     ensure!(
         ours == theirs,
-        "{ours} pictures in {} and {theirs} in {}; wanted the same captions in both",
+        "{} in {} and {theirs} in {}; wanted the same captions in both",
+        counted(ours as u64, "picture"),
         a.display(),
         b.display()
     );

@@ -14,7 +14,7 @@ use image::RgbImage;
 use tessera_base::atomic;
 use tessera_base::pixels::contact_sheet;
 use tessera_base::{Progress, Reporter};
-use tessera_data::{Dataset, Sample};
+use tessera_data::{Dataset, Sample, counted};
 use tessera_eval::{
     Blurs, Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
 };
@@ -25,7 +25,7 @@ use tessera_model::{Request, Sampling, Tessera};
 
 use super::draw::{checked_sampling, enlarge};
 use super::output::{Content, Outputs, write_picture};
-use super::{cpu, dvae_config, model_file, say, tessera_of};
+use super::{cpu, dvae_config, ensure_draws, model_file, say, tessera_of};
 use crate::args::{self, Eval, EvalArgs, PaperSampling, PrecisionFlag, Weights};
 use crate::reporter::Terminal;
 use crate::stderr::note;
@@ -35,8 +35,14 @@ const SHEET_ROWS: usize = 20;
 /// The factor by which pictures on a sheet are enlarged.
 const SHEET_SCALE: u32 = 2;
 
-/// Loads a model for evaluation. Unlike for drawing, 8-bit weights are never the default.
-fn measured_tessera(file: &ModelFile, weights: Option<Weights>, precision: PrecisionFlag) -> Result<Tessera> {
+/// Builds the model of `file`, which was read from `path` or is the embedded model, for evaluation.
+/// Unlike for drawing, 8-bit weights are never the default.
+fn measured_tessera(
+    (file, path): (&ModelFile, Option<&Path>),
+    weights: Option<Weights>,
+    precision: PrecisionFlag,
+) -> Result<Tessera> {
+    ensure_draws(file, path)?;
     let cpu = cpu(weights, precision)?;
     match weights {
         Some(Weights::Int8) => tessera_of(file, weights, cpu),
@@ -57,7 +63,7 @@ pub fn run(eval: Eval) -> Result<()> {
         Eval::Conditioning(args) => {
             let file = model_file(args.model.as_deref())?;
             let config = dvae_config(&file, args.model.as_deref())?;
-            let tessera = measured_tessera(&file, args.weights, args.precision)?;
+            let tessera = measured_tessera((&file, args.model.as_deref()), args.weights, args.precision)?;
             let items = held_out_codes(&held_out(&args)?, &tessera.dvae, config, &tessera.bpe)?;
             let found = conditioning(&tessera.prior, Some(&tessera.sampler), &items)?;
             report(&args, &found, conditioning_table)
@@ -136,7 +142,7 @@ fn judge(
 ) -> Result<DrawingReport> {
     let file = model_file(args.model.as_deref())?;
     let side = dvae_config(&file, args.model.as_deref())?.image_size;
-    let tessera = measured_tessera(&file, args.weights, args.precision)?;
+    let tessera = measured_tessera((&file, args.model.as_deref()), args.weights, args.precision)?;
     let sampling = checked_sampling(sampling, &tessera)?;
     let samples = if trained { open(&args.data)?.train } else { held_out(args)? };
     let subjects: Vec<Subject> = held_out_subjects(&samples, side as u32, &tessera.bpe)?;
@@ -171,7 +177,7 @@ fn report<R: serde::Serialize>(args: &EvalArgs, report: &R, table: fn(&R) -> Str
 
 fn recon_table(r: &Recon) -> String {
     [
-        format!("reconstruction of {} held-out pictures", r.pictures),
+        format!("reconstruction of {}", counted(r.pictures as u64, "held-out picture")),
         format!("  PSNR             {:8.2} ± {:.2} dB", r.psnr_db, r.psnr_db_se),
         format!(
             "  −(NLL + KL)      {:8.4} nats per value (β = 1; from argmax tokens, so it is not a bound)",
@@ -206,10 +212,10 @@ fn conditioning_table(c: &Conditioning) -> String {
 
 fn drawing_table(d: &DrawingReport) -> String {
     let mut table = format!(
-        "{} drawings of each of {} captions: how often the nearest of eight real pictures of the style is the right one\n\
+        "{} of each of {}: how often the nearest of eight real pictures of the style is the right one\n\
          \x20 right            {:8.1} ± {:.1} %\n  chance           {:8.1} %",
-        d.drawings_each,
-        d.captions,
+        counted(d.drawings_each as u64, "drawing"),
+        counted(d.captions as u64, "caption"),
         100.0 * d.right,
         100.0 * d.right_se,
         100.0 * d.chance

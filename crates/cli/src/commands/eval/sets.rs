@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use tessera_base::atomic;
+use tessera_data::counted;
 use tessera_eval::{
     Blurs, Change, Extraction, FeatureExtractor, InceptionScore, Pairs, Protocol, Report, blur_curve,
     clip_score, fid, overlap_report, retrieval,
@@ -49,7 +50,12 @@ pub fn measure_is(dir: &Path, flags: &Network) -> Result<()> {
         let store = extraction(flags, &terminal).features(dir, network, Change::NONE)?;
         let splits = InceptionScore::SPLITS;
         let score = store.inception_score()?;
-        print(flags, &[score.with_context(|| format!("{} pictures; wanted at least {splits}", store.len()))?])
+        print(
+            flags,
+            &[score.with_context(|| {
+                format!("{}; wanted at least {splits}", counted(store.len() as u64, "picture"))
+            })?],
+        )
     };
     with_protocol(flags, |protocol| match protocol {
         Protocol::One(network) => measure(network),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tessera_base::atomic;
-use tessera_data::png_text;
+use tessera_data::{counted, png_text};
 use tessera_model::{Parameters, Sampling};
 
 use super::output::{Content, Outputs};
@@ -38,12 +38,16 @@ pub fn run(dir: &Path, out: &Path, title: &str) -> Result<()> {
     }
     ensure!(
         !drawings.is_empty(),
-        "{} holds no drawing: wanted PNGs that `tessera draw` wrote, found {others} others",
-        dir.display()
+        "{} holds no drawing: wanted PNGs that `tessera draw` wrote, found {}",
+        dir.display(),
+        counted(others, "other PNG")
     );
     atomic::write(out, page(title, &drawings, others).as_bytes())?;
-    let left_out = if others > 0 { format!("; {others} other PNGs are left out") } else { String::new() };
-    outputs.say(format_args!("{}: {} drawings{left_out}", out.display(), drawings.len()))
+    let left_out = match others {
+        0 => String::new(),
+        n => format!("; left out: {}", counted(n, "other PNG")),
+    };
+    outputs.say(format_args!("{}: {}{left_out}", out.display(), counted(drawings.len() as u64, "drawing")))
 }
 
 /// Returns the PNGs in the folder and its subfolders, sorted by name. Symbolic links are not
@@ -65,11 +69,10 @@ fn pngs(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn page(title: &str, drawings: &[Drawing], others: usize) -> String {
-    let others = if others > 0 {
-        format!(" {others} pictures without parameters are left out.")
-    } else {
-        String::new()
+fn page(title: &str, drawings: &[Drawing], others: u64) -> String {
+    let others = match others {
+        0 => String::new(),
+        n => format!(" Left out: {} without parameters.", counted(n, "picture")),
     };
     let cards: String = drawings.iter().map(card).collect();
     // The template is split before values are inserted, so a prompt cannot contain a placeholder.
@@ -79,7 +82,7 @@ fn page(title: &str, drawings: &[Drawing], others: usize) -> String {
         page += match name {
             "title" => escaped(title),
             "drawings" => cards.clone(),
-            "others" => format!("{} drawings.{others}", drawings.len()),
+            "others" => format!("{}.{others}", counted(drawings.len() as u64, "drawing")),
             _ => String::new(),
         }
         .as_str();

@@ -147,6 +147,12 @@ fn caption(text: &str) -> Option<String> {
 /// Reads CSV or TSV. The first line contains the names of the columns.
 fn csv_rows(text: &str, columns: Columns) -> Result<Vec<Row>> {
     let delimiter = delimiter(text);
+    if let Some(line) = unclosed_quote(text, delimiter) {
+        bail!(
+            "line {line}: a field begins with a quote (\") that is not closed; wanted one at its end, and two (\"\") for each \
+             quote inside it"
+        );
+    }
     let mut reader = csv::ReaderBuilder::new();
     // TSV has no quotes: a caption may begin with one.
     reader.delimiter(delimiter).quoting(delimiter != b'\t').has_headers(false).flexible(true);
@@ -161,7 +167,8 @@ fn csv_rows(text: &str, columns: Columns) -> Result<Vec<Row>> {
         if record.iter().all(|field| field.trim().is_empty()) {
             continue;
         }
-        let line = check_record(&record, names.len())?;
+        let line = line_of(&record, text);
+        check_record(&record, names.len()).with_context(|| format!("line {line}"))?;
         let field = |column| unquoted(record.get(column).unwrap_or_default());
         let name = field(image).trim().to_string();
         ensure!(
@@ -174,21 +181,64 @@ fn csv_rows(text: &str, columns: Columns) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Checks that a record has as many fields as there are columns, and returns its line.
-fn check_record(record: &StringRecord, n_columns: usize) -> Result<u64> {
-    let line = record.position().map_or(0, csv::Position::line);
+/// Returns the line of a record. Its position is at the end of the record before it, so there may be
+/// line breaks between.
+fn line_of(record: &StringRecord, text: &str) -> u64 {
+    let (line, start) = record.position().map_or((0, 0), |position| (position.line(), position.byte()));
+    let rest = text.as_bytes().get(start as usize..).unwrap_or_default();
+    let breaks = rest.iter().take_while(|byte| b"\r\n".contains(byte));
+    line + breaks.filter(|&&byte| byte == b'\n').count() as u64
+}
+
+/// Checks that a record has as many fields as there are columns.
+fn check_record(record: &StringRecord, n_columns: usize) -> Result<()> {
     let has_more = record.iter().skip(n_columns).any(|field| !field.trim().is_empty());
     ensure!(
         record.len() >= n_columns && !has_more,
-        "line {line}: {} fields, wanted {n_columns}, as many as there are columns; a caption with a comma must be in quotes (\")",
+        "{} fields, wanted {n_columns}, as many as there are columns; a caption with a comma must be in quotes (\")",
         record.len()
     );
     let n_lines = record.iter().map(|field| field.lines().count()).max().unwrap_or_default();
     ensure!(
         n_lines <= FIELD_LINES,
-        "line {line}: a field of {n_lines} lines, wanted at most {FIELD_LINES}; probably a closing quote (\") is missing"
+        "a field of {n_lines} lines, wanted at most {FIELD_LINES}; probably a closing quote (\") is missing"
     );
-    Ok(line)
+    Ok(())
+}
+
+/// Returns the line of the first field of CSV whose closing quote is missing. Such a field ends with
+/// the text, or in a later line at the opening quote of another field.
+fn unclosed_quote(text: &str, delimiter: u8) -> Option<usize> {
+    let (bytes, mut at) = (text.as_bytes(), 0);
+    let is_end = |byte: u8| byte == delimiter || byte == b'\n' || byte == b'\r';
+    while delimiter != b'\t' && at < bytes.len() {
+        if bytes[at] == b'"' {
+            let length = quoted_length(&bytes[at..]);
+            let is_closed = length.is_some_and(|length| {
+                let has_lines = text[at..at + length].contains('\n');
+                !has_lines || bytes.get(at + length).is_none_or(|&byte| is_end(byte))
+            });
+            if !is_closed {
+                return Some(text[..at].matches('\n').count() + 1);
+            }
+            at += length.unwrap_or_default();
+        }
+        // To the start of the next field.
+        at += bytes[at..].iter().position(|&byte| is_end(byte)).map_or(bytes.len() - at, |end| end + 1);
+    }
+    None
+}
+
+/// Returns the length of a quoted text up to its closing quote. Two quotes in a row are part of it.
+fn quoted_length(bytes: &[u8]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        at += bytes[at..].iter().position(|&byte| byte == b'"')? + 1;
+        if bytes.get(at) != Some(&b'"') {
+            return Some(at);
+        }
+        at += 1;
+    }
 }
 
 /// Returns the most frequent delimiter in the first line.
@@ -293,6 +343,13 @@ mod tests {
     }
 
     #[test]
+    fn closed_quotes_are_no_error() {
+        let text = "file,text\r\n\"a.png\",\"a\r\n\"\"red\"\" cat\"\r\nb.png,12\" vinyl\r\nc.png,\"to be\" or not\r\n\"d.png\",\"\"";
+        let wanted = ["a.png: a \"red\" cat", "b.png: 12\" vinyl", "c.png: to be or not", "d.png: "];
+        assert_eq!(rows(text), wanted);
+    }
+
+    #[test]
     fn json_lines_are_read() {
         let text = r#"
             {"file_name": "a.png", "text": "a\ncat", "width": 3}
@@ -347,7 +404,7 @@ mod tests {
 
     #[test]
     fn damaged_tables_are_errors() {
-        let long = format!("file,text\na.png,\"open\n{}", "b.png,dog\n".repeat(20));
+        let long = format!("file,text\na.png,\"open\n{}\"\n", "b.png,dog\n".repeat(20));
         for (text, wanted) in [
             ("", "is empty; wanted a line with the names of the columns"),
             ("file,text\n", "has no rows"),
@@ -359,9 +416,20 @@ mod tests {
                 "{\"file\": \"a\", \"text\": 7}",
                 "line 1: the column \"text\" is no text; wanted a text or a list",
             ),
+            ("file,text\r\na.png,x\r\n\r\nb.png,a cat, sitting\r\n", "line 4: 3 fields"),
             ("file,text\na.png,a cat, sitting\n", "line 2: 3 fields, wanted 2, as many as there are columns"),
             ("file,id,text\na.png,1\n", "line 2: 2 fields, wanted 3"),
             ("file,text\n,a cat\n", "line 2: the column \"file\" is empty; wanted the name of a picture"),
+            (
+                "file,text\na.png,x\nb.png,\"open\nc.png,dog\n",
+                "line 3: a field begins with a quote (\") that is not",
+            ),
+            ("file,text\na.png,\"open\nb.png,\"a dog\"\nc.png,cat\n", "line 2: a field begins with a quote"),
+            (
+                "file,text\n\"a.png\",\"open\n\"b.png\",\"a \"\"dog\"\"\"\n",
+                "line 2: a field begins with a quote",
+            ),
+            ("\"file,text\na.png,cat\n", "line 1: a field begins with a quote"),
             (&long, "line 2: a field of 21 lines, wanted at most 10; probably a closing quote"),
         ] {
             assert!(error(text, CUSTOMARY).contains(wanted), "{wanted}: {}", error(text, CUSTOMARY));

@@ -3,18 +3,22 @@
 //! This command only chooses and runs other commands, each in a process of its own. It prints them
 //! first and writes them to `RUN/commands.sh`, so a user can change and repeat each of them.
 
+mod step;
+
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tessera_base::atomic;
-use tessera_data::{Dataset, Sample, evenly};
+use tessera_data::{Dataset, Sample, counted, evenly};
 use tessera_model::weights::EMBEDDED;
 
-use super::{Reported, say};
+use self::step::{Step, VARIABLES, quoted, run_program};
+use super::output::check_folder;
+use super::say;
 use crate::args::{CaptionArgs, TrainPictures};
 use crate::signals;
 use crate::stderr::note;
@@ -25,6 +29,10 @@ const PRESET: &str = "emoji";
 const GOOD_PSNR: f64 = 16.0;
 /// The minimum number of pictures.
 const MIN_PICTURES: usize = 8;
+/// The minimum time for training in minutes.
+const MIN_MINUTES: f64 = 0.01;
+/// The start of the line of the script with the settings of the plan.
+const PLANNED: &str = "# Planned with ";
 /// The number of random crops of each picture that are encoded.
 const COPIES: usize = 4;
 /// The number of captions on the contact sheet, and of drawings for each.
@@ -42,20 +50,6 @@ const KEEP_DVAE: Shares = Shares { dvae: 0.0, prior: 0.85, rerank: 0.1 };
 /// For pictures that it does not.
 const TRAIN_DVAE: Shares = Shares { dvae: 0.25, prior: 0.6, rerank: 0.1 };
 
-/// One command of the plan.
-struct Step {
-    /// What the command does.
-    title: &'static str,
-    /// The arguments of this program.
-    args: Vec<String>,
-    /// The file that the command leaves at its end. A training that is stopped leaves it too.
-    result: PathBuf,
-    /// The folder of a training run, which can be resumed.
-    run: Option<PathBuf>,
-    /// The file that lists the commands that are done, one per line.
-    done: PathBuf,
-}
-
 /// Trains a model on a folder of pictures, or continues where an earlier call stopped.
 pub fn run(args: &TrainPictures) -> Result<()> {
     let (Some(pictures), Some(run)) = (&args.pictures, &args.run) else {
@@ -64,22 +58,15 @@ pub fn run(args: &TrainPictures) -> Result<()> {
         );
     };
     let minutes = args.minutes;
-    ensure!(minutes > 0.0 && minutes.is_finite(), "--minutes {minutes}: wanted a positive number of minutes");
-    fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
-    // A signal also reaches the command that runs at the time: it saves and ends, and then this one
-    // does.
-    signals::on_first(|| {})?;
-    let plan = Plan { pictures, captions: &args.captions, run, minutes, seed: args.seed };
-    let data = plan.data();
-    // Also for an existing data set: the command checks that the pictures are still the same.
-    data.run()?;
-    let dataset = Dataset::open(&run.join("data"))?;
-    let n = dataset.train.len() + dataset.val.len();
     ensure!(
-        n >= MIN_PICTURES,
-        "{}: {n} pictures with captions; wanted at least {MIN_PICTURES}, and better a few hundred",
-        pictures.display()
+        minutes >= MIN_MINUTES && minutes.is_finite(),
+        "--minutes {minutes}: wanted a number of minutes, at least {MIN_MINUTES}"
     );
+    let plan = Plan { pictures, captions: &args.captions, run, minutes, seed: args.seed };
+    plan.check_run()?;
+    signals::pass_on()?;
+    let data = plan.data();
+    let dataset = plan.data_set(&data)?;
     let psnr = plan.psnr()?;
     let steps = plan.steps(psnr);
     plan.announce(&dataset, psnr, &data, &steps)?;
@@ -103,6 +90,40 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
+    /// Checks that the folder for the results is not among the pictures, and that it is empty or
+    /// contains an earlier run with the same settings.
+    fn check_run(&self) -> Result<()> {
+        let (run, pictures) = (self.run.display(), self.pictures.display());
+        ensure!(
+            !resolved(self.run)?.starts_with(resolved(self.pictures)?),
+            "--run {run} is in the folder of pictures {pictures}, so its pictures would be taken for yours; choose a folder \
+             outside of it"
+        );
+        check_folder(
+            self.run,
+            &["data/dataset.json", "commands.sh"],
+            "run of `train PICTURES`; choose another --run",
+        )?;
+        let script = fs::read_to_string(self.run.join("commands.sh")).unwrap_or_default();
+        let planned = script.lines().find_map(|line| line.strip_prefix(PLANNED));
+        let (now, is_finished) = (self.settings(), self.run.join("sheet.png").exists());
+        match planned.filter(|planned| *planned != now) {
+            Some(planned) if is_finished => {
+                bail!("{run} is finished; it was planned with {planned}. For {now}, choose another --run")
+            }
+            Some(planned) => bail!(
+                "{run} was planned with {planned}, this command has {now}; give {planned} again to continue it, or choose \
+                 another --run"
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// The flags that change the commands after the data set.
+    fn settings(&self) -> String {
+        format!("--minutes {} --seed {}", self.minutes, self.seed)
+    }
+
     /// The path of `name` in the run's folder.
     fn path(&self, name: &str) -> String {
         self.run.join(name).display().to_string()
@@ -135,20 +156,39 @@ impl Plan<'_> {
         step
     }
 
+    /// Makes the data set. If it exists, the command checks that the pictures are still the same.
+    fn data_set(&self, data: &Step) -> Result<Dataset> {
+        let folder = self.run.join("data");
+        let is_new = !folder.exists();
+        data.run()?;
+        let dataset = Dataset::open(&folder)?;
+        let n = dataset.train.len() + dataset.val.len();
+        if n < MIN_PICTURES && is_new {
+            // The same command then works when there are more pictures.
+            fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        }
+        ensure!(
+            n >= MIN_PICTURES,
+            "{}: {} with captions; wanted at least {MIN_PICTURES}, and better a few hundred",
+            self.pictures.display(),
+            counted(n as u64, "picture")
+        );
+        data.mark_done()?;
+        Ok(dataset)
+    }
+
     /// How well the embedded dVAE reconstructs held-out pictures, in dB.
     fn psnr(&self) -> Result<f64> {
-        let args = ["eval", "recon", "--data", &self.path("data"), "--json"].map(str::to_string);
-        let output = program(&args)?.stderr(Stdio::inherit()).output().context("cannot run `eval recon`")?;
-        let Output { status, stdout, .. } = output;
-        ensure!(status.success(), "`eval recon` failed");
-        let found: Value = serde_json::from_slice(&stdout).context("`eval recon` printed no JSON")?;
+        let args = ["eval", "recon", "--data", &self.path("data"), "--model", EMBEDDED, "--json"];
+        let output = run_program(&args.map(str::to_string), Stdio::piped())?;
+        let found: Value = serde_json::from_slice(&output).context("`eval recon` printed no JSON")?;
         found["psnr_db"].as_f64().context("`eval recon` printed no PSNR")
     }
 
     /// The steps after the data set.
     fn steps(&self, psnr: f64) -> Vec<Step> {
         let shares = if psnr >= GOOD_PSNR { KEEP_DVAE } else { TRAIN_DVAE };
-        let minutes = |share: f64| format!("{:.2}", self.minutes * share);
+        let minutes = |share: f64| ((self.minutes * share * 1e4).round() / 1e4).to_string();
         let (seed, copies) = (self.seed.to_string(), format!("data.copies={COPIES}"));
         let [data, codes, prior, rerank] = ["data", "codes", "prior", "rerank"].map(|name| self.path(name));
         let config = ["--config", PRESET, "--seed", &seed];
@@ -198,13 +238,15 @@ impl Plan<'_> {
     /// Prints what will be done, warns about what may disappoint, and writes the commands down.
     fn announce(&self, dataset: &Dataset, psnr: f64, data: &Step, steps: &[Step]) -> Result<()> {
         let (train, val) = (dataset.train.len(), dataset.val.len());
-        note!("{train} pictures to train on, {val} held out");
+        note!("{} to train on, {val} held out", counted(train as u64, "picture"));
         let enough = if psnr >= GOOD_PSNR { "is kept" } else { "is trained further" };
         note!("the embedded dVAE reconstructs held-out pictures with {psnr:.1} dB; it {enough}");
         let mut script = format!(
             "#!/bin/sh\n# The commands of `tessera train`. To run them again, change to the folder in which that was run, and\n\
-             # give a new folder for the results: sh commands.sh NEW\nset -e\nrun=${{1:?give a new folder for the results}}\n\
-             mkdir \"$run\"\ncp {} \"$run\"\n",
+             # give a new folder for the results: sh commands.sh NEW\n{PLANNED}{}\nset -e\nunset {}\n\
+             run=${{1:?give a new folder for the results}}\nmkdir \"$run\"\ncp {} \"$run\"\n",
+            self.settings(),
+            VARIABLES.join(" "),
             quoted(&self.path("prompts.txt"))
         );
         for step in [data].into_iter().chain(steps) {
@@ -226,73 +268,12 @@ impl Plan<'_> {
     }
 }
 
-impl Step {
-    fn is_done(&self) -> bool {
-        let done = fs::read_to_string(&self.done).unwrap_or_default();
-        self.result.exists() && done.lines().any(|line| line == self.command_line())
-    }
-
-    /// Adds the command to those that are done.
-    fn mark_done(&self) -> Result<()> {
-        if self.is_done() {
-            return Ok(());
-        }
-        let done = fs::read_to_string(&self.done).unwrap_or_default();
-        atomic::write(&self.done, format!("{done}{}\n", self.command_line()).as_bytes())
-    }
-
-    /// Whether the command is a training that has saved a checkpoint.
-    fn is_begun(&self) -> bool {
-        let checkpoints = self.run.as_ref().and_then(|run| fs::read_dir(run.join("checkpoints")).ok());
-        checkpoints.is_some_and(|mut entries| entries.next().is_some())
-    }
-
-    /// The command as a user would type it.
-    fn command_line(&self) -> String {
-        let args = self.args.iter().map(|arg| format!(" {}", quoted(arg)));
-        format!("tessera{}", args.collect::<String>())
-    }
-
-    /// The command in a script, in which the variable `run` contains the path of the folder `run`.
-    fn script_line(&self, run: &Path) -> String {
-        let args = self.args.iter().map(|arg| match Path::new(arg).strip_prefix(run) {
-            Ok(name) => format!(" \"$run\"/{}", name.display()),
-            Err(_) => format!(" {}", quoted(arg)),
-        });
-        format!("tessera{}", args.collect::<String>())
-    }
-
-    /// Runs the command, or resumes it, unless it is done.
-    fn execute(&self) -> Result<()> {
-        if self.is_done() { Ok(()) } else { self.run() }
-    }
-
-    /// Runs the command, or resumes it. If it fails, it has reported why.
-    fn run(&self) -> Result<()> {
-        let status = program(&self.args)?.args(self.is_begun().then_some("--resume")).status();
-        let status = status.with_context(|| format!("cannot run `{}`", self.command_line()))?;
-        if signals::received().is_some() {
-            bail!(Reported(signals::exit_code()));
-        }
-        if !status.success() {
-            bail!(Reported(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
-        }
-        ensure!(self.result.exists(), "`{}` left no {}", self.command_line(), self.result.display());
-        self.mark_done()
-    }
-}
-
-/// Quotes an argument for a shell if it needs to be quoted.
-fn quoted(arg: &str) -> String {
-    match arg.chars().all(|c| c.is_alphanumeric() || "-_./=:,".contains(c)) {
-        true => arg.to_string(),
-        false => format!("'{}'", arg.replace('\'', "'\\''")),
-    }
-}
-
-/// This program with `args`.
-fn program(args: &[String]) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
-    command.args(args);
-    Ok(command)
+/// Returns the absolute path without links. The end of the path may not exist yet.
+fn resolved(path: &Path) -> Result<PathBuf> {
+    let path = std::path::absolute(path).with_context(|| path.display().to_string())?;
+    let known = path.ancestors().find_map(|known| Some((known, known.canonicalize().ok()?)));
+    Ok(match known {
+        Some((known, real)) => real.join(path.strip_prefix(known)?),
+        None => path,
+    })
 }
