@@ -312,10 +312,10 @@ mod tests {
     fn average_decays_faster_at_first_with_ema_rise() {
         let mut config = Config::resolve("paper", &[]).unwrap().train_prior;
         let share = |config: &FitConfig, n| f64::from(ema_share(config, n));
-        assert!((share(&config, 1) - 0.001).abs() < 1e-6);
+        assert!((share(&config, 1) - 0.01).abs() < 1e-6);
         config.ema_rise = true;
         assert!((share(&config, 1) - 9.0 / 11.0).abs() < 1e-6);
-        assert!((share(&config, 10_000) - 0.001).abs() < 1e-5);
+        assert!((share(&config, 10_000) - 0.01).abs() < 1e-5);
     }
 
     #[test]

@@ -136,6 +136,7 @@ const TABLE: &[Row] = &[
     ("train_rerank.checkpoint_every", "1000", OURS),
     ("train_rerank.log_every", "50", OURS),
     ("cpu.precision", "'f32'", OURS), // 16-bit storage is emulated in f32
+    ("device.dtype", "'auto'", OURS),
 ];
 
 /// The values of the two smaller sizes that differ from `TABLE`.
