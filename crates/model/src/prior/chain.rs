@@ -131,30 +131,11 @@ impl Prior {
         options: ChainOptions,
     ) -> Result<PriorBackward> {
         let ChainOptions { activations, mixed } = options;
-        let (n, output) =
-            (self.n_resblocks(), mixed.map_or(Output::Sum, |mixed| Output::Branch(mixed.storage)));
-        // Forward pass. `x` is the residual stream, detached: no gradient flows through it.
+        let output = mixed.map_or(Output::Sum, |mixed| Output::Branch(mixed.storage));
         let ends = Prior { blocks: Vec::new(), ..self.clone() }.train();
         let embedded = ends.embed.forward(stream);
-        let mut x = embedded.clone().without_autodiff();
-        let mut saved = Vec::new();
-        for i in 0..n {
-            let input = x.clone();
-            let block = fetched(blocks, i, (i + 2 < n).then_some(i / 2 + 1))?;
-            let (graph, out) = match activations {
-                Activations::Keep => {
-                    let graph = self.graph(i, block, input.clone(), output);
-                    let out = graph.output.clone().without_autodiff();
-                    (Some(graph), out)
-                }
-                Activations::Recompute => (None, self.run_resblock(i, &block, input.clone(), output)),
-            };
-            x = if mixed.is_some() { x + out } else { out };
-            saved.push(SavedForward { input, graph });
-            if !i.is_multiple_of(2) {
-                blocks.release(i / 2);
-            }
-        }
+        let (x, saved) =
+            self.run_forward(embedded.clone().without_autodiff(), blocks, activations, output)?;
 
         // Loss, and its gradient with respect to the output of the last resblock.
         let leaf = leaf(x);
@@ -163,8 +144,9 @@ impl Prior {
         let mut gradient_log2 = Vec::new();
         let mut gradients = loss.loss.backward();
         let mut of_heads = take_gradients(&ends.norm, &mut gradients);
-        of_heads.extend(take_gradients(&ends.text_head, &mut gradients));
-        of_heads.extend(take_gradients(&ends.image_head, &mut gradients));
+        for head in [&ends.text_head, &ends.image_head] {
+            of_heads.extend(take_gradients(head, &mut gradients));
+        }
         sink.take(Part::Heads, of_heads, None)?;
         let gradient_of =
             |leaf: Tensor<3>, gradients: &mut _| leaf.grad_remove(gradients).context("no gradient");
@@ -203,6 +185,40 @@ impl Prior {
         sink.take(Part::Embed, take_gradients(&ends.embed, &mut gradients), None)?;
         gradient_log2.reverse();
         Ok(PriorBackward { loss, overflowed, gradient_log2 })
+    }
+
+    /// Runs the forward pass from `x`, the embedded stream. The residual stream is detached: no
+    /// gradient flows through it. Returns the output of the last resblock, and what each resblock
+    /// keeps for the backward pass.
+    fn run_forward(
+        &self,
+        mut x: Tensor<3>,
+        blocks: &dyn BlockSource,
+        activations: Activations,
+        output: Output,
+    ) -> Result<(Tensor<3>, Vec<SavedForward>)> {
+        let (n, mut saved) = (self.n_resblocks(), Vec::new());
+        for i in 0..n {
+            let input = x.clone();
+            let block = fetched(blocks, i, (i + 2 < n).then_some(i / 2 + 1))?;
+            let (graph, out) = match activations {
+                Activations::Keep => {
+                    let graph = self.graph(i, block, input.clone(), output);
+                    let out = graph.output.clone().without_autodiff();
+                    (Some(graph), out)
+                }
+                Activations::Recompute => (None, self.run_resblock(i, &block, input.clone(), output)),
+            };
+            x = match output {
+                Output::Sum => out,
+                Output::Branch(_) => x + out,
+            };
+            saved.push(SavedForward { input, graph });
+            if !i.is_multiple_of(2) {
+                blocks.release(i / 2);
+            }
+        }
+        Ok((x, saved))
     }
 
     /// Returns the layers.
