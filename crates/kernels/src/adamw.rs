@@ -128,11 +128,11 @@ vectorized! {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::testing::{assert_close, noise};
 
-    const ADAM: AdamWStep = AdamWStep {
+    pub(crate) const ADAM: AdamWStep = AdamWStep {
         gradient_scale: 0.5,
         beta1: 0.9,
         beta2: 0.96,

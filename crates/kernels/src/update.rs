@@ -139,18 +139,9 @@ fn primitive(tensor: Tensor<1>) -> FlexTensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adamw::tests::ADAM;
     use crate::testing::{assert_close, noise};
 
-    const ADAM: AdamWStep = AdamWStep {
-        gradient_scale: 0.5,
-        beta1: 0.9,
-        beta2: 0.96,
-        step: 0.1,
-        inverse_variance: 3.0,
-        shrink: 0.99,
-        epsilon: 1e-8,
-        variance_clip: 0.5,
-    };
     const N: usize = 40_000;
 
     fn flat(values: Vec<f32>) -> Tensor<1> {
