@@ -79,7 +79,7 @@ fn constant<const D: usize, const E: usize>(x: &Tensor<E>, shape: [usize; D], se
 }
 
 #[test]
-fn linear_maps_and_norms_match_the_cpu() {
+fn linear_maps_and_norms_on_a_device_match_the_cpu() {
     for activation in [Activation::None, Activation::Gelu] {
         let parts = |x: &Tensor<3>| (constant(x, [24, 40], 2), constant(x, [40], 3));
         compare(
@@ -139,7 +139,7 @@ fn plan(sees: impl Fn(usize, usize) -> bool, by_column: bool) -> Arc<AttentionPl
 }
 
 #[test]
-fn sparse_attention_matches_the_dense_mask() {
+fn sparse_attention_on_a_device_matches_the_dense_mask() {
     let plans = [
         ("causal", plan(|_, _| true, false)),
         ("row", plan(|query, key| query - key <= GRID, false)),
@@ -160,7 +160,7 @@ fn sparse_attention_matches_the_dense_mask() {
 }
 
 #[test]
-fn convolutions_and_pooling_match_the_cpu() {
+fn convolutions_and_pooling_on_a_device_match_the_cpu() {
     for (side, first) in [(1, PreActivation::Nothing), (3, PreActivation::Relu)] {
         let parts = |x: &Tensor<4>| (constant(x, [6, 5, side, side], 2), constant(x, [6], 3));
         compare(
@@ -194,7 +194,7 @@ fn convolutions_and_pooling_match_the_cpu() {
 }
 
 #[test]
-fn noise_and_codes_match_the_cpu() {
+fn noise_and_codes_on_a_device_match_the_cpu() {
     let noise = GumbelNoise { seed: 0x0123_4567_89ab_cdef, step: 1 << 40, first_row: 9 };
     compare(
         "Gumbel softmax with drawn noise",
@@ -218,7 +218,7 @@ fn noise_and_codes_match_the_cpu() {
 }
 
 #[test]
-fn updates_match_the_cpu() {
+fn updates_on_a_device_match_the_cpu() {
     let Some(device) = &*DEVICE else { return };
     let flat =
         |seed, device: &Device| Tensor::<1>::from_data(TensorData::new(values(5000, seed), [5000]), device);
