@@ -5,14 +5,14 @@ use std::mem::MaybeUninit;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::activation::{log_softmax, softmax};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::cpu::{Cpu, vectorized};
 use crate::math::{exp, ln, log_sum_exp, sum, sum3};
 use crate::memory::filled;
 use crate::op::{Input, Op, apply, dims, floats, tensor};
-use crate::philox::{LANES, Words, philox, philox_composed};
+use crate::philox::{LANES, counters, philox, philox_composed};
 
 /// Gumbel noise `-ln(-ln U)`. It is a function of seed, step, row and column, so it is the same on
 /// any thread and in any batch. Nothing is stored.
@@ -62,23 +62,6 @@ impl GumbelNoise {
         let uniform = (bits.bitwise_right_shift_scalar(9_u32).float() + 0.5) / f64::from(1 << 23);
         (-(-uniform.log()).log()).reshape(shape)
     }
-}
-
-/// Returns the low and the high words of the `n` counters from `first` on.
-fn counters(first: u64, n: u64, device: &Device) -> [Words; 2] {
-    // The low words are consecutive, except where they start again at 0.
-    let before_carry = n.min((1 << 32) - (first & u64::from(u32::MAX)));
-    let part = |first: u64, n: u64| {
-        let ordinals = Tensor::<1, Int>::arange(0..n as i64, (device, DType::U32));
-        let high = ordinals.full_like((first >> 32) as u32);
-        [ordinals + first as u32, high]
-    };
-    let [low, high] = part(first, before_carry);
-    if before_carry == n {
-        return [low, high];
-    }
-    let [next_low, next_high] = part(first.wrapping_add(before_carry), n - before_carry);
-    [Tensor::cat(vec![low, next_low], 0), Tensor::cat(vec![high, next_high], 0)]
 }
 
 /// The number of columns whose noise one group of `LANES` counters makes, with four words each.
@@ -463,15 +446,6 @@ mod tests {
                 |logits, g| vec![grad(logits, g)],
             );
         }
-    }
-
-    #[test]
-    fn counters_carry_from_the_low_to_the_high_word() {
-        let first = (7 << 32) - 3;
-        let [low, high] = counters(first, 5, &Device::flex())
-            .map(|words| words.into_data().iter::<u32>().map(u64::from).collect::<Vec<u64>>());
-        let numbers: Vec<u64> = low.iter().zip(high).map(|(low, high)| high << 32 | low).collect();
-        assert_eq!(numbers, (first..first + 5).collect::<Vec<_>>());
     }
 
     #[test]

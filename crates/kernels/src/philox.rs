@@ -1,7 +1,7 @@
 //! Philox4x32-10, a counter-based random number generator (Salmon et al. 2011). The random bits are
 //! a function of a counter and a key, so any thread can compute them where they are used.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 /// The number of counters that are processed together, so that loops over them become vector code.
 pub(crate) const LANES: usize = 16;
@@ -67,10 +67,25 @@ fn product_composed(word: Words, multiplier: u32) -> [Words; 2] {
     [high * high_factor + middle + carry, middle_word.bitwise_left_shift_scalar(16_u32).bitwise_or(low_word)]
 }
 
+/// Returns the low and the high words of the `n` counters from `first` on, for [`philox_composed`].
+pub(crate) fn counters(first: u64, n: u64, device: &Device) -> [Words; 2] {
+    // The low words are consecutive, except where they start again at 0.
+    let before_carry = n.min((1 << 32) - (first & u64::from(u32::MAX)));
+    let part = |first: u64, n: u64| {
+        let ordinals = Tensor::<1, Int>::arange(0..n as i64, (device, DType::U32));
+        let high = ordinals.full_like((first >> 32) as u32);
+        [ordinals + first as u32, high]
+    };
+    let [low, high] = part(first, before_carry);
+    if before_carry == n {
+        return [low, high];
+    }
+    let [next_low, next_high] = part(first.wrapping_add(before_carry), n - before_carry);
+    [Tensor::cat(vec![low, next_low], 0), Tensor::cat(vec![high, next_high], 0)]
+}
+
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{DType, Device};
-
     use super::*;
 
     /// Known answers of Random123 (`kat_vectors`, philox4x32 10).
@@ -94,5 +109,14 @@ mod tests {
                 assert!(word.into_data().iter::<u32>().all(|bits| bits == expected));
             }
         }
+    }
+
+    #[test]
+    fn counters_carry_from_the_low_to_the_high_word() {
+        let first = (7 << 32) - 3;
+        let [low, high] = counters(first, 5, &Device::flex())
+            .map(|words| words.into_data().iter::<u32>().map(u64::from).collect::<Vec<u64>>());
+        let numbers: Vec<u64> = low.iter().zip(high).map(|(low, high)| high << 32 | low).collect();
+        assert_eq!(numbers, (first..first + 5).collect::<Vec<_>>());
     }
 }

@@ -1,4 +1,4 @@
-//! Arrays stored in 32 or 16 bits (paper §D.2): moments, error buffers, and PowerSGD's random
+//! Arrays on the host, stored in 32 or 16 bits (paper §D.2): PowerSGD's error buffers and random
 //! matrix.
 
 use rayon::prelude::*;

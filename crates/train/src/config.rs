@@ -16,7 +16,7 @@ use tessera_model::rerank::ClipConfig;
 use toml::{Table, Value};
 
 use crate::capacity::Stage;
-use crate::device::{DeviceChoice, DeviceDtype};
+use crate::device::{DeviceChoice, DeviceConfig};
 use crate::optim::Moments;
 use crate::pace::{Length, ensure_fits, set_length};
 use crate::precision::Scaling;
@@ -117,15 +117,6 @@ pub struct CpuConfig {
     /// Precision of matrix products: `bf16` multiplies bf16 values and sums in f32; `f32` computes
     /// everything in f32; `auto` is `bf16` on a CPU with bf16 instructions, otherwise `f32`.
     pub precision: Precision,
-}
-
-/// Precision on devices other than the CPU.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeviceConfig {
-    /// What matrix products multiply. The residual stream, layer norms, softmax, logits, the loss
-    /// and the weights are f32 in any case (paper §D.2).
-    pub dtype: DeviceDtype,
 }
 
 /// Augmentation and sources of training pictures and captions.

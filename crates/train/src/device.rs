@@ -56,6 +56,15 @@ impl DeviceChoice {
     }
 }
 
+/// Precision on devices other than the CPU.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// What matrix products multiply. The residual stream, layer norms, softmax, logits, the loss
+    /// and the weights are f32 in any case (paper §D.2).
+    pub dtype: DeviceDtype,
+}
+
 /// What matrix products on a device multiply (`device.dtype`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
