@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use strsim::levenshtein;
 use tessera_data::{Augment, read_text};
 use tessera_kernels::{Cpu, Precision, SmallFloat};
 use tessera_model::dvae::DvaeConfig;
@@ -488,25 +489,12 @@ fn apply_set(table: &mut Table, set: &str) -> Result<()> {
     }
 }
 
+/// Returns the end of an error about an unknown key: the known one that was probably meant.
 fn hint(key: &str, known: &[String], prefix: &str) -> String {
-    match known.iter().min_by_key(|name| edit_distance(key, name)) {
+    match known.iter().min_by_key(|name| levenshtein(key, name)) {
         Some(nearest) => format!("; did you mean {prefix}{nearest}?"),
         None => String::new(),
     }
-}
-
-/// Levenshtein distance.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let substitute = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
