@@ -173,11 +173,10 @@ fn overfitting_run_ships_its_best_checkpoint() {
     assert!(validated(100, Some(80), false).0 == until_100, "two worse validations are noise");
 }
 
-/// A task with four resblocks. Two of them overflow in the updates for which the function returns
-/// true.
-struct Overflowing(fn(u64) -> bool);
+/// A task without batches, whose losses and gradients in each update are those of a function.
+struct Scripted<F>(F);
 
-impl Task for Overflowing {
+impl<F: Fn(&Linear, u64, &mut dyn GradientSink) -> Sums + Sync> Task for Scripted<F> {
     type Model = Linear;
     type Batch = ();
 
@@ -189,15 +188,42 @@ impl Task for Overflowing {
         _: Option<&[f32]>,
         sink: &mut dyn GradientSink,
     ) -> Result<Sums> {
-        let over = (self.0)(step);
-        constant(model, if over { f32::INFINITY } else { 1.0 }, sink);
-        let overflowed = if over { vec![2, 0] } else { Vec::new() };
-        Ok(Sums { overflowed, ..Sums::of_part(1.0, Vec::new()) })
+        Ok((self.0)(model, step, sink))
     }
 }
 
+/// A task with four resblocks. Two of them overflow in the updates for which `is_over` returns true.
+fn overflowing(is_over: fn(u64) -> bool) -> impl Task<Model = Linear, Batch = ()> {
+    Scripted(move |model: &Linear, step, sink: &mut dyn GradientSink| {
+        let over = is_over(step);
+        constant(model, if over { f32::INFINITY } else { 1.0 }, sink);
+        let overflowed = if over { vec![2, 0] } else { Vec::new() };
+        Sums { overflowed, ..Sums::of_part(1.0, Vec::new()) }
+    })
+}
+
+/// A task whose loss falls until update 30, then rises, and is NaN from update 60 on.
+fn diverging() -> impl Task<Model = Linear, Batch = ()> {
+    Scripted(|model: &Linear, step, sink: &mut dyn GradientSink| {
+        constant(model, 1.0, sink);
+        let loss = if step < 60 { (step as f64 - 30.0).abs() + 5.0 } else { f64::NAN };
+        Sums::of_part(loss, Vec::new())
+    })
+}
+
+/// A task that, if it `fails`, has a NaN loss in update `at`, first seen in resblock 3.
+fn broken(at: u64, fails: bool) -> impl Task<Model = Linear, Batch = ()> {
+    Scripted(move |model: &Linear, step, sink: &mut dyn GradientSink| {
+        if fails && step == at {
+            return Sums { overflowed: vec![3], ..Sums::of_part(f64::NAN, Vec::new()) };
+        }
+        constant(model, 1.0, sink);
+        Sums::of_part(1.0, Vec::new())
+    })
+}
+
 /// The training of `task` with gradient scales.
-fn scaled<'a>(task: &'a Overflowing, config: &'a FitConfig) -> Training<'a, Overflowing> {
+fn scaled<'a, T: Task<Batch = ()>>(task: &'a T, config: &'a FitConfig) -> Training<'a, T> {
     let rules = Rules { rest: 2, ..Rules::paper(Scaling::Resblock) };
     Training { scales: Some(Scales::new(rules, 4, SmallFloat::F16, 1)), ..bare(task, config) }
 }
@@ -208,7 +234,7 @@ fn linear() -> Linear {
 
 #[test]
 fn update_with_an_overflow_is_skipped_completely() {
-    let (task, config) = (Overflowing(|step| step == 3), config());
+    let (task, config) = (overflowing(|step| step == 3), config());
     let training = scaled(&task, &config);
     let mut trainer = Trainer::new(&training, linear(), None).unwrap();
     (0..3).for_each(|_| assert!(!trainer.step().unwrap().is_empty()));
@@ -232,7 +258,7 @@ fn update_with_an_overflow_is_skipped_completely() {
 fn run_of_skipped_updates_fails_and_names_the_first_resblock() {
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
-    let task = Overflowing(|step| step >= 5);
+    let task = overflowing(|step| step >= 5);
     let config = config();
     let stop = AtomicBool::new(false);
     let error = fit(&scaled(&task, &config), linear(), &run, control(&stop)).err().unwrap().to_string();
@@ -241,34 +267,13 @@ fn run_of_skipped_updates_fails_and_names_the_first_resblock() {
     assert_eq!((saved.step, saved.params.updates), (20, 5));
 }
 
-/// A task whose loss falls until update 30, then rises, and is NaN from update 60 on.
-struct Diverging;
-
-impl Task for Diverging {
-    type Model = Linear;
-    type Batch = ();
-
-    fn accumulate(
-        &self,
-        model: &Linear,
-        _: Vec<()>,
-        step: u64,
-        _: Option<&[f32]>,
-        sink: &mut dyn GradientSink,
-    ) -> Result<Sums> {
-        constant(model, 1.0, sink);
-        let loss = if step < 60 { (step as f64 - 30.0).abs() + 5.0 } else { f64::NAN };
-        Ok(Sums::of_part(loss, Vec::new()))
-    }
-}
-
 #[test]
 fn diverged_run_keeps_the_checkpoint_before_its_loss_rose() {
     let dir = tempfile::tempdir().unwrap();
     let run = open(&dir);
     let stop = AtomicBool::new(false);
     let config = config();
-    let error = fit(&bare(&Diverging, &config), linear(), &run, control(&stop)).err().unwrap().to_string();
+    let error = fit(&bare(&diverging(), &config), linear(), &run, control(&stop)).err().unwrap().to_string();
     // Checkpoints are 7 updates apart. The mean loss before that of step 35 is about 7, before the
     // next one about 13.
     assert!(
@@ -284,7 +289,7 @@ fn diverged_run_keeps_the_checkpoint_before_its_loss_rose() {
 #[test]
 fn average_is_updated_every_25_updates() {
     let config = FitConfig { ema: 0.9, ema_every: 25, ema_rise: false, ..config() };
-    let task = Overflowing(|_| false);
+    let task = overflowing(|_| false);
     let training = bare(&task, &config);
     let mut trainer = Trainer::new(&training, linear(), None).unwrap();
     let value = |trainer: &Trainer<_>, which| weights(&trainer.state, which)[0].values[0];
@@ -300,7 +305,7 @@ fn average_is_updated_every_25_updates() {
 /// An average with a decay of 0 would still lag one update behind the weights.
 #[test]
 fn run_without_an_average_returns_the_newest_weights() {
-    let task = Overflowing(|_| false);
+    let task = overflowing(|_| false);
     for (ema, is_newest) in [(0.0, true), (0.5, false)] {
         let config = FitConfig { ema, ema_every: 1, ema_rise: false, ..config() };
         let training = bare(&task, &config);
@@ -311,13 +316,13 @@ fn run_without_an_average_returns_the_newest_weights() {
     }
 }
 
-/// The loss of `Overflowing` is always 1, so that no window of 10 updates improves on the first.
+/// The loss of `overflowing` is always 1, so that no window of 10 updates improves on the first.
 #[test]
 fn plateau_halves_the_learning_rate_also_in_a_resumed_run() {
     let mut config = FitConfig { schedule: Schedule::Plateau, eval_every: 10, ..config() };
     (config.lr, config.lr_end, config.warmup) = (0.4, 0.1, 1);
-    let task = Overflowing(|_| false);
-    let steps = |trainer: &mut Trainer<Overflowing>, n| -> Vec<f64> {
+    let task = overflowing(|_| false);
+    let steps = |trainer: &mut Trainer<_>, n| -> Vec<f64> {
         let lr = |figures: Metrics| figures.iter().find(|(name, _)| *name == "lr").unwrap().1;
         (0..n).map(|_| lr(trainer.step().unwrap())).collect()
     };
@@ -333,39 +338,13 @@ fn plateau_halves_the_learning_rate_also_in_a_resumed_run() {
     (0..150).for_each(|update| assert!((lrs[update] - expected(update)).abs() < 1e-12, "{update}: {lrs:?}"));
 }
 
-/// A task that, if it `fails`, has a NaN loss in update `at`, first seen in resblock 3.
-struct Broken {
-    at: u64,
-    fails: bool,
-}
-
-impl Task for Broken {
-    type Model = Linear;
-    type Batch = ();
-
-    fn accumulate(
-        &self,
-        model: &Linear,
-        _: Vec<()>,
-        step: u64,
-        _: Option<&[f32]>,
-        sink: &mut dyn GradientSink,
-    ) -> Result<Sums> {
-        if self.fails && step == self.at {
-            return Ok(Sums { overflowed: vec![3], ..Sums::of_part(f64::NAN, Vec::new()) });
-        }
-        constant(model, 1.0, sink);
-        Ok(Sums::of_part(1.0, Vec::new()))
-    }
-}
-
 #[test]
 fn nan_loss_names_the_first_resblock_and_saves_a_checkpoint() {
     // One update is between two checkpoints, the other directly after one.
     for at in [5, 14] {
         let dir = tempfile::tempdir().unwrap();
         let run = open(&dir);
-        let task = Broken { at, fails: true };
+        let task = broken(at, true);
         let (config, stop) = (config(), AtomicBool::new(false));
         let error = fit(&bare(&task, &config), linear(), &run, control(&stop)).err().unwrap();
         assert!(error.to_string().contains("the loss is NaN; resblock 3"), "{error}");
@@ -377,9 +356,9 @@ fn nan_loss_names_the_first_resblock_and_saves_a_checkpoint() {
 /// must not update the average again.
 #[test]
 fn run_continues_from_a_failed_update_with_the_same_bits() {
-    let steps = |trainer: &mut Trainer<Broken>, n| (0..n).for_each(|_| drop(trainer.step().unwrap()));
+    let steps = |trainer: &mut Trainer<_>, n| (0..n).for_each(|_| drop(trainer.step().unwrap()));
     let (config, at) = (config(), 5);
-    let [sound, failing] = [false, true].map(|fails| Broken { at, fails });
+    let [sound, failing] = [false, true].map(|fails| broken(at, fails));
     let [sound, failing] = [&sound, &failing].map(|task| bare(task, &config));
     let mut expected = Trainer::new(&sound, linear(), None).unwrap();
     steps(&mut expected, 9);
@@ -403,7 +382,7 @@ fn failed_batch_ends_the_run_and_saves_a_checkpoint() {
         ensure!(step < 5, "picture 7 is damaged");
         Ok(())
     };
-    let task = Overflowing(|_| false);
+    let task = overflowing(|_| false);
     let error = fit(&training(&task, &batch, &config), linear(), &run, control(&stop)).err().unwrap();
     assert_eq!(error.to_string(), "picture 7 is damaged");
     assert_eq!(run.newest_checkpoint(&Silent).unwrap().unwrap().step, 5);
@@ -411,7 +390,7 @@ fn failed_batch_ends_the_run_and_saves_a_checkpoint() {
 
 #[test]
 fn losses_are_recorded_only_after_the_objective_settles() {
-    let (task, config) = (Overflowing(|_| false), config());
+    let (task, config) = (overflowing(|_| false), config());
     let training = Training { loss_is_final_from: 3, ..bare(&task, &config) };
     let mut trainer = Trainer::new(&training, linear(), None).unwrap();
     (0..5).for_each(|_| drop(trainer.step().unwrap()));
@@ -422,7 +401,7 @@ fn losses_are_recorded_only_after_the_objective_settles() {
 #[test]
 fn good_checkpoint_ignores_losses_before_the_objective_settles() {
     let config = config();
-    let mut state = Trainer::new(&bare(&Diverging, &config), linear(), None).unwrap().state;
+    let mut state = Trainer::new(&bare(&diverging(), &config), linear(), None).unwrap().state;
     let mut good = |step, loss, final_from| {
         (state.step, state.losses) = (step, LossSum { sum: loss, n: 1 });
         state.mark_if_good(final_from);
@@ -435,7 +414,7 @@ fn good_checkpoint_ignores_losses_before_the_objective_settles() {
 #[test]
 fn checkpoint_of_another_shape_or_kind_is_refused() {
     let config = config();
-    let (overflowing, broken) = (Overflowing(|_| false), Broken { at: 0, fails: true });
+    let (overflowing, broken) = (overflowing(|_| false), broken(0, true));
     let (with_scales, plain) = (scaled(&overflowing, &config), bare(&broken, &config));
     let of_scaled = Trainer::new(&with_scales, linear(), None).unwrap().state;
     let error = Trainer::new(&plain, linear(), Some(of_scaled)).err().unwrap().to_string();
