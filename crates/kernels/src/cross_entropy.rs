@@ -24,11 +24,11 @@ use rayon::prelude::*;
 
 use crate::composed::widened;
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{FloatSlice, Operand, Out, ROWS, TileEpilogue, gemm};
-use crate::linear::{Affine, Store, column_sums};
+use crate::gemm::{Affine, FloatSlice, Operand, Out, ROWS, Store, TileEpilogue, gemm};
+use crate::linear::column_sums;
 use crate::math::{self, Number, exp, with_numbers};
 use crate::memory::filled;
-use crate::op::{Input, Op, apply, dims, floats, is_bf16, numbers, tensor};
+use crate::op::{Op, apply, dims, floats, inputs, is_bf16, numbers, tensor};
 
 /// The approximate number of logits per chunk. Larger chunks use more memory; each chunk packs the
 /// weights again and adds to their gradient.
@@ -41,9 +41,9 @@ const CHUNK: usize = 1 << 21;
 /// If the shapes do not fit, a target is not less than `V`, or there are no rows.
 pub fn cross_entropy(cpu: Cpu, x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) -> Tensor<1> {
     check(&x, &w, &b, targets);
-    match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
-        (Some(x), Some(w), Some(b)) => apply(CrossEntropy { cpu, targets: targets.to_vec() }, [x, w, b]),
-        _ => cross_entropy_composed(x, w, b, targets),
+    match inputs!(x, w, b) {
+        Some(inputs) => apply(CrossEntropy { cpu, targets: targets.to_vec() }, inputs),
+        None => cross_entropy_composed(x, w, b, targets),
     }
 }
 

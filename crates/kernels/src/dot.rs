@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::cpu::{Cpu, vectorized};
 use crate::gemm::FloatSlice;
 use crate::math::{Number, sum3, with_numbers};
-use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
+use crate::op::{Op, apply, dims, floats, inputs, numbers, tensor};
 
 /// Values that one task sums.
 const PART: usize = 1 << 14;
@@ -22,9 +22,9 @@ const PART: usize = 1 << 14;
 pub fn dot<const D: usize>(cpu: Cpu, a: Tensor<D>, b: Tensor<D>) -> Tensor<1> {
     let [left, right] = [&a, &b].map(|tensor| (tensor.dims(), tensor.dtype()));
     assert!(left == right, "dot: {left:?} and {right:?} are not alike");
-    match (Input::new(a.clone()), Input::new(b.clone())) {
-        (Some(a), Some(b)) => apply(Dot { cpu }, [a, b]),
-        _ => dot_reference(a, b),
+    match inputs!(a, b) {
+        Some(inputs) => apply(Dot { cpu }, inputs),
+        None => dot_reference(a, b),
     }
 }
 

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::cpu::{Cpu, vectorized};
 use crate::math::{exp, ln, log_sum_exp, sum, sum3};
 use crate::memory::filled;
-use crate::op::{Input, Op, apply, dims, floats, tensor};
+use crate::op::{Op, apply, dims, floats, inputs, tensor};
 use crate::philox::{LANES, counters, philox, philox_composed};
 
 /// Gumbel noise `-ln(-ln U)`. It is a function of seed, step, row and column, so it is the same on
@@ -112,8 +112,8 @@ pub fn gumbel_softmax_drawn<const D: usize>(
     noise: GumbelNoise,
     tau: f64,
 ) -> Tensor<D> {
-    match Input::new(logits.clone()) {
-        Some(logits) => apply(RelaxDrawn { cpu, noise, inverse: (1.0 / tau) as f32 }, [logits]),
+    match inputs!(logits) {
+        Some(inputs) => apply(RelaxDrawn { cpu, noise, inverse: (1.0 / tau) as f32 }, inputs),
         None => {
             let drawn = noise.composed(&logits);
             gumbel_softmax_reference(logits, drawn, tau)
@@ -143,9 +143,9 @@ pub fn gumbel_softmax_drawn_reference<const D: usize>(
 pub fn gumbel_softmax<const D: usize>(cpu: Cpu, logits: Tensor<D>, noise: Tensor<D>, tau: f64) -> Tensor<D> {
     let shapes = [logits.dims(), noise.dims()];
     assert!(shapes[0] == shapes[1], "gumbel_softmax: logits {:?}, noise {:?}", shapes[0], shapes[1]);
-    match (Input::new(logits.clone()), Input::new(noise.clone())) {
-        (Some(logits), Some(noise)) => apply(Relax { cpu, inverse: (1.0 / tau) as f32 }, [logits, noise]),
-        _ => gumbel_softmax_reference(logits, noise, tau),
+    match inputs!(logits, noise) {
+        Some(inputs) => apply(Relax { cpu, inverse: (1.0 / tau) as f32 }, inputs),
+        None => gumbel_softmax_reference(logits, noise, tau),
     }
 }
 
@@ -157,8 +157,8 @@ pub fn gumbel_softmax_reference<const D: usize>(logits: Tensor<D>, noise: Tensor
 /// Computes the mean over rows of `ln V + Σ q ln q` for `q = softmax(logits)`, the KL divergence to
 /// the uniform distribution in nats: `[.., V]` → `[1]`.
 pub fn kl_to_uniform<const D: usize>(cpu: Cpu, logits: Tensor<D>) -> Tensor<1> {
-    match Input::new(logits.clone()) {
-        Some(logits) => apply(KlToUniform { cpu }, [logits]),
+    match inputs!(logits) {
+        Some(inputs) => apply(KlToUniform { cpu }, inputs),
         None => kl_to_uniform_reference(logits),
     }
 }
@@ -182,19 +182,11 @@ impl Op<2> for Relax {
     type Saved = FlexTensor;
 
     fn forward(&self, [logits, noise]: [&FlexTensor; 2], keep: bool) -> (FlexTensor, Option<FlexTensor>) {
-        let (shape, v) = rows(logits);
-        let (logits, noise) = (floats(logits), floats(noise));
-        // SAFETY: every row is written completely.
-        #[allow(unsafe_code)]
-        let out = unsafe {
-            filled(logits.len(), |out| {
-                let rows = out.par_chunks_mut(v).zip(logits.par_chunks(v)).zip(noise.par_chunks(v));
-                rows.for_each(|((out, logits), noise)| {
-                    relax(self.cpu.supported(), logits, noise, self.inverse, out)
-                });
-            })
-        };
-        let out = tensor::<f32>(out, &shape);
+        let noise = floats(noise);
+        let out = relaxed_rows(logits, |row, logits, out| {
+            let noise = &noise[row * logits.len()..(row + 1) * logits.len()];
+            relax(self.cpu.supported(), logits, noise, self.inverse, out);
+        });
         let saved = keep.then(|| out.clone());
         (out, saved)
     }
@@ -211,6 +203,25 @@ impl Op<2> for Relax {
     }
 }
 
+/// Computes each row of a relaxed code from its index and its logits. `body` must write the row
+/// completely.
+fn relaxed_rows(
+    logits: &FlexTensor,
+    body: impl Fn(usize, &[f32], &mut [MaybeUninit<f32>]) + Sync,
+) -> FlexTensor {
+    let (shape, v) = rows(logits);
+    let logits = floats(logits);
+    // SAFETY: `body` writes every row completely.
+    #[allow(unsafe_code)]
+    let out = unsafe {
+        filled(logits.len(), |out| {
+            let rows = out.par_chunks_mut(v).zip(logits.par_chunks(v)).enumerate();
+            rows.for_each(|(row, (out, logits))| body(row, logits, out));
+        })
+    };
+    tensor::<f32>(out, &shape)
+}
+
 #[derive(Debug, Clone)]
 struct RelaxDrawn {
     cpu: Cpu,
@@ -223,19 +234,9 @@ impl Op<1> for RelaxDrawn {
     type Saved = FlexTensor;
 
     fn forward(&self, [logits]: [&FlexTensor; 1], keep: bool) -> (FlexTensor, Option<FlexTensor>) {
-        let (shape, v) = rows(logits);
-        let logits = floats(logits);
-        // SAFETY: every row is written completely.
-        #[allow(unsafe_code)]
-        let out = unsafe {
-            filled(logits.len(), |out| {
-                let rows = out.par_chunks_mut(v).zip(logits.par_chunks(v)).enumerate();
-                rows.for_each(|(row, (out, logits))| {
-                    relax_drawn(self.cpu.supported(), logits, self.noise.skip_rows(row), self.inverse, out);
-                });
-            })
-        };
-        let out = tensor::<f32>(out, &shape);
+        let out = relaxed_rows(logits, |row, logits, out| {
+            relax_drawn(self.cpu.supported(), logits, self.noise.skip_rows(row), self.inverse, out);
+        });
         let saved = keep.then(|| out.clone());
         (out, saved)
     }

@@ -11,10 +11,10 @@ use rayon::prelude::*;
 
 use crate::composed::{narrowed, widened};
 use crate::cpu::{Cpu, vectorized};
-use crate::gemm::{FloatSlice, Operand, Out, TileEpilogue, gemm};
-use crate::math::{GELU_SLOPE, Number, gelu, gelu_slope, with_numbers, write};
+use crate::gemm::{Affine, FloatSlice, Operand, Out, ScaledAdd, Store, gemm};
+use crate::math::{GELU_SLOPE, Number, gelu_slope, with_numbers};
 use crate::memory::filled;
-use crate::op::{Input, Op, apply, dims, floats, is_bf16, numbers, tensor};
+use crate::op::{Op, apply, dims, floats, inputs, is_bf16, numbers, tensor};
 
 /// Rows per task in loops that are limited by memory bandwidth.
 const ROWS: usize = 64;
@@ -43,9 +43,9 @@ pub fn linear<const D: usize>(
     activation: Activation,
 ) -> Tensor<D> {
     check(x.dims().as_slice(), w.dims(), b.dims());
-    match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
-        (Some(x), Some(w), Some(b)) => apply(Linear { cpu, activation }, [x, w, b]),
-        _ => linear_composed(cpu, x, w, b, activation),
+    match inputs!(x, w, b) {
+        Some(inputs) => apply(Linear { cpu, activation }, inputs),
+        None => linear_composed(cpu, x, w, b, activation),
     }
 }
 
@@ -55,9 +55,9 @@ pub fn linear<const D: usize>(
 /// If the shapes do not fit.
 pub fn linear_f32<const D: usize>(cpu: Cpu, x: Tensor<D>, w: Tensor<2>, b: Tensor<1>) -> Tensor<D> {
     check(x.dims().as_slice(), w.dims(), b.dims());
-    match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
-        (Some(x), Some(w), Some(b)) => apply(Logits { cpu }, [x, w, b]),
-        _ => linear_f32_composed(x, w, b),
+    match inputs!(x, w, b) {
+        Some(inputs) => apply(Logits { cpu }, inputs),
+        None => linear_f32_composed(x, w, b),
     }
 }
 
@@ -83,11 +83,9 @@ pub fn linear_add<const D: usize>(
     wanted[D - 1] = b.dims()[0];
     let got = residual.dims();
     assert!(got == wanted, "linear_add: a residual of {got:?}, wanted {wanted:?}");
-    let inputs =
-        (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone()), Input::new(residual.clone()));
-    match inputs {
-        (Some(x), Some(w), Some(b), Some(residual)) => apply(LinearAdd { cpu }, [x, w, b, residual]),
-        _ => linear_add_composed(cpu, x, w, b, residual),
+    match inputs!(x, w, b, residual) {
+        Some(inputs) => apply(LinearAdd { cpu }, inputs),
+        None => linear_add_composed(cpu, x, w, b, residual),
     }
 }
 
@@ -250,7 +248,13 @@ impl Op<4> for LinearAdd {
         #[allow(unsafe_code)]
         let out = unsafe {
             filled(m * n, |out| {
-                gemm(self.cpu, [m, n, k], x, w, &AffineAdd { bias, residual, out: Out::new(out, n) });
+                gemm(
+                    self.cpu,
+                    [m, n, k],
+                    x,
+                    w,
+                    &ScaledAdd { bias, residual, gain: 1.0, out: Out::new(out, n) },
+                );
             })
         };
         (tensor(out, &shape), keep.then_some(()))
@@ -276,80 +280,6 @@ fn sizes(x: &FlexTensor, w: &FlexTensor) -> (Vec<usize>, [usize; 3]) {
     let rows = shape.iter().product();
     shape.push(d_out);
     (shape, [rows, d_in, d_out])
-}
-
-/// Writes `sums + bias`, or the GELU of it. If `pre` is given, it receives the pre-activation.
-pub(crate) struct Affine<'a, T> {
-    pub(crate) bias: &'a [f32],
-    pub(crate) gelu: bool,
-    pub(crate) pre: Option<Out<'a, MaybeUninit<T>>>,
-    pub(crate) out: Out<'a, MaybeUninit<T>>,
-}
-
-impl<T: Number> TileEpilogue for Affine<'_, T> {
-    #[inline(always)]
-    fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
-        let sums = sums.iter().zip(&self.bias[n..n + sums.len()]).map(|(sum, bias)| sum + bias);
-        // SAFETY: `gemm` passes each sum once.
-        #[allow(unsafe_code)]
-        unsafe {
-            let out = self.out.row(m, n, sums.len());
-            // Each case is a single loop. A second loop would read, with vectors of another width,
-            // what the first wrote, and would wait until all earlier writes are done.
-            match (&self.pre, self.gelu) {
-                (Some(pre), _) => {
-                    let pre = pre.row(m, n, sums.len());
-                    for ((out, pre), sum) in out.iter_mut().zip(pre).zip(sums) {
-                        pre.write(T::nearest(sum));
-                        out.write(T::nearest(gelu(sum)));
-                    }
-                }
-                (None, true) => out.iter_mut().zip(sums).for_each(|(out, sum)| {
-                    out.write(T::nearest(gelu(sum)));
-                }),
-                (None, false) => out.iter_mut().zip(sums).for_each(|(out, sum)| {
-                    out.write(T::nearest(sum));
-                }),
-            }
-        }
-    }
-}
-
-/// Writes `sums + bias + residual`.
-struct AffineAdd<'a> {
-    bias: &'a [f32],
-    residual: &'a [f32],
-    out: Out<'a, MaybeUninit<f32>>,
-}
-
-impl TileEpilogue for AffineAdd<'_> {
-    #[inline(always)]
-    fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
-        let start = m * self.bias.len() + n;
-        let (bias, residual) = (&self.bias[n..n + sums.len()], &self.residual[start..start + sums.len()]);
-        // SAFETY: `gemm` passes each sum once.
-        #[allow(unsafe_code)]
-        let out = unsafe { self.out.row(m, n, sums.len()) };
-        for (((out, sum), bias), residual) in out.iter_mut().zip(sums).zip(bias).zip(residual) {
-            out.write(*sum + bias + residual);
-        }
-    }
-}
-
-/// Writes the sums.
-pub(crate) struct Store<'a, T> {
-    pub(crate) out: Out<'a, MaybeUninit<T>>,
-}
-
-impl<T: Number> TileEpilogue for Store<'_, T> {
-    #[inline(always)]
-    fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
-        // SAFETY: `gemm` passes each sum once.
-        #[allow(unsafe_code)]
-        unsafe {
-            write(self.out.row(m, n, sums.len()), sums);
-        }
-    }
 }
 
 /// Returns the matrix product `a · b` of `[m, k]` and `[k, n]`.

@@ -12,7 +12,7 @@ use crate::composed::narrowed;
 use crate::cpu::{Cpu, vectorized};
 use crate::math::{Number, sum, sum3, with_numbers};
 use crate::memory::filled;
-use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
+use crate::op::{Op, apply, dims, floats, inputs, numbers, tensor};
 
 /// Rows that one task normalises.
 const ROWS: usize = 64;
@@ -38,9 +38,9 @@ pub fn layer_norm<const D: usize>(
         d > 0 && gains == d && biases == d,
         "layer_norm: {gains} gains and {biases} biases, wanted one for each of {d} values per row, at least one"
     );
-    match (Input::new(x.clone()), Input::new(gain.clone()), Input::new(bias.clone())) {
-        (Some(x), Some(gain), Some(bias)) => apply(Norm { cpu, epsilon: epsilon as f32 }, [x, gain, bias]),
-        _ => layer_norm_composed(cpu, x, gain, bias, epsilon),
+    match inputs!(x, gain, bias) {
+        Some(inputs) => apply(Norm { cpu, epsilon: epsilon as f32 }, inputs),
+        None => layer_norm_composed(cpu, x, gain, bias, epsilon),
     }
 }
 

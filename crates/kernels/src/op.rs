@@ -76,6 +76,15 @@ impl Input {
     }
 }
 
+/// Makes an array of the [`Input`]s of tensors. It is `None` if one of them is on another kind of
+/// device.
+macro_rules! inputs {
+    ($($tensor:ident),+) => {
+        (|| Some([$($crate::op::Input::new($tensor.clone())?),+]))()
+    };
+}
+pub(crate) use inputs;
+
 /// Runs `op`. If an input is a node of the graph, the output is one, too.
 pub(crate) fn apply<O: Op<N>, const N: usize, const D: usize>(op: O, inputs: [Input; N]) -> Tensor<D> {
     let values = inputs.each_ref().map(Input::value);

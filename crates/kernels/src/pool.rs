@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{Cpu, vectorized};
 use crate::memory::filled;
-use crate::op::{Input, Op, apply, dims, floats, tensor};
+use crate::op::{Op, apply, dims, floats, inputs, tensor};
 
 /// Returns the maximum of each 2×2 pixels: `[B, 2H, 2W, C]` in f32 → `[B, H, W, C]`. If several
 /// pixels are equal, the gradient goes to the first.
@@ -21,8 +21,8 @@ use crate::op::{Input, Op, apply, dims, floats, tensor};
 pub fn max_pool2(cpu: Cpu, x: Tensor<4>) -> Tensor<4> {
     let [_, height, width, _] = x.dims();
     assert!(height % 2 == 0 && width % 2 == 0, "max_pool2: {height}×{width} pixels, wanted even sides");
-    match Input::new(x.clone()) {
-        Some(x) => apply(MaxPool { cpu }, [x]),
+    match inputs!(x) {
+        Some(inputs) => apply(MaxPool { cpu }, inputs),
         None => max_pool2_reference(x),
     }
 }
@@ -35,8 +35,8 @@ pub fn max_pool2_reference(x: Tensor<4>) -> Tensor<4> {
 
 /// Repeats each pixel in a 2×2 block: `[B, H, W, C]` in f32 → `[B, 2H, 2W, C]`.
 pub fn upsample2(cpu: Cpu, x: Tensor<4>) -> Tensor<4> {
-    match Input::new(x.clone()) {
-        Some(x) => apply(Upsample { cpu }, [x]),
+    match inputs!(x) {
+        Some(inputs) => apply(Upsample { cpu }, inputs),
         None => upsample2_reference(x),
     }
 }
@@ -222,28 +222,25 @@ mod tests {
 
     const SIZES: [[usize; 4]; 3] = [[1, 2, 2, 1], [2, 4, 6, 5], [3, 8, 2, 48]];
 
-    #[test]
-    fn max_pool2_matches_reference() {
+    fn hold_sizes(kernel: fn(Cpu, Tensor<4>) -> Tensor<4>, reference: fn(Tensor<4>) -> Tensor<4>) {
         for shape in SIZES {
             hold_equal(
                 || leaf(shape, 1),
-                |cpu, x| max_pool2(cpu, x.clone()),
-                |x| max_pool2_reference(x.clone()),
+                |cpu, x| kernel(cpu, x.clone()),
+                |x| reference(x.clone()),
                 |x, g| vec![grad(x, g)],
             );
         }
     }
 
     #[test]
+    fn max_pool2_matches_reference() {
+        hold_sizes(max_pool2, max_pool2_reference);
+    }
+
+    #[test]
     fn upsample2_matches_reference() {
-        for shape in SIZES {
-            hold_equal(
-                || leaf(shape, 1),
-                |cpu, x| upsample2(cpu, x.clone()),
-                |x| upsample2_reference(x.clone()),
-                |x, g| vec![grad(x, g)],
-            );
-        }
+        hold_sizes(upsample2, upsample2_reference);
     }
 
     #[test]

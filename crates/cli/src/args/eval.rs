@@ -104,14 +104,8 @@ pub enum Eval {
     /// Plot how drawings of held-out captions improve when the best of 1, 2, 4 … N candidates is
     /// kept (the paper's figure 9c).
     RerankCurve {
-        /// The data set. Its held-out captions are drawn, and its pictures are the real ones that
-        /// drawings are compared with.
-        #[arg(long)]
-        data: PathBuf,
         #[command(flatten)]
-        drawn: DrawnArgs,
-        #[command(flatten)]
-        sampling: Sampling,
+        drawn: HeldOutDrawn,
         /// The plot.
         #[arg(long, default_value = "rerank-curve.svg", value_parser = output())]
         out: PathBuf,
@@ -144,13 +138,8 @@ pub enum Eval {
     Human(Human),
     /// Run all evaluations of a model on a data set, and write one web page with the results.
     Report {
-        /// The data set.
-        #[arg(long)]
-        data: PathBuf,
         #[command(flatten)]
-        drawn: DrawnArgs,
-        #[command(flatten)]
-        sampling: Sampling,
+        drawn: HeldOutDrawn,
         /// The page.
         #[arg(long, default_value = "report.html", value_parser = output())]
         out: PathBuf,
@@ -243,6 +232,19 @@ pub struct Pair {
     pub fake: PathBuf,
     #[command(flatten)]
     pub network: Network,
+}
+
+/// The flags of evaluations that draw the held-out captions of a data set.
+#[derive(ClapArgs)]
+pub struct HeldOutDrawn {
+    /// The data set. Its held-out captions are drawn, and its pictures are the real ones that
+    /// drawings are compared with.
+    #[arg(long)]
+    pub data: PathBuf,
+    #[command(flatten)]
+    pub common: DrawnArgs,
+    #[command(flatten)]
+    pub sampling: Sampling,
 }
 
 /// The flags of evaluations that draw many captions. An interrupted one continues where it stopped.

@@ -20,12 +20,13 @@ use tessera_data::Share;
 pub use bench::{Bench, PlanArgs, PrecisionFlag};
 pub use draw::{Draw, PicturePrompt, Sampling};
 pub use eval::{
-    DrawnArgs, Eval, EvalArgs, Human, Network, Pair, PaperSampling, Protocol, Resizing, ZeroShot,
+    DrawnArgs, Eval, EvalArgs, HeldOutDrawn, Human, Network, Pair, PaperSampling, Protocol, Resizing,
+    ZeroShot,
 };
 pub use model::{Convert, Dtype, Inspect, Pack, Packing, Reconstruct, Weights, WhichGelu};
 pub use pair_metric::MeasurePair;
 pub use serve::{Log, Serve};
-pub use train::{Common, ConfigArgs, Encode, Train, TrainPictures, TrainTask};
+pub use train::{Common, ConfigArgs, Encode, StageInputs, Train, TrainPictures, TrainTask};
 
 /// Standard input as a file.
 pub const STDIN: &str = "/dev/stdin";
@@ -283,7 +284,11 @@ mod tests {
     fn a_dash_is_a_file_wherever_one_file_is_read() {
         let parsed = |args: &str| Args::try_parse_from(args.split(' ')).unwrap().command;
         let prior = parsed("tessera train prior --data d --run r --bpe - --dvae -");
-        let Command::Train(Train { task: Some(TrainTask::Prior { bpe, dvae, .. }), .. }) = prior else {
+        let Command::Train(Train {
+            task: Some(TrainTask::Prior { models: StageInputs { bpe, dvae }, .. }),
+            ..
+        }) = prior
+        else {
             panic!("another command")
         };
         assert_eq!((bpe, dvae), (STDIN.into(), Some(STDIN.into())));

@@ -57,25 +57,28 @@ pub enum TrainTask {
     Prior {
         #[command(flatten)]
         common: Common,
-        /// The tokenizer: a file that `train bpe` wrote, a model file, or `embedded`.
-        #[arg(long, value_parser = input())]
-        bpe: PathBuf,
-        /// A model file with the dVAE that encodes the pictures (for `data.encode = "online"`).
-        #[arg(long, value_parser = input())]
-        dvae: Option<PathBuf>,
+        #[command(flatten)]
+        models: StageInputs,
     },
     /// Train the contrastive model that ranks drawings on a data set.
     Rerank {
         #[command(flatten)]
         common: Common,
-        /// The tokenizer: a file that `train bpe` wrote, a model file, or `embedded`.
-        #[arg(long, value_parser = input())]
-        bpe: PathBuf,
-        /// A model file with the dVAE that reconstructs a fraction of the pictures
-        /// (`data.reconstructed`).
-        #[arg(long, value_parser = input())]
-        dvae: Option<PathBuf>,
+        #[command(flatten)]
+        models: StageInputs,
     },
+}
+
+/// What earlier stages trained.
+#[derive(ClapArgs)]
+pub struct StageInputs {
+    /// The tokenizer: a file that `train bpe` wrote, a model file, or `embedded`.
+    #[arg(long, value_parser = input())]
+    pub bpe: PathBuf,
+    /// A model file with a dVAE. For the prior, it encodes the pictures (`data.encode = "online"`);
+    /// for the contrastive model, it reconstructs a fraction of them (`data.reconstructed`).
+    #[arg(long, value_parser = input())]
+    pub dvae: Option<PathBuf>,
 }
 
 /// The config.

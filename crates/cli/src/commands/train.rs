@@ -12,7 +12,7 @@ use tessera_train::{
 
 use super::output::check_folder;
 use super::{Reported, say};
-use crate::args::{Common, ConfigArgs, Encode, TrainTask};
+use crate::args::{Common, ConfigArgs, Encode, StageInputs, TrainTask};
 use crate::memory::present_bytes;
 use crate::reporter::Terminal;
 use crate::signals;
@@ -30,13 +30,13 @@ pub fn run(task: TrainTask) -> Result<()> {
         TrainTask::Dvae(common) => train(&common, Stage::Dvae, &|config, options, control| {
             tessera_train::train_dvae(config, &common.data, options, control)
         }),
-        TrainTask::Prior { common, bpe, dvae } => {
+        TrainTask::Prior { common, models: StageInputs { bpe, dvae } } => {
             let inputs = PriorInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
             train(&common, Stage::Prior, &|config, options, control| {
                 tessera_train::train_prior(config, inputs, options, control)
             })
         }
-        TrainTask::Rerank { common, bpe, dvae } => {
+        TrainTask::Rerank { common, models: StageInputs { bpe, dvae } } => {
             let inputs = RerankInputs { data: &common.data, bpe: &bpe, dvae: dvae.as_deref() };
             train(&common, Stage::Rerank, &|config, options, control| {
                 tessera_train::train_rerank(config, inputs, options, control)

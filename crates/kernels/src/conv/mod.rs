@@ -24,11 +24,11 @@ use self::gradient::weight_gradient;
 use self::strip::{Pictures, convolve};
 use crate::composed::{narrowed, widened};
 use crate::cpu::Cpu;
-use crate::gemm::{Out, TileEpilogue};
-use crate::linear::{Activation, Affine, column_sums, linear_reference};
+use crate::gemm::{Affine, Out, ScaledAdd, TileEpilogue};
+use crate::linear::{Activation, column_sums, linear_reference};
 use crate::math::{Number, with_numbers};
 use crate::memory::filled;
-use crate::op::{Input, Op, apply, dims, floats, numbers, tensor};
+use crate::op::{Op, apply, dims, floats, inputs, numbers, tensor};
 
 /// The operation applied to the input of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,15 +64,15 @@ pub fn conv2d(
     output: OutputDtype,
 ) -> Tensor<4> {
     check(x.dims(), w.dims(), b.dims());
-    match (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone())) {
-        (Some(x), Some(w), Some(b)) => {
+    match inputs!(x, w, b) {
+        Some(inputs) => {
             let cpu = match output {
                 OutputDtype::F32Exact => cpu.in_f32(),
                 _ => cpu,
             };
-            apply(Conv { cpu, first, narrow: cpu.bf16() && output == OutputDtype::Compute }, [x, w, b])
+            apply(Conv { cpu, first, narrow: cpu.bf16() && output == OutputDtype::Compute }, inputs)
         }
-        _ => conv2d_composed(cpu, x, w, b, first, output),
+        None => conv2d_composed(cpu, x, w, b, first, output),
     }
 }
 
@@ -93,13 +93,9 @@ pub fn conv2d_add(
     let [batch, height, width, _] = x.dims();
     let wanted = [batch, height, width, w.dims()[0]];
     assert!(residual.dims() == wanted, "conv2d_add: residual {:?}, wanted {wanted:?}", residual.dims());
-    let inputs =
-        (Input::new(x.clone()), Input::new(w.clone()), Input::new(b.clone()), Input::new(residual.clone()));
-    match inputs {
-        (Some(x), Some(w), Some(b), Some(residual)) => {
-            apply(ConvAdd { cpu, gain: gain as f32 }, [x, w, b, residual])
-        }
-        _ => conv2d_add_composed(cpu, x, w, b, residual, gain),
+    match inputs!(x, w, b, residual) {
+        Some(inputs) => apply(ConvAdd { cpu, gain: gain as f32 }, inputs),
+        None => conv2d_add_composed(cpu, x, w, b, residual, gain),
     }
 }
 
@@ -322,28 +318,6 @@ fn input_gradient<T: Number>(
             let out = Out::new(out, filter.n_in);
             convolve(cpu, gradient, filter, &Masked { values: x.relu.then_some(values), gain, out });
         })
-    }
-}
-
-/// Writes `residual + gain · (sums + bias)`.
-struct ScaledAdd<'a> {
-    bias: &'a [f32],
-    residual: &'a [f32],
-    gain: f32,
-    out: Out<'a, MaybeUninit<f32>>,
-}
-
-impl TileEpilogue for ScaledAdd<'_> {
-    #[inline(always)]
-    fn take(&self, m: usize, n: usize, sums: &mut [f32]) {
-        let start = m * self.bias.len() + n;
-        let (bias, residual) = (&self.bias[n..n + sums.len()], &self.residual[start..start + sums.len()]);
-        // SAFETY: `convolve` passes each sum once.
-        #[allow(unsafe_code)]
-        let out = unsafe { self.out.row(m, n, sums.len()) };
-        for (((out, sum), bias), residual) in out.iter_mut().zip(sums).zip(bias).zip(residual) {
-            out.write(residual + self.gain * (*sum + bias));
-        }
     }
 }
 

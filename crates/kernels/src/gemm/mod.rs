@@ -12,6 +12,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+mod epilogue;
 mod int8;
 mod out;
 mod pack;
@@ -24,6 +25,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+pub(crate) use epilogue::{Affine, ScaledAdd, Store};
 pub(crate) use int8::{Int8Panels, quantize};
 pub use out::Out;
 pub(crate) use pack::Unit;

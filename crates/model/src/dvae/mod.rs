@@ -48,6 +48,19 @@ pub struct DvaeConfig {
 }
 
 impl DvaeConfig {
+    /// The sizes of the released dVAE (paper §2.1, §A.1 and the released code). `min_log_b` is ours.
+    pub fn released() -> DvaeConfig {
+        DvaeConfig {
+            image_size: 256,
+            groups: 4,
+            blocks_per_group: 2,
+            n_hid: 256,
+            n_init: 128,
+            vocab: 8192,
+            min_log_b: -3.0,
+        }
+    }
+
     /// The side of a token in pixels.
     pub fn factor(&self) -> usize {
         1 << (self.groups - 1)

@@ -41,15 +41,7 @@ fn shapes_and_parameter_counts() {
 
 #[test]
 fn the_released_architecture_has_the_released_parameter_counts() {
-    let released = DvaeConfig {
-        image_size: 256,
-        groups: 4,
-        blocks_per_group: 2,
-        n_hid: 256,
-        n_init: 128,
-        vocab: 8192,
-        min_log_b: -3.0,
-    };
+    let released = DvaeConfig::released();
     assert_eq!(released.n_parameters(), [53_786_240, 43_829_766]);
     assert_eq!((released.grid(), released.values_per_token()), (32, 192));
 }

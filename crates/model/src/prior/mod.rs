@@ -83,6 +83,23 @@ impl Logits {
 }
 
 impl PriorConfig {
+    /// The sizes of the paper's prior, which has 12 billion parameters (§2.2, §B.1).
+    pub fn paper() -> PriorConfig {
+        PriorConfig {
+            text_len: 256,
+            text_vocab: 16_384,
+            grid: 32,
+            image_vocab: 8192,
+            d_model: 3968,
+            n_layers: 64,
+            n_heads: 62,
+            conv_kernel: 11,
+            conv_wrap: Wrap::Flat,
+            logits: Logits::F32,
+            layout: Layout::default(),
+        }
+    }
+
     /// Number of picture positions of the stream.
     pub fn image_len(&self) -> usize {
         self.grid * self.grid

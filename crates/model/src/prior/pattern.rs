@@ -192,7 +192,6 @@ impl Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prior::Logits;
 
     #[test]
     fn keys_of_a_query_have_distinct_cache_rows() {
@@ -313,19 +312,7 @@ mod tests {
 
     #[test]
     fn sixty_four_layers_hold_47_rows_16_columns_1_conv() {
-        let config = PriorConfig {
-            text_len: 256,
-            text_vocab: 16_384,
-            grid: 32,
-            image_vocab: 8192,
-            d_model: 3968,
-            n_layers: 64,
-            n_heads: 62,
-            conv_kernel: 11,
-            conv_wrap: Wrap::Flat,
-            logits: Logits::Auto,
-            layout: Layout::default(),
-        };
+        let config = PriorConfig::paper();
         let layers: Vec<Pattern> = (1..=64).map(|i| config.layout.pattern(i, &config)).collect();
         let count = |p| layers.iter().filter(|&&layer| layer == p).count();
         assert_eq!(layers[..4], [Pattern::Row, Pattern::Column, Pattern::Row, Pattern::Row]);

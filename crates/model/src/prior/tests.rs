@@ -78,20 +78,7 @@ fn shapes_and_parameter_count() {
 
 #[test]
 fn the_papers_prior_has_twelve_billion_parameters() {
-    let paper = PriorConfig {
-        text_len: 256,
-        text_vocab: 16_384,
-        grid: 32,
-        image_vocab: 8192,
-        d_model: 3968,
-        n_layers: 64,
-        n_heads: 62,
-        conv_kernel: 11,
-        conv_wrap: Wrap::Flat,
-        logits: Logits::Auto,
-        layout: Layout::default(),
-    };
-    let billions = paper.n_parameters() as f64 / 1e9;
+    let billions = PriorConfig::paper().n_parameters() as f64 / 1e9;
     assert!((12.0..12.5).contains(&billions), "{billions}");
 }
 

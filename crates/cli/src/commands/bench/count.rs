@@ -65,8 +65,7 @@ mod tests {
     use super::*;
 
     fn config(image_size: usize, n_hid: usize) -> DvaeConfig {
-        let (groups, blocks_per_group, n_init, vocab, min_log_b) = (4, 2, 128, 8192, -3.0);
-        DvaeConfig { image_size, groups, blocks_per_group, n_hid, n_init, vocab, min_log_b }
+        DvaeConfig { image_size, n_hid, ..DvaeConfig::released() }
     }
 
     /// The expected values were counted by PyTorch, with `benches/peers` on the path:

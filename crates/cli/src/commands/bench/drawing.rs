@@ -84,15 +84,7 @@ fn sample(cpu: Cpu, logits: &[f32], at: usize, slot: usize) -> u32 {
 /// Decodes 32 × 32 tokens to 256 × 256 pixels with a decoder of the released size.
 pub fn released_decoder(compute: &Compute) -> Result<Benchmark> {
     let cpu = on_cpu(compute)?;
-    let config = DvaeConfig {
-        image_size: 256,
-        groups: 4,
-        blocks_per_group: 2,
-        n_hid: 256,
-        n_init: 128,
-        vocab: 8192,
-        min_log_b: -1.5,
-    };
+    let config = DvaeConfig::released();
     let Dvae { decoder, .. } = Dvae::new(&config, 1, cpu);
     let tokens: Vec<i32> = (0..1024).map(|i| i * 7919 % 8192).collect();
     let tokens: Tensor<3, Int> = Tensor::from_data(TensorData::new(tokens, [1, 32, 32]), &Device::flex());

@@ -9,9 +9,7 @@ use tessera_kernels::decode::Weights;
 use tessera_kernels::{AttentionPlan, Cpu, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::nn::{Compute, GradientSink, Init, LayerNorm, Role};
-use tessera_model::prior::{
-    Activations, Block, ChainOptions, Layout, Logits, Prior, PriorConfig, Stream, Wrap,
-};
+use tessera_model::prior::{Activations, Block, ChainOptions, Logits, Prior, PriorConfig, Stream};
 use tessera_train::{Config, FitConfig, Loss, Sums, Task, Trainer, Training, differentiate};
 
 use super::{Benchmark, count};
@@ -178,15 +176,7 @@ fn stream_step(
 /// Trains a dVAE of the released architecture, a quarter as wide, on 4 pictures of 128 × 128.
 pub fn dvae_step(compute: &Compute) -> Result<Benchmark> {
     const BATCH: usize = 4;
-    let config = DvaeConfig {
-        image_size: 128,
-        groups: 4,
-        blocks_per_group: 2,
-        n_hid: 64,
-        n_init: 128,
-        vocab: 8192,
-        min_log_b: -3.0,
-    };
+    let config = DvaeConfig { image_size: 128, n_hid: 64, ..DvaeConfig::released() };
     let (side, min_log_b) = (config.image_size, config.min_log_b);
     let (device, cpu) = (&compute.device, compute.cpu);
     let values = (0..BATCH * 3 * side * side).map(|i| (i * 7919 % 256) as f32 / 255.0);
@@ -210,17 +200,5 @@ pub fn dvae_step(compute: &Compute) -> Result<Benchmark> {
 
 /// The paper's sequence and vocabularies with a small transformer.
 fn sizes() -> PriorConfig {
-    PriorConfig {
-        text_len: 256,
-        text_vocab: 16_384,
-        grid: 32,
-        image_vocab: 8192,
-        d_model: 512,
-        n_layers: 8,
-        n_heads: 8,
-        conv_kernel: 11,
-        conv_wrap: Wrap::Flat,
-        logits: Logits::Auto,
-        layout: Layout::default(),
-    }
+    PriorConfig { d_model: 512, n_layers: 8, n_heads: 8, logits: Logits::Auto, ..PriorConfig::paper() }
 }

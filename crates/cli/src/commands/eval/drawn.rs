@@ -9,15 +9,15 @@ use tessera_base::atomic;
 use tessera_data::sources::{COCO_CAPTIONS, Described, coco_captions, cub_captions};
 use tessera_data::{Dataset, evenly, picture};
 use tessera_eval::{
-    CurvePoint, DrawnStudy, Draws, Embedding, FeatureExtractor, Protocol, describe_sampling, doublings,
-    held_out_captions, plot_curve,
+    CurvePoint, DmGan, DrawnStudy, Draws, Embedding, FeatureExtractor, Protocol, describe_sampling,
+    doublings, held_out_captions, plot_curve,
 };
 use tessera_model::rerank::Reranker;
 use tessera_model::{Sampling, Tessera};
 
 use super::protocol::{dm_gan, inception, reranker};
 use super::{measured_tessera, open};
-use crate::args::{self, DrawnArgs, PrecisionFlag};
+use crate::args::{self, DrawnArgs, HeldOutDrawn, PrecisionFlag};
 use crate::commands::draw::checked_sampling;
 use crate::commands::output::{Content, Outputs};
 use crate::commands::{model_file, say};
@@ -29,7 +29,7 @@ const PAPER: usize = 512;
 const CURVE: usize = 32;
 
 /// Runs `tessera eval rerank-curve`.
-pub fn curve(data: &Path, args: &DrawnArgs, sampling: &args::Sampling, out: &Path) -> Result<()> {
+pub fn curve(HeldOutDrawn { data, common: args, sampling }: &HeldOutDrawn, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Plot)], args.json)?;
     let models = Models::open(args)?;
     let sampling = checked_sampling(sampling, &models.tessera)?;
@@ -42,26 +42,29 @@ pub fn curve(data: &Path, args: &DrawnArgs, sampling: &args::Sampling, out: &Pat
 pub fn coco(dir: &Path, args: &DrawnArgs, sampling: Sampling) -> Result<()> {
     // The seed is constant: all models draw the same captions.
     let described = coco_captions(dir, args.captions.unwrap_or(COCO_CAPTIONS), 0)?;
-    match args.protocol {
-        None => published(described, args, &sampling, None),
-        Some(args::Protocol::DmGan) => {
-            let networks = dm_gan(&args.inception)?;
-            networks.score()?;
-            published(described, args, &sampling, Some(Protocol::DmGan(&networks)))
-        }
-    }
+    by_protocol(described, args, &sampling, |networks| networks.score().map(drop))
 }
 
 /// Runs `tessera eval cub`.
 pub fn cub(dir: &Path, args: &DrawnArgs, sampling: Sampling) -> Result<()> {
     let all = cub_captions(dir)?;
     let described = evenly(args.captions.unwrap_or(all.len()), all.len()).map(|i| all[i].clone()).collect();
+    by_protocol(described, args, &sampling, |networks| networks.without_birds().map(drop))
+}
+
+/// Opens the networks of `--protocol`, checks them, and evaluates a published set.
+fn by_protocol(
+    described: Vec<Described>,
+    args: &DrawnArgs,
+    sampling: &Sampling,
+    check: fn(&DmGan) -> Result<()>,
+) -> Result<()> {
     match args.protocol {
-        None => published(described, args, &sampling, None),
+        None => published(described, args, sampling, None),
         Some(args::Protocol::DmGan) => {
             let networks = dm_gan(&args.inception)?;
-            networks.without_birds()?;
-            published(described, args, &sampling, Some(Protocol::DmGan(&networks)))
+            check(&networks)?;
+            published(described, args, sampling, Some(Protocol::DmGan(&networks)))
         }
     }
 }

@@ -89,12 +89,12 @@ pub fn run(eval: Eval) -> Result<()> {
         Eval::Overlap { data, network, threshold, fake, out } => {
             sets::measure_overlap(&data, &network, threshold, fake.as_deref(), &out)
         }
-        Eval::RerankCurve { data, drawn, sampling, out } => drawn::curve(&data, &drawn, &sampling, &out),
+        Eval::RerankCurve { drawn, out } => drawn::curve(&drawn, &out),
         Eval::Coco { dir, drawn, sampling } => drawn::coco(&dir, &drawn, as_in_the_paper(&sampling)),
         Eval::Cub { dir, drawn, sampling } => drawn::cub(&dir, &drawn, as_in_the_paper(&sampling)),
         Eval::ZeroShot(args) => zero_shot::run(&args),
         Eval::Human(human) => human::run(&human),
-        Eval::Report { data, drawn, sampling, out } => report::run(&data, &drawn, &sampling, &out),
+        Eval::Report { drawn, out } => report::run(&drawn, &out),
         Eval::Curves { runs, metrics, out } => {
             let outputs = Outputs::check(&[(&out, Content::Plot)], false)?;
             atomic::write(&out, curves(&runs, &metrics)?.as_bytes())?;

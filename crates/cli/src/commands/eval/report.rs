@@ -19,7 +19,7 @@ use tessera_model::rerank::Reranker;
 
 use super::drawn::Models;
 use super::open;
-use crate::args::{DrawnArgs, Sampling};
+use crate::args::{DrawnArgs, HeldOutDrawn};
 use crate::commands::draw::{checked_sampling, enlarge};
 use crate::commands::output::{Content, Outputs};
 use crate::commands::{dvae_config, model_file};
@@ -35,7 +35,7 @@ const SIZE: u32 = 256;
 const SAME: f32 = 0.95;
 
 /// Runs `tessera eval report`.
-pub fn run(data: &Path, args: &DrawnArgs, sampling: &Sampling, out: &Path) -> Result<()> {
+pub fn run(HeldOutDrawn { data, common: args, sampling }: &HeldOutDrawn, out: &Path) -> Result<()> {
     let outputs = Outputs::check(&[(out, Content::Page)], false)?;
     let dataset = open(data)?;
     let captions = held_out_captions(&dataset, args.captions)?;

@@ -31,6 +31,12 @@ pub(super) fn png(width: u32, height: u32) -> Vec<u8> {
     picture::encode_png(&RgbImage::from_pixel(width, height, image::Rgb([9, 90, 200]))).unwrap()
 }
 
+/// The captions of the training pictures.
+fn captions(dataset: &Path) -> Vec<String> {
+    let train = Dataset::open(dataset).unwrap().train;
+    train.into_iter().map(|sample| sample.captions.concat()).collect()
+}
+
 #[test]
 fn pairs_are_stored_uncropped_and_others_are_reported() {
     let dir = tempfile::tempdir().unwrap();
@@ -147,13 +153,9 @@ fn non_text_captions_are_damaged_and_empty_ones_missing() {
     }
     let out = dir.path().join("out");
     let (_, skipped) = build_folder(&from, &out, &sized(8)).unwrap();
-    let captions = Dataset::open(&out).unwrap().train.into_iter().map(|sample| sample.captions.concat());
-    assert_eq!(captions.collect::<Vec<_>>(), ["a fox", "a cat"]);
-    assert_eq!(
-        [SkipKind::Damaged, SkipKind::NoCaption].map(|kind| skipped.count(&kind)),
-        [2, 2],
-        "{skipped}"
-    );
+    assert_eq!(captions(&out), ["a fox", "a cat"]);
+    let counts = [SkipKind::Damaged, SkipKind::NoCaption].map(|kind| skipped.count(&kind));
+    assert_eq!(counts, [2, 2], "{skipped}");
     assert!(skipped.to_string().contains("windows.txt: not UTF-8: byte 0x92"), "{skipped}");
 }
 
@@ -175,13 +177,9 @@ fn names_in_other_encodings_stay_distinct() {
     }
     let out = dir.path().join("out");
     let (_, skipped) = build_folder(&from, &out, &sized(8)).unwrap();
-    let captions = Dataset::open(&out).unwrap().train.into_iter().map(|sample| sample.captions.concat());
-    assert_eq!(captions.collect::<Vec<_>>(), ["number 228", "number 252"]);
-    assert_eq!(
-        [SkipKind::NoCaption, SkipKind::NoPicture].map(|kind| skipped.count(&kind)),
-        [1, 1],
-        "{skipped}"
-    );
+    assert_eq!(captions(&out), ["number 228", "number 252"]);
+    let counts = [SkipKind::NoCaption, SkipKind::NoPicture].map(|kind| skipped.count(&kind));
+    assert_eq!(counts, [1, 1], "{skipped}");
 }
 
 #[test]

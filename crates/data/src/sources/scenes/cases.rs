@@ -224,20 +224,17 @@ impl Case<'_> {
                 .map(|extra| content(Content::Dressed { thing, extras: vec![extra], held: None }))
                 .collect(),
             Combination::Things(..) => other_relations(scene),
-            Combination::MadeOf(whole, part) => vec![
-                content(Content::MadeOf { whole: part, part: whole }),
-                content(Content::ShapedLike { surface: whole, shape: part }),
-                content(Content::ShapedLike { surface: part, shape: whole }),
-                content(Content::One { thing: whole, look: Look::Plain }),
-                content(Content::One { thing: part, look: Look::Plain }),
-            ],
-            Combination::ShapedLike(surface, shape) => vec![
-                content(Content::ShapedLike { surface: shape, shape: surface }),
-                content(Content::MadeOf { whole: surface, part: shape }),
-                content(Content::MadeOf { whole: shape, part: surface }),
-                content(Content::One { thing: surface, look: Look::Plain }),
-                content(Content::One { thing: shape, look: Look::Plain }),
-            ],
+            Combination::MadeOf(a, b) | Combination::ShapedLike(a, b) => {
+                let merged = [
+                    Content::MadeOf { whole: a, part: b },
+                    Content::MadeOf { whole: b, part: a },
+                    Content::ShapedLike { surface: a, shape: b },
+                    Content::ShapedLike { surface: b, shape: a },
+                    Content::One { thing: a, look: Look::Plain },
+                    Content::One { thing: b, look: Look::Plain },
+                ];
+                merged.into_iter().filter(|other| *other != scene.content).map(content).collect()
+            }
             Combination::Panel(thing, operation) => other_than(operation, Operation::all())
                 .map(|operation| content(Content::Panels { thing, operation }))
                 .collect(),
