@@ -9,8 +9,8 @@ use burn::tensor::{DType, FloatDType, Tensor};
 
 use crate::cpu::Cpu;
 
-/// Casts `x` to bf16 if other devices multiply bf16.
-pub(crate) fn narrowed<const D: usize>(cpu: Cpu, x: Tensor<D>) -> Tensor<D> {
+/// Casts `x` to the dtype that devices other than the CPU multiply: to bf16, or not at all.
+pub fn narrowed<const D: usize>(cpu: Cpu, x: Tensor<D>) -> Tensor<D> {
     match cpu.bf16_elsewhere() {
         true => cast(x, FloatDType::BF16),
         false => x,

@@ -5,9 +5,11 @@
 //! pictures that are generated in one batch do not affect each other.
 
 mod attend;
+mod composed;
 mod kv_cache;
 
 pub use attend::{Sequence, attend};
+pub use composed::{CachedKeys, attend_composed};
 pub use kv_cache::{KvCache, Visible};
 
 pub use crate::math::largest;

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 use tessera_kernels::decode::int8_rounded;
-use tessera_kernels::{Activation, Cpu, SmallFloat, linear, linear_add, linear_f32};
+use tessera_kernels::{Activation, Cpu, SmallFloat, linear, linear_add, linear_f32, narrowed};
 
 use super::{Init, Role, stored};
 
@@ -62,6 +62,14 @@ impl Linear {
             Tensor::from_data(TensorData::new(int8_rounded(&values, d_out), shape), &device)
         };
         self.weight = self.weight.map(round);
+        self
+    }
+
+    /// The layer with its weights in the dtype that its device multiplies, so that they are not cast
+    /// for each product. The processor's kernels need no such copy.
+    pub(crate) fn narrowed(mut self) -> Linear {
+        let cpu = self.cpu;
+        self.weight = self.weight.map(|weight| narrowed(cpu, weight.without_autodiff()));
         self
     }
 

@@ -22,9 +22,9 @@ pub struct Block {
     #[module(skip)]
     pub(crate) pattern: Pattern,
     #[module(skip)]
-    n_heads: usize,
+    pub(crate) n_heads: usize,
     #[module(skip)]
-    cpu: Cpu,
+    pub(crate) cpu: Cpu,
 }
 
 impl Block {
@@ -54,6 +54,17 @@ impl Block {
             attn_out: self.attn_out.in_int8(),
             mlp_in: self.mlp_in.in_int8(),
             mlp_out: self.mlp_out.in_int8(),
+            ..self
+        }
+    }
+
+    /// The layer with its matrices in the dtype that its device multiplies.
+    pub(super) fn narrowed(self) -> Block {
+        Block {
+            qkv: self.qkv.narrowed(),
+            attn_out: self.attn_out.narrowed(),
+            mlp_in: self.mlp_in.narrowed(),
+            mlp_out: self.mlp_out.narrowed(),
             ..self
         }
     }

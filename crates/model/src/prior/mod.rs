@@ -229,6 +229,13 @@ impl Prior {
         self
     }
 
+    /// The same prior for sampling on a device: the matrices of its layers are in the dtype that the
+    /// device multiplies, and no weight requires a gradient.
+    pub(crate) fn narrowed(mut self) -> Prior {
+        self.blocks = self.blocks.into_iter().map(Block::narrowed).collect();
+        self.valid()
+    }
+
     /// The sizes of this prior.
     pub fn config(&self) -> &PriorConfig {
         &self.config

@@ -169,7 +169,9 @@ impl<'a> Batch<'a> {
     /// An empty batch that samples about `rows` rows together. A candidate has one row, or two with
     /// guidance.
     pub fn new(sampler: &'a Sampler, dvae: &'a Dvae, rows: usize) -> Batch<'a> {
-        let n_groups = (rows / GROUP_ROWS).clamp(1, rayon::current_num_threads());
+        // A device computes all rows together.
+        let n_threads = if sampler.is_on_cpu() { rayon::current_num_threads() } else { 1 };
+        let n_groups = (rows / GROUP_ROWS).clamp(1, n_threads);
         // An even number, so that candidates with guidance can use all rows.
         let rows = rows.div_ceil(n_groups).next_multiple_of(2).max(2);
         let group = |_| Group {

@@ -8,11 +8,13 @@ mod generate;
 mod int8;
 mod logits;
 mod mosaic;
+mod packed;
 mod parameters;
 mod prefix_pool;
 mod rank;
 mod request;
 mod sampler;
+mod tensors;
 
 pub use batch::{Batch, Job};
 pub use generate::Drawing;

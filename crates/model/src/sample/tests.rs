@@ -113,7 +113,7 @@ fn sampler_computes_logits_in_f32_if_the_config_says_so() {
                 linear.weight = linear.weight.clone().map(|weight| weight.zeros_like());
                 linear.bias = linear.bias.clone().map(|bias| bias.zeros_like());
             }
-            decoded(&prior.in_int8(), weights, &[&[1, 2]], vec![0], &image)
+            decoded(&Sampler::new(&prior.in_int8(), weights).unwrap(), &[&[1, 2]], vec![0], &image)
         };
         let (exact, got) = (logits(cpu.in_f32(), Weights::Full), logits(cpu, Weights::Int8));
         exact.iter().zip(&got).fold(0.0, |most: f32, (a, b)| most.max((a - b).abs()))
@@ -145,8 +145,9 @@ fn check_sampler_against_forward(cpu: Cpu, weights: Weights) {
         let stream = Stream::new(3, text.collect(), image.clone(), prior.config()).unwrap();
         prior.forward(&stream).1.into_data().try_to_vec::<f32>().unwrap()
     };
+    let sampler = Sampler::new(&prior, weights).unwrap();
+    let got = decoded(&sampler, &captions, prefixes.clone(), &image);
     let exact = forward(&exact);
-    let got = decoded(&prior, weights, &captions, prefixes.clone(), &image);
     let rms_error = |values: &[f32]| {
         let squares = values.iter().zip(&exact).map(|(value, exact)| f64::from(value - exact).powi(2));
         (squares.sum::<f64>() / exact.len() as f64).sqrt()
@@ -154,17 +155,15 @@ fn check_sampler_against_forward(cpu: Cpu, weights: Weights) {
     let allowed = if cpu.bf16() { 1.5 * rms_error(&forward(&prior)) } else { 1e-5 };
     let error = rms_error(&got);
     assert!(error < allowed, "{cpu}, {weights:?}: {error} from f32, wanted {allowed}");
+    if !cpu.bf16() {
+        let composed = decoded(&Sampler::of_tensors(&prior), &captions, prefixes.clone(), &image);
+        let error = rms_error(&composed);
+        assert!(error < allowed, "{weights:?}, Burn's operations: {error} from f32, wanted {allowed}");
+    }
 }
 
 /// The sampler's logits of each slot and token, in the order of [`Prior::forward`].
-fn decoded(
-    prior: &Prior,
-    weights: Weights,
-    captions: &[&[u32]],
-    prefixes: Vec<usize>,
-    image: &[u32],
-) -> Vec<f32> {
-    let sampler = Sampler::new(prior, weights).unwrap();
+fn decoded(sampler: &Sampler, captions: &[&[u32]], prefixes: Vec<usize>, image: &[u32]) -> Vec<f32> {
     let read = sampler.read(captions).unwrap();
     let mut slots = sampler.new_slots(prefixes.len());
     let mut logits = vec![0.0; image.len() * 12];
@@ -211,7 +210,8 @@ fn given_tokens_are_kept_and_the_others_are_sampled() {
 fn paper_sampling_follows_the_models_distribution() {
     let (prior, _) = model();
     // The logits of a picture's first token depend on no other token.
-    let logits = decoded(&prior, Weights::Full, &[&[1, 2]], vec![0], &[0; 16])[..12].to_vec();
+    let sampler = Sampler::new(&prior, Weights::Full).unwrap();
+    let logits = decoded(&sampler, &[&[1, 2]], vec![0], &[0; 16])[..12].to_vec();
     let total: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
     let n = 3000;
     // χ² of the first tokens against softmax(logits), which has 11 degrees of freedom.
