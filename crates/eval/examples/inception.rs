@@ -28,7 +28,7 @@ fn pictures(folder: &Path) -> Result<Vec<RgbImage>> {
 fn main() -> Result<()> {
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
     let [weights, first, second] = &args[..] else { bail!("usage: inception WEIGHTS FOLDER FOLDER") };
-    let inception = Inception::read(weights, Resize::PytorchFid)?;
+    let inception = Inception::read(weights, Resize::PytorchFid, &burn::tensor::Device::flex())?;
     let folders = [pictures(first)?, pictures(second)?];
     inception.extract(&folders[0][..folders[0].len().min(8)])?;
     let started = Instant::now();

@@ -20,9 +20,11 @@
 //! # Features
 //!
 //! - `embedded` (default): the embedded model, 12 MB. Without it, models come from files alone.
+//! - `vulkan`, `metal`, `webgpu` or `cuda`: models may be on a GPU ([`DeviceChoice::open`]).
 
 #![forbid(unsafe_code)]
 
+pub mod device;
 pub mod dvae;
 mod error;
 #[cfg(test)]
@@ -39,6 +41,7 @@ pub use image;
 pub use tessera_kernels::Cpu;
 pub use tessera_text::Unknown;
 
+pub use device::DeviceChoice;
 pub use error::Error;
 pub use sample::{Batch, Drawing, Event, Job, Parameters, Picture, Request, Sampler, Sampling};
 pub use tessera::{ReadPrompt, Tessera};

@@ -7,12 +7,12 @@
 use std::fmt;
 
 use anyhow::{Result, ensure};
+use tessera_model::DeviceChoice;
 use tessera_model::dvae::DvaeConfig;
 use tessera_model::prior::{Activations, PriorConfig};
 use tessera_model::rerank::ClipConfig;
 
 use crate::config::{Config, FitConfig};
-use crate::device::DeviceChoice;
 use crate::dist::plan::INSIDE;
 use crate::optim::Moments;
 

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use strsim::levenshtein;
 use tessera_data::{Augment, read_text};
 use tessera_kernels::{Cpu, Precision, SmallFloat};
+use tessera_model::DeviceChoice;
+use tessera_model::device::DeviceConfig;
 use tessera_model::dvae::DvaeConfig;
 use tessera_model::nn::Compute;
 use tessera_model::prior::{Activations, PriorConfig};
@@ -17,7 +19,6 @@ use tessera_model::rerank::ClipConfig;
 use toml::{Table, Value};
 
 use crate::capacity::Stage;
-use crate::device::{DeviceChoice, DeviceConfig};
 use crate::optim::Moments;
 use crate::pace::{Length, ensure_fits, set_length};
 use crate::precision::Scaling;

@@ -14,8 +14,8 @@ use tessera_base::{atomic, random::Purpose, random::item_rng};
 use tessera_container::{Origin, hash};
 use tessera_data::{Augment, CodeSet, Sample, Split, augment};
 use tessera_eval::{code_item, codes_of};
-use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig};
+use tessera_model::nn::Compute;
 
 use crate::config::DataConfig;
 use crate::dvae::open_dataset;
@@ -37,15 +37,15 @@ pub struct EncodeInputs<'a> {
     pub dvae: &'a Path,
     /// The seed of the random crops.
     pub seed: u64,
-    /// The kernels that the dVAE computes with.
-    pub cpu: Cpu,
+    /// The device that the dVAE computes on.
+    pub compute: &'a Compute,
 }
 
 /// Encodes both splits of a data set and writes the codes to `out`. Returns the numbers of pictures
 /// and of tokens.
 pub fn encode(
     data_config: &DataConfig,
-    EncodeInputs { data, dvae, seed, cpu }: EncodeInputs,
+    EncodeInputs { data, dvae, seed, compute }: EncodeInputs,
     out: &Path,
     reporter: &dyn Reporter,
 ) -> Result<(usize, usize)> {
@@ -55,7 +55,7 @@ pub fn encode(
     let config = config.with_context(|| {
         format!("{} has no dVAE; use a file of `train dvae` or `train prior`", dvae.display())
     })?;
-    let dvae = file.dvae(cpu)?;
+    let dvae = file.dvae(compute)?;
     ensure!(config.vocab <= 1 << 16, "code shards hold 16-bit codes; this dVAE has {}", config.vocab);
     let dataset = open_dataset(data, reporter)?;
     Split::ALL

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use burn::tensor::{Tensor, TensorData};
 use safetensors::SafeTensors;
 use tessera_kernels::Cpu;
+use tessera_model::DeviceChoice;
 use tessera_model::dvae::{Dvae, DvaeConfig, elbo, gumbel_softmax, map_pixels};
 use tessera_model::nn::{Compute, GradientSink, GradientSums, HostTensor, export, import};
 use tessera_model::prior::{Activations, ChainOptions, Layout, Logits, Prior, PriorConfig, Stream, Wrap};
 
 use crate::config::{Config, FitConfig};
-use crate::device::DeviceChoice;
 use crate::gradient::{Loss, differentiate};
 use crate::optim::Moments;
 use crate::params::{ParamStore, Which};

@@ -18,13 +18,13 @@ use tessera_base::Reporter;
 use tessera_base::atomic;
 use tessera_container::{Newer, Origin};
 use tessera_data::picture::encode_png;
+use tessera_model::DeviceChoice;
 use tessera_model::weights::{ModelFile, model_bytes};
 use toml::{Table, Value};
 
 use crate::capacity::Stage;
 use crate::checkpoint::{self, Checkpoint, STATE_FILE};
 use crate::config::Config;
-use crate::device::DeviceChoice;
 use crate::fit::TrainState;
 use crate::pace::Pace;
 use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences};

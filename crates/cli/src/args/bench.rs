@@ -2,9 +2,8 @@
 
 use clap::{Args as ClapArgs, ValueEnum};
 use tessera_kernels::Precision;
-use tessera_train::DeviceChoice;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, OnDevice};
 
 /// The flags of `plan`.
 #[derive(ClapArgs)]
@@ -46,9 +45,8 @@ pub struct Bench {
     /// The precision of matrix products.
     #[arg(long, value_enum, default_value_t = PrecisionFlag::Auto)]
     pub precision: PrecisionFlag,
-    /// Where to compute: `cpu`, `gpu` or `gpu:N`. On a GPU, the training benchmarks run.
-    #[arg(long, default_value_t = DeviceChoice::Cpu, env = "TESSERA_DEVICE")]
-    pub device: DeviceChoice,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// The number of timed repetitions of each benchmark.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use super::{Weights, input, output, seed};
+use super::{OnDevice, Weights, input, output, seed};
 
 /// The flags of `draw`.
 #[derive(ClapArgs)]
@@ -67,6 +67,8 @@ pub struct Draw {
     /// much this changes predictions, otherwise bf16 or f32, depending on the processor]
     #[arg(long, value_enum)]
     pub weights: Option<Weights>,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// Print JSON with the files, the parameters, and the score and tokens of each picture.
     #[arg(long)]
     pub json: bool,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Arg, Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::pair_metric::MeasurePair;
-use super::{PrecisionFlag, Sampling, Weights, input, output, seed};
+use super::{OnDevice, PrecisionFlag, Sampling, Weights, input, output, seed};
 
 /// The evaluations, with their flags.
 #[derive(Subcommand)]
@@ -203,6 +203,8 @@ pub struct Network {
     /// The precision of matrix products.
     #[arg(long, value_enum, default_value_t = PrecisionFlag::Auto)]
     pub precision: PrecisionFlag,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -268,6 +270,8 @@ pub struct DrawnArgs {
     /// for it, otherwise f32]
     #[arg(long, value_enum)]
     pub weights: Option<Weights>,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// A model file whose contrastive model judges the drawings. It must differ from the one that
     /// ranks, which would favour its own choices. Only `eval report` works without it, and then
     /// leaves the judged sections out.
@@ -305,6 +309,8 @@ pub struct ZeroShot {
     /// for it, otherwise f32]
     #[arg(long, value_enum)]
     pub weights: Option<Weights>,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// A model file whose contrastive model judges the drawings. It must differ from the one that
     /// ranks, which would favour its own choices.
     #[arg(long, value_name = "FILE", value_parser = input())]
@@ -410,6 +416,8 @@ pub struct EvalArgs {
     /// The precision of matrix products.
     #[arg(long, value_enum, default_value_t = PrecisionFlag::Auto)]
     pub precision: PrecisionFlag,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -16,6 +16,7 @@ use clap::builder::{PathBufValueParser, StringValueParser, TypedValueParser};
 use clap::{Arg, Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tessera_data::Share;
+use tessera_model::DeviceChoice;
 
 pub use bench::{Bench, PlanArgs, PrecisionFlag};
 pub use draw::{Draw, PicturePrompt, Sampling};
@@ -236,6 +237,15 @@ pub enum DataSource {
         #[arg(long, default_value_t = 0, value_parser = seed)]
         seed: u64,
     },
+}
+
+/// The device of a command that computes.
+#[derive(ClapArgs, Clone, Copy)]
+pub struct OnDevice {
+    /// Where to compute: `cpu`, `gpu`, or `gpu:N` for the adapter with that number (`inspect
+    /// --devices` lists them). GPUs need a build with `--features vulkan` (docs/devices.md).
+    #[arg(long, default_value_t = DeviceChoice::Cpu, env = "TESSERA_DEVICE")]
+    pub device: DeviceChoice,
 }
 
 /// Where the captions of a folder of pictures come from, besides the files next to them.

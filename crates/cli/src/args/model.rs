@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 
-use super::{input, output};
+use super::{OnDevice, input, output};
 
 /// The flags of `pack`.
 #[derive(ClapArgs)]
@@ -131,6 +131,8 @@ pub struct Reconstruct {
     /// The model file [default: the embedded model]
     #[arg(long, value_parser = input(), env = "TESSERA_MODEL")]
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// The picture file: the original and its reconstruction, side by side.
     #[arg(long, default_value = "reconstruction.png", value_parser = output())]
     pub out: PathBuf,

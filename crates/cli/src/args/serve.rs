@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 use tessera_serve::Origin;
 
-use super::{Weights, input};
+use super::{OnDevice, Weights, input};
 
 /// The flags of `serve`.
 #[derive(ClapArgs)]
@@ -32,6 +32,8 @@ pub struct Serve {
     /// much this changes predictions, otherwise bf16 or f32, depending on the processor]
     #[arg(long, value_enum)]
     pub weights: Option<Weights>,
+    #[command(flatten)]
+    pub on: OnDevice,
     /// A model file whose reranker is used instead of the model's own.
     #[arg(long, value_name = "FILE", value_parser = input(), env = "TESSERA_RERANK")]
     pub rerank: Option<PathBuf>,

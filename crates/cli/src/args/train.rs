@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand};
-use tessera_train::DeviceChoice;
 
-use super::{CaptionArgs, config, input, seed};
+use super::{CaptionArgs, OnDevice, config, input, seed};
 
 /// The flags of `train`, or one of its subcommands.
 #[derive(ClapArgs)]
@@ -124,10 +123,8 @@ pub struct Common {
     /// The seed of all random numbers.
     #[arg(long, default_value_t = 0, value_parser = seed)]
     pub seed: u64,
-    /// Where to compute: `cpu`, `gpu`, or `gpu:N` for the adapter with that number (`inspect
-    /// --devices` lists them). GPUs need a build with `--features vulkan` (docs/devices.md).
-    #[arg(long, default_value_t = DeviceChoice::Cpu, env = "TESSERA_DEVICE")]
-    pub device: DeviceChoice,
+    #[command(flatten)]
+    pub on: OnDevice,
 }
 
 /// The flags of `encode`.
@@ -147,4 +144,6 @@ pub struct Encode {
     /// The seed of the random crops.
     #[arg(long, default_value_t = 0, value_parser = seed)]
     pub seed: u64,
+    #[command(flatten)]
+    pub on: OnDevice,
 }

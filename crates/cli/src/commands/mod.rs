@@ -24,13 +24,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use tessera_container::unverified;
+use tessera_kernels::Precision;
 use tessera_kernels::decode::Weights as Kept;
-use tessera_kernels::{Cpu, Precision};
 use tessera_model::Tessera;
 use tessera_model::dvae::DvaeConfig;
+use tessera_model::nn::Compute;
 use tessera_model::weights::{EMBEDDED, ModelFile, model_bytes, model_id};
 
-use crate::args::Weights;
+use crate::args::{OnDevice, Weights};
 use crate::stderr::note;
 
 /// Reads the model file at `path`, or the embedded one.
@@ -81,22 +82,24 @@ fn dvae_config<'a>(file: &'a ModelFile, path: Option<&Path>) -> Result<&'a DvaeC
     })
 }
 
-/// Returns the kernels for weights that are kept as `weights` says, or of the precision `absent`.
-fn cpu(weights: Option<Weights>, absent: impl Into<Precision>) -> Result<Cpu> {
+/// Opens the device for weights that are kept as `weights` says, or of the precision `absent`.
+fn compute(on: OnDevice, weights: Option<Weights>, absent: impl Into<Precision>) -> Result<Compute> {
     let precision = match weights {
         Some(Weights::F32) => Precision::F32,
         Some(Weights::Bf16) => Precision::Bf16,
         Some(Weights::Int8) | None => absent.into(),
     };
-    Cpu::new(precision).map_err(anyhow::Error::msg)
+    on.device.with_precision(precision)
 }
 
-/// Builds the model of a file. Its weights are kept as `weights` says, or as the file suggests.
-fn tessera_of(file: &ModelFile, weights: Option<Weights>, cpu: Cpu) -> Result<Tessera> {
+/// Builds the model of a file. Its weights are kept as `weights` says, or as the file suggests. A GPU
+/// would gain nothing from 8-bit weights, because it multiplies them in 16 bits or more.
+fn tessera_of(file: &ModelFile, weights: Option<Weights>, compute: &Compute) -> Result<Tessera> {
     match weights {
-        Some(Weights::F32 | Weights::Bf16) => Tessera::with_weights(file, cpu, Kept::Full),
-        Some(Weights::Int8) => Tessera::with_weights(file, cpu, Kept::Int8).context("--weights int8"),
-        None => Tessera::new(file, cpu),
+        Some(Weights::F32 | Weights::Bf16) => Tessera::with_weights(file, compute, Kept::Full),
+        Some(Weights::Int8) => Tessera::with_weights(file, compute, Kept::Int8).context("--weights int8"),
+        None if compute.is_on_cpu() => Tessera::new(file, compute),
+        None => Tessera::with_weights(file, compute, Kept::Full),
     }
 }
 
@@ -106,13 +109,14 @@ fn tessera(
     path: Option<&Path>,
     rerank: Option<&Path>,
     weights: Option<Weights>,
+    on: OnDevice,
 ) -> Result<(Tessera, String)> {
-    let cpu = cpu(weights, Precision::Auto)?;
+    let compute = compute(on, weights, Precision::Auto)?;
     let (file, id) = identified_model(path)?;
     ensure_draws(&file, path)?;
-    let mut tessera = tessera_of(&file, weights, cpu)?;
+    let mut tessera = tessera_of(&file, weights, &compute)?;
     if let Some(path) = rerank {
-        let reranker = model_file(Some(path))?.reranker(cpu);
+        let reranker = model_file(Some(path))?.reranker(&compute);
         tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);
     }
     Ok((tessera, id))

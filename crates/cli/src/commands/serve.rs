@@ -22,7 +22,7 @@ pub fn run(args: &Serve) -> Result<()> {
         let _ = stop.send(());
     })?;
     let keys = args.api_key_file.as_deref().map(Keys::read).transpose()?;
-    let (tessera, id) = tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights)?;
+    let (tessera, id) = tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights, args.on)?;
     warn_without_guidance(&tessera);
     let options = Options {
         keys,

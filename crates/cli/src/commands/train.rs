@@ -64,16 +64,21 @@ fn train(common: &Common, stage: Stage, training: Training) -> Result<()> {
 }
 
 fn options<'a>(common: &'a Common, config: &'a (dyn Fn(u64) -> Result<Config> + Sync)) -> RunOptions<'a> {
-    let Common { run, resume, init, seed, device, minutes, .. } = common;
+    let Common { run, resume, init, seed, on, minutes, .. } = common;
     let pace = minutes.map(|minutes| Pace { minutes, config });
-    RunOptions { dir: run, resume: *resume, init: init.as_deref(), seed: *seed, device: *device, pace }
+    RunOptions { dir: run, resume: *resume, init: init.as_deref(), seed: *seed, device: on.device, pace }
 }
 
 /// Encodes the pictures of a data set.
 pub fn encode(args: &Encode) -> Result<()> {
     let config = resolve(&args.settings)?;
     check_folder(&args.out, &["train.safetensors"], "codes; choose another --out")?;
-    let inputs = EncodeInputs { data: &args.data, dvae: &args.dvae, seed: args.seed, cpu: config.cpu()? };
+    let inputs = EncodeInputs {
+        data: &args.data,
+        dvae: &args.dvae,
+        seed: args.seed,
+        compute: &config.compute(args.on.device)?,
+    };
     let (pictures, tokens) = tessera_train::encode(&config.data, inputs, &args.out, &Terminal::default())?;
     say(format_args!("{}, {tokens} tokens in {}", counted(pictures as u64, "picture"), args.out.display()))
 }
@@ -93,7 +98,7 @@ fn fitting(common: &Common, stage: Stage) -> Result<Config> {
     let resumed = common.resume.then_some(common.run.as_path());
     let config = resolve_for(common, stage, Length { steps: common.steps, resumed })?;
     if let Some(present) = present_bytes() {
-        Need::new(&config, stage).of_host(common.device).ensure_fits(stage, present)?;
+        Need::new(&config, stage).of_host(common.on.device).ensure_fits(stage, present)?;
     }
     Ok(config)
 }

@@ -106,12 +106,12 @@ pub struct Inception {
 }
 
 impl Inception {
-    /// Reads a weight file in PyTorch's format.
+    /// Reads a weight file in PyTorch's format, for computations on `device`.
     ///
     /// # Errors
     /// If the file is missing (the error says where to download it), damaged, or contains the
     /// weights of another network.
-    pub fn read(path: &Path, resize: Resize) -> Result<Inception> {
+    pub fn read(path: &Path, resize: Resize, device: &Device) -> Result<Inception> {
         let shown = path.display();
         let bytes = fs::read(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => anyhow!(
@@ -123,15 +123,15 @@ impl Inception {
         let tensors = read_torch_file(&bytes, |name| !name.ends_with(".num_batches_tracked"))
             .with_context(|| shown.to_string())?;
         drop(bytes);
-        Inception::new(tensors, resize).with_context(|| shown.to_string())
+        Inception::new(tensors, resize, device).with_context(|| shown.to_string())
     }
 
     /// Builds the network from the tensors of a weight file.
     ///
     /// # Errors
     /// If they are not the weights of Inception v3, or do not support `resize`.
-    pub fn new(tensors: Vec<HostTensor>, resize: Resize) -> Result<Inception> {
-        let (mut weights, device) = (Weights::new(tensors), Device::flex());
+    pub fn new(tensors: Vec<HostTensor>, resize: Resize, device: &Device) -> Result<Inception> {
+        let (mut weights, device) = (Weights::new(tensors), device.clone());
         let kind = Kind::detect(&weights)?;
         let convention = kind.convention(resize)?;
         let take = &mut |spec, n_in| Conv::take(&mut weights, spec, n_in, &device);

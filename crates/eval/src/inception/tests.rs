@@ -81,7 +81,7 @@ fn weights(kind: Kind) -> Vec<HostTensor> {
 }
 
 fn network(kind: Kind, resize: Resize) -> Inception {
-    Inception::new(weights(kind), resize).unwrap()
+    Inception::new(weights(kind), resize, &Device::flex()).unwrap()
 }
 
 /// A contact sheet of drawings of 32×32 pixels, with four rows of eight. [`tiles`] are the upper
@@ -253,14 +253,16 @@ fn kind_of_weights_is_detected_from_their_shapes() {
     assert!(names[0].contains("2015-12-05") && names[0].contains("pytorch-fid"), "{}", names[0]);
     assert!(names[1].contains("2015-12-05") && names[1].contains("torch-fidelity"), "{}", names[1]);
     assert!(names[2].contains("torchvision"), "{}", names[2]);
-    let error = Inception::new(weights(Kind::Torchvision), Resize::TorchFidelity).unwrap_err().to_string();
+    let error = Inception::new(weights(Kind::Torchvision), Resize::TorchFidelity, &Device::flex())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("belongs to the weights of 2015"), "{error}");
 }
 
 fn error(change: impl FnOnce(&mut Vec<HostTensor>)) -> String {
     let mut weights = weights(Kind::Tf2015);
     change(&mut weights);
-    format!("{:#}", Inception::new(weights, Resize::PytorchFid).unwrap_err())
+    format!("{:#}", Inception::new(weights, Resize::PytorchFid, &Device::flex()).unwrap_err())
 }
 
 #[test]
@@ -291,7 +293,9 @@ fn weights_of_another_network_are_refused() {
 
 #[test]
 fn missing_file_error_contains_the_download_urls() {
-    let error = |path: &Path| format!("{:#}", Inception::read(path, Resize::PytorchFid).unwrap_err());
+    let error = |path: &Path| {
+        format!("{:#}", Inception::read(path, Resize::PytorchFid, &Device::flex()).unwrap_err())
+    };
     let missing = error(Path::new("nowhere/inception.pth"));
     for part in ["nowhere/inception.pth: ", TF_2015_URL, TORCHVISION_URL, "--inception FILE"] {
         assert!(missing.contains(part), "{missing}");

@@ -13,6 +13,13 @@ pub struct Compute {
     pub cpu: Cpu,
 }
 
+impl Compute {
+    /// Whether models compute on the processor, with the kernels of this project.
+    pub fn is_on_cpu(&self) -> bool {
+        self.device == Device::flex()
+    }
+}
+
 impl From<Cpu> for Compute {
     /// The processor, with these instructions and this precision.
     fn from(cpu: Cpu) -> Compute {

@@ -30,7 +30,7 @@ pub struct Sampler {
 
 /// What computes a step.
 enum Engine {
-    Packed(Packed),
+    Packed(Box<Packed>),
     Tensors(Box<Tensors>),
 }
 
@@ -88,7 +88,10 @@ impl Sampler {
     /// If the weights cannot be read from their device.
     pub fn new(prior: &Prior, weights: Weights) -> Result<Sampler> {
         match prior.device() == Device::flex() {
-            true => Ok(Sampler { engine: Engine::Packed(Packed::new(prior, weights)?), prior: prior.clone() }),
+            true => {
+                let engine = Engine::Packed(Box::new(Packed::new(prior, weights)?));
+                Ok(Sampler { engine, prior: prior.clone() })
+            }
             false => Ok(Sampler::of_tensors(prior)),
         }
     }

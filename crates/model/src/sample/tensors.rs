@@ -128,7 +128,8 @@ impl Tensors {
             cache.put(&places.rows, &qkv);
             let own = cache.of(&places.sequences, block.n_heads, Some(places.hidden.clone()));
             let queries = heads(qkv.narrow(1, 0, config.d_model), block.n_heads);
-            let attended = attend_composed(block.cpu, queries, &[text.of(&captions, block.n_heads, None), own]);
+            let attended =
+                attend_composed(block.cpu, queries, &[text.of(&captions, block.n_heads, None), own]);
             x = block.attn_out.add_to(x, attended);
             let hidden = block.mlp_in.activated(block.mlp_norm.forward(x.clone()), Activation::Gelu);
             x = block.mlp_out.add_to(x, hidden);

@@ -10,15 +10,14 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::Device;
 use rayon::current_num_threads;
 use serde::Serialize;
 use tessera_kernels::decode::Weights;
 use tessera_kernels::{Cpu, peak_gflops};
+use tessera_model::DeviceChoice;
 use tessera_model::nn::Compute;
 use tessera_model::prior::{Activations, Logits};
 use tessera_text::suggestion;
-use tessera_train::{DeviceChoice, DeviceDtype};
 
 use super::say;
 use crate::args::{Bench, PrecisionFlag};
@@ -97,9 +96,7 @@ pub fn run(args: &Bench) -> Result<()> {
     for name in &args.benchmarks {
         find(name)?;
     }
-    let cpu = Cpu::new(args.precision.into());
-    let cpu = cpu.map_err(anyhow::Error::msg)?;
-    let compute = args.device.compute(cpu, DeviceDtype::Auto)?;
+    let compute = args.on.device.with_precision(args.precision.into())?;
     match args.benchmarks.as_slice() {
         [one] => time(one, find(one)?, args, &compute),
         [] => {
@@ -143,7 +140,12 @@ fn each<'a>(benchmarks: impl Iterator<Item = &'a str>, args: &Bench) -> Result<(
         };
         let mut command = Command::new(&program);
         command.args(["bench", benchmark, "--precision", precision, "--rounds", &args.rounds.to_string()]);
-        command.args(["--threads", &current_num_threads().to_string(), "--device", &args.device.to_string()]);
+        command.args([
+            "--threads",
+            &current_num_threads().to_string(),
+            "--device",
+            &args.on.device.to_string(),
+        ]);
         command.args(args.json.then_some("--json"));
         let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
         ensure!(status.success(), "the benchmark {benchmark} failed");
@@ -194,7 +196,7 @@ fn precision(args: &Bench, compute: &Compute, weights: Weights) -> String {
 
 /// Describes the device, and the dtype that it multiplies.
 fn shown(args: &Bench, compute: &Compute) -> String {
-    match args.device {
+    match args.on.device {
         DeviceChoice::Cpu => compute.cpu.to_string(),
         gpu => format!("{} {gpu}", if compute.cpu.bf16_elsewhere() { "bf16" } else { "f32" }),
     }
@@ -202,14 +204,10 @@ fn shown(args: &Bench, compute: &Compute) -> String {
 
 /// Returns the measured peak speed of the device, in 10⁹ operations per second.
 fn peak(compute: &Compute) -> f64 {
-    match is_on_cpu(compute) {
+    match compute.is_on_cpu() {
         true => peak_gflops(compute.cpu),
         false => kernels::device_gflops(compute),
     }
-}
-
-fn is_on_cpu(compute: &Compute) -> bool {
-    compute.device == Device::flex()
 }
 
 /// Returns the kernels of the processor.
@@ -217,7 +215,7 @@ fn is_on_cpu(compute: &Compute) -> bool {
 /// # Errors
 /// If the device is another one: drawing and single kernels are measured on the processor only.
 fn on_cpu(compute: &Compute) -> Result<Cpu> {
-    ensure!(is_on_cpu(compute), "this benchmark runs on the processor only; leave --device out");
+    ensure!(compute.is_on_cpu(), "this benchmark runs on the processor only; leave --device out");
     Ok(compute.cpu)
 }
 

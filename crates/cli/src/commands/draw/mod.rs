@@ -78,7 +78,7 @@ pub fn run(args: &Draw) -> Result<()> {
     check_outputs(args, 1)?;
     let mut prompts = prompts(args)?;
     let seed = args.seed.unwrap_or_else(random_seed);
-    let (tessera, model_id) = tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights)?;
+    let (tessera, model_id) = tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights, args.on)?;
     let picture = prompt::read(&args.picture, &tessera, &model_id)?;
     if prompts.is_empty() {
         prompts.push(picture.as_ref().and_then(|picture| picture.drawn_from.clone()).unwrap_or_default());

@@ -12,12 +12,13 @@ use tessera_eval::{
     CurvePoint, DmGan, DrawnStudy, Draws, Embedding, FeatureExtractor, Protocol, describe_sampling,
     doublings, held_out_captions, plot_curve,
 };
+use tessera_model::nn::Compute;
 use tessera_model::rerank::Reranker;
 use tessera_model::{Sampling, Tessera};
 
 use super::protocol::{dm_gan, inception, reranker};
 use super::{measured_tessera, open};
-use crate::args::{self, DrawnArgs, HeldOutDrawn, PrecisionFlag};
+use crate::args::{self, DrawnArgs, HeldOutDrawn, OnDevice, PrecisionFlag};
 use crate::commands::draw::checked_sampling;
 use crate::commands::output::{Content, Outputs};
 use crate::commands::{model_file, say};
@@ -62,7 +63,7 @@ fn by_protocol(
     match args.protocol {
         None => published(described, args, sampling, None),
         Some(args::Protocol::DmGan) => {
-            let networks = dm_gan(&args.inception)?;
+            let networks = dm_gan(&args.inception, args.on)?;
             check(&networks)?;
             published(described, args, sampling, Some(Protocol::DmGan(&networks)))
         }
@@ -113,8 +114,9 @@ impl Models {
     /// Loads both models, and checks that the judge is not the model that ranks.
     pub fn open(args: &DrawnArgs) -> Result<Models> {
         let path = args.model.as_deref();
-        let tessera = measured_tessera((&model_file(path)?, path), args.weights, PrecisionFlag::Auto)?;
-        let judge = args.judge.as_ref().map(|path| judge(path, &tessera)).transpose()?;
+        let tessera =
+            measured_tessera((&model_file(path)?, path), args.weights, PrecisionFlag::Auto, args.on)?;
+        let judge = args.judge.as_ref().map(|path| judge(path, &tessera, args.on)).transpose()?;
         let name = args.model.as_ref().map_or("embedded".into(), |path| path.display().to_string());
         Ok(Models { tessera, name, judge })
     }
@@ -166,7 +168,7 @@ impl Models {
         classes: &[&str],
         measure: impl FnOnce(&dyn FeatureExtractor) -> Result<T>,
     ) -> Result<T> {
-        match inception(&args.inception, args.resize)? {
+        match inception(&args.inception, args.resize, args.on)? {
             Some(network) => measure(&network),
             None => measure(&Embedding::new(self.needed_judge()?, classes)?),
         }
@@ -198,8 +200,9 @@ fn draws(args: &DrawnArgs, best_of: Vec<usize>, sampling: &Sampling) -> Draws {
 ///
 /// # Errors
 /// If it is the model that ranks them.
-pub fn judge(path: &Path, tessera: &Tessera) -> Result<Reranker> {
-    let judge = reranker(Some(path), tessera.cpu())?;
+pub fn judge(path: &Path, tessera: &Tessera, on: OnDevice) -> Result<Reranker> {
+    let compute = Compute { cpu: tessera.cpu(), device: on.device.open()? };
+    let judge = reranker(Some(path), &compute)?;
     let shown = path.display();
     let ranks = tessera.reranker.as_ref().is_some_and(|ranker| ranker.fingerprint() == judge.fingerprint());
     ensure!(

@@ -25,8 +25,8 @@ use tessera_model::{Request, Sampling, Tessera};
 
 use super::draw::{checked_sampling, enlarge};
 use super::output::{Content, Outputs, write_picture};
-use super::{cpu, dvae_config, ensure_draws, model_file, say, tessera_of};
-use crate::args::{self, Eval, EvalArgs, PaperSampling, PrecisionFlag, Weights};
+use super::{compute, dvae_config, ensure_draws, model_file, say, tessera_of};
+use crate::args::{self, Eval, EvalArgs, OnDevice, PaperSampling, PrecisionFlag, Weights};
 use crate::reporter::Terminal;
 use crate::stderr::note;
 
@@ -41,12 +41,13 @@ fn measured_tessera(
     (file, path): (&ModelFile, Option<&Path>),
     weights: Option<Weights>,
     precision: PrecisionFlag,
+    on: OnDevice,
 ) -> Result<Tessera> {
     ensure_draws(file, path)?;
-    let cpu = cpu(weights, precision)?;
+    let compute = compute(on, weights, precision)?;
     match weights {
-        Some(Weights::Int8) => tessera_of(file, weights, cpu),
-        Some(Weights::F32 | Weights::Bf16) | None => Tessera::with_weights(file, cpu, Kept::Full),
+        Some(Weights::Int8) => tessera_of(file, weights, &compute),
+        Some(Weights::F32 | Weights::Bf16) | None => Tessera::with_weights(file, compute, Kept::Full),
     }
 }
 
@@ -56,14 +57,15 @@ pub fn run(eval: Eval) -> Result<()> {
         Eval::Recon(args) => {
             let file = model_file(args.model.as_deref())?;
             let config = dvae_config(&file, args.model.as_deref())?;
-            let dvae = file.dvae(cpu(args.weights, args.precision)?)?;
+            let dvae = file.dvae(compute(args.on, args.weights, args.precision)?)?;
             let pictures = held_out_pictures(&held_out(&args)?, config)?;
             report(&args, &recon(&dvae, config, &pictures), recon_table)
         }
         Eval::Conditioning(args) => {
             let file = model_file(args.model.as_deref())?;
             let config = dvae_config(&file, args.model.as_deref())?;
-            let tessera = measured_tessera((&file, args.model.as_deref()), args.weights, args.precision)?;
+            let tessera =
+                measured_tessera((&file, args.model.as_deref()), args.weights, args.precision, args.on)?;
             let items = held_out_codes(&held_out(&args)?, &tessera.dvae, config, &tessera.bpe)?;
             let found = conditioning(&tessera.prior, Some(&tessera.sampler), &items)?;
             report(&args, &found, conditioning_table)
@@ -142,7 +144,7 @@ fn judge(
 ) -> Result<DrawingReport> {
     let file = model_file(args.model.as_deref())?;
     let side = dvae_config(&file, args.model.as_deref())?.image_size;
-    let tessera = measured_tessera((&file, args.model.as_deref()), args.weights, args.precision)?;
+    let tessera = measured_tessera((&file, args.model.as_deref()), args.weights, args.precision, args.on)?;
     let sampling = checked_sampling(sampling, &tessera)?;
     let samples = if trained { open(&args.data)?.train } else { held_out(args)? };
     let subjects: Vec<Subject> = held_out_subjects(&samples, side as u32, &tessera.bpe)?;

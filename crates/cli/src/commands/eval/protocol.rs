@@ -7,11 +7,11 @@ use tessera_data::{read_text, text_lines};
 use tessera_eval::{
     DmGan, Embedding, FeatureExtractor, Gaussian, Inception, Protocol, Resize, Store, read_statistics,
 };
-use tessera_kernels::Cpu;
+use tessera_model::nn::Compute;
 use tessera_model::rerank::Reranker;
 
-use crate::args::{self, Network, Resizing, STDIN};
-use crate::commands::{cpu, model_file};
+use crate::args::{self, Network, OnDevice, Resizing, STDIN};
+use crate::commands::{compute, model_file};
 
 /// Runs `measure` with the network that the flags name, for metrics without a protocol.
 pub fn with_network<T>(
@@ -25,13 +25,13 @@ pub fn with_network<T>(
 /// Runs `measure` with the networks and the protocol that the flags name.
 pub fn with_protocol<T>(flags: &Network, measure: impl FnOnce(Protocol) -> Result<T>) -> Result<T> {
     match flags.protocol {
-        Some(args::Protocol::DmGan) => measure(Protocol::DmGan(&dm_gan(&flags.inception)?)),
+        Some(args::Protocol::DmGan) => measure(Protocol::DmGan(&dm_gan(&flags.inception, flags.on)?)),
         None => with_one(flags, |network| measure(Protocol::One(network))),
     }
 }
 
 fn with_one<T>(flags: &Network, measure: impl FnOnce(&dyn FeatureExtractor) -> Result<T>) -> Result<T> {
-    if let Some(network) = inception(&flags.inception, flags.resize)? {
+    if let Some(network) = inception(&flags.inception, flags.resize, flags.on)? {
         return measure(&network);
     }
     let classes = match &flags.classes {
@@ -42,33 +42,35 @@ fn with_one<T>(flags: &Network, measure: impl FnOnce(&dyn FeatureExtractor) -> R
 }
 
 /// Loads the networks of DM-GAN's protocol.
-pub fn dm_gan(files: &[PathBuf]) -> Result<DmGan> {
-    DmGan::new(files.iter().map(|file| Inception::read(file, Resize::DmGan)).collect::<Result<_>>()?)
+pub fn dm_gan(files: &[PathBuf], on: OnDevice) -> Result<DmGan> {
+    let device = on.device.open()?;
+    let read = |file: &PathBuf| Inception::read(file, Resize::DmGan, &device);
+    DmGan::new(files.iter().map(read).collect::<Result<_>>()?)
 }
 
 /// Loads the Inception in `files`, if there is one.
-pub fn inception(files: &[PathBuf], resize: Resizing) -> Result<Option<Inception>> {
+pub fn inception(files: &[PathBuf], resize: Resizing, on: OnDevice) -> Result<Option<Inception>> {
     let resize = match resize {
         Resizing::PytorchFid => Resize::PytorchFid,
         Resizing::TorchFidelity => Resize::TorchFidelity,
     };
     match files {
         [] => Ok(None),
-        [file] => Inception::read(file, resize).map(Some),
+        [file] => Inception::read(file, resize, &on.device.open()?).map(Some),
         _ => bail!("{} files of --inception; wanted one, or two with --protocol dm-gan", files.len()),
     }
 }
 
 /// Loads the contrastive model that the flags name, or the embedded one.
 pub fn network_of(flags: &Network) -> Result<Reranker> {
-    reranker(flags.rerank.as_deref(), cpu(None, flags.precision)?)
+    reranker(flags.rerank.as_deref(), &compute(flags.on, None, flags.precision)?)
 }
 
-/// Loads the contrastive model in a file, or the embedded one, to compute with `cpu`.
-pub fn reranker(path: Option<&Path>, cpu: Cpu) -> Result<Reranker> {
+/// Loads the contrastive model in a file, or the embedded one.
+pub fn reranker(path: Option<&Path>, compute: &Compute) -> Result<Reranker> {
     let file = model_file(path)?;
     let named = || path.map_or("the embedded model".to_string(), |path| path.display().to_string());
-    file.reranker(cpu).with_context(named)
+    file.reranker(compute).with_context(named)
 }
 
 /// Whether a set is given by its statistics instead of its pictures. Standard input can contain

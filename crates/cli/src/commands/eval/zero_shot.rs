@@ -48,8 +48,8 @@ pub fn run(args: &ZeroShot) -> Result<()> {
     let kinds = args.kinds.iter().map(|name| CombinationKind::parse(name.trim())).collect::<Result<Vec<_>>>();
     let kinds = kinds.context("--kinds")?;
     let path = args.model.as_deref();
-    let tessera = measured_tessera((&model_file(path)?, path), args.weights, PrecisionFlag::Auto)?;
-    let judge = judge(&args.judge, &tessera)?;
+    let tessera = measured_tessera((&model_file(path)?, path), args.weights, PrecisionFlag::Auto, args.on)?;
+    let judge = judge(&args.judge, &tessera, args.on)?;
     let scenes = scenes(args, scene_size(tessera.image_size)?)?;
     let sampling = as_in_the_paper(&args.sampling);
     tessera.guidance(Some(sampling.guidance))?;

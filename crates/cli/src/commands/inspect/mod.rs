@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tessera_data::png_text;
 use tessera_model::Parameters;
+use tessera_model::device::{Adapter, adapters};
 use tessera_model::weights::{HostTensor, ModelFile, model_bytes};
-use tessera_train::{Adapter, adapters};
 
 use super::{model_of, say};
 use crate::args::Inspect;

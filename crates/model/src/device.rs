@@ -6,11 +6,11 @@
 use std::fmt::{Display, Formatter};
 use std::str::FromStr;
 
+use crate::nn::Compute;
 use anyhow::{Result, ensure};
 use burn::tensor::{Device, FloatDType};
 use serde::{Deserialize, Serialize};
-use tessera_kernels::Cpu;
-use tessera_model::nn::Compute;
+use tessera_kernels::{Cpu, Precision};
 
 /// The device of tensors and operations (`--device`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,6 +34,20 @@ impl DeviceChoice {
         }
     }
 
+    /// Opens the device, for models whose matrix products have this precision.
+    ///
+    /// # Errors
+    /// If the device cannot be opened, or it or the CPU does not compute with this precision.
+    pub fn with_precision(self, precision: Precision) -> Result<Compute> {
+        let (on_cpu, dtype) = match (self, precision) {
+            (DeviceChoice::Cpu, _) => (precision, DeviceDtype::Auto),
+            (DeviceChoice::Gpu(_), Precision::Auto) => (Precision::Auto, DeviceDtype::Auto),
+            (DeviceChoice::Gpu(_), Precision::F32) => (Precision::F32, DeviceDtype::F32),
+            (DeviceChoice::Gpu(_), Precision::Bf16) => (Precision::Auto, DeviceDtype::Bf16),
+        };
+        self.compute(Cpu::new(on_cpu).map_err(anyhow::Error::msg)?, dtype)
+    }
+
     /// Opens the device, for models whose products on it are of `dtype`. On the CPU, `cpu` decides.
     ///
     /// # Errors
@@ -47,7 +61,7 @@ impl DeviceChoice {
             DeviceDtype::Bf16 => {
                 ensure!(
                     has_bf16,
-                    "device.dtype = \"bf16\": {self} does not compute with bf16; use auto or f32"
+                    "{self} does not compute with bf16, which the config or a flag demands; use auto or f32"
                 );
                 true
             }
