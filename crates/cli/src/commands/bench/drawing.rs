@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 use tessera_base::{random::Purpose, random::item_rng, random::uniform};
 use tessera_kernels::Cpu;
@@ -13,16 +13,16 @@ use tessera_model::prior::{Layout, Logits, Pattern, Prior, PriorConfig, Wrap};
 use tessera_model::sample::{Next, choose};
 use tessera_model::{Event, Request, Sampler, Sampling, Tessera};
 
-use super::{Benchmark, count, on_cpu};
+use super::{Benchmark, count};
 use crate::commands::model_file;
 
 /// Samples all tokens of `slots` pictures of `grid` × `grid` tokens after `text_len` positions of
 /// text. The prior has 6 layers of width 384 with 6 heads, causal attention and 4096 codes.
 ///
-/// As in `draw`, all slots are one batch, and weights are kept in 8 bits. Tokens are sampled from
+/// As in `draw`, all slots are one batch, and the processor keeps weights in 8 bits. Tokens are sampled from
 /// the unchanged distribution. The text is processed once for all slots.
 pub fn decode(compute: &Compute, slots: usize, text_len: usize, grid: usize) -> Result<Benchmark> {
-    let cpu = on_cpu(compute)?;
+    let cpu = compute.cpu;
     let config = PriorConfig {
         text_len,
         text_vocab: 4096,
@@ -36,9 +36,9 @@ pub fn decode(compute: &Compute, slots: usize, text_len: usize, grid: usize) -> 
         logits: Logits::Auto,
         layout: Layout::default(),
     };
-    let prior = Prior::new(&config, 1, cpu).with_pattern(Pattern::Causal);
-    let prior = prior.map(&mut DrawHead { config: &config, init: Init::new(2, cpu) });
-    let weights = Weights::Int8;
+    let prior = Prior::new(&config, 1, compute).with_pattern(Pattern::Causal);
+    let prior = prior.map(&mut DrawHead { config: &config, init: Init::new(2, compute) });
+    let weights = drawn_with(compute);
     let sampler = Sampler::new(&prior, weights)?;
     let (drawn, vocab) = (slots * config.image_len(), config.image_vocab);
     // Each weight of the layers and the head is multiplied once per sampled token. The text is not
@@ -75,6 +75,11 @@ impl ModuleMapper for DrawHead<'_> {
     }
 }
 
+/// How `draw` keeps the weights of the prior by default.
+fn drawn_with(compute: &Compute) -> Weights {
+    if compute.is_on_cpu() { Weights::Int8 } else { Weights::Full }
+}
+
 /// Samples the token of `slot` at position `at` from the unchanged distribution.
 fn sample(cpu: Cpu, logits: &[f32], at: usize, slot: usize) -> u32 {
     let mut rng = item_rng(1, Purpose::Sample, at as u64, slot as u64);
@@ -83,11 +88,10 @@ fn sample(cpu: Cpu, logits: &[f32], at: usize, slot: usize) -> u32 {
 
 /// Decodes 32 × 32 tokens to 256 × 256 pixels with a decoder of the released size.
 pub fn released_decoder(compute: &Compute) -> Result<Benchmark> {
-    let cpu = on_cpu(compute)?;
     let config = DvaeConfig::released();
-    let Dvae { decoder, .. } = Dvae::new(&config, 1, cpu);
+    let Dvae { decoder, .. } = Dvae::new(&config, 1, compute);
     let tokens: Vec<i32> = (0..1024).map(|i| i * 7919 % 8192).collect();
-    let tokens: Tensor<3, Int> = Tensor::from_data(TensorData::new(tokens, [1, 32, 32]), &Device::flex());
+    let tokens: Tensor<3, Int> = Tensor::from_data(TensorData::new(tokens, [1, 32, 32]), &compute.device);
     let run = move || {
         DvaeDecoder::forward_codes(&decoder, tokens.clone()).into_data();
         Ok(())
@@ -99,9 +103,9 @@ pub fn released_decoder(compute: &Compute) -> Result<Benchmark> {
 
 /// Draws nine pictures with the embedded model, including loading it.
 pub fn draw_9(compute: &Compute) -> Result<Benchmark> {
-    let cpu = on_cpu(compute)?;
+    let (compute, weights) = (compute.clone(), drawn_with(compute));
     let run = move || {
-        let tessera = Tessera::new(&model_file(None)?, cpu)?;
+        let tessera = Tessera::with_weights(&model_file(None)?, &compute, weights)?;
         let request =
             Request { prompt: "a red apple".into(), n: 9, seed: 1, previews: false, ..Request::default() };
         for event in tessera.draw(request)? {
@@ -111,6 +115,5 @@ pub fn draw_9(compute: &Compute) -> Result<Benchmark> {
         }
         Ok(())
     };
-    let weights = Weights::Int8; // how `Tessera` keeps the weights of the prior
     Ok(Benchmark { run: Box::new(run), amount: 9.0, unit: "pictures/s", gflop: None, weights })
 }

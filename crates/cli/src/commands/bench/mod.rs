@@ -41,7 +41,7 @@ type Entry = (&'static str, Setup);
 /// Sets up a benchmark on a device.
 type Setup = fn(&Compute) -> Result<Benchmark>;
 
-const BENCHMARKS: [Entry; 24] = [
+const BENCHMARKS: [Entry; 26] = [
     ("gemm", kernels::gemm),
     ("conv", kernels::conv),
     ("gpt-step", training::gpt_step),
@@ -64,12 +64,15 @@ const BENCHMARKS: [Entry; 24] = [
     ("depth-64-recompute", |compute| training::depth(compute, 64, Activations::Recompute)),
     ("logits-auto", |compute| training::emoji_step(compute, Logits::Auto)),
     ("logits-f32", |compute| training::emoji_step(compute, Logits::F32)),
+    ("paper-layers", training::paper_layers),
+    ("released-dvae", training::released_dvae),
     ("released-decoder", drawing::released_decoder),
     ("draw-9", drawing::draw_9),
 ];
 
-/// The prefixes of benchmarks that run only if they are named, because they take up to minutes.
-const ON_DEMAND: [&str; 3] = ["grow-", "depth-", "logits-"];
+/// The prefixes of benchmarks that run only if they are named, because they take up to minutes, or
+/// 20 GiB.
+const ON_DEMAND: [&str; 5] = ["grow-", "depth-", "logits-", "paper-layers", "released-dvae"];
 
 /// The printed results of a benchmark.
 #[derive(Serialize)]

@@ -148,6 +148,12 @@ pub fn emoji_step(compute: &Compute, logits: Logits) -> Result<Benchmark> {
     stream_step(compute, PriorConfig { logits, ..prior }, train_prior.batch, Activations::Keep)
 }
 
+/// Trains four layers of the paper's width, with its embeddings and heads, on four sequences of its
+/// length.
+pub fn paper_layers(compute: &Compute) -> Result<Benchmark> {
+    stream_step(compute, PriorConfig { n_layers: 4, ..PriorConfig::paper() }, 4, Activations::Recompute)
+}
+
 fn stream_step(
     compute: &Compute,
     config: PriorConfig,
@@ -175,12 +181,20 @@ fn stream_step(
 
 /// Trains a dVAE of the released architecture, a quarter as wide, on 4 pictures of 128 × 128.
 pub fn dvae_step(compute: &Compute) -> Result<Benchmark> {
-    const BATCH: usize = 4;
-    let config = DvaeConfig { image_size: 128, n_hid: 64, ..DvaeConfig::released() };
+    elbo_step(compute, DvaeConfig { image_size: 128, n_hid: 64, ..DvaeConfig::released() }, 4)
+}
+
+/// Trains a dVAE of the released size on 8 pictures of 256 × 256, the batch of one of the paper's 64
+/// GPUs (§A.2).
+pub fn released_dvae(compute: &Compute) -> Result<Benchmark> {
+    elbo_step(compute, DvaeConfig::released(), 8)
+}
+
+fn elbo_step(compute: &Compute, config: DvaeConfig, batch: usize) -> Result<Benchmark> {
     let (side, min_log_b) = (config.image_size, config.min_log_b);
     let (device, cpu) = (&compute.device, compute.cpu);
-    let values = (0..BATCH * 3 * side * side).map(|i| (i * 7919 % 256) as f32 / 255.0);
-    let pictures = TensorData::new(values.collect::<Vec<f32>>(), [BATCH, 3, side, side]);
+    let values = (0..batch * 3 * side * side).map(|i| (i * 7919 % 256) as f32 / 255.0);
+    let pictures = TensorData::new(values.collect::<Vec<f32>>(), [batch, 3, side, side]);
     let x: Tensor<4> = map_pixels(Tensor::from_data(pictures, device));
     let model = Dvae::new(&config, 1, compute);
     let loss = move |model: &Dvae| {
@@ -193,9 +207,9 @@ pub fn dvae_step(compute: &Compute) -> Result<Benchmark> {
     // Convolutions are computed once forward and twice backward. The pictures need no gradient.
     let ([first, encoder], decoder) = (count::encoder(&config), count::decoder(&config));
     let products = 4 * first + 6 * (encoder + decoder[0] + decoder[1]);
-    let gflop = 1e-9 * (BATCH * products) as f64;
+    let gflop = 1e-9 * (batch * products) as f64;
     let gradient = move |model: &Dvae, sink: &mut dyn GradientSink| differentiate(model, None, sink, &loss);
-    step(cpu, model, gradient, BATCH, "pictures/s", gflop)
+    step(cpu, model, gradient, batch, "pictures/s", gflop)
 }
 
 /// The paper's sequence and vocabularies with a small transformer.
