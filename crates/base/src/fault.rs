@@ -16,13 +16,14 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Classifies `error` by its chain of causes: a full disk or missing memory is the machine's
-    /// fault, an [`Internal`] error is the program's, and any other error is the request's.
+    /// Classifies `error` by its chain of causes: a full disk, missing memory or a GPU that
+    /// failed is the machine's fault, an [`Internal`] error is the program's, and any other error is the request's.
     pub fn of(error: &anyhow::Error) -> Fault {
         use io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
         let is_machine = |cause: &(dyn Error + 'static)| {
             let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
             kind.is_some_and(|kind| matches!(kind, StorageFull | QuotaExceeded | OutOfMemory))
+                || cause.is::<DeviceFailed>()
         };
         match () {
             () if error.chain().any(is_machine) => Fault::Machine,
@@ -50,6 +51,18 @@ impl Display for Internal {
 }
 
 impl Error for Internal {}
+
+/// An error of a GPU: it ran out of memory, or the driver lost it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceFailed(pub String);
+
+impl Display for DeviceFailed {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        write!(f, "the device failed: {}", self.0)
+    }
+}
+
+impl Error for DeviceFailed {}
 
 #[cfg(test)]
 mod tests {

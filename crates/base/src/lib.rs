@@ -10,6 +10,6 @@ pub mod pixels;
 pub mod random;
 mod reporter;
 
-pub use fault::{Fault, Internal};
+pub use fault::{DeviceFailed, Fault, Internal};
 pub use hash::fnv1a;
 pub use reporter::{Progress, Reporter, Silent};

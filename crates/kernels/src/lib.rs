@@ -14,6 +14,8 @@ mod cross_entropy;
 pub mod decode;
 mod dot;
 mod gemm;
+#[cfg(all(any(feature = "vulkan", feature = "webgpu"), not(target_os = "macos")))]
+mod gpu_memory;
 mod gumbel;
 mod linear;
 mod math;
@@ -39,6 +41,8 @@ pub use conv::{OutputDtype, PreActivation, conv2d, conv2d_add, conv2d_reference}
 pub use cpu::{Cpu, Isa, Precision, Supported};
 pub use cross_entropy::{cross_entropy, cross_entropy_reference};
 pub use dot::{dot, dot_reference};
+#[cfg(all(any(feature = "vulkan", feature = "webgpu"), not(target_os = "macos")))]
+pub use gpu_memory::gpu_memory_bytes;
 pub use gumbel::{
     GumbelNoise, gumbel_softmax, gumbel_softmax_drawn, gumbel_softmax_drawn_reference,
     gumbel_softmax_reference, kl_to_uniform, kl_to_uniform_reference,

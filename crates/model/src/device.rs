@@ -4,12 +4,14 @@
 //! `webgpu` (any graphics driver, without 16-bit matrix units) or `cuda` (docs/devices.md).
 
 use std::fmt::{Display, Formatter};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
 
 use crate::nn::Compute;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::{Device, FloatDType};
 use serde::{Deserialize, Serialize};
+use tessera_base::DeviceFailed;
 use tessera_kernels::{Cpu, Precision};
 
 /// The device of tensors and operations (`--device`).
@@ -32,6 +34,36 @@ impl DeviceChoice {
             DeviceChoice::Cpu => Ok(Device::flex()),
             DeviceChoice::Gpu(index) => gpu::open(index),
         }
+    }
+
+    /// Runs `work`, which computes on this device. Tensor libraries panic if a GPU fails; this returns
+    /// an error instead.
+    ///
+    /// # Errors
+    /// Those of `work`, and [`DeviceFailed`].
+    pub fn run<T>(self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self == DeviceChoice::Cpu {
+            return work();
+        }
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+            Err(DeviceFailed(format!("{self}: {text}")).into())
+        })
+    }
+
+    /// Returns the bytes of memory of a GPU, if the driver reports them.
+    ///
+    /// # Errors
+    /// If this program was built without support for GPUs.
+    pub fn memory_bytes(self) -> Result<Option<u64>> {
+        Ok(match self {
+            DeviceChoice::Cpu => None,
+            DeviceChoice::Gpu(index) => {
+                let adapters = adapters().with_context(|| format!("--device {self}"))?;
+                adapters.get(index).and_then(|adapter| adapter.memory_bytes)
+            }
+        })
     }
 
     /// Opens the device, for models whose matrix products have this precision.
@@ -103,6 +135,8 @@ pub struct Adapter {
     pub driver: String,
     /// What it can do that matters here.
     pub features: String,
+    /// Its memory in bytes; `None` if the driver does not report it.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Returns the adapters of this machine, in the order of `--device gpu:N`.
@@ -191,9 +225,17 @@ mod gpu {
                 kind: kind.map_or("other", |(_, name)| name).to_string(),
                 driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
                 features: features.into_iter().flatten().collect::<Vec<_>>().join(", "),
+                memory_bytes: memory_bytes(&adapter),
             }
         };
         Ok(found()?.into_iter().map(described).collect())
+    }
+
+    fn memory_bytes(_adapter: &wgpu::Adapter) -> Option<u64> {
+        #[cfg(all(any(feature = "vulkan", feature = "webgpu"), not(target_os = "macos")))]
+        return tessera_kernels::gpu_memory_bytes(_adapter);
+        #[cfg(not(all(any(feature = "vulkan", feature = "webgpu"), not(target_os = "macos"))))]
+        None
     }
 
     /// Opens the adapter with this index.
@@ -297,6 +339,14 @@ mod tests {
         for wrong in ["", "cuda", "gpu:", "gpu:-1", "gpu:x", "GPU", "libtorch"] {
             assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn failure_of_a_gpu_is_an_error() {
+        let lost = DeviceChoice::Gpu(1).run(|| -> Result<()> { panic!("lost {}", 1 + 1) }).unwrap_err();
+        assert_eq!(lost.to_string(), "the device failed: gpu:1: lost 2");
+        assert_eq!(tessera_base::Fault::of(&lost), tessera_base::Fault::Machine);
+        assert!(DeviceChoice::Cpu.run(|| Ok(())).is_ok() && DeviceChoice::Gpu(0).run(|| Ok(())).is_ok());
     }
 
     #[cfg(not(any(feature = "vulkan", feature = "metal", feature = "webgpu", feature = "cuda")))]

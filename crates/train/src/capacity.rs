@@ -102,31 +102,25 @@ impl Need {
         }
     }
 
-    /// Returns the part that host memory must hold if `device` computes: nothing if that is a GPU.
-    pub fn of_host(self, device: DeviceChoice) -> Need {
-        match device {
-            DeviceChoice::Gpu(_) => {
-                Need { weights: 0.0, average: 0.0, moments: 0.0, gradients: 0.0, activations: 0.0 }
-            }
-            DeviceChoice::Cpu => self,
-        }
-    }
-
     /// Returns the sum of all parts.
     pub fn total(&self) -> f64 {
         self.weights + self.average + self.moments + self.gradients + self.activations
     }
 
-    /// Checks that the total is at most `present` bytes.
+    /// Checks that the total is at most `present`, the bytes of memory of `device`.
     ///
     /// # Errors
-    /// If it is more. The message lists the parts, the memory of the machine, and what to change.
-    pub fn ensure_fits(&self, stage: Stage, present: f64) -> Result<()> {
+    /// If it is more. The message lists the parts, the memory of the device, and what to change.
+    pub fn ensure_fits(&self, stage: Stage, device: DeviceChoice, present: f64) -> Result<()> {
+        let name = match device {
+            DeviceChoice::Cpu => "this machine".to_string(),
+            gpu => gpu.to_string(),
+        };
         let gb = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
         ensure!(
             self.total() <= present,
             "training the {stage} of this config in one process needs at least {} of memory (weights {}, average {}, \
-             moments {}, gradients {}, activations of a micro-batch {}) and this machine has {}; choose smaller sizes, \
+             moments {}, gradients {}, activations of a micro-batch {}) and {name} has {}; choose smaller sizes, \
              a smaller batch or more micro_batches; `tessera plan` counts how many devices would hold the prior, \
              but a run over more than one process is not supported yet",
             gb(self.total()),
@@ -214,8 +208,11 @@ mod tests {
     fn error_of_too_large_a_config_lists_parts_and_remedies() {
         for stage in [Stage::Dvae, Stage::Prior, Stage::Rerank] {
             let need = need("paper", stage);
-            assert!(need.ensure_fits(stage, need.total()).is_ok());
-            let error = need.ensure_fits(stage, 24.0 * GB).unwrap_err().to_string();
+            let fits = |device, present| need.ensure_fits(stage, device, present);
+            assert!(fits(DeviceChoice::Cpu, need.total()).is_ok());
+            let error = fits(DeviceChoice::Gpu(1), 24.0 * GB).unwrap_err().to_string();
+            assert!(error.contains("and gpu:1 has 24.0 GB"), "{error}");
+            let error = fits(DeviceChoice::Cpu, 24.0 * GB).unwrap_err().to_string();
             let parts = ["weights", "average", "moments", "gradients", "activations", "has 24.0 GB"];
             let ways =
                 [stage.to_string(), "tessera plan".into(), "more than one process is not supported".into()];

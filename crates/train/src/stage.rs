@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use tessera_base::DeviceFailed;
 use tessera_kernels::Cpu;
 use tessera_model::weights::ModelFile;
 
@@ -76,7 +77,11 @@ pub(crate) fn train<T: StageTask>(
     let task = task.with_config(paced);
     let run = RunDir::start(options, T::STAGE, &inputs, task.config(), control.reporter)?;
     let batch = |step, part| task.batch(step, part);
-    let (model, outcome) = fit(&training(&task, &batch, &model), model, &run, control)?;
+    let fitted = options.device.run(|| fit(&training(&task, &batch, &model), model, &run, control));
+    let (model, outcome) = fitted.map_err(|error| match error.is::<DeviceFailed>() {
+        true => error.context("the last checkpoint is kept; continue from it with --resume"),
+        false => error,
+    })?;
     run.write_model(&ModelFile { origin: Some(run.origin()?), ..task.file(&model) })?;
     Ok(outcome)
 }

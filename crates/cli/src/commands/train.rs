@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 use tessera_data::counted;
+use tessera_model::DeviceChoice;
 use tessera_train::{
     Config, Control, EncodeInputs, Length, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
 };
@@ -93,12 +94,17 @@ fn resolve_for(common: &Common, stage: Stage, length: Length) -> Result<Config> 
     Config::resolve_for(&common.settings.config, &common.settings.sets, stage, length)
 }
 
-/// The config for training `stage`, if this machine has enough memory for it.
+/// The config for training `stage`, if the device has enough memory for it.
 fn fitting(common: &Common, stage: Stage) -> Result<Config> {
     let resumed = common.resume.then_some(common.run.as_path());
     let config = resolve_for(common, stage, Length { steps: common.steps, resumed })?;
-    if let Some(present) = present_bytes() {
-        Need::new(&config, stage).of_host(common.on.device).ensure_fits(stage, present)?;
+    let device = common.on.device;
+    let present = match device {
+        DeviceChoice::Cpu => present_bytes(),
+        gpu => gpu.memory_bytes()?.map(|bytes| bytes as f64),
+    };
+    if let Some(present) = present {
+        Need::new(&config, stage).ensure_fits(stage, device, present)?;
     }
     Ok(config)
 }

@@ -52,8 +52,11 @@ fn list_devices(args: &Inspect) -> Result<()> {
     if adapters.is_empty() {
         return say("no adapters: the graphics driver is missing (docs/devices.md)");
     }
-    adapters.iter().enumerate().try_for_each(|(index, Adapter { name, kind, driver, features })| {
-        say(format_args!("gpu:{index}  {name} ({kind}; {driver}; {features})"))
+    adapters.iter().enumerate().try_for_each(|(index, adapter)| {
+        let Adapter { name, kind, driver, features, memory_bytes } = adapter;
+        let memory = memory_bytes
+            .map_or("memory unknown".to_string(), |bytes| format!("{:.1} GB", bytes as f64 / 1e9));
+        say(format_args!("gpu:{index}  {name} ({kind}; {memory}; {driver}; {features})"))
     })
 }
 
