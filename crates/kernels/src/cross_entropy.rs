@@ -18,12 +18,13 @@ use std::mem::MaybeUninit;
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 use half::bf16;
 use rayon::prelude::*;
 
 use crate::composed::widened;
 use crate::cpu::{Cpu, vectorized};
+use crate::dot::dot_reference;
 use crate::gemm::{Affine, FloatSlice, Operand, Out, ROWS, Store, TileEpilogue, gemm};
 use crate::linear::column_sums;
 use crate::math::{self, Number, exp, with_numbers};
@@ -33,6 +34,8 @@ use crate::op::{Op, apply, dims, floats, inputs, is_bf16, numbers, tensor};
 /// The approximate number of logits per chunk. Larger chunks use more memory; each chunk packs the
 /// weights again and adds to their gradient.
 const CHUNK: usize = 1 << 21;
+/// The approximate number of logits per chunk on other devices: 128 MB.
+const DEVICE_CHUNK: usize = 1 << 25;
 
 /// Computes the mean over rows of `-ln softmax(x W + b)[target]`, in nats: `x` `[rows, d]`, `w`
 /// `[d, V]`, `b` `[V]`, one target per row → `[1]`.
@@ -50,14 +53,62 @@ pub fn cross_entropy(cpu: Cpu, x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets
 /// Computes [`cross_entropy`] on devices other than the CPU. Logits are products of f32 (paper
 /// §D.2).
 fn cross_entropy_composed(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) -> Tensor<1> {
-    cross_entropy_reference(widened(x), w, b, targets)
+    let rows = DEVICE_CHUNK / w.dims()[1];
+    composed_in_chunks(widened(x), w, b, targets, rows.max(1))
+}
+
+/// Computes [`cross_entropy`] of f32 inputs for `chunk` rows at a time, as the kernel does: the
+/// gradients are computed with the loss.
+fn composed_in_chunks(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32], chunk: usize) -> Tensor<1> {
+    let is_tracked = x.device().is_autodiff();
+    let [x0, w0] = [&x, &w].map(|input| input.clone().without_autodiff());
+    let b0 = b.clone().without_autodiff();
+    let rows = targets.len();
+    let mut loss = b0.zeros_like().narrow(0, 0, 1);
+    let (mut dx, mut dw, mut db) = (Vec::new(), w0.zeros_like(), b0.zeros_like());
+    for (i, targets) in targets.chunks(chunk).enumerate() {
+        let x = x0.clone().narrow(0, i * chunk, targets.len());
+        let targets = column(targets, &x0.device());
+        let logits = x.clone().matmul(w0.clone()) + b0.clone().unsqueeze();
+        let log_p = log_softmax(logits, 1);
+        loss = loss - log_p.clone().gather(1, targets.clone()).sum() / rows as f64;
+        if is_tracked {
+            let ones = Tensor::ones(targets.dims(), &x0.device());
+            let gradient = log_p.exp().scatter(1, targets, -ones, IndexingUpdateOp::Add) / rows as f64;
+            dx.push(gradient.clone().matmul(w0.clone().transpose()));
+            dw = dw + x.transpose().matmul(gradient.clone());
+            db = db + gradient.sum_dim(0).squeeze_dim(0);
+        }
+    }
+    match is_tracked {
+        true => with_gradients(loss, (x, Tensor::cat(dx, 0)), (w, dw), (b, db)),
+        false => loss,
+    }
+}
+
+/// Returns `loss` as a tensor whose gradient with respect to each input is the one beside it.
+fn with_gradients(
+    loss: Tensor<1>,
+    (x, dx): (Tensor<2>, Tensor<2>),
+    (w, dw): (Tensor<2>, Tensor<2>),
+    (b, db): (Tensor<1>, Tensor<1>),
+) -> Tensor<1> {
+    let linear = dot_reference(x, dx) + dot_reference(w, dw) + dot_reference(b, db);
+    // The difference is 0, and its gradient is that of `linear`.
+    let value = linear.clone().without_autodiff().autodiff();
+    linear - value + loss.autodiff()
+}
+
+/// `[rows, 1]`
+fn column(targets: &[u32], device: &Device) -> Tensor<2, Int> {
+    let values: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
+    let rows = values.len();
+    Tensor::from_data(TensorData::new(values, [rows, 1]), device)
 }
 
 /// Computes [`cross_entropy`] with Burn's operations.
 pub fn cross_entropy_reference(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>, targets: &[u32]) -> Tensor<1> {
-    let rows = targets.len();
-    let values: Vec<i32> = targets.iter().map(|&target| target as i32).collect();
-    let targets: Tensor<2, Int> = Tensor::from_data(TensorData::new(values, [rows, 1]), &x.device());
+    let targets = column(targets, &x.device());
     let logits = x.matmul(w) + b.unsqueeze();
     -log_softmax(logits, 1).gather(1, targets).mean()
 }
@@ -274,6 +325,12 @@ mod tests {
             hold_equal(
                 || (leaf([rows, d], 1), leaf([d, v], 2), leaf([v], 3)),
                 |cpu, (x, w, b)| cross_entropy(cpu, x.clone(), w.clone(), b.clone(), &targets),
+                |(x, w, b)| cross_entropy_reference(x.clone(), w.clone(), b.clone(), &targets),
+                |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
+            );
+            hold_equal(
+                || (leaf([rows, d], 1), leaf([d, v], 2), leaf([v], 3)),
+                |_, (x, w, b)| composed_in_chunks(x.clone(), w.clone(), b.clone(), &targets, 64),
                 |(x, w, b)| cross_entropy_reference(x.clone(), w.clone(), b.clone(), &targets),
                 |(x, w, b), g| vec![grad(x, g), grad(w, g), grad(b, g)],
             );
