@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
+use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 
 #[cfg(target_arch = "x86_64")]
@@ -42,8 +43,8 @@ pub enum Isa {
 pub struct Cpu {
     isa: Supported,
     bf16: bool,
-    /// Whether other devices multiply bf16.
-    bf16_elsewhere: bool,
+    /// What other devices multiply: f32, bf16 or f16.
+    elsewhere: FloatDType,
 }
 
 impl Cpu {
@@ -53,8 +54,8 @@ impl Cpu {
     /// If `precision` is bf16 and the CPU cannot multiply bf16.
     pub fn new(precision: Precision) -> Result<Cpu, String> {
         let isa = Supported::best();
-        let [bf16, bf16_elsewhere] = multiplies_bf16(isa.isa(), precision)?;
-        Ok(Cpu { isa, bf16, bf16_elsewhere })
+        let [bf16, elsewhere] = multiplies_bf16(isa.isa(), precision)?;
+        Ok(Cpu { isa, bf16, elsewhere: bf16_or_f32(elsewhere) })
     }
 
     /// Returns every choice that this CPU supports; tests run with each of them.
@@ -65,13 +66,13 @@ impl Cpu {
     }
 
     fn with(isa: Supported, bf16: bool) -> Cpu {
-        Cpu { isa, bf16, bf16_elsewhere: bf16 }
+        Cpu { isa, bf16, elsewhere: bf16_or_f32(bf16) }
     }
 
     /// Returns the best choice of this CPU: bf16 products if it has them.
     pub fn best() -> Cpu {
         let isa = Supported::best();
-        Cpu { bf16_elsewhere: true, ..Cpu::with(isa, isa.isa().has_bf16()) }
+        Cpu { elsewhere: FloatDType::BF16, ..Cpu::with(isa, isa.isa().has_bf16()) }
     }
 
     /// Returns whether products are of bf16.
@@ -79,14 +80,15 @@ impl Cpu {
         self.bf16
     }
 
-    /// Returns whether products on other devices are of bf16, which is so unless f32 was requested.
-    pub fn bf16_elsewhere(self) -> bool {
-        self.bf16_elsewhere
+    /// Returns what other devices multiply: bf16 unless f32 was requested, or what
+    /// [`Cpu::with_elsewhere`] chose.
+    pub fn elsewhere(self) -> FloatDType {
+        self.elsewhere
     }
 
-    /// Returns the same choice for this CPU, with products of bf16 on other devices or without.
-    pub fn with_bf16_elsewhere(self, bf16_elsewhere: bool) -> Cpu {
-        Cpu { bf16_elsewhere, ..self }
+    /// Returns the same choice for this CPU, and f32, bf16 or f16 for products on other devices.
+    pub fn with_elsewhere(self, elsewhere: FloatDType) -> Cpu {
+        Cpu { elsewhere, ..self }
     }
 
     /// Returns the same instruction set with products of f32.
@@ -103,6 +105,10 @@ impl Cpu {
     pub fn supported(self) -> Supported {
         self.isa
     }
+}
+
+fn bf16_or_f32(is_bf16: bool) -> FloatDType {
+    if is_bf16 { FloatDType::BF16 } else { FloatDType::F32 }
 }
 
 /// Whether products on a CPU whose best instruction set is `isa`, and on other devices, are of bf16

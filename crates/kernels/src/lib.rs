@@ -36,7 +36,7 @@ mod update;
 
 pub use adamw::AdamWStep;
 pub use attention::{AttentionPlan, pattern_attention, pattern_attention_reference};
-pub use composed::narrowed;
+pub use composed::{narrowed, widened};
 pub use conv::{OutputDtype, PreActivation, conv2d, conv2d_add, conv2d_reference};
 pub use cpu::{Cpu, Isa, Precision, Supported};
 pub use cross_entropy::{cross_entropy, cross_entropy_reference};

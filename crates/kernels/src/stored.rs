@@ -1,10 +1,11 @@
-//! Emulated storage in 16 bits: values and their gradients are rounded as if they had been written
-//! to 16 bits and read again.
+//! Storage in 16 bits. On the CPU it is emulated: values and their gradients are rounded as if they
+//! had been written to 16 bits and read again. A device that multiplies f16 stores them so.
 
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{FloatDType, Tensor};
 use rayon::prelude::*;
 
+use crate::composed::{narrowed, widened};
 use crate::cpu::{Cpu, vectorized};
 use crate::op::{Input, Op, apply, dims, floats, tensor};
 use crate::small_float::SmallFloat;
@@ -16,13 +17,17 @@ const PART: usize = 1 << 14;
 /// same way. Values that are too large for the format become infinite; values that are too small
 /// become 0.
 ///
+/// On a device that multiplies f16 ([`Cpu::elsewhere`]), f16 is not emulated: the result is an f16
+/// tensor, and the gradients of all that is computed from it are f16 too.
+///
 /// # Panics
 /// If `format` has no sign bit, or, on a device other than the CPU, is neither f16 nor bf16.
 pub fn stored<const D: usize>(cpu: Cpu, x: Tensor<D>, format: SmallFloat) -> Tensor<D> {
     assert!(format != SmallFloat::ZeroSixTen, "stored: ZeroSixTen has no sign, and gradients need one");
     match Input::new(x.clone()) {
         Some(x) => apply(Stored { cpu, format }, [x]),
-        None => stored_reference(x, format),
+        None if (cpu.elsewhere(), format) == (FloatDType::F16, SmallFloat::F16) => narrowed(cpu, x),
+        None => stored_reference(widened(x), format),
     }
 }
 

@@ -52,6 +52,14 @@ impl DeviceChoice {
         })
     }
 
+    /// Returns whether the device computes with f16.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn has_f16(self) -> Result<bool> {
+        Ok(self != DeviceChoice::Cpu && self.open()?.supports_dtype(FloatDType::F16))
+    }
+
     /// Returns the bytes of memory of a GPU, if the driver reports them.
     ///
     /// # Errors
@@ -86,19 +94,18 @@ impl DeviceChoice {
     /// If the device cannot be opened, or does not compute with `dtype`.
     pub fn compute(self, cpu: Cpu, dtype: DeviceDtype) -> Result<Compute> {
         let device = self.open()?;
-        let has_bf16 = self == DeviceChoice::Cpu || device.supports_dtype(FloatDType::BF16);
-        let bf16 = match dtype {
-            DeviceDtype::Auto => has_bf16 && cpu.bf16_elsewhere(),
-            DeviceDtype::F32 => false,
-            DeviceDtype::Bf16 => {
-                ensure!(
-                    has_bf16,
-                    "{self} does not compute with bf16, which the config or a flag demands; use auto or f32"
-                );
-                true
-            }
+        let has = |dtype| self == DeviceChoice::Cpu || device.supports_dtype(dtype);
+        let wanted = match dtype {
+            DeviceDtype::Auto if has(FloatDType::BF16) => cpu.elsewhere(),
+            DeviceDtype::Auto | DeviceDtype::F32 => FloatDType::F32,
+            DeviceDtype::Bf16 => FloatDType::BF16,
+            DeviceDtype::F16 => FloatDType::F16,
         };
-        Ok(Compute { device, cpu: cpu.with_bf16_elsewhere(bf16) })
+        ensure!(
+            wanted == FloatDType::F32 || has(wanted),
+            "{self} does not compute with {wanted:?}, which the config or a flag demands; use auto or f32"
+        );
+        Ok(Compute { device, cpu: cpu.with_elsewhere(wanted) })
     }
 }
 
@@ -122,6 +129,8 @@ pub enum DeviceDtype {
     F32,
     /// bf16.
     Bf16,
+    /// f16. Training with it needs gradient scales, which `storage = "f16"` turns on (paper §D.1).
+    F16,
 }
 
 /// An adapter of this machine.

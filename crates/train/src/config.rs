@@ -11,7 +11,7 @@ use strsim::levenshtein;
 use tessera_data::{Augment, read_text};
 use tessera_kernels::{Cpu, Precision, SmallFloat};
 use tessera_model::DeviceChoice;
-use tessera_model::device::DeviceConfig;
+use tessera_model::device::{DeviceConfig, DeviceDtype};
 use tessera_model::dvae::DvaeConfig;
 use tessera_model::nn::Compute;
 use tessera_model::prior::{Activations, PriorConfig};
@@ -333,6 +333,25 @@ impl Config {
     /// As for [`Config::cpu`], and if there is no such device or it lacks the configured dtype.
     pub fn compute(&self, device: DeviceChoice) -> Result<Compute> {
         device.compute(self.cpu()?, self.device.dtype)
+    }
+
+    /// Returns the device and the kernels for training `stage` on `device`. Storage in f16 is real on
+    /// a device that multiplies f16, and emulated elsewhere.
+    ///
+    /// # Errors
+    /// As for [`Config::compute`], and if f16 is configured without gradient scales.
+    pub(crate) fn training_compute(&self, device: DeviceChoice, stage: Stage) -> Result<Compute> {
+        let stores_f16 = self.fit(stage).storage == TrainingDtype::F16;
+        let is_f16 = device != DeviceChoice::Cpu && self.device.dtype == DeviceDtype::F16;
+        ensure!(
+            stores_f16 || !is_f16,
+            "device.dtype = \"f16\" needs gradient scales: wanted cpu.precision = \"f32\" and storage = \"f16\" for the {stage}"
+        );
+        let dtype = match self.device.dtype {
+            DeviceDtype::Auto if stores_f16 && device.has_f16()? => DeviceDtype::F16,
+            dtype => dtype,
+        };
+        device.compute(self.cpu()?, dtype)
     }
 
     fn check(&self) -> Result<()> {

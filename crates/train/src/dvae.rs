@@ -63,7 +63,7 @@ pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: C
     let fingerprint = dataset.fingerprint();
     let samples = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
     warn_about(samples.len(), n_held_out, &BTreeSet::new(), control.reporter);
-    let compute = config.compute(options.device)?;
+    let compute = config.training_compute(options.device, Stage::Dvae)?;
     let task = DvaeTask { config: config.clone(), seed, train: samples, val, compute };
     let inputs = vec![("data", fingerprint), task.train.scenes()?];
     train(task, inputs, options, control)

@@ -96,7 +96,7 @@ pub fn train_prior(
     control: Control,
 ) -> Result<Outcome> {
     let (bpe, json) = read_tokenizer(inputs.bpe)?;
-    let compute = config.compute(options.device)?;
+    let compute = config.training_compute(options.device, Stage::Prior)?;
     let Source { mut tokens, val, dvae_file, name } =
         source(config, inputs, &bpe, &compute, control.reporter)?;
     check_sizes(config, &tokens, &bpe)?;

@@ -102,7 +102,7 @@ pub fn train_rerank(
     ensure_large_enough(&dataset.val, side)?;
     let val = dataset.val.iter().map(|sample| pair(sample, side));
     let val = val.collect::<Result<Vec<_>>>()?;
-    let compute = config.compute(options.device)?;
+    let compute = config.training_compute(options.device, Stage::Rerank)?;
     let share = config.data.reconstructed;
     ensure!(
         share == 0.0 || dvae.is_some(),

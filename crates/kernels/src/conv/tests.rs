@@ -50,7 +50,7 @@ fn composed_convolutions_match_reference() {
                 leaves,
                 |cpu, (x, w, b)| {
                     let y = conv2d_composed(cpu, x.clone(), w.clone(), b.clone(), first, output);
-                    let narrow = cpu.bf16_elsewhere() && bits == 16;
+                    let narrow = cpu.elsewhere() == burn::tensor::FloatDType::BF16 && bits == 16;
                     assert_eq!(y.dtype(), if narrow { DType::BF16 } else { DType::F32 });
                     y
                 },

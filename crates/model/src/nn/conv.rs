@@ -6,7 +6,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use tessera_kernels::{Cpu, OutputDtype, PreActivation, SmallFloat, conv2d, conv2d_add};
+use tessera_kernels::{Cpu, OutputDtype, PreActivation, SmallFloat, conv2d, conv2d_add, widened};
 
 use super::{Init, Role, stored};
 
@@ -55,14 +55,19 @@ impl Conv2d {
 
     fn convolve(&self, x: Tensor<4>, first: PreActivation, output: OutputDtype) -> Tensor<4> {
         let stored = |x| stored(self.cpu, x, self.storage);
-        stored(conv2d(self.cpu, stored(x), stored(self.weight.val()), self.bias.val(), first, output))
+        let y =
+            stored(conv2d(self.cpu, stored(x), stored(self.weight.val()), self.bias.val(), first, output));
+        match output {
+            OutputDtype::Compute => y,
+            OutputDtype::F32 | OutputDtype::F32Exact => widened(y),
+        }
     }
 
     /// `residual + gain · conv(relu(x))` in f32.
     pub fn add_to(&self, residual: Tensor<4>, x: Tensor<4>, gain: f64) -> Tensor<4> {
         match self.storage {
             None => conv2d_add(self.cpu, x, self.weight.val(), self.bias.val(), residual, gain),
-            Some(_) => residual + self.after_relu(x, OutputDtype::F32) * gain,
+            Some(_) => residual + widened(self.after_relu(x, OutputDtype::Compute)) * gain,
         }
     }
 }

@@ -4,8 +4,8 @@
 use burn::tensor::Tensor;
 use tessera_kernels::{Cpu, SmallFloat};
 
-/// Rounds `x`, and its gradient in the backward pass, to the 16-bit format `storage`. The rounding
-/// is emulated: the result is f32. Returns `x` unchanged if `storage` is `None`.
+/// Rounds `x`, and its gradient in the backward pass, to the 16-bit format `storage`. The result is
+/// f32, except on a device that multiplies f16. Returns `x` unchanged if `storage` is `None`.
 pub fn stored<const D: usize>(cpu: Cpu, x: Tensor<D>, storage: Option<SmallFloat>) -> Tensor<D> {
     match storage {
         None => x,

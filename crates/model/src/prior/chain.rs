@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use burn::module::Module;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
-use tessera_kernels::{SmallFloat, dot};
+use tessera_kernels::{SmallFloat, dot, widened};
 
 use super::block::Output;
 use super::{Block, Prior, PriorLoss, Stream};
@@ -179,7 +179,7 @@ impl Prior {
                 overflowed.push(i); // the second entry of `i` if its output was non-finite, too
             }
             let branch_gradient = stored(self.cpu, gradient_of(leaf, &mut gradients)?, storage);
-            x_gradient = x_gradient + without_nonfinite(branch_gradient) / scales[i];
+            x_gradient = x_gradient + without_nonfinite(widened(branch_gradient)) / scales[i];
         }
         let mut gradients = dot(self.cpu, embedded, x_gradient).backward();
         sink.take(Part::Embed, take_gradients(&ends.embed, &mut gradients), None)?;
@@ -211,7 +211,7 @@ impl Prior {
             };
             x = match output {
                 Output::Sum => out,
-                Output::Branch(_) => x + out,
+                Output::Branch(_) => x + widened(out),
             };
             saved.push(SavedForward { input, graph });
             if !i.is_multiple_of(2) {

@@ -50,7 +50,7 @@ pub fn device_gflops(compute: &Compute) -> f64 {
     const SIDES: [usize; 2] = [512, 4096];
     /// A device that multiplies the small matrices within this time gets the large ones.
     const FAST: f64 = 2e-3;
-    let dtype = if compute.cpu.bf16_elsewhere() { FloatDType::BF16 } else { FloatDType::F32 };
+    let dtype = compute.cpu.elsewhere();
     let measured = |side: usize| {
         let matrix = Tensor::<2>::ones([side, side], &compute.device).cast(dtype);
         let product = || matrix.clone().matmul(matrix.clone()).slice([0..1, 0..1]).into_data();

@@ -201,7 +201,7 @@ fn precision(args: &Bench, compute: &Compute, weights: Weights) -> String {
 fn shown(args: &Bench, compute: &Compute) -> String {
     match args.on.device {
         DeviceChoice::Cpu => compute.cpu.to_string(),
-        gpu => format!("{} {gpu}", if compute.cpu.bf16_elsewhere() { "bf16" } else { "f32" }),
+        gpu => format!("{:?} {gpu}", compute.cpu.elsewhere()).to_lowercase(),
     }
 }
 
