@@ -159,6 +159,36 @@ fn sparse_attention_on_a_device_matches_the_dense_mask() {
     }
 }
 
+/// The bytes that the graph of a row layer of `len` positions keeps on the device for the backward
+/// pass.
+fn bytes_of_row_attention(device: &Device, len: usize) -> f64 {
+    const ROW: usize = 32;
+    let attends = |query: usize, key: usize| key <= query && query - key <= ROW;
+    let plan = Arc::new(AttentionPlan::new((0..len).collect(), attends));
+    let used = || {
+        device.sync().expect("the device works");
+        device.memory_pool_usage().expect("it reports its memory").bytes_in_use as f64
+    };
+    let qkv = leaf([1, len, 3 * 16], 1, device);
+    pattern_attention(exact(), qkv.clone(), 2, &plan).into_data(); // uploads the masks
+    let before = used();
+    let attended = pattern_attention(exact(), qkv, 2, &plan);
+    let bytes = used() - before;
+    drop(attended);
+    bytes
+}
+
+#[test]
+fn memory_of_a_row_layer_on_a_device_grows_linearly() {
+    let Some(device) = &*DEVICE else { return };
+    let bytes = [512, 1024, 2048].map(|len| bytes_of_row_attention(device, len));
+    eprintln!("a row layer of 512, 1,024 and 2,048 positions keeps {bytes:?} bytes");
+    assert!(bytes[0] > 0.0);
+    for pair in bytes.windows(2) {
+        assert!(pair[1] < 2.2 * pair[0], "{bytes:?}");
+    }
+}
+
 #[test]
 fn convolutions_and_pooling_on_a_device_match_the_cpu() {
     for (side, first) in [(1, PreActivation::Nothing), (3, PreActivation::Relu)] {
