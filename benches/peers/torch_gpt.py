@@ -111,7 +111,7 @@ def new_step(
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=precision == "bf16"):
             value = loss()
         value.backward()
         optimiser.step()

@@ -1,6 +1,6 @@
 """Runs one peer on one benchmark, in a separate process.
 
-    echo go | python worker.py torch gpt-step bf16
+    echo go | python worker.py torch gpt-step bf16 [cuda]
 
 It warms up once and prints the result of that. Then it does one repetition for every line that it reads, and prints one
 JSON object for each, with the fields of `tessera bench BENCHMARK --json`. In between it waits, so that `compare.py` can
@@ -29,7 +29,8 @@ PEERS = {
 
 
 def main() -> None:
-    peer, name, precision = sys.argv[1:]
+    peer, name, precision, *device = sys.argv[1:]
+    torch.set_default_device(device[0] if device else "cpu")
     torch.manual_seed(0)
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # some peers print to standard output
@@ -38,6 +39,8 @@ def main() -> None:
         for warm in itertools.chain([False], (True for _ in sys.stdin)):
             start = time.perf_counter()
             repetition()
+            if torch.get_default_device().type == "cuda":
+                torch.cuda.synchronize()
             seconds = (time.perf_counter() - start) / times
             print(json.dumps(answer(name, precision, seconds, warm)), file=answers, flush=True)
 

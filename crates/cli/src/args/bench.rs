@@ -1,9 +1,11 @@
 //! The flags of `bench` and `plan`, as typed.
 
+use std::path::PathBuf;
+
 use clap::{Args as ClapArgs, ValueEnum};
 use tessera_kernels::Precision;
 
-use super::{ConfigArgs, OnDevice};
+use super::{ConfigArgs, OnDevice, input};
 
 /// The flags of `plan`.
 #[derive(ClapArgs)]
@@ -14,8 +16,12 @@ pub struct PlanArgs {
     #[arg(long)]
     pub gpus: usize,
     /// The memory of a GPU, as in 16GiB or 80GB.
-    #[arg(long)]
-    pub gpu_mem: String,
+    #[arg(long, required_unless_present = "measured")]
+    pub gpu_mem: Option<String>,
+    /// A file with the output of `tessera bench paper-layers --device gpu --json`. It contains the
+    /// memory of that GPU, its peak speed, and the fraction that training reaches.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["gpu_mem", "peak_tflops", "mfu"], value_parser = input())]
+    pub measured: Option<PathBuf>,
     /// The number of GPUs per machine. Parameters are sharded across them.
     #[arg(long, default_value_t = 8)]
     pub gpus_per_machine: usize,

@@ -1,7 +1,10 @@
 //! `tessera plan`: estimates memory, traffic and time for training a prior on many GPUs.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
+use tessera_data::read_text;
 use tessera_train::Config;
 use tessera_train::dist::plan::{CapacityPlan, Cluster, Memory, Training, plan, usual_rank};
 
@@ -11,17 +14,10 @@ use crate::args::PlanArgs;
 /// Runs `tessera plan`.
 pub fn run(args: &PlanArgs) -> Result<()> {
     let config = Config::resolve(&args.settings.config, &args.settings.sets)?;
-    let cluster = Cluster {
-        gpus: args.gpus,
-        per_machine: args.gpus_per_machine,
-        memory_bytes: bytes(&args.gpu_mem)?,
-        peak_flops: args.peak_tflops * 1e12,
-        mfu: args.mfu,
+    let cluster = match &args.measured {
+        Some(path) => measured(path, args).with_context(|| format!("--measured {}", path.display()))?,
+        None => described(args)?,
     };
-    for (flag, value) in [("mfu", args.mfu), ("peak-tflops", args.peak_tflops)] {
-        ensure!(value > 0.0 && value.is_finite(), "--{flag} {value}: wanted more than 0");
-    }
-    ensure!(args.mfu <= 1.0, "--mfu {}: wanted a fraction of the peak, at most 1", args.mfu);
     let fit = &config.train_prior;
     let rank = args.rank.unwrap_or_else(|| usual_rank(config.prior.d_model, args.gpus_per_machine));
     let training = Training { batch: fit.batch, steps: fit.steps, rank };
@@ -33,6 +29,42 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         return say(value);
     }
     say(table(&found, &training, &cluster))
+}
+
+/// Returns the cluster of GPUs that the flags describe.
+fn described(args: &PlanArgs) -> Result<Cluster> {
+    for (flag, value) in [("mfu", args.mfu), ("peak-tflops", args.peak_tflops)] {
+        ensure!(value > 0.0 && value.is_finite(), "--{flag} {value}: wanted more than 0");
+    }
+    ensure!(args.mfu <= 1.0, "--mfu {}: wanted a fraction of the peak, at most 1", args.mfu);
+    Ok(Cluster {
+        gpus: args.gpus,
+        per_machine: args.gpus_per_machine,
+        memory_bytes: bytes(args.gpu_mem.as_deref().context("wanted --gpu-mem or --measured")?)?,
+        peak_flops: args.peak_tflops * 1e12,
+        mfu: args.mfu,
+    })
+}
+
+/// Returns the cluster of GPUs like the one on which `bench` measured its training speed.
+fn measured(path: &Path, args: &PlanArgs) -> Result<Cluster> {
+    let text = read_text(path)?;
+    let value: Value = serde_json::from_str(&text)
+        .context("wanted one line of JSON, the output of `tessera bench paper-layers --device gpu --json`")?;
+    let number = |key: &str| {
+        let number = value[key].as_f64().filter(|number| *number > 0.0);
+        number.with_context(|| {
+            format!("no {key}; wanted the output of `tessera bench paper-layers --device gpu --json`")
+        })
+    };
+    let peak = number("peak_gflops")?;
+    Ok(Cluster {
+        gpus: args.gpus,
+        per_machine: args.gpus_per_machine,
+        memory_bytes: number("device_bytes")?,
+        peak_flops: peak * 1e9,
+        mfu: (number("gflops")? / peak).min(1.0),
+    })
 }
 
 /// Parses a size such as `16GiB` or `80GB`.

@@ -48,12 +48,12 @@ fn encode_stores_random_crops_and_centre_crops_of_held_out() {
         let set = format!("data.copies={copies}");
         let encode = ["encode", "--config", "tiny", "--data", &data, "--dvae", &dvae, "--out", &out];
         succeed(dir.path(), &[&encode[..], &["--set", &set, "--seed", seed]].concat());
-        CodeSet::read(&dir.path().join(out).join(split)).unwrap()
+        CodeSet::open(&dir.path().join(out).join(split)).unwrap()
     };
     let [centre, one, three] = ["0", "1", "3"].map(|copies| codes(copies, "0", "train"));
     assert_eq!([centre.copies, one.copies, three.copies], [1, 1, 3]);
     let equal = |a: &CodeSet, b: &CodeSet, [i, j]: [usize; 2]| {
-        (0..a.len()).filter(|&item| a.tokens(item, i) == b.tokens(item, j)).count()
+        (0..a.len()).filter(|&item| a.tokens(item, i).unwrap() == b.tokens(item, j).unwrap()).count()
     };
     // The first of three copies is the copy of `one`. All copies differ, also from the centre.
     assert_eq!(equal(&one, &three, [0, 0]), 20);

@@ -44,6 +44,24 @@ fn plans_of_smaller_presets_have_the_papers_sizes() {
 }
 
 #[test]
+fn plan_reads_what_bench_measured() {
+    let dir = folder();
+    let plan = |line: &str| {
+        std::fs::write(dir.path().join("gpu.json"), line).unwrap();
+        ["plan", "--config", "paper", "--gpus", "1024", "--measured", "gpu.json", "--json"]
+    };
+    let measured = plan(r#"{"gflops":300000,"peak_gflops":600000,"device_bytes":80000000000}"#);
+    let found: Value = serde_json::from_str(&succeed(dir.path(), &measured).stdout).unwrap();
+    let cluster = &found["cluster"];
+    assert_eq!(cluster["memory_bytes"], 8e10);
+    assert_eq!((cluster["peak_flops"].as_f64(), cluster["mfu"].as_f64()), (Some(6e14), Some(0.5)));
+    assert!(
+        mistake(dir.path(), &plan("{}")).contains("--measured gpu.json: no peak_gflops; wanted the output")
+    );
+    assert!(mistake(dir.path(), &plan("x")).contains("wanted one line of JSON"));
+}
+
+#[test]
 fn plan_with_invalid_flags_is_an_error() {
     let error = |more: &[&str]| mistake(folder().path(), &[&["plan", "--config", "paper"], more].concat());
     assert!(

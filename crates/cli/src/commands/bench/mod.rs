@@ -91,6 +91,10 @@ struct Figures {
     precision: String,
     threads: usize,
     peak_rss_mib: Option<f64>,
+    /// The memory of the GPU, if its driver reports it.
+    device_bytes: Option<u64>,
+    /// The memory that the benchmark holds on the GPU.
+    device_mib: Option<f64>,
 }
 
 /// Runs `tessera bench`.
@@ -179,6 +183,8 @@ fn time(name: &str, setup: Setup, args: &Bench, compute: &Compute) -> Result<()>
         precision: precision(args, compute, benchmark.weights),
         threads: current_num_threads(),
         peak_rss_mib: peak_rss_mib(),
+        device_bytes: args.on.device.memory_bytes()?,
+        device_mib: device_mib(compute),
     };
     match args.json {
         true => say(serde_json::to_string(&figures)?),
@@ -205,6 +211,12 @@ fn shown(args: &Bench, compute: &Compute) -> String {
     }
 }
 
+/// Returns the memory that this process holds on a GPU, in MiB.
+fn device_mib(compute: &Compute) -> Option<f64> {
+    let usage = compute.device.memory_pool_usage()?;
+    Some(usage.bytes_reserved as f64 / f64::from(1 << 20))
+}
+
 /// Returns the measured peak speed of the device, in 10⁹ operations per second.
 fn peak(compute: &Compute) -> f64 {
     match compute.is_on_cpu() {
@@ -227,8 +239,11 @@ fn line(figures: &Figures) -> String {
     let share = |gflops: f64| 100.0 * gflops / figures.peak_gflops;
     let gflops = figures.gflops.map_or(String::new(), |gflops| format!("{:.0}% of peak  ", share(gflops)));
     let peak = figures.peak_rss_mib.map_or(String::new(), |mib| format!("peak {mib:.0} MiB  "));
+    let held = figures.device_mib.map_or(String::new(), |mib| format!("GPU {mib:.0} MiB  "));
     let times = format!("{seconds:.4} s ({min:.4} to {max:.4})");
-    format!("{benchmark:<18}{rate:>10.1} {unit:<10} {times:<32} {gflops}{peak}{precision}, {threads} threads")
+    format!(
+        "{benchmark:<18}{rate:>10.1} {unit:<10} {times:<32} {gflops}{peak}{held}{precision}, {threads} threads"
+    )
 }
 
 /// Returns the peak memory of this process in MiB, on systems with `/proc`.

@@ -50,7 +50,7 @@ fn data_set(dir: &Path) -> Result<Value> {
 
 /// Describes a folder of codes.
 fn codes(dir: &Path) -> Result<Value> {
-    let [train, val] = [Split::Train, Split::Val].map(|split| CodeSet::read(&dir.join(split.name())));
+    let [train, val] = [Split::Train, Split::Val].map(|split| CodeSet::open(&dir.join(split.name())));
     let (train, val) = (train?, val?);
     Ok(json!({
         "folder": "codes",
