@@ -7,19 +7,28 @@
 //! `STEM.jsonl` with one [`CodeItem`] per line. The first file contains a checksum of itself
 //! (`tessera_container`) and one of the second file.
 
-use std::fs;
+mod file;
+mod write;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use safetensors::tensor::{Dtype, TensorView};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use tessera_container::{Contents, Kind, Newer, Origin};
+use tessera_container::{Kind, Newer, Origin};
 
-use crate::fingerprint::Fingerprint;
-use tessera_base::atomic;
+use crate::fingerprint::{Fingerprint, checksum};
+use file::{CodeFile, Opened, Summary};
 
-/// The image tokens of one split of a dataset.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub use write::{CodeLayout, CodeWriter};
+
+/// The image tokens of one split of a dataset, in an open file.
+///
+/// Tokens are read when they are asked for: 2 KiB for a picture of the paper's grid, usually from
+/// the page cache of the operating system. Only the items are in memory.
+#[derive(Debug)]
 pub struct CodeSet {
     /// The side of the token grid (32 in the paper).
     pub grid: usize,
@@ -27,8 +36,6 @@ pub struct CodeSet {
     pub vocab: usize,
     /// The number of encoded copies of each picture.
     pub copies: usize,
-    /// The tokens, ordered by item, then copy, then raster position.
-    pub codes: Vec<u16>,
     /// The description of each picture.
     pub items: Vec<CodeItem>,
     /// The fingerprint of the dVAE's weights. Codes of different dVAEs are not comparable.
@@ -38,10 +45,12 @@ pub struct CodeSet {
     pub origin: Option<Origin>,
     /// Whether the file was read and has no checksum, so that damage to it may go unnoticed.
     pub unverified: bool,
+    codes: CodeFile,
+    summary: Summary,
 }
 
 /// The description of one picture of a [`CodeSet`]: everything except its tokens.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CodeItem {
     /// The picture's name in the dataset.
     pub key: String,
@@ -76,12 +85,43 @@ impl CodeSet {
         self.items.is_empty()
     }
 
-    /// Returns the `grid * grid` tokens of one copy of one picture in raster order, or `None` if
-    /// the item or copy does not exist.
-    pub fn tokens(&self, item: usize, copy: usize) -> Option<&[u16]> {
-        let n_tokens = self.grid * self.grid;
-        let start = (item * self.copies + copy) * n_tokens;
-        if copy < self.copies { self.codes.get(start..start + n_tokens) } else { None }
+    /// Reads the `grid * grid` tokens of one copy of one picture, in raster order.
+    ///
+    /// # Errors
+    /// If the item or copy does not exist, or the file has changed since it was opened.
+    pub fn tokens(&self, item: usize, copy: usize) -> Result<Vec<u16>> {
+        self.read(item, copy, 0..self.grid * self.grid)
+    }
+
+    /// Reads the token at one raster position of one copy of one picture.
+    ///
+    /// # Errors
+    /// As for [`CodeSet::tokens`], and if the position does not exist.
+    pub fn token(&self, item: usize, copy: usize, place: usize) -> Result<u16> {
+        ensure!(place < self.grid * self.grid, "no token {place} in a grid of {}", self.grid);
+        let read = self.read(item, copy, place..place + 1)?;
+        Ok(read[0])
+    }
+
+    /// Reads the tokens at a range of raster positions.
+    fn read(&self, item: usize, copy: usize, places: Range<usize>) -> Result<Vec<u16>> {
+        let shown = self.codes.shown();
+        ensure!(
+            item < self.len() && copy < self.copies,
+            "no copy {copy} of picture {item} in {shown}: it has {} copies of {} pictures",
+            self.copies,
+            self.len()
+        );
+        let first = (item * self.copies + copy) * self.grid * self.grid + places.start;
+        let codes = self.codes.read(first, places.len())?;
+        let highest = codes.iter().max().map_or(0, |&code| usize::from(code));
+        ensure!(
+            highest < self.vocab,
+            "code {highest} is outside a codebook of {}: {shown} was changed after it was opened; make it again with \
+             `tessera encode`",
+            self.vocab
+        );
+        Ok(codes)
     }
 
     /// Returns a hash of the complete content. Sets with different content have different
@@ -91,8 +131,7 @@ impl CodeSet {
         for number in [self.grid, self.vocab, self.copies, self.items.len()] {
             fingerprint.number(number);
         }
-        let codes: Vec<u8> = self.codes.iter().flat_map(|code| code.to_le_bytes()).collect();
-        fingerprint.bytes(&codes);
+        fingerprint.hashed_bytes(self.summary.n_bytes, &self.summary.crc32);
         for CodeItem { key, captions, concept, style } in &self.items {
             [key, concept, style].into_iter().for_each(|text| fingerprint.bytes(text.as_bytes()));
             fingerprint.texts(captions);
@@ -100,85 +139,35 @@ impl CodeSet {
         fingerprint.finish()
     }
 
-    /// Writes `STEM.jsonl` and `STEM.safetensors`, each completely or not at all.
-    pub fn write(&self, path_stem: &Path) -> Result<()> {
-        self.check().context("refusing to write an inconsistent code set")?;
+    /// Opens the files that a [`CodeWriter`] wrote. The codes are read once, a few MiB at a time, to
+    /// verify them.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged or of a newer format version.
+    pub fn open(path_stem: &Path) -> Result<Self> {
         let (tensor_path, items_path) = paths(path_stem)?;
-        let mut items = Vec::new();
-        for item in &self.items {
-            serde_json::to_writer(&mut items, item).with_context(|| format!("item {}", item.key))?;
-            items.push(b'\n');
-        }
-        let header = Header {
-            vocab: self.vocab,
-            dvae: self.dvae.clone(),
-            items_crc32: crc32fast::hash(&items),
-            origin: self.origin.clone(),
-        };
-        let bytes: Vec<u8> = self.codes.iter().flat_map(|code| code.to_le_bytes()).collect();
-        let shape = vec![self.items.len(), self.copies, self.grid, self.grid];
-        let view = TensorView::new(Dtype::U16, shape, &bytes).context("cannot lay out the codes")?;
-        let file = KIND.write(&header, vec![("codes".into(), view)]).context("cannot lay out the codes")?;
-        atomic::write(&items_path, &items)?;
-        atomic::write(&tensor_path, &file)
-    }
-
-    /// Reads the files that [`CodeSet::write`] wrote.
-    pub fn read(path_stem: &Path) -> Result<Self> {
-        let (tensor_path, items_path) = paths(path_stem)?;
-        let file = fs::read(&tensor_path).with_context(|| {
-            format!("no codes at {}; make them with `tessera encode`", tensor_path.display())
-        })?;
         let path = tensor_path.display();
-        Self::parse(&file, &items_path).map_err(|error| match error.is::<Newer>() {
+        let file = File::open(&tensor_path)
+            .with_context(|| format!("no codes at {path}; make them with `tessera encode`"))?;
+        Self::of_files(file, &tensor_path, &items_path).map_err(|error| match error.is::<Newer>() {
             true => error.context(path.to_string()),
             false => error.context(format!("{path} cannot be used; make it again with `tessera encode`")),
         })
     }
 
-    fn parse(file: &[u8], items_path: &Path) -> Result<Self> {
-        let Contents { header, tensors, verified } = KIND.read::<Header>(file)?;
-        let tensor = tensors.tensor("codes").context("it has no tensor `codes`")?;
-        let &[n_items, copies, grid, grid_x] = tensor.shape() else {
-            bail!("its codes have the shape {:?}, wanted [n, copies, grid, grid]", tensor.shape());
-        };
-        ensure!(tensor.dtype() == Dtype::U16, "its codes are {:?}, wanted U16", tensor.dtype());
-        ensure!(grid == grid_x, "its grid is {grid}x{grid_x}, wanted a square");
-        let codes =
-            tensor.data().chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
-
-        let items = read_items(items_path, header.items_crc32)?;
+    fn of_files(file: File, tensor_path: &Path, items_path: &Path) -> Result<Self> {
+        let Opened { codes, header, shape, summary, verified } = CodeFile::open(KIND, file, tensor_path)?;
+        let Header { vocab, dvae, items_crc32, origin } = header;
+        let [n_items, copies, grid, _] = shape;
+        let items = read_items(items_path, items_crc32)?;
         ensure!(
             items.len() == n_items,
             "it has {n_items} items, {} has {}",
             items_path.display(),
             items.len()
         );
-        let Header { vocab, dvae, origin, .. } = header;
-        let set = Self { grid, vocab, copies, codes, items, dvae, origin, unverified: !verified };
-        set.check()?;
-        Ok(set)
-    }
-
-    /// Checks that the fields are consistent.
-    fn check(&self) -> Result<()> {
-        let expected = self.items.len() * self.copies * self.grid * self.grid;
-        ensure!(
-            self.codes.len() == expected,
-            "{} codes for {} items, {} copies and a grid of {}: wanted {expected}",
-            self.codes.len(),
-            self.items.len(),
-            self.copies,
-            self.grid
-        );
-        let highest = self.codes.iter().max().map_or(0, |&code| usize::from(code) + 1);
-        ensure!(
-            highest <= self.vocab,
-            "code {} is outside a codebook of {}",
-            highest.saturating_sub(1),
-            self.vocab
-        );
-        Ok(())
+        summary.check(vocab)?;
+        Ok(Self { grid, vocab, copies, items, dvae, origin, unverified: !verified, codes, summary })
     }
 }
 
@@ -193,132 +182,19 @@ fn paths(path_stem: &Path) -> Result<(PathBuf, PathBuf)> {
 }
 
 fn read_items(path: &Path, expected_crc32: u32) -> Result<Vec<CodeItem>> {
-    let bytes = fs::read(path).with_context(|| format!("its items are missing: {}", path.display()))?;
+    let open = || File::open(path).with_context(|| format!("its items are missing: {}", path.display()));
     ensure!(
-        crc32fast::hash(&bytes) == expected_crc32,
+        checksum(open()?)? == expected_crc32,
         "{} is cut short or belongs to other codes (its checksum is wrong)",
         path.display()
     );
-    let lines = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-    lines
-        .enumerate()
-        .map(|(n, line)| {
-            serde_json::from_slice(line).with_context(|| format!("line {} of {}", n + 1, path.display()))
-        })
-        .collect()
+    let lines = BufReader::new(open()?).split(b'\n').enumerate();
+    let item = |(n, line): (usize, io::Result<Vec<u8>>)| {
+        let line = line.and_then(|line| Ok(serde_json::from_slice(&line)?));
+        line.with_context(|| format!("line {} of {}", n + 1, path.display()))
+    };
+    lines.map(item).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn small_set() -> CodeSet {
-        let items = (0..3).map(|n| CodeItem {
-            key: format!("{n:09}"),
-            captions: vec![format!("caption {n}")],
-            concept: format!("concept {n}"),
-            style: "flat".into(),
-        });
-        let codes = (0..3 * 2 * 16).collect();
-        let origin = Some(Origin { config: "1".into(), data: "2".into() });
-        let (items, dvae) = (items.collect(), "abc".into());
-        CodeSet { grid: 4, vocab: 96, copies: 2, codes, items, dvae, origin, unverified: false }
-    }
-
-    #[test]
-    fn any_difference_changes_the_fingerprint() {
-        let with = |change: &dyn Fn(&mut CodeSet)| {
-            let mut set = small_set();
-            change(&mut set);
-            set.fingerprint()
-        };
-        let all = [
-            with(&|_| {}),
-            with(&|set| set.codes[7] += 1),
-            with(&|set| (set.grid, set.copies) = (2, 8)),
-            with(&|set| set.vocab += 1),
-            with(&|set| set.items[1].captions = vec!["ab".into(), "c".into()]),
-            with(&|set| set.items[1].captions = vec!["a".into(), "bc".into()]),
-            with(&|set| set.items[1].style = "noto".into()),
-            with(&|set| (set.items[1].key, set.items[1].captions) = ("a".into(), vec!["bc".into()])),
-            with(&|set| (set.items[1].key, set.items[1].captions) = ("ab".into(), vec!["c".into()])),
-        ];
-        let different: std::collections::HashSet<&String> = all.iter().collect();
-        assert_eq!(different.len(), all.len(), "{all:?}");
-    }
-
-    fn read_error(stem: &Path) -> String {
-        format!("{:#}", CodeSet::read(stem).unwrap_err())
-    }
-
-    #[test]
-    fn set_round_trips_and_writes_are_deterministic() {
-        let dir = tempfile::tempdir().unwrap();
-        let stem = dir.path().join("train");
-        small_set().write(&stem).unwrap();
-        assert_eq!(CodeSet::read(&stem).unwrap(), small_set());
-        let first = fs::read(dir.path().join("train.safetensors")).unwrap();
-        small_set().write(&stem).unwrap();
-        assert_eq!(fs::read(dir.path().join("train.safetensors")).unwrap(), first);
-    }
-
-    #[test]
-    fn tokens_are_ordered_by_item_then_copy() {
-        let set = small_set();
-        assert_eq!(set.tokens(1, 1).unwrap()[0], 16 * 3);
-        assert_eq!(set.tokens(2, 1).unwrap().len(), 16);
-        assert!(set.tokens(0, 2).is_none() && set.tokens(3, 0).is_none());
-    }
-
-    #[test]
-    fn truncated_files_are_errors() {
-        let dir = tempfile::tempdir().unwrap();
-        let stem = dir.path().join("train");
-        assert!(read_error(&stem).contains("tessera encode"));
-        for (name, expected) in [("train.safetensors", "cut short"), ("train.jsonl", "checksum")] {
-            small_set().write(&stem).unwrap();
-            let path = dir.path().join(name);
-            let bytes = fs::read(&path).unwrap();
-            for keep in [0, 5, bytes.len() / 2, bytes.len() - 1] {
-                fs::write(&path, &bytes[..keep]).unwrap();
-                assert!(read_error(&stem).contains(expected), "{name} cut at {keep}: {}", read_error(&stem));
-            }
-            fs::remove_file(&path).unwrap();
-            CodeSet::read(&stem).unwrap_err();
-        }
-    }
-
-    #[test]
-    fn flipped_bit_is_an_error_and_old_set_is_unverified() {
-        let dir = tempfile::tempdir().unwrap();
-        let (stem, path) = (dir.path().join("train"), dir.path().join("train.safetensors"));
-        small_set().write(&stem).unwrap();
-        let mut bytes = fs::read(&path).unwrap();
-        // Code 95 becomes 351. With a larger codebook, only the checksum detects the damage.
-        *bytes.last_mut().unwrap() ^= 1;
-        fs::write(&path, &bytes).unwrap();
-        assert!(
-            read_error(&stem).contains("it is damaged: its bytes have the checksum"),
-            "{}",
-            read_error(&stem)
-        );
-
-        let items_crc32 = crc32fast::hash(&fs::read(dir.path().join("train.jsonl")).unwrap());
-        let header = format!(r#"{{"version":1,"vocab":96,"dvae":"abc","items_crc32":{items_crc32}}}"#);
-        let header = std::collections::HashMap::from([(KIND.key.to_string(), header)]);
-        let codes: Vec<u8> = small_set().codes.iter().flat_map(|code| code.to_le_bytes()).collect();
-        let view = TensorView::new(Dtype::U16, vec![3, 2, 4, 4], &codes).unwrap();
-        fs::write(&path, safetensors::serialize([("codes", view)], Some(header)).unwrap()).unwrap();
-        let expected = CodeSet { origin: None, unverified: true, ..small_set() };
-        assert_eq!(CodeSet::read(&stem).unwrap(), expected);
-    }
-
-    #[test]
-    fn inconsistent_codes_are_errors() {
-        let dir = tempfile::tempdir().unwrap();
-        let set = CodeSet { vocab: 95, ..small_set() };
-        assert!(format!("{:#}", set.write(&dir.path().join("x")).unwrap_err()).contains("code 95"));
-        let set = CodeSet { copies: 3, ..small_set() };
-        assert!(set.write(&dir.path().join("x")).is_err());
-    }
-}
+mod tests;

@@ -22,6 +22,12 @@ impl Fingerprint {
         self.0.update(field);
     }
 
+    /// Hashes a field of `n` bytes, given the hash of its bytes.
+    pub(crate) fn hashed_bytes(&mut self, n: usize, hash: &crc32fast::Hasher) {
+        self.number(n);
+        self.0.combine(hash);
+    }
+
     pub(crate) fn number(&mut self, field: usize) {
         self.0.update(&(field as u64).to_le_bytes());
     }
@@ -76,6 +82,17 @@ mod tests {
         assert_eq!(two_fields, fingerprint(&["ab", "c"]));
         let others: [&[&str]; 4] = [&["a", "bc"], &["abc"], &["ab", "c", ""], &["", "ab", "c"]];
         assert!(others.iter().all(|other| fingerprint(other) != two_fields));
+    }
+
+    #[test]
+    fn field_hashed_in_advance_gives_the_same_fingerprint() {
+        let mut hash = crc32fast::Hasher::new();
+        hash.update(b"b");
+        let mut combined = Fingerprint::new();
+        combined.bytes(b"a");
+        combined.hashed_bytes(1, &hash);
+        combined.bytes(b"c");
+        assert_eq!(combined.finish(), fingerprint(&["a", "b", "c"]));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub mod sources;
 mod text_file;
 
 pub use augment::{Augment, augment};
-pub use codes::{CodeItem, CodeSet};
+pub use codes::{CodeItem, CodeLayout, CodeSet, CodeWriter};
 pub use dataset::Dataset;
 pub use fingerprint::is_older_fingerprint;
 pub use loader::{batch_indices, evenly};

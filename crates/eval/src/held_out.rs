@@ -47,15 +47,16 @@ pub fn held_out_codes(
     config: &DvaeConfig,
     bpe: &Bpe,
 ) -> Result<Vec<LabelledCodes>> {
-    let mut codes = Vec::new();
+    let mut labelled = Vec::new();
     let side = config.image_size as u32;
     for batch in samples.chunks(BATCH) {
         let crops = batch.par_iter().map(|sample| Ok(to_floats(&centre_crop(sample, side)?)));
-        codes.extend(codes_of(dvae, config, &crops.collect::<Result<Vec<_>>>()?));
+        let codes = codes_of(dvae, config, &crops.collect::<Result<Vec<_>>>()?);
+        for (sample, codes) in batch.iter().zip(codes.chunks(config.grid() * config.grid())) {
+            labelled.push(label(codes, &code_item(sample), bpe)?);
+        }
     }
-    let items = samples.iter().map(code_item).collect();
-    let (grid, vocab) = (config.grid(), config.vocab);
-    labelled_codes(&CodeSet { grid, vocab, copies: 1, codes, items, ..CodeSet::default() }, bpe)
+    Ok(labelled)
 }
 
 /// Returns the centre crops of `samples` with their captions, for [`drawing`](crate::drawing()).
@@ -76,18 +77,20 @@ pub fn held_out_subjects(samples: &[Sample], side: u32, bpe: &Bpe) -> Result<Vec
 /// Returns each picture of `codes` with the tokens of its canonical caption.
 ///
 /// # Errors
-/// If a picture has no caption, or the set is damaged.
+/// If a picture has no caption, or the set has changed since it was opened.
 pub fn labelled_codes(codes: &CodeSet, bpe: &Bpe) -> Result<Vec<LabelledCodes>> {
-    let label = |(index, item): (usize, &CodeItem)| {
-        let tokens = codes.tokens(index, 0).context("the code set is damaged")?;
-        let caption = item.captions.first().context("a picture has no caption")?;
-        Ok(LabelledCodes {
-            codes: tokens.iter().map(|&code| u32::from(code)).collect(),
-            caption: bpe.encode(&Prompt::new(caption).text)?,
-            style: item.style.clone(),
-        })
-    };
-    codes.items.iter().enumerate().map(label).collect()
+    let items = codes.items.iter().enumerate();
+    items.map(|(index, item)| label(&codes.tokens(index, 0)?, item, bpe)).collect()
+}
+
+/// Returns the tokens of a picture with those of its canonical caption.
+fn label(codes: &[u16], item: &CodeItem, bpe: &Bpe) -> Result<LabelledCodes> {
+    let caption = item.captions.first().context("a picture has no caption")?;
+    Ok(LabelledCodes {
+        codes: codes.iter().map(|&code| u32::from(code)).collect(),
+        caption: bpe.encode(&Prompt::new(caption).text)?,
+        style: item.style.clone(),
+    })
 }
 
 /// Returns the tokens of `pictures`, `[3, S, S]` in [0, 1] each, one picture after another.

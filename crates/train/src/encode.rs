@@ -12,7 +12,7 @@ use tessera_base::pixels::to_floats;
 use tessera_base::{Progress, Reporter};
 use tessera_base::{atomic, random::Purpose, random::item_rng};
 use tessera_container::{Origin, hash};
-use tessera_data::{Augment, CodeSet, Sample, Split, augment};
+use tessera_data::{Augment, CodeLayout, CodeWriter, Sample, Split, augment};
 use tessera_eval::{code_item, codes_of};
 use tessera_model::dvae::{Dvae, DvaeConfig};
 use tessera_model::nn::Compute;
@@ -62,6 +62,7 @@ pub fn encode(
         .iter()
         .try_for_each(|&split| ensure_large_enough(dataset.split(split), config.image_size as u32))?;
     let (mut pictures, mut tokens) = (0, 0);
+    let origin = Origin { config: hash(&toml::to_string(data_config)?), data: dataset.fingerprint() };
     for split in Split::ALL {
         let samples = dataset.split(split);
         let views = match split {
@@ -70,23 +71,18 @@ pub fn encode(
             }
             Split::Train | Split::Val => Views::CENTRES,
         };
-        let codes = views.codes(samples, &dvae, &config, reporter)?;
-        let items = samples.iter().map(code_item).collect();
-        let set = CodeSet {
+        let layout = CodeLayout {
             grid: config.grid(),
             vocab: config.vocab,
             copies: views.copies,
-            codes,
-            items,
             dvae: file.fingerprint()?,
-            origin: Some(Origin {
-                config: hash(&toml::to_string(data_config)?),
-                data: dataset.fingerprint(),
-            }),
-            unverified: false,
+            origin: Some(origin.clone()),
         };
-        (pictures, tokens) = (pictures + samples.len(), tokens + set.codes.len());
-        set.write(&out.join(split.name()))?;
+        let mut writer = CodeWriter::create(&out.join(split.name()), layout)?;
+        samples.iter().try_for_each(|sample| writer.add_item(&code_item(sample)))?;
+        tokens += views.write_codes(samples, &dvae, &config, &mut writer, reporter)?;
+        writer.finish()?;
+        pictures += samples.len();
     }
     atomic::write(&out.join(DVAE_FILE), &file.to_bytes()?)?;
     Ok((pictures, tokens))
@@ -113,24 +109,25 @@ impl Views {
         Ok(to_floats(&view.with_context(|| format!("picture {}", samples[item].key))?))
     }
 
-    /// Encodes all crops of `samples`, [`BATCH`] at a time, and returns their codes.
-    fn codes(
+    /// Encodes all crops of `samples`, [`BATCH`] at a time, and writes their codes. Returns their
+    /// number.
+    fn write_codes(
         self,
         samples: &[Sample],
         dvae: &Dvae,
         config: &DvaeConfig,
+        writer: &mut CodeWriter,
         reporter: &dyn Reporter,
-    ) -> Result<Vec<u16>> {
+    ) -> Result<usize> {
         let total = samples.len() * self.copies;
-        let mut codes = Vec::new();
         for first in (0..total).step_by(BATCH) {
             let done = total.min(first + BATCH);
             let views = (first..done).into_par_iter();
             let views = views.map(|index| self.crop(samples, index, config.image_size as u32));
-            codes.extend(codes_of(dvae, config, &views.collect::<Result<Vec<_>>>()?));
+            writer.add_codes(&codes_of(dvae, config, &views.collect::<Result<Vec<_>>>()?))?;
             let [done, total] = [done, total].map(|count| count as u64);
             reporter.progress(Progress { task: "encoding", done, total, detail: "" });
         }
-        Ok(codes)
+        Ok(total * config.grid() * config.grid())
     }
 }

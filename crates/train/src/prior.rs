@@ -214,7 +214,7 @@ fn online(
 
 fn read_codes(data: &Path, split: Split, reporter: &dyn Reporter) -> Result<CodeSet> {
     let stem = data.join(split.name());
-    let codes = CodeSet::read(&stem)?;
+    let codes = CodeSet::open(&stem)?;
     warn_unverified(codes.unverified, &stem, reporter);
     Ok(codes)
 }
@@ -416,7 +416,7 @@ impl Task for PriorTask {
 #[cfg(test)]
 mod tests {
     use tessera_base::random::item_rng;
-    use tessera_data::CodeItem;
+    use tessera_data::{CodeItem, CodeLayout, CodeWriter};
 
     use super::*;
 
@@ -424,28 +424,21 @@ mod tests {
     #[test]
     fn training_skips_merges_at_the_configured_rate() {
         let bpe = Bpe::train(["a b"; 60].iter(), 300).unwrap();
-        let item = CodeItem {
-            key: String::new(),
-            captions: vec!["a".to_string()],
-            concept: String::new(),
-            style: String::new(),
-        };
-        let codes = CodeSet {
-            grid: 8,
-            vocab: 64,
-            copies: 1,
-            codes: vec![0; 64],
-            items: vec![item],
-            ..CodeSet::default()
-        };
-        let held_out = labelled_codes(&codes, &bpe).unwrap();
+        let (dir, captions) = (tempfile::tempdir().unwrap(), vec!["a".to_string()]);
+        let layout = CodeLayout { grid: 8, vocab: 64, copies: 1, ..CodeLayout::default() };
+        let mut writer = CodeWriter::create(&dir.path().join("train"), layout).unwrap();
+        writer.add_codes(&[0; 64]).unwrap();
+        writer.add_item(&CodeItem { captions: captions.clone(), ..CodeItem::default() }).unwrap();
+        writer.finish().unwrap();
+        let codes = || CodeSet::open(&dir.path().join("train")).unwrap();
+        let held_out = labelled_codes(&codes(), &bpe).unwrap();
         assert_eq!(held_out[0].caption.len(), 1);
         let mut config = Config::resolve("tiny", &[]).unwrap();
         config.data.caption_drop = 0.0;
         let dvae = Dvae::new(&config.dvae, 1, Cpu::best());
         for (dropout, expected) in [(0.0, 0), (0.1, 500), (0.5, 2_500)] {
             config.data.bpe_dropout = dropout;
-            let (tokens, val) = (TokenSource::Stored(codes.clone()), Vec::new());
+            let (tokens, val) = (TokenSource::Stored(codes()), Vec::new());
             let task = PriorTask {
                 config: config.clone(),
                 seed: 0,
@@ -460,7 +453,7 @@ mod tests {
             };
             let is_split = |step: &u64| {
                 let rng = |purpose| item_rng(0, purpose, *step, 0);
-                let (slots, _) = task.caption(&codes.items[0].captions, rng).unwrap();
+                let (slots, _) = task.caption(&captions, rng).unwrap();
                 (slots[1] as usize) < config.prior.text_vocab // not a pad token
             };
             let split = (0..5_000).filter(is_split).count();

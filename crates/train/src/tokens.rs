@@ -148,7 +148,7 @@ impl TokenSource {
             TokenSource::Stored(set) => {
                 let stored = |(slot, &item): (usize, &usize)| {
                     let copy = below(&mut draws.rng(Purpose::CopyChoice, slot), set.copies as u64) as usize;
-                    let codes = set.tokens(item, copy).context("the code set is damaged")?.to_vec();
+                    let codes = set.tokens(item, copy)?;
                     Ok(Example { captions: Cow::Borrowed(&set.items[item].captions), codes })
                 };
                 items.iter().enumerate().map(stored).collect()
@@ -175,13 +175,16 @@ impl TokenSource {
                 return Ok(u32::from(code));
             }
             let other = match self {
-                TokenSource::Stored(codes) => codes.tokens(below(rng, codes.len() as u64) as usize, 0),
+                TokenSource::Stored(codes) => {
+                    codes.token(below(rng, codes.len() as u64) as usize, 0, place)?
+                }
                 TokenSource::Online(_) => {
-                    batch.get(below(rng, batch.len() as u64) as usize).map(|other| other.codes.as_slice())
+                    let other = batch.get(below(rng, batch.len() as u64) as usize);
+                    let token = other.and_then(|other| other.codes.get(place));
+                    *token.context("the micro-batch has no token at this position")?
                 }
             };
-            let token = other.and_then(|codes| codes.get(place));
-            token.map(|&code| u32::from(code)).context("the code set is damaged")
+            Ok(u32::from(other))
         };
         codes.iter().enumerate().map(token).collect()
     }
@@ -191,24 +194,23 @@ impl TokenSource {
 mod tests {
     use burn::tensor::Device;
     use image::RgbImage;
-    use tessera_data::{CodeItem, Meta, Sample};
+    use tessera_data::{CodeItem, CodeLayout, CodeWriter, Meta, Sample};
 
     use super::*;
     use crate::config::Config;
 
     #[test]
     fn noise_takes_tokens_at_the_same_position_of_other_pictures() {
-        let item = || CodeItem {
-            key: String::new(),
-            captions: Vec::new(),
-            concept: String::new(),
-            style: String::new(),
-        };
         // Three pictures of 64 tokens; the tokens at position p are p, 64 + p and 128 + p.
-        let codes = (0..3u16).flat_map(|picture| (0..64).map(move |place| 64 * picture + place)).collect();
-        let items = vec![item(), item(), item()];
-        let codes = CodeSet { grid: 8, vocab: 192, copies: 1, codes, items, ..CodeSet::default() };
-        let own = codes.tokens(1, 0).unwrap().to_vec();
+        let codes: Vec<u16> = (0..192).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let layout = CodeLayout { grid: 8, vocab: 192, copies: 1, ..CodeLayout::default() };
+        let mut writer = CodeWriter::create(&dir.path().join("train"), layout).unwrap();
+        writer.add_codes(&codes).unwrap();
+        (0..3).for_each(|_| writer.add_item(&CodeItem::default()).unwrap());
+        writer.finish().unwrap();
+        let codes = CodeSet::open(&dir.path().join("train")).unwrap();
+        let own = codes.tokens(1, 0).unwrap();
         let set = TokenSource::Stored(codes);
         let read = |most, index| {
             set.disturbed(&own, &[], most, &mut item_rng(0, Purpose::TokenNoise, 0, index)).unwrap()
