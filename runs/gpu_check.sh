@@ -41,7 +41,7 @@ echo "== equality with the processor"
 rm -rf pictures data codes run-cpu run-device
 mkdir pictures
 for prompt in "a red apple" "a cat" "a house"; do
-  "$program" --quiet draw "$prompt" -n 10 --seed 1 --separate --out "pictures/${prompt// /-}.png" 2>>log.txt
+  "$program" --quiet draw "$prompt" -n 10 --seed 1 --separate --out "pictures/${prompt// /-}.png" >>log.txt 2>&1
   for picture in pictures/"${prompt// /-}"-*.png; do echo "$prompt" >"${picture%.png}.txt"; done
 done
 "$program" --quiet data folder pictures --out data --size 48 --holdout 5 >/dev/null 2>>log.txt
