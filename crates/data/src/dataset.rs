@@ -1,16 +1,21 @@
-//! A data set that is read completely into memory: both splits of a folder that `tessera data`
-//! wrote.
+//! Both splits of a folder that `tessera data` wrote, read completely into memory ([`Dataset`]) or
+//! only indexed ([`DatasetIndex`]).
+
+mod index;
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use image::RgbImage;
 
 use crate::files::note_beside_tars;
 use crate::fingerprint::Fingerprint;
 use crate::shard::{Sample, Split, read_shards};
 use crate::skipped::Skipped;
 
-/// Both splits of a data set. Use an `Arc` to share it between threads.
+pub use index::{DatasetIndex, IndexedSample, ReadSample};
+
+/// Both splits of a data set, in memory. Use an `Arc` to share it between threads.
 #[derive(Debug, Clone)]
 pub struct Dataset {
     /// The training samples. Never empty.
@@ -24,18 +29,7 @@ pub struct Dataset {
 impl Dataset {
     /// Reads `dir/train` and, if it exists, `dir/val`.
     pub fn open(dir: &Path) -> Result<Self> {
-        let mut skipped = Skipped::default();
-        if !dir.join(Split::Train.name()).is_dir() {
-            bail!("no shards in {}; {MAKE_SOME}", dir.join(Split::Train.name()).display());
-        }
-        let train = read_split(dir, Split::Train, &mut skipped)?;
-        let has_val = dir.join(Split::Val.name()).is_dir();
-        let val = if has_val { read_split(dir, Split::Val, &mut skipped)? } else { Vec::new() };
-        if train.is_empty() {
-            bail!("no usable sample in {}: {}; {MAKE_SOME}", dir.display(), skipped.brief());
-        }
-        check_complete(dir)?;
-        note_beside_tars(dir, &mut skipped)?;
+        let ([train, val], skipped) = read_splits(dir, read_split)?;
         Ok(Self { train, val, skipped })
     }
 
@@ -46,11 +40,8 @@ impl Dataset {
         for split in Split::ALL {
             let samples = self.split(split);
             fingerprint.number(samples.len());
-            for sample in samples {
-                fingerprint.bytes(sample.key.as_bytes());
-                fingerprint.texts(&sample.captions);
-                fingerprint.number(sample.image.width() as usize);
-                fingerprint.bytes(&sample.image);
+            for Sample { key, captions, image, .. } in samples {
+                add_sample(&mut fingerprint, key, captions, image);
             }
         }
         fingerprint.finish()
@@ -63,6 +54,40 @@ impl Dataset {
             Split::Val => &self.val,
         }
     }
+}
+
+/// Hashes a sample for the fingerprint of its set.
+fn add_sample(fingerprint: &mut Fingerprint, key: &str, captions: &[String], image: &RgbImage) {
+    fingerprint.bytes(key.as_bytes());
+    fingerprint.texts(captions);
+    fingerprint.number(image.width() as usize);
+    fingerprint.bytes(image);
+}
+
+/// Reads `dir/train` and, if it exists, `dir/val`.
+///
+/// # Errors
+/// If the set is incomplete or has no usable training sample.
+fn read_splits<T>(
+    dir: &Path,
+    mut read: impl FnMut(&Path, Split, &mut Skipped) -> Result<Vec<T>>,
+) -> Result<([Vec<T>; 2], Skipped)> {
+    let mut skipped = Skipped::default();
+    let [train, val] = Split::ALL.map(|split| dir.join(split.name()));
+    if !train.is_dir() {
+        bail!("no shards in {}; {MAKE_SOME}", train.display());
+    }
+    let train = read(&train, Split::Train, &mut skipped)?;
+    let val = match val.is_dir() {
+        true => read(&val, Split::Val, &mut skipped)?,
+        false => Vec::new(),
+    };
+    if train.is_empty() {
+        bail!("no usable sample in {}: {}; {MAKE_SOME}", dir.display(), skipped.brief());
+    }
+    check_complete(dir)?;
+    note_beside_tars(dir, &mut skipped)?;
+    Ok(([train, val], skipped))
 }
 
 const MAKE_SOME: &str = "make them with `tessera data emoji` or `tessera data folder`";
@@ -78,7 +103,7 @@ fn check_complete(dir: &Path) -> Result<()> {
 }
 
 fn read_split(dir: &Path, split: Split, skipped: &mut Skipped) -> Result<Vec<Sample>> {
-    let mut reader = read_shards(&dir.join(split.name())).with_context(|| MAKE_SOME)?;
+    let mut reader = read_shards(dir).with_context(|| MAKE_SOME)?;
     let mut samples = Vec::new();
     for sample in reader.by_ref() {
         let mut sample = sample?;

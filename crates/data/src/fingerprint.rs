@@ -28,6 +28,11 @@ impl Fingerprint {
         self.0.combine(hash);
     }
 
+    /// Appends fields that were hashed separately.
+    pub(crate) fn append(&mut self, fields: &Fingerprint) {
+        self.0.combine(&fields.0);
+    }
+
     pub(crate) fn number(&mut self, field: usize) {
         self.0.update(&(field as u64).to_le_bytes());
     }
@@ -85,13 +90,14 @@ mod tests {
     }
 
     #[test]
-    fn field_hashed_in_advance_gives_the_same_fingerprint() {
-        let mut hash = crc32fast::Hasher::new();
+    fn fields_hashed_in_advance_give_the_same_fingerprint() {
+        let (mut hash, mut field) = (crc32fast::Hasher::new(), Fingerprint::new());
         hash.update(b"b");
+        field.bytes(b"c");
         let mut combined = Fingerprint::new();
         combined.bytes(b"a");
         combined.hashed_bytes(1, &hash);
-        combined.bytes(b"c");
+        combined.append(&field);
         assert_eq!(combined.finish(), fingerprint(&["a", "b", "c"]));
     }
 

@@ -5,7 +5,7 @@
 //! tested without a model and models without a data source.
 //!
 //! The path of a picture: [`sources`] write WebDataset tars ([`shard`]), [`dataset`] reads them
-//! into memory, [`loader`] chooses the items of each step, and [`augment`] crops them. After a dVAE
+//! into memory or indexes them, [`loader`] chooses the items of each step, and [`augment`] crops them. After a dVAE
 //! has encoded the pictures, their tokens are stored as [`codes`].
 
 #![forbid(unsafe_code)]
@@ -30,7 +30,7 @@ mod text_file;
 
 pub use augment::{Augment, augment};
 pub use codes::{CodeItem, CodeLayout, CodeSet, CodeWriter};
-pub use dataset::Dataset;
+pub use dataset::{Dataset, DatasetIndex, IndexedSample, ReadSample};
 pub use fingerprint::is_older_fingerprint;
 pub use loader::{batch_indices, evenly};
 pub use pictures::{Captioned, PictureReader, Pictures};

@@ -32,6 +32,14 @@ pub(crate) struct Member {
 }
 
 impl Place {
+    /// Returns the path of the file, or of the tar that contains it.
+    pub(crate) fn file(&self) -> &Path {
+        match self {
+            Place::File(path) => path,
+            Place::Member(member) => &member.tar,
+        }
+    }
+
     /// Reads the bytes of a picture.
     pub(crate) fn read_picture(&self) -> Result<Vec<u8>> {
         match self {

@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::picture::Square;
 
-pub(crate) use index::list_samples;
-pub(crate) use read::list_shards;
+pub(crate) use index::{TarSample, list_samples};
 pub use read::{ShardReader, read_shards};
+pub(crate) use read::{list_shards, read_meta, some_shards};
 pub use write::{Packed, ShardWriter};
 
 /// A picture with its captions.

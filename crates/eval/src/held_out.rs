@@ -6,7 +6,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 use tessera_base::pixels::to_floats;
 use tessera_base::{random::Purpose, random::item_rng};
-use tessera_data::{Augment, CodeItem, CodeSet, Sample, augment};
+use tessera_data::{Augment, CodeItem, CodeSet, ReadSample, Sample, augment};
 use tessera_model::dvae::{Dvae, DvaeConfig};
 use tessera_text::{Bpe, Prompt};
 
@@ -30,9 +30,10 @@ pub fn centre_crop(sample: &Sample, side: u32) -> Result<RgbImage> {
 /// [`recon`](crate::recon()).
 ///
 /// # Errors
-/// As for [`centre_crop`].
-pub fn held_out_pictures(samples: &[Sample], config: &DvaeConfig) -> Result<Vec<Vec<f32>>> {
-    let picture = |sample: &Sample| Ok(to_floats(&centre_crop(sample, config.image_size as u32)?));
+/// As for [`centre_crop`], and if a picture cannot be read.
+pub fn held_out_pictures<S: ReadSample>(samples: &[S], config: &DvaeConfig) -> Result<Vec<Vec<f32>>> {
+    let side = config.image_size as u32;
+    let picture = |sample: &S| Ok(to_floats(&centre_crop(&*sample.sample()?, side)?));
     samples.iter().map(picture).collect()
 }
 
@@ -40,9 +41,9 @@ pub fn held_out_pictures(samples: &[Sample], config: &DvaeConfig) -> Result<Vec<
 /// [`conditioning`](crate::conditioning()).
 ///
 /// # Errors
-/// As for [`centre_crop`], and if a caption cannot be encoded.
-pub fn held_out_codes(
-    samples: &[Sample],
+/// As for [`centre_crop`], and if a picture cannot be read or a caption cannot be encoded.
+pub fn held_out_codes<S: ReadSample>(
+    samples: &[S],
     dvae: &Dvae,
     config: &DvaeConfig,
     bpe: &Bpe,
@@ -50,9 +51,10 @@ pub fn held_out_codes(
     let mut labelled = Vec::new();
     let side = config.image_size as u32;
     for batch in samples.chunks(BATCH) {
-        let crops = batch.par_iter().map(|sample| Ok(to_floats(&centre_crop(sample, side)?)));
+        let samples = batch.par_iter().map(S::sample).collect::<Result<Vec<_>>>()?;
+        let crops = samples.par_iter().map(|sample| Ok(to_floats(&centre_crop(sample, side)?)));
         let codes = codes_of(dvae, config, &crops.collect::<Result<Vec<_>>>()?);
-        for (sample, codes) in batch.iter().zip(codes.chunks(config.grid() * config.grid())) {
+        for (sample, codes) in samples.iter().zip(codes.chunks(config.grid() * config.grid())) {
             labelled.push(label(codes, &code_item(sample), bpe)?);
         }
     }

@@ -31,14 +31,13 @@ use crate::capacity::Stage;
 use crate::captions::{cut_captions, training_tokens, unread_figure};
 use crate::config::{Config, Encoding};
 use crate::control::Control;
-use crate::dvae::open_dataset;
 use crate::encode::DVAE_FILE;
 use crate::fit::{Outcome, Task, Validation};
 use crate::gradient::{Loss, Sums};
 use crate::precision::{Rules, Scales};
 use crate::rerank::read_tokenizer;
 use crate::run_dir::{RunOptions, read_model, warn_unverified};
-use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
+use crate::samples::{TrainSamples, ensure_large_enough, index_dataset, warn_about};
 use crate::stage::{StageTask, ensure_same_architecture, train};
 use crate::tokens::{Draws, Example, OnlineEncoder, TokenSource};
 
@@ -203,8 +202,8 @@ fn online(
         format!("--dvae {} has no dVAE; use a file of `train dvae` or `train prior`", dvae.display())
     })?;
     let dvae = dvae_file.dvae(compute)?;
-    let dataset = open_dataset(data, reporter)?;
-    let name = ("data", dataset.fingerprint());
+    let dataset = index_dataset(data, reporter)?;
+    let name = ("data", dataset.fingerprint().to_string());
     ensure_large_enough(&dataset.val, config.image_size as u32)?;
     let val = held_out_codes(&dataset.val, &dvae, &config, bpe)?;
     let samples = TrainSamples::open(scenes, dataset.train, config.image_size as u32)?;

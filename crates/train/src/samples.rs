@@ -1,18 +1,18 @@
-//! Access to training samples by index: samples of a data set in memory, or scenes that are
-//! composed whenever they are read.
+//! Access to training samples by index: samples of a data set, in memory or in files, or scenes that
+//! are composed whenever they are read.
 //!
 //! A scene is a function of seed and index. A run can therefore train on new scenes in every epoch
 //! and still resume exactly.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tessera_base::Reporter;
 use tessera_data::sources::{Scenes, ScenesOptions, Shares};
-use tessera_data::{Sample, counted};
+use tessera_data::{DatasetIndex, IndexedSample, ReadSample, Sample, counted};
 use tessera_text::caption_words;
 
 use crate::same_run::{Input, NO_SCENES, SCENES};
@@ -46,8 +46,31 @@ pub struct ScenesConfig {
 pub(crate) enum TrainSamples {
     /// Samples of a data set, in memory.
     Stored(Vec<Sample>),
+    /// Samples of a data set, each read whenever it is needed.
+    Indexed(Vec<IndexedSample>),
     /// Scenes, composed when they are read.
     Scenes(Box<Scenes>),
+}
+
+impl From<Vec<Sample>> for TrainSamples {
+    fn from(samples: Vec<Sample>) -> Self {
+        Self::Stored(samples)
+    }
+}
+
+impl From<Vec<IndexedSample>> for TrainSamples {
+    fn from(samples: Vec<IndexedSample>) -> Self {
+        Self::Indexed(samples)
+    }
+}
+
+/// Indexes a data set, and reports the items that had to be skipped.
+pub(crate) fn index_dataset(data: &Path, reporter: &dyn Reporter) -> Result<DatasetIndex> {
+    let dataset = DatasetIndex::open(data)?;
+    if dataset.skipped.total() > 0 {
+        reporter.note(&format!("{}: {}", data.display(), dataset.skipped));
+    }
+    Ok(dataset)
 }
 
 impl TrainSamples {
@@ -56,10 +79,15 @@ impl TrainSamples {
     ///
     /// # Errors
     /// If pictures are smaller than the model's, or the scenes' packages cannot be read.
-    pub fn open(scenes: Option<&ScenesConfig>, stored: Vec<Sample>, side: u32) -> Result<Self> {
+    pub fn open(scenes: Option<&ScenesConfig>, stored: impl Into<Self>, side: u32) -> Result<Self> {
         let Some(config) = scenes else {
-            ensure_large_enough(&stored, side)?;
-            return Ok(Self::Stored(stored));
+            let stored = stored.into();
+            match &stored {
+                Self::Stored(samples) => ensure_large_enough(samples, side)?,
+                Self::Indexed(samples) => ensure_large_enough(samples, side)?,
+                Self::Scenes(_) => {}
+            }
+            return Ok(stored);
         };
         ensure!(
             config.size >= side,
@@ -74,7 +102,7 @@ impl TrainSamples {
     /// Returns the fingerprint of the scenes, as an input of a run.
     pub fn scenes(&self) -> Result<Input> {
         Ok(match self {
-            Self::Stored(_) => (SCENES, NO_SCENES.to_string()),
+            Self::Stored(_) | Self::Indexed(_) => (SCENES, NO_SCENES.to_string()),
             Self::Scenes(scenes) => (SCENES, scenes.fingerprint()?),
         })
     }
@@ -83,15 +111,17 @@ impl TrainSamples {
     pub fn len(&self) -> usize {
         match self {
             Self::Stored(samples) => samples.len(),
+            Self::Indexed(samples) => samples.len(),
             Self::Scenes(_) => N_SCENES,
         }
     }
 
-    /// Returns the samples in memory. Scenes have none.
-    pub fn stored_mut(&mut self) -> &mut [Sample] {
+    /// Returns the captions of all samples. Those of scenes are not in memory.
+    pub fn captions_mut(&mut self) -> Vec<&mut String> {
         match self {
-            Self::Stored(samples) => samples,
-            Self::Scenes(_) => &mut [],
+            Self::Stored(samples) => samples.iter_mut().flat_map(|sample| &mut sample.captions).collect(),
+            Self::Indexed(samples) => samples.iter_mut().flat_map(|sample| &mut sample.captions).collect(),
+            Self::Scenes(_) => Vec::new(),
         }
     }
 
@@ -99,6 +129,7 @@ impl TrainSamples {
     pub fn words(&self) -> BTreeSet<String> {
         match self {
             Self::Stored(samples) => caption_words(samples.iter().flat_map(|sample| &sample.captions)),
+            Self::Indexed(samples) => caption_words(samples.iter().flat_map(|sample| &sample.captions)),
             Self::Scenes(scenes) => scenes.words(),
         }
     }
@@ -107,6 +138,7 @@ impl TrainSamples {
     pub fn get(&self, index: usize) -> Result<Cow<'_, Sample>> {
         match self {
             Self::Stored(samples) => samples.get(index).map(Cow::Borrowed).context("no such sample"),
+            Self::Indexed(samples) => samples.get(index).context("no such sample")?.sample(),
             Self::Scenes(scenes) => scenes.train(index as u64).map(Cow::Owned),
         }
     }
@@ -158,16 +190,19 @@ fn shortened(caption: &str) -> String {
 }
 
 /// Checks that no picture is smaller than the model's pictures of `side` x `side` pixels.
-pub(crate) fn ensure_large_enough(samples: &[Sample], side: u32) -> Result<()> {
-    let is_small = |sample: &&Sample| sample.image.width().min(sample.image.height()) < side;
+pub(crate) fn ensure_large_enough<S: ReadSample>(samples: &[S], side: u32) -> Result<()> {
+    let is_small = |sample: &&S| {
+        let (width, height) = sample.size();
+        width.min(height) < side
+    };
     let Some(first) = samples.iter().find(is_small) else { return Ok(()) };
-    let (n, (width, height)) = (samples.iter().filter(is_small).count(), first.image.dimensions());
+    let (n, (width, height)) = (samples.iter().filter(is_small).count(), first.size());
     bail!(
         "{n} of {} pictures are smaller than the model's {side}x{side} pixels, first {} with {width}x{height}: make the data set \
          again with a --size of at least {side} and, if the pictures themselves are small, --enlarge; or choose a model of \
          smaller pictures",
         samples.len(),
-        first.key
+        first.key()
     )
 }
 
@@ -192,13 +227,32 @@ mod tests {
     }
 
     #[test]
+    fn indexed_samples_equal_those_in_memory() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
+        let (index, set) = (DatasetIndex::open(&dir).unwrap(), tessera_data::Dataset::open(&dir).unwrap());
+        let open = |samples: TrainSamples| TrainSamples::open(None, samples, 32).unwrap();
+        let [mut indexed, mut stored] = [open(index.train.into()), open(set.train.into())];
+        assert_eq!((indexed.len(), indexed.words()), (stored.len(), stored.words()));
+        assert_eq!(indexed.scenes().unwrap(), stored.scenes().unwrap());
+        for samples in [&mut indexed, &mut stored] {
+            *samples.captions_mut()[0] = "cut".to_string();
+        }
+        assert_eq!(indexed.get(0).unwrap().captions[0], "cut");
+        for item in [0, 1, 99] {
+            assert!(indexed.get(item).unwrap() == stored.get(item).unwrap(), "sample {item}");
+        }
+        let too_large = TrainSamples::open(None, indexed, 4096).err().unwrap().to_string();
+        assert_eq!(too_large, TrainSamples::open(None, stored, 4096).err().unwrap().to_string());
+    }
+
+    #[test]
     fn error_counts_pictures_smaller_than_the_models() {
         let samples = vec![sample("a", [32, 32]), sample("b", [60, 31]), sample("c", [16, 90])];
         let error = TrainSamples::open(None, samples, 32).err().unwrap().to_string();
         let expected = "2 of 3 pictures are smaller than the model's 32x32 pixels, first b with 60x31: make the data set again";
         assert!(error.starts_with(expected) && error.contains("--enlarge"), "{error}");
         let scenes = ScenesConfig { packages: PathBuf::new(), size: 16, seed: 0, shares: Shares::default() };
-        let error = TrainSamples::open(Some(&scenes), Vec::new(), 32).err().unwrap().to_string();
+        let error = TrainSamples::open(Some(&scenes), Vec::<Sample>::new(), 32).err().unwrap().to_string();
         assert!(error.starts_with("data.scenes: size = 16: wanted at least 32"), "{error}");
     }
 
@@ -222,7 +276,8 @@ mod tests {
             seed: 0,
             shares: Shares::default(),
         };
-        let error = format!("{:#}", TrainSamples::open(Some(&config), Vec::new(), 128).err().unwrap());
+        let error =
+            format!("{:#}", TrainSamples::open(Some(&config), Vec::<Sample>::new(), 128).err().unwrap());
         assert!(error.starts_with("data.scenes: ") && error.contains("runs/fetch_emoji.sh"), "{error}");
     }
 }

@@ -128,9 +128,7 @@ impl TokenSource {
             TokenSource::Stored(codes) => {
                 codes.items.iter_mut().flat_map(|item| &mut item.captions).collect()
             }
-            TokenSource::Online(encoder) => {
-                encoder.samples.stored_mut().iter_mut().flat_map(|sample| &mut sample.captions).collect()
-            }
+            TokenSource::Online(encoder) => encoder.samples.captions_mut(),
         }
     }
 

@@ -19,9 +19,18 @@ use crate::skipped::{SkipKind, Skipped};
 /// # Errors
 /// If `dir` cannot be read or contains no tar.
 pub fn read_shards(dir: &Path) -> Result<ShardReader> {
+    let shards = some_shards(dir)?.into();
+    Ok(ShardReader { shards, waiting: VecDeque::new(), skipped: Skipped::default() })
+}
+
+/// Returns the paths of the tars in `dir`, sorted by name.
+///
+/// # Errors
+/// If `dir` cannot be read or contains no tar.
+pub(crate) fn some_shards(dir: &Path) -> Result<Vec<PathBuf>> {
     let shards = list_shards(dir)?;
     ensure!(!shards.is_empty(), "no .tar files in {}", dir.display());
-    Ok(ShardReader { shards: shards.into(), waiting: VecDeque::new(), skipped: Skipped::default() })
+    Ok(shards)
 }
 
 /// Returns the paths of the tars in `dir`, sorted by name.
@@ -86,6 +95,18 @@ impl Iterator for ShardReader {
 
 impl TarSample {
     fn into_sample(self, skipped: &mut Skipped) -> Option<Sample> {
+        let captions = self.some_captions(skipped)?;
+        let image = self.picture(skipped)?;
+        Some(Sample { key: self.key(), image, captions, meta: read_meta(self.json.as_ref()) })
+    }
+
+    /// Returns the sample's name.
+    pub(crate) fn key(&self) -> String {
+        String::from_utf8_lossy(&self.key).into_owned()
+    }
+
+    /// Returns the captions of a sample that has captions and a picture.
+    pub(crate) fn some_captions(&self, skipped: &mut Skipped) -> Option<Vec<String>> {
         let orphan = match (&self.image, &self.txt) {
             (Some(_), Some(_)) => None,
             (Some(_), None) => Some(SkipKind::NoCaption),
@@ -100,12 +121,7 @@ impl TarSample {
             skipped.note(SkipKind::NoCaption, format!("{}: the caption is empty", self.name()));
             return None;
         }
-        let image = self.picture(skipped)?;
-        // The JSON of other programs may have other types in these fields. The origin is then
-        // unknown, but the sample is valid.
-        let json = self.json.as_ref().and_then(|json| json.read_text().ok());
-        let meta = json.and_then(|json| serde_json::from_str::<Meta>(&json).ok()).unwrap_or_default();
-        Some(Sample { key: String::from_utf8_lossy(&self.key).into_owned(), image, captions, meta })
+        Some(captions)
     }
 
     fn into_picture(self, skipped: &mut Skipped) -> Option<(RgbImage, Vec<String>)> {
@@ -129,14 +145,27 @@ impl TarSample {
 
     fn picture(&self, skipped: &mut Skipped) -> Option<RgbImage> {
         let (image, _) = self.image.as_ref()?;
-        match image.read_picture().and_then(|bytes| picture::decode(&bytes)) {
-            Ok(image) => Some(image),
+        self.unless_damaged(image.read_picture().and_then(|bytes| picture::decode(&bytes)), skipped)
+    }
+
+    /// Returns the value, or records the sample as damaged.
+    pub(crate) fn unless_damaged<T>(&self, value: Result<T>, skipped: &mut Skipped) -> Option<T> {
+        match value {
+            Ok(value) => Some(value),
             Err(error) => {
                 skipped.note(SkipKind::Damaged, format!("{}: {error:#}", self.name()));
                 None
             }
         }
     }
+}
+
+/// Reads the origin of a picture.
+pub(crate) fn read_meta(json: Option<&Place>) -> Meta {
+    // The JSON of other programs may have other types in these fields. The origin is then unknown,
+    // but the sample is valid.
+    let json = json.and_then(|json| json.read_text().ok());
+    json.and_then(|json| serde_json::from_str::<Meta>(&json).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
