@@ -28,6 +28,7 @@ use crate::params::{ParamStore, Which};
 use crate::precision::{Rules, Scales, Scaling};
 use crate::run_dir::RunOptions;
 use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
+use crate::slots::Slots;
 use crate::split_codes::{Halves, Usage, balance, split_codes};
 use crate::stage::{StageTask, ensure_same_architecture, train};
 
@@ -116,7 +117,7 @@ impl DvaeTask {
         let mut positions = Vec::new();
         let (side, factor) = (config.image_size, config.factor());
         for pictures in batches {
-            let codes = model.encode(self.pictures(pictures.clone(), SPLIT_BATCH));
+            let codes = model.encode(self.pictures(pictures.clone()));
             let restored: Vec<f32> = model.decode(codes.clone()).into_data().iter().collect();
             let codes: Vec<usize> = codes.into_data().iter::<i64>().map(|code| code as usize).collect();
             codes.iter().for_each(|&code| usage.counts[code] += 1);
@@ -147,7 +148,7 @@ impl DvaeTask {
         splits.iter().for_each(|&(code, unused)| partners[code] = Some(unused));
         let mut excess = vec![(0.0_f64, 0_u32); vocab];
         for (pictures, codes) in batches.iter().zip(positions) {
-            let x = map_pixels(self.pictures(pictures.clone(), SPLIT_BATCH));
+            let x = map_pixels(self.pictures(pictures.clone()));
             let logits: Vec<f32> = model.encoder.forward(x).into_data().iter().collect();
             for (row, &code) in logits.chunks(vocab).zip(codes) {
                 let Some(partner) = partners[code] else { continue };
@@ -175,8 +176,9 @@ impl DvaeTask {
         })
     }
 
-    fn pictures(&self, values: Vec<f32>, n: usize) -> Tensor<4> {
+    fn pictures(&self, values: Vec<f32>) -> Tensor<4> {
         let side = self.config.dvae.image_size;
+        let n = values.len() / (3 * side * side);
         Tensor::from_data(TensorData::new(values, [n, 3, side, side]), &self.compute.device)
     }
 }
@@ -197,9 +199,8 @@ impl StageTask for DvaeTask {
         self.compute.cpu
     }
 
-    fn batch(&self, step: u64, part: usize) -> Result<Self::Batch> {
+    fn batch(&self, step: u64, slots: Slots) -> Result<Self::Batch> {
         let config = &self.config.train_dvae;
-        let share = config.batch / config.micro_batches;
         let indices = batch_indices(self.train.len(), config.batch, step, self.seed);
         let side = self.config.dvae.image_size as u32;
         let crop = |slot: usize| -> Result<Vec<f32>> {
@@ -208,9 +209,8 @@ impl StageTask for DvaeTask {
             let image = augment(&sample.image, side, self.config.data.dvae_crop, &mut rng);
             Ok(to_floats(&image.with_context(|| format!("picture {}", sample.key))?))
         };
-        let slots = (part * share..(part + 1) * share).into_par_iter();
-        let pictures = slots.map(crop).collect::<Result<Vec<_>>>()?.concat();
-        Ok((pictures, self.noise(Purpose::Gumbel, step).skip_rows(part * share * self.cells())))
+        let pictures = slots.range().into_par_iter().map(crop).collect::<Result<Vec<_>>>()?.concat();
+        Ok((pictures, self.noise(Purpose::Gumbel, step).skip_rows(slots.first * self.cells())))
     }
 
     /// One scale for the complete graph (paper §A.2).
@@ -261,11 +261,10 @@ impl Task for DvaeTask {
         sink: &mut dyn GradientSink,
     ) -> Result<Sums> {
         let (relax, min_log_b) = (&self.config.relax, self.config.dvae.min_log_b);
-        let share = self.config.train_dvae.batch / self.config.train_dvae.micro_batches;
         let scale = scales.and_then(|scales| scales.first().copied());
         let mut sums = Sums::default();
         for (pictures, noise) in parts {
-            let x = map_pixels(self.pictures(pictures, share)).autodiff();
+            let x = map_pixels(self.pictures(pictures)).autodiff();
             sums.add(differentiate(model, scale, sink, |model| {
                 let logits = model.encoder.forward(x.clone());
                 let codes = gumbel_softmax_drawn(self.cpu(), logits.clone(), noise, relax.tau_at(step));
@@ -327,7 +326,7 @@ impl Task for DvaeTask {
         let side = self.config.dvae.image_size as u32;
         let every = self.val.len().div_ceil(SAMPLES);
         let shown: Vec<&Vec<f32>> = self.val.iter().step_by(every.max(1)).collect();
-        let x = self.pictures(shown.iter().flat_map(|v| v.iter().copied()).collect(), shown.len());
+        let x = self.pictures(shown.iter().flat_map(|v| v.iter().copied()).collect());
         let restored = model.decode(model.encode(x)).into_data();
         let restored = restored.try_to_vec::<f32>().map_err(Internal::debug)?;
         let originals = shown.iter().map(|v| from_floats(v, side));
@@ -339,6 +338,9 @@ impl Task for DvaeTask {
 #[cfg(test)]
 mod tests {
     use tessera_model::nn::GradientSums;
+
+    /// The complete batch of the tiny preset.
+    const ALL: Slots = Slots { first: 0, len: 16 };
 
     use super::*;
 
@@ -364,8 +366,8 @@ mod tests {
             let model = Dvae::new(&task.config.dvae, 1, &task.compute);
             let half_way = 0.0625 + 0.5 * 0.9375 * (1.0 + (std::f64::consts::PI * 5.0 / 24.0).cos());
             for (step, beta, tau) in [(5, 0.85, half_way), (12, 1.7, 0.53125), (40, 1.7, 0.0625)] {
-                let (pictures, noise) = task.batch(step, 0).unwrap();
-                let x = map_pixels(task.pictures(pictures.clone(), 16));
+                let (pictures, noise) = task.batch(step, ALL).unwrap();
+                let x = map_pixels(task.pictures(pictures.clone()));
                 let logits = model.encoder.forward(x.clone());
                 let stats =
                     model.decoder.forward(gumbel_softmax_drawn(task.cpu(), logits.clone(), noise, tau));
@@ -381,9 +383,9 @@ mod tests {
     /// Threads crop the pictures in parallel. Each picture has its own random numbers, and the
     /// order is that of the batch.
     #[test]
-    fn batch_has_the_same_crops_with_any_number_of_parts() {
+    fn batch_has_the_same_crops_with_any_number_of_ranks() {
         let pictures = |parts: usize, part| {
-            with_task(&[&format!("train_dvae.micro_batches={parts}")], |task| task.batch(7, part).unwrap().0)
+            with_task(&[], |task| task.batch(7, Slots::of_rank(16, 1, part, parts)[0]).unwrap().0)
         };
         let single = pictures(1, 0);
         with_task(&[], |task| {
@@ -399,9 +401,9 @@ mod tests {
     }
 
     #[test]
-    fn batch_has_the_same_noise_with_any_number_of_parts() {
+    fn batch_has_the_same_noise_with_any_number_of_ranks() {
         let noise = |parts: usize, part| {
-            with_task(&[&format!("train_dvae.micro_batches={parts}")], |task| task.batch(7, part).unwrap().1)
+            with_task(&[], |task| task.batch(7, Slots::of_rank(16, 1, part, parts)[0]).unwrap().1)
         };
         let single = noise(1, 0);
         for part in 0..4 {

@@ -38,6 +38,7 @@ use crate::precision::Scales;
 use crate::prefetch::{Prefetcher, make_parts};
 use crate::run_dir::RunDir;
 use crate::schedule::{Plateau, learning_rate};
+use crate::slots::Slots;
 
 /// What the loop trains: the loss, and how the model is validated.
 pub trait Task: Sync {
@@ -91,9 +92,11 @@ pub struct Validation {
 pub struct Training<'a, T: Task> {
     /// The task.
     pub task: &'a T,
-    /// Makes a micro-batch, given the update and the number of the micro-batch. It is a pure
-    /// function of both.
-    pub batch: &'a (dyn Fn(u64, usize) -> Result<T::Batch> + Sync),
+    /// Makes a micro-batch, given the update and the slots of the micro-batch. It is a pure function
+    /// of both.
+    pub batch: &'a (dyn Fn(u64, Slots) -> Result<T::Batch> + Sync),
+    /// The micro-batches of this process in each update.
+    pub slots: Vec<Slots>,
     /// The lengths of the run and the settings of the optimizer.
     pub config: &'a FitConfig,
     /// The kernels for computations on the host.
@@ -232,7 +235,7 @@ pub fn fit<T: Task>(
     let trainer = Trainer::new(training, model, run.newest_checkpoint(control.reporter)?)?;
     thread::scope(|scope| {
         let steps = trainer.state.step..training.config.steps;
-        let prefetcher = Prefetcher::start(scope, training.batch, steps, training.config.micro_batches);
+        let prefetcher = Prefetcher::start(scope, training.batch, steps, &training.slots);
         train(Trainer { prefetcher: Some(prefetcher), ..trainer }, run, control)
     })
 }
@@ -324,11 +327,11 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// # Errors
     /// If a loss or gradient of 32 bits is not finite, or too many updates in a row were skipped.
     pub fn step(&mut self) -> Result<Metrics> {
-        let Training { task, batch, config, cpu, .. } = *self.training;
+        let Training { task, batch, ref slots, config, cpu, .. } = *self.training;
         let (step, start) = (self.state.step, Instant::now());
         let parts = match &self.prefetcher {
             Some(prefetcher) => prefetcher.take(step)?,
-            None => make_parts(batch, step, config.micro_batches)?,
+            None => make_parts(batch, step, slots)?,
         };
         let waited = start.elapsed();
         let model = self.state.params.load(self.model.clone(), Which::Value)?;

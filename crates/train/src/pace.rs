@@ -192,7 +192,7 @@ impl Pace<'_> {
 
 /// Measures the time of an update in seconds, on a copy of the model.
 fn seconds_per_step<T: StageTask>(task: &T, model: &T::Model) -> Result<f64> {
-    let batch = |step, part| task.batch(step, part);
+    let batch = |step, slots| task.batch(step, slots);
     let training = training(task, &batch, model);
     let mut trainer = Trainer::new(&training, model.clone(), None)?;
     trainer.step()?; // the first update allocates memory

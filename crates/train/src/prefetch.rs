@@ -10,8 +10,10 @@ use std::thread::Scope;
 
 use anyhow::{Context, Result, ensure};
 
-/// Makes a micro-batch, given the update and the number of the micro-batch.
-type MakeBatch<'a, B> = &'a (dyn Fn(u64, usize) -> Result<B> + Sync);
+use crate::slots::Slots;
+
+/// Makes a micro-batch, given the update and the slots of the micro-batch.
+type MakeBatch<'a, B> = &'a (dyn Fn(u64, Slots) -> Result<B> + Sync);
 
 /// The batches of a run, in the order of its steps.
 pub(crate) struct Prefetcher<B> {
@@ -19,13 +21,13 @@ pub(crate) struct Prefetcher<B> {
 }
 
 impl<B: Send> Prefetcher<B> {
-    /// Starts a thread that makes the batches of `steps`, each in `n_parts` parts. The thread ends
-    /// when this value is dropped.
+    /// Starts a thread that makes the batches of `steps`, each in `parts`. The thread ends when this
+    /// value is dropped.
     pub fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
         batch: MakeBatch<'scope, B>,
         steps: Range<u64>,
-        n_parts: usize,
+        parts: &'scope [Slots],
     ) -> Prefetcher<B>
     where
         B: 'scope,
@@ -33,7 +35,7 @@ impl<B: Send> Prefetcher<B> {
         let (sender, batches) = sync_channel(0); // the thread holds one finished batch
         scope.spawn(move || {
             for step in steps {
-                if sender.send((step, make_parts(batch, step, n_parts))).is_err() {
+                if sender.send((step, make_parts(batch, step, parts))).is_err() {
                     return; // the receiver was dropped
                 }
             }
@@ -57,6 +59,6 @@ impl<B: Send> Prefetcher<B> {
 }
 
 /// Makes all parts of the batch of update `step`.
-pub(crate) fn make_parts<B>(batch: MakeBatch<B>, step: u64, n_parts: usize) -> Result<Vec<B>> {
-    (0..n_parts).map(|part| batch(step, part)).collect()
+pub(crate) fn make_parts<B>(batch: MakeBatch<B>, step: u64, parts: &[Slots]) -> Result<Vec<B>> {
+    parts.iter().map(|&part| batch(step, part)).collect()
 }

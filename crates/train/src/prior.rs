@@ -38,6 +38,7 @@ use crate::precision::{Rules, Scales};
 use crate::rerank::read_tokenizer;
 use crate::run_dir::{RunOptions, read_model, warn_unverified};
 use crate::samples::{TrainSamples, ensure_large_enough, index_dataset, warn_about};
+use crate::slots::Slots;
 use crate::stage::{StageTask, ensure_same_architecture, train};
 use crate::tokens::{Draws, Example, OnlineEncoder, TokenSource};
 
@@ -270,19 +271,18 @@ impl StageTask for PriorTask {
         self.compute.cpu
     }
 
-    fn batch(&self, step: u64, part: usize) -> Result<Self::Batch> {
+    fn batch(&self, step: u64, slots: Slots) -> Result<Self::Batch> {
         let config = &self.config.train_prior;
-        let share = config.batch / config.micro_batches;
         let indices = batch_indices(self.tokens.len(), config.batch, step, self.seed);
-        let draws = Draws { seed: self.seed, step, first_slot: part * share };
-        let items = &indices[part * share..(part + 1) * share];
+        let draws = Draws { seed: self.seed, step, first_slot: slots.first };
+        let items = &indices[slots.range()];
         let examples = self.tokens.read(items, draws)?;
         let [mut text, mut image, mut inputs] = [const { Vec::new() }; 3];
         let mut unread = 0;
         for (slot, Example { captions, codes }) in examples.iter().enumerate() {
             let mut noise = draws.rng(Purpose::TokenNoise, slot);
-            let (slots, beyond) = self.caption(captions, |purpose| draws.rng(purpose, slot))?;
-            text.extend(slots);
+            let (words, beyond) = self.caption(captions, |purpose| draws.rng(purpose, slot))?;
+            text.extend(words);
             unread += beyond;
             image.extend(codes.iter().map(|&code| u32::from(code)));
             inputs.extend(self.tokens.disturbed(
@@ -292,7 +292,7 @@ impl StageTask for PriorTask {
                 &mut noise,
             )?);
         }
-        let stream = Stream::new(share, text, image, &self.config.prior)?;
+        let stream = Stream::new(slots.len, text, image, &self.config.prior)?;
         Ok((stream.seeing(inputs, &self.config.prior)?, unread))
     }
 

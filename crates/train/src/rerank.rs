@@ -37,6 +37,7 @@ use crate::params::{ParamStore, Which};
 use crate::prior::LABEL_LINES;
 use crate::run_dir::{RunOptions, read_model};
 use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
+use crate::slots::Slots;
 use crate::stage::{StageTask, ensure_same_architecture, train};
 
 /// The number of held-out captions on the sample sheet, and the number of pictures for each.
@@ -317,25 +318,24 @@ impl StageTask for RerankTask {
         self.compute.cpu
     }
 
-    fn batch(&self, step: u64, part: usize) -> Result<Pairs> {
+    fn batch(&self, step: u64, slots: Slots) -> Result<Pairs> {
         let (config, clip) = (&self.config.train_rerank, &self.config.rerank);
-        let share = config.batch / config.micro_batches;
         let indices = batch_indices(self.train.len(), config.batch, step, self.seed);
-        let slots: Vec<usize> = (part * share..(part + 1) * share).collect();
-        let examples = slots.par_iter().map(|&slot| self.example(indices[slot], step, slot as u64));
+        let examples =
+            slots.range().into_par_iter().map(|slot| self.example(indices[slot], step, slot as u64));
         let (mut pictures, captions): (Vec<RgbImage>, Vec<_>) =
             examples.collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let (captions, unread): (Vec<Vec<u32>>, Vec<usize>) = captions.into_iter().unzip();
         if let Some((dvae, side)) = &self.dvae {
-            let chosen = |slot: &usize| {
-                let rng = &mut item_rng(self.seed, Purpose::Reconstruction, step, *slot as u64);
+            let chosen = |slot: usize| {
+                let rng = &mut item_rng(self.seed, Purpose::Reconstruction, step, slot as u64);
                 chance(rng, self.config.data.reconstructed)
             };
-            let chosen: Vec<bool> = slots.iter().map(chosen).collect();
+            let chosen: Vec<bool> = slots.range().map(chosen).collect();
             let through = pictures.iter_mut().zip(chosen).filter(|(_, chosen)| *chosen);
             reconstructed(dvae, *side, through.map(|(picture, _)| picture).collect())?;
         }
-        let shape = [share, clip.n_patches(), 3 * clip.patch * clip.patch];
+        let shape = [slots.len, clip.n_patches(), 3 * clip.patch * clip.patch];
         let data = TensorData::new(patches(&pictures, clip), shape);
         Ok(Pairs { patches: data, captions: captions.concat(), unread: unread.iter().sum() })
     }

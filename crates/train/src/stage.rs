@@ -15,6 +15,7 @@ use crate::fit::{Outcome, Task, Training, fit};
 use crate::precision::Scales;
 use crate::run_dir::{Initial, RunDir, RunOptions};
 use crate::same_run::Input;
+use crate::slots::Slots;
 
 /// A task of a training command.
 pub(crate) trait StageTask: Task + Sized {
@@ -29,8 +30,8 @@ pub(crate) trait StageTask: Task + Sized {
     fn with_config(self, config: Config) -> Self;
     /// Returns the kernels for computations on the host.
     fn cpu(&self) -> Cpu;
-    /// Makes part `part` of the batch of update `step`. It is a pure function of both.
-    fn batch(&self, step: u64, part: usize) -> Result<Self::Batch>;
+    /// Makes the samples `slots` of the batch of update `step`. They are a pure function of both.
+    fn batch(&self, step: u64, slots: Slots) -> Result<Self::Batch>;
     /// Returns the initial gradient scales if gradients are stored in 16 bits.
     fn scales(&self, _: &Self::Model) -> Option<Scales> {
         None
@@ -76,7 +77,7 @@ pub(crate) fn train<T: StageTask>(
     };
     let task = task.with_config(paced);
     let run = RunDir::start(options, T::STAGE, &inputs, task.config(), control.reporter)?;
-    let batch = |step, part| task.batch(step, part);
+    let batch = |step, slots| task.batch(step, slots);
     let fitted = options.device.run(|| fit(&training(&task, &batch, &model), model, &run, control));
     let (model, outcome) = fitted.map_err(|error| match error.is::<DeviceFailed>() {
         true => error.context("the last checkpoint is kept; continue from it with --resume"),
@@ -89,13 +90,15 @@ pub(crate) fn train<T: StageTask>(
 /// Returns what the training loop needs for a task.
 pub(crate) fn training<'a, T: StageTask>(
     task: &'a T,
-    batch: &'a (dyn Fn(u64, usize) -> Result<T::Batch> + Sync),
+    batch: &'a (dyn Fn(u64, Slots) -> Result<T::Batch> + Sync),
     model: &T::Model,
 ) -> Training<'a, T> {
+    let config = task.config().fit(T::STAGE);
     Training {
         task,
         batch,
-        config: task.config().fit(T::STAGE),
+        slots: Slots::of_rank(config.batch, config.micro_batches, 0, 1),
+        config,
         cpu: task.cpu(),
         scales: task.scales(model),
         loss_is_final_from: task.loss_is_final_from(),

@@ -65,17 +65,18 @@ impl Task for Line<'_> {
     }
 }
 
-fn batch_of_line(step: u64, part: usize) -> Result<Vec<f32>> {
-    Ok((0..8).map(|i| ((step * 16 + part as u64 * 8 + i) as f32 * 0.7).sin()).collect())
+fn batch_of_line(step: u64, slots: Slots) -> Result<Vec<f32>> {
+    Ok(slots.range().map(|i| ((step * 16 + i as u64) as f32 * 0.7).sin()).collect())
 }
 
 /// What the loop needs for a task whose batches are `batch`.
 fn training<'a, T: Task>(
     task: &'a T,
-    batch: &'a (dyn Fn(u64, usize) -> Result<T::Batch> + Sync),
+    batch: &'a (dyn Fn(u64, Slots) -> Result<T::Batch> + Sync),
     config: &'a FitConfig,
 ) -> Training<'a, T> {
-    Training { task, batch, config, cpu: Cpu::best(), scales: None, loss_is_final_from: 0 }
+    let slots = Slots::of_rank(config.batch, config.micro_batches, 0, 1);
+    Training { task, batch, slots, config, cpu: Cpu::best(), scales: None, loss_is_final_from: 0 }
 }
 
 /// What the loop needs for a task without batches.
@@ -378,7 +379,7 @@ fn run_continues_from_a_failed_update_with_the_same_bits() {
 fn failed_batch_ends_the_run_and_saves_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let (run, config, stop) = (open(&dir), config(), AtomicBool::new(false));
-    let batch = |step, _| {
+    let batch = |step, _: Slots| {
         ensure!(step < 5, "picture 7 is damaged");
         Ok(())
     };

@@ -36,7 +36,10 @@ fn with_task<T>(config: &Config, body: impl FnOnce(&mut RerankTask, &Clip) -> T)
 fn batch_in_parts_has_the_gradient_of_one_part() {
     let gradient = |parts| {
         with_task(&config(parts), |task, model| {
-            let batches = (0..parts).map(|part| task.batch(5, part).unwrap()).collect();
+            let batches = Slots::of_rank(12, parts, 0, 1)
+                .into_iter()
+                .map(|part| task.batch(5, part).unwrap())
+                .collect();
             let mut gradients = GradientSums::new(task.cpu());
             let sums = task.accumulate(model, batches, 5, None, &mut gradients).unwrap();
             assert_eq!(sums.parts, 1);
@@ -60,8 +63,9 @@ fn configured_fraction_of_pictures_is_reconstructed() {
         let mut config = config(1);
         config.data.reconstructed = share;
         with_task(&config, |task, _| {
-            let pictures =
-                |task: &RerankTask| -> Vec<f32> { task.batch(0, 0).unwrap().patches.iter().collect() };
+            let pictures = |task: &RerankTask| -> Vec<f32> {
+                task.batch(0, Slots { first: 0, len: 12 }).unwrap().patches.iter().collect()
+            };
             let plain = pictures(task);
             task.dvae = Some((Dvae::new(&config.dvae, 1, &task.compute), 32));
             let through = pictures(task);

@@ -10,7 +10,7 @@ use tessera_kernels::{AttentionPlan, Cpu, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::nn::{Compute, GradientSink, Init, LayerNorm, Role};
 use tessera_model::prior::{Activations, Block, ChainOptions, Logits, Prior, PriorConfig, Stream};
-use tessera_train::{Config, FitConfig, Loss, Sums, Task, Trainer, Training, differentiate};
+use tessera_train::{Config, FitConfig, Loss, Slots, Sums, Task, Trainer, Training, differentiate};
 
 use super::{Benchmark, count};
 
@@ -48,8 +48,9 @@ fn step<M: Module + Sync + 'static>(
     // All are leaked: the process runs only this benchmark.
     let task = Box::leak(Box::new(Fixed { gradient, model: std::marker::PhantomData }));
     let config: &'static FitConfig = Box::leak(Box::new(settings()?));
-    let (batch, scales): (&'static (dyn Fn(u64, usize) -> Result<()> + Sync), _) = (&|_, _| Ok(()), None);
-    let training = Training { task, batch, config, cpu, scales, loss_is_final_from: 0 };
+    let (batch, scales): (&'static (dyn Fn(u64, Slots) -> Result<()> + Sync), _) = (&|_, _| Ok(()), None);
+    let slots = Slots::of_rank(1, 1, 0, 1);
+    let training = Training { task, batch, slots, config, cpu, scales, loss_is_final_from: 0 };
     let mut trainer = Trainer::new(Box::leak(Box::new(training)), model, None)?;
     let run = move || trainer.step().map(drop);
     let (amount, gflop, weights) = (amount as f64, Some(gflop), Weights::Full);
