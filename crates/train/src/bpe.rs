@@ -11,7 +11,7 @@ use tessera_text::Bpe;
 
 use crate::captions::bounded_captions;
 use crate::config::Config;
-use crate::dvae::open_dataset;
+use crate::samples::index_dataset;
 
 /// Learns the vocabulary and writes it to `RUN/tokenizer.json`. Returns the tokenizer and the path
 /// of its file.
@@ -24,7 +24,7 @@ pub fn train_bpe(
     run: &Path,
     reporter: &dyn Reporter,
 ) -> Result<(Bpe, PathBuf)> {
-    let dataset = open_dataset(data, reporter)?;
+    let dataset = index_dataset(data, reporter)?;
     std::fs::create_dir_all(run).with_context(|| format!("cannot create {}", run.display()))?;
     let captions = bounded_captions(dataset.train.iter().flat_map(|sample| &sample.captions), reporter);
     let bpe = Bpe::train(captions.iter(), config.prior.text_vocab)?;

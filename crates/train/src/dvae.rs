@@ -9,10 +9,9 @@ use image::RgbImage;
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
 use tessera_base::Internal;
-use tessera_base::Reporter;
 use tessera_base::pixels::{contact_sheet, from_floats, to_floats};
 use tessera_base::{random::Purpose, random::item_rng};
-use tessera_data::{Dataset, augment, batch_indices};
+use tessera_data::{augment, batch_indices};
 use tessera_eval::{centre_crop, held_out_pictures, recon, relaxation_gap};
 use tessera_kernels::Cpu;
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
@@ -27,7 +26,7 @@ use crate::gradient::{Loss, Sums, differentiate};
 use crate::params::{ParamStore, Which};
 use crate::precision::{Rules, Scales, Scaling};
 use crate::run_dir::RunOptions;
-use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
+use crate::samples::{TrainSamples, ensure_large_enough, index_dataset, warn_about};
 use crate::slots::Slots;
 use crate::split_codes::{Halves, Usage, balance, split_codes};
 use crate::stage::{StageTask, ensure_same_architecture, train};
@@ -54,29 +53,20 @@ struct DvaeTask {
 /// Trains a dVAE on the data set at `data`. Writes `RUN/dvae.tessera.safetensors` when the run
 /// finishes or is stopped.
 pub fn train_dvae(config: &Config, data: &Path, options: &RunOptions, control: Control) -> Result<Outcome> {
-    let dataset = open_dataset(data, control.reporter)?;
+    let dataset = index_dataset(data, control.reporter)?;
     let seed = options.seed;
     let side = config.dvae.image_size as u32;
     let n_held_out = dataset.val.len();
     let held_out = if dataset.val.is_empty() { &dataset.train } else { &dataset.val };
     ensure_large_enough(held_out, side)?;
     let val = held_out_pictures(held_out, &config.dvae)?;
-    let fingerprint = dataset.fingerprint();
+    let fingerprint = dataset.fingerprint().to_string();
     let samples = TrainSamples::open(config.data.scenes.as_ref(), dataset.train, side)?;
     warn_about(samples.len(), n_held_out, &BTreeSet::new(), control.reporter);
     let compute = config.training_compute(options.device, Stage::Dvae)?;
     let task = DvaeTask { config: config.clone(), seed, train: samples, val, compute };
     let inputs = vec![("data", fingerprint), task.train.scenes()?];
     train(task, inputs, options, control)
-}
-
-/// Opens a data set, and reports the items that had to be skipped.
-pub(crate) fn open_dataset(data: &Path, reporter: &dyn Reporter) -> Result<Dataset> {
-    let dataset = Dataset::open(data)?;
-    if dataset.skipped.total() > 0 {
-        reporter.note(&format!("{}: {}", data.display(), dataset.skipped));
-    }
-    Ok(dataset)
 }
 
 impl DvaeTask {
@@ -348,7 +338,7 @@ mod tests {
         let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
         let config = Config::resolve("tiny", &sets).unwrap();
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/emoji");
-        let train = Dataset::open(&dir).unwrap().train;
+        let train = tessera_data::Dataset::open(&dir).unwrap().train;
         body(&DvaeTask {
             config,
             seed: 3,

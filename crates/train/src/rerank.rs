@@ -14,7 +14,7 @@ use tessera_base::pixels::{from_floats, to_floats};
 use tessera_base::random::{below, chance};
 use tessera_base::{random::Purpose, random::item_rng};
 use tessera_container::hash;
-use tessera_data::{Sample, augment, batch_indices, decode_text, evenly};
+use tessera_data::{ReadSample, Sample, augment, batch_indices, decode_text, evenly};
 use tessera_eval::{centre_crop, recall_at};
 use tessera_kernels::{Cpu, dot};
 use tessera_model::dvae::Dvae;
@@ -30,13 +30,12 @@ use crate::capacity::Stage;
 use crate::captions::{cut_captions, training_tokens, unread_figure};
 use crate::config::Config;
 use crate::control::Control;
-use crate::dvae::open_dataset;
 use crate::fit::{Outcome, Task, Validation};
 use crate::gradient::{Loss, Sums, differentiate};
 use crate::params::{ParamStore, Which};
 use crate::prior::LABEL_LINES;
 use crate::run_dir::{RunOptions, read_model};
-use crate::samples::{TrainSamples, ensure_large_enough, warn_about};
+use crate::samples::{TrainSamples, ensure_large_enough, index_dataset, warn_about};
 use crate::slots::Slots;
 use crate::stage::{StageTask, ensure_same_architecture, train};
 
@@ -95,13 +94,13 @@ pub fn train_rerank(
         config.rerank.cleaning == Cleaning::Tessera,
         "rerank.cleaning = \"clip\" is for published weights; training reads captions as the prior does: wanted \"tessera\""
     );
-    let mut dataset = open_dataset(data, control.reporter)?;
-    let fingerprint = dataset.fingerprint();
+    let mut dataset = index_dataset(data, control.reporter)?;
+    let fingerprint = dataset.fingerprint().to_string();
     let captions = dataset.train.iter_mut().flat_map(|sample| &mut sample.captions);
     cut_captions(captions, &bpe, config.rerank.max_caption(), control.reporter)?;
     let side = config.rerank.image_size as u32;
     ensure_large_enough(&dataset.val, side)?;
-    let val = dataset.val.iter().map(|sample| pair(sample, side));
+    let val = dataset.val.iter().map(|sample| pair(&*sample.sample()?, side));
     let val = val.collect::<Result<Vec<_>>>()?;
     let compute = config.training_compute(options.device, Stage::Rerank)?;
     let share = config.data.reconstructed;

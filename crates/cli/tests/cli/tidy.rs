@@ -70,9 +70,10 @@ const RULES: [Rule; 13] = [
 
 /// The modules of `model`, and the modules that each may use. The paper's stages do not use each
 /// other; only `sample`, `tessera` and `weights` combine them.
-const MODULES: [(&str, &[&str]); 10] = [
+const MODULES: [(&str, &[&str]); 11] = [
     ("error", &[]),
     ("nn", &[]),
+    ("device", &["nn"]),
     ("pil", &[]),
     ("dvae", &["nn"]),
     ("prior", &["nn"]),

@@ -7,14 +7,15 @@ mod report;
 mod sets;
 mod zero_shot;
 
+use std::borrow::Cow;
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use image::RgbImage;
 use tessera_base::atomic;
 use tessera_base::pixels::contact_sheet;
 use tessera_base::{Progress, Reporter};
-use tessera_data::{Dataset, Sample, counted};
+use tessera_data::{Dataset, DatasetIndex, ReadSample, Sample, Skipped, counted};
 use tessera_eval::{
     Blurs, Conditioning, DrawingReport, Figure, Recon, Subject, conditioning, curves, drawing, recon,
 };
@@ -114,22 +115,30 @@ fn as_in_the_paper(flags: &PaperSampling) -> Sampling {
 /// Opens a data set, and prints a note if files were skipped.
 fn open(data: &Path) -> Result<Dataset> {
     let dataset = Dataset::open(data)?;
-    if dataset.skipped.total() > 0 {
-        note!("{}: {}", data.display(), dataset.skipped);
-    }
+    note_skipped(data, &dataset.skipped);
     Ok(dataset)
+}
+
+fn note_skipped(data: &Path, skipped: &Skipped) {
+    if skipped.total() > 0 {
+        note!("{}: {skipped}", data.display());
+    }
 }
 
 fn held_out(args: &EvalArgs) -> Result<Vec<Sample>> {
     held_out_of(&args.data)
 }
 
+/// Reads the held-out part of a data set. The training pictures are not kept in memory.
 fn held_out_of(data: &Path) -> Result<Vec<Sample>> {
-    let dataset = open(data)?;
-    match dataset.val.is_empty() {
-        true => bail!("{} holds out no pictures; make the data set with --holdout 5", data.display()),
-        false => Ok(dataset.val),
-    }
+    let dataset = DatasetIndex::open(data)?;
+    note_skipped(data, &dataset.skipped);
+    ensure!(
+        !dataset.val.is_empty(),
+        "{} holds out no pictures; make the data set with --holdout 5",
+        data.display()
+    );
+    dataset.val.iter().map(|sample| sample.sample().map(Cow::into_owned)).collect()
 }
 
 /// Draws every held-out caption, or every training caption, and judges the drawings. With `sheet`,
