@@ -107,12 +107,6 @@ pub fn split_by_overlap(overlaps: &[Overlap], threshold: f64) -> (Vec<usize>, Ve
 mod tests {
     use super::*;
 
-    fn set(values: &[f32], dims: usize) -> Vectors {
-        let mut set = Vectors::new("", dims);
-        set.push_all(values).unwrap();
-        set
-    }
-
     /// Vectors `from..from + n` of a fixed noise sequence with 24 features.
     fn noise(n: usize, from: usize) -> Vec<f32> {
         (from * 24..(from + n) * 24).map(|i| ((i as f32 * 12.9898).sin() * 43_758.547) % 1.0).collect()
@@ -120,7 +114,7 @@ mod tests {
 
     #[test]
     fn overlaps_are_sorted_and_ties_go_to_the_first_picture() {
-        let mut search = OverlapSearch::new(&set(&[1.0, 0.0, 0.0, 1.0, -1.0, -1.0], 2)).unwrap();
+        let mut search = OverlapSearch::new(&Vectors::of(&[1.0, 0.0, 0.0, 1.0, -1.0, -1.0], 2)).unwrap();
         // The second and the third training vector differ only in length.
         search.push_all(&[1.0, 1.0, 0.0, 2.0]).unwrap();
         search.push_all(&[0.0, 3.0, 3.0, -4.0]).unwrap();
@@ -144,7 +138,7 @@ mod tests {
         training[2_400 * 24..2_401 * 24].copy_from_slice(&validation[3 * 24..4 * 24]);
         training.copy_within(0..24 * 9, 24 * 1_500);
         let found = |chunk: usize| {
-            let mut search = OverlapSearch::new(&set(&validation, 24)).unwrap();
+            let mut search = OverlapSearch::new(&Vectors::of(&validation, 24)).unwrap();
             training.chunks(chunk * 24).for_each(|chunk| search.push_all(chunk).unwrap());
             search.overlaps().unwrap()
         };
@@ -164,10 +158,10 @@ mod tests {
 
     #[test]
     fn missing_and_invalid_embeddings_are_refused() {
-        let mut search = OverlapSearch::new(&set(&[1.0, 0.0], 2)).unwrap();
+        let mut search = OverlapSearch::new(&Vectors::of(&[1.0, 0.0], 2)).unwrap();
         assert!(search.overlaps().unwrap_err().to_string().contains("no training pictures"));
         assert!(search.push_all(&[1.0; 3]).is_err() && search.push_all(&[0.0; 2]).is_err());
         assert!(search.push_all(&[f32::NAN; 2]).is_err());
-        assert!(OverlapSearch::new(&set(&[0.0; 2], 2)).is_err());
+        assert!(OverlapSearch::new(&Vectors::of(&[0.0; 2], 2)).is_err());
     }
 }

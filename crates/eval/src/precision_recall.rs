@@ -97,14 +97,8 @@ fn insert(nearest: &mut [f64; NEIGHBOUR + 1], distance: f64) {
 mod tests {
     use super::*;
 
-    fn set(values: &[f32], dims: usize) -> Vectors {
-        let mut set = Vectors::new("noise", dims);
-        set.push_all(values).unwrap();
-        set
-    }
-
     fn shares(real: &[f32], fake: &[f32]) -> (f64, f64) {
-        let [precision, recall] = precision_recall(&set(real, 1), &set(fake, 1)).unwrap();
+        let [precision, recall] = precision_recall(&Vectors::of(real, 1), &Vectors::of(fake, 1)).unwrap();
         (precision.value, recall.value)
     }
 
@@ -135,7 +129,7 @@ mod tests {
         let same = [0.1, 0.7, -0.3].repeat(5);
         let near = same.iter().map(|x| x + 1e-3).collect::<Vec<f32>>();
         let values = |a: &[f32], b: &[f32]| {
-            precision_recall(&set(a, 3), &set(b, 3)).unwrap().map(|report| report.value)
+            precision_recall(&Vectors::of(a, 3), &Vectors::of(b, 3)).unwrap().map(|report| report.value)
         };
         assert_eq!(values(&same, &same), [1.0, 1.0]);
         assert_eq!(values(&same, &near), [0.0, 0.0]);
@@ -143,9 +137,10 @@ mod tests {
 
     #[test]
     fn sets_of_fewer_than_four_vectors_are_refused() {
-        let error = precision_recall(&set(&[1.0; 3], 1), &set(&[1.0; 9], 1)).unwrap_err().to_string();
+        let error =
+            precision_recall(&Vectors::of(&[1.0; 3], 1), &Vectors::of(&[1.0; 9], 1)).unwrap_err().to_string();
         assert!(error.contains("3 and 9 feature vectors; wanted at least 4"), "{error}");
-        let reports = precision_recall(&set(&[1.0; 5], 1), &set(&[1.0; 4], 1)).unwrap();
+        let reports = precision_recall(&Vectors::of(&[1.0; 5], 1), &Vectors::of(&[1.0; 4], 1)).unwrap();
         assert_eq!(
             reports.map(|report| (report.name, report.n, report.n_real)),
             [("precision".into(), 4, Some(5)), ("recall".into(), 4, Some(5))]

@@ -157,12 +157,6 @@ fn nearest_of_own_group(queries: &[f32], keys: &[f32], dims: usize, groups: &[us
 mod tests {
     use super::*;
 
-    fn set(values: &[f32], dims: usize) -> Vectors {
-        let mut set = Vectors::new("a contrastive model", dims);
-        set.push_all(values).unwrap();
-        set
-    }
-
     /// `n` equally spaced directions on a circle, `[n, 2]`, rotated by `shift` steps.
     fn circle(n: usize, shift: f32) -> Vec<f32> {
         let angle = |i: usize| (i as f32 + shift) / n as f32 * std::f32::consts::TAU;
@@ -199,7 +193,7 @@ mod tests {
         let equal = [0.3, -0.5, 0.2].repeat(1_500);
         let recall = recall_at(&equal, &equal, 3, &[1, 10, 1_499, 1_500]).unwrap();
         assert_eq!(recall.text_of_image, [0.0, 0.0, 0.0, 1.0]);
-        let report = r_precision(&set(&equal, 3), &set(&equal, 3), None).unwrap();
+        let report = r_precision(&Vectors::of(&equal, 3), &Vectors::of(&equal, 3), None).unwrap();
         assert_eq!(report.value, 0.0);
     }
 
@@ -209,7 +203,8 @@ mod tests {
         // group.
         let images = [1.0, 0.0, 0.99, 0.1, 0.0, 1.0, 0.1, 0.99];
         let texts = [0.99, 0.1, 1.0, 0.0, 0.1, 0.99, 0.0, 1.0];
-        let first = |groups| retrieval(&set(&images, 2), &set(&texts, 2), groups).unwrap()[0].clone();
+        let first =
+            |groups| retrieval(&Vectors::of(&images, 2), &Vectors::of(&texts, 2), groups).unwrap()[0].clone();
         assert_eq!(first(None).value, 0.0);
         let grouped = first(Some(&[7, 7, 1, 1]));
         assert_eq!((grouped.value, grouped.plus_minus), (100.0, Some(0.0)));
@@ -222,7 +217,8 @@ mod tests {
         // which is in another block and therefore not affected.
         let n = 150;
         let (images, mut texts) = (circle(n, 0.0), circle(n, 0.1));
-        let precision = |texts: &[f32]| r_precision(&set(&images, 2), &set(texts, 2), None).unwrap();
+        let precision =
+            |texts: &[f32]| r_precision(&Vectors::of(&images, 2), &Vectors::of(texts, 2), None).unwrap();
         assert_eq!((precision(&texts).value, precision(&texts).n), (100.0, 150));
         texts.copy_within(40..42, 240);
         assert!((precision(&texts).value - 100.0 * 149.0 / 150.0).abs() < 1e-9);
@@ -230,7 +226,8 @@ mod tests {
         // block. Both fail.
         texts.copy_within(20..22, 120);
         assert!((precision(&texts).value - 100.0 * 147.0 / 150.0).abs() < 1e-9);
-        let error = r_precision(&set(&images[..180], 2), &set(&images[..180], 2), None).unwrap_err();
+        let error =
+            r_precision(&Vectors::of(&images[..180], 2), &Vectors::of(&images[..180], 2), None).unwrap_err();
         assert!(error.to_string().contains("90 and 90 feature vectors; wanted at least 100"), "{error}");
     }
 
@@ -243,7 +240,8 @@ mod tests {
         assert!(error(&[1.0; 3], &[1.0; 4]).contains("whole number of vectors"));
         assert!(error(&[0.0; 2], &[1.0; 2]).contains("a length of 0"));
         assert!(error(&[f32::INFINITY; 2], &[1.0; 2]).contains("not finite"));
-        let groups = retrieval(&set(&[1.0; 4], 2), &set(&[1.0; 4], 2), Some(&[1])).unwrap_err();
+        let groups =
+            retrieval(&Vectors::of(&[1.0; 4], 2), &Vectors::of(&[1.0; 4], 2), Some(&[1])).unwrap_err();
         assert!(groups.to_string().contains("1 groups for 2 pairs"));
     }
 }

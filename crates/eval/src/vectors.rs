@@ -41,6 +41,14 @@ impl Vectors {
         Ok(())
     }
 
+    /// A set of vectors that do not name their feature extractor, `[B, D]`, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(vectors: &[f32], dims: usize) -> Vectors {
+        let mut set = Vectors::new("", dims);
+        set.push_all(vectors).expect("whole vectors of finite features");
+        set
+    }
+
     /// The name of the feature extractor. It is part of every report.
     pub fn features(&self) -> &str {
         &self.features

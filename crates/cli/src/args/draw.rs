@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use super::{OnDevice, Weights, input, output, seed};
+use super::{ModelArgs, input, output, seed};
 
 /// The flags of `draw`.
 #[derive(ClapArgs)]
@@ -60,15 +60,8 @@ pub struct Draw {
     /// Enlarge each picture this many times.
     #[arg(long, default_value_t = 4)]
     pub scale: u32,
-    /// The model file [default: the embedded model]
-    #[arg(long, value_parser = input(), env = "TESSERA_MODEL")]
-    pub model: Option<PathBuf>,
-    /// How the prior's weights are kept in memory [default: int8 if the model file contains how
-    /// much this changes predictions, otherwise bf16 or f32, depending on the processor]
-    #[arg(long, value_enum)]
-    pub weights: Option<Weights>,
     #[command(flatten)]
-    pub on: OnDevice,
+    pub which: ModelArgs,
     /// Print JSON with the files, the parameters, and the score and tokens of each picture.
     #[arg(long)]
     pub json: bool,

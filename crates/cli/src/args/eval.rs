@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Arg, Args as ClapArgs, Subcommand, ValueEnum};
 
 use super::pair_metric::MeasurePair;
-use super::{OnDevice, PrecisionFlag, Sampling, Weights, input, output, seed};
+use super::{ModelArgs, OnDevice, PrecisionFlag, Sampling, input, output, seed};
 
 /// The evaluations, with their flags.
 #[derive(Subcommand)]
@@ -263,15 +263,8 @@ pub struct DrawnArgs {
     /// `coco`; all otherwise]
     #[arg(long)]
     pub captions: Option<usize>,
-    /// The model file that draws and ranks [default: the embedded model]
-    #[arg(long, value_parser = input(), env = "TESSERA_MODEL")]
-    pub model: Option<PathBuf>,
-    /// How the prior's weights are kept in memory [default: bf16 if the processor has instructions
-    /// for it, otherwise f32]
-    #[arg(long, value_enum)]
-    pub weights: Option<Weights>,
     #[command(flatten)]
-    pub on: OnDevice,
+    pub which: ModelArgs,
     /// A model file whose contrastive model judges the drawings. It must differ from the one that
     /// ranks, which would favour its own choices. Only `eval report` works without it, and then
     /// leaves the judged sections out.
@@ -302,15 +295,8 @@ pub struct DrawnArgs {
 /// The flags of `eval zero-shot`: which combinations are drawn, and how drawings are evaluated.
 #[derive(ClapArgs)]
 pub struct ZeroShot {
-    /// The model file that draws and ranks [default: the embedded model]
-    #[arg(long, value_parser = input(), env = "TESSERA_MODEL")]
-    pub model: Option<PathBuf>,
-    /// How the prior's weights are kept in memory [default: bf16 if the processor has instructions
-    /// for it, otherwise f32]
-    #[arg(long, value_enum)]
-    pub weights: Option<Weights>,
     #[command(flatten)]
-    pub on: OnDevice,
+    pub which: ModelArgs,
     /// A model file whose contrastive model judges the drawings. It must differ from the one that
     /// ranks, which would favour its own choices.
     #[arg(long, value_name = "FILE", value_parser = input())]
@@ -407,17 +393,11 @@ pub struct EvalArgs {
     /// The data set. Its held-out part is used.
     #[arg(long)]
     pub data: PathBuf,
-    /// The model file [default: the embedded model]
-    #[arg(long, value_parser = input(), env = "TESSERA_MODEL")]
-    pub model: Option<PathBuf>,
-    /// How the prior's weights are kept in memory [default: as --precision]
-    #[arg(long, value_enum, conflicts_with = "precision")]
-    pub weights: Option<Weights>,
-    /// The precision of matrix products.
-    #[arg(long, value_enum, default_value_t = PrecisionFlag::Auto)]
-    pub precision: PrecisionFlag,
     #[command(flatten)]
-    pub on: OnDevice,
+    pub which: ModelArgs,
+    /// The precision of matrix products.
+    #[arg(long, value_enum, default_value_t = PrecisionFlag::Auto, conflicts_with = "weights")]
+    pub precision: PrecisionFlag,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -248,6 +248,20 @@ pub struct OnDevice {
     pub device: DeviceChoice,
 }
 
+/// The model of a command that draws.
+#[derive(ClapArgs)]
+pub struct ModelArgs {
+    /// The model file [default: the embedded model]
+    #[arg(long, value_parser = input(), env = "TESSERA_MODEL")]
+    pub model: Option<PathBuf>,
+    /// How the prior's weights are kept in memory [default: for drawing, int8 if the model file
+    /// contains how much this changes predictions; otherwise bf16 or f32, depending on the processor]
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
+    #[command(flatten)]
+    pub on: OnDevice,
+}
+
 /// Where the captions of a folder of pictures come from, besides the files next to them.
 #[derive(ClapArgs)]
 pub struct CaptionArgs {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 use tessera_serve::Origin;
 
-use super::{OnDevice, Weights, input};
+use super::{ModelArgs, input};
 
 /// The flags of `serve`.
 #[derive(ClapArgs)]
@@ -25,15 +25,8 @@ pub struct Serve {
     /// repeated.
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<Origin>,
-    /// The model file [default: the embedded model]
-    #[arg(long, value_parser = input(), env = "TESSERA_MODEL")]
-    pub model: Option<PathBuf>,
-    /// How the prior's weights are kept in memory [default: int8 if the model file contains how
-    /// much this changes predictions, otherwise bf16 or f32, depending on the processor]
-    #[arg(long, value_enum)]
-    pub weights: Option<Weights>,
     #[command(flatten)]
-    pub on: OnDevice,
+    pub which: ModelArgs,
     /// A model file whose reranker is used instead of the model's own.
     #[arg(long, value_name = "FILE", value_parser = input(), env = "TESSERA_RERANK")]
     pub rerank: Option<PathBuf>,

@@ -31,7 +31,7 @@ use tessera_model::dvae::DvaeConfig;
 use tessera_model::nn::Compute;
 use tessera_model::weights::{EMBEDDED, ModelFile, model_bytes, model_id};
 
-use crate::args::{OnDevice, Weights};
+use crate::args::{ModelArgs, OnDevice, Weights};
 use crate::stderr::note;
 
 /// Reads the model file at `path`, or the embedded one.
@@ -103,18 +103,13 @@ fn tessera_of(file: &ModelFile, weights: Option<Weights>, compute: &Compute) -> 
     }
 }
 
-/// Loads the model at `path`, or the embedded one, for drawing. Also returns its fingerprint. Its
-/// reranker comes from the file `rerank` if there is one.
-fn tessera(
-    path: Option<&Path>,
-    rerank: Option<&Path>,
-    weights: Option<Weights>,
-    on: OnDevice,
-) -> Result<(Tessera, String)> {
-    let compute = compute(on, weights, Precision::Auto)?;
-    let (file, id) = identified_model(path)?;
-    ensure_draws(&file, path)?;
-    let mut tessera = tessera_of(&file, weights, &compute)?;
+/// Loads the model that the flags name for drawing. Also returns its fingerprint. Its reranker comes
+/// from the file `rerank` if there is one.
+fn tessera(which: &ModelArgs, rerank: Option<&Path>) -> Result<(Tessera, String)> {
+    let compute = compute(which.on, which.weights, Precision::Auto)?;
+    let (file, id) = identified_model(which.model.as_deref())?;
+    ensure_draws(&file, which.model.as_deref())?;
+    let mut tessera = tessera_of(&file, which.weights, &compute)?;
     if let Some(path) = rerank {
         let reranker = model_file(Some(path))?.reranker(&compute);
         tessera.reranker = Some(reranker.with_context(|| path.display().to_string())?);

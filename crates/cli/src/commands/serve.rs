@@ -22,14 +22,14 @@ pub fn run(args: &Serve) -> Result<()> {
         let _ = stop.send(());
     })?;
     let keys = args.api_key_file.as_deref().map(Keys::read).transpose()?;
-    let (tessera, id) = tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights, args.on)?;
+    let (tessera, id) = tessera(&args.which, args.rerank.as_deref())?;
     warn_without_guidance(&tessera);
     let options = Options {
         keys,
         rows: args.rows,
         public_url: args.public_url.clone(),
         origins: args.cors_origin.clone(),
-        ..Options::new(tessera, about(args.model.as_deref(), id))
+        ..Options::new(tessera, about(args.which.model.as_deref(), id))
     };
     let open = options.keys.is_none();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -78,7 +78,7 @@ pub fn run(args: &Draw) -> Result<()> {
     check_outputs(args, 1)?;
     let mut prompts = prompts(args)?;
     let seed = args.seed.unwrap_or_else(random_seed);
-    let (tessera, model_id) = tessera(args.model.as_deref(), args.rerank.as_deref(), args.weights, args.on)?;
+    let (tessera, model_id) = tessera(&args.which, args.rerank.as_deref())?;
     let picture = prompt::read(&args.picture, &tessera, &model_id)?;
     if prompts.is_empty() {
         prompts.push(picture.as_ref().and_then(|picture| picture.drawn_from.clone()).unwrap_or_default());
@@ -110,7 +110,7 @@ pub fn run(args: &Draw) -> Result<()> {
     if let Some(line) = tessera.words.as_ref().and_then(|known| unknown_line(&prompts, known)) {
         note!("{line}");
     }
-    let model = Model { name: &model_name(args.model.as_deref()), id: &model_id };
+    let model = Model { name: &model_name(args.which.model.as_deref()), id: &model_id };
     let mut parameters =
         parameters(&request, [prompts, read], count.shown, model, picture.as_ref(), args.picture.variations);
     parameters.reranker = args.rerank.as_deref().map(|path| model_name(Some(path)));

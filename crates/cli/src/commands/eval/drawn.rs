@@ -63,7 +63,7 @@ fn by_protocol(
     match args.protocol {
         None => published(described, args, sampling, None),
         Some(args::Protocol::DmGan) => {
-            let networks = dm_gan(&args.inception, args.on)?;
+            let networks = dm_gan(&args.inception, args.which.on)?;
             check(&networks)?;
             published(described, args, sampling, Some(Protocol::DmGan(&networks)))
         }
@@ -113,11 +113,10 @@ pub struct Models {
 impl Models {
     /// Loads both models, and checks that the judge is not the model that ranks.
     pub fn open(args: &DrawnArgs) -> Result<Models> {
-        let path = args.model.as_deref();
-        let tessera =
-            measured_tessera((&model_file(path)?, path), args.weights, PrecisionFlag::Auto, args.on)?;
-        let judge = args.judge.as_ref().map(|path| judge(path, &tessera, args.on)).transpose()?;
-        let name = args.model.as_ref().map_or("embedded".into(), |path| path.display().to_string());
+        let path = args.which.model.as_deref();
+        let tessera = measured_tessera(&model_file(path)?, &args.which, PrecisionFlag::Auto)?;
+        let judge = args.judge.as_ref().map(|path| judge(path, &tessera, args.which.on)).transpose()?;
+        let name = args.which.model.as_ref().map_or("embedded".into(), |path| path.display().to_string());
         Ok(Models { tessera, name, judge })
     }
 
@@ -168,7 +167,7 @@ impl Models {
         classes: &[&str],
         measure: impl FnOnce(&dyn FeatureExtractor) -> Result<T>,
     ) -> Result<T> {
-        match inception(&args.inception, args.resize, args.on)? {
+        match inception(&args.inception, args.resize, args.which.on)? {
             Some(network) => measure(&network),
             None => measure(&Embedding::new(self.needed_judge()?, classes)?),
         }

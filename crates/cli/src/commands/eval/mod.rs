@@ -27,7 +27,7 @@ use tessera_model::{Request, Sampling, Tessera};
 use super::draw::{checked_sampling, enlarge};
 use super::output::{Content, Outputs, write_picture};
 use super::{compute, dvae_config, ensure_draws, model_file, say, tessera_of};
-use crate::args::{self, Eval, EvalArgs, OnDevice, PaperSampling, PrecisionFlag, Weights};
+use crate::args::{self, Eval, EvalArgs, ModelArgs, PaperSampling, PrecisionFlag, Weights};
 use crate::reporter::Terminal;
 use crate::stderr::note;
 
@@ -36,18 +36,14 @@ const SHEET_ROWS: usize = 20;
 /// The factor by which pictures on a sheet are enlarged.
 const SHEET_SCALE: u32 = 2;
 
-/// Builds the model of `file`, which was read from `path` or is the embedded model, for evaluation.
-/// Unlike for drawing, 8-bit weights are never the default.
-fn measured_tessera(
-    (file, path): (&ModelFile, Option<&Path>),
-    weights: Option<Weights>,
-    precision: PrecisionFlag,
-    on: OnDevice,
-) -> Result<Tessera> {
-    ensure_draws(file, path)?;
-    let compute = compute(on, weights, precision)?;
+/// Builds the model of `file`, which the flags name, for evaluation. Unlike for drawing, 8-bit weights
+/// are never the default.
+fn measured_tessera(file: &ModelFile, which: &ModelArgs, precision: PrecisionFlag) -> Result<Tessera> {
+    let ModelArgs { model, weights, on } = which;
+    ensure_draws(file, model.as_deref())?;
+    let compute = compute(*on, *weights, precision)?;
     match weights {
-        Some(Weights::Int8) => tessera_of(file, weights, &compute),
+        Some(Weights::Int8) => tessera_of(file, *weights, &compute),
         Some(Weights::F32 | Weights::Bf16) | None => Tessera::with_weights(file, compute, Kept::Full),
     }
 }
@@ -56,17 +52,16 @@ fn measured_tessera(
 pub fn run(eval: Eval) -> Result<()> {
     match eval {
         Eval::Recon(args) => {
-            let file = model_file(args.model.as_deref())?;
-            let config = dvae_config(&file, args.model.as_deref())?;
-            let dvae = file.dvae(compute(args.on, args.weights, args.precision)?)?;
+            let file = model_file(args.which.model.as_deref())?;
+            let config = dvae_config(&file, args.which.model.as_deref())?;
+            let dvae = file.dvae(compute(args.which.on, args.which.weights, args.precision)?)?;
             let pictures = held_out_pictures(&held_out(&args)?, config)?;
             report(&args, &recon(&dvae, config, &pictures), recon_table)
         }
         Eval::Conditioning(args) => {
-            let file = model_file(args.model.as_deref())?;
-            let config = dvae_config(&file, args.model.as_deref())?;
-            let tessera =
-                measured_tessera((&file, args.model.as_deref()), args.weights, args.precision, args.on)?;
+            let file = model_file(args.which.model.as_deref())?;
+            let config = dvae_config(&file, args.which.model.as_deref())?;
+            let tessera = measured_tessera(&file, &args.which, args.precision)?;
             let items = held_out_codes(&held_out(&args)?, &tessera.dvae, config, &tessera.bpe)?;
             let found = conditioning(&tessera.prior, Some(&tessera.sampler), &items)?;
             report(&args, &found, conditioning_table)
@@ -151,9 +146,9 @@ fn judge(
     sampling: &args::Sampling,
     (sheet, trained): (Option<&Path>, bool),
 ) -> Result<DrawingReport> {
-    let file = model_file(args.model.as_deref())?;
-    let side = dvae_config(&file, args.model.as_deref())?.image_size;
-    let tessera = measured_tessera((&file, args.model.as_deref()), args.weights, args.precision, args.on)?;
+    let file = model_file(args.which.model.as_deref())?;
+    let side = dvae_config(&file, args.which.model.as_deref())?.image_size;
+    let tessera = measured_tessera(&file, &args.which, args.precision)?;
     let sampling = checked_sampling(sampling, &tessera)?;
     let samples = if trained { open(&args.data)?.train } else { held_out(args)? };
     let subjects: Vec<Subject> = held_out_subjects(&samples, side as u32, &tessera.bpe)?;

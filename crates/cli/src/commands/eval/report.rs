@@ -40,9 +40,9 @@ pub fn run(HeldOutDrawn { data, common: args, sampling }: &HeldOutDrawn, out: &P
     let dataset = open(data)?;
     let captions = held_out_captions(&dataset, args.captions)?;
     let models = Models::open(args)?;
-    let file = model_file(args.model.as_deref())?;
-    let config = dvae_config(&file, args.model.as_deref())?;
-    let name = args.model.as_ref().and_then(|path| path.file_name());
+    let file = model_file(args.which.model.as_deref())?;
+    let config = dvae_config(&file, args.which.model.as_deref())?;
+    let name = args.which.model.as_ref().and_then(|path| path.file_name());
     let name = name.map_or("the embedded model".into(), |name| name.to_string_lossy());
     let mut page = Page::new(&format!("Evaluation of {name}"));
 

@@ -47,9 +47,9 @@ pub fn run(args: &ZeroShot) -> Result<()> {
     let outputs = Outputs::check(&files, args.json)?;
     let kinds = args.kinds.iter().map(|name| CombinationKind::parse(name.trim())).collect::<Result<Vec<_>>>();
     let kinds = kinds.context("--kinds")?;
-    let path = args.model.as_deref();
-    let tessera = measured_tessera((&model_file(path)?, path), args.weights, PrecisionFlag::Auto, args.on)?;
-    let judge = judge(&args.judge, &tessera, args.on)?;
+    let path = args.which.model.as_deref();
+    let tessera = measured_tessera(&model_file(path)?, &args.which, PrecisionFlag::Auto)?;
+    let judge = judge(&args.judge, &tessera, args.which.on)?;
     let scenes = scenes(args, scene_size(tessera.image_size)?)?;
     let sampling = as_in_the_paper(&args.sampling);
     tessera.guidance(Some(sampling.guidance))?;
@@ -66,7 +66,7 @@ pub fn run(args: &ZeroShot) -> Result<()> {
         write_picture(path, &sheet(&cases)?, None)?;
     }
     let measured = Measured {
-        model: model_name(args.model.as_deref()),
+        model: model_name(path),
         ranker: tessera.reranker.as_ref().map(|ranker| ranker.fingerprint()),
         judge: format!("{} ({})", model_name(Some(&args.judge)), judge.fingerprint()),
         candidates: args.candidates,
