@@ -91,7 +91,13 @@ fn add_to_row(noise: GumbelNoise, row: &mut [f32]) {
         let high = std::array::from_fn(|lane| (counter(lane) >> 32) as u32);
         let words = philox([low, high, [step_low; LANES], [step_high; LANES]], halves(noise.seed));
         for (values, word) in values.chunks_mut(LANES).zip(words) {
-            values.iter_mut().zip(word).for_each(|(value, bits)| *value += gumbel(bits));
+            // With a constant number of lanes the compiler makes vector code.
+            let mut noise = [0.0; LANES];
+            noise.iter_mut().zip(word).for_each(|(noise, bits)| *noise = gumbel(bits));
+            match <&mut [f32; LANES]>::try_from(&mut *values) {
+                Ok(values) => values.iter_mut().zip(noise).for_each(|(value, noise)| *value += noise),
+                Err(_) => values.iter_mut().zip(noise).for_each(|(value, noise)| *value += noise),
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::strip::{Frame, JOBS, Pictures, STRIP_BYTES, Strip};
-use crate::cpu::{Body, Cpu};
+use crate::cpu::{Body, Cpu, vectorized};
 use crate::gemm::{FloatSlice, LANES, Micro, Segment, Sink, Strides, Unit, panel_across, with_micro};
 use crate::scratch::Scratch;
 
@@ -75,20 +75,25 @@ fn run<S: Micro<Unit: Unit>>(
     let sums: Vec<Vec<f32>> = (0..cut.len()).into_par_iter().map(job).collect();
     let mut weight = vec![0.0; n_out * n_in * k * k];
     weight.par_chunks_exact_mut((n_in * k * k).max(1)).enumerate().for_each(|(channel, filter)| {
+        let mut total = vec![0.0; k * columns];
         for (part, row) in cut.sums_of(channel, &sums) {
             let rows = part.len() / (k * columns);
-            for tap in 0..k * k {
-                let first = (tap / k * rows + row) * columns + tap % k * frame.channels;
-                let sums = &part[first..first + n_in];
-                filter[tap..]
-                    .iter_mut()
-                    .step_by(k * k)
-                    .zip(sums)
-                    .for_each(|(weight, sum)| *weight += gain * sum);
+            for (ky, total) in total.chunks_exact_mut(columns).enumerate() {
+                add(cpu.supported(), total, &part[(ky * rows + row) * columns..][..columns]);
             }
+        }
+        for tap in 0..k * k {
+            let sums = &total[tap / k * columns + tap % k * frame.channels..][..n_in];
+            filter[tap..].iter_mut().step_by(k * k).zip(sums).for_each(|(weight, sum)| *weight = gain * sum);
         }
     });
     weight
+}
+
+vectorized! {
+    fn add(total: &mut [f32], sums: &[f32]) {
+        total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+    }
 }
 
 /// How the work is divided: into parts of the strips, each with its own sums, and blocks of output

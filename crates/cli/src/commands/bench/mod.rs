@@ -7,7 +7,7 @@ mod kernels;
 mod training;
 
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::current_num_threads;
@@ -69,6 +69,10 @@ const BENCHMARKS: [Entry; 26] = [
     ("released-decoder", drawing::released_decoder),
     ("draw-9", drawing::draw_9),
 ];
+
+/// How long a benchmark runs at least before it is timed. The first runs allocate memory, and a
+/// processor takes some time to reach its clock.
+const WARM_UP: Duration = Duration::from_millis(200);
 
 /// The prefixes of benchmarks that run only if they are named, because they take up to minutes, or
 /// 20 GiB.
@@ -162,7 +166,11 @@ fn each<'a>(benchmarks: impl Iterator<Item = &'a str>, args: &Bench) -> Result<(
 
 fn time(name: &str, setup: Setup, args: &Bench, compute: &Compute) -> Result<()> {
     let mut benchmark = setup(compute)?;
-    (benchmark.run)()?; // a warm-up, which allocates memory
+    let start = Instant::now();
+    (benchmark.run)()?;
+    while start.elapsed() < WARM_UP {
+        (benchmark.run)()?;
+    }
     let mut seconds = Vec::new();
     for _ in 0..args.rounds {
         let start = Instant::now();
