@@ -39,7 +39,12 @@ fn main() -> ExitCode {
         mi_option_set(PURGE_DELAY, -1);
     }
     std::panic::set_hook(Box::new(|fault| {
-        stderr::error(format_args!("internal error, please report it: {fault}"));
+        let what = if tessera_model::device::is_gpu_open() {
+            "the GPU failed, or internal error"
+        } else {
+            "internal error"
+        };
+        stderr::error(format_args!("{what}, please report it: {fault}"));
     }));
     let args = parse();
     stderr::set_quiet(args.quiet);

@@ -89,7 +89,8 @@ impl CodeSet {
     /// Reads the `grid * grid` tokens of one copy of one picture, in raster order.
     ///
     /// # Errors
-    /// If the item or copy does not exist, or the file has changed since it was opened.
+    /// If the item or copy does not exist, or the file has become shorter or has other than valid codes
+    /// since it was opened.
     pub fn tokens(&self, item: usize, copy: usize) -> Result<Vec<u16>> {
         self.read(item, copy, 0..self.grid * self.grid)
     }

@@ -6,6 +6,7 @@
 use std::fmt::{Display, Formatter};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::nn::Compute;
 use anyhow::{Context, Result, ensure};
@@ -32,7 +33,11 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device> {
         match self {
             DeviceChoice::Cpu => Ok(Device::flex()),
-            DeviceChoice::Gpu(index) => gpu::open(index),
+            DeviceChoice::Gpu(index) => {
+                let device = gpu::open(index)?;
+                GPU_OPEN.store(true, Ordering::Relaxed);
+                Ok(device)
+            }
         }
     }
 
@@ -67,6 +72,13 @@ impl DeviceChoice {
     pub fn memory_bytes(self) -> Result<Option<u64>> {
         Ok(match self {
             DeviceChoice::Cpu => None,
+            // Only graphics APIs list adapters.
+            DeviceChoice::Gpu(_)
+                if cfg!(feature = "cuda")
+                    && !cfg!(any(feature = "vulkan", feature = "metal", feature = "webgpu")) =>
+            {
+                None
+            }
             DeviceChoice::Gpu(index) => {
                 let adapters = adapters().with_context(|| format!("--device {self}"))?;
                 adapters.get(index).and_then(|adapter| adapter.memory_bytes)
@@ -103,7 +115,8 @@ impl DeviceChoice {
         };
         ensure!(
             wanted == FloatDType::F32 || has(wanted),
-            "{self} does not compute with {wanted:?}, which the config or a flag demands; use auto or f32"
+            "{self} does not compute with {}; use f32, or leave the choice to the program",
+            format!("{wanted:?}").to_lowercase()
         );
         Ok(Compute { device, cpu: cpu.with_elsewhere(wanted) })
     }
@@ -147,6 +160,13 @@ pub struct Adapter {
     /// Its memory in bytes; `None` if the driver does not report it.
     pub memory_bytes: Option<u64>,
 }
+
+/// Whether this process has opened a GPU. Tensor libraries panic if one fails.
+pub fn is_gpu_open() -> bool {
+    GPU_OPEN.load(Ordering::Relaxed)
+}
+
+static GPU_OPEN: AtomicBool = AtomicBool::new(false);
 
 /// Returns the adapters of this machine, in the order of `--device gpu:N`.
 ///
@@ -257,10 +277,14 @@ mod gpu {
         let choice = DeviceChoice::Gpu(index);
         let mut adapters = found()?;
         ensure!(
+            !adapters.is_empty(),
+            "--device {choice}: the graphics driver offers no adapter; install the driver of your card \
+             (Debian: libvulkan1 and, without a card, mesa-vulkan-drivers), or leave --device out to use the processor"
+        );
+        ensure!(
             index < adapters.len(),
-            "--device {choice}: the graphics driver offers {} adapters; install the driver of your card \
-             (Debian: libvulkan1 and, without a card, mesa-vulkan-drivers), or leave --device out to use the processor",
-            adapters.len()
+            "--device {choice}: wanted gpu:0 to gpu:{}, which `tessera inspect --devices` lists",
+            adapters.len() - 1
         );
         let (adapter, kind) = adapters.swap_remove(index);
         let options = Device::wgpu_options().device_kind(kind).graphics_api(api().0);

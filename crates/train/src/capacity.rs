@@ -102,6 +102,18 @@ impl Need {
         }
     }
 
+    /// Returns the part that `device` must hold. A GPU may keep activations in 16 bits, and moments in
+    /// 16 bits are in host memory.
+    pub fn on(self, device: DeviceChoice, moments: Moments) -> Need {
+        match (device, moments) {
+            (DeviceChoice::Cpu, _) => self,
+            (DeviceChoice::Gpu(_), Moments::Full) => Need { activations: 0.5 * self.activations, ..self },
+            (DeviceChoice::Gpu(_), Moments::Small) => {
+                Need { activations: 0.5 * self.activations, moments: 0.0, ..self }
+            }
+        }
+    }
+
     /// Returns the sum of all parts.
     pub fn total(&self) -> f64 {
         self.weights + self.average + self.moments + self.gradients + self.activations
@@ -202,6 +214,15 @@ mod tests {
         assert!((with(&["train_prior.micro_batches=1024"]) * 1024.0 / default - 1.0).abs() < 1e-12);
         let kept = with(&["chain.activations='keep'"]);
         assert!((kept / default - (128.0 + 64.0 * 16.0) / 144.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn gpu_needs_less_than_the_host() {
+        let need = need("paper", Stage::Prior);
+        let on = |moments| need.on(DeviceChoice::Gpu(0), moments);
+        assert_eq!((on(Moments::Small).moments, on(Moments::Full).moments), (0.0, need.moments));
+        assert_eq!(on(Moments::Full).activations, 0.5 * need.activations);
+        assert_eq!(need.on(DeviceChoice::Cpu, Moments::Small), need);
     }
 
     #[test]

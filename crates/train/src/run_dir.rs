@@ -18,6 +18,7 @@ use tessera_base::Reporter;
 use tessera_base::atomic;
 use tessera_container::{Newer, Origin};
 use tessera_data::picture::encode_png;
+use tessera_kernels::Cpu;
 use tessera_model::DeviceChoice;
 use tessera_model::weights::{ModelFile, model_bytes};
 use toml::{Table, Value};
@@ -117,14 +118,18 @@ impl RunDir {
         stage: Stage,
         inputs: &[Input],
         config: &Config,
+        cpu: Cpu,
         reporter: &dyn Reporter,
     ) -> Result<RunDir> {
         let text = same_run::text(stage, options.seed, inputs, config)?;
         let run = RunDir::open(options.dir, stage, &text, options.resume, reporter)?;
-        let (cpu, threads) = (config.cpu()?, current_num_threads());
+        let threads = current_num_threads();
         let computing = match options.device {
             DeviceChoice::Cpu => "computing with".to_string(),
-            device => format!("computing on {device}; host:"),
+            device => {
+                let dtype = format!("{:?}", cpu.elsewhere()).to_lowercase();
+                format!("computing on {device} with {dtype}, whatever computed before; host:")
+            }
         };
         reporter.note(&format!("{}\n{computing} {cpu}, {threads} threads", run.text));
         Ok(run)

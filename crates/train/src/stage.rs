@@ -76,11 +76,11 @@ pub(crate) fn train<T: StageTask>(
         None => task.config().clone(),
     };
     let task = task.with_config(paced);
-    let run = RunDir::start(options, T::STAGE, &inputs, task.config(), control.reporter)?;
+    let run = RunDir::start(options, T::STAGE, &inputs, task.config(), task.cpu(), control.reporter)?;
     let batch = |step, slots| task.batch(step, slots);
     let fitted = options.device.run(|| fit(&training(&task, &batch, &model), model, &run, control));
     let (model, outcome) = fitted.map_err(|error| match error.is::<DeviceFailed>() {
-        true => error.context("the last checkpoint is kept; continue from it with --resume"),
+        true => error.context("checkpoints are kept; continue from the last one with --resume"),
         false => error,
     })?;
     run.write_model(&ModelFile { origin: Some(run.origin()?), ..task.file(&model) })?;

@@ -19,8 +19,9 @@ pub struct PlanArgs {
     #[arg(long, required_unless_present = "measured")]
     pub gpu_mem: Option<String>,
     /// A file with the output of `tessera bench paper-layers --device gpu --json`. It contains the
-    /// memory of that GPU, its peak speed, and the fraction that training reaches.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["gpu_mem", "peak_tflops", "mfu"], value_parser = input())]
+    /// memory of that GPU, if its driver reports it, its peak speed, and the fraction that training
+    /// reaches.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["peak_tflops", "mfu"], value_parser = input())]
     pub measured: Option<PathBuf>,
     /// The number of GPUs per machine. Parameters are sharded across them.
     #[arg(long, default_value_t = 8)]

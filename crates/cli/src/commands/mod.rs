@@ -97,7 +97,12 @@ fn compute(on: OnDevice, weights: Option<Weights>, absent: impl Into<Precision>)
 fn tessera_of(file: &ModelFile, weights: Option<Weights>, compute: &Compute) -> Result<Tessera> {
     match weights {
         Some(Weights::F32 | Weights::Bf16) => Tessera::with_weights(file, compute, Kept::Full),
-        Some(Weights::Int8) => Tessera::with_weights(file, compute, Kept::Int8).context("--weights int8"),
+        Some(Weights::Int8) => {
+            if !compute.is_on_cpu() {
+                note!("--weights int8: a GPU rounds the weights to 8 bits, but keeps them in 16 or 32");
+            }
+            Tessera::with_weights(file, compute, Kept::Int8).context("--weights int8")
+        }
         None if compute.is_on_cpu() => Tessera::new(file, compute),
         None => Tessera::with_weights(file, compute, Kept::Full),
     }

@@ -51,19 +51,27 @@ fn measured(path: &Path, args: &PlanArgs) -> Result<Cluster> {
     let text = read_text(path)?;
     let value: Value = serde_json::from_str(&text)
         .context("wanted one line of JSON, the output of `tessera bench paper-layers --device gpu --json`")?;
+    let benchmark = &value["benchmark"];
+    ensure!(
+        benchmark == "paper-layers",
+        "it holds the benchmark {benchmark}; wanted the output of `tessera bench paper-layers --device gpu --json`"
+    );
     let number = |key: &str| {
         let number = value[key].as_f64().filter(|number| *number > 0.0);
-        number.with_context(|| {
-            format!("no {key}; wanted the output of `tessera bench paper-layers --device gpu --json`")
-        })
+        number.with_context(|| format!("{key} is {}; wanted a number above 0", value[key]))
     };
-    let peak = number("peak_gflops")?;
+    let (reached, peak) = (number("gflops")?, number("peak_gflops")?);
+    ensure!(reached <= peak, "gflops is {reached}, more than peak_gflops, which is {peak}; measure again");
+    let memory = match &args.gpu_mem {
+        Some(text) => bytes(text)?,
+        None => number("device_bytes").context("the driver did not report its memory; add --gpu-mem")?,
+    };
     Ok(Cluster {
         gpus: args.gpus,
         per_machine: args.gpus_per_machine,
-        memory_bytes: number("device_bytes")?,
+        memory_bytes: memory,
         peak_flops: peak * 1e9,
-        mfu: (number("gflops")? / peak).min(1.0),
+        mfu: reached / peak,
     })
 }
 

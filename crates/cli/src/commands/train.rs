@@ -104,7 +104,8 @@ fn fitting(common: &Common, stage: Stage) -> Result<Config> {
         gpu => gpu.memory_bytes()?.map(|bytes| bytes as f64),
     };
     if let Some(present) = present {
-        Need::new(&config, stage).ensure_fits(stage, device, present)?;
+        let need = Need::new(&config, stage).on(device, config.fit(stage).moments);
+        need.ensure_fits(stage, device, present)?;
     }
     Ok(config)
 }

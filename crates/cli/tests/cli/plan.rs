@@ -50,14 +50,26 @@ fn plan_reads_what_bench_measured() {
         std::fs::write(dir.path().join("gpu.json"), line).unwrap();
         ["plan", "--config", "paper", "--gpus", "1024", "--measured", "gpu.json", "--json"]
     };
-    let measured = plan(r#"{"gflops":300000,"peak_gflops":600000,"device_bytes":80000000000}"#);
+    let line = |benchmark: &str, gflops: u64, bytes: &str| {
+        format!(
+            r#"{{"benchmark":"{benchmark}","gflops":{gflops},"peak_gflops":600000,"device_bytes":{bytes}}}"#
+        )
+    };
+    let measured = plan(&line("paper-layers", 300_000, "80000000000"));
     let found: Value = serde_json::from_str(&succeed(dir.path(), &measured).stdout).unwrap();
     let cluster = &found["cluster"];
     assert_eq!(cluster["memory_bytes"], 8e10);
     assert_eq!((cluster["peak_flops"].as_f64(), cluster["mfu"].as_f64()), (Some(6e14), Some(0.5)));
-    assert!(
-        mistake(dir.path(), &plan("{}")).contains("--measured gpu.json: no peak_gflops; wanted the output")
-    );
+    for (line, error) in [
+        ("{}".to_string(), "it holds the benchmark null; wanted the output"),
+        (line("gemm", 1, "1"), "it holds the benchmark \"gemm\""),
+        (line("paper-layers", 900_000, "1"), "more than peak_gflops"),
+        (line("paper-layers", 1, "null"), "add --gpu-mem"),
+    ] {
+        assert!(mistake(dir.path(), &plan(&line)).contains(error), "{line}");
+    }
+    let args = [&plan(&line("paper-layers", 300_000, "null"))[..], &["--gpu-mem", "16GiB"]].concat();
+    succeed(dir.path(), &args);
     assert!(mistake(dir.path(), &plan("x")).contains("wanted one line of JSON"));
 }
 

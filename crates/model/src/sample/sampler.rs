@@ -14,7 +14,7 @@
 use anyhow::{Result, ensure};
 use burn::module::Param;
 use burn::tensor::{Device, FloatDType, Tensor};
-use tessera_base::Internal;
+use tessera_base::{DeviceFailed, Internal};
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::{KvCache, Weights};
 
@@ -190,7 +190,8 @@ impl Sampler {
                 rayon::scope(|_| packed.step(text, pictures, work, next))?;
             }
             (Engine::Tensors(tensors), Caches::Tensors(text), Caches::Tensors(pictures)) => {
-                work.logits = floats(tensors.step(text, pictures, next))?;
+                let logits = floats(tensors.step(text, pictures, next));
+                work.logits = logits.map_err(|error| DeviceFailed(error.to_string()))?;
                 debug_assert_eq!(work.logits.len(), next.len() * config.image_vocab);
             }
             _ => panic!("{OTHER_DEVICE}"),
