@@ -9,7 +9,7 @@
 # It needs no network and no Rust, only the program, which it looks for in TESSERA, beside the
 # repository in target/release, or on the PATH, and a driver (docs/devices.md). If Python can import
 # PyTorch with CUDA, it also measures PyTorch at the same work (benches/peers).
-set -euo pipefail
+set -Eeuo pipefail
 
 [ $# -ge 1 ] || { echo "gpu_check: wanted a folder for the results: runs/gpu_check.sh OUT [gpu:N]" >&2; exit 2; }
 repo=$(cd "$(dirname "$0")/.." && pwd)
