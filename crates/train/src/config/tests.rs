@@ -1,5 +1,7 @@
 //! Tests of configs: presets, changes, and their errors.
 
+use tessera_model::DeviceChoice;
+
 use super::*;
 
 fn error(set: &str) -> String {
@@ -58,4 +60,12 @@ fn invalid_values_are_refused() {
     assert!(error("train_prior.storage='f16'").contains("wanted cpu.precision"));
     assert!(error("train_prior.steps=0").contains("wanted at least 1"));
     assert!(error("dvae.vocab=32").contains("--set prior.image_vocab=32"));
+}
+
+#[test]
+fn f16_on_a_gpu_needs_gradient_scales() {
+    let config = Config::resolve("tiny", &["device.dtype='f16'".to_string()]).unwrap();
+    let error = config.training_compute(DeviceChoice::Gpu(0), Stage::Prior).unwrap_err().to_string();
+    assert!(error.contains("needs gradient scales") && error.ends_with("for the prior"), "{error}");
+    assert!(config.training_compute(DeviceChoice::Cpu, Stage::Prior).is_ok());
 }
