@@ -39,12 +39,11 @@ fn main() -> ExitCode {
         mi_option_set(PURGE_DELAY, -1);
     }
     std::panic::set_hook(Box::new(|fault| {
-        let what = if tessera_model::device::is_gpu_open() {
-            "the GPU failed, or internal error"
-        } else {
-            "internal error"
+        let what = match tessera_model::device::is_gpu_open() {
+            true => "a GPU failed, or this is an internal error; please report it",
+            false => "internal error, please report it",
         };
-        stderr::error(format_args!("{what}, please report it: {fault}"));
+        stderr::error(format_args!("{what}: {fault}"));
     }));
     let args = parse();
     stderr::set_quiet(args.quiet);

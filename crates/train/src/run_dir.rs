@@ -128,7 +128,7 @@ impl RunDir {
             DeviceChoice::Cpu => "computing with".to_string(),
             device => {
                 let dtype = format!("{:?}", cpu.elsewhere()).to_lowercase();
-                format!("computing on {device} with {dtype}, whatever computed before; host:")
+                format!("computing on {device} in {dtype} (a run may change its device); host:")
             }
         };
         reporter.note(&format!("{}\n{computing} {cpu}, {threads} threads", run.text));

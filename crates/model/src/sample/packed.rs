@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tessera_kernels::Cpu;
 use tessera_kernels::decode::{
     Epilogue, KvCache, PackedLinear, Sequence, Visible, Weights, attend, normalise,
@@ -104,15 +104,9 @@ impl Packed {
     }
 
     /// Computes the logits of the next tokens into `work.logits`, `[rows, image_vocab]`.
-    pub(super) fn step(
-        &self,
-        text: &[KvCache],
-        pictures: &mut [KvCache],
-        work: &mut Work,
-        next: &[Next],
-    ) -> Result<()> {
+    pub(super) fn step(&self, text: &[KvCache], pictures: &mut [KvCache], work: &mut Work, next: &[Next]) {
         let config = &self.config;
-        let mut x = self.embed(next)?;
+        let mut x = self.embed(next);
         work.fit(next.len(), config);
         let visible = Visible::new(0..config.text_len);
         for ((layer, text), pictures) in self.layers.iter().zip(text).zip(pictures) {
@@ -120,21 +114,20 @@ impl Packed {
         }
         self.norm.apply(self.cpu, &x, &mut work.normed);
         self.head.apply(&work.normed, Epilogue::Set, &mut work.logits);
-        Ok(())
     }
 
     /// The inputs, `[rows, D]`: the embedding of the previous token, or of the start token, plus
     /// that of the position.
-    fn embed(&self, next: &[Next]) -> Result<Vec<f32>> {
+    fn embed(&self, next: &[Next]) -> Vec<f32> {
         let d = self.config.d_model;
         let mut x = Vec::with_capacity(next.len() * d);
         for next in next {
             let token = next.input(&self.config);
-            let row = self.image.get(token * d..(token + 1) * d).context("checked by the caller")?;
+            let row = &self.image[token * d..(token + 1) * d];
             let position = &self.positions[next.at * d..(next.at + 1) * d];
             x.extend(row.iter().zip(position).map(|(token, position)| token + position));
         }
-        Ok(x)
+        x
     }
 }
 

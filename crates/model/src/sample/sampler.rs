@@ -187,7 +187,7 @@ impl Sampler {
         match (&self.engine, &read.0, caches) {
             (Engine::Packed(packed), Caches::Packed(text), Caches::Packed(pictures)) => {
                 // Starting parallel work has less overhead on a thread of the pool than outside of it.
-                rayon::scope(|_| packed.step(text, pictures, work, next))?;
+                rayon::scope(|_| packed.step(text, pictures, work, next));
             }
             (Engine::Tensors(tensors), Caches::Tensors(text), Caches::Tensors(pictures)) => {
                 let logits = floats(tensors.step(text, pictures, next));

@@ -64,7 +64,8 @@ impl Tensors {
         Tensors { prior: prior.clone(), positions, lanes, device }
     }
 
-    fn lanes(&self, pattern: Pattern) -> usize {
+    /// The index of a pattern in `lanes`.
+    fn index_of(&self, pattern: Pattern) -> usize {
         let found = self.lanes.iter().position(|lanes| lanes.pattern == pattern);
         found.expect("`new` collects the patterns of all layers")
     }
@@ -78,7 +79,7 @@ impl Tensors {
     /// Empty caches, one per layer, for `n` pictures in progress.
     pub(super) fn picture_caches(&self, n: usize) -> Vec<TensorCache> {
         let cache = |block: &Block| {
-            let lanes = &self.lanes[self.lanes(block.pattern)];
+            let lanes = &self.lanes[self.index_of(block.pattern)];
             self.cache(n * lanes.n, lanes.rows)
         };
         self.prior.blocks.iter().map(cache).collect()
@@ -123,7 +124,7 @@ impl Tensors {
         let embedded = self.prior.embed.image.val().select(0, tokens);
         let mut x = embedded + self.positions.clone().select(0, at);
         for ((block, text), cache) in self.prior.blocks.iter().zip(text).zip(pictures) {
-            let places = &places[self.lanes(block.pattern)];
+            let places = &places[self.index_of(block.pattern)];
             let qkv = block.qkv.activated(block.attn_norm.forward(x.clone()), Activation::None);
             cache.put(&places.rows, &qkv);
             let own = cache.of(&places.sequences, block.n_heads, Some(places.hidden.clone()));
