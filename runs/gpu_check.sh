@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks and measures a GPU, in under eight minutes: what the adapter can do, whether it computes the
-# same as the processor, and how fast it is.
+# Checks and measures a GPU: what the adapter can do, whether it computes the same as the processor,
+# and how fast it is. No measurement begins after eight minutes.
 #
 #   runs/gpu_check.sh OUT           writes OUT/gpu_check.json, with everything that it prints
 #   runs/gpu_check.sh OUT gpu:1     checks that adapter
