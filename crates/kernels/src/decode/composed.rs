@@ -11,7 +11,7 @@ use crate::cpu::Cpu;
 pub struct CachedKeys {
     /// `[n, R, H, K]`, or `[1, R, H, K]` if all `n` queries have the same.
     pub keys: Tensor<4>,
-    /// Like `keys`.
+    /// The values, with the shape of `keys`.
     pub values: Tensor<4>,
     /// `[n, R]`: true for rows that a query does not attend to; `None` if it attends to all.
     pub hidden: Option<Tensor<2, Bool>>,
