@@ -43,6 +43,9 @@ on() { "$program" --quiet "${@:2}" --device "$1" 2>>"$log"; }
 echo "== the adapter"
 "$program" inspect --devices
 record devices "$("$program" inspect --devices --json)"
+# Products of 16 bits use the card's matrix units.
+precision=auto
+if "$program" inspect --devices | grep -q f16; then precision=f16; fi
 on "$device" draw "a cat" -n 1 --out device.png >/dev/null # fails if there is no such device
 
 # Thirty pictures, drawn by the embedded model, and their codes: data for a training.
@@ -86,7 +89,7 @@ record same_tokens "$same"
 # bench BENCHMARK: measures it, for at most a minute.
 bench() {
   local line left=$((DEADLINE - SECONDS))
-  if [ "$left" -gt 0 ] && line=$(timeout $((left < 60 ? left : 60)) "$program" bench "$1" --device "$device" --rounds 5 --json 2>>"$log"); then
+  if [ "$left" -gt 0 ] && line=$(timeout $((left < 60 ? left : 60)) "$program" bench "$1" --device "$device" --precision "$precision" --rounds 5 --json 2>>"$log"); then
     echo "$line" | sed 's/[{}"]//g; s/,/  /g'
   else
     line="null"

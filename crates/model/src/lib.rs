@@ -41,7 +41,7 @@ pub use image;
 pub use tessera_kernels::Cpu;
 pub use tessera_text::Unknown;
 
-pub use device::DeviceChoice;
+pub use device::{DeviceChoice, DeviceDtype};
 pub use error::Error;
 pub use sample::{Batch, Drawing, Event, Job, Parameters, Picture, Request, Sampler, Sampling};
 pub use tessera::{ReadPrompt, Tessera};

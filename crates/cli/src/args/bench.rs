@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Result, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
-use tessera_kernels::Precision;
+use tessera_kernels::{Cpu, Precision};
+use tessera_model::nn::Compute;
+use tessera_model::{DeviceChoice, DeviceDtype};
 
 use super::{ConfigArgs, OnDevice, input};
 
@@ -66,14 +69,22 @@ pub enum PrecisionFlag {
     Auto,
     F32,
     Bf16,
+    /// On a GPU only.
+    F16,
 }
 
-impl From<PrecisionFlag> for Precision {
-    fn from(precision: PrecisionFlag) -> Precision {
-        match precision {
-            PrecisionFlag::Auto => Precision::Auto,
-            PrecisionFlag::F32 => Precision::F32,
-            PrecisionFlag::Bf16 => Precision::Bf16,
+impl PrecisionFlag {
+    /// Opens `device` for models whose matrix products have this precision.
+    pub fn compute(self, device: DeviceChoice) -> Result<Compute> {
+        match self {
+            PrecisionFlag::Auto => device.with_precision(Precision::Auto),
+            PrecisionFlag::F32 => device.with_precision(Precision::F32),
+            PrecisionFlag::Bf16 => device.with_precision(Precision::Bf16),
+            PrecisionFlag::F16 => {
+                let why = "--precision f16: processors multiply f32 and bf16; add --device gpu, or use another precision";
+                ensure!(device != DeviceChoice::Cpu, why);
+                device.compute(Cpu::best(), DeviceDtype::F16)
+            }
         }
     }
 }

@@ -24,14 +24,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use tessera_container::unverified;
-use tessera_kernels::Precision;
 use tessera_kernels::decode::Weights as Kept;
 use tessera_model::Tessera;
 use tessera_model::dvae::DvaeConfig;
 use tessera_model::nn::Compute;
 use tessera_model::weights::{EMBEDDED, ModelFile, model_bytes, model_id};
 
-use crate::args::{ModelArgs, OnDevice, Weights};
+use crate::args::{ModelArgs, OnDevice, PrecisionFlag, Weights};
 use crate::stderr::note;
 
 /// Reads the model file at `path`, or the embedded one.
@@ -83,13 +82,13 @@ fn dvae_config<'a>(file: &'a ModelFile, path: Option<&Path>) -> Result<&'a DvaeC
 }
 
 /// Opens the device for weights that are kept as `weights` says, or of the precision `absent`.
-fn compute(on: OnDevice, weights: Option<Weights>, absent: impl Into<Precision>) -> Result<Compute> {
+fn compute(on: OnDevice, weights: Option<Weights>, absent: PrecisionFlag) -> Result<Compute> {
     let precision = match weights {
-        Some(Weights::F32) => Precision::F32,
-        Some(Weights::Bf16) => Precision::Bf16,
-        Some(Weights::Int8) | None => absent.into(),
+        Some(Weights::F32) => PrecisionFlag::F32,
+        Some(Weights::Bf16) => PrecisionFlag::Bf16,
+        Some(Weights::Int8) | None => absent,
     };
-    on.device.with_precision(precision)
+    precision.compute(on.device)
 }
 
 /// Builds the model of a file. Its weights are kept as `weights` says, or as the file suggests. A GPU
@@ -111,7 +110,7 @@ fn tessera_of(file: &ModelFile, weights: Option<Weights>, compute: &Compute) -> 
 /// Loads the model that the flags name for drawing. Also returns its fingerprint. Its reranker comes
 /// from the file `rerank` if there is one.
 fn tessera(which: &ModelArgs, rerank: Option<&Path>) -> Result<(Tessera, String)> {
-    let compute = compute(which.on, which.weights, Precision::Auto)?;
+    let compute = compute(which.on, which.weights, PrecisionFlag::Auto)?;
     let (file, id) = identified_model(which.model.as_deref())?;
     ensure_draws(&file, which.model.as_deref())?;
     let mut tessera = tessera_of(&file, which.weights, &compute)?;

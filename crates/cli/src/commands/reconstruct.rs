@@ -6,19 +6,18 @@ use serde_json::json;
 use tessera_base::pixels::contact_sheet;
 use tessera_data::picture::decode;
 use tessera_eval::reconstruct;
-use tessera_kernels::Precision;
 
 use super::draw::enlarge;
 use super::output::{Content, Outputs, write_picture};
 use super::{compute, dvae_config, model_file, say};
-use crate::args::Reconstruct;
+use crate::args::{PrecisionFlag, Reconstruct};
 
 /// Runs `tessera reconstruct`.
 pub fn run(args: &Reconstruct) -> Result<()> {
     let outputs = Outputs::check(&[(&args.out, Content::Picture)], args.json)?;
     let file = model_file(args.model.as_deref())?;
     let config = dvae_config(&file, args.model.as_deref())?;
-    let dvae = file.dvae(compute(args.on, None, Precision::Auto)?)?;
+    let dvae = file.dvae(compute(args.on, None, PrecisionFlag::Auto)?)?;
     let shown = args.image.display();
     let bytes = std::fs::read(&args.image).with_context(|| format!("cannot read {shown}"))?;
     let image = decode(&bytes).with_context(|| shown.to_string())?;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use tessera_kernels::decode::Weights;
 use tessera_kernels::{Activation, OutputDtype, PreActivation, conv2d, dot, linear};
@@ -45,28 +45,52 @@ pub fn conv(compute: &Compute) -> Result<Benchmark> {
 }
 
 /// Returns the speed of matrix products on a GPU in 10⁹ operations per second, the best of three.
-pub fn device_gflops(compute: &Compute) -> f64 {
+///
+/// # Errors
+/// If a product is wrong.
+pub fn device_gflops(compute: &Compute) -> Result<f64> {
     /// The side of the matrices: large for cards, small for software drivers.
     const SIDES: [usize; 2] = [512, 4096];
     /// A device that multiplies the small matrices within this time gets the large ones.
     const FAST: f64 = 2e-3;
-    let dtype = compute.cpu.elsewhere();
-    let measured = |side: usize| {
-        let matrix = Tensor::<2>::ones([side, side], &compute.device).cast(dtype);
-        let product = || matrix.clone().matmul(matrix.clone()).slice([0..1, 0..1]).into_data();
-        product(); // compiles the shader
-        let seconds = (0..3).map(|_| {
-            let start = Instant::now();
-            product();
-            start.elapsed().as_secs_f64()
-        });
-        let seconds = seconds.fold(f64::INFINITY, f64::min);
-        (seconds, 2e-9 * (side as f64).powi(3) / seconds)
-    };
-    match measured(SIDES[0]) {
-        (seconds, _) if seconds < FAST => measured(SIDES[1]).1,
-        (_, gflops) => gflops,
+    match seconds_per_product(compute, SIDES[0])? {
+        seconds if seconds < FAST => Ok(gflop(SIDES[1]) / seconds_per_product(compute, SIDES[1])?),
+        seconds => Ok(gflop(SIDES[0]) / seconds),
     }
+}
+
+fn gflop(side: usize) -> f64 {
+    2e-9 * (side as f64).powi(3)
+}
+
+/// Returns the time of a product of two square matrices, the best of three measurements.
+fn seconds_per_product(compute: &Compute, side: usize) -> Result<f64> {
+    /// The number of products that are timed together. Each reads the result of the one before it.
+    const CHAIN: usize = 8;
+    let matrix = noise::<2>([side, side], 5);
+    let values = matrix.to_data().iter::<f32>().collect::<Vec<_>>();
+    let matrix = matrix.to_device(&compute.device).cast(compute.cpu.elsewhere());
+    let first = |x: Tensor<2>| x.slice([0..1, 0..1]).into_data().iter::<f32>().next().unwrap_or(f32::NAN);
+    let (got, wanted) = (
+        f64::from(first(matrix.clone().matmul(matrix.clone()))), // the first product compiles the shader
+        (0..side).map(|i| f64::from(values[i]) * f64::from(values[i * side])).sum::<f64>(),
+    );
+    let tolerance = 1e-2 * (side as f64).sqrt();
+    ensure!(
+        (got - wanted).abs() < tolerance,
+        "the GPU multiplied two matrices of {side} rows and got {got} where {wanted} is right; update its driver"
+    );
+    let chain = || {
+        let scale = 1.0 / (side as f64).sqrt();
+        first((0..CHAIN).fold(matrix.clone(), |x, _| x.matmul(matrix.clone()) * scale))
+    };
+    chain(); // compiles the scaling
+    let timed = |_| {
+        let start = Instant::now();
+        chain();
+        start.elapsed().as_secs_f64() / CHAIN as f64
+    };
+    Ok((0..3).map(timed).fold(f64::INFINITY, f64::min))
 }
 
 /// A benchmark whose throughput is counted in operations.

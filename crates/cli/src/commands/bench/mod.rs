@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use rayon::current_num_threads;
 use serde::Serialize;
 use tessera_kernels::decode::Weights;
@@ -20,7 +21,7 @@ use tessera_model::prior::{Activations, Logits};
 use tessera_text::suggestion;
 
 use super::say;
-use crate::args::{Bench, PrecisionFlag};
+use crate::args::Bench;
 
 /// A benchmark that is set up and can be run repeatedly.
 struct Benchmark {
@@ -107,12 +108,12 @@ pub fn run(args: &Bench) -> Result<()> {
     for name in &args.benchmarks {
         find(name)?;
     }
-    let compute = args.on.device.with_precision(args.precision.into())?;
+    let compute = args.precision.compute(args.on.device)?;
     match args.benchmarks.as_slice() {
         [one] => time(one, find(one)?, args, &compute),
         [] => {
             if !args.json {
-                let (threads, peak) = (current_num_threads(), peak(&compute));
+                let (threads, peak) = (current_num_threads(), peak(&compute)?);
                 say(format_args!("{}, {threads} threads, peak {peak:.0} GFLOP/s", shown(args, &compute)))?;
             }
             let names = BENCHMARKS.iter().map(|(name, _)| *name);
@@ -144,13 +145,10 @@ fn find(name: &str) -> Result<Setup> {
 fn each<'a>(benchmarks: impl Iterator<Item = &'a str>, args: &Bench) -> Result<()> {
     let program = std::env::current_exe().context("cannot find this program")?;
     for benchmark in benchmarks {
-        let precision = match args.precision {
-            PrecisionFlag::Auto => "auto",
-            PrecisionFlag::F32 => "f32",
-            PrecisionFlag::Bf16 => "bf16",
-        };
         let mut command = Command::new(&program);
-        command.args(["bench", benchmark, "--precision", precision, "--rounds", &args.rounds.to_string()]);
+        command.args(["bench", benchmark, "--rounds", &args.rounds.to_string()]);
+        let precision = args.precision.to_possible_value();
+        command.args(precision.iter().flat_map(|value| ["--precision", value.get_name()]));
         command.args([
             "--threads",
             &current_num_threads().to_string(),
@@ -187,7 +185,7 @@ fn time(name: &str, setup: Setup, args: &Bench, compute: &Compute) -> Result<()>
         rate: benchmark.amount / median,
         unit: benchmark.unit,
         gflops: benchmark.gflop.map(|gflop| gflop / median),
-        peak_gflops: peak(compute),
+        peak_gflops: peak(compute)?,
         precision: precision(args, compute, benchmark.weights),
         threads: current_num_threads(),
         peak_rss_mib: peak_rss_mib(),
@@ -226,9 +224,12 @@ fn device_mib(compute: &Compute) -> Option<f64> {
 }
 
 /// Returns the measured peak speed of the device, in 10⁹ operations per second.
-fn peak(compute: &Compute) -> f64 {
+///
+/// # Errors
+/// If a GPU multiplies wrongly.
+fn peak(compute: &Compute) -> Result<f64> {
     match compute.is_on_cpu() {
-        true => peak_gflops(compute.cpu),
+        true => Ok(peak_gflops(compute.cpu)),
         false => kernels::device_gflops(compute),
     }
 }
