@@ -25,7 +25,7 @@ use self::strip::{Pictures, convolve};
 use crate::composed::{narrowed, widened};
 use crate::cpu::Cpu;
 use crate::gemm::{Affine, Out, ScaledAdd, TileEpilogue};
-use crate::linear::{Activation, column_sums, linear_reference};
+use crate::linear::column_sums;
 use crate::math::{Number, with_numbers};
 use crate::memory::filled;
 use crate::op::{Op, apply, dims, floats, inputs, numbers, tensor};
@@ -111,9 +111,8 @@ fn conv2d_add_composed(
     residual + widened(conv2d_composed(cpu, x, w, b, PreActivation::Relu, OutputDtype::Compute)) * gain
 }
 
-/// Computes [`conv2d`] on devices other than the CPU as im2col: the neighbourhoods of all pixels
-/// times the filter as a matrix. Burn's own convolution is not used because it computes the
-/// filter's gradient by a convolution whose filter is the complete picture, which is slow.
+/// Computes [`conv2d`] on devices other than the CPU. Channels are last in memory, as Burn's
+/// convolutions for GPUs want them, so neither permutation copies anything.
 fn conv2d_composed(
     cpu: Cpu,
     x: Tensor<4>,
@@ -122,48 +121,13 @@ fn conv2d_composed(
     first: PreActivation,
     output: OutputDtype,
 ) -> Tensor<4> {
-    let [n_out, n_in, k, _] = w.dims();
-    let x = match output {
-        OutputDtype::F32Exact => x,
-        OutputDtype::F32 | OutputDtype::Compute => narrowed(cpu, x),
-    };
-    let x = match first {
-        PreActivation::Nothing => x,
-        PreActivation::Relu => relu(x),
-    };
-    let pixels = neighbours(x, k);
-    let matrix = w.permute([2, 3, 1, 0]).reshape([k * k * n_in, n_out]);
     match output {
-        OutputDtype::Compute => {
-            linear_reference(pixels, narrowed(cpu, matrix), narrowed(cpu, b), Activation::None)
-        }
+        OutputDtype::Compute => conv2d_reference(narrowed(cpu, x), narrowed(cpu, w), narrowed(cpu, b), first),
         // f32 sums need f32 factors here, because Burn gives a product the dtype of its factors.
-        // The factors are rounded to bf16 first.
-        OutputDtype::F32 => {
-            linear_reference(widened(pixels), widened(narrowed(cpu, matrix)), b, Activation::None)
-        }
-        OutputDtype::F32Exact => linear_reference(pixels, matrix, b, Activation::None),
+        // The factors are rounded to 16 bits first.
+        OutputDtype::F32 => conv2d_reference(widened(narrowed(cpu, x)), widened(narrowed(cpu, w)), b, first),
+        OutputDtype::F32Exact => conv2d_reference(x, w, b, first),
     }
-}
-
-/// Returns the `k`×`k` neighbourhood of each pixel, row by row, with zeros beyond the edge:
-/// `[B, H, W, C]` → `[B, H, W, k·k·C]`.
-fn neighbours(x: Tensor<4>, k: usize) -> Tensor<4> {
-    along(along(x, 2, k), 1, k)
-}
-
-/// Concatenates, in the last dimension, the `k` values around each position of dimension `dim`,
-/// with zeros beyond the edge.
-fn along(x: Tensor<4>, dim: usize, k: usize) -> Tensor<4> {
-    if k == 1 {
-        return x;
-    }
-    let size = x.dims()[dim];
-    let mut border = x.dims();
-    border[dim] = k / 2;
-    let border = Tensor::zeros(border, (&x.device(), x.dtype()));
-    let padded = Tensor::cat(vec![border.clone(), x, border], dim);
-    Tensor::cat((0..k).map(|shift| padded.clone().narrow(dim, shift, size)).collect(), 3)
 }
 
 /// Computes [`conv2d`] with Burn's operations.
