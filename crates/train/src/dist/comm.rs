@@ -1,214 +1,265 @@
-//! Sums over workers (paper §2.5, §E.2), which replicas of a model need after each backward pass.
+//! Messages between the processes that train one model together (paper §2.5, §E). Each process is a
+//! *rank*, as in MPI, and all ranks make the same calls in the same order.
 //!
-//! Training needs only sums, and does not depend on the number of workers or on where they run. One
-//! worker is not a special case. A sum has the same bits on all workers, so that their weights stay
-//! equal without being sent.
+//! A [`Comm`] only moves bytes. Sums are computed here, in f32 and in the order of the ranks, so a
+//! sum has the same bits on every rank, whatever carries the bytes; weights stay equal without being
+//! sent. A sum of `n` values is divided among the ranks: each adds up a part and sends it to all
+//! others. A rank therefore sends and receives about `2 n` values, however many ranks there are.
+//!
+//! Tensors of a device go through the memory of the host. One rank is not a special case: for
+//! [`Solo`], each of these functions returns what it was given.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
+use bytemuck::{Pod, cast_slice, pod_collect_to_vec};
+use tessera_kernels::SmallFloat;
 
-/// The communication of one worker with the others. Each worker has one replica of the model, and
-/// all workers make the same calls in the same order.
-pub trait Comm: Sync {
-    /// Returns the number of workers (the world size).
+/// Sums of at most this many values are gathered as a whole, which needs one message instead of two.
+const SHORT: usize = 2048;
+
+/// The format of values in messages: f32, or a 16-bit format that they are rounded to.
+pub type Wire = Option<SmallFloat>;
+
+/// A group of ranks, as one of them sees it.
+pub trait Comm: Send + Sync + Debug {
+    /// Returns the number of this rank in the group, counted from 0.
+    fn rank(&self) -> usize;
+
+    /// Returns the number of ranks in the group.
     fn size(&self) -> usize;
 
-    /// Replaces `values` by their element-wise sum over all workers, with the same bits on each.
+    /// Sends `parts[r]` to rank `r` and returns what each rank sent to this one, by rank.
     ///
     /// # Errors
-    /// If another worker is gone, or passed a different number of values.
-    fn sum(&self, values: &mut [f32]) -> Result<()>;
+    /// If a rank is gone, or does not answer in time. The message names it.
+    fn exchange(&self, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>>;
 
-    /// Returns whether `flag` is set on any worker.
+    /// Divides the group: ranks that pass the same `color` form a new group, in the same order.
     ///
     /// # Errors
-    /// As for [`Comm::sum`].
-    fn any(&self, flag: bool) -> Result<bool> {
-        let mut count = [f32::from(flag)];
-        self.sum(&mut count)?;
-        Ok(count[0] > 0.0)
+    /// As for [`Comm::exchange`].
+    fn split(&self, color: usize) -> Result<Arc<dyn Comm>>;
+}
+
+impl dyn Comm + '_ {
+    /// Returns the `part` of every rank, by rank.
+    ///
+    /// # Errors
+    /// As for [`Comm::exchange`].
+    pub fn all_gather<T: Pod>(&self, part: &[T]) -> Result<Vec<Vec<T>>> {
+        let parts = vec![cast_slice(part); self.size()];
+        Ok(self.exchange(&parts)?.iter().map(|bytes| pod_collect_to_vec(bytes)).collect())
+    }
+
+    /// Returns the sum over all ranks of what they pass for this one: `parts[r]` is for rank `r`.
+    ///
+    /// # Errors
+    /// As for [`Comm::exchange`], and if ranks passed different numbers of values.
+    pub fn reduce_scatter(&self, parts: &[&[f32]], wire: Wire) -> Result<Vec<f32>> {
+        let encoded: Vec<Vec<u8>> = parts.iter().map(|part| to_bytes(part, wire)).collect();
+        let received = self.exchange(&encoded.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        self.added(&received, wire, parts[self.rank()].len())
+    }
+
+    /// Replaces `values` by their sum over all ranks. The sum is rounded to `wire`, too.
+    ///
+    /// # Errors
+    /// As for [`Comm::reduce_scatter`].
+    pub fn all_reduce(&self, values: &mut [f32], wire: Wire) -> Result<()> {
+        if values.len() <= SHORT {
+            let bytes = to_bytes(values, wire);
+            let received = self.exchange(&vec![bytes.as_slice(); self.size()])?;
+            let sum = self.added(&received, wire, values.len())?;
+            values.copy_from_slice(&of_bytes(&to_bytes(&sum, wire), wire));
+            return Ok(());
+        }
+        let ranges: Vec<Range<usize>> =
+            (0..self.size()).map(|rank| part(values.len(), rank, self.size())).collect();
+        let parts: Vec<&[f32]> = ranges.iter().map(|range| &values[range.clone()]).collect();
+        let own = to_bytes(&self.reduce_scatter(&parts, wire)?, wire);
+        let sums = self.exchange(&vec![own.as_slice(); self.size()])?;
+        for (range, sum) in ranges.into_iter().zip(sums) {
+            values[range].copy_from_slice(&of_bytes(&sum, wire));
+        }
+        Ok(())
+    }
+
+    /// Returns the bytes of rank `root`, which the other ranks do not pass.
+    ///
+    /// # Errors
+    /// As for [`Comm::exchange`].
+    pub fn broadcast(&self, root: usize, bytes: &[u8]) -> Result<Vec<u8>> {
+        let sent = if self.rank() == root { bytes } else { &[] };
+        Ok(self.exchange(&vec![sent; self.size()])?.swap_remove(root))
+    }
+
+    /// Returns whether `flag` is set on any rank.
+    ///
+    /// # Errors
+    /// As for [`Comm::exchange`].
+    pub fn any(&self, flag: bool) -> Result<bool> {
+        Ok(self.all_gather(&[u8::from(flag)])?.concat().contains(&1))
+    }
+
+    /// Adds up what each rank sent, in the order of the ranks.
+    fn added(&self, received: &[Vec<u8>], wire: Wire, len: usize) -> Result<Vec<f32>> {
+        let mut sum = vec![0.0; len];
+        for (rank, bytes) in received.iter().enumerate() {
+            let values = of_bytes(bytes, wire);
+            ensure!(
+                values.len() == len,
+                "rank {} of {} sums {len} values, and rank {rank} sent {}; start all ranks with the same program and config",
+                self.rank(),
+                self.size(),
+                values.len()
+            );
+            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        }
+        Ok(sum)
     }
 }
 
-/// A single worker, for which each sum is its own values.
+/// Returns the part of `len` values that belongs to `rank`. Parts differ by at most one value.
+pub fn part(len: usize, rank: usize, size: usize) -> Range<usize> {
+    len * rank / size..len * (rank + 1) / size
+}
+
+fn to_bytes(values: &[f32], wire: Wire) -> Vec<u8> {
+    match wire {
+        None => cast_slice(values).to_vec(),
+        Some(format) => {
+            cast_slice(&values.iter().map(|&value| format.encode(value)).collect::<Vec<u16>>()).to_vec()
+        }
+    }
+}
+
+fn of_bytes(bytes: &[u8], wire: Wire) -> Vec<f32> {
+    match wire {
+        None => pod_collect_to_vec(bytes),
+        Some(format) => {
+            pod_collect_to_vec::<u8, u16>(bytes).into_iter().map(|code| format.decode(code)).collect()
+        }
+    }
+}
+
+/// A group of one rank.
 #[derive(Debug, Clone, Copy)]
 pub struct Solo;
 
 impl Comm for Solo {
+    fn rank(&self) -> usize {
+        0
+    }
+
     fn size(&self) -> usize {
         1
     }
 
-    fn sum(&self, _: &mut [f32]) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// One of several workers in this process, each on its own thread. When one is dropped, the calls
-/// of the others fail instead of waiting for it.
-#[derive(Debug)]
-pub struct Member {
-    rank: usize,
-    meeting: Arc<Meeting>,
-}
-
-/// What the members of a group share.
-#[derive(Debug)]
-struct Meeting {
-    state: Mutex<Exchange>,
-    changed: Condvar,
-}
-
-/// The state of the current sum.
-#[derive(Debug)]
-struct Exchange {
-    /// The values of each member, by rank, if it has called [`Comm::sum`] in this round.
-    parts: Vec<Option<Vec<f32>>>,
-    /// The sum of the last round. It stays until all members have called again, so that each has
-    /// read it.
-    sum: Vec<f32>,
-    /// The number of finished sums.
-    round: u64,
-    /// Whether a member was dropped, or passed a different number of values.
-    ended: bool,
-}
-
-impl Member {
-    /// Makes a group of `size` members.
-    pub fn group(size: usize) -> Vec<Member> {
-        let state = Exchange { parts: vec![None; size], sum: Vec::new(), round: 0, ended: false };
-        let meeting = Arc::new(Meeting { state: Mutex::new(state), changed: Condvar::new() });
-        (0..size).map(|rank| Member { rank, meeting: Arc::clone(&meeting) }).collect()
-    }
-}
-
-impl Comm for Member {
-    fn size(&self) -> usize {
-        self.meeting.lock().parts.len()
+    fn exchange(&self, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
+        Ok(parts.iter().map(|part| part.to_vec()).collect())
     }
 
-    fn sum(&self, values: &mut [f32]) -> Result<()> {
-        let mut state = self.meeting.lock();
-        let round = state.round;
-        let added = state.add(self.rank, values);
-        if state.ended || state.round != round {
-            self.meeting.changed.notify_all();
-        }
-        added?;
-        let waiting = |state: &mut Exchange| state.round == round && !state.ended;
-        let wait = self.meeting.changed.wait_while(state, waiting);
-        let state = wait.unwrap_or_else(PoisonError::into_inner);
-        ensure!(state.round != round, "worker {}: another worker is gone", self.rank);
-        values.copy_from_slice(&state.sum);
-        Ok(())
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        self.meeting.lock().ended = true;
-        self.meeting.changed.notify_all();
-    }
-}
-
-impl Meeting {
-    /// Ignores poisoning: a panic of another thread leaves the state consistent, and ends the group
-    /// in any case.
-    fn lock(&self) -> MutexGuard<'_, Exchange> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Exchange {
-    /// Stores the values of the member `rank`. The last member completes the round.
-    fn add(&mut self, rank: usize, values: &[f32]) -> Result<()> {
-        if let Some(other) = self.parts.iter().flatten().find(|part| part.len() != values.len()) {
-            let other = other.len();
-            self.ended = true;
-            bail!("worker {rank}: {} values to sum, and another worker has {other}", values.len());
-        }
-        self.parts[rank] = Some(values.to_vec());
-        if !self.ended && self.parts.iter().all(Option::is_some) {
-            self.sum = vec![0.0; values.len()];
-            // In the order of ranks, not of arrival: sums of floats depend on their order.
-            for part in self.parts.iter_mut().filter_map(Option::take) {
-                self.sum.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
-            }
-            self.round += 1;
-        }
-        Ok(())
+    fn split(&self, _: usize) -> Result<Arc<dyn Comm>> {
+        Ok(Arc::new(Solo))
     }
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
+    use super::super::threads::on_ranks;
     use super::*;
 
-    /// Runs `body` on a thread for each of `size` members. Returns the results by rank.
-    pub(crate) fn on_workers<T: Send>(size: usize, body: impl Fn(usize, &Member) -> T + Sync) -> Vec<T> {
-        let body = &body;
-        std::thread::scope(|scope| {
-            let start = |member: Member| scope.spawn(move || body(member.rank, &member));
-            let threads: Vec<_> = Member::group(size).into_iter().map(start).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-        })
-    }
-
     #[test]
-    fn sum_of_one_worker_is_its_values() {
+    fn one_rank_keeps_its_values() {
+        let solo: &dyn Comm = &Solo;
         let mut values = [1.0, -2.0];
-        Solo.sum(&mut values).unwrap();
-        assert_eq!((values, Solo.size()), ([1.0, -2.0], 1));
-        assert!(Solo.any(true).unwrap() && !Solo.any(false).unwrap());
+        solo.all_reduce(&mut values, None).unwrap();
+        assert_eq!((values, solo.size()), ([1.0, -2.0], 1));
+        assert_eq!(solo.all_gather(&[3_u16]).unwrap(), [[3]]);
+        assert_eq!(solo.reduce_scatter(&[&[4.0]], None).unwrap(), [4.0]);
+        assert_eq!(solo.broadcast(0, &[5]).unwrap(), [5]);
+        assert!(solo.any(true).unwrap() && !solo.any(false).unwrap());
+    }
+
+    /// Rounding makes sums of these depend on their order.
+    fn value(rank: usize, i: usize) -> f32 {
+        [0.1_f32, 1e8, -1e8, 0.3][(rank + i) % 4]
     }
 
     #[test]
-    fn all_members_get_the_same_bits_in_every_round() {
-        let part = |rank: usize, round: usize| [0.1_f32, 1e8, -1e8, 0.3][(rank + round) % 4];
-        let sums = on_workers(4, |rank, member| {
-            let round = |round| {
-                let mut values = [part(rank, round), rank as f32];
-                member.sum(&mut values).unwrap();
-                values.map(f32::to_bits)
-            };
-            (0..200).map(round).collect::<Vec<_>>()
-        });
-        assert!(sums.iter().all(|other| *other == sums[0]));
-        for (round, sum) in sums[0].iter().enumerate() {
-            let by_rank = (0..4).map(|rank| part(rank, round)).fold(0.0, |sum, part| sum + part);
-            assert_eq!(*sum, [by_rank, 6.0].map(f32::to_bits));
+    fn sums_of_any_length_have_the_same_bits_on_all_ranks() {
+        for len in [0, 1, 3, SHORT, SHORT + 3] {
+            let sums = on_ranks(4, |comm| {
+                let mut values: Vec<f32> = (0..len).map(|i| value(comm.rank(), i)).collect();
+                comm.all_reduce(&mut values, None).unwrap();
+                values.iter().map(|sum| sum.to_bits()).collect::<Vec<_>>()
+            });
+            let in_order = |i| (0..4).map(|rank| value(rank, i)).fold(0.0, |sum, value| sum + value);
+            let expected: Vec<u32> = (0..len).map(|i| in_order(i).to_bits()).collect();
+            assert!(sums.iter().all(|sum| *sum == expected), "{len} values");
         }
     }
 
     #[test]
-    fn flag_of_one_member_is_known_to_all() {
-        let flags = |set: Option<usize>| on_workers(3, |rank, member| member.any(Some(rank) == set).unwrap());
-        assert_eq!(flags(Some(2)), [true; 3]);
-        assert_eq!(flags(None), [false; 3]);
+    fn sums_in_16_bits_are_rounded_and_overflow_to_infinity() {
+        let wire = Some(SmallFloat::OneSixNine);
+        for len in [1, SHORT + 1] {
+            let sums = on_ranks(3, |comm| {
+                let mut values = vec![1.0 + 2.0_f32.powi(-11); len];
+                values[0] = 6.0;
+                comm.all_reduce(&mut values, wire).unwrap();
+                values
+            });
+            assert!(sums.iter().all(|sum| sum[0].is_infinite() && sum[1..].iter().all(|&sum| sum == 3.0)));
+        }
     }
 
     #[test]
-    fn dropped_member_makes_the_others_fail() {
-        let mut members = Member::group(3);
-        let gone = members.pop();
-        std::thread::scope(|scope| {
-            let sum = |member: &Member| member.sum(&mut [1.0]).unwrap_err().to_string();
-            let threads: Vec<_> = members.iter().map(|member| scope.spawn(move || sum(member))).collect();
-            drop(gone);
-            for thread in threads {
-                assert!(thread.join().unwrap().contains("another worker is gone"));
-            }
+    fn parts_are_summed_where_they_belong() {
+        let sums = on_ranks(3, |comm| {
+            let own = comm.rank() as f32;
+            let parts = [vec![own], vec![10.0 * own, 1.0], vec![]];
+            comm.reduce_scatter(&parts.each_ref().map(Vec::as_slice), None).unwrap()
         });
+        assert_eq!(sums, [vec![3.0], vec![30.0, 3.0], vec![]]);
     }
 
     #[test]
-    fn members_with_different_lengths_all_fail() {
-        let errors =
-            on_workers(2, |rank, member| member.sum(&mut vec![0.0; 1 + rank]).unwrap_err().to_string());
-        assert!(
-            errors.iter().any(|error| error.contains("values to sum, and another worker has")),
-            "{errors:?}"
-        );
+    fn flags_and_bytes_reach_all_ranks() {
+        let flags = |set: usize| on_ranks(3, |comm| comm.any(comm.rank() == set).unwrap());
+        assert_eq!((flags(2), flags(3)), (vec![true; 3], vec![false; 3]));
+        let texts =
+            on_ranks(3, |comm| comm.broadcast(1, format!("from {}", comm.rank()).as_bytes()).unwrap());
+        assert!(texts.iter().all(|text| text == b"from 1"));
+    }
+
+    #[test]
+    fn different_lengths_are_an_error_that_names_a_rank() {
+        let errors = on_ranks(2, |comm| {
+            comm.all_reduce(&mut vec![0.0; 1 + comm.rank()], None).unwrap_err().to_string()
+        });
+        assert!(errors[0].contains("rank 0 of 2 sums 1 values, and rank 1 sent 2"), "{errors:?}");
+    }
+
+    #[test]
+    fn groups_exchange_independently() {
+        let sums = on_ranks(6, |comm| {
+            let group = comm.split(comm.rank() % 2).unwrap();
+            let mut values = [comm.rank() as f32];
+            group.all_reduce(&mut values, None).unwrap();
+            (group.rank(), group.size(), values[0])
+        });
+        assert_eq!(sums, [(0, 3, 6.0), (0, 3, 9.0), (1, 3, 6.0), (1, 3, 9.0), (2, 3, 6.0), (2, 3, 9.0)]);
+    }
+
+    #[test]
+    fn parts_cover_all_values_once() {
+        for (len, size) in [(10, 3), (2, 4), (0, 2), (8, 8)] {
+            let all: Vec<usize> = (0..size).flat_map(|rank| part(len, rank, size)).collect();
+            assert_eq!(all, (0..len).collect::<Vec<_>>());
+        }
     }
 }

@@ -1,7 +1,8 @@
-//! Training on more than one device (paper §2.5, §E): its memory and traffic, and sums of
-//! compressed gradients over replicas. Training itself still runs in one process.
+//! Training on more than one device (paper §2.5, §E): messages between processes, sums of compressed
+//! gradients, and how much memory and traffic a configuration needs.
 
 pub mod comm;
 mod matrix;
 pub mod plan;
 pub mod powersgd;
+pub mod threads;

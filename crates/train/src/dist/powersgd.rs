@@ -1,10 +1,8 @@
 //! Compressed sums of matrix gradients over workers: the paper's variant of PowerSGD (§2.5, §E.2).
 //!
 //! This file implements these steps of §E.2: 2 to 7, the norm of compressed gradients (9), the
-//! flags (10), the decompression of 11, and 12. It does not implement the sums of gradients that
-//! are not compressed (8), their part of the norm, and the update of 11, because no training uses
-//! it yet. Sums over workers are computed in f32 and then rounded; the paper computes them in
-//! 1-6-9.
+//! flags (10), the decompression of 11, and 12. Sums over workers are computed in f32 from factors in
+//! 1-6-9 and then rounded to it.
 //!
 //! A gradient is sent as two thin factors. The rest, which the factors do not contain, stays in an
 //! error buffer and is added to the next gradient. The same buffer accumulates the gradients of the
@@ -236,7 +234,7 @@ impl Compressor {
 /// large sums for any number of matrices, so that those of a resblock are sent together.
 ///
 /// # Errors
-/// As for [`Comm::sum`].
+/// As for [`Comm::exchange`].
 pub fn exchange(compressors: &mut [Compressor], comm: &dyn Comm) -> Result<Exchanged> {
     let mut p: Vec<_> = compressors.iter().map(Compressor::compress).collect();
     let p_finite = sum_together(compressors, &mut p, comm)?;
@@ -266,13 +264,13 @@ pub fn exchange(compressors: &mut [Compressor], comm: &dyn Comm) -> Result<Excha
 /// checkpoint (§E.2).
 ///
 /// # Errors
-/// As for [`Comm::sum`].
+/// As for [`Comm::exchange`].
 pub fn error_sums(compressors: &[Compressor], comm: &dyn Comm) -> Result<Vec<Vec<f32>>> {
     compressors
         .iter()
         .map(|compressor| {
             let mut error = compressor.error();
-            comm.sum(&mut error)?;
+            comm.all_reduce(&mut error, None)?;
             Ok(error)
         })
         .collect()
@@ -283,18 +281,18 @@ pub fn floats_sent([rows, columns]: [usize; 2], rank: usize) -> usize {
     (rows + columns) * rank
 }
 
-/// Replaces each of `parts` by its sum over workers, in one call, rounded to its storage format.
-/// Returns whether each sum was finite; values that were not are clamped (steps 4 and 7).
+/// Replaces each of `parts` by its sum over workers, in one call, in the format in which factors are
+/// sent. Returns whether each sum was finite; values that were not are clamped (steps 4 and 7).
 fn sum_together(compressors: &[Compressor], parts: &mut [Vec<f32>], comm: &dyn Comm) -> Result<Vec<bool>> {
+    let storage = compressors.first().and_then(|compressor| compressor.settings.storage);
     let mut sums = parts.concat();
-    comm.sum(&mut sums)?;
+    comm.all_reduce(&mut sums, storage)?;
     let mut sums = sums.as_slice();
     let mut finite = Vec::with_capacity(parts.len());
-    for (compressor, part) in compressors.iter().zip(parts) {
-        let storage = compressor.settings.storage;
+    for part in parts {
         let (sum, rest) = sums.split_at(part.len());
         sums = rest;
-        finite.push(sum.iter().all(|&value| round(storage, value).is_finite()));
+        finite.push(sum.iter().all(|value| value.is_finite()));
         part.iter_mut().zip(sum).for_each(|(part, &sum)| *part = clamp(storage, sum));
     }
     Ok(finite)

@@ -1,7 +1,8 @@
 //! Tests of PowerSGD: it is exact at full rank, loses nothing at lower ranks, and handles
 //! non-finite values.
 
-use super::super::comm::{Solo, tests::on_workers};
+use super::super::comm::Solo;
+use super::super::threads::on_ranks;
 use super::*;
 
 /// The scales differ from 1, so that a test fails if one is ignored.
@@ -32,10 +33,11 @@ fn off(a: &[f32], b: &[f32]) -> f64 {
 /// result of the exchange.
 fn update(workers: &mut [Compressor], gradients: &[Vec<f32>]) -> (Option<Vec<f32>>, Exchanged) {
     let started: Vec<_> = workers.to_vec();
-    let results = on_workers(workers.len(), |rank, comm| {
+    let results = on_ranks(workers.len(), |comm| {
+        let rank = comm.rank();
         let mut compressor = [started[rank].clone()];
         compressor[0].accumulate(&gradients[rank], 1.0).unwrap();
-        let exchanged = exchange(&mut compressor, comm).unwrap();
+        let exchanged = exchange(&mut compressor, &*comm).unwrap();
         let sum = compressor[0].decompress(&exchanged.factors[0], comm.size());
         let [compressor] = compressor;
         (compressor, sum, exchanged)
@@ -170,7 +172,10 @@ fn sums_of_error_buffers_are_enough_to_resume() {
         |step: u64| (0..size as u64).map(|rank| random(10 * step + rank, shape)).collect::<Vec<_>>();
     let mut workers = workers(size, shape, FULL);
     (0..4).for_each(|step| assert!(update(&mut workers, &gradients(step)).0.is_some()));
-    let saved = on_workers(size, |rank, comm| error_sums(&workers[rank..=rank], comm).unwrap().remove(0));
+    let saved = on_ranks(size, |comm| {
+        let own = comm.rank()..=comm.rank();
+        error_sums(&workers[own], &*comm).unwrap().remove(0)
+    });
     let expected = update(&mut workers, &gradients(4)).0.unwrap();
 
     let mut resumed = self::workers(size, shape, FULL);
@@ -197,30 +202,42 @@ fn random_matrix_is_fixed_and_differs_between_ordinals() {
     assert!(mean.abs() < 0.05 && (norm(&many) / 100.0 - 1.0).abs() < 0.05);
 }
 
-/// A worker that records the number of values in each call.
+/// A single rank that records the number of bytes in each message.
+#[derive(Debug)]
 struct Counted(std::sync::Mutex<Vec<usize>>);
 
 impl Comm for Counted {
+    fn rank(&self) -> usize {
+        0
+    }
+
     fn size(&self) -> usize {
         1
     }
 
-    fn sum(&self, values: &mut [f32]) -> Result<()> {
-        self.0.lock().unwrap().push(values.len());
-        Ok(())
+    fn exchange(&self, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
+        self.0.lock().unwrap().push(parts[0].len());
+        Solo.exchange(parts)
+    }
+
+    fn split(&self, _: usize) -> Result<std::sync::Arc<dyn Comm>> {
+        unreachable!("no test divides it")
     }
 }
 
 #[test]
 fn resblock_is_sent_in_two_calls_and_a_flag() {
-    let shapes = [[6, 10], [10, 4], [5, 5]];
-    let new = |(i, shape)| Compressor::new(shape, i as u64, FULL).unwrap();
-    let mut compressors: Vec<_> = shapes.into_iter().enumerate().map(new).collect();
-    let comm = Counted(Vec::new().into());
-    exchange(&mut compressors, &comm).unwrap();
-    let calls = comm.0.into_inner().unwrap();
-    assert_eq!(calls, [(6 + 4 + 5) * 2, (10 + 10 + 5) * 2, 1]);
-    assert_eq!(calls[0] + calls[1], compressors.iter().map(Compressor::floats_sent).sum::<usize>());
+    for (settings, bytes) in [(FULL, 4), (SMALL, 2)] {
+        let shapes = [[6, 10], [10, 4], [5, 5]];
+        let new = |(i, shape)| Compressor::new(shape, i as u64, settings).unwrap();
+        let mut compressors: Vec<_> = shapes.into_iter().enumerate().map(new).collect();
+        let comm = Counted(Vec::new().into());
+        exchange(&mut compressors, &comm).unwrap();
+        let calls = comm.0.into_inner().unwrap();
+        assert_eq!(calls, [(6 + 4 + 5) * 2 * bytes, (10 + 10 + 5) * 2 * bytes, 1]);
+        let values: usize = compressors.iter().map(Compressor::floats_sent).sum();
+        assert_eq!(calls[0] + calls[1], values * bytes);
+    }
 }
 
 /// Gradients of mini-batches are noisy, so that each update selects other columns, and nothing
@@ -296,14 +313,15 @@ fn zero_gradient_gives_a_zero_sum() {
 
 #[test]
 fn all_workers_get_the_same_bits() {
-    let results = on_workers(4, |rank, comm| {
+    let results = on_ranks(4, |comm| {
+        let rank = comm.rank();
         let new = |(i, shape): (usize, [usize; 2])| {
             let mut compressor = Compressor::new(shape, i as u64, SMALL).unwrap();
             compressor.accumulate(&random((10 * rank + i) as u64, shape), 100.0).unwrap();
             compressor
         };
         let mut compressors: Vec<_> = [[9, 14], [14, 9]].into_iter().enumerate().map(new).collect();
-        let exchanged = exchange(&mut compressors, comm).unwrap();
+        let exchanged = exchange(&mut compressors, &*comm).unwrap();
         let sums = compressors.iter_mut().zip(&exchanged.factors);
         let bits = |sum: Option<Vec<f32>>| sum.unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
         let sums: Vec<_> =
