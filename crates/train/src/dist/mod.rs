@@ -2,7 +2,9 @@
 //! gradients, and how much memory and traffic a configuration needs.
 
 pub mod comm;
+pub mod lane;
 mod matrix;
 pub mod plan;
 pub mod powersgd;
 pub mod threads;
+pub mod world;

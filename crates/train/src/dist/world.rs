@@ -1,0 +1,107 @@
+//! All ranks of a training, and the two groups that each of them belongs to (paper §2.5).
+//!
+//! The ranks of a machine share one copy of the parameters: each holds a *shard* of every parameter.
+//! The machines hold *replicas* of each other. So a rank sends parameters and gradients to the ranks
+//! of its machine, the shard group, and sums of gradients to the ranks of other machines that hold
+//! the same shard, the replica group.
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+
+use super::comm::{Comm, Solo};
+use super::lane::Lane;
+
+/// All ranks, as one of them sees them.
+#[derive(Debug)]
+pub struct World {
+    /// All ranks. The ranks of a shard group are neighbours.
+    pub all: Lane,
+    /// The ranks that share a copy of the parameters with this one.
+    pub shards: Lane,
+    /// The ranks that hold the same shard as this one.
+    pub replicas: Lane,
+}
+
+impl World {
+    /// The world of a single process.
+    pub fn solo() -> World {
+        let solo = || Lane::new(Arc::new(Solo));
+        World { all: solo(), shards: solo(), replicas: solo() }
+    }
+
+    /// Divides all ranks into shard groups of `shards` neighbours.
+    ///
+    /// # Errors
+    /// If the ranks cannot be divided evenly, or one of them is gone.
+    pub fn new(all: Arc<dyn Comm>, shards: usize) -> Result<World> {
+        let (rank, size) = (all.rank(), all.size());
+        ensure!(
+            shards > 0 && size.is_multiple_of(shards),
+            "{size} ranks cannot form groups of {shards}: wanted a divisor of {size}"
+        );
+        let shard_group = all.split(rank / shards)?;
+        let replica_group = all.split(rank % shards)?;
+        Ok(World { all: Lane::new(all), shards: Lane::new(shard_group), replicas: Lane::new(replica_group) })
+    }
+
+    /// Returns whether this rank writes what one rank writes for all.
+    pub fn is_first(&self) -> bool {
+        self.all.rank() == 0
+    }
+
+    /// Returns an error if `what` differs between ranks. `what` names it; `value` is this rank's.
+    ///
+    /// # Errors
+    /// If it differs. Each rank's error names the first rank that differs from rank 0.
+    pub fn ensure_same(&self, what: &str, value: &str) -> Result<()> {
+        let own = value.as_bytes().to_vec();
+        let values = self.all.run(move |comm| comm.all_gather(&own))?;
+        if let Some(other) = values.iter().position(|value| *value != values[0]) {
+            let [first, theirs] = [0, other].map(|rank| String::from_utf8_lossy(&values[rank]));
+            let line = first.lines().zip(theirs.lines()).find(|(a, b)| a != b);
+            let (first, theirs) = line.unwrap_or((&first, &theirs));
+            anyhow::bail!(
+                "{what} differs: rank {other} has {theirs:?}, rank 0 has {first:?}; start all ranks with the same program, \
+                 flags and files"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::threads::on_ranks;
+    use super::*;
+
+    #[test]
+    fn neighbours_share_parameters_and_equal_places_are_replicas() {
+        let groups = on_ranks(6, |comm| {
+            let world = World::new(comm, 2).unwrap();
+            let place = world.all.rank() as u64;
+            let members = |lane: &Lane| lane.run(move |comm| comm.all_gather(&[place])).unwrap().concat();
+            (members(&world.shards), members(&world.replicas))
+        });
+        assert_eq!(groups[0], (vec![0, 1], vec![0, 2, 4]));
+        assert_eq!(groups[3], (vec![2, 3], vec![1, 3, 5]));
+        let errors = on_ranks(3, |comm| World::new(comm, 2).unwrap_err().to_string());
+        assert!(errors[0].contains("3 ranks cannot form groups of 2"), "{errors:?}");
+    }
+
+    #[test]
+    fn different_settings_are_an_error_that_names_the_rank_and_the_line() {
+        let errors = on_ranks(3, |comm| {
+            let text = if comm.rank() == 2 { "a = 1\nlr = 3" } else { "a = 1\nlr = 4" };
+            World::new(comm, 1).unwrap().ensure_same("the config", text).unwrap_err().to_string()
+        });
+        for error in errors {
+            assert!(
+                error.contains("the config differs: rank 2 has \"lr = 3\", rank 0 has \"lr = 4\""),
+                "{error}"
+            );
+        }
+        let solo = World::solo();
+        assert!(solo.is_first() && solo.ensure_same("the config", "x").is_ok());
+    }
+}
