@@ -72,7 +72,8 @@ pub(crate) fn counters(first: u64, n: u64, device: &Device) -> [Words; 2] {
     // The low words are consecutive, except where they start again at 0.
     let before_carry = n.min((1 << 32) - (first & u64::from(u32::MAX)));
     let part = |first: u64, n: u64| {
-        let ordinals = Tensor::<1, Int>::arange(0..n as i64, (device, DType::U32));
+        // A range that is fused with other operations is of I32, whatever dtype is asked for.
+        let ordinals = Tensor::<1, Int>::arange(0..n as i64, device).cast(DType::U32);
         let high = ordinals.full_like((first >> 32) as u32);
         [ordinals + first as u32, high]
     };

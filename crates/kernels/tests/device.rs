@@ -2,7 +2,7 @@
 //! CPU, forward and gradient. Without an adapter the tests are skipped, and say so.
 #![cfg(any(feature = "vulkan", feature = "metal", feature = "webgpu"))]
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use tessera_kernels::{
@@ -24,6 +24,12 @@ static DEVICE: LazyLock<Option<Device>> = LazyLock::new(|| match Device::wgpu_op
         None
     }
 });
+
+/// Waits until no other test uses the device. The tests share its memory, which one of them measures.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Products of f32 on the device.
 fn exact() -> Cpu {
@@ -80,6 +86,7 @@ fn constant<const D: usize, const E: usize>(x: &Tensor<E>, shape: [usize; D], se
 
 #[test]
 fn linear_maps_and_norms_on_a_device_match_the_cpu() {
+    let _turn = turn();
     for activation in [Activation::None, Activation::Gelu] {
         let parts = |x: &Tensor<3>| (constant(x, [24, 40], 2), constant(x, [40], 3));
         compare(
@@ -140,6 +147,7 @@ fn plan(sees: impl Fn(usize, usize) -> bool, by_column: bool) -> Arc<AttentionPl
 
 #[test]
 fn sparse_attention_on_a_device_matches_the_dense_mask() {
+    let _turn = turn();
     let plans = [
         ("causal", plan(|_, _| true, false)),
         ("row", plan(|query, key| query - key <= GRID, false)),
@@ -180,6 +188,7 @@ fn bytes_of_row_attention(device: &Device, len: usize) -> f64 {
 
 #[test]
 fn memory_of_a_row_layer_on_a_device_grows_linearly() {
+    let _turn = turn();
     let Some(device) = &*DEVICE else { return };
     let bytes = [512, 1024, 2048].map(|len| bytes_of_row_attention(device, len));
     eprintln!("a row layer of 512, 1,024 and 2,048 positions keeps {bytes:?} bytes");
@@ -191,6 +200,7 @@ fn memory_of_a_row_layer_on_a_device_grows_linearly() {
 
 #[test]
 fn convolutions_and_pooling_on_a_device_match_the_cpu() {
+    let _turn = turn();
     for (side, first) in [(1, PreActivation::Nothing), (3, PreActivation::Relu)] {
         let parts = |x: &Tensor<4>| (constant(x, [6, 5, side, side], 2), constant(x, [6], 3));
         compare(
@@ -225,6 +235,7 @@ fn convolutions_and_pooling_on_a_device_match_the_cpu() {
 
 #[test]
 fn noise_and_codes_on_a_device_match_the_cpu() {
+    let _turn = turn();
     let noise = GumbelNoise { seed: 0x0123_4567_89ab_cdef, step: 1 << 40, first_row: 9 };
     compare(
         "Gumbel softmax with drawn noise",
@@ -249,6 +260,7 @@ fn noise_and_codes_on_a_device_match_the_cpu() {
 
 #[test]
 fn updates_on_a_device_match_the_cpu() {
+    let _turn = turn();
     let Some(device) = &*DEVICE else { return };
     let flat =
         |seed, device: &Device| Tensor::<1>::from_data(TensorData::new(values(5000, seed), [5000]), device);
