@@ -13,10 +13,12 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
 use serde::{Deserialize, Serialize};
 use tessera_container::{Contents, Kind};
 use tessera_kernels::{SmallFloat, read};
-use tessera_model::nn::Role;
+use tessera_model::nn::{HostTensor, Role};
 
 use crate::best::Best;
 use crate::capacity::Stage;
+use crate::dist::gradients::Compressors;
+use crate::dist::shards::Cut;
 use crate::fit::{GoodCheckpoint, TrainState};
 use crate::optim::Moment;
 use crate::params::{Param, ParamStore, Which};
@@ -55,26 +57,46 @@ struct Header {
     #[serde(default, alias = "followed")]
     average_is_current: bool,
     text: String,
+    /// If the ranks of a group shared the parameters: whose shard this file has, of how many, and how
+    /// each parameter is divided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shard: Option<ShardHeader>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct ShardHeader {
+    rank: usize,
+    ranks: usize,
+    cuts: Vec<Cut>,
+}
+
+/// Returns the name of the file with the shard of `rank`.
+pub(crate) fn shard_file(rank: usize) -> String {
+    match rank {
+        0 => STATE_FILE.to_string(),
+        rank => format!("state.{rank}.safetensors"),
+    }
 }
 
 /// A tensor to write. Its bytes are read when it is written, so that only one tensor at a time is
 /// copied.
 enum Stored<'a> {
-    Full(&'a [usize], &'a Tensor<1>),
-    Small(&'a [usize], &'a [u16]),
+    Full(Vec<usize>, &'a Tensor<1>),
+    Small(Vec<usize>, &'a [u16]),
+    Host(Vec<usize>, &'a [f32]),
 }
 
 impl View for Stored<'_> {
     fn dtype(&self) -> Dtype {
         match self {
-            Stored::Full(..) => Dtype::F32,
+            Stored::Full(..) | Stored::Host(..) => Dtype::F32,
             Stored::Small(..) => Dtype::U16,
         }
     }
 
     fn shape(&self) -> &[usize] {
         match self {
-            Stored::Full(shape, _) | Stored::Small(shape, _) => shape,
+            Stored::Full(shape, _) | Stored::Small(shape, _) | Stored::Host(shape, _) => shape,
         }
     }
 
@@ -84,6 +106,7 @@ impl View for Stored<'_> {
                 Cow::Owned(read(values, |values| bytemuck::cast_slice(values).to_vec()))
             }
             Stored::Small(_, codes) => Cow::Borrowed(bytemuck::cast_slice(codes)),
+            Stored::Host(_, values) => Cow::Borrowed(bytemuck::cast_slice(values)),
         }
     }
 
@@ -91,15 +114,23 @@ impl View for Stored<'_> {
         match self {
             Stored::Full(_, values) => 4 * values.dims()[0],
             Stored::Small(_, codes) => 2 * codes.len(),
+            Stored::Host(_, values) => 4 * values.len(),
         }
     }
 }
 
-/// Writes a checkpoint to the file `path`. `text` is that of the run's `config.toml`.
+/// Writes a checkpoint to the folder: a file with the shard of `rank`, of a group of `ranks`. `text` is
+/// that of the run's `config.toml`, and `unapplied` the sums of PowerSGD's error buffers.
 ///
 /// # Errors
 /// If the file cannot be written.
-pub(crate) fn write(state: &TrainState, text: &str, path: &Path) -> Result<()> {
+pub(crate) fn write(
+    state: &TrainState,
+    unapplied: &[HostTensor],
+    text: &str,
+    folder: &Path,
+    [rank, ranks]: [usize; 2],
+) -> Result<()> {
     let header = Header {
         step: state.step,
         updates: state.params.updates,
@@ -109,19 +140,28 @@ pub(crate) fn write(state: &TrainState, text: &str, path: &Path) -> Result<()> {
         best: state.best,
         average_is_current: state.average_is_current,
         text: text.to_string(),
+        shard: (ranks > 1).then(|| {
+            let cuts = state.params.params.iter().map(|param| param.cut.clone()).collect();
+            ShardHeader { rank, ranks, cuts }
+        }),
     };
-    KIND.write_file(path, &header, tensors(&state.params))
+    let mut tensors = tensors(&state.params, rank);
+    for (index, HostTensor { name, shape, values }) in unapplied.iter().enumerate() {
+        tensors.push((format!("unapplied/{index:04}/{name}"), Stored::Host(shape.clone(), values)));
+    }
+    KIND.write_file(&folder.join(shard_file(rank)), &header, tensors)
 }
 
 /// Returns the tensors of a checkpoint, with their names `GROUP/INDEX/NAME`.
-fn tensors(params: &ParamStore) -> Vec<(String, Stored<'_>)> {
+fn tensors(params: &ParamStore, rank: usize) -> Vec<(String, Stored<'_>)> {
     let mut all = Vec::new();
     for (index, param) in params.params.iter().enumerate() {
+        let shape = param.cut.shard_shape(rank);
         for (group, tensor) in [
-            ("weight", Stored::Full(&param.shape, &param.value)),
-            ("average", Stored::Full(&param.shape, &param.average)),
-            ("mean", stored(param, &param.mean)),
-            ("variance", stored(param, &param.variance)),
+            ("weight", Stored::Full(shape.clone(), &param.value)),
+            ("average", Stored::Full(shape.clone(), &param.average)),
+            ("mean", stored(&shape, &param.mean)),
+            ("variance", stored(&shape, &param.variance)),
         ] {
             all.push((format!("{group}/{index:04}/{}", param.name), tensor));
         }
@@ -129,18 +169,34 @@ fn tensors(params: &ParamStore) -> Vec<(String, Stored<'_>)> {
     all
 }
 
-fn stored<'a>(param: &'a Param, moment: &'a Moment) -> Stored<'a> {
+fn stored<'a>(shape: &[usize], moment: &'a Moment) -> Stored<'a> {
     match moment {
-        Moment::Full(values) => Stored::Full(&param.shape, values),
-        Moment::Small(_, codes) => Stored::Small(&param.shape, codes),
+        Moment::Full(values) => Stored::Full(shape.to_vec(), values),
+        Moment::Small(_, codes) => Stored::Small(shape.to_vec(), codes),
     }
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint, given its folder or the file in it.
+    /// Reads a checkpoint, given its folder or the first file in it. Shards are put together.
     pub(crate) fn read(path: &Path) -> Result<Checkpoint> {
         let path: PathBuf = if path.is_dir() { path.join(STATE_FILE) } else { path.to_path_buf() };
-        Checkpoint::from_bytes(&fs::read(path)?)
+        let (first, shard) = Checkpoint::of_bytes(&fs::read(&path)?)?;
+        let Some(ShardHeader { ranks, cuts, .. }) = shard else { return Ok(first) };
+        let mut states = vec![first.state];
+        for rank in 1..ranks {
+            let file = path.with_file_name(shard_file(rank));
+            let bytes = fs::read(&file)
+                .with_context(|| format!("shard {rank} of {ranks}, {}, cannot be read", file.display()))?;
+            let (other, shard) = Checkpoint::of_bytes(&bytes).context(file.display().to_string())?;
+            let fits = shard.is_some_and(|shard| (shard.rank, shard.ranks) == (rank, ranks));
+            ensure!(
+                fits && (other.state.step, &other.text) == (states[0].step, &first.text),
+                "{} is not shard {rank} of this checkpoint",
+                file.display()
+            );
+            states.push(other.state);
+        }
+        Ok(Checkpoint { state: joined(states, cuts)?, text: first.text })
     }
 
     /// Returns whether `bytes` are those of a checkpoint, possibly damaged and of any version.
@@ -150,14 +206,15 @@ impl Checkpoint {
         has(KIND.key) || (has("step") && has("updates"))
     }
 
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Checkpoint> {
+    /// Reads the file of one rank, and which shard it has if there are several.
+    fn of_bytes(bytes: &[u8]) -> Result<(Checkpoint, Option<ShardHeader>)> {
         if let Some(header) = old_header(bytes)? {
             let state = state(header, &SafeTensors::deserialize(bytes)?)?;
-            return Ok(Checkpoint { state, text: None });
+            return Ok((Checkpoint { state, text: None }, None));
         }
         let Contents { header, tensors, .. } = KIND.read::<Header>(bytes)?;
-        let text = Some(header.text.clone());
-        Ok(Checkpoint { state: state(header, &tensors)?, text })
+        let (text, shard) = (Some(header.text.clone()), header.shard.clone());
+        Ok((Checkpoint { state: state(header, &tensors)?, text }, shard))
     }
 
     /// Returns `model` with the averaged weights or, if the run had no average, with the weights
@@ -213,6 +270,7 @@ fn old_header(bytes: &[u8]) -> Result<Option<Header>> {
         best: None,
         average_is_current: false,
         text: String::new(),
+        shard: None,
     }))
 }
 
@@ -227,7 +285,7 @@ fn state(header: Header, tensors: &SafeTensors) -> Result<TrainState> {
         |((name, weight), (((_, average), (_, mean)), (_, variance)))| {
             let param = Param {
                 name,
-                shape: weight.shape().to_vec(),
+                cut: Cut::whole(weight.shape()),
                 // The model knows both ([`ParamStore::of_model`]).
                 role: Role::Vector,
                 id: ParamId::new(),
@@ -246,11 +304,74 @@ fn state(header: Header, tensors: &SafeTensors) -> Result<TrainState> {
         params: ParamStore { params: params.collect::<Result<_>>()?, updates: header.updates },
         plateau: header.plateau,
         scales: header.scales,
+        compressors: Compressors::default(),
+        unapplied: unapplied(tensors)?,
         good: header.good,
         best: header.best,
         average_is_current: header.average_is_current,
         losses: Default::default(),
     })
+}
+
+/// Puts the shards of all ranks together.
+fn joined(states: Vec<TrainState>, cuts: Vec<Cut>) -> Result<TrainState> {
+    let mismatch = "the shards do not fit each other";
+    let fits = |state: &TrainState| state.params.params.len() == cuts.len();
+    ensure!(states.iter().all(fits), mismatch);
+    let joined = |cut: &Cut, shards: Vec<&Tensor<1>>| -> Result<Tensor<1>> {
+        let shards: Vec<Vec<f32>> = shards.into_iter().map(|shard| read(shard, <[f32]>::to_vec)).collect();
+        cut.joined(&shards).map(flat)
+    };
+    let mut state = states[0].clone();
+    for (index, cut) in cuts.into_iter().enumerate() {
+        let own = || states.iter().map(|state| &state.params.params[index]);
+        let moment = |of: fn(&Param) -> &Moment| -> Result<Moment> {
+            let shards: Vec<&Moment> = own().map(of).collect();
+            let full = |moment: &&Moment| match moment {
+                Moment::Full(values) => Some(read(values, <[f32]>::to_vec)),
+                Moment::Small(..) => None,
+            };
+            let codes = |moment: &&Moment| match moment {
+                Moment::Small(_, codes) => Some(codes.clone()),
+                Moment::Full(_) => None,
+            };
+            match shards[0] {
+                Moment::Full(_) => {
+                    let shards: Option<Vec<_>> = shards.iter().map(full).collect();
+                    Ok(Moment::Full(Box::new(flat(cut.joined(&shards.context(mismatch)?)?))))
+                }
+                Moment::Small(format, _) => {
+                    let shards: Option<Vec<_>> = shards.iter().map(codes).collect();
+                    Ok(Moment::Small(*format, cut.joined(&shards.context(mismatch)?)?))
+                }
+            }
+        };
+        let (mean, variance) = (moment(|param| &param.mean)?, moment(|param| &param.variance)?);
+        let param = &mut state.params.params[index];
+        param.value = joined(&cut, own().map(|param| &param.value).collect())?;
+        param.average = joined(&cut, own().map(|param| &param.average).collect())?;
+        (param.mean, param.variance) = (mean, variance);
+        if let Some(place) = state.unapplied.iter().position(|sum| sum.name == param.name) {
+            let of = |state: &TrainState| state.unapplied.get(place).map(|sum| sum.values.clone());
+            let shards: Vec<Vec<f32>> = states.iter().filter_map(of).collect();
+            let (name, shape) = (param.name.clone(), cut.shape.clone());
+            state.unapplied[place] = HostTensor { name, shape, values: cut.joined(&shards)? };
+        }
+        param.cut = Cut::whole(&cut.shape);
+    }
+    Ok(state)
+}
+
+/// Returns the sums of PowerSGD's error buffers, if the run compressed gradients.
+fn unapplied(tensors: &SafeTensors) -> Result<Vec<HostTensor>> {
+    if !tensors.names().iter().any(|name| name.starts_with("unapplied/")) {
+        return Ok(Vec::new());
+    }
+    let host = |(name, view): (String, TensorView)| {
+        let values = read(&floats(&view)?, <[f32]>::to_vec);
+        Ok(HostTensor { name, shape: view.shape().to_vec(), values })
+    };
+    of_group(tensors, "unapplied")?.into_iter().map(host).collect()
 }
 
 /// Returns the tensors named `GROUP/INDEX/NAME`, in the order of their index, with their NAME.
@@ -270,8 +391,12 @@ fn floats(view: &TensorView) -> Result<Tensor<1>> {
     ensure!(view.dtype() == Dtype::F32, "a tensor of {:?}: wanted F32", view.dtype());
     let values: Vec<f32> =
         view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    Ok(flat(values))
+}
+
+fn flat(values: Vec<f32>) -> Tensor<1> {
     let n = values.len();
-    Ok(Tensor::from_data(TensorData::new(values, [n]), &Device::flex()))
+    Tensor::from_data(TensorData::new(values, [n]), &Device::flex())
 }
 
 fn moment(view: &TensorView, format: SmallFloat) -> Result<Moment> {
@@ -304,7 +429,7 @@ pub(crate) mod tests {
     pub(crate) fn state(step: u64) -> TrainState {
         let param = Param {
             name: "w.x".into(),
-            shape: vec![2],
+            cut: Cut::whole(&[2]),
             role: Role::Matrix,
             id: ParamId::new(),
             value: flat([1.0, 1.0 / 3.0]),
@@ -321,6 +446,8 @@ pub(crate) mod tests {
             params: ParamStore { params: vec![param], updates: step / 2 },
             plateau,
             scales: Some(scales),
+            compressors: Compressors::default(),
+            unapplied: vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![0.5, -1.0] }],
             good: Some(GoodCheckpoint { step: step / 3, lowest: 0.1 }),
             best: Some(Best { step: step / 2, loss: 0.3, since: 2 }),
             average_is_current: step % 2 == 1,
@@ -329,19 +456,23 @@ pub(crate) mod tests {
     }
 
     fn to_bytes(state: &TrainState, text: &str) -> Vec<u8> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        write(state, text, file.path()).unwrap();
-        fs::read(file.path()).unwrap()
+        let folder = tempfile::tempdir().unwrap();
+        write(state, &state.unapplied, text, folder.path(), [0, 1]).unwrap();
+        fs::read(folder.path().join(STATE_FILE)).unwrap()
+    }
+
+    fn of_bytes(bytes: &[u8]) -> Result<Checkpoint> {
+        Checkpoint::of_bytes(bytes).map(|(checkpoint, _)| checkpoint)
     }
 
     fn error(bytes: &[u8]) -> String {
-        format!("{:#}", Checkpoint::from_bytes(bytes).err().unwrap())
+        format!("{:#}", of_bytes(bytes).err().unwrap())
     }
 
     #[test]
     fn checkpoint_round_trips_with_the_text_of_its_run() {
         let bytes = to_bytes(&state(5), TEXT);
-        let read = Checkpoint::from_bytes(&bytes).unwrap();
+        let read = of_bytes(&bytes).unwrap();
         assert_eq!((read.state, read.text.as_deref()), (state(5), Some(TEXT)));
         assert_eq!(bytes, to_bytes(&state(5), TEXT));
     }
@@ -352,7 +483,7 @@ pub(crate) mod tests {
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(Checkpoint::from_bytes(&damaged).is_err(), "bit {bit}");
+            assert!(of_bytes(&damaged).is_err(), "bit {bit}");
         }
     }
 
@@ -374,7 +505,7 @@ pub(crate) mod tests {
 
     #[test]
     fn checkpoint_without_a_checksum_is_read() {
-        let read = Checkpoint::from_bytes(&of_format("2")).unwrap();
+        let read = of_bytes(&of_format("2")).unwrap();
         assert_eq!(
             (read.state, read.text),
             (TrainState { good: None, best: None, average_is_current: false, ..state(5) }, None)
@@ -389,7 +520,7 @@ pub(crate) mod tests {
         assert!(error(&newer.unwrap()).contains("format version 4, written by a newer version"));
         let mut other = state(5);
         other.params.params[0].mean = Moment::Full(Box::new(flat([0.1, 0.2]).narrow(0, 0, 1)));
-        let tensors = tensors(&other.params).into_iter().map(|(name, stored)| {
+        let tensors = tensors(&other.params, 0).into_iter().map(|(name, stored)| {
             let shape = vec![stored.data_len() / if stored.dtype() == Dtype::F32 { 4 } else { 2 }];
             (name, (shape, stored.dtype(), stored.data().into_owned()))
         });

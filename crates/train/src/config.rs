@@ -4,6 +4,7 @@
 //! is an error that names the nearest key. The resolved config is saved with every run.
 
 mod compute;
+mod powersgd;
 
 use std::path::Path;
 
@@ -18,6 +19,7 @@ use tessera_model::prior::{Activations, PriorConfig};
 use tessera_model::rerank::ClipConfig;
 use toml::{Table, Value};
 
+pub use self::powersgd::PowerSgdConfig;
 use crate::capacity::Stage;
 use crate::optim::Moments;
 use crate::pace::{Length, ensure_fits, set_length};
@@ -63,6 +65,9 @@ pub struct Config {
     /// Precision on other devices.
     #[serde(default)]
     pub device: DeviceConfig,
+    /// Compression of the prior's gradients between replicas.
+    #[serde(default)]
+    pub powersgd: PowerSgdConfig,
 }
 
 /// Memory and gradient scales of the prior's resblocks in training (paper §2.4, §D.1).

@@ -21,7 +21,7 @@ use tessera_model::weights::{HostTensor, ModelConfig, ModelFile, export, import}
 use crate::capacity::Stage;
 use crate::config::Config;
 use crate::control::Control;
-use crate::fit::{Outcome, Task, Validation};
+use crate::fit::{Outcome, Task, Update, Validation};
 use crate::gradient::{Loss, Sums, differentiate};
 use crate::params::{ParamStore, Which};
 use crate::precision::{Rules, Scales, Scaling};
@@ -246,8 +246,7 @@ impl Task for DvaeTask {
         &self,
         model: &Dvae,
         parts: Vec<Self::Batch>,
-        step: u64,
-        scales: Option<&[f32]>,
+        Update { step, scales, .. }: Update,
         sink: &mut dyn GradientSink,
     ) -> Result<Sums> {
         let (relax, min_log_b) = (&self.config.relax, self.config.dvae.min_log_b);
@@ -364,7 +363,8 @@ mod tests {
                 let expected = elbo(task.cpu(), x, stats, logits, beta, task.config.dvae.min_log_b);
                 let expected = expected.loss.into_scalar::<f64>();
                 let sums = &mut GradientSums::new(task.cpu());
-                let got = task.accumulate(&model, vec![(pictures, noise)], step, None, sums).unwrap().loss;
+                let got =
+                    task.accumulate(&model, vec![(pictures, noise)], Update::alone(step), sums).unwrap().loss;
                 assert!((got - expected).abs() < 1e-6, "step {step}: {got}, wanted {expected}");
             }
         });

@@ -25,11 +25,17 @@ use burn::module::Module;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use tessera_kernels::Cpu;
-use tessera_model::nn::{GradientSink, GradientSums, without_values};
+use tessera_model::nn::{GradientSink, HostTensor, without_values};
+use tessera_model::prior::{Block, BlockSource};
 
 use crate::best::Best;
 use crate::config::FitConfig;
 use crate::control::Control;
+use crate::dist::gather::{Gathering, SharedLayers, collected, complete};
+use crate::dist::gradients::{Compressors, WorldGradients, compressors};
+use crate::dist::lane::Lane;
+use crate::dist::powersgd::PowerSgdSettings;
+use crate::dist::world::World;
 use crate::gradient::Sums;
 use crate::log::{Log, Metrics};
 use crate::optim;
@@ -47,18 +53,20 @@ pub trait Task: Sync {
     /// A micro-batch: one part of a batch, on the host.
     type Batch: Send;
 
-    /// Passes the gradients of the losses of `parts` to `sink`. `parts` are the micro-batches of
-    /// update `step`, `scales` the current gradient scales, if there are any.
+    /// Passes the gradients of the losses of `parts`, this rank's micro-batches, to `sink`.
     ///
     /// A loss that compares all samples of a batch with each other counts as one micro-batch.
     fn accumulate(
         &self,
         model: &Self::Model,
         parts: Vec<Self::Batch>,
-        step: u64,
-        scales: Option<&[f32]>,
+        update: Update,
         sink: &mut dyn GradientSink,
     ) -> Result<Sums>;
+    /// Returns the layers of the model. Ranks that share the parameters gather one layer at a time.
+    fn layers(_model: &Self::Model) -> &[Block] {
+        &[]
+    }
     /// Changes the weights and their moving average after update `step`, for example to enforce
     /// bounds. The result must depend only on the step and on these weights.
     ///
@@ -74,6 +82,27 @@ pub trait Task: Sync {
     /// Returns a sample picture that shows how good the model is.
     fn sample(&self, _model: &Self::Model) -> Result<Option<RgbImage>> {
         Ok(None)
+    }
+}
+
+/// What a task needs to know of an update.
+#[derive(Clone, Copy)]
+pub struct Update<'a> {
+    /// The number of the update, counted from 0.
+    pub step: u64,
+    /// The current gradient scales, if there are any.
+    pub scales: Option<&'a [f32]>,
+    /// Provides the layers ([`Task::layers`]) if the model itself has no values for them.
+    pub layers: Option<&'a dyn BlockSource>,
+    /// All ranks.
+    pub ranks: &'a Lane,
+}
+
+#[cfg(test)]
+impl Update<'static> {
+    /// An update of a single process without gradient scales.
+    pub(crate) fn alone(step: u64) -> Update<'static> {
+        Update { step, scales: None, layers: None, ranks: &World::solo().all }
     }
 }
 
@@ -95,7 +124,9 @@ pub struct Training<'a, T: Task> {
     /// Makes a micro-batch, given the update and the slots of the micro-batch. It is a pure function
     /// of both.
     pub batch: &'a (dyn Fn(u64, Slots) -> Result<T::Batch> + Sync),
-    /// The micro-batches of this process in each update.
+    /// All ranks of the training.
+    pub world: &'a World,
+    /// The micro-batches of this rank in each update.
     pub slots: Vec<Slots>,
     /// The lengths of the run and the settings of the optimizer.
     pub config: &'a FitConfig,
@@ -103,6 +134,9 @@ pub struct Training<'a, T: Task> {
     pub cpu: Cpu,
     /// The initial gradient scales if gradients are stored in 16 bits.
     pub scales: Option<Scales>,
+    /// How gradients are compressed between replicas, if they are. `rank` is that of all shards
+    /// together.
+    pub powersgd: Option<PowerSgdSettings>,
     /// The first update in which the loss function has its final form. Before this update, the
     /// weights of its terms (β of the dVAE) still change with every step, so losses of different
     /// steps cannot be compared.
@@ -124,6 +158,11 @@ pub struct TrainState {
     pub plateau: Plateau,
     /// The gradient scales, if gradients are stored in 16 bits.
     pub scales: Option<Scales>,
+    /// PowerSGD's error buffers.
+    pub compressors: Compressors,
+    /// Gradients that PowerSGD had not applied when a checkpoint was written: the sums of the error
+    /// buffers of all replicas. The compressors divide them when training continues.
+    pub unapplied: Vec<HostTensor>,
     /// The last checkpoint from which a diverged run can continue.
     pub good: Option<GoodCheckpoint>,
     /// The checkpoint with the lowest held-out loss.
@@ -144,6 +183,8 @@ impl TrainState {
             params,
             plateau: Plateau::default(),
             scales,
+            compressors: Compressors::default(),
+            unapplied: Vec::new(),
             good: None,
             best: None,
             average_is_current: false,
@@ -221,8 +262,8 @@ pub enum Outcome {
 }
 
 /// Trains `model` until `config.steps` updates are done, starting from the newest checkpoint of
-/// `run` if there is one. Returns the model with the averaged weights or, if the run overfits, with
-/// those of its best checkpoint ([`Best`]).
+/// `run` if there is one. On the first rank, returns the model with the averaged weights or, if the run
+/// overfits, with those of its best checkpoint ([`Best`]).
 ///
 /// # Errors
 /// If a loss or gradient is not finite, or the run folder cannot be written.
@@ -231,8 +272,11 @@ pub fn fit<T: Task>(
     model: T::Model,
     run: &RunDir,
     control: Control,
-) -> Result<(T::Model, Outcome)> {
-    let trainer = Trainer::new(training, model, run.newest_checkpoint(control.reporter)?)?;
+) -> Result<(Option<T::Model>, Outcome)> {
+    let newest = run.newest_checkpoint(control.reporter)?;
+    let step = newest.as_ref().map_or("none".to_string(), |state| state.step.to_string());
+    training.world.ensure_same("the newest checkpoint", &step)?;
+    let trainer = Trainer::new(training, model, newest)?;
     thread::scope(|scope| {
         let steps = trainer.state.step..training.config.steps;
         let prefetcher = Prefetcher::start(scope, training.batch, steps, &training.slots);
@@ -241,23 +285,36 @@ pub fn fit<T: Task>(
 }
 
 /// Runs the remaining updates of a run, with validation and checkpoints.
-fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Result<(T::Model, Outcome)> {
-    let (training, config) = (trainer.training, trainer.training.config);
-    let mut log = Log::open(run.path(), trainer.state.step, config.steps, control.reporter)?;
-    log.settings(&run.settings()?);
+fn train<T: Task>(
+    mut trainer: Trainer<T>,
+    run: &RunDir,
+    control: Control,
+) -> Result<(Option<T::Model>, Outcome)> {
+    let (training, config, world) = (trainer.training, trainer.training.config, trainer.training.world);
+    // Only the first rank writes.
+    let mut log = match world.is_first() {
+        true => Some(Log::open(run.path(), trainer.state.step, config.steps, control.reporter)?),
+        false => None,
+    };
+    if let Some(log) = &mut log {
+        log.settings(&run.settings()?);
+    }
     while trainer.state.step < config.steps {
-        let metrics = trainer.step().map_err(|error| save_after_failure(error, &trainer.state, run))?;
+        let metrics =
+            trainer.step().map_err(|error| save_after_failure(error, &trainer.state, run, world))?;
         let step = trainer.state.step;
-        log.train(step, &metrics, config);
-        if let Some(scales) = &trainer.state.scales {
-            log.scales(step, scales.log2(), &trainer.gradient_log2, config);
+        if let Some(log) = &mut log {
+            log.train(step, &metrics, config);
+            if let Some(scales) = &trainer.state.scales {
+                log.scales(step, scales.log2(), &trainer.gradient_log2, config);
+            }
         }
         let last = step == config.steps;
         let is_best = match last || step.is_multiple_of(config.eval_every) {
-            true => trainer.validate(run, &mut log)?,
+            true => trainer.validate(run, log.as_mut())?,
             false => false,
         };
-        let stopped = control.stop.load(Ordering::Relaxed);
+        let stopped = world.any(control.stop.load(Ordering::Relaxed))?;
         if last || stopped || is_best || step.is_multiple_of(config.checkpoint_every) {
             trainer.state.mark_if_good(training.loss_is_final_from);
             run.write_checkpoint(&trainer.state)?;
@@ -271,10 +328,22 @@ fn train<T: Task>(mut trainer: Trainer<T>, run: &RunDir, control: Control) -> Re
 
 /// Saves the state after a failed step. If the run has diverged, the returned error explains how to
 /// continue it.
-fn save_after_failure(error: anyhow::Error, state: &TrainState, run: &RunDir) -> anyhow::Error {
+///
+/// All ranks notice a divergence in the same step. Any other failure may be that of one rank, which
+/// cannot save anything alone.
+fn save_after_failure(
+    error: anyhow::Error,
+    state: &TrainState,
+    run: &RunDir,
+    world: &World,
+) -> anyhow::Error {
     let diverged = error.is::<Diverged>();
+    if world.all.size() > 1 && !diverged {
+        return error;
+    }
     let saved = run.save(state);
-    let advice = saved.and_then(|()| diverged.then(|| run.write_divergence(state)).transpose());
+    let is_noted = diverged && world.is_first();
+    let advice = saved.and_then(|()| is_noted.then(|| run.write_divergence(state)).transpose());
     match advice {
         Ok(None) => error,
         Ok(Some(advice)) => anyhow!("{error:#}; {advice}"),
@@ -303,13 +372,21 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// If `state` belongs to another model or to a run with other gradient scales.
     pub fn new(training: &'a Training<'a, T>, model: T::Model, state: Option<TrainState>) -> Result<Self> {
         let scales = &training.scales;
-        let state = match state {
+        let mut state = match state {
             Some(state) => {
                 let params = state.params.of_model(&model).context("the checkpoint is of another model")?;
                 TrainState { params, ..state }
             }
             None => TrainState::new(ParamStore::new(&model, training.config.moments), scales.clone()),
         };
+        let world = training.world;
+        if world.shards.size() > 1 {
+            state.params = state.params.divided(world.shards.rank(), world.shards.size())?;
+        }
+        if let Some(settings) = training.powersgd {
+            state.compressors = compressors(&state.params, settings, world, &state.unapplied)?;
+        }
+        state.unapplied = Vec::new();
         let count = |scales: &Option<Scales>| scales.as_ref().map(|scales| scales.log2().len());
         ensure!(
             count(&state.scales) == count(scales),
@@ -327,52 +404,60 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// # Errors
     /// If a loss or gradient of 32 bits is not finite, or too many updates in a row were skipped.
     pub fn step(&mut self) -> Result<Metrics> {
-        let Training { task, batch, ref slots, config, cpu, .. } = *self.training;
+        let Training { task, batch, ref slots, config, cpu, world, .. } = *self.training;
         let (step, start) = (self.state.step, Instant::now());
         let parts = match &self.prefetcher {
             Some(prefetcher) => prefetcher.take(step)?,
             None => make_parts(batch, step, slots)?,
         };
         let waited = start.elapsed();
-        let model = self.state.params.load(self.model.clone(), Which::Value)?;
         let state = &mut self.state;
+        let (model, shared) = lent::<T>(&self.model, &state.params, world)?;
         let scales = state.scales.as_ref().map(Scales::values);
+        let layers = shared.as_ref().map(|layers| layers as &dyn BlockSource);
+        let update = Update { step, scales: scales.as_deref(), layers, ranks: &world.all };
         // The weights as they are before this update are added to the moving average. Computing the
         // average and computing the gradient only read these weights. Both therefore run in
         // parallel, and the average costs no extra time (paper §B.2). If the update fails,
         // `average_is_current` prevents the next attempt from adding the same weights again.
         let is_due = !std::mem::replace(&mut state.average_is_current, true);
-        let mut gradients = GradientSums::new(cpu);
+        let mut gradients =
+            WorldGradients::new(world, cpu, &state.params, &mut state.compressors, slots.len());
         let (sums, ()) = rayon::join(
-            || task.accumulate(&model, parts, step, scales.as_deref(), &mut gradients),
+            || task.accumulate(&model, parts, update, &mut gradients),
             || {
                 if is_due {
                     update_average(cpu, &mut state.params, config, step);
                 }
             },
         );
-        drop(model); // so that the update changes its values in place
-        let sums = check_loss(sums?, step, scales.as_ref().map_or(0, Vec::len))?;
+        let sums = Sums::of_all_ranks(sums?, &world.all)?;
+        let mut gradients = gradients.finish(sums.share())?;
+        drop((model, shared)); // so that the update changes their values in place
+        let sums = check_loss(sums, step, scales.as_ref().map_or(0, Vec::len))?;
         let (share, loss) = (sums.share(), sums.loss * sums.share());
         self.gradient_log2 = sums.gradient_log2;
         // After an overflow, gradient scales change, but weights and optimizer state do not.
         if let Some(scales) = &mut state.scales
             && !scales
-                .update(step, &sums.overflowed, gradients.all_finite())
+                .update(step, &sums.overflowed, gradients.all_finite(world)?)
                 .map_err(|error| Diverged(error.to_string()))?
         {
+            gradients.discard();
             (state.step, state.average_is_current) = (step + 1, false);
             return Ok(Metrics::new());
         }
         let lr = learning_rate(config, step, &state.plateau);
-        let norm = state.params.adamw_(cpu, (&gradients, share), config, lr);
+        let norm = gradients.norm;
         if !optim::is_applied(norm, config) {
-            let why = match state.params.nonfinite(cpu, &gradients) {
+            gradients.discard();
+            let why = match state.params.nonfinite(cpu, &gradients.sums) {
                 Some(weight) => format!("is not finite, first at {weight}"),
                 None => format!("has the norm {norm:e}, too large to be squared in 32 bits"),
             };
             bail!(Diverged(format!("step {step}: the gradient {why}; lr was {lr:e}")));
         }
+        state.params.adamw_(cpu, &mut gradients, config, lr);
         task.after_update(step, &mut state.params)?;
         if step >= self.training.loss_is_final_from {
             state.losses.add(loss);
@@ -385,40 +470,62 @@ impl<'a, T: Task> Trainer<'a, T> {
         Ok([("loss", loss)].into_iter().chain(means).chain(own).collect())
     }
 
-    /// Validates the model and writes a sample sheet. Returns whether the held-out loss is the
-    /// lowest so far.
-    fn validate(&mut self, run: &RunDir, log: &mut Log) -> Result<bool> {
-        let (step, averaged) = (self.state.step, self.averaged()?);
-        let Validation { metrics, loss, warning } = self.training.task.validate(&averaged, step)?;
-        log.validation(step, &metrics);
-        log.warn_once(warning);
-        if let Some(picture) = self.training.task.sample(&averaged)? {
-            log.note(run.write_sample(step, &picture));
-            log.picture(step, &picture);
-        }
+    /// Validates the model and writes a sample sheet, on the first rank. Returns whether the held-out
+    /// loss is the lowest so far.
+    fn validate(&mut self, run: &RunDir, mut log: Option<&mut Log>) -> Result<bool> {
+        let (step, world) = (self.state.step, self.training.world);
+        let loss = match (self.averaged()?, &mut log) {
+            (Some(averaged), Some(log)) => self.validate_on_first(&averaged, run, log)?,
+            _ => None,
+        };
+        let loss: Vec<f64> = loss.into_iter().collect();
+        let loss = world.all.run(move |comm| comm.broadcast(0, bytemuck::cast_slice(&loss)))?;
         // Losses before `loss_is_final_from` cannot be compared with later ones.
-        let Some(loss) = loss.filter(|_| step >= self.training.loss_is_final_from) else {
+        let losses: Vec<f64> = bytemuck::pod_collect_to_vec(&loss);
+        let Some(&loss) = losses.first().filter(|_| step >= self.training.loss_is_final_from) else {
             return Ok(false);
         };
         let best = Best::after(self.state.best, step, loss);
-        best.warning().iter().for_each(|warning| log.say(warning));
+        if let Some(log) = log {
+            best.warning().iter().for_each(|warning| log.say(warning));
+        }
         self.state.best = Some(best);
         Ok(best.since == 0)
     }
 
-    /// Returns the model with the averaged weights or, if `config.ema` is 0, with the weights
-    /// themselves.
-    pub fn averaged(&self) -> Result<T::Model> {
-        self.averaged_of(&self.state.params)
+    /// Returns the held-out loss, if there is one.
+    fn validate_on_first(&self, averaged: &T::Model, run: &RunDir, log: &mut Log) -> Result<Option<f64>> {
+        let step = self.state.step;
+        let Validation { metrics, loss, warning } = self.training.task.validate(averaged, step)?;
+        log.validation(step, &metrics);
+        log.warn_once(warning);
+        if let Some(picture) = self.training.task.sample(averaged)? {
+            log.note(run.write_sample(step, &picture));
+            log.picture(step, &picture);
+        }
+        Ok(loss)
     }
 
-    fn averaged_of(&self, params: &ParamStore) -> Result<T::Model> {
-        let which = if self.training.config.ema == 0.0 { Which::Value } else { Which::Average };
-        params.load(self.model.clone(), which)
+    /// On the first rank, returns the model with the averaged weights or, if `config.ema` is 0, with
+    /// the weights themselves.
+    ///
+    /// # Errors
+    /// If a rank is gone.
+    pub fn averaged(&self) -> Result<Option<T::Model>> {
+        let world = self.training.world;
+        match world.replicas.rank() {
+            0 => collected(&self.model, &self.state.params, self.averaged_is(), &world.shards),
+            _ => Ok(None),
+        }
     }
 
-    /// Returns the model for the model file: the newest one or, if the run overfits, the best one.
-    fn final_model(&self, run: &RunDir, control: Control) -> Result<T::Model> {
+    fn averaged_is(&self) -> Which {
+        if self.training.config.ema == 0.0 { Which::Value } else { Which::Average }
+    }
+
+    /// On the first rank, returns the model for the model file: the newest one or, if the run overfits,
+    /// the best one.
+    fn final_model(&self, run: &RunDir, control: Control) -> Result<Option<T::Model>> {
         let Some(best) = self.state.best.filter(|best| best.overfits() && !control.last) else {
             return self.averaged();
         };
@@ -426,9 +533,29 @@ impl<'a, T: Task> Trainer<'a, T> {
             "the model file gets the weights of step {}, which have the lowest held-out loss; --resume --last writes the last ones",
             best.step
         ));
-        let own = self.state.params.load(self.model.clone(), Which::Value)?;
-        self.averaged_of(&run.checkpoint(best.step)?.params.of_model(&own)?)
+        if !self.training.world.is_first() {
+            return Ok(None);
+        }
+        let params = run.checkpoint(best.step)?.params.of_model(&self.model)?;
+        params.load(self.model.clone(), self.averaged_is()).map(Some)
     }
+}
+
+/// Returns `model` with values for an update. If ranks share its parameters, its layers come
+/// separately.
+fn lent<'m, T: Task>(
+    model: &'m T::Model,
+    params: &ParamStore,
+    world: &'m World,
+) -> Result<(T::Model, Option<SharedLayers<'m>>)> {
+    if world.shards.size() == 1 {
+        return Ok((params.load(model.clone(), Which::Value)?, None));
+    }
+    let layers = SharedLayers::new(T::layers(model), params, &world.shards);
+    let others = params.params.iter().filter(|param| !layers.contain(param.id));
+    let others: Vec<_> = others.map(|param| param.shard(Which::Value)).collect();
+    let others = Gathering::start(&others, &world.shards).wait()?;
+    Ok((complete(model, &others)?, Some(layers)))
 }
 
 /// Updates the moving average with the weights before update `step`, once every `config.ema_every`
@@ -456,7 +583,8 @@ fn check_loss(mut sums: Sums, step: u64, n_scales: usize) -> Result<Sums> {
         };
         let place = sums.overflowed.first().map_or(String::new(), first);
         if n_scales == 0 {
-            bail!(Diverged(format!("step {step}: the loss is {loss}{place}")));
+            let rank = sums.nonfinite_rank.map_or(String::new(), |rank| format!(" on rank {rank}"));
+            bail!(Diverged(format!("step {step}: the loss is {loss}{rank}{place}")));
         }
     }
     Ok(sums)

@@ -5,6 +5,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use tessera_model::nn::{GradientSink, Part, take_gradients};
 
+use crate::dist::lane::Lane;
 use crate::log::Metrics;
 
 /// A loss to differentiate, and other metrics to log.
@@ -38,6 +39,8 @@ pub struct Sums {
     /// For each resblock of the first micro-batch: log₂ of the root mean square of the gradient of
     /// its output, before scaling. Empty if the backward pass does not compute it.
     pub gradient_log2: Vec<f64>,
+    /// The first of several ranks whose loss is not finite.
+    pub nonfinite_rank: Option<usize>,
 }
 
 impl Sums {
@@ -56,6 +59,39 @@ impl Sums {
         self.loss += more.loss;
         self.metrics.iter_mut().zip(more.metrics).for_each(|(sum, (_, value))| sum.1 += value);
         self.overflowed.extend(more.overflowed);
+    }
+
+    /// Adds up the sums of all ranks.
+    ///
+    /// # Errors
+    /// If a rank is gone.
+    pub fn of_all_ranks(own: Sums, ranks: &Lane) -> Result<Sums> {
+        if ranks.size() == 1 {
+            return Ok(own);
+        }
+        // Metrics have the same names everywhere.
+        let values: Vec<f64> = own.metrics.iter().map(|(_, value)| *value).collect();
+        let overflowed: Vec<f64> = own.overflowed.iter().map(|&i| i as f64).collect();
+        let sent = [&[own.parts as f64, own.loss, values.len() as f64][..], &values, &overflowed].concat();
+        let received = ranks.run(move |comm| comm.all_gather(&sent))?;
+        let mut all = Sums::default();
+        for sums in &received {
+            let (numbers, rest) = sums.split_at(3);
+            let (values, overflowed) = rest.split_at(numbers[2] as usize);
+            let metrics = own.metrics.iter().zip(values).map(|((name, _), &value)| (*name, value)).collect();
+            let overflowed = overflowed.iter().map(|&i| i as usize).collect();
+            let (parts, loss) = (numbers[0] as usize, numbers[1]);
+            all.add(Sums {
+                parts,
+                loss,
+                metrics,
+                overflowed,
+                gradient_log2: own.gradient_log2.clone(),
+                ..Sums::default()
+            });
+        }
+        all.nonfinite_rank = received.iter().position(|sums| !sums[1].is_finite());
+        Ok(all)
     }
 
     /// The factor that turns the sums into means.

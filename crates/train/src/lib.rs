@@ -3,7 +3,7 @@
 //! The commands are `train bpe` (paper §2.2), `train dvae` (§2.1), `encode`, `train prior` (§2.2,
 //! §B.2) and `train rerank` (§2.6).
 
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "mpi"), forbid(unsafe_code))]
 
 mod best;
 mod bpe;
@@ -46,7 +46,7 @@ pub use config::{ChainConfig, Config, DataConfig, Encoding, FitConfig, RelaxConf
 pub use control::Control;
 pub use dvae::train_dvae;
 pub use encode::{EncodeInputs, encode};
-pub use fit::{Outcome, Task, Trainer, Training, Validation};
+pub use fit::{Outcome, Task, Trainer, Training, Update, Validation};
 pub use gradient::{Loss, Sums, differentiate};
 pub use log::Metrics;
 pub use optim::Moments;

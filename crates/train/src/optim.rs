@@ -157,6 +157,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::dist::shards::Cut;
     use crate::params::{Param, ParamStore, Which};
 
     fn flat(values: &[f32]) -> Tensor<1> {
@@ -170,7 +171,7 @@ mod tests {
         let (name, shape, id) = ("x".to_string(), vec![1, 2], ParamId::new());
         let average = value.clone();
         ParamStore {
-            params: vec![Param { name, shape, role, id, value, average, mean, variance }],
+            params: vec![Param { name, cut: Cut::whole(&shape), role, id, value, average, mean, variance }],
             updates: 0,
         }
     }

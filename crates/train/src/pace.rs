@@ -17,7 +17,9 @@ use toml::{Table, Value};
 
 use crate::capacity::Stage;
 use crate::config::Config;
+use crate::dist::world::World;
 use crate::fit::Trainer;
+use crate::run_dir::RunOptions;
 use crate::stage::{StageTask, training};
 
 /// The fraction of the time that is planned for updates. The rest is for validation, sample sheets,
@@ -175,32 +177,34 @@ impl Pace<'_> {
         &self,
         task: &T,
         model: &T::Model,
-        is_resumed: bool,
+        options: &RunOptions,
     ) -> Result<Config> {
         let Pace { minutes, .. } = *self;
         ensure!(
             minutes > 0.0 && minutes.is_finite(),
             "--minutes {minutes}: wanted a positive number of minutes"
         );
-        if is_resumed {
+        if options.resume {
             return Ok(task.config().clone());
         }
-        let seconds = seconds_per_step(task, model)?;
+        let seconds = seconds_per_step(task, model, options.world)?;
         (self.config)((60.0 * minutes * UPDATES / seconds).max(1.0) as u64)
     }
 }
 
-/// Measures the time of an update in seconds, on a copy of the model.
-fn seconds_per_step<T: StageTask>(task: &T, model: &T::Model) -> Result<f64> {
+/// Measures the time of an update in seconds, on a copy of the model: that of the slowest rank.
+fn seconds_per_step<T: StageTask>(task: &T, model: &T::Model, world: &World) -> Result<f64> {
     let batch = |step, slots| task.batch(step, slots);
-    let training = training(task, &batch, model);
+    let training = training(task, &batch, model, world)?;
     let mut trainer = Trainer::new(&training, model.clone(), None)?;
     trainer.step()?; // the first update allocates memory
     let start = Instant::now();
     for _ in 0..TIMED {
         trainer.step()?;
     }
-    Ok(start.elapsed().as_secs_f64() / f64::from(TIMED))
+    let own = start.elapsed().as_secs_f64() / f64::from(TIMED);
+    let all = world.all.run(move |comm| comm.all_gather(&[own]))?;
+    Ok(all.concat().into_iter().fold(own, f64::max))
 }
 
 #[cfg(test)]

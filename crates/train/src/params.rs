@@ -8,11 +8,13 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use burn::module::{Module, ParamId};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use tessera_kernels::{Cpu, all_finite, changed, ema_, read};
 use tessera_model::nn::{GradientSums, HostTensor, Parameter, Role, parameters, with_values};
 
 use crate::config::FitConfig;
+use crate::dist::gather::Shard;
+use crate::dist::shards::Cut;
 use crate::optim::{self, Moment, Moments};
 
 /// One parameter with everything that an update changes.
@@ -20,9 +22,9 @@ use crate::optim::{self, Moment, Moments};
 pub struct Param {
     /// The field path in the model.
     pub name: String,
-    /// The shape, outermost dimension first.
-    pub shape: Vec<usize>,
-    /// The role, which decides weight decay and 16-bit storage.
+    /// How it is divided among ranks. The tensors below are this rank's shard of it.
+    pub cut: Cut,
+    /// The role, which decides weight decay, 16-bit storage and the division among ranks.
     pub role: Role,
     /// The id of the parameter in the model.
     pub id: ParamId,
@@ -39,10 +41,37 @@ pub struct Param {
 impl PartialEq for Param {
     fn eq(&self, other: &Param) -> bool {
         let equal = |a: &Tensor<1>, b: &Tensor<1>| read(a, |a| read(b, |b| a == b));
-        (&self.name, &self.shape, &self.mean, &self.variance)
-            == (&other.name, &other.shape, &other.mean, &other.variance)
+        (&self.name, &self.cut, &self.mean, &self.variance)
+            == (&other.name, &other.cut, &other.mean, &other.variance)
             && equal(&self.value, &other.value)
             && equal(&self.average, &other.average)
+    }
+}
+
+/// Sums of gradients for an update.
+pub trait Gradients {
+    /// Returns the norm of all mean gradients together.
+    fn norm(&self) -> f64;
+    /// Returns the factor that turns sums into means.
+    fn share(&self) -> f64;
+    /// Returns the sum of the gradients of a parameter, or `None` if it has had none. It is asked for
+    /// once per parameter.
+    fn get(&mut self, id: ParamId) -> Option<Tensor<1>>;
+}
+
+/// Sums in memory, and their share.
+#[cfg(test)]
+impl Gradients for (&GradientSums, f64) {
+    fn norm(&self) -> f64 {
+        self.1 * self.0.sum_of_squares(&self.0.ids()).sqrt()
+    }
+
+    fn share(&self) -> f64 {
+        self.1
+    }
+
+    fn get(&mut self, id: ParamId) -> Option<Tensor<1>> {
+        self.0.get(id).cloned()
     }
 }
 
@@ -69,7 +98,8 @@ impl ParamStore {
     pub fn new(model: &impl Module, moments: Moments) -> ParamStore {
         let param = |Parameter { name, id, role, shape, values }: Parameter| {
             let [mean, variance] = Moment::pair(&values, role, moments);
-            Param { name, shape, role, id, average: values.clone(), value: values, mean, variance }
+            let cut = Cut::whole(&shape);
+            Param { name, cut, role, id, average: values.clone(), value: values, mean, variance }
         };
         ParamStore { params: parameters(model).into_iter().map(param).collect(), updates: 0 }
     }
@@ -92,20 +122,44 @@ impl ParamStore {
         let bound = |Parameter { name, id, role, shape, values }: Parameter| -> Result<Param> {
             let param = by_name.remove(&name).with_context(|| format!("weight {name} is missing"))?;
             ensure!(
-                param.shape == shape,
+                param.cut.shape == shape,
                 "weight {name} has shape {:?}; this model wants {shape:?}",
-                param.shape
+                param.cut.shape
             );
             let device = values.device();
             let [value, average] = [param.value, param.average].map(|tensor| tensor.to_device(&device));
             let [mean, variance] = [param.mean, param.variance].map(|moment| moment.moved_to(&device));
-            Ok(Param { name, shape, role, id, value, average, mean, variance })
+            Ok(Param { name, cut: param.cut, role, id, value, average, mean, variance })
         };
         let params = own.into_iter().map(bound).collect::<Result<_>>()?;
         Ok(ParamStore { params, updates: self.updates })
     }
 
-    /// Returns `model` with these values.
+    /// Keeps only what belongs to `rank` of a shard group of `ranks`.
+    ///
+    /// # Errors
+    /// If a parameter is too small to be divided.
+    pub fn divided(mut self, rank: usize, ranks: usize) -> Result<ParamStore> {
+        for param in &mut self.params {
+            let cut = Cut::new(&param.name, &param.cut.shape, param.role, ranks)?;
+            let shard = |tensor: &Tensor<1>| {
+                let values = read(tensor, |values| cut.shard(values, rank));
+                let n = values.len();
+                Tensor::from_data(TensorData::new(values, [n]), &tensor.device())
+            };
+            (param.value, param.average) = (shard(&param.value), shard(&param.average));
+            for moment in [&mut param.mean, &mut param.variance] {
+                *moment = match moment {
+                    Moment::Full(values) => Moment::Full(Box::new(shard(values))),
+                    Moment::Small(format, codes) => Moment::Small(*format, cut.shard(codes, rank)),
+                };
+            }
+            param.cut = cut;
+        }
+        Ok(self)
+    }
+
+    /// Returns `model` with these values, which must be complete.
     ///
     /// # Errors
     /// If the store has no values for a parameter of the model.
@@ -113,23 +167,16 @@ impl ParamStore {
         let by_id: HashMap<ParamId, &Param> = self.params.iter().map(|param| (param.id, param)).collect();
         with_values(model, |name, id| {
             let param = by_id.get(&id).with_context(|| format!("weight {name} is missing"))?;
-            Ok((param.shape.clone(), param.tensor(which).clone()))
+            Ok(Some((param.cut.shape.clone(), param.tensor(which).clone())))
         })
     }
 
     /// Updates all values with AdamW and learning rate `lr` ([`optim::adamw`]). Returns the norm of
     /// the gradient, before it is clipped.
     ///
-    /// The gradient is `share` times `sums`. Parameters without gradients have a gradient of 0.
-    pub fn adamw_(
-        &mut self,
-        cpu: Cpu,
-        (sums, share): (&GradientSums, f64),
-        config: &FitConfig,
-        lr: f64,
-    ) -> f64 {
-        let ids: Vec<ParamId> = self.params.iter().map(|param| param.id).collect();
-        let norm = share * sums.sum_of_squares(&ids).sqrt();
+    /// Parameters without gradients have a gradient of 0.
+    pub fn adamw_(&mut self, cpu: Cpu, mut gradients: impl Gradients, config: &FitConfig, lr: f64) -> f64 {
+        let (norm, share) = (gradients.norm(), gradients.share());
         if !optim::is_applied(norm, config) {
             return norm;
         }
@@ -137,7 +184,7 @@ impl ParamStore {
         let (params, updates) = (std::mem::take(&mut self.params), self.updates);
         let update = |param: Param| {
             let step = optim::adamw(config, lr, (norm, share), updates, param.role);
-            let gradient = sums.get(param.id).cloned().unwrap_or_else(|| param.value.zeros_like());
+            let gradient = gradients.get(param.id).unwrap_or_else(|| param.value.zeros_like());
             let moments = [param.mean, param.variance];
             let (value, [mean, variance]) = optim::apply(cpu, &step, param.value, moments, &gradient);
             Param { value, mean, variance, ..param }
@@ -175,7 +222,7 @@ impl ParamStore {
     pub fn to_host(&self, which: Which) -> Vec<HostTensor> {
         let host = |param: &Param| HostTensor {
             name: param.name.clone(),
-            shape: param.shape.clone(),
+            shape: param.cut.shape.clone(),
             values: read(param.tensor(which), <[f32]>::to_vec),
         };
         self.params.iter().map(host).collect()
@@ -190,6 +237,11 @@ impl ParamStore {
 }
 
 impl Param {
+    /// Returns this rank's values.
+    pub(crate) fn shard(&self, which: Which) -> Shard {
+        Shard { id: self.id, cut: self.cut.clone(), values: self.tensor(which).clone() }
+    }
+
     /// Returns the values.
     pub fn tensor(&self, which: Which) -> &Tensor<1> {
         match which {

@@ -20,7 +20,7 @@ use tessera_kernels::decode::Weights;
 use tessera_model::dvae::Dvae;
 use tessera_model::nn::{Compute, GradientSink};
 use tessera_model::prior::{
-    ChainOptions, MixedPrecision, Prior, PriorBackward, PriorConfig, Stream, caption_slots,
+    Block, ChainOptions, MixedPrecision, Prior, PriorBackward, PriorConfig, Stream, caption_slots,
 };
 use tessera_model::sample::default_guidance;
 use tessera_model::weights::{ModelConfig, ModelFile, export, import};
@@ -31,8 +31,9 @@ use crate::capacity::Stage;
 use crate::captions::{cut_captions, training_tokens, unread_figure};
 use crate::config::{Config, Encoding};
 use crate::control::Control;
+use crate::dist::powersgd::PowerSgdSettings;
 use crate::encode::DVAE_FILE;
-use crate::fit::{Outcome, Task, Validation};
+use crate::fit::{Outcome, Task, Update, Validation};
 use crate::gradient::{Loss, Sums};
 use crate::precision::{Rules, Scales};
 use crate::rerank::read_tokenizer;
@@ -308,6 +309,14 @@ impl StageTask for PriorTask {
         Some(Scales::new(rules, model.n_resblocks(), format, 1))
     }
 
+    fn powersgd(&self) -> Option<PowerSgdSettings> {
+        self.config.powersgd.settings(self.config.prior.d_model, self.seed)
+    }
+
+    fn may_be_shared(&self) -> bool {
+        true
+    }
+
     fn random(&self) -> Prior {
         Prior::new(&self.config.prior, self.seed, &self.compute)
     }
@@ -351,8 +360,7 @@ impl Task for PriorTask {
         &self,
         model: &Prior,
         parts: Vec<Self::Batch>,
-        _: u64,
-        scales: Option<&[f32]>,
+        Update { scales, layers, .. }: Update,
         sink: &mut dyn GradientSink,
     ) -> Result<Sums> {
         let storage = self.config.train_prior.storage.format();
@@ -361,7 +369,7 @@ impl Task for PriorTask {
         let mut sums = Sums::default();
         for (stream, unread) in parts {
             let PriorBackward { loss, overflowed, gradient_log2 } =
-                model.backward(&stream, &model.blocks(), sink, options)?;
+                model.backward(&stream, layers.unwrap_or(&model.blocks()), sink, options)?;
             let figures = vec![
                 ("text_nats_per_token", loss.text_per_token),
                 ("image_nats_per_token", loss.image_per_token),
@@ -371,6 +379,10 @@ impl Task for PriorTask {
             sums.add(Sums { overflowed, gradient_log2, ..Sums::of_part(loss, metrics) });
         }
         Ok(sums)
+    }
+
+    fn layers(model: &Prior) -> &[Block] {
+        model.blocks()
     }
 
     fn validate(&self, model: &Prior, _step: u64) -> Result<Validation> {

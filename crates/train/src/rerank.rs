@@ -30,7 +30,8 @@ use crate::capacity::Stage;
 use crate::captions::{cut_captions, training_tokens, unread_figure};
 use crate::config::Config;
 use crate::control::Control;
-use crate::fit::{Outcome, Task, Validation};
+use crate::dist::lane::Lane;
+use crate::fit::{Outcome, Task, Update, Validation};
 use crate::gradient::{Loss, Sums, differentiate};
 use crate::params::{ParamStore, Which};
 use crate::prior::LABEL_LINES;
@@ -212,26 +213,38 @@ impl RerankTask {
     }
 
     /// Computes the gradient of a batch in parts by gradient caching (Gao et al. 2021). First, all
-    /// parts are embedded. Then the loss is differentiated with respect to the embeddings. Finally,
-    /// each part is embedded again, and the gradient of its embeddings is propagated to the weights.
-    fn over_parts(&self, model: &Clip, parts: Vec<Pairs>, sink: &mut dyn GradientSink) -> Result<Sums> {
+    /// parts are embedded, on all ranks. Then the loss is differentiated with respect to the
+    /// embeddings. Finally, each part is embedded again, and the gradient of its embeddings is
+    /// propagated to the weights.
+    fn over_parts(
+        &self,
+        model: &Clip,
+        parts: Vec<Pairs>,
+        ranks: &Lane,
+        sink: &mut dyn GradientSink,
+    ) -> Result<Sums> {
         let (mut images, mut texts) = (Vec::new(), Vec::new());
         for pairs in &parts {
             images.push(model.embed_images(self.on_device(pairs.patches.clone())));
             texts.push(model.embed_texts(&pairs.captions));
         }
-        let share = self.config.train_rerank.batch / parts.len();
-        let [images, texts] = [images, texts].map(|all| Tensor::cat(all, 0).autodiff().require_grad());
+        let share = self.config.train_rerank.batch / (parts.len() * ranks.size());
+        let first = ranks.rank() * parts.len() * share;
+        let of_all_ranks = |own| Ok(of_all_ranks(Tensor::cat(own, 0), ranks)?.autodiff().require_grad());
+        let [images, texts]: [Result<Tensor<2>>; 2] = [images, texts].map(of_all_ranks);
+        let (images, texts) = (images?, texts?);
         let tracked = model.clone().train();
         let loss = loss_of(contrastive(images.clone(), texts.clone(), tracked.scale()));
         let (value, metrics) = loss.values();
         let mut backward = loss.total.backward();
         let mut gradient_of = |leaf: Tensor<2>| leaf.grad_remove(&mut backward).context("no gradient");
-        let (images, texts) = (gradient_of(images)?, gradient_of(texts)?);
+        // The gradients of ranks are averaged, but each rank has only a part of this one.
+        let (images, texts) =
+            (gradient_of(images)? * ranks.size() as f64, gradient_of(texts)? * ranks.size() as f64);
         // So far only that of the temperature.
         sink.take(Part::Model, take_gradients(&tracked, &mut backward), None)?;
         for (part, pairs) in parts.into_iter().enumerate() {
-            let rows = |all: &Tensor<2>| all.clone().narrow(0, part * share, share);
+            let rows = |all: &Tensor<2>| all.clone().narrow(0, first + part * share, share);
             let through = dot(
                 self.cpu(),
                 tracked.embed_images(self.on_device(pairs.patches).autodiff()),
@@ -272,6 +285,18 @@ fn reconstructed(dvae: &Dvae, side: u32, mut pictures: Vec<&mut RgbImage>) -> Re
 
 /// Embeddings, one per row.
 type Rows = Vec<Vec<f32>>;
+
+/// Returns the rows of all ranks, in the order of the ranks.
+fn of_all_ranks(own: Tensor<2>, ranks: &Lane) -> Result<Tensor<2>> {
+    if ranks.size() == 1 {
+        return Ok(own);
+    }
+    let ([_, width], device) = (own.dims(), own.device());
+    let rows =
+        ranks.run(move |comm| comm.all_gather(&own.into_data().iter().collect::<Vec<f32>>()))?.concat();
+    let shape = [rows.len() / width, width];
+    Ok(Tensor::from_data(TensorData::new(rows, shape), &device))
+}
 
 fn loss_of(loss: ContrastiveLoss) -> Loss {
     let figures =
@@ -367,19 +392,19 @@ impl Task for RerankTask {
         &self,
         model: &Clip,
         parts: Vec<Pairs>,
-        _: u64,
-        _: Option<&[f32]>,
+        Update { ranks, .. }: Update,
         sink: &mut dyn GradientSink,
     ) -> Result<Sums> {
         let unread = parts.iter().map(|pairs| pairs.unread).sum();
-        let mut sums = match <[Pairs; 1]>::try_from(parts) {
-            Ok([pairs]) => differentiate(model, None, sink, |model| {
+        let mut sums = match (<[Pairs; 1]>::try_from(parts), ranks.size()) {
+            (Ok([pairs]), 1) => differentiate(model, None, sink, |model| {
                 let images = model.embed_images(self.on_device(pairs.patches).autodiff());
                 loss_of(contrastive(images, model.embed_texts(&pairs.captions), model.scale()))
             })?,
-            Err(parts) => self.over_parts(model, parts, sink)?,
+            (Ok(one), _) => self.over_parts(model, one.into(), ranks, sink)?,
+            (Err(parts), _) => self.over_parts(model, parts, ranks, sink)?,
         };
-        sums.metrics.push(unread_figure(unread, self.config.train_rerank.batch));
+        sums.metrics.push(unread_figure(unread, self.config.train_rerank.batch / ranks.size()));
         Ok(sums)
     }
 

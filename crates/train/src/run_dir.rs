@@ -26,6 +26,8 @@ use toml::{Table, Value};
 use crate::capacity::Stage;
 use crate::checkpoint::{self, Checkpoint, STATE_FILE};
 use crate::config::Config;
+use crate::dist::gradients::unapplied;
+use crate::dist::world::World;
 use crate::fit::TrainState;
 use crate::pace::Pace;
 use crate::same_run::{self, Difference, Input, MayChange, begun_as, differences};
@@ -54,6 +56,8 @@ pub struct RunOptions<'a> {
     pub seed: u64,
     /// The device that the run computes on.
     pub device: DeviceChoice,
+    /// All ranks of the run.
+    pub world: &'a World,
     /// If present, the number of updates follows from a time for the run.
     pub pace: Option<Pace<'a>>,
 }
@@ -79,7 +83,7 @@ impl RunOptions<'_> {
         let bytes = model_bytes(&file).context("--init")?;
         let named = Some(("from", format!("{:08x}", crc32c::crc32c(&bytes))));
         if Checkpoint::is_one(&bytes) {
-            let read = Checkpoint::from_bytes(&bytes);
+            let read = Checkpoint::read(&file);
             let read = read.with_context(|| format!("--init {} cannot be used", path.display()))?;
             warn_unverified(read.text.is_none(), path, reporter);
             return Ok((Initial::Checkpoint(Box::new(read)), named));
@@ -100,29 +104,32 @@ struct Divergence {
     text: String,
 }
 
-/// An open run folder. This process owns it as long as this value lives.
-pub struct RunDir {
+/// An open run folder. The first rank owns it as long as this value lives.
+pub struct RunDir<'a> {
     path: PathBuf,
     stage: Stage,
     /// The text of its `config.toml`.
     text: String,
-    /// The lock, held until this value is dropped.
-    _lock: File,
+    /// All ranks of the run. The folder is on a file system that they share.
+    world: &'a World,
+    /// The first rank's lock, held until this value is dropped.
+    _lock: Option<File>,
 }
 
-impl RunDir {
+impl<'a> RunDir<'a> {
     /// Opens the folder of a run, and reports the resolved config and the kernels. `inputs`
     /// contains the fingerprints of the data, so that a run never continues on other data.
     pub(crate) fn start(
-        options: &RunOptions,
+        options: &RunOptions<'a>,
         stage: Stage,
         inputs: &[Input],
         config: &Config,
         cpu: Cpu,
         reporter: &dyn Reporter,
-    ) -> Result<RunDir> {
+    ) -> Result<RunDir<'a>> {
         let text = same_run::text(stage, options.seed, inputs, config)?;
-        let run = RunDir::open(options.dir, stage, &text, options.resume, reporter)?;
+        options.world.ensure_same("the run", &format!("version {}\n{text}", env!("CARGO_PKG_VERSION")))?;
+        let run = RunDir::open(options.dir, stage, &text, options.resume, options.world, reporter)?;
         let threads = current_num_threads();
         let computing = match options.device {
             DeviceChoice::Cpu => "computing with".to_string(),
@@ -145,8 +152,27 @@ impl RunDir {
         stage: Stage,
         text: &str,
         resume: bool,
+        world: &'a World,
         reporter: &dyn Reporter,
-    ) -> Result<RunDir> {
+    ) -> Result<RunDir<'a>> {
+        let opened = match world.is_first() {
+            true => Some(RunDir::own(path, stage, text, resume, world, reporter)?),
+            false => None,
+        };
+        let text = opened.as_ref().map_or(Vec::new(), |run| run.text.as_bytes().to_vec());
+        let text = String::from_utf8(world.all.run(move |comm| comm.broadcast(0, &text))?)?;
+        Ok(opened.unwrap_or(RunDir { path: path.to_path_buf(), stage, text, world, _lock: None }))
+    }
+
+    /// Opens the folder on the first rank.
+    fn own(
+        path: &Path,
+        stage: Stage,
+        text: &str,
+        resume: bool,
+        world: &'a World,
+        reporter: &dyn Reporter,
+    ) -> Result<RunDir<'a>> {
         check(path, stage, text, resume)?; // before anything is created
         for folder in ["samples", "checkpoints"] {
             let folder = path.join(folder);
@@ -162,7 +188,7 @@ impl RunDir {
             _ => text.to_string(),
         };
         atomic::write(&config_path, text.as_bytes())?;
-        let run = RunDir { path: path.to_path_buf(), stage, text, _lock: lock };
+        let run = RunDir { path: path.to_path_buf(), stage, text, world, _lock: Some(lock) };
         run.leave_divergence(reporter)?;
         Ok(run)
     }
@@ -232,27 +258,46 @@ impl RunDir {
         Ok(read.with_context(|| format!("cannot read the checkpoint {}", folder.display()))?.state)
     }
 
-    /// Writes a checkpoint after a successful update, and deletes what an earlier divergence left.
+    /// Writes a checkpoint after a successful update, and deletes what an earlier divergence left. All
+    /// ranks call this together.
     pub(crate) fn write_checkpoint(&self, state: &TrainState) -> Result<()> {
         self.save(state)?;
-        self.forget_divergence(state.step)
+        if self.world.is_first() { self.forget_divergence(state.step) } else { Ok(()) }
     }
 
-    /// Writes a checkpoint, and deletes old ones.
+    /// Writes a checkpoint, and deletes old ones. The ranks of the first replica write their shards at
+    /// the same time; the checkpoint gets its name when all of them are complete. All ranks call this
+    /// together.
     pub(crate) fn save(&self, state: &TrainState) -> Result<()> {
-        let folder = self.path.join(checkpoint_name(state.step));
-        let partial = folder.with_extension("partial");
-        if partial.exists() {
-            fs::remove_dir_all(&partial)?; // left by a run that was killed while writing it
+        let World { shards, replicas, .. } = self.world;
+        let partial = self.path.join(checkpoint_name(state.step)).with_extension("partial");
+        if self.world.is_first() {
+            if partial.exists() {
+                fs::remove_dir_all(&partial)?; // left by a run that was killed while writing it
+            }
+            fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
         }
-        fs::create_dir_all(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
-        checkpoint::write(state, &self.text, &partial.join(STATE_FILE))?;
+        let unapplied = unapplied(&state.params, &state.compressors, replicas)?;
+        self.world.any(false)?; // the folder exists
+        let written = match replicas.rank() {
+            0 => checkpoint::write(state, &unapplied, &self.text, &partial, [shards.rank(), shards.size()]),
+            _ => Ok(()),
+        };
+        let failed = self.world.any(written.is_err())?;
+        written?;
+        ensure!(!failed, "another rank could not write its shard of the checkpoint");
+        if self.world.is_first() { self.publish(&partial, state) } else { Ok(()) }
+    }
+
+    /// Gives a complete checkpoint its name, and deletes old ones.
+    fn publish(&self, partial: &Path, state: &TrainState) -> Result<()> {
+        let folder = partial.with_extension("");
         if folder.is_dir() {
             fs::remove_dir_all(&folder)?; // left by a run that was stopped at the same step and resumed
         } else if folder.exists() {
             fs::rename(&folder, folder.with_extension("aside"))?; // a file of the user
         }
-        fs::rename(&partial, &folder)?;
+        fs::rename(partial, &folder)?;
         File::open(self.path.join("checkpoints"))?.sync_all()?;
         let checkpoints = checkpoints(&self.path)?;
         let kept = [state.good.map(|good| good.step), state.best.map(|best| best.step)];

@@ -77,7 +77,7 @@ impl Stage {
                 // Scenes are an input, because the config does not contain everything that decides
                 // them, for example the versions of their packages.
                 "data" => key != "dvae_crop" && key != SCENES && !OF_RERANK.contains(&key),
-                _ => ["prior", "chain", "train_prior", "cpu"].contains(&section),
+                _ => ["prior", "chain", "train_prior", "cpu", "powersgd"].contains(&section),
             },
             Stage::Rerank => match section {
                 "data" => OF_RERANK.contains(&key),

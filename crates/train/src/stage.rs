@@ -11,6 +11,8 @@ use tessera_model::weights::ModelFile;
 use crate::capacity::Stage;
 use crate::config::Config;
 use crate::control::Control;
+use crate::dist::powersgd::PowerSgdSettings;
+use crate::dist::world::World;
 use crate::fit::{Outcome, Task, Training, fit};
 use crate::precision::Scales;
 use crate::run_dir::{Initial, RunDir, RunOptions};
@@ -35,6 +37,14 @@ pub(crate) trait StageTask: Task + Sized {
     /// Returns the initial gradient scales if gradients are stored in 16 bits.
     fn scales(&self, _: &Self::Model) -> Option<Scales> {
         None
+    }
+    /// Returns how gradients are compressed between replicas, if they are.
+    fn powersgd(&self) -> Option<PowerSgdSettings> {
+        None
+    }
+    /// Returns whether ranks may share the parameters. If not, each has a replica.
+    fn may_be_shared(&self) -> bool {
+        false
     }
     /// Returns the number of the first update in which the loss function has its final form.
     fn loss_is_final_from(&self) -> u64 {
@@ -72,18 +82,27 @@ pub(crate) fn train<T: StageTask>(
         Initial::Model(file) => task.of_file(*file, control)?,
     };
     let paced = match options.pace {
-        Some(pace) => pace.config(&task, &model, options.resume)?,
+        Some(pace) => pace.config(&task, &model, options)?,
         None => task.config().clone(),
     };
     let task = task.with_config(paced);
+    let world = options.world;
+    ensure!(
+        world.shards.size() == 1 || task.may_be_shared(),
+        "the {} is too small to be divided among ranks: use --node-size 1",
+        T::STAGE
+    );
     let run = RunDir::start(options, T::STAGE, &inputs, task.config(), task.cpu(), control.reporter)?;
     let batch = |step, slots| task.batch(step, slots);
-    let fitted = options.device.run(|| fit(&training(&task, &batch, &model), model, &run, control));
+    let training = training(&task, &batch, &model, world)?;
+    let fitted = options.device.run(|| fit(&training, model, &run, control));
     let (model, outcome) = fitted.map_err(|error| match error.is::<DeviceFailed>() {
         true => error.context("checkpoints are kept; continue from the last one with --resume"),
         false => error,
     })?;
-    run.write_model(&ModelFile { origin: Some(run.origin()?), ..task.file(&model) })?;
+    if let Some(model) = model {
+        run.write_model(&ModelFile { origin: Some(run.origin()?), ..task.file(&model) })?;
+    }
     Ok(outcome)
 }
 
@@ -92,17 +111,28 @@ pub(crate) fn training<'a, T: StageTask>(
     task: &'a T,
     batch: &'a (dyn Fn(u64, Slots) -> Result<T::Batch> + Sync),
     model: &T::Model,
-) -> Training<'a, T> {
+    world: &'a World,
+) -> Result<Training<'a, T>> {
     let config = task.config().fit(T::STAGE);
-    Training {
+    let (rank, ranks) = (world.all.rank(), world.all.size());
+    ensure!(
+        config.batch.is_multiple_of(config.micro_batches * ranks),
+        "a batch of {} cannot be divided among {ranks} ranks with micro_batches = {}: choose another --set {}.batch",
+        config.batch,
+        config.micro_batches,
+        T::STAGE.training()
+    );
+    Ok(Training {
         task,
         batch,
-        slots: Slots::of_rank(config.batch, config.micro_batches, 0, 1),
+        world,
+        slots: Slots::of_rank(config.batch, config.micro_batches, rank, ranks),
         config,
         cpu: task.cpu(),
         scales: task.scales(model),
+        powersgd: task.powersgd(),
         loss_is_final_from: task.loss_is_final_from(),
-    }
+    })
 }
 
 /// Checks that the `part` of a model in the file of `--init` has the architecture `ours` of the

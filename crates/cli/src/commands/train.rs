@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, bail};
 use tessera_data::counted;
 use tessera_model::DeviceChoice;
+use tessera_train::dist::world::World;
 use tessera_train::{
     Config, Control, EncodeInputs, Length, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
 };
@@ -67,7 +68,15 @@ fn train(common: &Common, stage: Stage, training: Training) -> Result<()> {
 fn options<'a>(common: &'a Common, config: &'a (dyn Fn(u64) -> Result<Config> + Sync)) -> RunOptions<'a> {
     let Common { run, resume, init, seed, on, minutes, .. } = common;
     let pace = minutes.map(|minutes| Pace { minutes, config });
-    RunOptions { dir: run, resume: *resume, init: init.as_deref(), seed: *seed, device: on.device, pace }
+    RunOptions {
+        dir: run,
+        resume: *resume,
+        init: init.as_deref(),
+        seed: *seed,
+        device: on.device,
+        world: World::solo(),
+        pace,
+    }
 }
 
 /// Encodes the pictures of a data set.

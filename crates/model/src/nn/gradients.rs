@@ -85,6 +85,16 @@ impl GradientSums {
         self.sums.get(&id)
     }
 
+    /// Returns the parameters that have had a gradient, in no particular order.
+    pub fn ids(&self) -> Vec<ParamId> {
+        self.sums.keys().copied().collect()
+    }
+
+    /// Takes the sum of the gradients of a parameter out.
+    pub fn remove(&mut self, id: ParamId) -> Option<Tensor<1>> {
+        self.sums.remove(&id)
+    }
+
     /// Returns the sum of the squares of all sums, in f64.
     pub fn sum_of_squares(&self, ids: &[ParamId]) -> f64 {
         sum_of_squares(self.cpu, ids.iter().filter_map(|id| self.get(*id)))

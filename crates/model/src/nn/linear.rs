@@ -24,6 +24,11 @@ impl Linear {
         Linear::with_role(Role::Matrix, init, sizes, std)
     }
 
+    /// Like [`Linear::new`], for the second layer of an MLP ([`Role::RowMatrix`]).
+    pub fn second(init: &mut Init, sizes: [usize; 2], std: f64) -> Linear {
+        Linear::with_role(Role::RowMatrix, init, sizes, std)
+    }
+
     /// Like [`Linear::new`], for a layer that computes the logits of tokens ([`Role::Head`]).
     pub fn head(init: &mut Init, sizes: [usize; 2], std: f64) -> Linear {
         Linear::with_role(Role::Head, init, sizes, std)

@@ -48,13 +48,13 @@ pub fn parameters(module: &impl Module) -> Vec<Parameter> {
 }
 
 /// Returns `module` with other values: for each parameter, `values` gets its name and returns the
-/// shape and the flat values.
+/// shape and the flat values, or `None` if the parameter keeps its own.
 ///
 /// # Errors
 /// If `values` fails, or a shape has another number of dimensions than the parameter.
 pub fn with_values<M: Module>(
     module: M,
-    values: impl FnMut(&str, ParamId) -> Result<(Vec<usize>, Tensor<1>)>,
+    values: impl FnMut(&str, ParamId) -> Result<Option<(Vec<usize>, Tensor<1>)>>,
 ) -> Result<M> {
     let mut replace = Replace { path: Vec::new(), values, error: None };
     let module = module.map(&mut replace);
@@ -98,7 +98,7 @@ pub fn import<M: Module>(module: M, tensors: &[HostTensor]) -> Result<M> {
         used += 1;
         let values: Vec<f32> = tensor.values.par_iter().map(|&value| value).collect();
         let n = values.len();
-        Ok((own.shape.clone(), Tensor::from_data(TensorData::new(values, [n]), &own.values.device())))
+        Ok(Some((own.shape.clone(), Tensor::from_data(TensorData::new(values, [n]), &own.values.device()))))
     })?;
     ensure!(used == tensors.len(), "{} of the weights do not belong to this model", tensors.len() - used);
     Ok(module)
@@ -141,7 +141,7 @@ struct Replace<F> {
     error: Option<anyhow::Error>,
 }
 
-impl<F: FnMut(&str, ParamId) -> Result<(Vec<usize>, Tensor<1>)>> ModuleMapper for Replace<F> {
+impl<F: FnMut(&str, ParamId) -> Result<Option<(Vec<usize>, Tensor<1>)>>> ModuleMapper for Replace<F> {
     fn enter_module(&mut self, name: &str, _: &str) {
         self.path.push(name.to_string());
     }
@@ -152,14 +152,16 @@ impl<F: FnMut(&str, ParamId) -> Result<(Vec<usize>, Tensor<1>)>> ModuleMapper fo
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = self.path.join(".");
-        let shaped = (self.values)(&name, param.id).and_then(|(shape, values)| {
+        let shaped = (self.values)(&name, param.id).and_then(|values| {
+            let Some((shape, values)) = values else { return Ok(None) };
             let shape: [usize; D] = shape.try_into().map_err(|shape| {
                 anyhow::anyhow!("weight {name} has shape {shape:?}; this model wants {D} dimensions")
             })?;
-            Ok(values.reshape(shape))
+            Ok(Some(values.reshape(shape)))
         });
         match shaped {
-            Ok(values) => param.map(|_| values),
+            Ok(Some(values)) => param.map(|_| values),
+            Ok(None) => param,
             Err(error) => {
                 self.error.get_or_insert(error);
                 param

@@ -9,6 +9,9 @@ pub enum Role {
     /// A matrix or filter inside a block: it has weight decay, and 16 bits are enough for it (paper
     /// §D.2).
     Matrix,
+    /// A matrix like [`Role::Matrix`] that is divided among ranks by rows: the second of an MLP (paper
+    /// §E.1).
+    RowMatrix,
     /// A matrix next to pixels, tokens, codes or embeddings: it has weight decay and keeps 32 bits.
     Head,
     /// Learned input vectors (tokens, positions, special tokens): they have no weight decay and
@@ -20,10 +23,10 @@ pub enum Role {
 
 /// The number of low bits of a parameter's id that store its role. Burn copies the id with the
 /// parameter.
-const BITS: u32 = 2;
+const BITS: u32 = 3;
 
 impl Role {
-    const ALL: [Role; 1 << BITS] = [Role::Matrix, Role::Head, Role::Embedding, Role::Vector];
+    const ALL: [Role; 5] = [Role::Matrix, Role::RowMatrix, Role::Head, Role::Embedding, Role::Vector];
 
     /// Creates an id for a new parameter of this role.
     pub(super) fn id(self) -> ParamId {
@@ -32,13 +35,13 @@ impl Role {
 
     /// The role of a parameter that [`Init`](super::Init) created.
     pub(super) fn from_id(id: ParamId) -> Role {
-        Role::ALL[id.val() as usize % Role::ALL.len()]
+        Role::ALL.get((id.val() & ((1 << BITS) - 1)) as usize).copied().unwrap_or(Role::Vector)
     }
 
     /// Whether AdamW applies weight decay to such a parameter.
     pub fn decays(self) -> bool {
         match self {
-            Role::Matrix | Role::Head => true,
+            Role::Matrix | Role::RowMatrix | Role::Head => true,
             Role::Embedding | Role::Vector => false,
         }
     }
@@ -46,8 +49,16 @@ impl Role {
     /// Whether such a parameter and its optimizer state may be stored in 16 bits.
     pub fn may_be_small(self) -> bool {
         match self {
-            Role::Matrix => true,
+            Role::Matrix | Role::RowMatrix => true,
             Role::Head | Role::Embedding | Role::Vector => false,
+        }
+    }
+
+    /// The dimension along which ranks divide such a parameter of `n_dims` dimensions.
+    pub fn shard_axis(self, n_dims: usize) -> usize {
+        match self {
+            Role::Matrix | Role::Head | Role::Embedding => n_dims - 1,
+            Role::RowMatrix | Role::Vector => 0,
         }
     }
 }

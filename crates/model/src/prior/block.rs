@@ -40,7 +40,7 @@ impl Block {
             attn_out: Linear::new(init, [d, d], std(d) * residual),
             mlp_norm: LayerNorm::new(init, d),
             mlp_in: Linear::new(init, [d, 4 * d], std(d)),
-            mlp_out: Linear::new(init, [4 * d, d], std(4 * d) * residual),
+            mlp_out: Linear::second(init, [4 * d, d], std(4 * d) * residual),
             pattern: config.layout.pattern(layer, config),
             n_heads: config.n_heads,
             cpu: init.cpu(),

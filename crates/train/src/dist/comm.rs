@@ -87,6 +87,18 @@ impl dyn Comm + '_ {
         Ok(())
     }
 
+    /// Returns the `part` of every rank, by rank, on rank 0. Other ranks get nothing.
+    ///
+    /// # Errors
+    /// As for [`Comm::exchange`].
+    pub fn gather<T: Pod>(&self, part: &[T]) -> Result<Option<Vec<Vec<T>>>> {
+        let mut parts = vec![cast_slice(part)];
+        parts.resize(self.size(), &[]);
+        let received = self.exchange(&parts)?;
+        let all = || received.iter().map(|bytes| pod_collect_to_vec(bytes)).collect();
+        Ok((self.rank() == 0).then(all))
+    }
+
     /// Returns the bytes of rank `root`, which the other ranks do not pass.
     ///
     /// # Errors
@@ -234,6 +246,8 @@ mod tests {
         let texts =
             on_ranks(3, |comm| comm.broadcast(1, format!("from {}", comm.rank()).as_bytes()).unwrap());
         assert!(texts.iter().all(|text| text == b"from 1"));
+        let gathered = on_ranks(3, |comm| comm.gather(&[comm.rank() as u16]).unwrap());
+        assert_eq!(gathered, [Some(vec![vec![0], vec![1], vec![2]]), None, None]);
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! Communication that goes on while a rank computes.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, bail};
 
 use super::comm::Comm;
+
+/// How long a rank waits before it looks for other tasks to run.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// A piece of work for the thread of a lane.
 type Job = Box<dyn FnOnce(&dyn Comm) + Send>;
@@ -73,8 +77,19 @@ impl<T> Pending<T> {
     ///
     /// # Errors
     /// Those of the work.
+    ///
+    /// On a worker of rayon, other tasks of the pool run in the meantime. The work itself may need
+    /// them.
     pub fn wait(self) -> Result<T> {
-        self.0.recv().map_err(|_| anyhow!("it panicked")).context("communication between ranks failed")?
+        loop {
+            match self.0.recv_timeout(PAUSE) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) => while rayon::yield_now() == Some(rayon::Yield::Executed) {},
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("communication between ranks failed: it panicked")
+                }
+            }
+        }
     }
 }
 
@@ -96,10 +111,21 @@ mod tests {
         assert!(results.iter().all(|result| *result == expected));
     }
 
+    /// The only worker of a pool waits for work that needs a worker.
+    #[test]
+    fn worker_that_waits_runs_tasks_of_the_work() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let lane = Lane::new(Arc::new(super::super::comm::Solo));
+        let pool = Arc::new(pool);
+        let inner = Arc::clone(&pool);
+        let sum = pool.install(|| lane.run(move |_| Ok(inner.install(|| 1 + 1))));
+        assert_eq!(sum.unwrap(), 2);
+    }
+
     #[test]
     fn failed_and_panicked_work_is_an_error() {
         let lane = Lane::new(Arc::new(super::super::comm::Solo));
-        let failed: Result<()> = lane.run(|_| Err(anyhow!("rank 7 is gone")));
+        let failed: Result<()> = lane.run(|_| bail!("rank 7 is gone"));
         assert_eq!(failed.unwrap_err().to_string(), "rank 7 is gone");
         let panicked: Result<()> = lane.run(|_| panic!("expected by this test"));
         assert!(panicked.unwrap_err().to_string().contains("communication between ranks failed"));

@@ -2,9 +2,16 @@
 //! gradients, and how much memory and traffic a configuration needs.
 
 pub mod comm;
+pub(crate) mod gather;
+pub(crate) mod gradients;
 pub mod lane;
 mod matrix;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod plan;
 pub mod powersgd;
+pub mod shards;
+#[cfg(test)]
+mod tests;
 pub mod threads;
 pub mod world;

@@ -78,6 +78,13 @@ pub struct Factors {
     error_finite: bool,
 }
 
+impl Factors {
+    /// Returns whether all workers' factors were finite.
+    pub fn is_finite(&self) -> bool {
+        self.finite
+    }
+}
+
 /// The result of an exchange for several matrices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exchanged {
@@ -158,6 +165,11 @@ impl Compressor {
             (false, _) => self.error = Buffer::new(vec![0.0; self.error.size()], self.settings.storage),
         }
         sum.map(|sum| from_wide(self.shape, sum))
+    }
+
+    /// Returns the rows and columns of the gradients.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
     }
 
     /// Returns the gradients that have not been applied yet, `[rows, columns]`.

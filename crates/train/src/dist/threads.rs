@@ -117,14 +117,21 @@ impl Drop for Threads {
 
 /// Runs `body` on a thread for each of `size` ranks. Returns the results by rank.
 ///
+/// Each rank has a pool of its own, as a process has. In a common pool, a worker that waits for another
+/// rank could begin to run that rank's task on top of its own, and both would wait forever.
+///
 /// # Panics
 /// If a body panics.
 #[cfg(test)]
 pub(crate) fn on_ranks<T: Send>(size: usize, body: impl Fn(Arc<dyn Comm>) -> T + Sync) -> Vec<T> {
     let body = &body;
+    let run = move |rank: Threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("threads can be started");
+        pool.install(|| body(Arc::new(rank)))
+    };
     std::thread::scope(|scope| {
         let ranks = Threads::group(size, Duration::from_secs(60)).into_iter();
-        let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || body(Arc::new(rank)))).collect();
+        let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || run(rank))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }

@@ -5,7 +5,7 @@
 //! of its machine, the shard group, and sums of gradients to the ranks of other machines that hold
 //! the same shard, the replica group.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use anyhow::{Result, ensure};
 
@@ -25,9 +25,12 @@ pub struct World {
 
 impl World {
     /// The world of a single process.
-    pub fn solo() -> World {
-        let solo = || Lane::new(Arc::new(Solo));
-        World { all: solo(), shards: solo(), replicas: solo() }
+    pub fn solo() -> &'static World {
+        static SOLO: LazyLock<World> = LazyLock::new(|| {
+            let solo = || Lane::new(Arc::new(Solo));
+            World { all: solo(), shards: solo(), replicas: solo() }
+        });
+        &SOLO
     }
 
     /// Divides all ranks into shard groups of `shards` neighbours.
@@ -48,6 +51,14 @@ impl World {
     /// Returns whether this rank writes what one rank writes for all.
     pub fn is_first(&self) -> bool {
         self.all.rank() == 0
+    }
+
+    /// Waits until all ranks have called this. Returns whether `flag` was set on any of them.
+    ///
+    /// # Errors
+    /// If a rank is gone.
+    pub fn any(&self, flag: bool) -> Result<bool> {
+        self.all.run(move |comm| comm.any(flag))
     }
 
     /// Returns an error if `what` differs between ranks. `what` names it; `value` is this rank's.

@@ -7,7 +7,9 @@ use burn::tensor::{Device, Tensor, TensorData};
 use tempfile::TempDir;
 use tessera_base::Silent;
 use tessera_kernels::{Cpu, SmallFloat};
-use tessera_model::nn::{HostTensor, Init, Linear, ParamGradient, Part, Role, export, parameters};
+use tessera_model::nn::{
+    GradientSums, HostTensor, Init, Linear, ParamGradient, Part, Role, export, parameters,
+};
 
 use super::*;
 use crate::capacity::Stage;
@@ -33,8 +35,7 @@ impl Task for Line<'_> {
         &self,
         model: &Linear,
         parts: Vec<Vec<f32>>,
-        step: u64,
-        _: Option<&[f32]>,
+        Update { step, .. }: Update,
         sink: &mut dyn GradientSink,
     ) -> Result<Sums> {
         if step + 1 >= self.stop_after {
@@ -76,7 +77,17 @@ fn training<'a, T: Task>(
     config: &'a FitConfig,
 ) -> Training<'a, T> {
     let slots = Slots::of_rank(config.batch, config.micro_batches, 0, 1);
-    Training { task, batch, slots, config, cpu: Cpu::best(), scales: None, loss_is_final_from: 0 }
+    Training {
+        task,
+        batch,
+        world: World::solo(),
+        slots,
+        config,
+        cpu: Cpu::best(),
+        scales: None,
+        powersgd: None,
+        loss_is_final_from: 0,
+    }
 }
 
 /// What the loop needs for a task without batches.
@@ -108,8 +119,8 @@ fn config() -> FitConfig {
 
 const TEXT: &str = "# tessera train prior, seed 0\n\n[train_prior]\nlr = 1\n";
 
-fn open(dir: &TempDir) -> RunDir {
-    RunDir::open(&dir.path().join("run"), Stage::Prior, TEXT, false, &Silent).unwrap()
+fn open(dir: &TempDir) -> RunDir<'static> {
+    RunDir::open(&dir.path().join("run"), Stage::Prior, TEXT, false, World::solo(), &Silent).unwrap()
 }
 
 fn control(stop: &AtomicBool) -> Control<'_> {
@@ -121,7 +132,7 @@ fn train(dir: &Path, stop_after: u64) -> (Vec<HostTensor>, Outcome) {
     let stop = AtomicBool::new(false);
     let task = Line { stop: &stop, stop_after, best_at: None };
     let model = Linear::new(&mut Init::new(1, &Device::flex()), [2, 1], 0.1);
-    let run = RunDir::open(dir, Stage::Prior, TEXT, dir.exists(), &Silent).unwrap();
+    let run = RunDir::open(dir, Stage::Prior, TEXT, dir.exists(), World::solo(), &Silent).unwrap();
     let config = config();
     let training = training(&task, &batch_of_line, &config);
     let (model, outcome) = fit(&training, model, &run, control(&stop)).unwrap();
@@ -185,8 +196,7 @@ impl<F: Fn(&Linear, u64, &mut dyn GradientSink) -> Sums + Sync> Task for Scripte
         &self,
         model: &Linear,
         _: Vec<()>,
-        step: u64,
-        _: Option<&[f32]>,
+        Update { step, .. }: Update,
         sink: &mut dyn GradientSink,
     ) -> Result<Sums> {
         Ok((self.0)(model, step, sink))

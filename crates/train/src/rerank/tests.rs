@@ -41,7 +41,7 @@ fn batch_in_parts_has_the_gradient_of_one_part() {
                 .map(|part| task.batch(5, part).unwrap())
                 .collect();
             let mut gradients = GradientSums::new(task.cpu());
-            let sums = task.accumulate(model, batches, 5, None, &mut gradients).unwrap();
+            let sums = task.accumulate(model, batches, Update::alone(5), &mut gradients).unwrap();
             assert_eq!(sums.parts, 1);
             (sums, gradients.to_host(model))
         })

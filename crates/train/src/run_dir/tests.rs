@@ -6,8 +6,8 @@ use crate::checkpoint::tests::{TEXT, state};
 use crate::fit::GoodCheckpoint;
 use tessera_base::Silent;
 
-fn open(path: &Path, text: &str, resume: bool) -> Result<RunDir> {
-    RunDir::open(path, Stage::Dvae, text, resume, &Silent)
+fn open(path: &Path, text: &str, resume: bool) -> Result<RunDir<'static>> {
+    RunDir::open(path, Stage::Dvae, text, resume, World::solo(), &Silent)
 }
 
 fn error(path: &Path, text: &str, resume: bool) -> String {
@@ -69,7 +69,7 @@ fn run_of_an_earlier_version_continues_with_a_warning() {
     let dir = tempfile::tempdir().unwrap();
     open(dir.path(), TEXT, false).unwrap().write_checkpoint(&state(10)).unwrap();
     let (now, notes) = (TEXT.replace("data 12ab", "data v2-0000cdef"), Notes::default());
-    let run = RunDir::open(dir.path(), Stage::Dvae, &now, true, &notes).unwrap();
+    let run = RunDir::open(dir.path(), Stage::Dvae, &now, true, World::solo(), &notes).unwrap();
     let notes = notes.0.into_inner().unwrap();
     let expected = "another version of the program began this run: data was 12ab, is now v2-0000cdef";
     assert!(notes.contains(expected), "{notes}");

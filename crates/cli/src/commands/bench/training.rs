@@ -10,7 +10,8 @@ use tessera_kernels::{AttentionPlan, Cpu, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::nn::{Compute, GradientSink, Init, LayerNorm, Role};
 use tessera_model::prior::{Activations, Block, ChainOptions, Logits, Prior, PriorConfig, Stream};
-use tessera_train::{Config, FitConfig, Loss, Slots, Sums, Task, Trainer, Training, differentiate};
+use tessera_train::dist::world::World;
+use tessera_train::{Config, FitConfig, Loss, Slots, Sums, Task, Trainer, Training, Update, differentiate};
 
 use super::{Benchmark, count};
 
@@ -24,14 +25,7 @@ impl<M: Module + Sync, F: Fn(&M, &mut dyn GradientSink) -> Result<Sums> + Sync> 
     type Model = M;
     type Batch = ();
 
-    fn accumulate(
-        &self,
-        model: &M,
-        _: Vec<()>,
-        _: u64,
-        _: Option<&[f32]>,
-        sink: &mut dyn GradientSink,
-    ) -> Result<Sums> {
+    fn accumulate(&self, model: &M, _: Vec<()>, _: Update, sink: &mut dyn GradientSink) -> Result<Sums> {
         (self.gradient)(model, sink)
     }
 }
@@ -50,7 +44,9 @@ fn step<M: Module + Sync + 'static>(
     let config: &'static FitConfig = Box::leak(Box::new(settings()?));
     let (batch, scales): (&'static (dyn Fn(u64, Slots) -> Result<()> + Sync), _) = (&|_, _| Ok(()), None);
     let slots = Slots::of_rank(1, 1, 0, 1);
-    let training = Training { task, batch, slots, config, cpu, scales, loss_is_final_from: 0 };
+    let (world, powersgd) = (World::solo(), None);
+    let training =
+        Training { task, batch, world, slots, config, cpu, scales, powersgd, loss_is_final_from: 0 };
     let mut trainer = Trainer::new(Box::leak(Box::new(training)), model, None)?;
     let run = move || trainer.step().map(drop);
     let (amount, gflop, weights) = (amount as f64, Some(gflop), Weights::Full);

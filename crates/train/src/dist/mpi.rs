@@ -1,0 +1,186 @@
+//! Ranks that are processes started by `mpirun` or `srun`.
+//!
+//! Every call of the library returns at once: one at a time, from any thread. Waiting is a loop of
+//! such calls with a deadline. So two threads can communicate with two groups at the same time,
+//! with any MPI library that allows calls from several threads in turn.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bytemuck::cast_slice;
+use mpi::Threading;
+use mpi::environment::Universe;
+use mpi::point_to_point::{Destination, Source};
+use mpi::request::{self, Request};
+use mpi::topology::{Color, Communicator, SimpleCommunicator};
+
+use super::comm::Comm;
+
+/// How long a rank polls without pausing. Messages between processes of a machine take less.
+const BUSY: Duration = Duration::from_micros(200);
+/// The pause between two polls after that.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// Held during a call of the library.
+static CALLS: Mutex<()> = Mutex::new(());
+
+fn call() -> MutexGuard<'static, ()> {
+    CALLS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The processes that one command started.
+pub struct Launch {
+    /// All of them.
+    pub ranks: Arc<dyn Comm>,
+    /// The number of ranks of each machine.
+    pub node_size: usize,
+    universe: Universe,
+}
+
+impl Launch {
+    /// Joins the processes that `mpirun` or `srun` started together with this one. A rank waits for
+    /// the others for at most `patience`.
+    ///
+    /// # Errors
+    /// If the library cannot be used from threads, or machines have different numbers of ranks.
+    pub fn join(patience: Duration) -> Result<Launch> {
+        let (universe, threading) =
+            mpi::initialize_with_threading(Threading::Serialized).context("MPI was initialized twice")?;
+        ensure!(
+            threading == Threading::Serialized || threading == Threading::Multiple,
+            "this MPI library allows calls from one thread only; use one that supports MPI_THREAD_SERIALIZED"
+        );
+        let world = universe.world();
+        let ranks: Arc<dyn Comm> = Arc::new(Mpi::new(world.duplicate(), patience));
+        let own = world.split_shared(world.rank()).size() as u64;
+        let sizes = ranks.all_gather(&[own])?.concat();
+        ensure!(
+            sizes.iter().all(|&size| size == sizes[0]),
+            "machines have different numbers of ranks ({sizes:?} by rank); start equally many on each, or use --node-size"
+        );
+        Ok(Launch { ranks, node_size: own as usize, universe })
+    }
+
+    /// Ends the communication after all ranks have finished.
+    pub fn finish(self) {
+        let _call = call();
+        drop(self.universe);
+    }
+}
+
+/// A group of processes, as one of them sees it.
+struct Mpi {
+    group: SimpleCommunicator,
+    rank: usize,
+    size: usize,
+    patience: Duration,
+}
+
+// SAFETY: a communicator is a handle. The library was initialized for calls from several threads in
+// turn, and each call holds `CALLS`.
+#[allow(unsafe_code)]
+unsafe impl Send for Mpi {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for Mpi {}
+
+impl std::fmt::Debug for Mpi {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "rank {} of {}", self.rank, self.size)
+    }
+}
+
+impl Mpi {
+    fn new(group: SimpleCommunicator, patience: Duration) -> Mpi {
+        let (rank, size) = (group.rank() as usize, group.size() as usize);
+        Mpi { group, rank, size, patience }
+    }
+
+    /// Sends `sent[r]` to rank `r` and fills `received[r]` with what it sends. Empty messages, and
+    /// this rank's own, are not sent.
+    fn transfer(&self, sent: &[&[u8]], received: &mut [&mut [u8]]) {
+        let is_remote = |rank: usize, len: usize| rank != self.rank && len > 0;
+        request::scope(|scope| {
+            let mut open: Vec<(usize, Request<'_, [u8], _>)> = Vec::new();
+            for (rank, part) in
+                received.iter_mut().enumerate().filter(|(rank, part)| is_remote(*rank, part.len()))
+            {
+                let _call = call();
+                let peer = self.group.process_at_rank(rank as i32);
+                open.push((rank, peer.immediate_receive_into(scope, &mut **part)));
+            }
+            for (rank, part) in sent.iter().enumerate().filter(|(rank, part)| is_remote(*rank, part.len())) {
+                let _call = call();
+                let peer = self.group.process_at_rank(rank as i32);
+                open.push((rank, peer.immediate_send(scope, *part)));
+            }
+            let start = Instant::now();
+            while !open.is_empty() {
+                open = open
+                    .into_iter()
+                    .filter_map(|(rank, request)| {
+                        let _call = call();
+                        request.test().err().map(|request| (rank, request))
+                    })
+                    .collect();
+                match start.elapsed() {
+                    waited if waited > self.patience => {
+                        self.give_up(open.iter().map(|(rank, _)| *rank).collect())
+                    }
+                    waited if waited > BUSY => thread::sleep(PAUSE),
+                    _ => thread::yield_now(),
+                }
+            }
+        });
+    }
+
+    /// Ends all ranks, because some did not answer. Nothing else can be done with messages that are
+    /// on their way.
+    fn give_up(&self, mut silent: Vec<usize>) -> ! {
+        silent.sort_unstable();
+        silent.dedup();
+        eprintln!(
+            "error: rank {} of {} waited {:?} for ranks {silent:?}: they are gone, or slower than that (--patience)",
+            self.rank, self.size, self.patience
+        );
+        let _call = call();
+        self.group.abort(1)
+    }
+}
+
+impl Comm for Mpi {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn exchange(&self, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
+        ensure!(
+            parts.iter().all(|part| i32::try_from(part.len()).is_ok()),
+            "a message of {:?} bytes is longer than MPI allows; use more ranks",
+            parts.iter().map(|part| part.len()).max()
+        );
+        let lengths: Vec<[u64; 1]> = parts.iter().map(|part| [part.len() as u64]).collect();
+        let lengths: Vec<&[u8]> = lengths.iter().map(|length| cast_slice(length)).collect();
+        let mut theirs = vec![[0_u8; 8]; self.size];
+        self.transfer(&lengths, &mut theirs.iter_mut().map(<[u8; 8]>::as_mut_slice).collect::<Vec<_>>());
+        theirs[self.rank] = [0; 8];
+        let mut received: Vec<Vec<u8>> =
+            theirs.iter().map(|length| vec![0; u64::from_ne_bytes(*length) as usize]).collect();
+        self.transfer(parts, &mut received.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>());
+        received[self.rank] = parts[self.rank].to_vec();
+        Ok(received)
+    }
+
+    fn split(&self, color: usize) -> Result<Arc<dyn Comm>> {
+        let _call = call();
+        let color = i32::try_from(color).context("a group's number is too large for MPI")?;
+        let group = self.group.split_by_color(Color::with_value(color)).context("MPI made no group")?;
+        Ok(Arc::new(Mpi::new(group, self.patience)))
+    }
+}
