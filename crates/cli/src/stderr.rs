@@ -31,6 +31,14 @@ pub fn set_quiet(quiet: bool) {
     QUIET.store(quiet, Ordering::Relaxed);
 }
 
+/// The number of this process among those that train together.
+static RANK: OnceLock<usize> = OnceLock::new();
+
+/// Sets the number that begins each error of this process.
+pub fn set_rank(rank: usize) {
+    let _ = RANK.set(rank); // it does not change
+}
+
 /// Returns whether only errors are written.
 pub fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
@@ -45,7 +53,8 @@ pub fn line(line: impl Display) {
 
 /// Writes a line that is never suppressed.
 pub fn error(line: impl Display) {
-    send(Message::Text(format!("{line}\n").into_bytes()));
+    let rank = RANK.get().map_or(String::new(), |rank| format!("rank {rank}: "));
+    send(Message::Text(format!("{rank}{line}\n").into_bytes()));
 }
 
 /// `eprintln!` that cannot fail: see [`line`].

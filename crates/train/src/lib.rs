@@ -55,7 +55,7 @@ pub use params::{ParamStore, Which};
 pub use precision::{Scales, Scaling};
 pub use prior::{PriorInputs, train_prior};
 pub use rerank::{RerankInputs, train_rerank};
-pub use run_dir::RunOptions;
+pub use run_dir::{RunOptions, has_checkpoint};
 pub use samples::ScenesConfig;
 pub use schedule::{Plateau, Schedule, cosine_decay, rise};
 pub use slots::Slots;

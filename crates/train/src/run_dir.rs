@@ -499,6 +499,14 @@ pub(crate) fn warn_unverified(unverified: bool, path: &Path, reporter: &dyn Repo
     }
 }
 
+/// Returns whether there is a checkpoint from which the run in this folder can continue.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn has_checkpoint(run: &Path) -> Result<bool> {
+    Ok(!checkpoints(run)?.is_empty())
+}
+
 /// Returns the steps and folders of a run's checkpoints, oldest first.
 fn checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let folder = run.join("checkpoints");

@@ -81,7 +81,7 @@ pub struct StageInputs {
 }
 
 /// The config.
-#[derive(ClapArgs)]
+#[derive(Clone, ClapArgs)]
 pub struct ConfigArgs {
     /// A preset (tiny, small, emoji, embedded, 2.8b, 5.6b, paper), or a TOML file with changes to
     /// one.
@@ -93,7 +93,7 @@ pub struct ConfigArgs {
 }
 
 /// Flags of every training command.
-#[derive(ClapArgs)]
+#[derive(Clone, ClapArgs)]
 pub struct Common {
     #[command(flatten)]
     pub settings: ConfigArgs,
@@ -106,6 +106,16 @@ pub struct Common {
     /// Continue the run in the folder from its newest checkpoint.
     #[arg(long)]
     pub resume: bool,
+    /// Continue the run in the folder if it has a checkpoint, else start it.
+    #[arg(long, conflicts_with = "resume")]
+    pub auto_resume: bool,
+    /// With mpirun or srun: how many neighbouring ranks share the parameters [default: those of a
+    /// machine].
+    #[arg(long, value_name = "N")]
+    pub node_size: Option<usize>,
+    /// With mpirun or srun: how many seconds a rank waits for the others.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    pub patience: u64,
     /// Start from the weights in this model file (or `embedded`) instead of random ones.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub init: Option<PathBuf>,

@@ -3,10 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
+use tessera_base::{Reporter, Silent};
 use tessera_data::counted;
 use tessera_model::DeviceChoice;
+use tessera_train::dist::launch::Launch;
 use tessera_train::dist::world::World;
 use tessera_train::{
     Config, Control, EncodeInputs, Length, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
@@ -18,7 +21,7 @@ use crate::args::{Common, ConfigArgs, Encode, StageInputs, TrainTask};
 use crate::memory::present_bytes;
 use crate::reporter::Terminal;
 use crate::signals;
-use crate::stderr::note;
+use crate::stderr::{self, note};
 
 /// Trains what the subcommand names.
 pub fn run(task: TrainTask) -> Result<()> {
@@ -52,6 +55,26 @@ type Training<'a> = &'a dyn Fn(&Config, &RunOptions, Control) -> Result<Outcome>
 
 /// Trains `stage` and reports how the run ended.
 fn train(common: &Common, stage: Stage, training: Training) -> Result<()> {
+    let shards = match stage {
+        Stage::Prior => common.node_size,
+        // These models are small: each rank has all parameters.
+        Stage::Dvae | Stage::Rerank => common.node_size.or(Some(1)),
+    };
+    let launch = Launch::join(shards, Duration::from_secs(common.patience))?;
+    let outcome = train_in(launch.world(), common, stage, training)?;
+    let is_first = launch.world().is_first();
+    launch.finish();
+    if is_first { report(outcome, common, stage) } else { Ok(()) }
+}
+
+/// Trains `stage` as one rank of `world`.
+fn train_in(world: &World, common: &Common, stage: Stage, training: Training) -> Result<Outcome> {
+    let (rank, ranks) = (world.all.rank(), world.all.size());
+    if ranks > 1 {
+        stderr::set_rank(rank);
+    }
+    let resume = common.resume || (common.auto_resume && tessera_train::has_checkpoint(&common.run)?);
+    let common = &Common { resume, ..common.clone() };
     let (config, stop) = (fitting(common, stage)?, stop_on_signal()?);
     if common.resume && common.minutes.is_some() {
         let steps = config.fit(stage).steps;
@@ -60,12 +83,21 @@ fn train(common: &Common, stage: Stage, training: Training) -> Result<()> {
         );
     }
     let pace = |steps| resolve_for(common, stage, Length { steps: Some(steps), resumed: None });
-    let control = Control { stop: &stop, last: common.last, reporter: &Terminal::default() };
-    let outcome = training(&config, &options(common, &pace), control)?;
-    report(outcome, common, stage)
+    let terminal = Terminal::default();
+    // The others would say the same.
+    let reporter: &dyn Reporter = if world.is_first() { &terminal } else { &Silent };
+    if world.is_first() && ranks > 1 {
+        reporter.note(&format!("{ranks} ranks; {} of them share the parameters", world.shards.size()));
+    }
+    let control = Control { stop: &stop, last: common.last, reporter };
+    training(&config, &options(common, world, &pace), control)
 }
 
-fn options<'a>(common: &'a Common, config: &'a (dyn Fn(u64) -> Result<Config> + Sync)) -> RunOptions<'a> {
+fn options<'a>(
+    common: &'a Common,
+    world: &'a World,
+    config: &'a (dyn Fn(u64) -> Result<Config> + Sync),
+) -> RunOptions<'a> {
     let Common { run, resume, init, seed, on, minutes, .. } = common;
     let pace = minutes.map(|minutes| Pace { minutes, config });
     RunOptions {
@@ -74,7 +106,7 @@ fn options<'a>(common: &'a Common, config: &'a (dyn Fn(u64) -> Result<Config> + 
         init: init.as_deref(),
         seed: *seed,
         device: on.device,
-        world: World::solo(),
+        world,
         pace,
     }
 }

@@ -5,6 +5,7 @@ pub mod comm;
 pub(crate) mod gather;
 pub(crate) mod gradients;
 pub mod lane;
+pub mod launch;
 mod matrix;
 #[cfg(feature = "mpi")]
 pub mod mpi;

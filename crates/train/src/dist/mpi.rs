@@ -4,6 +4,7 @@
 //! such calls with a deadline. So two threads can communicate with two groups at the same time,
 //! with any MPI library that allows calls from several threads in turn.
 
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,21 +32,26 @@ fn call() -> MutexGuard<'static, ()> {
 }
 
 /// The processes that one command started.
-pub struct Launch {
-    /// All of them.
-    pub ranks: Arc<dyn Comm>,
+pub struct Processes {
     /// The number of ranks of each machine.
     pub node_size: usize,
-    universe: Universe,
+    /// Ending the communication waits for all processes, so one that fails must not do it.
+    universe: ManuallyDrop<Universe>,
 }
 
-impl Launch {
+impl std::fmt::Debug for Processes {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} ranks per machine", self.node_size)
+    }
+}
+
+impl Processes {
     /// Joins the processes that `mpirun` or `srun` started together with this one. A rank waits for
     /// the others for at most `patience`.
     ///
     /// # Errors
     /// If the library cannot be used from threads, or machines have different numbers of ranks.
-    pub fn join(patience: Duration) -> Result<Launch> {
+    pub fn join(patience: Duration) -> Result<(Arc<dyn Comm>, Processes)> {
         let (universe, threading) =
             mpi::initialize_with_threading(Threading::Serialized).context("MPI was initialized twice")?;
         ensure!(
@@ -60,13 +66,13 @@ impl Launch {
             sizes.iter().all(|&size| size == sizes[0]),
             "machines have different numbers of ranks ({sizes:?} by rank); start equally many on each, or use --node-size"
         );
-        Ok(Launch { ranks, node_size: own as usize, universe })
+        Ok((ranks, Processes { node_size: own as usize, universe: ManuallyDrop::new(universe) }))
     }
 
     /// Ends the communication after all ranks have finished.
     pub fn finish(self) {
         let _call = call();
-        drop(self.universe);
+        drop(ManuallyDrop::into_inner(self.universe));
     }
 }
 
