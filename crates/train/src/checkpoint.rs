@@ -447,7 +447,7 @@ pub(crate) mod tests {
             plateau,
             scales: Some(scales),
             compressors: Compressors::default(),
-            unapplied: vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![0.5, -1.0] }],
+            unapplied: Vec::new(),
             good: Some(GoodCheckpoint { step: step / 3, lowest: 0.1 }),
             best: Some(Best { step: step / 2, loss: 0.3, since: 2 }),
             average_is_current: step % 2 == 1,
@@ -471,10 +471,35 @@ pub(crate) mod tests {
 
     #[test]
     fn checkpoint_round_trips_with_the_text_of_its_run() {
-        let bytes = to_bytes(&state(5), TEXT);
-        let read = of_bytes(&bytes).unwrap();
-        assert_eq!((read.state, read.text.as_deref()), (state(5), Some(TEXT)));
-        assert_eq!(bytes, to_bytes(&state(5), TEXT));
+        let unapplied = vec![HostTensor { name: "w.x".into(), shape: vec![2], values: vec![0.5, -1.0] }];
+        for state in [state(5), TrainState { unapplied, ..state(5) }] {
+            let bytes = to_bytes(&state, TEXT);
+            let read = of_bytes(&bytes).unwrap();
+            assert_eq!((&read.state, read.text.as_deref()), (&state, Some(TEXT)));
+            assert_eq!(bytes, to_bytes(&state, TEXT));
+        }
+    }
+
+    /// Shards of the rows or columns of a parameter are put together again.
+    #[test]
+    fn shards_of_several_ranks_are_one_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let unapplied = HostTensor { name: "w.x".into(), shape: vec![2], values: vec![0.5, -1.0] };
+        for rank in [0, 1] {
+            let mut state = state(5);
+            state.params = state.params.divided(rank, 2).unwrap();
+            let values = vec![unapplied.values[rank]];
+            let unapplied = [HostTensor { shape: vec![1], values, ..unapplied.clone() }];
+            write(&state, &unapplied, TEXT, folder.path(), [rank, 2]).unwrap();
+        }
+        let read = Checkpoint::read(folder.path()).unwrap();
+        assert_eq!(read.state, TrainState { unapplied: vec![unapplied], ..state(5) });
+        write(&state(6), &[], TEXT, folder.path(), [1, 2]).unwrap();
+        let other = Checkpoint::read(folder.path()).err().unwrap();
+        assert!(format!("{other:#}").contains("state.1.safetensors is not shard 1"), "{other:#}");
+        fs::remove_file(folder.path().join(shard_file(1))).unwrap();
+        let missing = Checkpoint::read(folder.path()).err().unwrap();
+        assert!(format!("{missing:#}").contains("shard 1 of 2, "), "{missing:#}");
     }
 
     #[test]

@@ -457,6 +457,8 @@ fn merge(table: &mut Table, differences: Table, prefix: &str) -> Result<()> {
 fn like(old: &Value, value: Value, path: &str) -> Result<Value> {
     match (old, value) {
         (Value::Float(_), Value::Integer(value)) => Ok(Value::Float(value as f64)),
+        // The type of this key checks its values.
+        (_, value) if path == "powersgd.rank" => Ok(value),
         (old, value) if old.same_type(&value) => Ok(value),
         (old, value) => bail!("{path} = {value}: wanted a value of type {}", old.type_str()),
     }

@@ -117,6 +117,10 @@ const TABLE: &[Row] = &[
     ("train_rerank.batch", "32768", CLIP),
     ("train_rerank.micro_batches", "32", OURS),
     ("train_rerank.schedule", "'cosine'", CLIP),
+    ("powersgd.rank", "896", "§E.2, table 1"),
+    ("powersgd.storage", "'small'", "§D.2"),
+    ("powersgd.p_scale", "1.0", OURS), // the paper names no value
+    ("powersgd.q_scale", "1.0", OURS),
     ("train_rerank.lr", "5e-4", CLIP),
     ("train_rerank.lr_end", "0.0", CLIP),
     ("train_rerank.lr_steps", "390000", CLIP),
@@ -141,8 +145,22 @@ const TABLE: &[Row] = &[
 
 /// The values of the two smaller sizes that differ from `TABLE`.
 const SMALLER: [(&str, &[Row]); 2] = [
-    ("5.6b", &[("prior.d_model", "2688", "table 1"), ("prior.n_heads", "42", "table 1")]),
-    ("2.8b", &[("prior.d_model", "1920", "table 1"), ("prior.n_heads", "30", "table 1")]),
+    (
+        "5.6b",
+        &[
+            ("prior.d_model", "2688", "table 1"),
+            ("prior.n_heads", "42", "table 1"),
+            ("powersgd.rank", "640", "table 1"),
+        ],
+    ),
+    (
+        "2.8b",
+        &[
+            ("prior.d_model", "1920", "table 1"),
+            ("prior.n_heads", "30", "table 1"),
+            ("powersgd.rank", "512", "table 1"),
+        ],
+    ),
 ];
 
 /// Appends the keys and values of nested tables to `into`, with their full paths as keys.

@@ -60,7 +60,10 @@ fn train(common: &Common, stage: Stage, training: Training) -> Result<()> {
         // These models are small: each rank has all parameters.
         Stage::Dvae | Stage::Rerank => common.node_size.or(Some(1)),
     };
-    let launch = Launch::join(shards, Duration::from_secs(common.patience))?;
+    let launch = Launch::join(shards, Duration::from_secs(common.patience), |reason| {
+        stderr::error(reason);
+        stderr::flush();
+    })?;
     let outcome = train_in(launch.world(), common, stage, training)?;
     let is_first = launch.world().is_first();
     launch.finish();

@@ -46,6 +46,9 @@ mod program;
 #[cfg(test)]
 mod published;
 #[cfg(test)]
+#[cfg(feature = "mpi")]
+mod ranks;
+#[cfg(test)]
 mod resume;
 #[cfg(test)]
 mod serve;

@@ -33,12 +33,12 @@ fn started() -> Option<usize> {
 impl Launch {
     /// Joins the other processes, and divides them into groups of `shards` neighbours that share the
     /// parameters: those of a machine if it is `None`. A rank waits for others for at most
-    /// `patience`.
+    /// `patience`; if one does not answer, `report` gets the reason, and all are ended.
     ///
     /// # Errors
     /// If several processes were started and this program was built without MPI, or they cannot be
     /// divided.
-    pub fn join(shards: Option<usize>, patience: Duration) -> Result<Launch> {
+    pub fn join(shards: Option<usize>, patience: Duration, report: fn(&str)) -> Result<Launch> {
         let Some(size) = started() else {
             ensure!(
                 shards.is_none_or(|shards| shards == 1),
@@ -47,18 +47,18 @@ impl Launch {
             );
             return Ok(Launch::Solo);
         };
-        Launch::processes(size, shards, patience)
+        Launch::processes(size, shards, patience, report)
     }
 
     #[cfg(feature = "mpi")]
-    fn processes(_: usize, shards: Option<usize>, patience: Duration) -> Result<Launch> {
-        let (ranks, processes) = mpi::Processes::join(patience)?;
+    fn processes(_: usize, shards: Option<usize>, patience: Duration, report: fn(&str)) -> Result<Launch> {
+        let (ranks, processes) = mpi::Processes::join(patience, report)?;
         let world = World::new(ranks, shards.unwrap_or(processes.node_size))?;
         Ok(Launch::Processes(world, processes))
     }
 
     #[cfg(not(feature = "mpi"))]
-    fn processes(size: usize, _: Option<usize>, _: Duration) -> Result<Launch> {
+    fn processes(size: usize, _: Option<usize>, _: Duration, _: fn(&str)) -> Result<Launch> {
         ensure!(
             size == 1,
             "{size} processes were started together, and this program was built without support for that: build it with \

@@ -31,6 +31,9 @@ fn call() -> MutexGuard<'static, ()> {
     CALLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Tells the user why all ranks end.
+pub(crate) type Report = fn(&str);
+
 /// The processes that one command started.
 pub struct Processes {
     /// The number of ranks of each machine.
@@ -47,11 +50,11 @@ impl std::fmt::Debug for Processes {
 
 impl Processes {
     /// Joins the processes that `mpirun` or `srun` started together with this one. A rank waits for
-    /// the others for at most `patience`.
+    /// the others for at most `patience`. `report` gets the reason before all of them are ended.
     ///
     /// # Errors
     /// If the library cannot be used from threads, or machines have different numbers of ranks.
-    pub fn join(patience: Duration) -> Result<(Arc<dyn Comm>, Processes)> {
+    pub fn join(patience: Duration, report: Report) -> Result<(Arc<dyn Comm>, Processes)> {
         let (universe, threading) =
             mpi::initialize_with_threading(Threading::Serialized).context("MPI was initialized twice")?;
         ensure!(
@@ -59,7 +62,7 @@ impl Processes {
             "this MPI library allows calls from one thread only; use one that supports MPI_THREAD_SERIALIZED"
         );
         let world = universe.world();
-        let ranks: Arc<dyn Comm> = Arc::new(Mpi::new(world.duplicate(), patience));
+        let ranks: Arc<dyn Comm> = Arc::new(Mpi::new(world.duplicate(), patience, report));
         let own = world.split_shared(world.rank()).size() as u64;
         let sizes = ranks.all_gather(&[own])?.concat();
         ensure!(
@@ -82,6 +85,7 @@ struct Mpi {
     rank: usize,
     size: usize,
     patience: Duration,
+    report: Report,
 }
 
 // SAFETY: a communicator is a handle. The library was initialized for calls from several threads in
@@ -99,9 +103,9 @@ impl std::fmt::Debug for Mpi {
 }
 
 impl Mpi {
-    fn new(group: SimpleCommunicator, patience: Duration) -> Mpi {
+    fn new(group: SimpleCommunicator, patience: Duration, report: Report) -> Mpi {
         let (rank, size) = (group.rank() as usize, group.size() as usize);
-        Mpi { group, rank, size, patience }
+        Mpi { group, rank, size, patience, report }
     }
 
     /// Sends `sent[r]` to rank `r` and fills `received[r]` with what it sends. Empty messages, and
@@ -147,10 +151,10 @@ impl Mpi {
     fn give_up(&self, mut silent: Vec<usize>) -> ! {
         silent.sort_unstable();
         silent.dedup();
-        eprintln!(
-            "error: rank {} of {} waited {:?} for ranks {silent:?}: they are gone, or slower than that (--patience)",
-            self.rank, self.size, self.patience
-        );
+        (self.report)(&format!(
+            "error: waited {:?} for ranks {silent:?} of {}: they are gone, or slower than that (--patience)",
+            self.patience, self.size
+        ));
         let _call = call();
         self.group.abort(1)
     }
@@ -187,6 +191,6 @@ impl Comm for Mpi {
         let _call = call();
         let color = i32::try_from(color).context("a group's number is too large for MPI")?;
         let group = self.group.split_by_color(Color::with_value(color)).context("MPI made no group")?;
-        Ok(Arc::new(Mpi::new(group, self.patience)))
+        Ok(Arc::new(Mpi::new(group, self.patience, self.report)))
     }
 }
