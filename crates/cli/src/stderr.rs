@@ -47,7 +47,7 @@ pub fn is_quiet() -> bool {
 /// Writes a line, unless only errors are written.
 pub fn line(line: impl Display) {
     if !is_quiet() {
-        error(line);
+        send(Message::Text(format!("{line}\n").into_bytes()));
     }
 }
 

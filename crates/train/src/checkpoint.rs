@@ -206,6 +206,22 @@ impl Checkpoint {
         has(KIND.key) || (has("step") && has("updates"))
     }
 
+    /// Reads what `rank` of a group of `ranks` needs: its own file if the checkpoint was written by as
+    /// many, else the complete checkpoint.
+    pub(crate) fn read_shard(folder: &Path, [rank, ranks]: [usize; 2]) -> Result<Checkpoint> {
+        let last = folder.join(shard_file(ranks - 1));
+        if ranks == 1 || !last.exists() || folder.join(shard_file(ranks)).exists() {
+            return Checkpoint::read(folder);
+        }
+        let (mut own, shard) = Checkpoint::of_bytes(&fs::read(folder.join(shard_file(rank)))?)?;
+        let Some(shard) = shard.filter(|shard| [shard.rank, shard.ranks] == [rank, ranks]) else {
+            return Checkpoint::read(folder);
+        };
+        ensure!(shard.cuts.len() == own.state.params.params.len(), "its shard does not fit its header");
+        own.state.params.params.iter_mut().zip(shard.cuts).for_each(|(param, cut)| param.cut = cut);
+        Ok(own)
+    }
+
     /// Reads the file of one rank, and which shard it has if there are several.
     fn of_bytes(bytes: &[u8]) -> Result<(Checkpoint, Option<ShardHeader>)> {
         if let Some(header) = old_header(bytes)? {
@@ -487,7 +503,8 @@ pub(crate) mod tests {
         let unapplied = HostTensor { name: "w.x".into(), shape: vec![2], values: vec![0.5, -1.0] };
         for rank in [0, 1] {
             let mut state = state(5);
-            state.params = state.params.divided(rank, 2).unwrap();
+            let divided = |param: Param| Param { role: Role::Vector, ..param }.divided([rank, 2]).unwrap();
+            state.params.params = state.params.params.into_iter().map(divided).collect();
             let values = vec![unapplied.values[rank]];
             let unapplied = [HostTensor { shape: vec![1], values, ..unapplied.clone() }];
             write(&state, &unapplied, TEXT, folder.path(), [rank, 2]).unwrap();

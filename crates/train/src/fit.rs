@@ -25,7 +25,7 @@ use burn::module::Module;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use tessera_kernels::Cpu;
-use tessera_model::nn::{GradientSink, HostTensor, without_values};
+use tessera_model::nn::{GradientSink, HostTensor, parameters, without_values};
 use tessera_model::prior::{Block, BlockSource};
 
 use crate::best::Best;
@@ -371,18 +371,17 @@ impl<'a, T: Task> Trainer<'a, T> {
     /// # Errors
     /// If `state` belongs to another model or to a run with other gradient scales.
     pub fn new(training: &'a Training<'a, T>, model: T::Model, state: Option<TrainState>) -> Result<Self> {
-        let scales = &training.scales;
+        let (scales, world) = (&training.scales, training.world);
+        let place = [world.shards.rank(), world.shards.size()];
+        let own = parameters(&model);
+        let model = without_values(model); // so that a parameter is freed when it is divided
         let mut state = match state {
             Some(state) => {
-                let params = state.params.of_model(&model).context("the checkpoint is of another model")?;
+                let params = state.params.bound(own, place).context("the checkpoint is of another model")?;
                 TrainState { params, ..state }
             }
-            None => TrainState::new(ParamStore::new(&model, training.config.moments), scales.clone()),
+            None => TrainState::new(ParamStore::begin(own, training.config.moments, place)?, scales.clone()),
         };
-        let world = training.world;
-        if world.shards.size() > 1 {
-            state.params = state.params.divided(world.shards.rank(), world.shards.size())?;
-        }
         if let Some(settings) = training.powersgd {
             state.compressors = compressors(&state.params, settings, world, &state.unapplied)?;
         }
@@ -394,7 +393,6 @@ impl<'a, T: Task> Trainer<'a, T> {
             count(&state.scales),
             count(scales)
         );
-        let model = without_values(model);
         Ok(Trainer { training, model, state, gradient_log2: Vec::new(), prefetcher: None })
     }
 

@@ -95,13 +95,30 @@ pub struct ParamStore {
 
 impl ParamStore {
     /// Makes a store with the values of `model`, its average, and moments that are zero.
+    ///
+    /// # Panics
+    /// Never: one rank has all of every parameter.
     pub fn new(model: &impl Module, moments: Moments) -> ParamStore {
-        let param = |Parameter { name, id, role, shape, values }: Parameter| {
-            let [mean, variance] = Moment::pair(&values, role, moments);
-            let cut = Cut::whole(&shape);
-            Param { name, cut, role, id, average: values.clone(), value: values, mean, variance }
+        ParamStore::begin(parameters(model), moments, ALONE).expect("one rank has everything")
+    }
+
+    /// Makes a store with the part of the parameters `own` that belongs to `rank` of `ranks`. Each
+    /// complete parameter is freed as soon as it is divided.
+    ///
+    /// # Errors
+    /// If a parameter is too small to be divided.
+    pub(crate) fn begin(
+        own: Vec<Parameter>,
+        moments: Moments,
+        [rank, ranks]: [usize; 2],
+    ) -> Result<ParamStore> {
+        let param = |Parameter { name, id, role, shape, values }: Parameter| -> Result<Param> {
+            let cut = Cut::new(&name, &shape, role, ranks)?;
+            let value = if ranks == 1 { values } else { shard_of(&cut, rank, &values) };
+            let [mean, variance] = Moment::pair(&value, role, moments);
+            Ok(Param { name, cut, role, id, average: value.clone(), value, mean, variance })
         };
-        ParamStore { params: parameters(model).into_iter().map(param).collect(), updates: 0 }
+        Ok(ParamStore { params: own.into_iter().map(param).collect::<Result<_>>()?, updates: 0 })
     }
 
     /// Returns a store that was read from a file as the store of `model`: with the ids and roles of
@@ -110,7 +127,15 @@ impl ParamStore {
     /// # Errors
     /// If the store has other parameters.
     pub fn of_model(self, model: &impl Module) -> Result<ParamStore> {
-        let own = parameters(model);
+        self.bound(parameters(model), ALONE)
+    }
+
+    /// Like [`ParamStore::of_model`], for a model with the parameters `own`. Keeps only what belongs to
+    /// `rank` of `ranks`.
+    ///
+    /// # Errors
+    /// As for [`ParamStore::of_model`], and if a parameter is too small to be divided.
+    pub(crate) fn bound(self, own: Vec<Parameter>, place: [usize; 2]) -> Result<ParamStore> {
         ensure!(
             own.len() == self.params.len(),
             "there are {} weights, wanted {}",
@@ -126,37 +151,14 @@ impl ParamStore {
                 "weight {name} has shape {:?}; this model wants {shape:?}",
                 param.cut.shape
             );
+            let Param { cut, value, average, mean, variance, .. } = Param { role, ..param }.divided(place)?;
             let device = values.device();
-            let [value, average] = [param.value, param.average].map(|tensor| tensor.to_device(&device));
-            let [mean, variance] = [param.mean, param.variance].map(|moment| moment.moved_to(&device));
-            Ok(Param { name, cut: param.cut, role, id, value, average, mean, variance })
+            let [value, average] = [value, average].map(|tensor| tensor.to_device(&device));
+            let [mean, variance] = [mean, variance].map(|moment| moment.moved_to(&device));
+            Ok(Param { name, cut, role, id, value, average, mean, variance })
         };
         let params = own.into_iter().map(bound).collect::<Result<_>>()?;
         Ok(ParamStore { params, updates: self.updates })
-    }
-
-    /// Keeps only what belongs to `rank` of a shard group of `ranks`.
-    ///
-    /// # Errors
-    /// If a parameter is too small to be divided.
-    pub fn divided(mut self, rank: usize, ranks: usize) -> Result<ParamStore> {
-        for param in &mut self.params {
-            let cut = Cut::new(&param.name, &param.cut.shape, param.role, ranks)?;
-            let shard = |tensor: &Tensor<1>| {
-                let values = read(tensor, |values| cut.shard(values, rank));
-                let n = values.len();
-                Tensor::from_data(TensorData::new(values, [n]), &tensor.device())
-            };
-            (param.value, param.average) = (shard(&param.value), shard(&param.average));
-            for moment in [&mut param.mean, &mut param.variance] {
-                *moment = match moment {
-                    Moment::Full(values) => Moment::Full(Box::new(shard(values))),
-                    Moment::Small(format, codes) => Moment::Small(*format, cut.shard(codes, rank)),
-                };
-            }
-            param.cut = cut;
-        }
-        Ok(self)
     }
 
     /// Returns `model` with these values, which must be complete.
@@ -236,7 +238,41 @@ impl ParamStore {
     }
 }
 
+/// The only rank.
+const ALONE: [usize; 2] = [0, 1];
+
+/// Returns a rank's shard of a complete parameter.
+fn shard_of(cut: &Cut, rank: usize, complete: &Tensor<1>) -> Tensor<1> {
+    let values = read(complete, |values| cut.shard(values, rank));
+    let n = values.len();
+    Tensor::from_data(TensorData::new(values, [n]), &complete.device())
+}
+
 impl Param {
+    /// Keeps only what belongs to `rank` of `ranks`. A parameter that is already divided among as many
+    /// ranks is not changed.
+    ///
+    /// # Errors
+    /// If it is too small to be divided.
+    pub(crate) fn divided(self, [rank, ranks]: [usize; 2]) -> Result<Param> {
+        let cut = Cut::new(&self.name, &self.cut.shape, self.role, ranks)?;
+        if cut == self.cut || ranks == 1 {
+            return Ok(self);
+        }
+        let moment = |moment| match moment {
+            Moment::Full(values) => Moment::Full(Box::new(shard_of(&cut, rank, &values))),
+            Moment::Small(format, codes) => Moment::Small(format, cut.shard(&codes, rank)),
+        };
+        Ok(Param {
+            value: shard_of(&cut, rank, &self.value),
+            average: shard_of(&cut, rank, &self.average),
+            mean: moment(self.mean),
+            variance: moment(self.variance),
+            cut,
+            ..self
+        })
+    }
+
     /// Returns this rank's values.
     pub(crate) fn shard(&self, which: Which) -> Shard {
         Shard { id: self.id, cut: self.cut.clone(), values: self.tensor(which).clone() }

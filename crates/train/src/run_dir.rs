@@ -222,7 +222,7 @@ impl<'a> RunDir<'a> {
         let folders = checkpoints(&self.path)?;
         for (_, folder) in folders.iter().rev() {
             let shown = folder.display();
-            match Checkpoint::read(folder) {
+            match Checkpoint::read_shard(folder, [self.world.shards.rank(), self.world.shards.size()]) {
                 Ok(Checkpoint { state, text }) => {
                     warn_unverified(text.is_none(), folder, reporter);
                     let differences =

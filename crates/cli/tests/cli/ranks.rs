@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::pipeline::{Pipeline, metrics, pipeline};
-use super::program::{Finished, arg, folder, succeed};
+use super::program::{Finished, arg, fixture, folder, succeed};
 
 /// The maximum time to wait for a checkpoint, or for the end of a job.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -77,6 +77,36 @@ fn processes_learn_what_one_process_learns() {
         assert_eq!(finished.stdout, format!("finished: {name}\n"));
         assert_same_losses(dir.path(), name, "alone");
         assert!(dir.path().join(name).join("model.tessera.safetensors").exists());
+    }
+}
+
+/// The dVAE and the contrastive model, whose loss compares the pictures of all ranks, learn the same
+/// too.
+#[test]
+fn other_stages_learn_what_one_process_learns() {
+    let (dir, pipeline, data) = (folder(), pipeline(), fixture());
+    let [bpe, dvae] =
+        ["bpe/tokenizer.json", "dvae/dvae.tessera.safetensors"].map(|name| pipeline.dir.join(name));
+    let dvae_flags = ["train", "dvae", "--config", "tiny", "--data", &data];
+    let rerank =
+        ["train", "rerank", "--config", "tiny", "--data", &data, "--bpe", arg(&bpe), "--dvae", arg(&dvae)];
+    for (stage, flags, micro_batches) in
+        [("dvae", &dvae_flags[..], "2"), ("rerank", &rerank, "1"), ("rerank", &rerank, "2")]
+    {
+        let sets = ["log_every=1", "batch=8", &format!("micro_batches={micro_batches}")]
+            .map(|set| format!("train_{stage}.{set}"));
+        let sets = ["cpu.precision='f32'".to_string()].into_iter().chain(sets);
+        let sets: Vec<String> = sets.flat_map(|set| ["--set".to_string(), set]).collect();
+        let args = |run: &str| {
+            let run = ["--steps", "20", "--run", run];
+            let flags = flags.iter().chain(&run).map(|flag| flag.to_string());
+            flags.chain(sets.clone()).collect::<Vec<String>>()
+        };
+        let names = ["alone", "two"].map(|name| format!("{stage}-{micro_batches}-{name}"));
+        succeed(dir.path(), &args(&names[0]).iter().map(String::as_str).collect::<Vec<_>>());
+        let finished = run(dir.path(), 2, &args(&names[1]));
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        assert_same_losses(dir.path(), &names[1], &names[0]);
     }
 }
 

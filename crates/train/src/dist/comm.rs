@@ -9,12 +9,13 @@
 //! Tensors of a device go through the memory of the host. One rank is not a special case: for
 //! [`Solo`], each of these functions returns what it was given.
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use bytemuck::{Pod, cast_slice, pod_collect_to_vec};
+use bytemuck::{Pod, cast_slice, pod_collect_to_vec, try_cast_slice};
 use tessera_kernels::SmallFloat;
 
 /// Sums of at most this many values are gathered as a whole, which needs one message instead of two.
@@ -59,8 +60,8 @@ impl dyn Comm + '_ {
     /// # Errors
     /// As for [`Comm::exchange`], and if ranks passed different numbers of values.
     pub fn reduce_scatter(&self, parts: &[&[f32]], wire: Wire) -> Result<Vec<f32>> {
-        let encoded: Vec<Vec<u8>> = parts.iter().map(|part| to_bytes(part, wire)).collect();
-        let received = self.exchange(&encoded.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        let encoded: Vec<Cow<[u8]>> = parts.iter().map(|part| to_bytes(part, wire)).collect();
+        let received = self.exchange(&encoded.iter().map(|part| &**part).collect::<Vec<_>>())?;
         self.added(&received, wire, parts[self.rank()].len())
     }
 
@@ -71,7 +72,7 @@ impl dyn Comm + '_ {
     pub fn all_reduce(&self, values: &mut [f32], wire: Wire) -> Result<()> {
         if values.len() <= SHORT {
             let bytes = to_bytes(values, wire);
-            let received = self.exchange(&vec![bytes.as_slice(); self.size()])?;
+            let received = self.exchange(&vec![&*bytes; self.size()])?;
             let sum = self.added(&received, wire, values.len())?;
             values.copy_from_slice(&of_bytes(&to_bytes(&sum, wire), wire));
             return Ok(());
@@ -79,8 +80,8 @@ impl dyn Comm + '_ {
         let ranges: Vec<Range<usize>> =
             (0..self.size()).map(|rank| part(values.len(), rank, self.size())).collect();
         let parts: Vec<&[f32]> = ranges.iter().map(|range| &values[range.clone()]).collect();
-        let own = to_bytes(&self.reduce_scatter(&parts, wire)?, wire);
-        let sums = self.exchange(&vec![own.as_slice(); self.size()])?;
+        let own = self.reduce_scatter(&parts, wire)?;
+        let sums = self.exchange(&vec![&*to_bytes(&own, wire); self.size()])?;
         for (range, sum) in ranges.into_iter().zip(sums) {
             values[range].copy_from_slice(&of_bytes(&sum, wire));
         }
@@ -128,7 +129,7 @@ impl dyn Comm + '_ {
                 self.size(),
                 values.len()
             );
-            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+            sum.iter_mut().zip(&*values).for_each(|(sum, value)| *sum += value);
         }
         Ok(sum)
     }
@@ -139,20 +140,19 @@ pub fn part(len: usize, rank: usize, size: usize) -> Range<usize> {
     len * rank / size..len * (rank + 1) / size
 }
 
-fn to_bytes(values: &[f32], wire: Wire) -> Vec<u8> {
+fn to_bytes(values: &[f32], wire: Wire) -> Cow<'_, [u8]> {
     match wire {
-        None => cast_slice(values).to_vec(),
-        Some(format) => {
-            cast_slice(&values.iter().map(|&value| format.encode(value)).collect::<Vec<u16>>()).to_vec()
-        }
+        None => Cow::Borrowed(cast_slice(values)),
+        Some(format) => values.iter().flat_map(|&value| format.encode(value).to_ne_bytes()).collect(),
     }
 }
 
-fn of_bytes(bytes: &[u8], wire: Wire) -> Vec<f32> {
+fn of_bytes(bytes: &[u8], wire: Wire) -> Cow<'_, [f32]> {
     match wire {
-        None => pod_collect_to_vec(bytes),
+        // Received bytes are usually aligned.
+        None => try_cast_slice(bytes).map_or_else(|_| Cow::Owned(pod_collect_to_vec(bytes)), Cow::Borrowed),
         Some(format) => {
-            pod_collect_to_vec::<u8, u16>(bytes).into_iter().map(|code| format.decode(code)).collect()
+            bytes.chunks_exact(2).map(|code| format.decode(u16::from_ne_bytes([code[0], code[1]]))).collect()
         }
     }
 }

@@ -47,7 +47,12 @@ pub(crate) fn compressors(
         let ordinal = (index * ranks + rank) as u64;
         let mut compressor = Compressor::new(shape, ordinal, PowerSgdSettings { rank: columns, ..settings })?;
         if let Some(sum) = unapplied.iter().find(|sum| sum.name == param.name) {
-            compressor.resume(&param.cut.shard(&sum.values, rank), world.replicas.size())?;
+            // The sum of a rank's own file is already that of its shard.
+            let own = match sum.values.len() == param.cut.len(rank) {
+                true => sum.values.clone(),
+                false => param.cut.shard(&sum.values, rank),
+            };
+            compressor.resume(&own, world.replicas.size())?;
         }
         all.insert(param.id, compressor);
     }
