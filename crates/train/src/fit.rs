@@ -300,8 +300,9 @@ fn train<T: Task>(
         log.settings(&run.settings()?);
     }
     while trainer.state.step < config.steps {
-        let metrics =
-            trainer.step().map_err(|error| save_after_failure(error, &trainer.state, run, world))?;
+        let name = format!("update {}", trainer.state.step);
+        let metrics = world.recorded(&name, || trainer.step());
+        let metrics = metrics.map_err(|error| save_after_failure(error, &trainer.state, run, world))?;
         let step = trainer.state.step;
         if let Some(log) = &mut log {
             log.train(step, &metrics, config);
@@ -477,7 +478,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             _ => None,
         };
         let loss: Vec<f64> = loss.into_iter().collect();
-        let loss = world.all.run(move |comm| comm.broadcast(0, bytemuck::cast_slice(&loss)))?;
+        let loss = world.all.run("validation", move |comm| comm.broadcast(0, bytemuck::cast_slice(&loss)))?;
         // Losses before `loss_is_final_from` cannot be compared with later ones.
         let losses: Vec<f64> = bytemuck::pod_collect_to_vec(&loss);
         let Some(&loss) = losses.first().filter(|_| step >= self.training.loss_is_final_from) else {

@@ -73,7 +73,7 @@ impl Sums {
         let values: Vec<f64> = own.metrics.iter().map(|(_, value)| *value).collect();
         let overflowed: Vec<f64> = own.overflowed.iter().map(|&i| i as f64).collect();
         let sent = [&[own.parts as f64, own.loss, values.len() as f64][..], &values, &overflowed].concat();
-        let received = ranks.run(move |comm| comm.all_gather(&sent))?;
+        let received = ranks.run("losses", move |comm| comm.all_gather(&sent))?;
         let mut all = Sums::default();
         for sums in &received {
             let (numbers, rest) = sums.split_at(3);

@@ -203,7 +203,7 @@ fn seconds_per_step<T: StageTask>(task: &T, model: &T::Model, world: &World) -> 
         trainer.step()?;
     }
     let own = start.elapsed().as_secs_f64() / f64::from(TIMED);
-    let all = world.all.run(move |comm| comm.all_gather(&[own]))?;
+    let all = world.all.run("pace", move |comm| comm.all_gather(&[own]))?;
     Ok(all.concat().into_iter().fold(own, f64::max))
 }
 

@@ -292,8 +292,9 @@ fn of_all_ranks(own: Tensor<2>, ranks: &Lane) -> Result<Tensor<2>> {
         return Ok(own);
     }
     let ([_, width], device) = (own.dims(), own.device());
-    let rows =
-        ranks.run(move |comm| comm.all_gather(&own.into_data().iter().collect::<Vec<f32>>()))?.concat();
+    let rows = ranks
+        .run("embeddings", move |comm| comm.all_gather(&own.into_data().iter().collect::<Vec<f32>>()))?
+        .concat();
     let shape = [rows.len() / width, width];
     Ok(Tensor::from_data(TensorData::new(rows, shape), &device))
 }

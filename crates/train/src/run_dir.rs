@@ -160,7 +160,7 @@ impl<'a> RunDir<'a> {
             false => None,
         };
         let text = opened.as_ref().map_or(Vec::new(), |run| run.text.as_bytes().to_vec());
-        let text = String::from_utf8(world.all.run(move |comm| comm.broadcast(0, &text))?)?;
+        let text = String::from_utf8(world.all.run("config", move |comm| comm.broadcast(0, &text))?)?;
         Ok(opened.unwrap_or(RunDir { path: path.to_path_buf(), stage, text, world, _lock: None }))
     }
 

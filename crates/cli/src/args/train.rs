@@ -116,6 +116,9 @@ pub struct Common {
     /// With mpirun or srun: how many seconds a rank waits for the others.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub patience: u64,
+    /// Record what each rank does, and when, in a file that Perfetto opens.
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// Start from the weights in this model file (or `embedded`) instead of random ones.
     #[arg(long, value_name = "FILE", value_parser = input())]
     pub init: Option<PathBuf>,

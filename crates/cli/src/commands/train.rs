@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use tessera_base::{Reporter, Silent};
+use tessera_base::{Reporter, Silent, atomic};
 use tessera_data::counted;
 use tessera_model::DeviceChoice;
-use tessera_train::dist::launch::Launch;
+use tessera_train::dist::launch::{Launch, LaunchOptions};
 use tessera_train::dist::world::World;
 use tessera_train::{
     Config, Control, EncodeInputs, Length, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
@@ -60,14 +60,37 @@ fn train(common: &Common, stage: Stage, training: Training) -> Result<()> {
         // These models are small: each rank has all parameters.
         Stage::Dvae | Stage::Rerank => common.node_size.or(Some(1)),
     };
-    let launch = Launch::join(shards, Duration::from_secs(common.patience), |reason| {
-        stderr::error(reason);
-        stderr::flush();
+    let launch = Launch::join(LaunchOptions {
+        shards,
+        patience: Duration::from_secs(common.patience),
+        is_traced: common.profile.is_some(),
+        report: |reason| {
+            stderr::error(reason);
+            stderr::flush();
+        },
     })?;
-    let outcome = train_in(launch.world(), common, stage, training)?;
-    let is_first = launch.world().is_first();
+    let outcome = train_in(&launch.world, common, stage, training)?;
+    if let Some(path) = &common.profile {
+        write_trace(&launch.world, path)?;
+    }
+    let is_first = launch.world.is_first();
     launch.finish();
     if is_first { report(outcome, common, stage) } else { Ok(()) }
+}
+
+/// Writes the records of all ranks to `path`, and says how much communication took place beside
+/// computing.
+fn write_trace(world: &World, path: &Path) -> Result<()> {
+    let Some(trace) = &world.trace else { return Ok(()) };
+    let (communicated, waited) = trace.communication();
+    if let Some(json) = trace.of_all_ranks(&world.all)? {
+        atomic::write(path, json.as_bytes())?;
+        note!(
+            "trace: {}; rank 0 communicated for {communicated:.2} s and waited for {waited:.2} s of it",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// Trains `stage` as one rank of `world`.

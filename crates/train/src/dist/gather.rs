@@ -40,7 +40,7 @@ impl Gathering {
         let cuts = own.iter().map(|shard| (shard.id, shard.cut.clone())).collect();
         let device = own.first().map_or_else(Device::flex, |shard| shard.values.device());
         let own: Vec<Tensor<1>> = own.iter().map(|shard| shard.values.clone()).collect();
-        let shards = group.start(move |comm| {
+        let shards = group.start("gather", move |comm| {
             let own: Vec<f32> = own.iter().flat_map(|tensor| read(tensor, <[f32]>::to_vec)).collect();
             comm.all_gather(&own)
         });
@@ -145,7 +145,7 @@ pub(crate) fn collected<M: Module>(
     for param in &store.params {
         let Shard { id, cut, values } = param.shard(which);
         let device = values.device();
-        let shards = group.run(move |comm| read(&values, |values| comm.gather(values)))?;
+        let shards = group.run("collect", move |comm| read(&values, |values| comm.gather(values)))?;
         if let Some(shards) = shards {
             let values = cut.joined(&shards)?;
             let n = values.len();

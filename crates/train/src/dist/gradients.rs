@@ -73,7 +73,7 @@ pub(crate) fn unapplied(
     for param in &store.params {
         let Some(compressor) = compressors.get(&param.id) else { continue };
         let (mut values, shape) = (compressor.error(), compressor.shape().to_vec());
-        let values = replicas.run(move |comm| {
+        let values = replicas.run("error buffers", move |comm| {
             comm.all_reduce(&mut values, None)?;
             Ok(values)
         })?;
@@ -159,7 +159,7 @@ impl<'a> WorldGradients<'a> {
             });
             ids.push(id);
         }
-        let sum = self.world.shards.start(move |comm| {
+        let sum = self.world.shards.start("reduce-scatter", move |comm| {
             comm.reduce_scatter(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), None)
         });
         self.scattering.push_back(Scattering { part, ids, sum });
@@ -236,7 +236,7 @@ impl<'a> WorldGradients<'a> {
         let mut compressors: Vec<Compressor> =
             compressed.iter().filter_map(|id| self.compressors.remove(id)).collect();
         let sums: Vec<Tensor<1>> = exact.iter().filter_map(|id| self.sums.remove(*id)).collect();
-        self.summing.push(self.world.replicas.start(move |comm| {
+        self.summing.push(self.world.replicas.start("sum over replicas", move |comm| {
             let mut sums: Vec<f32> = sums.iter().flat_map(|sum| read(sum, <[f32]>::to_vec)).collect();
             comm.all_reduce(&mut sums, None)?;
             let exchanged = match compressors.is_empty() {
@@ -273,7 +273,9 @@ impl<'a> WorldGradients<'a> {
         squares += self.sums.sum_of_squares(&self.order);
         let squares: f64 = match self.world.shards.size() {
             1 => squares,
-            _ => self.world.shards.run(move |comm| comm.all_gather(&[squares]))?.concat().iter().sum(),
+            _ => {
+                self.world.shards.run("norm", move |comm| comm.all_gather(&[squares]))?.concat().iter().sum()
+            }
         };
         Ok(Reduced {
             cpu: self.cpu,
@@ -328,7 +330,7 @@ impl Reduced<'_> {
         let finite = self.sums.all_finite() && self.factors.values().all(Factors::is_finite);
         match world.shards.size() {
             1 => Ok(finite),
-            _ => Ok(!world.shards.run(move |comm| comm.any(!finite))?),
+            _ => Ok(!world.shards.run("flags", move |comm| comm.any(!finite))?),
         }
     }
 

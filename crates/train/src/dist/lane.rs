@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use super::comm::Comm;
+use super::trace::Trace;
 
 /// How long a rank waits before it looks for other tasks to run.
 const PAUSE: Duration = Duration::from_micros(50);
@@ -20,20 +21,34 @@ type Job = Box<dyn FnOnce(&dyn Comm) + Send>;
 #[derive(Debug)]
 pub struct Lane {
     comm: Arc<dyn Comm>,
-    jobs: Sender<Job>,
+    /// Where work is sent to, and the thread that does it. Both are there until the lane is dropped.
+    thread: Option<(Sender<Job>, JoinHandle<()>)>,
+    /// The record of its work, and the name of its row in it.
+    trace: Option<(Trace, &'static str)>,
 }
 
 /// Work that was started and may still be going on.
 #[derive(Debug)]
-pub struct Pending<T>(Receiver<Result<T>>);
+pub struct Pending<T> {
+    result: Receiver<Result<T>>,
+    name: &'static str,
+    trace: Option<Trace>,
+}
 
 impl Lane {
-    /// Starts a thread for the group. It ends when the lane is dropped and its work is done.
+    /// Starts a thread for the group. Dropping the lane waits until its work is done, so that nothing
+    /// uses the group afterwards.
     pub fn new(comm: Arc<dyn Comm>) -> Lane {
         let (jobs, received) = channel::<Job>();
         let own = Arc::clone(&comm);
-        thread::spawn(move || received.into_iter().for_each(|job| job(&*own)));
-        Lane { comm, jobs }
+        let thread = thread::spawn(move || received.into_iter().for_each(|job| job(&*own)));
+        Lane { comm, thread: Some((jobs, thread)), trace: None }
+    }
+
+    /// Records the work of the lane in the row `track` of a trace.
+    pub fn recorded(mut self, trace: Option<&Trace>, track: &'static str) -> Lane {
+        self.trace = trace.map(|trace| (trace.clone(), track));
+        self
     }
 
     /// Returns the number of this rank in the group, counted from 0.
@@ -46,18 +61,26 @@ impl Lane {
         self.comm.size()
     }
 
-    /// Starts work, and does not wait for it.
+    /// Starts work, and does not wait for it. `name` is its name in the trace.
     pub fn start<T: Send + 'static>(
         &self,
+        name: &'static str,
         work: impl FnOnce(&dyn Comm) -> Result<T> + Send + 'static,
     ) -> Pending<T> {
         let (done, result) = channel();
+        let recorded = self.trace.clone();
         let job: Job = Box::new(move |comm| {
-            let _ = done.send(work(comm)); // nobody may wait for it any more
+            let result = match recorded {
+                Some((trace, track)) => trace.record(track, name, || work(comm)),
+                None => work(comm),
+            };
+            let _ = done.send(result); // nobody may wait for it any more
         });
         // If the thread has panicked, waiting for the result is the error.
-        let _ = self.jobs.send(job);
-        Pending(result)
+        if let Some((jobs, _)) = &self.thread {
+            let _ = jobs.send(job);
+        }
+        Pending { result, name, trace: self.trace.as_ref().map(|(trace, _)| trace.clone()) }
     }
 
     /// Does work after all that was started before, and returns its result.
@@ -66,9 +89,19 @@ impl Lane {
     /// Those of the work.
     pub fn run<T: Send + 'static>(
         &self,
+        name: &'static str,
         work: impl FnOnce(&dyn Comm) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        self.start(work).wait()
+        self.start(name, work).wait()
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if let Some((jobs, thread)) = self.thread.take() {
+            drop(jobs); // the thread ends after its last work
+            let _ = thread.join(); // a panic was the error of the work
+        }
     }
 }
 
@@ -81,8 +114,15 @@ impl<T> Pending<T> {
     /// On a worker of rayon, other tasks of the pool run in the meantime. The work itself may need
     /// them.
     pub fn wait(self) -> Result<T> {
+        match &self.trace {
+            Some(trace) => trace.record_wait(self.name, || self.received()),
+            None => self.received(),
+        }
+    }
+
+    fn received(&self) -> Result<T> {
         loop {
-            match self.0.recv_timeout(PAUSE) {
+            match self.result.recv_timeout(PAUSE) {
                 Ok(result) => return result,
                 Err(RecvTimeoutError::Timeout) => while rayon::yield_now() == Some(rayon::Yield::Executed) {},
                 Err(RecvTimeoutError::Disconnected) => {
@@ -103,7 +143,7 @@ mod tests {
         let results = on_ranks(3, |comm| {
             let lane = Lane::new(comm);
             let started: Vec<_> = (0..50)
-                .map(|i| lane.start(move |comm| comm.all_gather(&[comm.rank() as u64 * 100 + i])))
+                .map(|i| lane.start("test", move |comm| comm.all_gather(&[comm.rank() as u64 * 100 + i])))
                 .collect();
             started.into_iter().map(|pending| pending.wait().unwrap().concat()).collect::<Vec<_>>()
         });
@@ -118,17 +158,17 @@ mod tests {
         let lane = Lane::new(Arc::new(super::super::comm::Solo));
         let pool = Arc::new(pool);
         let inner = Arc::clone(&pool);
-        let sum = pool.install(|| lane.run(move |_| Ok(inner.install(|| 1 + 1))));
+        let sum = pool.install(|| lane.run("test", move |_| Ok(inner.install(|| 1 + 1))));
         assert_eq!(sum.unwrap(), 2);
     }
 
     #[test]
     fn failed_and_panicked_work_is_an_error() {
         let lane = Lane::new(Arc::new(super::super::comm::Solo));
-        let failed: Result<()> = lane.run(|_| bail!("rank 7 is gone"));
+        let failed: Result<()> = lane.run("test", |_| bail!("rank 7 is gone"));
         assert_eq!(failed.unwrap_err().to_string(), "rank 7 is gone");
-        let panicked: Result<()> = lane.run(|_| panic!("expected by this test"));
+        let panicked: Result<()> = lane.run("test", |_| panic!("expected by this test"));
         assert!(panicked.unwrap_err().to_string().contains("communication between ranks failed"));
-        assert!(lane.run(|_| Ok(())).is_err());
+        assert!(lane.run("test", |_| Ok(())).is_err());
     }
 }

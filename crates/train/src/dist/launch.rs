@@ -1,22 +1,38 @@
 //! How a process finds the other ranks of its training.
 
 use std::env;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::comm::Solo;
 #[cfg(feature = "mpi")]
 use super::mpi;
+use super::trace::Trace;
 use super::world::World;
 
 /// The ranks that one command started.
 #[derive(Debug)]
-pub enum Launch {
-    /// This process alone.
-    Solo,
+pub struct Launch {
+    /// All ranks.
+    pub world: World,
     /// The processes that `mpirun` or `srun` started.
     #[cfg(feature = "mpi")]
-    Processes(World, mpi::Processes),
+    processes: Option<mpi::Processes>,
+}
+
+/// How ranks find each other and work together.
+#[derive(Debug, Clone, Copy)]
+pub struct LaunchOptions {
+    /// How many neighbours share the parameters; those of a machine if it is `None`.
+    pub shards: Option<usize>,
+    /// How long a rank waits for others.
+    pub patience: Duration,
+    /// Whether to record what a rank does.
+    pub is_traced: bool,
+    /// Gets the reason before all ranks are ended because one does not answer.
+    pub report: fn(&str),
 }
 
 /// The variables in which `mpirun` of OpenMPI and of MPICH tell a process how many were started.
@@ -31,61 +47,57 @@ fn started() -> Option<usize> {
 }
 
 impl Launch {
-    /// Joins the other processes, and divides them into groups of `shards` neighbours that share the
-    /// parameters: those of a machine if it is `None`. A rank waits for others for at most
-    /// `patience`; if one does not answer, `report` gets the reason, and all are ended.
+    /// Joins the other processes, and divides them into groups that share the parameters.
     ///
     /// # Errors
     /// If several processes were started and this program was built without MPI, or they cannot be
     /// divided.
-    pub fn join(shards: Option<usize>, patience: Duration, report: fn(&str)) -> Result<Launch> {
-        let Some(size) = started() else {
-            ensure!(
-                shards.is_none_or(|shards| shards == 1),
-                "--node-size {}: there is one process; start several with mpirun or srun (docs/distributed.md)",
-                shards.unwrap_or_default()
-            );
-            return Ok(Launch::Solo);
-        };
-        Launch::processes(size, shards, patience, report)
+    pub fn join(options: LaunchOptions) -> Result<Launch> {
+        match started() {
+            Some(size) => Launch::processes(size, options),
+            None => Launch::solo(options),
+        }
+    }
+
+    fn solo(LaunchOptions { shards, is_traced, .. }: LaunchOptions) -> Result<Launch> {
+        ensure!(
+            shards.is_none_or(|shards| shards == 1),
+            "--node-size {}: there is one process; start several with mpirun or srun (docs/distributed.md)",
+            shards.unwrap_or_default()
+        );
+        Ok(Launch {
+            world: World::new(Arc::new(Solo), 1, is_traced.then(Trace::default))?,
+            #[cfg(feature = "mpi")]
+            processes: None,
+        })
     }
 
     #[cfg(feature = "mpi")]
-    fn processes(_: usize, shards: Option<usize>, patience: Duration, report: fn(&str)) -> Result<Launch> {
+    fn processes(_: usize, options: LaunchOptions) -> Result<Launch> {
+        let LaunchOptions { shards, patience, is_traced, report } = options;
         let (ranks, processes) = mpi::Processes::join(patience, report)?;
-        let world = World::new(ranks, shards.unwrap_or(processes.node_size))?;
-        Ok(Launch::Processes(world, processes))
+        let shards = shards.unwrap_or(processes.node_size);
+        let world = World::new(ranks, shards, is_traced.then(Trace::default))?;
+        Ok(Launch { world, processes: Some(processes) })
     }
 
     #[cfg(not(feature = "mpi"))]
-    fn processes(size: usize, _: Option<usize>, _: Duration, _: fn(&str)) -> Result<Launch> {
+    fn processes(size: usize, options: LaunchOptions) -> Result<Launch> {
         ensure!(
             size == 1,
             "{size} processes were started together, and this program was built without support for that: build it with \
              `--features mpi` (docs/distributed.md)"
         );
-        Ok(Launch::Solo)
-    }
-
-    /// Returns all ranks.
-    pub fn world(&self) -> &World {
-        match self {
-            Launch::Solo => World::solo(),
-            #[cfg(feature = "mpi")]
-            Launch::Processes(world, _) => world,
-        }
+        Launch::solo(options)
     }
 
     /// Ends the communication after a training that has not failed. A process that fails does not call
     /// this: its launcher then ends the others.
     pub fn finish(self) {
-        match self {
-            Launch::Solo => {}
-            #[cfg(feature = "mpi")]
-            Launch::Processes(world, processes) => {
-                drop(world);
-                processes.finish();
-            }
+        drop(self.world);
+        #[cfg(feature = "mpi")]
+        if let Some(processes) = self.processes {
+            processes.finish();
         }
     }
 }

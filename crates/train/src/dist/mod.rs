@@ -12,7 +12,9 @@ pub mod mpi;
 pub mod plan;
 pub mod powersgd;
 pub mod shards;
+pub mod simulate;
 #[cfg(test)]
 mod tests;
 pub mod threads;
+pub mod trace;
 pub mod world;

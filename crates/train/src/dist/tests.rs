@@ -111,7 +111,7 @@ fn on_rank(
 ) -> (Vec<f64>, Option<Vec<HostTensor>>) {
     let (config, fit) = (prior_config(), fit_config());
     let (rank, ranks) = (comm.rank(), comm.size());
-    let world = World::new(comm, shards).unwrap();
+    let world = World::new(comm, shards, None).unwrap();
     let cpu = Cpu::best().in_f32();
     let make = |step, slots| batch(&config, step, slots);
     let task = Counting(config.clone());

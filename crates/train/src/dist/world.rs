@@ -11,6 +11,7 @@ use anyhow::{Result, ensure};
 
 use super::comm::{Comm, Solo};
 use super::lane::Lane;
+use super::trace::{COMPUTE, Trace};
 
 /// All ranks, as one of them sees them.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct World {
     pub shards: Lane,
     /// The ranks that hold the same shard as this one.
     pub replicas: Lane,
+    /// The record of what this rank does, if one is kept.
+    pub trace: Option<Trace>,
 }
 
 impl World {
@@ -28,16 +31,16 @@ impl World {
     pub fn solo() -> &'static World {
         static SOLO: LazyLock<World> = LazyLock::new(|| {
             let solo = || Lane::new(Arc::new(Solo));
-            World { all: solo(), shards: solo(), replicas: solo() }
+            World { all: solo(), shards: solo(), replicas: solo(), trace: None }
         });
         &SOLO
     }
 
-    /// Divides all ranks into shard groups of `shards` neighbours.
+    /// Divides all ranks into shard groups of `shards` neighbours. Their work is recorded in `trace`.
     ///
     /// # Errors
     /// If the ranks cannot be divided evenly, or one of them is gone.
-    pub fn new(all: Arc<dyn Comm>, shards: usize) -> Result<World> {
+    pub fn new(all: Arc<dyn Comm>, shards: usize, trace: Option<Trace>) -> Result<World> {
         let (rank, size) = (all.rank(), all.size());
         ensure!(
             shards > 0 && size.is_multiple_of(shards),
@@ -45,7 +48,13 @@ impl World {
         );
         let shard_group = all.split(rank / shards)?;
         let replica_group = all.split(rank % shards)?;
-        Ok(World { all: Lane::new(all), shards: Lane::new(shard_group), replicas: Lane::new(replica_group) })
+        let lane = |group, track| Lane::new(group).recorded(trace.as_ref(), track);
+        Ok(World {
+            all: lane(all, "all ranks"),
+            shards: lane(shard_group, "shard group"),
+            replicas: lane(replica_group, "replica group"),
+            trace,
+        })
     }
 
     /// Returns whether this rank writes what one rank writes for all.
@@ -53,12 +62,20 @@ impl World {
         self.all.rank() == 0
     }
 
+    /// Runs `work` and records it as computation.
+    pub fn recorded<T>(&self, name: &str, work: impl FnOnce() -> T) -> T {
+        match &self.trace {
+            Some(trace) => trace.record(COMPUTE, name, work),
+            None => work(),
+        }
+    }
+
     /// Waits until all ranks have called this. Returns whether `flag` was set on any of them.
     ///
     /// # Errors
     /// If a rank is gone.
     pub fn any(&self, flag: bool) -> Result<bool> {
-        self.all.run(move |comm| comm.any(flag))
+        self.all.run("flags", move |comm| comm.any(flag))
     }
 
     /// Returns an error if `what` differs between ranks. `what` names it; `value` is this rank's.
@@ -67,7 +84,7 @@ impl World {
     /// If it differs. Each rank's error names the first rank that differs from rank 0.
     pub fn ensure_same(&self, what: &str, value: &str) -> Result<()> {
         let own = value.as_bytes().to_vec();
-        let values = self.all.run(move |comm| comm.all_gather(&own))?;
+        let values = self.all.run("settings", move |comm| comm.all_gather(&own))?;
         if let Some(other) = values.iter().position(|value| *value != values[0]) {
             let [first, theirs] = [0, other].map(|rank| String::from_utf8_lossy(&values[rank]));
             let line = first.lines().zip(theirs.lines()).find(|(a, b)| a != b);
@@ -89,14 +106,15 @@ mod tests {
     #[test]
     fn neighbours_share_parameters_and_equal_places_are_replicas() {
         let groups = on_ranks(6, |comm| {
-            let world = World::new(comm, 2).unwrap();
+            let world = World::new(comm, 2, None).unwrap();
             let place = world.all.rank() as u64;
-            let members = |lane: &Lane| lane.run(move |comm| comm.all_gather(&[place])).unwrap().concat();
+            let members =
+                |lane: &Lane| lane.run("places", move |comm| comm.all_gather(&[place])).unwrap().concat();
             (members(&world.shards), members(&world.replicas))
         });
         assert_eq!(groups[0], (vec![0, 1], vec![0, 2, 4]));
         assert_eq!(groups[3], (vec![2, 3], vec![1, 3, 5]));
-        let errors = on_ranks(3, |comm| World::new(comm, 2).unwrap_err().to_string());
+        let errors = on_ranks(3, |comm| World::new(comm, 2, None).unwrap_err().to_string());
         assert!(errors[0].contains("3 ranks cannot form groups of 2"), "{errors:?}");
     }
 
@@ -104,7 +122,7 @@ mod tests {
     fn different_settings_are_an_error_that_names_the_rank_and_the_line() {
         let errors = on_ranks(3, |comm| {
             let text = if comm.rank() == 2 { "a = 1\nlr = 3" } else { "a = 1\nlr = 4" };
-            World::new(comm, 1).unwrap().ensure_same("the config", text).unwrap_err().to_string()
+            World::new(comm, 1, None).unwrap().ensure_same("the config", text).unwrap_err().to_string()
         });
         for error in errors {
             assert!(
