@@ -13,7 +13,6 @@
 //! but devices do them more slowly than large products.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
@@ -21,6 +20,11 @@ use tessera_model::prior::PriorConfig;
 
 use super::plan::{Cluster, Training, plan};
 use super::powersgd::floats_sent;
+use schedule::{Task, Work};
+
+pub use schedule::{Busy, Simulated, Waits};
+
+mod schedule;
 
 /// Bytes of an f32.
 const FULL: f64 = 4.0;
@@ -86,143 +90,6 @@ pub struct Simulation<'a> {
     pub recompute: bool,
     /// How gradients are summed over machines.
     pub sum: ReplicaSum,
-}
-
-/// The time of an update, and what it was spent on.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Simulated {
-    /// Seconds per update.
-    pub seconds: f64,
-    /// The part of `seconds` in which a device computes the forward pass, the backward pass and
-    /// AdamW. PowerSGD's computation does not count.
-    pub efficiency: f64,
-    /// Seconds in which each resource was busy.
-    pub busy: Busy,
-    /// Seconds in which nothing was computed, by what computation waited for.
-    pub waited: Waits,
-}
-
-/// Seconds in which each resource of a device was busy.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Busy {
-    /// The processor, also with PowerSGD.
-    pub compute: f64,
-    /// The links within the machine.
-    pub inside: f64,
-    /// The link between machines.
-    pub between: f64,
-}
-
-/// Seconds in which computation waited for each kind of communication.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Waits {
-    /// Gathering weights within the machine.
-    pub gather: f64,
-    /// Summing gradients within the machine.
-    pub reduce_scatter: f64,
-    /// Summing gradients over machines.
-    pub all_reduce: f64,
-}
-
-/// The kind of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Work {
-    Train,
-    Compress,
-    Gather,
-    ReduceScatter,
-    AllReduce,
-}
-
-impl Work {
-    /// Returns the index of the resource that does it: processor, links inside, link between.
-    fn resource(self) -> usize {
-        match self {
-            Work::Train | Work::Compress => 0,
-            Work::Gather | Work::ReduceScatter => 1,
-            Work::AllReduce => 2,
-        }
-    }
-}
-
-/// A task, its duration, and the indices of the tasks that must end before it starts.
-#[derive(Debug, Clone)]
-struct Task {
-    work: Work,
-    seconds: f64,
-    after: Vec<usize>,
-}
-
-/// Returns the start and the end of each task. A resource does the task that was ready first; of
-/// several, the one that was listed first. Tasks only wait for tasks before them in the list.
-fn schedule(tasks: &[Task]) -> Vec<Range<f64>> {
-    let mut spans = vec![0.0..0.0; tasks.len()];
-    let mut followers = vec![Vec::new(); tasks.len()];
-    let mut open: Vec<usize> = tasks.iter().map(|task| task.after.len()).collect();
-    for (i, task) in tasks.iter().enumerate() {
-        task.after.iter().for_each(|&before| followers[before].push(i));
-    }
-    let mut free = [0.0_f64; 3];
-    // Tasks whose start depends only on their resource, and the time since when they are ready.
-    let mut ready: Vec<(f64, usize)> = (0..tasks.len()).filter(|&i| open[i] == 0).map(|i| (0.0, i)).collect();
-    loop {
-        let start = |&(since, i): &(f64, usize)| free[tasks[i].work.resource()].max(since);
-        let earliest = (0..ready.len()).min_by(|&a, &b| {
-            let (a, b) = (&ready[a], &ready[b]);
-            start(a).total_cmp(&start(b)).then(a.0.total_cmp(&b.0)).then(a.1.cmp(&b.1))
-        });
-        let Some(next) = earliest else { return spans };
-        let begin = start(&ready[next]);
-        let (_, i) = ready.swap_remove(next);
-        let end = begin + tasks[i].seconds;
-        free[tasks[i].work.resource()] = end;
-        spans[i] = begin..end;
-        for &follower in &followers[i] {
-            open[follower] -= 1;
-            if open[follower] == 0 {
-                let since = tasks[follower].after.iter().map(|&before| spans[before].end);
-                ready.push((since.fold(0.0, f64::max), follower));
-            }
-        }
-    }
-}
-
-impl Simulated {
-    /// Measures the schedule of `tasks`.
-    fn of(tasks: &[Task]) -> Simulated {
-        let spans = schedule(tasks);
-        let seconds = spans.iter().map(|span| span.end).fold(0.0, f64::max);
-        let total = |wanted: &dyn Fn(Work) -> bool| -> f64 {
-            tasks.iter().filter(|task| wanted(task.work)).map(|task| task.seconds).sum()
-        };
-        let [compute, inside, between] = [0, 1, 2].map(|resource| total(&|work| work.resource() == resource));
-        let training = total(&|work| work == Work::Train);
-        Simulated {
-            seconds,
-            efficiency: if seconds > 0.0 { training / seconds } else { 1.0 },
-            busy: Busy { compute, inside, between },
-            waited: waits(tasks, &spans),
-        }
-    }
-}
-
-/// Attributes each pause of the processor to the last task that ended before the pause did.
-fn waits(tasks: &[Task], spans: &[Range<f64>]) -> Waits {
-    let mut computed: Vec<usize> = (0..tasks.len()).filter(|&i| tasks[i].work.resource() == 0).collect();
-    computed.sort_by(|&a, &b| spans[a].start.total_cmp(&spans[b].start).then(a.cmp(&b)));
-    let (mut waits, mut previous) = (Waits::default(), 0.0);
-    for i in computed {
-        let pause = spans[i].start - previous;
-        previous = spans[i].end;
-        let last = tasks[i].after.iter().max_by(|&&a, &&b| spans[a].end.total_cmp(&spans[b].end));
-        match last.map(|&last| tasks[last].work) {
-            Some(Work::Gather) => waits.gather += pause,
-            Some(Work::ReduceScatter) => waits.reduce_scatter += pause,
-            Some(Work::AllReduce) => waits.all_reduce += pause,
-            Some(Work::Train | Work::Compress) | None => {}
-        }
-    }
-    waits
 }
 
 /// Parameters whose gradients are summed together.
@@ -343,8 +210,8 @@ struct Builder<'a> {
     tasks: Vec<Task>,
     /// The tasks that the training has waited for. What it starts next comes after them.
     now: Vec<usize>,
-    /// Reduce-scatters under way.
-    scattering: VecDeque<(Part, usize)>,
+    /// Reduce-scatters under way, and whether each is that of the last micro-batch.
+    scattering: VecDeque<(Part, usize, bool)>,
     /// The end of the last sum over machines. They are computed one after another.
     summed: Option<usize>,
 }
@@ -427,9 +294,9 @@ impl Builder<'_> {
         if self.is_sharded() {
             let seconds = self.simulation.inside(self.simulation.bytes(part));
             let sum = self.start(Work::ReduceScatter, seconds);
-            self.scattering.push_back((part, sum));
+            self.scattering.push_back((part, sum, is_last));
             while self.scattering.len() > UNDER_WAY {
-                self.receive(is_last);
+                self.receive();
             }
         } else if is_last {
             self.sum_over_machines(part);
@@ -437,42 +304,51 @@ impl Builder<'_> {
     }
 
     /// Waits for the oldest reduce-scatter.
-    fn receive(&mut self, is_last: bool) {
-        let Some((part, sum)) = self.scattering.pop_front() else { return };
+    fn receive(&mut self) {
+        let Some((part, sum, is_last)) = self.scattering.pop_front() else { return };
         self.wait(sum);
         if is_last {
             self.sum_over_machines(part);
         }
     }
 
+    /// Sums the gradients of a part over machines, after those of all parts before it.
     fn sum_over_machines(&mut self, part: Part) {
-        let Simulation { cluster, formats, training, sum, .. } = *self.simulation;
+        let Simulation { cluster, formats, sum, .. } = *self.simulation;
         let all_reduce = |bytes: f64| (Work::AllReduce, self.simulation.all_reduce(bytes));
-        let compress = |operations: f64| (Work::Compress, operations / self.rate);
         let others = self.simulation.others(part) * FULL / cluster.per_machine as f64;
-        let matrices = self.simulation.matrices(part);
-        let mut steps = match sum {
-            ReplicaSum::Exact => vec![all_reduce(others + matrices * formats.matrices)],
-            ReplicaSum::Compressed => vec![all_reduce(others)],
+        let steps = match sum {
+            ReplicaSum::Exact => vec![all_reduce(others + self.simulation.matrices(part) * formats.matrices)],
+            ReplicaSum::Compressed => [vec![all_reduce(others)], self.exchange_factors(part)].concat(),
         };
-        let shards = self.simulation.shards(part);
-        if sum == ReplicaSum::Compressed && !shards.is_empty() {
-            let rank = training.rank / cluster.per_machine;
-            let product = 2.0 * matrices * rank as f64;
-            let short: usize = shards.iter().map(|[rows, columns]| *rows.min(columns)).sum();
-            let both: usize = shards.iter().map(|&shape| floats_sent(shape, rank)).sum();
-            let p = (short * rank) as f64;
-            // Householder reflections, and the matrix with orthonormal columns that they stand for.
-            let orthonormalise = 4.0 * p * rank as f64;
-            let flags = exchange(self.simulation.links.between, self.simulation.machines(), 0.0);
-            let (work, q) = all_reduce((both as f64 - p) * formats.factors);
-            steps.extend([compress(product), all_reduce(p * formats.factors)]);
-            steps.extend([compress(orthonormalise + product), (work, q + flags)]);
-        }
         for (work, seconds) in steps {
             let step = self.start(work, seconds);
             self.tasks[step].after.extend(self.summed.replace(step));
         }
+    }
+
+    /// Returns the steps of PowerSGD for the matrices of a part: P = E Q, its sum, its columns made
+    /// orthonormal, Eᵀ P, its sum and the flags.
+    fn exchange_factors(&self, part: Part) -> Vec<(Work, f64)> {
+        let shards = self.simulation.shards(part);
+        if shards.is_empty() {
+            return Vec::new();
+        }
+        let rank = self.simulation.training.rank / self.simulation.cluster.per_machine;
+        let both: usize = shards.iter().map(|&shape| floats_sent(shape, rank)).sum();
+        let p: usize = shards.iter().map(|[rows, columns]| *rows.min(columns) * rank).sum();
+        let product = 2.0 * self.simulation.matrices(part) * rank as f64;
+        // Householder reflections of the columns, and then of the identity.
+        let orthonormal = 4.0 * (p * rank) as f64;
+        let all_reduce =
+            |values: usize| self.simulation.all_reduce(values as f64 * self.simulation.formats.factors);
+        let flags = exchange(self.simulation.links.between, self.simulation.machines(), 0.0);
+        vec![
+            (Work::Compress, product / self.rate),
+            (Work::AllReduce, all_reduce(p)),
+            (Work::Compress, (orthonormal + product) / self.rate),
+            (Work::AllReduce, all_reduce(both - p) + flags),
+        ]
     }
 
     /// Waits for all sums and updates the weights.
@@ -483,7 +359,7 @@ impl Builder<'_> {
             machines => self.start(Work::AllReduce, exchange(simulation.links.between, machines, 0.0)),
         };
         self.wait(losses);
-        self.receive(true);
+        self.receive();
         self.now.extend(self.summed);
         if self.is_sharded() {
             let norm = self.start(Work::Gather, simulation.inside(0.0));
@@ -502,5 +378,4 @@ impl Builder<'_> {
 }
 
 #[cfg(test)]
-#[path = "simulate_tests.rs"]
 mod tests;
