@@ -121,6 +121,7 @@ const TABLE: &[Row] = &[
     ("powersgd.storage", "'small'", "§D.2"),
     ("powersgd.p_scale", "1.0", OURS), // the paper names no value
     ("powersgd.q_scale", "1.0", OURS),
+    ("powersgd.resample", "false", "§E.2"),
     ("train_rerank.lr", "5e-4", CLIP),
     ("train_rerank.lr_end", "0.0", CLIP),
     ("train_rerank.lr_steps", "390000", CLIP),

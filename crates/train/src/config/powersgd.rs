@@ -22,11 +22,20 @@ pub struct PowerSgdConfig {
     pub p_scale: f32,
     /// The scale of the second factor.
     pub q_scale: f32,
+    /// Whether each update draws new random matrices. The paper found that this hurts a lot; it is here
+    /// to be measured.
+    pub resample: bool,
 }
 
 impl Default for PowerSgdConfig {
     fn default() -> PowerSgdConfig {
-        PowerSgdConfig { rank: CompressionRank::Off, storage: Moments::Small, p_scale: 1.0, q_scale: 1.0 }
+        PowerSgdConfig {
+            rank: CompressionRank::Off,
+            storage: Moments::Small,
+            p_scale: 1.0,
+            q_scale: 1.0,
+            resample: false,
+        }
     }
 }
 
@@ -43,7 +52,8 @@ impl PowerSgdConfig {
             Moments::Full => None,
             Moments::Small => Some(SmallFloat::OneSixNine),
         };
-        Some(PowerSgdSettings { rank, storage, p_scale: self.p_scale, q_scale: self.q_scale, seed })
+        let (p_scale, q_scale, resample) = (self.p_scale, self.q_scale, self.resample);
+        Some(PowerSgdSettings { rank, storage, p_scale, q_scale, seed, resample })
     }
 }
 

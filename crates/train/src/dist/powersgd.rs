@@ -45,6 +45,8 @@ pub struct PowerSgdSettings {
     pub q_scale: f32,
     /// The seed of the random matrices.
     pub seed: u64,
+    /// Whether each exchange draws a new random matrix. The paper found that this hurts a lot.
+    pub resample: bool,
 }
 
 /// Compresses the gradients of one matrix on one worker.
@@ -56,9 +58,12 @@ pub struct Compressor {
     /// The rows and columns of the caller's matrix.
     shape: [usize; 2],
     settings: PowerSgdSettings,
+    /// Which random matrix this is, and the number of exchanges.
+    ordinal: u64,
+    exchanges: u64,
     /// The error buffer: gradients that have not been applied yet, `[m, n]`.
     error: Buffer,
-    /// The random matrix, drawn once and never changed, `[n, rank]`.
+    /// The random matrix, drawn once and never changed unless `resample` is set, `[n, rank]`.
     gaussian: Buffer,
     /// Whether all gradients since the last exchange were finite.
     gradients_finite: bool,
@@ -107,7 +112,7 @@ impl Compressor {
     /// sign bit.
     pub fn new(shape: [usize; 2], ordinal: u64, settings: PowerSgdSettings) -> Result<Compressor> {
         let [m, n] = wide(shape);
-        let PowerSgdSettings { rank, storage, p_scale, q_scale, seed } = settings;
+        let PowerSgdSettings { rank, storage, p_scale, q_scale, seed, .. } = settings;
         ensure!((1..=m).contains(&rank), "rank {rank} of a matrix {m} by {n}: wanted 1 to {m}");
         for scale in [p_scale, q_scale] {
             ensure!(
@@ -119,6 +124,8 @@ impl Compressor {
         Ok(Compressor {
             shape,
             settings,
+            ordinal,
+            exchanges: 0,
             error: Buffer::new(vec![0.0; m * n], storage),
             gaussian: Buffer::new(gaussian(seed, ordinal, n * rank), storage),
             gradients_finite: true,
@@ -205,6 +212,16 @@ impl Compressor {
         Ok(())
     }
 
+    /// Counts an exchange, and draws a new random matrix if the settings say so.
+    fn begin_exchange(&mut self) {
+        self.exchanges += 1;
+        if self.settings.resample {
+            let draw = self.settings.seed.wrapping_add(self.exchanges << 32);
+            let values = gaussian(draw, self.ordinal, self.gaussian.size());
+            self.gaussian = Buffer::new(values, self.settings.storage);
+        }
+    }
+
     /// Returns this worker's part of the first factor, `E Q`, `[m, rank]` (step 3).
     fn compress(&self) -> Vec<f32> {
         let [_, n] = wide(self.shape);
@@ -248,6 +265,7 @@ impl Compressor {
 /// # Errors
 /// As for [`Comm::exchange`].
 pub fn exchange(compressors: &mut [Compressor], comm: &dyn Comm) -> Result<Exchanged> {
+    compressors.iter_mut().for_each(Compressor::begin_exchange);
     let mut p: Vec<_> = compressors.iter().map(Compressor::compress).collect();
     let p_finite = sum_together(compressors, &mut p, comm)?;
     let p: Vec<_> = compressors.iter().zip(p).map(|(compressor, p)| compressor.orthogonalise(p)).collect();

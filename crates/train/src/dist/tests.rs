@@ -156,7 +156,7 @@ fn ranks_learn_what_one_process_learns() {
 }
 
 fn settings(rank: usize, storage: Option<SmallFloat>) -> Option<PowerSgdSettings> {
-    Some(PowerSgdSettings { rank, storage, p_scale: 2.0, q_scale: 0.5, seed: 3 })
+    Some(PowerSgdSettings { rank, storage, p_scale: 2.0, q_scale: 0.5, seed: 3, resample: false })
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::*;
 
 /// The scales differ from 1, so that a test fails if one is ignored.
 const FULL: PowerSgdSettings =
-    PowerSgdSettings { rank: 2, storage: None, p_scale: 0.5, q_scale: 4.0, seed: 7 };
+    PowerSgdSettings { rank: 2, storage: None, p_scale: 0.5, q_scale: 4.0, seed: 7, resample: false };
 const SMALL: PowerSgdSettings = PowerSgdSettings { storage: Some(SmallFloat::OneSixNine), ..FULL };
 
 fn random(seed: u64, [rows, columns]: [usize; 2]) -> Vec<f32> {
@@ -195,6 +195,9 @@ fn random_matrix_is_fixed_and_differs_between_ordinals() {
     }
     assert!(workers.iter().all(|worker| worker.gaussian == drawn(0)));
     assert_ne!(drawn(0), drawn(1));
+    let mut resampled = self::workers(2, [5, 9], PowerSgdSettings { resample: true, ..FULL });
+    update(&mut resampled, &[random(0, [5, 9]), random(9, [5, 9])]);
+    assert!(resampled[0].gaussian == resampled[1].gaussian && resampled[0].gaussian != drawn(0));
     let other_seed = PowerSgdSettings { seed: 8, ..FULL };
     assert_ne!(Compressor::new([5, 9], 0, other_seed).unwrap().gaussian, drawn(0));
     let many = gaussian(1, 2, 10_000);
