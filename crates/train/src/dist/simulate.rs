@@ -8,9 +8,10 @@
 //! gives each resource to the task that was ready first.
 //!
 //! The volumes of messages are those of [`plan`]. A message takes the latency of its link plus its
-//! bytes divided by the bandwidth. Computation takes its number of operations divided by the speed
-//! that training reaches, also for PowerSGD and AdamW. These need less than 1 % of the operations,
-//! but devices do them more slowly than large products.
+//! bytes divided by the bandwidth; the latency does not grow with the number of devices. Computation
+//! takes its number of operations divided by the speed that training reaches, also for PowerSGD and
+//! AdamW. In the paper's training these have less than 1 % of the operations, but devices do them
+//! more slowly than large products.
 
 use std::collections::VecDeque;
 
@@ -30,6 +31,9 @@ mod schedule;
 const FULL: f64 = 4.0;
 /// Operations of AdamW per parameter, about.
 const ADAMW: f64 = 16.0;
+/// The number of products of a resblock in the backward pass, about. Between them, a device may
+/// compute something for PowerSGD.
+const PRODUCTS: usize = 8;
 /// The number of reduce-scatters that may be under way, as in `gradients.rs`.
 const UNDER_WAY: usize = 1;
 
@@ -227,8 +231,11 @@ impl Builder<'_> {
         self.now.push(task);
     }
 
+    /// Computes something that consists of several products.
     fn compute(&mut self, seconds: f64) {
-        self.now = vec![self.start(Work::Train, seconds)];
+        for _ in 0..PRODUCTS {
+            self.now = vec![self.start(Work::Train, seconds / PRODUCTS as f64)];
+        }
     }
 
     fn is_sharded(&self) -> bool {

@@ -127,7 +127,7 @@ impl Simulated {
         let spans = schedule(tasks);
         let seconds = spans.iter().map(|span| span.end).fold(0.0, f64::max);
         let total = |wanted: &dyn Fn(Work) -> bool| -> f64 {
-            tasks.iter().filter(|task| wanted(task.work)).map(|task| task.seconds).sum()
+            tasks.iter().filter(|task| wanted(task.work)).fold(0.0, |sum, task| sum + task.seconds)
         };
         let [compute, inside, between] = [0, 1, 2].map(|resource| total(&|work| work.resource() == resource));
         let training = total(&|work| work == Work::Train);
