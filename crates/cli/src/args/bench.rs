@@ -8,18 +8,19 @@ use tessera_kernels::{Cpu, Precision};
 use tessera_model::nn::Compute;
 use tessera_model::{DeviceChoice, DeviceDtype};
 
-use super::{ConfigArgs, OnDevice, input};
+use super::{ConfigArgs, OnDevice, input, output};
 
 /// The flags of `plan`.
 #[derive(ClapArgs)]
 pub struct PlanArgs {
     #[command(flatten)]
     pub settings: ConfigArgs,
-    /// The total number of GPUs.
-    #[arg(long)]
-    pub gpus: usize,
-    /// The memory of a GPU, as in 16GiB or 80GB.
-    #[arg(long, required_unless_present = "measured")]
+    /// The total number of GPUs. With --simulate, the number for which the config's batch is meant
+    /// [default with --simulate: the paper's 1024]
+    #[arg(long, required_unless_present = "simulate")]
+    pub gpus: Option<usize>,
+    /// The memory of a GPU, as in 16GiB or 80GB. A simulation does not consider it.
+    #[arg(long, required_unless_present_any = ["measured", "simulate"])]
     pub gpu_mem: Option<String>,
     /// A file with the output of `tessera bench paper-layers --device gpu --json`. It contains the
     /// memory of that GPU, if its driver reports it, its peak speed, and the fraction that training
@@ -41,6 +42,67 @@ pub struct PlanArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub simulation: SimulateArgs,
+}
+
+/// The flags of `plan --simulate`.
+#[derive(ClapArgs)]
+#[command(next_help_heading = "Simulation")]
+pub struct SimulateArgs {
+    /// Simulate one update with more and more GPUs: how long it takes, and what it waits for.
+    ///
+    /// There is one machine, then two, and so on until four times --gpus. The batch grows with the
+    /// number of GPUs (weak scaling), or stays that of the config (strong scaling). The paper does
+    /// not name its network, so the defaults are assumptions: V100s of its time.
+    ///
+    /// To predict a cluster of processors, measure it and pass the results. Time an update of one
+    /// rank, divide the operations per update (which this command prints without --simulate) by the
+    /// seconds, and pass that as --peak-tflops with --mfu 1. Measure bandwidths and latencies and pass
+    /// them as --inside-gbps, --between-gbps, --inside-us and --between-us. --gpus-per-machine is the
+    /// --node-size of the training, and its messages are --wire f32.
+    #[arg(long)]
+    pub simulate: bool,
+    /// The bandwidth of a GPU to the others of its machine, in Gbit/s, in each direction. The default
+    /// assumes V100s with NVLink 2.
+    #[arg(long, value_name = "GBPS", default_value_t = 1200.0, requires = "simulate")]
+    pub inside_gbps: f64,
+    /// The bandwidth of a machine to other machines, in Gbit/s. Its GPUs share it equally. The
+    /// default assumes InfiniBand EDR.
+    #[arg(long, value_name = "GBPS", default_value_t = 100.0, requires = "simulate")]
+    pub between_gbps: f64,
+    /// The duration of an exchange of empty messages within a machine, in microseconds. The default
+    /// is assumed.
+    #[arg(long, value_name = "US", default_value_t = 10.0, requires = "simulate")]
+    pub inside_us: f64,
+    /// The same between machines.
+    #[arg(long, value_name = "US", default_value_t = 50.0, requires = "simulate")]
+    pub between_us: f64,
+    /// The format of layers' weights and gradients in messages. PowerSGD's factors have that of
+    /// `powersgd.storage`.
+    #[arg(long, value_enum, default_value_t = Wire::F16, requires = "simulate")]
+    pub wire: Wire,
+    /// Plot the efficiency over the number of GPUs, with and without compression (SVG).
+    #[arg(long, value_name = "FILE", requires = "simulate", value_parser = output())]
+    pub plot: Option<PathBuf>,
+}
+
+/// The format of values in messages.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Wire {
+    /// 16 bits, as in the paper.
+    F16,
+    F32,
+}
+
+impl Wire {
+    /// Returns the bytes of a value.
+    pub fn bytes(self) -> f64 {
+        match self {
+            Wire::F16 => 2.0,
+            Wire::F32 => 4.0,
+        }
+    }
 }
 
 /// The flags of `bench`.

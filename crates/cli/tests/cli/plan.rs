@@ -89,3 +89,107 @@ fn plan_with_invalid_flags_is_an_error() {
             .contains("--peak-tflops NaN")
     );
 }
+
+const SIMULATION: [&str; 4] = ["plan", "--simulate", "--config", "paper"];
+/// Processors that do 10¹⁰ operations per second, with one rank per machine.
+const PROCESSORS: [&str; 13] = [
+    "plan",
+    "--simulate",
+    "--config",
+    "embedded",
+    "--gpus",
+    "4",
+    "--gpus-per-machine",
+    "1",
+    "--peak-tflops",
+    "0.01",
+    "--mfu",
+    "1",
+    "--wire=f32",
+];
+
+#[test]
+fn simulation_of_the_paper_shows_what_compression_buys() {
+    let found = json(&SIMULATION);
+    let gpus = |rows: &str| -> Vec<u64> {
+        found[rows].as_array().unwrap().iter().map(|row| row["gpus"].as_u64().unwrap()).collect()
+    };
+    let doublings: Vec<u64> = (3..=12).map(|log2| 1 << log2).collect();
+    assert_eq!((gpus("weak"), gpus("strong")), (doublings.clone(), doublings[..8].to_vec()));
+    let row = &found["weak"][7];
+    assert_eq!((&row["gpus"], &row["batch"], &found["rank"]), (&1024.into(), &1024.into(), &896.into()));
+    assert_eq!(row, &found["strong"][7]);
+    let efficiency = |sum: &str| row[sum]["efficiency"].as_f64().unwrap();
+    assert!((0.4..0.7).contains(&efficiency("exact")), "{}", efficiency("exact"));
+    assert!((0.9..1.0).contains(&efficiency("powersgd")), "{}", efficiency("powersgd"));
+    let table = succeed(folder().path(), &SIMULATION).stdout;
+    for part in [
+        "weak scaling: 1 sequence per GPU",
+        "\n*   1024    1024 ",
+        "* the paper's number of GPUs",
+        "PowerSGD, rank 896",
+        "waits for all-reduces",
+        "times as fast",
+    ] {
+        assert!(table.contains(part), "no {part:?} in\n{table}");
+    }
+}
+
+/// One rank only computes. Two and four have the slow link of the flags.
+#[test]
+fn simulation_predicts_a_measured_cluster_of_processors() {
+    let plan = json(&[
+        "plan",
+        "--config",
+        "embedded",
+        "--gpus",
+        "1",
+        "--gpus-per-machine",
+        "1",
+        "--gpu-mem",
+        "1GiB",
+    ]);
+    let seconds = plan["flops_per_step"].as_f64().unwrap() / 1e10;
+    let links = ["--between-gbps", "0.1", "--between-us", "0"];
+    let found = json(&[&PROCESSORS[..], &links].concat());
+    let exact = |row: usize| found["strong"][row]["exact"].clone();
+    assert_eq!(
+        (exact(0)["efficiency"].as_f64(), exact(0)["busy"]["between"].as_f64()),
+        (Some(1.0), Some(0.0))
+    );
+    let one = exact(0)["seconds"].as_f64().unwrap();
+    assert!((1.0..1.01).contains(&(one / seconds)), "{one}, not {seconds}"); // with AdamW
+    // Two ranks send all gradients once, at 12.5 MB/s.
+    let bytes = 4.0 * plan["parameters"].as_f64().unwrap();
+    let busy = exact(1)["busy"]["between"].as_f64().unwrap();
+    assert!((busy / (bytes / 12.5e6) - 1.0).abs() < 1e-9, "{busy}");
+    assert!(exact(1)["seconds"].as_f64().unwrap() > busy);
+}
+
+#[test]
+fn simulation_writes_a_plot() {
+    let dir = folder();
+    succeed(dir.path(), &[&SIMULATION[..], &["--plot", "efficiency.svg"]].concat());
+    let svg = std::fs::read_to_string(dir.path().join("efficiency.svg")).unwrap();
+    for text in ["Weak scaling", "Strong scaling", "exact", "PowerSGD", "4096", "efficiency in %"] {
+        assert!(svg.contains(text), "no {text:?}");
+    }
+    let error = mistake(dir.path(), &[&SIMULATION[..], &["--plot", "efficiency.png"]].concat());
+    assert!(error.contains("unsupported extension .png"), "{error}");
+}
+
+#[test]
+fn simulation_with_invalid_flags_is_an_error() {
+    for (flags, expected) in [
+        (&["--inside-gbps", "0"][..], "--inside-gbps 0: wanted a number of Gbit/s above 0"),
+        (&["--between-gbps", "nan"], "--between-gbps NaN"),
+        (&["--between-us=-1"], "--between-us -1: wanted 0 or more microseconds"),
+        (&["--gpus", "1020"], "must be a positive multiple of --gpus-per-machine (8)"),
+        (&["--gpus", "1000"], "--gpus 1000: times 1 micro-batches, it must divide the batch, 1024"),
+        (&["--gpus-per-machine", "0"], "must be a positive multiple"),
+        (&["--mfu", "0"], "--mfu 0"),
+    ] {
+        let error = mistake(folder().path(), &[&SIMULATION[..], flags].concat());
+        assert!(error.contains(expected), "{flags:?}: {error}");
+    }
+}

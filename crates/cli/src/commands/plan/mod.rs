@@ -1,5 +1,7 @@
 //! `tessera plan`: estimates memory, traffic and time for training a prior on many GPUs.
 
+mod simulate;
+
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -14,10 +16,10 @@ use crate::args::PlanArgs;
 /// Runs `tessera plan`.
 pub fn run(args: &PlanArgs) -> Result<()> {
     let config = Config::resolve(&args.settings.config, &args.settings.sets)?;
-    let cluster = match &args.measured {
-        Some(path) => measured(path, args).with_context(|| format!("--measured {}", path.display()))?,
-        None => described(args)?,
-    };
+    if args.simulation.simulate {
+        return simulate::run(args, &config);
+    }
+    let cluster = cluster(args, args.gpus.context("wanted --gpus")?)?;
     let fit = &config.train_prior;
     let rank = args.rank.unwrap_or_else(|| usual_rank(config.prior.d_model, args.gpus_per_machine));
     let training = Training { batch: fit.batch, steps: fit.steps, rank };
@@ -31,23 +33,39 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     say(table(&found, &training, &cluster))
 }
 
+/// Returns a cluster of `gpus` GPUs like those that the flags describe or `bench` measured.
+fn cluster(args: &PlanArgs, gpus: usize) -> Result<Cluster> {
+    match &args.measured {
+        Some(path) => measured(path, args, gpus).with_context(|| format!("--measured {}", path.display())),
+        None => described(args, gpus),
+    }
+}
+
 /// Returns the cluster of GPUs that the flags describe.
-fn described(args: &PlanArgs) -> Result<Cluster> {
+fn described(args: &PlanArgs, gpus: usize) -> Result<Cluster> {
     for (flag, value) in [("mfu", args.mfu), ("peak-tflops", args.peak_tflops)] {
         ensure!(value > 0.0 && value.is_finite(), "--{flag} {value}: wanted more than 0");
     }
     ensure!(args.mfu <= 1.0, "--mfu {}: wanted a fraction of the peak, at most 1", args.mfu);
     Ok(Cluster {
-        gpus: args.gpus,
+        gpus,
         per_machine: args.gpus_per_machine,
-        memory_bytes: bytes(args.gpu_mem.as_deref().context("wanted --gpu-mem or --measured")?)?,
+        memory_bytes: memory(args)?.context("wanted --gpu-mem or --measured")?,
         peak_flops: args.peak_tflops * 1e12,
         mfu: args.mfu,
     })
 }
 
+/// Returns the memory of a GPU, if it is given. A simulation does not limit it.
+fn memory(args: &PlanArgs) -> Result<Option<f64>> {
+    match &args.gpu_mem {
+        Some(text) => bytes(text).map(Some),
+        None => Ok(args.simulation.simulate.then_some(f64::INFINITY)),
+    }
+}
+
 /// Returns the cluster of GPUs like the one on which `bench` measured its training speed.
-fn measured(path: &Path, args: &PlanArgs) -> Result<Cluster> {
+fn measured(path: &Path, args: &PlanArgs, gpus: usize) -> Result<Cluster> {
     let text = read_text(path)?;
     let value: Value = serde_json::from_str(&text)
         .context("wanted one line of JSON, the output of `tessera bench paper-layers --device gpu --json`")?;
@@ -62,12 +80,12 @@ fn measured(path: &Path, args: &PlanArgs) -> Result<Cluster> {
     };
     let (reached, peak) = (number("gflops")?, number("peak_gflops")?);
     ensure!(reached <= peak, "gflops is {reached}, more than peak_gflops, which is {peak}; measure again");
-    let memory = match &args.gpu_mem {
-        Some(text) => bytes(text)?,
+    let memory = match memory(args)? {
+        Some(bytes) => bytes,
         None => number("device_bytes").context("the driver did not report its memory; add --gpu-mem")?,
     };
     Ok(Cluster {
-        gpus: args.gpus,
+        gpus,
         per_machine: args.gpus_per_machine,
         memory_bytes: memory,
         peak_flops: peak * 1e9,
