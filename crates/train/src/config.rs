@@ -319,6 +319,16 @@ impl Config {
         Ok(config)
     }
 
+    /// Returns the config in the text of a run's `config.toml`.
+    ///
+    /// # Errors
+    /// If a key is missing or unknown, or a value has the wrong type.
+    pub fn of_run(text: &str) -> Result<Config> {
+        let config: Config = toml::from_str(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// Returns the config as TOML.
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string(self)?)

@@ -499,6 +499,20 @@ pub(crate) fn warn_unverified(unverified: bool, path: &Path, reporter: &dyn Repo
     }
 }
 
+/// Returns the newest checkpoint of a run that can be read. Reports those that cannot.
+///
+/// # Errors
+/// If there is none.
+pub(crate) fn newest_readable(run: &Path, reporter: &dyn Reporter) -> Result<Checkpoint> {
+    for (_, folder) in checkpoints(run)?.iter().rev() {
+        match Checkpoint::read(folder) {
+            Ok(checkpoint) => return Ok(checkpoint),
+            Err(error) => reporter.note(&format!("skipping {}: {error:#}", folder.display())),
+        }
+    }
+    bail!("{} holds no checkpoint that can be read; choose the folder of a run", run.display())
+}
+
 /// Returns whether there is a checkpoint from which the run in this folder can continue.
 ///
 /// # Errors

@@ -57,6 +57,15 @@ impl Stage {
         }
     }
 
+    /// Returns the stage with this name on the command line.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(crate) fn named(name: &str) -> Result<Stage> {
+        let all = [Stage::Dvae, Stage::Prior, Stage::Rerank];
+        all.into_iter().find(|stage| stage.name() == name).with_context(|| format!("unknown stage {name:?}"))
+    }
+
     /// Returns the section of the config with the training settings of the stage.
     pub(crate) fn training(self) -> &'static str {
         match self {

@@ -105,7 +105,7 @@ pub enum Command {
     Eval(Eval),
     /// Measure how fast this machine trains and draws.
     Bench(Bench),
-    /// Convert published weights to a model file.
+    /// Convert published weights, or the checkpoint of a run, to a model file.
     #[command(subcommand)]
     Convert(Convert),
     /// Encode a picture into tokens and decode it again.

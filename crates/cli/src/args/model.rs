@@ -27,9 +27,24 @@ pub struct Pack {
     pub out: PathBuf,
 }
 
-/// The published models that can be converted, with their flags.
+/// What can be converted, with its flags.
 #[derive(Subcommand)]
 pub enum Convert {
+    /// Make the model file of a training run from its newest checkpoint, whatever number of ranks
+    /// wrote it.
+    Run {
+        /// The folder of the run.
+        run: PathBuf,
+        /// The tokenizer of the run, for a prior or a contrastive model.
+        #[arg(long, value_name = "FILE", value_parser = input())]
+        bpe: Option<PathBuf>,
+        /// A model file with the dVAE of the run, for a prior.
+        #[arg(long, value_name = "FILE", value_parser = input())]
+        dvae: Option<PathBuf>,
+        /// The model file.
+        #[arg(long, value_parser = output())]
+        out: PathBuf,
+    },
     /// Convert OpenAI's released dVAE.
     OpenaiDvae {
         /// `encoder.pkl` as published. It is only read; no code in it runs.

@@ -1,4 +1,4 @@
-//! `tessera convert`: converts published weights to a model file.
+//! `tessera convert`: converts published weights, or the checkpoint of a run, to a model file.
 
 use std::path::Path;
 
@@ -8,14 +8,23 @@ use tessera_data::read_text;
 use tessera_model::rerank::Gelu;
 use tessera_model::weights::{ClipHints, HostTensor, ModelFile, StorageDtype, read_clip, read_openai_dvae};
 use tessera_text::clip_tokenizer;
+use tessera_train::{RunFiles, run_model};
 
 use super::output::{Content, Outputs};
 use super::read;
 use crate::args::{Convert, Dtype, WhichGelu};
+use crate::reporter::Terminal;
 
 /// Runs `tessera convert`.
 pub fn run(convert: Convert) -> Result<()> {
     match convert {
+        Convert::Run { run, bpe, dvae, out } => {
+            let outputs = Outputs::check(&[(&out, Content::Model)], false)?;
+            let files = RunFiles { bpe: bpe.as_deref(), dvae: dvae.as_deref() };
+            let file = run_model(&run, files, &Terminal::default())?;
+            let weights = [&file.prior, &file.rerank, &file.dvae].into_iter().find(|part| !part.is_empty());
+            write(&file, weights.map_or(&[], Vec::as_slice), &out, &outputs)
+        }
         Convert::OpenaiDvae { encoder, decoder, stored, out } => {
             let outputs = Outputs::check(&[(&out, Content::Model)], false)?;
             let file = read_openai_dvae(&read(&encoder)?, &read(&decoder)?)?;

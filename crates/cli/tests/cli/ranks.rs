@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::pipeline::{Pipeline, metrics, pipeline};
-use super::program::{Finished, arg, fixture, folder, succeed};
+use super::program::{Finished, arg, fixture, folder, mistake, succeed};
 
 /// The maximum time to wait for a checkpoint, or for the end of a job.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -123,6 +123,13 @@ fn checkpoint_of_four_ranks_continues_with_two_and_with_one() {
     assert_eq!(first.code, Some(0), "{}", first.stderr);
     let checkpoints = dir.path().join("run/checkpoints");
     assert!(checkpoints.join("step_000020/state.3.safetensors").exists());
+    let [bpe, dvae] =
+        ["bpe/tokenizer.json", "dvae/dvae.tessera.safetensors"].map(|name| pipeline.dir.join(name));
+    let files = ["--bpe", arg(&bpe), "--dvae", arg(&dvae)];
+    succeed(dir.path(), &[&["convert", "run", "run", "--out", "model.safetensors"][..], &files].concat());
+    succeed(dir.path(), &["draw", "a cat", "-n", "1", "--model", "model.safetensors"]);
+    let other = ["convert", "run", "run", "--out", "other", "--bpe", arg(&bpe), "--dvae", "embedded"];
+    assert!(mistake(dir.path(), &other).contains("the dVAE that was given has the fingerprint"));
     // Back to the checkpoint of step 15.
     fs::remove_dir_all(checkpoints.join("step_000020")).unwrap();
     let copy = dir.path().join("copy");

@@ -103,6 +103,16 @@ fn resume_works_with_damaged_metrics() {
 }
 
 #[test]
+fn checkpoint_becomes_the_model_file_of_its_run() {
+    let dir = folder();
+    let whole = whole(dir.path());
+    succeed(dir.path(), &["convert", "run", "whole", "--out", "model.safetensors"]);
+    assert!(fs::read(dir.path().join("model.safetensors")).unwrap() == whole);
+    let error = mistake(dir.path(), &["convert", "run", ".", "--out", "other.safetensors"]);
+    assert!(error.contains("holds no run"), "{error}");
+}
+
+#[test]
 fn init_starts_from_a_checkpoint() {
     let dir = folder();
     whole(dir.path());
