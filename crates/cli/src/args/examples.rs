@@ -51,7 +51,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     ("bench", &["tessera bench", "tessera bench gemm draw-9 --rounds 7 --json"]),
-    ("plan", &["tessera plan --config paper --gpus 1024 --gpu-mem 16GiB"]),
+    (
+        "plan",
+        &[
+            "tessera plan --config paper --gpus 1024 --gpu-mem 16GiB",
+            "tessera plan --config paper --simulate --plot efficiency.svg",
+        ],
+    ),
     ("completions", &["tessera completions bash > ~/.local/share/bash-completion/completions/tessera"]),
     ("eval recon", &["tessera eval recon --data data"]),
     ("eval conditioning", &["tessera eval conditioning --data data --model model.tessera.safetensors"]),

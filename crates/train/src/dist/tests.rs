@@ -20,7 +20,11 @@ use crate::precision::{Rules, Scales, Scaling};
 use crate::slots::Slots;
 
 /// Learns to predict tokens that follow a simple rule.
-struct Counting(PriorConfig);
+struct Counting {
+    config: PriorConfig,
+    /// The rank whose loss is not a number.
+    broken: Option<usize>,
+}
 
 impl Task for Counting {
     type Model = Prior;
@@ -30,7 +34,7 @@ impl Task for Counting {
         &self,
         model: &Prior,
         parts: Vec<Stream>,
-        Update { scales, layers, .. }: Update,
+        Update { scales, layers, ranks, .. }: Update,
         sink: &mut dyn GradientSink,
     ) -> Result<Sums> {
         let mixed = scales.map(|scales| MixedPrecision { storage: None, scales });
@@ -39,6 +43,7 @@ impl Task for Counting {
         for stream in parts {
             let found = model.backward(&stream, layers.unwrap_or(&model.blocks()), sink, options)?;
             let (loss, metrics) = Loss { total: found.loss.loss, figures: Vec::new() }.values();
+            let loss = if self.broken == Some(ranks.rank()) { f64::NAN } else { loss };
             sums.add(Sums { overflowed: found.overflowed, ..Sums::of_part(loss, metrics) });
         }
         Ok(sums)
@@ -114,7 +119,7 @@ fn on_rank(
     let world = World::new(comm, shards, None).unwrap();
     let cpu = Cpu::best().in_f32();
     let make = |step, slots| batch(&config, step, slots);
-    let task = Counting(config.clone());
+    let task = Counting { config: config.clone(), broken: None };
     let training = Training {
         task: &task,
         batch: &make,
@@ -126,7 +131,7 @@ fn on_rank(
         powersgd,
         loss_is_final_from: 0,
     };
-    let mut trainer = Trainer::new(&training, Prior::new(&task.0, 1, cpu), None).unwrap();
+    let mut trainer = Trainer::new(&training, Prior::new(&task.config, 1, cpu), None).unwrap();
     let losses =
         (0..steps).map(|_| trainer.step().unwrap().first().map_or(f64::NAN, |loss| loss.1)).collect();
     let weights = trainer.averaged().unwrap().map(|model| export(&model));
@@ -190,4 +195,30 @@ fn overflow_on_ranks_skips_the_same_updates() {
             assert_eq!(found.losses.iter().filter(|loss| loss.is_nan()).count(), skipped, "{size:?}");
         }
     }
+}
+
+/// All ranks stop, and the error names the one whose loss is not a number.
+#[test]
+fn loss_that_is_not_a_number_stops_all_ranks() {
+    let (config, fit) = (prior_config(), fit_config());
+    let errors = on_ranks(4, |comm| {
+        let (rank, ranks) = (comm.rank(), comm.size());
+        let world = World::new(comm, 2, None).unwrap();
+        let make = |step, slots| batch(&config, step, slots);
+        let task = Counting { config: config.clone(), broken: Some(2) };
+        let training = Training {
+            task: &task,
+            batch: &make,
+            world: &world,
+            slots: Slots::of_rank(fit.batch, fit.micro_batches, rank, ranks),
+            config: &fit,
+            cpu: Cpu::best().in_f32(),
+            scales: None,
+            powersgd: None,
+            loss_is_final_from: 0,
+        };
+        let mut trainer = Trainer::new(&training, Prior::new(&config, 1, training.cpu), None).unwrap();
+        trainer.step().unwrap_err().to_string()
+    });
+    assert!(errors.iter().all(|error| error.contains("the loss is NaN on rank 2")), "{errors:?}");
 }
