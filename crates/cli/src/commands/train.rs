@@ -15,6 +15,7 @@ use tessera_train::{
     Config, Control, EncodeInputs, Length, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
 };
 
+use super::manual::long_version;
 use super::output::check_folder;
 use super::{Reported, say};
 use crate::args::{Common, ConfigArgs, Encode, StageInputs, TrainTask};
@@ -98,6 +99,8 @@ fn train_in(world: &World, common: &Common, stage: Stage, training: Training) ->
     let (rank, ranks) = (world.all.rank(), world.all.size());
     if ranks > 1 {
         stderr::set_rank(rank);
+        // Replicas that round differently would drift apart.
+        world.ensure_same("the program or its instruction set", &long_version())?;
     }
     let resume = common.resume || (common.auto_resume && tessera_train::has_checkpoint(&common.run)?);
     let common = &Common { resume, ..common.clone() };

@@ -169,6 +169,27 @@ fn ranks_of(mpirun: &Child) -> Vec<u32> {
     String::from_utf8(listed.stdout).unwrap().lines().map(|line| line.parse().unwrap()).collect()
 }
 
+/// A rank that no longer answers is named, and all ranks end.
+#[test]
+fn rank_that_does_not_answer_ends_the_job() {
+    let (dir, pipeline) = (folder(), pipeline());
+    let flags = ["--node-size", "1", "--patience", "2", "--set", "train_prior.checkpoint_every=2"];
+    let job = mpirun(dir.path(), 2, &training(pipeline, "run", &flags));
+    let job = { job }.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = Instant::now();
+    while checkpoints(&dir.path().join("run")).is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "the run made no checkpoint");
+        sleep(Duration::from_millis(1));
+    }
+    let rank = ranks_of(&job)[1].to_string();
+    assert!(Command::new("kill").args(["-STOP", &rank]).status().unwrap().success());
+    let begun = Instant::now();
+    let said = Finished::of(job.wait_with_output().unwrap()).stderr;
+    let _ = Command::new("kill").args(["-9", &rank]).stderr(Stdio::null()).status(); // if it is still there
+    assert!(begun.elapsed() < Duration::from_secs(30), "the job went on");
+    assert!(said.contains("rank 0: error: waited 2s for ranks [1] of 2: they are gone, or slower"), "{said}");
+}
+
 /// One rank is killed five times, at other moments; each time the job ends, and the run continues.
 #[test]
 fn run_whose_rank_is_killed_five_times_ends_with_the_same_model() {
