@@ -19,7 +19,7 @@ use tessera_model::prior::{Activations, PriorConfig};
 use tessera_model::rerank::ClipConfig;
 use toml::{Table, Value};
 
-pub use self::powersgd::PowerSgdConfig;
+pub use self::powersgd::{CompressionRank, PowerSgdConfig};
 use crate::capacity::Stage;
 use crate::optim::Moments;
 use crate::pace::{Length, ensure_fits, set_length};

@@ -43,7 +43,10 @@ mod tokens;
 
 pub use bpe::train_bpe;
 pub use capacity::{Need, Stage};
-pub use config::{ChainConfig, Config, DataConfig, Encoding, FitConfig, RelaxConfig, TrainingDtype};
+pub use config::{
+    ChainConfig, CompressionRank, Config, DataConfig, Encoding, FitConfig, PowerSgdConfig, RelaxConfig,
+    TrainingDtype,
+};
 pub use control::Control;
 pub use dvae::train_dvae;
 pub use encode::{EncodeInputs, encode};

@@ -7,6 +7,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use tessera_kernels::{Cpu, Precision};
 use tessera_model::nn::Compute;
 use tessera_model::{DeviceChoice, DeviceDtype};
+use tessera_train::CompressionRank;
 
 use super::{ConfigArgs, OnDevice, input, output};
 
@@ -119,9 +120,19 @@ pub struct Bench {
     pub precision: PrecisionFlag,
     #[command(flatten)]
     pub on: OnDevice,
+    /// With mpirun: compress the gradients of a training with this many columns (PowerSGD).
+    #[arg(long, value_name = "COLUMNS", value_parser = compression, default_value = "off")]
+    pub powersgd: CompressionRank,
     /// The number of timed repetitions of each benchmark.
     #[arg(long, default_value_t = 5)]
     pub rounds: usize,
+}
+
+/// Parses the rank of a compression.
+fn compression(text: &str) -> Result<CompressionRank, String> {
+    let off = (text == "off").then_some(CompressionRank::Off);
+    let columns = || text.parse().ok().filter(|columns| *columns > 0).map(CompressionRank::Columns);
+    off.or_else(columns).ok_or_else(|| format!("got {text:?}, wanted off or a number from 1"))
 }
 
 /// The precision of matrix products.

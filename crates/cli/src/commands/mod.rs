@@ -21,6 +21,7 @@ use std::fmt::{Display, Formatter};
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tessera_container::unverified;
@@ -29,9 +30,10 @@ use tessera_model::Tessera;
 use tessera_model::dvae::DvaeConfig;
 use tessera_model::nn::Compute;
 use tessera_model::weights::{EMBEDDED, ModelFile, model_bytes, model_id};
+use tessera_train::dist::launch::LaunchOptions;
 
 use crate::args::{ModelArgs, OnDevice, PrecisionFlag, Weights};
-use crate::stderr::note;
+use crate::stderr::{self, note};
 
 /// Reads the model file at `path`, or the embedded one.
 fn model_file(path: Option<&Path>) -> Result<ModelFile> {
@@ -79,6 +81,15 @@ fn dvae_config<'a>(file: &'a ModelFile, path: Option<&Path>) -> Result<&'a DvaeC
         let path = path.unwrap_or(Path::new(EMBEDDED)).display();
         format!("{path} has no dVAE; use a file of `train dvae` or `train prior`")
     })
+}
+
+/// Returns how the processes that `mpirun` or `srun` started find each other.
+fn launch_options(shards: Option<usize>, patience: Duration, is_traced: bool) -> LaunchOptions {
+    let report = |reason: &str| {
+        stderr::error(reason);
+        stderr::flush();
+    };
+    LaunchOptions { shards, patience, is_traced, report }
 }
 
 /// Opens the device for weights that are kept as `weights` says, or of the precision `absent`.

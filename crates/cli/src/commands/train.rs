@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use tessera_base::{Reporter, Silent, atomic};
 use tessera_data::counted;
 use tessera_model::DeviceChoice;
-use tessera_train::dist::launch::{Launch, LaunchOptions};
+use tessera_train::dist::launch::Launch;
 use tessera_train::dist::world::World;
 use tessera_train::{
     Config, Control, EncodeInputs, Length, Need, Outcome, Pace, PriorInputs, RerankInputs, RunOptions, Stage,
@@ -17,7 +17,7 @@ use tessera_train::{
 
 use super::manual::long_version;
 use super::output::check_folder;
-use super::{Reported, say};
+use super::{Reported, launch_options, say};
 use crate::args::{Common, ConfigArgs, Encode, StageInputs, TrainTask};
 use crate::memory::present_bytes;
 use crate::reporter::Terminal;
@@ -61,15 +61,8 @@ fn train(common: &Common, stage: Stage, training: Training) -> Result<()> {
         // These models are small: each rank has all parameters.
         Stage::Dvae | Stage::Rerank => common.node_size.or(Some(1)),
     };
-    let launch = Launch::join(LaunchOptions {
-        shards,
-        patience: Duration::from_secs(common.patience),
-        is_traced: common.profile.is_some(),
-        report: |reason| {
-            stderr::error(reason);
-            stderr::flush();
-        },
-    })?;
+    let patience = Duration::from_secs(common.patience);
+    let launch = Launch::join(launch_options(shards, patience, common.profile.is_some()))?;
     let outcome = train_in(&launch.world, common, stage, training)?;
     if let Some(path) = &common.profile {
         write_trace(&launch.world, path)?;

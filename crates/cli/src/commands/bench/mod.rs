@@ -19,8 +19,12 @@ use tessera_model::DeviceChoice;
 use tessera_model::nn::Compute;
 use tessera_model::prior::{Activations, Logits};
 use tessera_text::suggestion;
+use tessera_train::PowerSgdConfig;
+use tessera_train::dist::launch::Launch;
+use tessera_train::dist::powersgd::PowerSgdSettings;
+use tessera_train::dist::world::World;
 
-use super::say;
+use super::{launch_options, say};
 use crate::args::Bench;
 
 /// A benchmark that is set up and can be run repeatedly.
@@ -39,37 +43,50 @@ struct Benchmark {
 
 /// The name of a benchmark, and the function that sets it up.
 type Entry = (&'static str, Setup);
-/// Sets up a benchmark on a device.
-type Setup = fn(&Compute) -> Result<Benchmark>;
+/// Sets up a benchmark.
+type Setup = fn(&Setting) -> Result<Benchmark>;
+
+/// Where a benchmark runs.
+struct Setting {
+    /// The device, and what it multiplies.
+    compute: Compute,
+    /// All ranks of a training. Each has a replica of the model and a batch of its own.
+    world: &'static World,
+    /// How gradients are compressed between ranks, if they are.
+    powersgd: Option<PowerSgdSettings>,
+}
 
 const BENCHMARKS: [Entry; 26] = [
-    ("gemm", kernels::gemm),
-    ("conv", kernels::conv),
+    ("gemm", |on| kernels::gemm(&on.compute)),
+    ("conv", |on| kernels::conv(&on.compute)),
     ("gpt-step", training::gpt_step),
     ("paper-step", training::paper_step),
     ("dvae-step", training::dvae_step),
-    ("decode-1", |compute| drawing::decode(compute, 1, 64, 16)),
-    ("decode-16", |compute| drawing::decode(compute, 16, 64, 16)),
-    ("decode-64", |compute| drawing::decode(compute, 64, 64, 16)),
-    ("grow-320", |compute| drawing::decode(compute, 16, 64, 16)),
-    ("grow-640", |compute| drawing::decode(compute, 16, 64, 24)),
-    ("grow-1280", |compute| drawing::decode(compute, 16, 256, 32)),
-    ("grow-2560", |compute| drawing::decode(compute, 16, 60, 50)),
-    ("depth-8-keep", |compute| training::depth(compute, 8, Activations::Keep)),
-    ("depth-16-keep", |compute| training::depth(compute, 16, Activations::Keep)),
-    ("depth-32-keep", |compute| training::depth(compute, 32, Activations::Keep)),
-    ("depth-64-keep", |compute| training::depth(compute, 64, Activations::Keep)),
-    ("depth-8-recompute", |compute| training::depth(compute, 8, Activations::Recompute)),
-    ("depth-16-recompute", |compute| training::depth(compute, 16, Activations::Recompute)),
-    ("depth-32-recompute", |compute| training::depth(compute, 32, Activations::Recompute)),
-    ("depth-64-recompute", |compute| training::depth(compute, 64, Activations::Recompute)),
-    ("logits-auto", |compute| training::emoji_step(compute, Logits::Auto)),
-    ("logits-f32", |compute| training::emoji_step(compute, Logits::F32)),
+    ("decode-1", |on| drawing::decode(&on.compute, 1, 64, 16)),
+    ("decode-16", |on| drawing::decode(&on.compute, 16, 64, 16)),
+    ("decode-64", |on| drawing::decode(&on.compute, 64, 64, 16)),
+    ("grow-320", |on| drawing::decode(&on.compute, 16, 64, 16)),
+    ("grow-640", |on| drawing::decode(&on.compute, 16, 64, 24)),
+    ("grow-1280", |on| drawing::decode(&on.compute, 16, 256, 32)),
+    ("grow-2560", |on| drawing::decode(&on.compute, 16, 60, 50)),
+    ("depth-8-keep", |on| training::depth(on, 8, Activations::Keep)),
+    ("depth-16-keep", |on| training::depth(on, 16, Activations::Keep)),
+    ("depth-32-keep", |on| training::depth(on, 32, Activations::Keep)),
+    ("depth-64-keep", |on| training::depth(on, 64, Activations::Keep)),
+    ("depth-8-recompute", |on| training::depth(on, 8, Activations::Recompute)),
+    ("depth-16-recompute", |on| training::depth(on, 16, Activations::Recompute)),
+    ("depth-32-recompute", |on| training::depth(on, 32, Activations::Recompute)),
+    ("depth-64-recompute", |on| training::depth(on, 64, Activations::Recompute)),
+    ("logits-auto", |on| training::emoji_step(on, Logits::Auto)),
+    ("logits-f32", |on| training::emoji_step(on, Logits::F32)),
     ("paper-layers", training::paper_layers),
     ("released-dvae", training::released_dvae),
-    ("released-decoder", drawing::released_decoder),
-    ("draw-9", drawing::draw_9),
+    ("released-decoder", |on| drawing::released_decoder(&on.compute)),
+    ("draw-9", |on| drawing::draw_9(&on.compute)),
 ];
+
+/// How many seconds a rank waits for the others.
+const PATIENCE: u64 = 300;
 
 /// How long a benchmark runs at least before it is timed. The first runs allocate memory, and a
 /// processor takes some time to reach its clock.
@@ -108,9 +125,18 @@ pub fn run(args: &Bench) -> Result<()> {
     for name in &args.benchmarks {
         find(name)?;
     }
+    let launch = Launch::join(launch_options(Some(1), Duration::from_secs(PATIENCE), false))?;
+    let world: &'static World = &Box::leak(Box::new(launch)).world; // until the process ends
+    ensure!(
+        world.all.size() == 1 || args.benchmarks.len() == 1,
+        "name one benchmark of training for several processes, as in `mpirun -n 2 tessera bench gpt-step`"
+    );
     let compute = args.precision.compute(args.on.device)?;
     match args.benchmarks.as_slice() {
-        [one] => time(one, find(one)?, args, &compute),
+        [one] => {
+            let powersgd = PowerSgdConfig { rank: args.powersgd, ..PowerSgdConfig::default() }.settings(1, 0);
+            time(one, find(one)?, args, &Setting { compute, world, powersgd })
+        }
         [] => {
             if !args.json {
                 let (threads, peak) = (current_num_threads(), peak(&compute)?);
@@ -162,11 +188,12 @@ fn each<'a>(benchmarks: impl Iterator<Item = &'a str>, args: &Bench) -> Result<(
     Ok(())
 }
 
-fn time(name: &str, setup: Setup, args: &Bench, compute: &Compute) -> Result<()> {
-    let mut benchmark = setup(compute)?;
+fn time(name: &str, setup: Setup, args: &Bench, on: &Setting) -> Result<()> {
+    let Setting { compute, world, .. } = on;
+    let mut benchmark = setup(on)?;
     let start = Instant::now();
     (benchmark.run)()?;
-    while start.elapsed() < WARM_UP {
+    while world.any(start.elapsed() < WARM_UP)? {
         (benchmark.run)()?;
     }
     let mut seconds = Vec::new();
@@ -175,6 +202,10 @@ fn time(name: &str, setup: Setup, args: &Bench, compute: &Compute) -> Result<()>
         (benchmark.run)()?;
         seconds.push(start.elapsed().as_secs_f64());
     }
+    world.any(false)?; // all ranks are done
+    if !world.is_first() {
+        return Ok(());
+    }
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
     let figures = Figures {
@@ -182,7 +213,7 @@ fn time(name: &str, setup: Setup, args: &Bench, compute: &Compute) -> Result<()>
         seconds: median,
         min: seconds[0],
         max: seconds[seconds.len() - 1],
-        rate: benchmark.amount / median,
+        rate: benchmark.amount * world.all.size() as f64 / median,
         unit: benchmark.unit,
         gflops: benchmark.gflop.map(|gflop| gflop / median),
         peak_gflops: peak(compute)?,

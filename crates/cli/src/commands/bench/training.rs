@@ -10,10 +10,9 @@ use tessera_kernels::{AttentionPlan, Cpu, cross_entropy};
 use tessera_model::dvae::{Dvae, DvaeConfig, GumbelNoise, elbo, gumbel_softmax_drawn, map_pixels};
 use tessera_model::nn::{Compute, GradientSink, Init, LayerNorm, Role};
 use tessera_model::prior::{Activations, Block, ChainOptions, Logits, Prior, PriorConfig, Stream};
-use tessera_train::dist::world::World;
 use tessera_train::{Config, FitConfig, Loss, Slots, Sums, Task, Trainer, Training, Update, differentiate};
 
-use super::{Benchmark, count};
+use super::{Benchmark, Setting, count};
 
 /// A training task that always has the same batch.
 struct Fixed<M, F> {
@@ -32,7 +31,7 @@ impl<M: Module + Sync, F: Fn(&M, &mut dyn GradientSink) -> Result<Sums> + Sync> 
 
 /// Makes a benchmark of one update of `model`, which processes `amount` items of `unit`.
 fn step<M: Module + Sync + 'static>(
-    cpu: Cpu,
+    on: &Setting,
     model: M,
     gradient: impl Fn(&M, &mut dyn GradientSink) -> Result<Sums> + Sync + 'static,
     amount: usize,
@@ -44,7 +43,7 @@ fn step<M: Module + Sync + 'static>(
     let config: &'static FitConfig = Box::leak(Box::new(settings()?));
     let (batch, scales): (&'static (dyn Fn(u64, Slots) -> Result<()> + Sync), _) = (&|_, _| Ok(()), None);
     let slots = Slots::of_rank(1, 1, 0, 1);
-    let (world, powersgd) = (World::solo(), None);
+    let (world, powersgd, cpu) = (on.world, on.powersgd, on.compute.cpu);
     let training =
         Training { task, batch, world, slots, config, cpu, scales, powersgd, loss_is_final_from: 0 };
     let mut trainer = Trainer::new(Box::leak(Box::new(training)), model, None)?;
@@ -66,9 +65,9 @@ fn settings() -> Result<FitConfig> {
 }
 
 /// Benchmark C: a GPT of 13,916,160 weights on 8 × 320 tokens.
-pub fn gpt_step(compute: &Compute) -> Result<Benchmark> {
+pub fn gpt_step(on: &Setting) -> Result<Benchmark> {
     const BATCH: usize = 8;
-    let model = Gpt::new(compute);
+    let model = Gpt::new(&on.compute);
     anyhow::ensure!(model.num_params() == 13_916_160, "the GPT has {} weights", model.num_params());
     let plan = Arc::new(AttentionPlan::new((0..Gpt::LEN).collect(), |query, key| key <= query));
     let tokens: Vec<u32> = (0..BATCH * Gpt::LEN).map(|i| (i * 7919 % Gpt::VOCAB) as u32).collect();
@@ -78,7 +77,7 @@ pub fn gpt_step(compute: &Compute) -> Result<Benchmark> {
     let gradient = move |model: &Gpt, sink: &mut dyn GradientSink| {
         differentiate(model, None, sink, |model| only_loss(model.loss(&tokens, &plan)))
     };
-    step(compute.cpu, model, gradient, BATCH * Gpt::LEN, "tokens/s", gflop)
+    step(on, model, gradient, BATCH * Gpt::LEN, "tokens/s", gflop)
 }
 
 /// A causal language model with learned position embeddings and an untied output head without bias.
@@ -129,30 +128,30 @@ impl Gpt {
 }
 
 /// Trains on one sequence of the paper's length: 256 text and 1024 picture tokens.
-pub fn paper_step(compute: &Compute) -> Result<Benchmark> {
-    stream_step(compute, sizes(), 1, Activations::Keep)
+pub fn paper_step(on: &Setting) -> Result<Benchmark> {
+    stream_step(on, sizes(), 1, Activations::Keep)
 }
 
 /// Does the same with a deep and narrow prior, to measure the memory for activations inside
 /// resblocks if they are kept or recomputed.
-pub fn depth(compute: &Compute, n_layers: usize, activations: Activations) -> Result<Benchmark> {
-    stream_step(compute, PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, 1, activations)
+pub fn depth(on: &Setting, n_layers: usize, activations: Activations) -> Result<Benchmark> {
+    stream_step(on, PriorConfig { n_layers, d_model: 128, n_heads: 2, ..sizes() }, 1, activations)
 }
 
 /// Trains the emoji prior on one batch, with logits in the layers' dtype or in 32 bits.
-pub fn emoji_step(compute: &Compute, logits: Logits) -> Result<Benchmark> {
+pub fn emoji_step(on: &Setting, logits: Logits) -> Result<Benchmark> {
     let Config { prior, train_prior, .. } = Config::resolve("emoji", &[])?;
-    stream_step(compute, PriorConfig { logits, ..prior }, train_prior.batch, Activations::Keep)
+    stream_step(on, PriorConfig { logits, ..prior }, train_prior.batch, Activations::Keep)
 }
 
 /// Trains four layers of the paper's width, with its embeddings and heads, on four sequences of its
 /// length.
-pub fn paper_layers(compute: &Compute) -> Result<Benchmark> {
-    stream_step(compute, PriorConfig { n_layers: 4, ..PriorConfig::paper() }, 4, Activations::Recompute)
+pub fn paper_layers(on: &Setting) -> Result<Benchmark> {
+    stream_step(on, PriorConfig { n_layers: 4, ..PriorConfig::paper() }, 4, Activations::Recompute)
 }
 
 fn stream_step(
-    compute: &Compute,
+    on: &Setting,
     config: PriorConfig,
     batch: usize,
     activations: Activations,
@@ -173,27 +172,27 @@ fn stream_step(
         let (loss, metrics) = only_loss(found.loss.loss).values();
         Ok(Sums::of_part(loss, metrics))
     };
-    step(compute.cpu, Prior::new(&config, 1, compute), gradient, amount, "tokens/s", gflop)
+    step(on, Prior::new(&config, 1, &on.compute), gradient, amount, "tokens/s", gflop)
 }
 
 /// Trains a dVAE of the released architecture, a quarter as wide, on 4 pictures of 128 × 128.
-pub fn dvae_step(compute: &Compute) -> Result<Benchmark> {
-    elbo_step(compute, DvaeConfig { image_size: 128, n_hid: 64, ..DvaeConfig::released() }, 4)
+pub fn dvae_step(on: &Setting) -> Result<Benchmark> {
+    elbo_step(on, DvaeConfig { image_size: 128, n_hid: 64, ..DvaeConfig::released() }, 4)
 }
 
 /// Trains a dVAE of the released size on 8 pictures of 256 × 256, the batch of one of the paper's 64
 /// GPUs (§A.2).
-pub fn released_dvae(compute: &Compute) -> Result<Benchmark> {
-    elbo_step(compute, DvaeConfig::released(), 8)
+pub fn released_dvae(on: &Setting) -> Result<Benchmark> {
+    elbo_step(on, DvaeConfig::released(), 8)
 }
 
-fn elbo_step(compute: &Compute, config: DvaeConfig, batch: usize) -> Result<Benchmark> {
+fn elbo_step(on: &Setting, config: DvaeConfig, batch: usize) -> Result<Benchmark> {
     let (side, min_log_b) = (config.image_size, config.min_log_b);
-    let (device, cpu) = (&compute.device, compute.cpu);
+    let (device, cpu) = (&on.compute.device, on.compute.cpu);
     let values = (0..batch * 3 * side * side).map(|i| (i * 7919 % 256) as f32 / 255.0);
     let pictures = TensorData::new(values.collect::<Vec<f32>>(), [batch, 3, side, side]);
     let x: Tensor<4> = map_pixels(Tensor::from_data(pictures, device));
-    let model = Dvae::new(&config, 1, compute);
+    let model = Dvae::new(&config, 1, &on.compute);
     let loss = move |model: &Dvae| {
         let x = x.clone().autodiff();
         let logits = model.encoder.forward(x.clone());
@@ -206,7 +205,7 @@ fn elbo_step(compute: &Compute, config: DvaeConfig, batch: usize) -> Result<Benc
     let products = 4 * first + 6 * (encoder + decoder[0] + decoder[1]);
     let gflop = 1e-9 * (batch * products) as f64;
     let gradient = move |model: &Dvae, sink: &mut dyn GradientSink| differentiate(model, None, sink, &loss);
-    step(cpu, model, gradient, batch, "pictures/s", gflop)
+    step(on, model, gradient, batch, "pictures/s", gflop)
 }
 
 /// The paper's sequence and vocabularies with a small transformer.
