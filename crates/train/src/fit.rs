@@ -212,6 +212,9 @@ impl TrainState {
     }
 }
 
+/// The run fails when the compression of gradients has overflowed in this many updates in a row.
+const MOST_SKIPPED: u32 = 100;
+
 /// A checkpoint is good if the mean training loss since the previous checkpoint is at most this
 /// fraction above the lowest such mean so far.
 const MAX_RISE: f64 = 0.1;
@@ -362,6 +365,9 @@ pub struct Trainer<'a, T: Task> {
     /// The sizes of the gradients that entered the resblocks in the last step
     /// ([`Sums::gradient_log2`]).
     gradient_log2: Vec<f64>,
+    /// The number of updates in a row that were skipped because the compression of gradients
+    /// overflowed.
+    skipped: u32,
     /// Batches that another thread prepares. If `None`, each batch is made when its step begins.
     prefetcher: Option<Prefetcher<T::Batch>>,
 }
@@ -394,11 +400,11 @@ impl<'a, T: Task> Trainer<'a, T> {
             count(&state.scales),
             count(scales)
         );
-        Ok(Trainer { training, model, state, gradient_log2: Vec::new(), prefetcher: None })
+        Ok(Trainer { training, model, state, gradient_log2: Vec::new(), skipped: 0, prefetcher: None })
     }
 
     /// Does one update and returns metrics to log. They are empty if the update was skipped because
-    /// a 16-bit gradient was not finite.
+    /// a 16-bit gradient, or the compression of gradients, was not finite.
     ///
     /// # Errors
     /// If a loss or gradient of 32 bits is not finite, or too many updates in a row were skipped.
@@ -446,6 +452,20 @@ impl<'a, T: Task> Trainer<'a, T> {
             (state.step, state.average_is_current) = (step + 1, false);
             return Ok(Metrics::new());
         }
+        if gradients.is_only_compression {
+            gradients.discard();
+            self.skipped += 1;
+            ensure!(
+                self.skipped < MOST_SKIPPED,
+                Diverged(format!(
+                    "step {step}: the compression of gradients overflowed in {MOST_SKIPPED} updates in a row; \
+                     choose smaller powersgd.p_scale and powersgd.q_scale"
+                ))
+            );
+            (state.step, state.average_is_current) = (step + 1, false);
+            return Ok(Metrics::new());
+        }
+        self.skipped = 0;
         let lr = learning_rate(config, step, &state.plateau);
         let norm = gradients.norm;
         if !optim::is_applied(norm, config) {

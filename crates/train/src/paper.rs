@@ -119,8 +119,8 @@ const TABLE: &[Row] = &[
     ("train_rerank.schedule", "'cosine'", CLIP),
     ("powersgd.rank", "896", "§E.2, table 1"),
     ("powersgd.storage", "'small'", "§D.2"),
-    ("powersgd.p_scale", "1.0", OURS), // the paper names no value
-    ("powersgd.q_scale", "1.0", OURS),
+    ("powersgd.p_scale", "0.0009765625", OURS), // the paper names no value
+    ("powersgd.q_scale", "0.0009765625", OURS),
     ("powersgd.resample", "false", "§E.2"),
     ("train_rerank.lr", "5e-4", CLIP),
     ("train_rerank.lr_end", "0.0", CLIP),

@@ -10,6 +10,10 @@ use tessera_kernels::SmallFloat;
 /// The paper's rank, as a fraction of the model's width (§E.2: 896 of 3,968 columns).
 const PAPER: f64 = 0.23;
 
+/// The default scale of both factors. Values up to 16,000 then fit 1-6-9, and its smallest normal
+/// number stands for 4e-15.
+const SCALE: f32 = 1.0 / 1024.0;
+
 /// Compression of the prior's gradients between replicas by PowerSGD (paper §2.5, §E.2).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -32,8 +36,8 @@ impl Default for PowerSgdConfig {
         PowerSgdConfig {
             rank: CompressionRank::Off,
             storage: Moments::Small,
-            p_scale: 1.0,
-            q_scale: 1.0,
+            p_scale: SCALE,
+            q_scale: SCALE,
             resample: false,
         }
     }

@@ -258,25 +258,22 @@ impl<'a> WorldGradients<'a> {
         let rest = self.order.iter().copied().filter(|id| !self.begun.contains(id) && self.has(*id));
         self.sum_over_replicas(rest.collect());
         let mut factors = HashMap::new();
-        let mut squares = 0.0;
+        let (mut squares, mut overflows) = (0.0, Overflows::default());
         for summed in std::mem::take(&mut self.summing) {
             let Summed { exact: (ids, sums), compressed: (compressed, compressors, exchanged) } =
                 summed.wait()?;
             let gradients = self.divided(ids, &sums);
             self.sums.take(Part::Model, gradients, None)?;
             self.compressors.extend(compressed.iter().copied().zip(compressors));
-            if let Some(Exchanged { factors: found, norm_squared, .. }) = exchanged {
+            if let Some(Exchanged { factors: found, norm_squared, overflowed }) = exchanged {
                 squares += norm_squared / self.share.powi(2);
+                overflows.of_gradients |= overflowed;
+                overflows.of_factors |= found.iter().any(|factors| !factors.is_finite());
                 factors.extend(compressed.into_iter().zip(found));
             }
         }
         squares += self.sums.sum_of_squares(&self.order);
-        let squares: f64 = match self.world.shards.size() {
-            1 => squares,
-            _ => {
-                self.world.shards.run("norm", move |comm| comm.all_gather(&[squares]))?.concat().iter().sum()
-            }
-        };
+        let (squares, overflows) = self.over_shards(squares, overflows)?;
         Ok(Reduced {
             cpu: self.cpu,
             sums: self.sums,
@@ -286,8 +283,32 @@ impl<'a> WorldGradients<'a> {
             device: self.device,
             share,
             norm: share * squares.sqrt(),
+            is_only_compression: overflows.of_factors && !overflows.of_gradients,
         })
     }
+}
+
+impl WorldGradients<'_> {
+    /// Adds up the squared norms of all shards, and says what overflowed in any of them.
+    fn over_shards(&self, squares: f64, overflows: Overflows) -> Result<(f64, Overflows)> {
+        if self.world.shards.size() == 1 {
+            return Ok((squares, overflows));
+        }
+        let own = [squares, f64::from(overflows.of_gradients), f64::from(overflows.of_factors)];
+        let all = self.world.shards.run("norm", move |comm| comm.all_gather(&own))?;
+        let any = |place: usize| all.iter().any(|shard| shard[place] != 0.0);
+        let squares = all.iter().map(|shard| shard[0]).sum();
+        Ok((squares, Overflows { of_gradients: any(1), of_factors: any(2) }))
+    }
+}
+
+/// What was not finite in a compressed sum.
+#[derive(Debug, Clone, Copy, Default)]
+struct Overflows {
+    /// A gradient of a rank.
+    of_gradients: bool,
+    /// A factor, which did not fit the format in which it is sent.
+    of_factors: bool,
 }
 
 impl GradientSink for WorldGradients<'_> {
@@ -319,6 +340,9 @@ pub(crate) struct Reduced<'a> {
     share: f64,
     /// The norm of all mean gradients together. It is the same on all ranks.
     pub norm: f64,
+    /// Whether all gradients were finite and only their compression overflowed. The update is then
+    /// skipped (§E.2, step 10).
+    pub is_only_compression: bool,
 }
 
 impl Reduced<'_> {
