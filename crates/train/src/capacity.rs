@@ -114,6 +114,20 @@ impl Need {
         }
     }
 
+    /// Returns what the ranks of one machine need together. `shards` ranks share the parameters, `ranks`
+    /// divide the batch, and `here` of them are on this machine.
+    pub fn of_ranks(self, [shards, ranks, here]: [usize; 3]) -> Need {
+        let [shards, ranks, here] = [shards, ranks, here].map(|n| n as f64);
+        let shared = |bytes: f64| bytes / shards * here;
+        Need {
+            weights: shared(self.weights),
+            average: shared(self.average),
+            moments: shared(self.moments),
+            gradients: shared(self.gradients),
+            activations: self.activations / ranks * here,
+        }
+    }
+
     /// Returns the sum of all parts.
     pub fn total(&self) -> f64 {
         self.weights + self.average + self.moments + self.gradients + self.activations
@@ -131,10 +145,9 @@ impl Need {
         let gb = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
         ensure!(
             self.total() <= present,
-            "training the {stage} of this config in one process needs at least {} of memory (weights {}, average {}, \
-             moments {}, gradients {}, activations of a micro-batch {}) and {name} has {}; choose smaller sizes, \
-             a smaller batch or more micro_batches; `tessera plan` counts how many devices would hold the prior, \
-             but a run over more than one process is not supported yet",
+            "training the {stage} of this config needs at least {} of memory here (weights {}, average {}, moments {}, \
+             gradients {}, activations of a micro-batch {}) and {name} has {}; choose smaller sizes, a smaller batch or \
+             more micro_batches, or train on more machines (docs/distributed.md; `tessera plan` counts how many)",
             gb(self.total()),
             gb(self.weights),
             gb(self.average),
@@ -235,13 +248,23 @@ mod tests {
             assert!(error.contains("and gpu:1 has 24.0 GB"), "{error}");
             let error = fits(DeviceChoice::Cpu, 24.0 * GB).unwrap_err().to_string();
             let parts = ["weights", "average", "moments", "gradients", "activations", "has 24.0 GB"];
-            let ways =
-                [stage.to_string(), "tessera plan".into(), "more than one process is not supported".into()];
+            let ways = [stage.to_string(), "tessera plan".into(), "train on more machines".into()];
             for part in parts.map(String::from).into_iter().chain(ways) {
                 assert!(error.contains(&part), "no {part:?} in {error}");
             }
-            assert!(!error.contains("mpirun"), "promises what is absent: {error}");
         }
+    }
+
+    #[test]
+    fn ranks_of_a_machine_need_their_shares() {
+        let need = need("paper", Stage::Prior);
+        assert_eq!(need.of_ranks([1, 1, 1]), need);
+        // Eight ranks of a machine share the parameters; with 128 machines each has a part of the batch.
+        let machine = need.of_ranks([8, 1024, 8]);
+        assert_eq!((machine.weights, machine.moments), (need.weights, need.moments));
+        assert!((machine.activations * 128.0 / need.activations - 1.0).abs() < 1e-12);
+        let gpu = need.of_ranks([8, 1024, 1]);
+        assert_eq!((gpu.weights, gpu.gradients), (need.weights / 8.0, need.gradients / 8.0));
     }
 
     /// The minimum of the small presets is less than their measured memory (`docs/performance.md`).

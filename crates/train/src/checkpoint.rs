@@ -181,7 +181,12 @@ impl Checkpoint {
     pub(crate) fn read(path: &Path) -> Result<Checkpoint> {
         let path: PathBuf = if path.is_dir() { path.join(STATE_FILE) } else { path.to_path_buf() };
         let (first, shard) = Checkpoint::of_bytes(&fs::read(&path)?)?;
-        let Some(ShardHeader { ranks, cuts, .. }) = shard else { return Ok(first) };
+        let Some(ShardHeader { rank, ranks, cuts }) = shard else { return Ok(first) };
+        ensure!(
+            rank == 0,
+            "{} has only shard {rank} of {ranks}; name the folder of the checkpoint",
+            path.display()
+        );
         let mut states = vec![first.state];
         for rank in 1..ranks {
             let file = path.with_file_name(shard_file(rank));
@@ -511,6 +516,8 @@ pub(crate) mod tests {
         }
         let read = Checkpoint::read(folder.path()).unwrap();
         assert_eq!(read.state, TrainState { unapplied: vec![unapplied], ..state(5) });
+        let second = Checkpoint::read(&folder.path().join(shard_file(1))).err().unwrap();
+        assert!(format!("{second:#}").contains("has only shard 1 of 2"), "{second:#}");
         write(&state(6), &[], TEXT, folder.path(), [1, 2]).unwrap();
         let other = Checkpoint::read(folder.path()).err().unwrap();
         assert!(format!("{other:#}").contains("state.1.safetensors is not shard 1"), "{other:#}");

@@ -144,7 +144,7 @@ pub struct Training<'a, T: Task> {
 }
 
 /// The state of a training: everything that changes from step to step. A checkpoint contains all
-/// fields except `losses`.
+/// fields except `losses`, and the sums of the error buffers instead of the compressors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainState {
     /// The number of updates so far, including skipped ones. It is also the number of the next
@@ -342,10 +342,12 @@ fn save_after_failure(
     world: &World,
 ) -> anyhow::Error {
     let diverged = error.is::<Diverged>();
-    if world.all.size() > 1 && !diverged {
+    // Error buffers already contain the gradients of the failed step, which would be added again.
+    let is_complete = state.compressors.is_empty();
+    if !diverged && (world.all.size() > 1 || !is_complete) {
         return error;
     }
-    let saved = run.save(state);
+    let saved = if is_complete { run.save(state) } else { Ok(()) };
     let is_noted = diverged && world.is_first();
     let advice = saved.and_then(|()| is_noted.then(|| run.write_divergence(state)).transpose());
     match advice {

@@ -222,7 +222,7 @@ impl<'a> RunDir<'a> {
         let folders = checkpoints(&self.path)?;
         for (_, folder) in folders.iter().rev() {
             let shown = folder.display();
-            match Checkpoint::read_shard(folder, [self.world.shards.rank(), self.world.shards.size()]) {
+            match self.read_together(folder) {
                 Ok(Checkpoint { state, text }) => {
                     warn_unverified(text.is_none(), folder, reporter);
                     let differences =
@@ -246,6 +246,24 @@ impl<'a> RunDir<'a> {
             self.path.display()
         );
         Ok(None)
+    }
+
+    /// Reads a checkpoint on all ranks.
+    ///
+    /// # Errors
+    /// If it cannot be read on one of them. All ranks then have the same error.
+    fn read_together(&self, folder: &Path) -> Result<Checkpoint> {
+        let read = Checkpoint::read_shard(folder, [self.world.shards.rank(), self.world.shards.size()]);
+        if self.world.all.size() == 1 || read.as_ref().is_err_and(|error| error.is::<Newer>()) {
+            return read;
+        }
+        let own = read.as_ref().err().map_or(String::new(), |error| format!("{error:#}"));
+        let reasons = self.world.all.run("reading", move |comm| comm.all_gather(own.as_bytes()))?;
+        let failed = reasons.iter().enumerate().find(|(_, reason)| !reason.is_empty());
+        match failed {
+            Some((rank, reason)) => bail!("rank {rank}: {}", String::from_utf8_lossy(reason)),
+            None => read,
+        }
     }
 
     /// Returns the checkpoint of `step`.

@@ -13,7 +13,7 @@ use std::fmt::{Display, Formatter};
 use anyhow::{Context, Result};
 use tessera_container::{Origin, hash};
 use tessera_data::is_older_fingerprint;
-use toml::Table;
+use toml::{Table, Value};
 
 use crate::capacity::Stage;
 use crate::config::Config;
@@ -208,7 +208,11 @@ fn head(text: &str) -> Result<&str> {
 
 /// Returns the config keys in a text that `stage` reads: section and key, and the value as TOML.
 fn read_by(stage: Stage, text: &str) -> Result<BTreeMap<(String, String), String>> {
-    let table: Table = text.parse()?;
+    let mut table: Table = text.parse()?;
+    // Without compression, its other settings have no effect.
+    if table.get("powersgd").is_none_or(|powersgd| powersgd.get("rank") == Some(&Value::from("off"))) {
+        table.remove("powersgd");
+    }
     let mut read = BTreeMap::new();
     for (section, keys) in table.iter().filter_map(|(name, value)| Some((name, value.as_table()?))) {
         for (key, value) in keys.iter().filter(|(key, _)| stage.reads(section, key)) {

@@ -114,7 +114,8 @@ pub struct Common {
     #[arg(long, value_name = "N")]
     pub node_size: Option<usize>,
     /// With mpirun or srun: how many seconds a rank waits for the others.
-    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 900,
+          value_parser = clap::value_parser!(u64).range(1..))]
     pub patience: u64,
     /// Record what each rank does, and when, in a file that Perfetto opens.
     #[arg(long, value_name = "FILE")]

@@ -65,7 +65,10 @@ fn train(common: &Common, stage: Stage, training: Training) -> Result<()> {
     let launch = Launch::join(launch_options(shards, patience, common.profile.is_some()))?;
     let outcome = train_in(&launch.world, common, stage, training)?;
     if let Some(path) = &common.profile {
-        write_trace(&launch.world, path)?;
+        // The model is what the run was for.
+        if let Err(error) = write_trace(&launch.world, path) {
+            note!("warning: no trace: {error:#}");
+        }
     }
     let is_first = launch.world.is_first();
     launch.finish();
@@ -95,9 +98,11 @@ fn train_in(world: &World, common: &Common, stage: Stage, training: Training) ->
         // Replicas that round differently would drift apart.
         world.ensure_same("the program or its instruction set", &long_version())?;
     }
-    let resume = common.resume || (common.auto_resume && tessera_train::has_checkpoint(&common.run)?);
+    // The first rank looks, so that all of them do the same.
+    let found = common.auto_resume && world.is_first() && tessera_train::has_checkpoint(&common.run)?;
+    let resume = common.resume || world.any(found)?;
     let common = &Common { resume, ..common.clone() };
-    let (config, stop) = (fitting(common, stage)?, stop_on_signal()?);
+    let (config, stop) = (fitting(common, stage, world)?, stop_on_signal(world.is_first())?);
     if common.resume && common.minutes.is_some() {
         let steps = config.fit(stage).steps;
         note!(
@@ -158,7 +163,7 @@ fn resolve_for(common: &Common, stage: Stage, length: Length) -> Result<Config> 
 }
 
 /// The config for training `stage`, if the device has enough memory for it.
-fn fitting(common: &Common, stage: Stage) -> Result<Config> {
+fn fitting(common: &Common, stage: Stage, world: &World) -> Result<Config> {
     let resumed = common.resume.then_some(common.run.as_path());
     let config = resolve_for(common, stage, Length { steps: common.steps, resumed })?;
     let device = common.on.device;
@@ -167,19 +172,25 @@ fn fitting(common: &Common, stage: Stage) -> Result<Config> {
         gpu => gpu.memory_bytes()?.map(|bytes| bytes as f64),
     };
     if let Some(present) = present {
+        let (shards, ranks) = (world.shards.size(), world.all.size());
+        // Each rank may have a GPU of its own. The memory of a machine is that of all its ranks.
+        let here = if device == DeviceChoice::Cpu { world.here } else { 1 };
         let need = Need::new(&config, stage).on(device, config.fit(stage).moments);
+        let need = need.of_ranks([shards, ranks, here]);
         need.ensure_fits(stage, device, present)?;
     }
     Ok(config)
 }
 
 /// A flag that the first signal raises; a second one ends the program at once.
-fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+fn stop_on_signal(is_said: bool) -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let raised = stop.clone();
     signals::on_first(move || {
         raised.store(true, Ordering::Relaxed);
-        note!("\nsaving a checkpoint; press Ctrl-C again to quit without saving");
+        if is_said {
+            note!("\nsaving a checkpoint; press Ctrl-C again to quit without saving");
+        }
     })?;
     Ok(stop)
 }

@@ -60,9 +60,7 @@ fn too_large_config_is_an_error_before_allocation() {
         let data = fixture();
         let train = ["train", task, "--data", &data, "--run", "run", "--config", "paper", "--set", sets];
         let error = mistake(dir.path(), &[&train[..], more].concat());
-        for part in
-            ["in one process needs at least", "weights", "activations", "this machine has", "tessera plan"]
-        {
+        for part in ["needs at least", "weights", "activations", "this machine has", "tessera plan"] {
             assert!(error.contains(part), "{task}: no {part:?} in {error}");
         }
         assert!(entries(dir.path()).is_empty(), "{task} created a run");

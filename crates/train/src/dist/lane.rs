@@ -21,8 +21,8 @@ type Job = Box<dyn FnOnce(&dyn Comm) + Send>;
 #[derive(Debug)]
 pub struct Lane {
     comm: Arc<dyn Comm>,
-    /// Where work is sent to, and the thread that does it. Both are there until the lane is dropped.
-    thread: Option<(Sender<Job>, JoinHandle<()>)>,
+    /// Where work is sent to, and the thread that does it.
+    thread: (Sender<Job>, JoinHandle<()>),
     /// The record of its work, and the name of its row in it.
     trace: Option<(Trace, &'static str)>,
 }
@@ -36,13 +36,12 @@ pub struct Pending<T> {
 }
 
 impl Lane {
-    /// Starts a thread for the group. Dropping the lane waits until its work is done, so that nothing
-    /// uses the group afterwards.
+    /// Starts a thread for the group. It ends after its last work when the lane is dropped.
     pub fn new(comm: Arc<dyn Comm>) -> Lane {
         let (jobs, received) = channel::<Job>();
         let own = Arc::clone(&comm);
         let thread = thread::spawn(move || received.into_iter().for_each(|job| job(&*own)));
-        Lane { comm, thread: Some((jobs, thread)), trace: None }
+        Lane { comm, thread: (jobs, thread), trace: None }
     }
 
     /// Records the work of the lane in the row `track` of a trace.
@@ -77,9 +76,7 @@ impl Lane {
             let _ = done.send(result); // nobody may wait for it any more
         });
         // If the thread has panicked, waiting for the result is the error.
-        if let Some((jobs, _)) = &self.thread {
-            let _ = jobs.send(job);
-        }
+        let _ = self.thread.0.send(job);
         Pending { result, name, trace: self.trace.as_ref().map(|(trace, _)| trace.clone()) }
     }
 
@@ -96,12 +93,13 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
-    fn drop(&mut self) {
-        if let Some((jobs, thread)) = self.thread.take() {
-            drop(jobs); // the thread ends after its last work
-            let _ = thread.join(); // a panic was the error of the work
-        }
+impl Lane {
+    /// Waits until all work is done and nothing uses the group any more. After a failure a lane is only
+    /// dropped, because its thread may wait for ranks that will never answer.
+    pub fn end(self) {
+        let (jobs, thread) = self.thread;
+        drop(jobs);
+        let _ = thread.join(); // a panic was the error of the work
     }
 }
 

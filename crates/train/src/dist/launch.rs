@@ -73,11 +73,17 @@ impl Launch {
     }
 
     #[cfg(feature = "mpi")]
-    fn processes(_: usize, options: LaunchOptions) -> Result<Launch> {
+    fn processes(size: usize, options: LaunchOptions) -> Result<Launch> {
         let LaunchOptions { shards, patience, is_traced, report } = options;
         let (ranks, processes) = mpi::Processes::join(patience, report)?;
+        ensure!(
+            ranks.size() == size,
+            "{size} processes were started, and this program's MPI library found {}: start it with the mpirun of that library",
+            ranks.size()
+        );
         let shards = shards.unwrap_or(processes.node_size);
         let world = World::new(ranks, shards, is_traced.then(Trace::default))?;
+        let world = World { here: processes.node_size, ..world };
         Ok(Launch { world, processes: Some(processes) })
     }
 
@@ -94,7 +100,7 @@ impl Launch {
     /// Ends the communication after a training that has not failed. A process that fails does not call
     /// this: its launcher then ends the others.
     pub fn finish(self) {
-        drop(self.world);
+        self.world.end();
         #[cfg(feature = "mpi")]
         if let Some(processes) = self.processes {
             processes.finish();

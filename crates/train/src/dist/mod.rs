@@ -15,6 +15,7 @@ pub mod shards;
 pub mod simulate;
 #[cfg(test)]
 mod tests;
-pub mod threads;
+#[cfg(test)]
+mod threads;
 pub mod trace;
 pub mod world;

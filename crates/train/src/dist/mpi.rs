@@ -1,7 +1,7 @@
 //! Ranks that are processes started by `mpirun` or `srun`.
 //!
-//! Every call of the library returns at once: one at a time, from any thread. Waiting is a loop of
-//! such calls with a deadline. So two threads can communicate with two groups at the same time,
+//! Messages are sent and received by calls that return at once: one at a time, from any thread. Waiting
+//! is a loop of such calls with a deadline. Only joining, dividing and ending wait inside the library. So two threads can communicate with two groups at the same time,
 //! with any MPI library that allows calls from several threads in turn.
 
 use std::mem::ManuallyDrop;
@@ -62,7 +62,8 @@ impl Processes {
             "this MPI library allows calls from one thread only; use one that supports MPI_THREAD_SERIALIZED"
         );
         let world = universe.world();
-        let ranks: Arc<dyn Comm> = Arc::new(Mpi::new(world.duplicate(), patience, report));
+        let ranks: Arc<dyn Comm> =
+            Arc::new(Mpi::new(world.duplicate(), (0..world.size() as usize).collect(), patience, report));
         let own = world.split_shared(world.rank()).size() as u64;
         let sizes = ranks.all_gather(&[own])?.concat();
         ensure!(
@@ -82,6 +83,8 @@ impl Processes {
 /// A group of processes, as one of them sees it.
 struct Mpi {
     group: SimpleCommunicator,
+    /// The numbers of the group's ranks among all ranks.
+    members: Vec<usize>,
     rank: usize,
     size: usize,
     patience: Duration,
@@ -89,7 +92,7 @@ struct Mpi {
 }
 
 // SAFETY: a communicator is a handle. The library was initialized for calls from several threads in
-// turn, and each call holds `CALLS`.
+// turn. Each call holds `CALLS`, except that which frees the communicator, after its lane has ended.
 #[allow(unsafe_code)]
 unsafe impl Send for Mpi {}
 // SAFETY: as above.
@@ -103,9 +106,9 @@ impl std::fmt::Debug for Mpi {
 }
 
 impl Mpi {
-    fn new(group: SimpleCommunicator, patience: Duration, report: Report) -> Mpi {
+    fn new(group: SimpleCommunicator, members: Vec<usize>, patience: Duration, report: Report) -> Mpi {
         let (rank, size) = (group.rank() as usize, group.size() as usize);
-        Mpi { group, rank, size, patience, report }
+        Mpi { group, members, rank, size, patience, report }
     }
 
     /// Sends `sent[r]` to rank `r` and fills `received[r]` with what it sends. Empty messages, and
@@ -127,7 +130,7 @@ impl Mpi {
                 open.push((rank, peer.immediate_send(scope, *part)));
             }
             let start = Instant::now();
-            while !open.is_empty() {
+            loop {
                 open = open
                     .into_iter()
                     .filter_map(|(rank, request)| {
@@ -135,6 +138,9 @@ impl Mpi {
                         request.test().err().map(|request| (rank, request))
                     })
                     .collect();
+                if open.is_empty() {
+                    break;
+                }
                 match start.elapsed() {
                     waited if waited > self.patience => {
                         self.give_up(open.iter().map(|(rank, _)| *rank).collect())
@@ -148,12 +154,13 @@ impl Mpi {
 
     /// Ends all ranks, because some did not answer. Nothing else can be done with messages that are
     /// on their way.
-    fn give_up(&self, mut silent: Vec<usize>) -> ! {
+    fn give_up(&self, silent: Vec<usize>) -> ! {
+        let mut silent: Vec<usize> = silent.into_iter().map(|rank| self.members[rank]).collect();
         silent.sort_unstable();
         silent.dedup();
         (self.report)(&format!(
-            "error: waited {:?} for ranks {silent:?} of {}: they are gone, or slower than that (--patience)",
-            self.patience, self.size
+            "error: waited {:?} for ranks {silent:?}: they are gone, or slower than that (--patience)",
+            self.patience
         ));
         let _call = call();
         self.group.abort(1)
@@ -188,9 +195,12 @@ impl Comm for Mpi {
     }
 
     fn split(&self, color: usize) -> Result<Arc<dyn Comm>> {
+        let own = [color as u64, self.members[self.rank] as u64];
+        let all = (self as &dyn Comm).all_gather(&own)?;
+        let members = all.iter().filter(|member| member[0] == color as u64).map(|member| member[1] as usize);
         let _call = call();
         let color = i32::try_from(color).context("a group's number is too large for MPI")?;
         let group = self.group.split_by_color(Color::with_value(color)).context("MPI made no group")?;
-        Ok(Arc::new(Mpi::new(group, self.patience, self.report)))
+        Ok(Arc::new(Mpi::new(group, members.collect(), self.patience, self.report)))
     }
 }

@@ -184,8 +184,8 @@ impl Compressor {
         from_wide(self.shape, self.error.values())
     }
 
-    /// Sets the error buffer to this worker's share of `sum`, `[rows, columns]`, as [`error_sums`]
-    /// returned it. The number of workers may have changed: only the sum over workers matters,
+    /// Sets the error buffer to this worker's share of `sum`, `[rows, columns]`, as saved in a
+    /// checkpoint. The number of workers may have changed: only the sum over workers matters,
     /// because only sums are exchanged.
     ///
     /// # Errors
@@ -195,11 +195,6 @@ impl Compressor {
         let share = to_wide(self.shape, sum).iter().map(|value| value / n_workers as f32).collect();
         self.error = Buffer::new(share, self.settings.storage);
         Ok(())
-    }
-
-    /// Returns the number of values that this worker sends in one exchange.
-    pub fn floats_sent(&self) -> usize {
-        floats_sent(self.shape, self.settings.rank)
     }
 
     fn check(&self, values: &[f32]) -> Result<()> {
@@ -288,22 +283,6 @@ pub fn exchange(compressors: &mut [Compressor], comm: &dyn Comm) -> Result<Excha
         norm_squared = f64::INFINITY;
     }
     Ok(Exchanged { factors, norm_squared, overflowed })
-}
-
-/// Returns the sums of all workers' error buffers, `[rows, columns]` each, to be saved in a
-/// checkpoint (§E.2).
-///
-/// # Errors
-/// As for [`Comm::exchange`].
-pub fn error_sums(compressors: &[Compressor], comm: &dyn Comm) -> Result<Vec<Vec<f32>>> {
-    compressors
-        .iter()
-        .map(|compressor| {
-            let mut error = compressor.error();
-            comm.all_reduce(&mut error, None)?;
-            Ok(error)
-        })
-        .collect()
 }
 
 /// Returns the number of values in the two factors of a gradient with `rows` and `columns`.

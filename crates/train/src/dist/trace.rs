@@ -26,7 +26,7 @@ struct Span {
     end: f64,
 }
 
-/// An event of the Chrome trace format: a span (`X`), or the name of a row (`M`).
+/// An event of the Chrome trace format: a span (`X`).
 #[derive(Serialize)]
 struct Event<'a> {
     name: &'a str,

@@ -22,6 +22,8 @@ pub struct World {
     pub shards: Lane,
     /// The ranks that hold the same shard as this one.
     pub replicas: Lane,
+    /// The number of ranks on this machine.
+    pub here: usize,
     /// The record of what this rank does, if one is kept.
     pub trace: Option<Trace>,
 }
@@ -31,7 +33,7 @@ impl World {
     pub fn solo() -> &'static World {
         static SOLO: LazyLock<World> = LazyLock::new(|| {
             let solo = || Lane::new(Arc::new(Solo));
-            World { all: solo(), shards: solo(), replicas: solo(), trace: None }
+            World { all: solo(), shards: solo(), replicas: solo(), here: 1, trace: None }
         });
         &SOLO
     }
@@ -53,8 +55,14 @@ impl World {
             all: lane(all, "all ranks"),
             shards: lane(shard_group, "shard group"),
             replicas: lane(replica_group, "replica group"),
+            here: 1,
             trace,
         })
+    }
+
+    /// Ends the communication after a training that has not failed.
+    pub fn end(self) {
+        [self.shards, self.replicas, self.all].into_iter().for_each(Lane::end);
     }
 
     /// Returns whether this rank writes what one rank writes for all.
