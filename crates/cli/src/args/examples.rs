@@ -41,6 +41,12 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("gallery", &["tessera gallery drawings/ --out gallery.html"]),
     ("reconstruct", &["tessera reconstruct photo.jpg --out reconstruction.png"]),
     (
+        "convert run",
+        &[
+            "tessera convert run prior --bpe bpe/tokenizer.json --dvae dvae.tessera.safetensors --out prior.tessera.safetensors",
+        ],
+    ),
+    (
         "convert openai-dvae",
         &["tessera convert openai-dvae encoder.pkl decoder.pkl --out dvae.tessera.safetensors"],
     ),
