@@ -100,9 +100,30 @@ impl Launch {
     /// Ends the communication after a training that has not failed. A process that fails does not call
     /// this: its launcher then ends the others.
     pub fn finish(self) {
-        self.world.end();
+        let (world, ending) = self.parts();
+        world.end();
+        ending.finish();
+    }
+
+    /// Returns the ranks, for a world that lasts until the process ends, and what ends the
+    /// communication.
+    pub fn parts(self) -> (World, Ending) {
         #[cfg(feature = "mpi")]
-        if let Some(processes) = self.processes {
+        return (self.world, Ending(self.processes));
+        #[cfg(not(feature = "mpi"))]
+        (self.world, Ending())
+    }
+}
+
+/// Ends the communication.
+#[derive(Debug)]
+pub struct Ending(#[cfg(feature = "mpi")] Option<mpi::Processes>);
+
+impl Ending {
+    /// Ends it, when no rank has work under way.
+    pub fn finish(self) {
+        #[cfg(feature = "mpi")]
+        if let Some(processes) = self.0 {
             processes.finish();
         }
     }

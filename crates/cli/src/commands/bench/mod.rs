@@ -126,7 +126,8 @@ pub fn run(args: &Bench) -> Result<()> {
         find(name)?;
     }
     let launch = Launch::join(launch_options(Some(1), Duration::from_secs(PATIENCE), false))?;
-    let world: &'static World = &Box::leak(Box::new(launch)).world; // until the process ends
+    let (world, ending) = launch.parts();
+    let world: &'static World = Box::leak(Box::new(world)); // for models that are never dropped
     ensure!(
         world.all.size() == 1 || args.benchmarks.len() == 1,
         "name one benchmark of training for several processes, as in `mpirun -n 2 tessera bench gpt-step`"
@@ -135,7 +136,9 @@ pub fn run(args: &Bench) -> Result<()> {
     match args.benchmarks.as_slice() {
         [one] => {
             let powersgd = PowerSgdConfig { rank: args.powersgd, ..PowerSgdConfig::default() }.settings(1, 0);
-            time(one, find(one)?, args, &Setting { compute, world, powersgd })
+            time(one, find(one)?, args, &Setting { compute, world, powersgd })?;
+            ending.finish();
+            Ok(())
         }
         [] => {
             if !args.json {
