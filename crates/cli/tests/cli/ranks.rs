@@ -165,8 +165,17 @@ fn checkpoints(run: &Path) -> BTreeSet<String> {
 
 /// The process ids of the ranks that `mpirun` started.
 fn ranks_of(mpirun: &Child) -> Vec<u32> {
-    let listed = Command::new("pgrep").args(["-P", &mpirun.id().to_string()]).output().unwrap();
-    String::from_utf8(listed.stdout).unwrap().lines().map(|line| line.parse().unwrap()).collect()
+    let mut ranks = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap() {
+        // "PID (NAME) STATE PARENT …"; processes may end meanwhile.
+        let stat = fs::read_to_string(entry.unwrap().path().join("stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+        if parent == Some(mpirun.id()) {
+            ranks.push(stat.split(' ').next().unwrap().parse().unwrap());
+        }
+    }
+    ranks.sort_unstable();
+    ranks
 }
 
 /// A rank that no longer answers is named, and all ranks end.
