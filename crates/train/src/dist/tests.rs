@@ -94,7 +94,7 @@ struct Learned {
     weights: Vec<HostTensor>,
 }
 
-/// Trains for `steps` updates, and lets `adjust` change the settings and the first batch.
+/// Trains for `steps` updates. All ranks must have the same losses.
 fn learned(
     Size(ranks, shards): Size,
     steps: u64,
@@ -115,28 +115,37 @@ fn on_rank(
     powersgd: Option<PowerSgdSettings>,
     scales: Option<Scales>,
 ) -> (Vec<f64>, Option<Vec<HostTensor>>) {
-    let (config, fit) = (prior_config(), fit_config());
-    let (rank, ranks) = (comm.rank(), comm.size());
+    let task = Counting { config: prior_config(), broken: None };
+    with_trainer(&task, comm, shards, (powersgd, scales), |mut trainer| {
+        let loss = |_| trainer.step().unwrap().first().map_or(f64::NAN, |loss| loss.1);
+        let losses = (0..steps).map(loss).collect();
+        (losses, trainer.averaged().unwrap().map(|model| export(&model)))
+    })
+}
+
+/// Passes a trainer of `task` to `train`, as one rank of a world.
+fn with_trainer<T>(
+    task: &Counting,
+    comm: Arc<dyn Comm>,
+    shards: usize,
+    (powersgd, scales): (Option<PowerSgdSettings>, Option<Scales>),
+    train: impl FnOnce(Trainer<Counting>) -> T,
+) -> T {
+    let (fit, cpu) = (fit_config(), Cpu::best().in_f32());
+    let slots = Slots::of_rank(fit.batch, fit.micro_batches, comm.rank(), comm.size());
     let world = World::new(comm, shards, None).unwrap();
-    let cpu = Cpu::best().in_f32();
-    let make = |step, slots| batch(&config, step, slots);
-    let task = Counting { config: config.clone(), broken: None };
     let training = Training {
-        task: &task,
-        batch: &make,
+        task,
+        batch: &|step, slots| batch(&task.config, step, slots),
         world: &world,
-        slots: Slots::of_rank(fit.batch, fit.micro_batches, rank, ranks),
+        slots,
         config: &fit,
         cpu,
         scales,
         powersgd,
         loss_is_final_from: 0,
     };
-    let mut trainer = Trainer::new(&training, Prior::new(&task.config, 1, cpu), None).unwrap();
-    let losses =
-        (0..steps).map(|_| trainer.step().unwrap().first().map_or(f64::NAN, |loss| loss.1)).collect();
-    let weights = trainer.averaged().unwrap().map(|model| export(&model));
-    (losses, weights)
+    train(Trainer::new(&training, Prior::new(&task.config, 1, cpu), None).unwrap())
 }
 
 fn assert_same(found: &Learned, expected: &Learned, what: &str) {
@@ -202,25 +211,9 @@ fn overflow_on_ranks_skips_the_same_updates() {
 /// All ranks stop, and the error names the one whose loss is not a number.
 #[test]
 fn loss_that_is_not_a_number_stops_all_ranks() {
-    let (config, fit) = (prior_config(), fit_config());
+    let task = Counting { config: prior_config(), broken: Some(2) };
     let errors = on_ranks(4, |comm| {
-        let (rank, ranks) = (comm.rank(), comm.size());
-        let world = World::new(comm, 2, None).unwrap();
-        let make = |step, slots| batch(&config, step, slots);
-        let task = Counting { config: config.clone(), broken: Some(2) };
-        let training = Training {
-            task: &task,
-            batch: &make,
-            world: &world,
-            slots: Slots::of_rank(fit.batch, fit.micro_batches, rank, ranks),
-            config: &fit,
-            cpu: Cpu::best().in_f32(),
-            scales: None,
-            powersgd: None,
-            loss_is_final_from: 0,
-        };
-        let mut trainer = Trainer::new(&training, Prior::new(&config, 1, training.cpu), None).unwrap();
-        trainer.step().unwrap_err().to_string()
+        with_trainer(&task, comm, 2, (None, None), |mut trainer| trainer.step().unwrap_err().to_string())
     });
     assert!(errors.iter().all(|error| error.contains("the loss is NaN on rank 2")), "{errors:?}");
 }
